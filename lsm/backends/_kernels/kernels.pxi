@@ -1,0 +1,129 @@
+# log-softmax and its gradient on a CPU.  Every instruction level compiles this one source (v2.pyx, v3.pyx, ...).
+#
+#   exp.pxi       one exponential, one gradient: functions of one element
+#   lanes.pxi     sums in a fixed order, and what they say of a frame
+#   rows.pxi      frame functions: the classes lie side by side
+#   columns.pxi   the same for a tile of frames that lie side by side
+#   here          loop functions: they share frames and tiles out to threads
+#
+# An array of any shape is seen as (outer, classes, inner).  All bounds are checked by the caller.
+
+cimport cython
+from cython.parallel cimport prange
+from libc.string cimport memcpy
+from libc.math cimport INFINITY, NAN, exp, expm1, fabs, log1p
+
+cdef extern from "helpers.h" nogil:
+    float lsm_power_of_two_f(float t)
+    double lsm_power_of_two_d(double t)
+    void lsm_prefetch(const void* p, size_t n)
+    void lsm_stream(void* to, const void* source, size_t n)
+    void lsm_stream_fence()
+    int omp_get_max_threads()
+    int omp_get_thread_num()
+
+ctypedef fused floating:
+    float
+    double
+
+cdef enum:
+    N_LANES = 64      # virtual lanes: 16 and 32 gave gcc 12 too little to make vectors of
+    N_BLOCK = 256     # classes between two additions to the lanes: 4 a lane
+    N_SLICE = 16384   # classes that are read twice while they are in the cache: 64 KiB of float32
+    N_COLUMNS = 16    # frames in a tile: one cache line of float32
+    EXP_BIAS_FLOAT = 100
+    EXP_BIAS_DOUBLE = 900
+
+cdef double EXP_UNBIAS_FLOAT = 2.0**-100
+cdef double EXP_UNBIAS_DOUBLE = 2.0**-900
+
+SCRATCH = 2 * N_SLICE  # elements of scratch a thread needs for classes that do not lie side by side
+
+include "exp.pxi"
+include "lanes.pxi"
+include "rows.pxi"
+include "columns.pxi"
+
+
+cdef inline Py_ssize_t count_tiles(Py_ssize_t n_inner, Py_ssize_t step, bint inner_is_dense) noexcept nogil:
+    """How many tiles of columns are cut from the inner axis; the columns left over go one by one."""
+    return n_inner // N_COLUMNS if inner_is_dense and step != 1 else 0
+
+
+cdef inline void log_softmax_task(const floating[:, :, :] x, floating[:, :, :] y, floating[:, ::1] scratch,
+                                  Py_ssize_t task, Py_ssize_t n_tiles, Py_ssize_t n_tasks, bint stream) noexcept nogil:
+    """One tile, or one frame: tasks 0 to n_tiles - 1 of each outer index are tiles."""
+    cdef Py_ssize_t i = task // n_tasks, j = task % n_tasks
+    cdef Py_ssize_t step_x = x.strides[1] // <Py_ssize_t> sizeof(floating)
+    cdef Py_ssize_t step_y = y.strides[1] // <Py_ssize_t> sizeof(floating)
+    cdef floating* own_scratch = &scratch[omp_get_thread_num(), 0]
+    if j < n_tiles:
+        j = j * N_COLUMNS
+        log_softmax_tile(&x[i, 0, j], step_x, &y[i, 0, j], step_y, x.shape[1], own_scratch, stream)
+    else:
+        j = n_tiles * N_COLUMNS + j - n_tiles
+        log_softmax_frame(&x[i, 0, j], step_x, &y[i, 0, j], step_y, x.shape[1], own_scratch, stream)
+
+
+def log_softmax(const floating[:, :, :] x, floating[:, :, :] y, floating[:, ::1] scratch, int n_threads, bint stream):
+    """y = log_softmax(x) over axis 1 of (outer, classes, inner); y may be x. scratch: (n_threads, SCRATCH)."""
+    cdef bint dense = x.strides[2] == sizeof(floating) and y.strides[2] == sizeof(floating)
+    cdef Py_ssize_t n_tiles = count_tiles(x.shape[2], x.strides[1] // <Py_ssize_t> sizeof(floating), dense)
+    cdef Py_ssize_t n_tasks = x.shape[2] - n_tiles * (N_COLUMNS - 1)
+    cdef Py_ssize_t task
+    if n_threads == 1:  # a parallel region costs microseconds, even with one thread
+        with nogil:
+            for task in range(x.shape[0] * n_tasks):
+                log_softmax_task(x, y, scratch, task, n_tiles, n_tasks, stream)
+    else:
+        for task in prange(x.shape[0] * n_tasks, nogil=True, num_threads=n_threads, schedule="static"):
+            log_softmax_task(x, y, scratch, task, n_tiles, n_tasks, stream)
+
+
+cdef inline void log_softmax_backward_task(const floating[:, :, :] dy, const floating[:, :, :] y, floating[:, :, :] dx,
+                                           floating[:, ::1] scratch, Py_ssize_t task, Py_ssize_t n_tiles,
+                                           Py_ssize_t n_tasks, bint stream) noexcept nogil:
+    """One tile, or one frame, of the gradient."""
+    cdef Py_ssize_t i = task // n_tasks, j = task % n_tasks
+    cdef Py_ssize_t step_dy = dy.strides[1] // <Py_ssize_t> sizeof(floating)
+    cdef Py_ssize_t step_y = y.strides[1] // <Py_ssize_t> sizeof(floating)
+    cdef Py_ssize_t step_dx = dx.strides[1] // <Py_ssize_t> sizeof(floating)
+    cdef floating* own_scratch = &scratch[omp_get_thread_num(), 0]
+    if j < n_tiles:
+        j = j * N_COLUMNS
+        log_softmax_backward_tile(&dy[i, 0, j], step_dy, &y[i, 0, j], step_y, &dx[i, 0, j], step_dx,
+                                  dy.shape[1], own_scratch, stream)
+    else:
+        j = n_tiles * N_COLUMNS + j - n_tiles
+        log_softmax_backward_frame(&dy[i, 0, j], step_dy, &y[i, 0, j], step_y, &dx[i, 0, j], step_dx,
+                                   dy.shape[1], own_scratch, stream)
+
+
+def log_softmax_backward(const floating[:, :, :] dy, const floating[:, :, :] y, floating[:, :, :] dx,
+                         floating[:, ::1] scratch, int n_threads, bint stream):
+    """dx = dy - exp(y) * sum(dy) over axis 1 of (outer, classes, inner); dx may be dy or y."""
+    cdef bint dense = (dy.strides[2] == sizeof(floating) and y.strides[2] == sizeof(floating)
+                       and dx.strides[2] == sizeof(floating))
+    cdef Py_ssize_t n_tiles = count_tiles(dy.shape[2], dy.strides[1] // <Py_ssize_t> sizeof(floating), dense)
+    cdef Py_ssize_t n_tasks = dy.shape[2] - n_tiles * (N_COLUMNS - 1)
+    cdef Py_ssize_t task
+    if n_threads == 1:
+        with nogil:
+            for task in range(dy.shape[0] * n_tasks):
+                log_softmax_backward_task(dy, y, dx, scratch, task, n_tiles, n_tasks, stream)
+    else:
+        for task in prange(dy.shape[0] * n_tasks, nogil=True, num_threads=n_threads, schedule="static"):
+            log_softmax_backward_task(dy, y, dx, scratch, task, n_tiles, n_tasks, stream)
+
+
+def exponentials(const floating[::1] x, floating m, floating[::1] out):
+    """out = exp(x - m) as the kernels compute it, 0 for x == m: for the tests of its accuracy."""
+    cdef Py_ssize_t i
+    cdef double unbias = EXP_UNBIAS_FLOAT if floating is float else EXP_UNBIAS_DOUBLE
+    for i in range(x.shape[0]):
+        out[i] = <floating> (exp_below(x[i], m) * unbias)
+
+
+def max_threads():
+    """How many threads OpenMP would start: OMP_NUM_THREADS, else the processors it sees; 1 without OpenMP."""
+    return omp_get_max_threads()

@@ -1,0 +1,218 @@
+# Frames whose classes lie side by side (or are gathered so): the lanes run along the classes.
+
+
+cdef void gather(const floating* x, Py_ssize_t step, Py_ssize_t n, floating* to) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        to[i] = x[i * step]
+
+
+cdef void scatter(const floating* x, Py_ssize_t n, floating* to, Py_ssize_t step) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        to[i * step] = x[i]
+
+
+cdef floating largest(const floating* x, Py_ssize_t n) noexcept nogil:
+    """max(x); a NaN is passed over here and found by the sum."""
+    cdef floating m[N_LANES]
+    cdef Py_ssize_t row, i, k, w
+    for k in range(N_LANES):
+        m[k] = -INFINITY
+    for row in range(n // N_LANES):
+        i = row * N_LANES
+        for k in range(N_LANES):
+            m[k] = x[i + k] if x[i + k] > m[k] else m[k]
+    i = n - n % N_LANES
+    for k in range(n - i):
+        m[k] = x[i + k] if x[i + k] > m[k] else m[k]
+    w = N_LANES // 2
+    while w:
+        for k in range(w):
+            m[k] = m[k + w] if m[k + w] > m[k] else m[k]
+        w = w // 2
+    return m[0]
+
+
+cdef inline void add_block(const floating* x, floating m, double* total, double* error, floating* n_equal) noexcept nogil:
+    """Add exp(x - m) of one block of classes below m to the lanes, and count those that equal m."""
+    cdef floating p[N_BLOCK]
+    cdef Py_ssize_t k
+    for k in range(N_BLOCK):
+        p[k] = exp_below(x[k], m)
+    add_exponentials(total, error, p, N_LANES, N_LANES)
+    for k in range(N_LANES):
+        n_equal[k] += <floating> ((x[k] == m) + (x[k + N_LANES] == m)
+                                  + (x[k + 2 * N_LANES] == m) + (x[k + 3 * N_LANES] == m))
+
+
+cdef Frame read_slice(const floating* x, Py_ssize_t n) noexcept nogil:
+    """The maximum, then sum of exp(x - m), of at most N_SLICE classes: the second read comes from the cache."""
+    cdef double total[N_LANES]
+    cdef double error[N_LANES]
+    cdef floating n_equal[N_LANES]
+    cdef floating tail[N_BLOCK]
+    cdef Py_ssize_t i, k
+    cdef Frame frame
+    cdef floating m = largest(x, n)
+    cdef floating shift = m if m > -INFINITY else <floating> 0  # a slice may be -inf throughout, its frame not
+    for k in range(N_LANES):
+        total[k] = 0
+        error[k] = 0
+        n_equal[k] = 0
+    for i in range(n // N_BLOCK):
+        lsm_prefetch(&x[n + i * N_BLOCK], N_BLOCK * sizeof(floating))  # what will be read next
+        add_block(&x[i * N_BLOCK], shift, total, error, n_equal)
+    i = n - n % N_BLOCK
+    if i < n:
+        for k in range(N_BLOCK):
+            tail[k] = -INFINITY  # adds exactly 0
+        for k in range(n - i):
+            tail[k] = x[i + k]
+        add_block(tail, shift, total, error, n_equal)
+    fold_lanes(total, error, N_LANES, 1, x)
+    k = N_LANES // 2
+    while k:
+        for i in range(k):
+            n_equal[i] += n_equal[i + k]
+        k = k // 2
+    frame.largest = m
+    frame.below = total[0] + error[0]
+    frame.below *= EXP_UNBIAS_FLOAT if floating is float else EXP_UNBIAS_DOUBLE
+    frame.n_largest = n_equal[0]
+    return frame
+
+
+cdef inline void store(floating* to, const floating* p, Py_ssize_t n, bint stream) noexcept nogil:
+    """Write a block, past the cache if `stream`."""
+    if stream:
+        lsm_stream(to, p, n * sizeof(floating))
+    else:
+        memcpy(to, p, n * sizeof(floating))
+
+
+cdef inline void write_block(const floating* x, floating* y, Py_ssize_t n, floating c_hi, floating c_lo,
+                             bint stream) noexcept nogil:
+    """y = (x - c_hi) - c_lo of at most N_BLOCK classes, by way of p so that y may be x and the loop still be vectors."""
+    cdef floating p[N_BLOCK]
+    cdef Py_ssize_t k
+    for k in range(n):
+        p[k] = (x[k] - c_hi) - c_lo
+    store(y, p, n, stream)
+
+
+cdef inline Py_ssize_t count_slices(Py_ssize_t n) noexcept nogil:
+    return (n + N_SLICE - 1) // N_SLICE
+
+
+cdef void log_softmax_frame(const floating* x, Py_ssize_t step_x, floating* y, Py_ssize_t step_y,
+                            Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
+    """y = (x - m) - log1p(sum of exp(x - m) over all classes but one of the largest)."""
+    cdef Py_ssize_t part, i, k, n_slice
+    cdef floating c_hi, c_lo
+    cdef const floating* source
+    cdef floating* target
+    cdef Frame frame
+    for part in range(count_slices(n)):
+        i = part * N_SLICE
+        n_slice = min(N_SLICE, n - i)
+        source = &x[i * step_x]
+        if step_x != 1:
+            gather(source, step_x, n_slice, scratch)
+            source = scratch
+        if part == 0:
+            frame = read_slice(source, n_slice)
+        else:
+            merge(&frame, read_slice(source, n_slice))
+    normaliser(frame, &c_hi, &c_lo)
+    for part in range(count_slices(n)):
+        i = part * N_SLICE
+        n_slice = min(N_SLICE, n - i)
+        source = &x[i * step_x]
+        target = &y[i * step_y]
+        if step_x != 1:
+            gather(source, step_x, n_slice, scratch)
+            source = scratch
+        if step_y != 1:
+            target = scratch
+        for k in range(n_slice // N_BLOCK):
+            write_block(&source[k * N_BLOCK], &target[k * N_BLOCK], N_BLOCK, c_hi, c_lo, stream and step_y == 1)
+        k = n_slice - n_slice % N_BLOCK
+        write_block(&source[k], &target[k], n_slice - k, c_hi, c_lo, stream and step_y == 1)
+        if step_y != 1:
+            scatter(scratch, n_slice, &y[i * step_y], step_y)
+
+
+cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, floating* dx, Py_ssize_t n,
+                                      floating s_hi, floating s_lo, bint stream) noexcept nogil:
+    """dx = dy - exp(y) * s of at most N_BLOCK classes; how many y are out of range."""
+    cdef floating p[N_BLOCK]
+    cdef int n_bad = 0
+    cdef Py_ssize_t k
+    for k in range(n):
+        p[k] = gradient(dy[k], y[k], s_hi, s_lo)
+        n_bad += exceeds(y[k])
+    store(dx, p, n, stream)
+    return n_bad
+
+
+cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, const floating* y, Py_ssize_t step_y,
+                                     floating* dx, Py_ssize_t step_dx, Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
+    """dx = dy - exp(y) * sum(dy)."""
+    cdef double total[N_LANES]
+    cdef double error[N_LANES]
+    cdef floating tail[N_BLOCK]
+    cdef Py_ssize_t part, block, i, k, n_slice, n_tail, n_bad = 0
+    cdef floating s_hi, s_lo
+    cdef const floating* source
+    cdef const floating* source_y
+    cdef floating* target
+    for k in range(N_LANES):
+        total[k] = 0
+        error[k] = 0
+    for k in range(N_BLOCK):
+        tail[k] = 0
+    for part in range(count_slices(n)):
+        i = part * N_SLICE
+        n_slice = min(N_SLICE, n - i)
+        source = &dy[i * step_dy]
+        if step_dy != 1:
+            gather(source, step_dy, n_slice, scratch)
+            source = scratch
+        for k in range(n_slice // N_BLOCK):
+            lsm_prefetch(&y[i + k * N_BLOCK], N_BLOCK * sizeof(floating))
+            add_gradients(total, error, &source[k * N_BLOCK], N_LANES, N_LANES)
+        n_tail = n_slice % N_BLOCK
+        if n_tail:
+            for k in range(n_tail):
+                tail[k] = source[n_slice - n_tail + k]
+            add_gradients(total, error, tail, N_LANES, N_LANES)
+    fold_lanes(total, error, N_LANES, 1, dy)
+    if is_masked(y, step_y, n) or not sum_fits(total[0], error[0], &s_hi, &s_lo):
+        careful_backward_frame(dy, step_dy, y, step_y, dx, step_dx, n)
+        return
+    for part in range(count_slices(n)):
+        i = part * N_SLICE
+        n_slice = min(N_SLICE, n - i)
+        source = &dy[i * step_dy]
+        source_y = &y[i * step_y]
+        target = &dx[i * step_dx]
+        if step_dy != 1:
+            gather(source, step_dy, n_slice, scratch)
+            source = scratch
+        if step_y != 1:
+            gather(source_y, step_y, n_slice, scratch + N_SLICE)
+            source_y = scratch + N_SLICE
+        if step_dx != 1:
+            target = scratch
+        for block in range(n_slice // N_BLOCK):
+            k = block * N_BLOCK
+            lsm_prefetch(&dy[n + i + k], N_BLOCK * sizeof(floating))
+            n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_BLOCK, s_hi, s_lo, stream and step_dx == 1)
+        k = n_slice - n_slice % N_BLOCK
+        n_bad += gradient_block(&source[k], &source_y[k], &target[k], n_slice - k, s_hi, s_lo, stream and step_dx == 1)
+        if step_dx != 1:
+            scatter(scratch, n_slice, &dx[i * step_dx], step_dx)
+    if n_bad:
+        for i in range(n):
+            dx[i * step_dx] = NAN
