@@ -118,6 +118,9 @@ cdef void log_softmax_backward_tile(const floating* dy, Py_ssize_t step_dy, cons
     cdef floating p[N_COLUMNS]
     cdef floating s_hi[N_COLUMNS]
     cdef floating s_lo[N_COLUMNS]
+    cdef floating s[N_COLUMNS]
+    cdef floating magic[N_COLUMNS]
+    cdef floating lowest[N_COLUMNS]
     cdef int n_bad[N_COLUMNS]
     cdef const floating* row = dy
     cdef const floating* row_y
@@ -131,7 +134,7 @@ cdef void log_softmax_backward_tile(const floating* dy, Py_ssize_t step_dy, cons
         step = N_COLUMNS
     sum_tile(row, step, n, total, error)
     for j in range(N_COLUMNS):
-        easy &= sum_fits(total[j], error[j], &s_hi[j], &s_lo[j]) and not is_masked(&y[j], step_y, n)
+        easy &= scale_sum(total[j], error[j], &s_hi[j], &s_lo[j], &s[j], &magic[j], &lowest[j]) and not is_masked(&y[j], step_y, n)
         n_bad[j] = 0
     if not easy:
         for j in range(N_COLUMNS):
@@ -140,7 +143,7 @@ cdef void log_softmax_backward_tile(const floating* dy, Py_ssize_t step_dy, cons
     for i in range(n):
         row_y = &y[i * step_y]
         for j in range(N_COLUMNS):
-            p[j] = gradient(row[i * step + j], row_y[j], s_hi[j], s_lo[j])
+            p[j] = gradient(row[i * step + j], row_y[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], True)
             n_bad[j] += exceeds(row_y[j])
         store(&dx[i * step_dx], p, N_COLUMNS, stream)
     for j in range(N_COLUMNS):

@@ -72,38 +72,39 @@ cdef inline floating exp_below(floating x, floating m) noexcept nogil:
     return <floating>0.0 if (d < lowest) | (d == <floating>0.0) else r
 
 
-cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s_lo) noexcept nogil:
-    """dy - exp(y) * (s_hi + s_lo), as (dy - s) - expm1(y) * s where y > -ln 2.
+cdef inline bint is_large(floating y) noexcept nogil:
+    """Whether exp(y) > 1/2 or y is NaN: at most one class of a frame of log-probabilities (or two equal ones)."""
+    return not (y <= <floating> -0.6931471805599453)
 
-    The second form keeps the digits that dy - s loses when exp(y) is nearly 1. A small exp(y) is
-    made 2**EXP_BIAS larger until it has met s, since it may have few digits where exp(y) * s has all.
-    exp(y) must be finite: the caller looks after that.
+
+cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s_lo, floating s, floating magic,
+                              floating lowest, bint some_large) noexcept nogil:
+    """dy - exp(y) * S, as (dy - S) - expm1(y) * S where y > -ln 2; S = s_hi + s_lo, the rest is from `scale_sum`.
+
+    The second form keeps the digits that dy - S loses when exp(y) is nearly 1. It is left out of the code
+    where some_large is False: no y > -ln 2. A small exp(y) may have few digits where exp(y) * S has all,
+    so it is 2**B as large until it has met s = S * 2**-B; B is in magic, and 0 is exact below `lowest`.
     """
-    cdef floating log2e, ln2_hi, ln2_lo, magic, bias, low, lowest, unbias, shift, one, t, n, r, scale, w
+    cdef floating log2e, ln2_hi, ln2_lo, magic_large, one, t, n, r, scale, w
     log2e = 1.4426950408889634
     if floating is float:
         ln2_hi = 0.693359375
         ln2_lo = -2.1219444005469058e-4
-        magic = 12582912.0 + 127.0
-        bias = EXP_BIAS_FLOAT
-        unbias = EXP_UNBIAS_FLOAT
-        low = -69.0
-        lowest = -156.5
+        magic_large = 12582912.0 + 127.0 - EXP_BIAS_LARGE
     else:
         ln2_hi = 6.93147180369123816490e-01
         ln2_lo = 1.90821492927058770002e-10
-        magic = 6755399441055744.0 + 1023.0
-        bias = EXP_BIAS_DOUBLE
-        unbias = EXP_UNBIAS_DOUBLE
-        low = -600.0
-        lowest = -1332.0
-    shift = magic + bias if y < low else magic
-    unbias = unbias if y < low else <floating> 1.0
-    one = <floating> 1.0 if y > <floating> -0.6931471805599453 else <floating> 0.0
-    t = y * log2e + shift
-    n = t - shift
+        magic_large = 6755399441055744.0 + 1023.0 - EXP_BIAS_LARGE
+    one = 0
+    if some_large:
+        one = <floating> EXP_UNBIAS_LARGE if is_large(y) else <floating> 0
+        magic = magic_large if is_large(y) else magic
+        s = s_hi * <floating> (1.0 / EXP_UNBIAS_LARGE) if is_large(y) else s
+        dy = (dy - s_hi) - s_lo if is_large(y) else dy
+    t = y * log2e + magic
+    n = t - magic
     r = (y - n * ln2_hi) - n * ln2_lo
     scale = power_of_two(t)
     w = scale * expm1_reduced(r) + (scale - one)
-    w = <floating> 0.0 if y < lowest else w
-    return ((dy - one * s_hi) - one * s_lo) - (w * s_hi) * unbias
+    w = <floating> 0 if y < lowest else w
+    return dy - w * s

@@ -11,7 +11,7 @@
 cimport cython
 from cython.parallel cimport prange
 from libc.string cimport memcpy
-from libc.math cimport INFINITY, NAN, exp, expm1, fabs, log1p
+from libc.math cimport INFINITY, NAN, exp, expm1, fabs, frexp, ldexp, log1p
 
 cdef extern from "helpers.h" nogil:
     float lsm_power_of_two_f(float t)
@@ -33,9 +33,13 @@ cdef enum:
     N_COLUMNS = 16    # frames in a tile: one cache line of float32
     EXP_BIAS_FLOAT = 100
     EXP_BIAS_DOUBLE = 900
+    EXP_BIAS_LARGE = 4         # exp(y) > 1/2 is made smaller instead: 2**128 is no float32, exp(88.7) is
+    GRADIENT_BIAS_FLOAT = 48   # see scale_sum
+    GRADIENT_BIAS_DOUBLE = 100
 
 cdef double EXP_UNBIAS_FLOAT = 2.0**-100
 cdef double EXP_UNBIAS_DOUBLE = 2.0**-900
+cdef double EXP_UNBIAS_LARGE = 2.0**-4
 
 SCRATCH = 2 * N_SLICE  # elements of scratch a thread needs for classes that do not lie side by side
 

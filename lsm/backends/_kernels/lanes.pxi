@@ -39,22 +39,30 @@ cdef inline void add_gradients(double* total, double* error, const floating* dy,
             two_sum(&total[k], &error[k], value)
 
 
+cdef inline void fold_once(double* total, double* error, Py_ssize_t w, Py_ssize_t n_lanes, Py_ssize_t n,
+                           const floating* of) noexcept nogil:
+    """Add rows w to 2 w - 1 of n sums to rows 0 to w - 1."""
+    cdef Py_ssize_t k
+    for k in range(max(min(w, n_lanes - w), 0) * n):
+        if floating is float:
+            total[k] += total[k + w * n]
+        else:
+            two_sum(&total[k], &error[k], total[k + w * n])
+            error[k] += error[k + w * n]
+
+
 cdef inline void fold_lanes(double* total, double* error, Py_ssize_t n_lanes, Py_ssize_t n,
                             const floating* of) noexcept nogil:
     """Fold n_lanes rows of n sums into the first row, by a fixed tree over 64; rows not there count as 0.
 
     `of` is what was summed: its type says whether errors are carried.
     """
-    cdef Py_ssize_t k, w = N_LANES // 2
-    while w:
-        for k in range(min(w, n_lanes - w) * n):
-            if floating is float:
-                total[k] += total[k + w * n]
-            else:
-                two_sum(&total[k], &error[k], total[k + w * n])
-                error[k] += error[k + w * n]
-        n_lanes = min(w, n_lanes)
-        w = w // 2
+    fold_once(total, error, 32, n_lanes, n, of)  # six constants, so that the compiler can unroll them all
+    fold_once(total, error, 16, n_lanes, n, of)
+    fold_once(total, error, 8, n_lanes, n, of)
+    fold_once(total, error, 4, n_lanes, n, of)
+    fold_once(total, error, 2, n_lanes, n, of)
+    fold_once(total, error, 1, n_lanes, n, of)
 
 
 # What a pass over some of a frame's classes has found.
@@ -105,15 +113,30 @@ cdef inline bint exceeds(floating y) noexcept nogil:
         return not (y < 709.7)
 
 
-cdef inline bint sum_fits(double total, double error, floating* s_hi, floating* s_lo) noexcept nogil:
-    """s_hi + s_lo = total + error; False where `gradient` would leave the range of its type."""
+cdef inline bint scale_sum(double total, double error, floating* s_hi, floating* s_lo, floating* s,
+                           floating* magic, floating* lowest) noexcept nogil:
+    """What `gradient` needs of S = total + error; False where it would leave the range of its type.
+
+    B, the power of two that exp(y) is made larger by, goes with the exponent of S: s = S * 2**-B is always
+    near 2**-GRADIENT_BIAS, so exp(y) * S has all its digits and what is below `lowest` is nothing in the type.
+    """
+    cdef int exponent, bias
+    frexp(total, &exponent)
     if floating is float:
+        bias = exponent + GRADIENT_BIAS_FLOAT
         s_hi[0] = <float> total
         s_lo[0] = <float> ((total - s_hi[0]) + error)
+        magic[0] = <float> (12582912 + 127 + bias)
+        lowest[0] = <float> (-0.6931471805599453 * (125 + bias))
+        s[0] = <float> ldexp(total + error, -bias)
         return fabs(total) < 2.0**76
     else:
+        bias = exponent + GRADIENT_BIAS_DOUBLE
         s_hi[0] = total + error
         s_lo[0] = (total - s_hi[0]) + error
+        magic[0] = 6755399441055744.0 + 1023.0 + bias
+        lowest[0] = -0.6931471805599453 * (1021 + bias)
+        s[0] = ldexp(total + error, -bias)
         return fabs(total) < 2.0**848
 
 

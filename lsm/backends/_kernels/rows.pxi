@@ -96,9 +96,13 @@ cdef inline void write_block(const floating* x, floating* y, Py_ssize_t n, float
     """y = (x - c_hi) - c_lo of at most N_BLOCK classes, by way of p so that y may be x and the loop still be vectors."""
     cdef floating p[N_BLOCK]
     cdef Py_ssize_t k
-    for k in range(n):
-        p[k] = (x[k] - c_hi) - c_lo
-    store(y, p, n, stream)
+    if stream or y == x:
+        for k in range(n):
+            p[k] = (x[k] - c_hi) - c_lo
+        store(y, p, n, stream)
+    else:
+        for k in range(n):
+            y[k] = (x[k] - c_hi) - c_lo
 
 
 cdef inline Py_ssize_t count_slices(Py_ssize_t n) noexcept nogil:
@@ -144,15 +148,26 @@ cdef void log_softmax_frame(const floating* x, Py_ssize_t step_x, floating* y, P
 
 
 cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, floating* dx, Py_ssize_t n,
-                                      floating s_hi, floating s_lo, bint stream) noexcept nogil:
-    """dx = dy - exp(y) * s of at most N_BLOCK classes; how many y are out of range."""
-    cdef floating p[N_BLOCK]
-    cdef int n_bad = 0
+                                      floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
+                                      bint stream) noexcept nogil:
+    """dx = dy - exp(y) * S of at most N_LANES classes; how many y are out of range."""
+    cdef floating p[N_LANES]
+    cdef int n_large = 0, n_bad = 0
     cdef Py_ssize_t k
     for k in range(n):
-        p[k] = gradient(dy[k], y[k], s_hi, s_lo)
-        n_bad += exceeds(y[k])
-    store(dx, p, n, stream)
+        n_large += is_large(y[k])
+    if n_large:
+        for k in range(n):
+            p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, True)
+            n_bad += exceeds(y[k])
+        store(dx, p, n, stream)
+    elif stream or dx == dy or dx == y:
+        for k in range(n):
+            p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
+        store(dx, p, n, stream)
+    else:
+        for k in range(n):
+            dx[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
     return n_bad
 
 
@@ -163,7 +178,7 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
     cdef double error[N_LANES]
     cdef floating tail[N_BLOCK]
     cdef Py_ssize_t part, block, i, k, n_slice, n_tail, n_bad = 0
-    cdef floating s_hi, s_lo
+    cdef floating s_hi, s_lo, s, magic, lowest
     cdef const floating* source
     cdef const floating* source_y
     cdef floating* target
@@ -188,7 +203,7 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
                 tail[k] = source[n_slice - n_tail + k]
             add_gradients(total, error, tail, N_LANES, N_LANES)
     fold_lanes(total, error, N_LANES, 1, dy)
-    if is_masked(y, step_y, n) or not sum_fits(total[0], error[0], &s_hi, &s_lo):
+    if is_masked(y, step_y, n) or not scale_sum(total[0], error[0], &s_hi, &s_lo, &s, &magic, &lowest):
         careful_backward_frame(dy, step_dy, y, step_y, dx, step_dx, n)
         return
     for part in range(count_slices(n)):
@@ -205,12 +220,14 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
             source_y = scratch + N_SLICE
         if step_dx != 1:
             target = scratch
-        for block in range(n_slice // N_BLOCK):
-            k = block * N_BLOCK
-            lsm_prefetch(&dy[n + i + k], N_BLOCK * sizeof(floating))
-            n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_BLOCK, s_hi, s_lo, stream and step_dx == 1)
-        k = n_slice - n_slice % N_BLOCK
-        n_bad += gradient_block(&source[k], &source_y[k], &target[k], n_slice - k, s_hi, s_lo, stream and step_dx == 1)
+        for block in range(n_slice // N_LANES):
+            k = block * N_LANES
+            lsm_prefetch(&dy[n + i + k], N_LANES * sizeof(floating))
+            n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_LANES, s_hi, s_lo, s, magic, lowest,
+                                    stream and step_dx == 1)
+        k = n_slice - n_slice % N_LANES
+        n_bad += gradient_block(&source[k], &source_y[k], &target[k], n_slice - k, s_hi, s_lo, s, magic, lowest,
+                                stream and step_dx == 1)
         if step_dx != 1:
             scatter(scratch, n_slice, &dx[i * step_dx], step_dx)
     if n_bad:

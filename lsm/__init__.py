@@ -1,0 +1,51 @@
+"""log-softmax and its gradient: right, fast, small, and the same bits every time.
+
+>>> import lsm
+>>> lsm.log_softmax([20.0, 0.0]).round(3)
+array([ -0., -20.])
+"""
+
+from lsm._api import log_softmax, log_softmax_backward
+from lsm._dispatch import (
+    Decision,
+    explain,
+    list_backends,
+    refresh_backends,
+    set_default_backend,
+    use_backend,
+)
+from lsm._errors import (
+    BackendUnavailableError,
+    BackendUnsupportedError,
+    ConfigurationError,
+    LsmError,
+    PluginWarning,
+    UnknownBackendError,
+)
+from lsm._threads import get_num_threads, num_threads, set_num_threads
+from lsm._version import __version__
+from lsm.backends.base import Backend
+from lsm.backends.registry import BackendInfo
+
+__all__ = [
+    "Backend",
+    "BackendInfo",
+    "BackendUnavailableError",
+    "BackendUnsupportedError",
+    "ConfigurationError",
+    "Decision",
+    "LsmError",
+    "PluginWarning",
+    "UnknownBackendError",
+    "__version__",
+    "explain",
+    "get_num_threads",
+    "list_backends",
+    "log_softmax",
+    "log_softmax_backward",
+    "num_threads",
+    "refresh_backends",
+    "set_default_backend",
+    "set_num_threads",
+    "use_backend",
+]

@@ -1,0 +1,1 @@
+"""The backends, their contract (`base`) and how they are found (`registry`)."""

@@ -1,0 +1,2 @@
+# The kernels for x86-64-v2 (SSE4.2).
+include "kernels.pxi"

@@ -1,0 +1,2 @@
+# The kernels for x86-64-v3 (AVX2, FMA).
+include "kernels.pxi"

@@ -1,0 +1,120 @@
+"""Find the backends that installed distributions announce, running none of their code."""
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from lsm._config import normalise
+
+GROUP = "lsm.backends"
+OWN_DISTRIBUTION = "lsm"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One line of a distribution's entry points.
+
+    `value` is "module:attribute". `problem` says why a metadata file that mentions the group could not be read.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    file: str
+    value: str
+    problem: str = ""
+
+    def load(self) -> Any:
+        """Import the module and fetch the object."""
+        module, _, path = self.value.partition(":")
+        target: Any = import_module(module)
+        for attribute in path.split(".") if path else ():
+            target = getattr(target, attribute)
+        return target
+
+
+def find(path: list[str] | None = None) -> list[Found]:
+    """Every entry point of the group, sorted by name and distribution.
+
+    The folders of sys.path are read one by one with ``entrypoints``. A folder in which that raises, since
+    one file in it is malformed, is read with the standard library, file by file. A distribution that comes
+    first on the path hides one of the same name further down. The current directory is not searched:
+    what happens to lie there was not installed.
+    """
+    here = Path.cwd() if path is None else None
+    found: dict[tuple[str, str], Found] = {}
+    hidden: set[str] = set()
+    for folder in sys.path if path is None else path:
+        if not folder or (here is not None and _is_same(folder, here)):
+            continue
+        in_folder = _read_folder(str(folder))
+        for item in in_folder:
+            if normalise(item.distribution) not in hidden:
+                found.setdefault((normalise(item.distribution), item.name), item)
+        hidden.update(normalise(item.distribution) for item in in_folder)
+    return sorted(found.values(), key=lambda item: (item.name, normalise(item.distribution)))
+
+
+def _is_same(folder: str, here: Path) -> bool:
+    try:
+        return os.path.samefile(folder, here)
+    except OSError:
+        return False
+
+
+def _read_folder(folder: str) -> list[Found]:
+    """The entry points that the distributions in one folder (or zip file) announce, in no order but their own."""
+    import entrypoints
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of every malformed entry point of any group
+            points = entrypoints.get_group_all(GROUP, path=[folder])
+    except Exception:
+        return _read_folder_by_file(folder)
+    items = []
+    for point in points:
+        name, version = point.distro.name, point.distro.version or ""
+        value = point.module_name + (f":{point.object_name}" if point.object_name else "")
+        items.append(Found(point.name, name, version, _metadata_file(folder, name, version), value))
+    return sorted(items, key=lambda item: (item.distribution, item.version, item.name), reverse=True)
+
+
+def _metadata_file(folder: str, name: str, version: str) -> str:
+    stem = f"{name}-{version}" if version else name
+    for suffix in (".dist-info", ".egg-info"):
+        file = Path(folder, stem + suffix, "entry_points.txt")
+        if file.exists():
+            return str(file)
+    return folder
+
+
+def _read_folder_by_file(folder: str) -> list[Found]:
+    """The same with the standard library, which survives a bad file."""
+    items = []
+    for distribution in metadata.distributions(path=[folder]):
+        directory = Path(str(getattr(distribution, "_path", folder)))
+        file = str(directory / "entry_points.txt")
+        name, _, version = directory.stem.partition("-")
+        try:
+            points = distribution.entry_points
+        except Exception as error:
+            if _mentions_group(directory / "entry_points.txt"):
+                reason = f"its metadata file cannot be read: {type(error).__name__}: {error}"
+                items.append(Found("?", name, version, file, "", reason))
+            continue
+        for point in points:
+            if point.group == GROUP:
+                items.append(Found(point.name, name, version, file, point.value))
+    return sorted(items, key=lambda item: (item.distribution, item.version, item.name), reverse=True)
+
+
+def _mentions_group(file: Path) -> bool:
+    try:
+        return GROUP.encode() in file.read_bytes()
+    except OSError:
+        return False

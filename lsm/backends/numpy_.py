@@ -1,0 +1,53 @@
+"""The NumPy backend: the reference, in the fewest lines that are right."""
+
+from typing import Any
+
+import numpy as np
+
+from lsm.backends.base import API_VERSION, Backend
+
+
+class NumpyBackend(Backend):
+    """Every dtype, any array; about ten temporaries in float64 (longdouble stays longdouble)."""
+
+    name = "numpy"
+    api_version = API_VERSION
+    dtypes = ("float16", "bfloat16", "float32", "float64", "longdouble")
+
+    def log_softmax(self, x: Any, axis: int, out: Any) -> None:
+        """y = (x - m) - log1p(sum of exp(x - m) over all classes but one of the largest)."""
+        with np.errstate(all="ignore"):
+            wide = _frames_last(x, axis, out.dtype)
+            m = wide.max(axis=-1, keepdims=True)
+            m[~np.isfinite(m)] = np.nan  # a frame with NaN or +inf, or all -inf: NaN throughout
+            d = wide - m
+            v = d - wide
+            e = (wide - (d - v)) - (m + v)  # what rounding took from d (Knuth's TwoSum)
+            e[~np.isfinite(d)] = 0
+            p = np.exp(d)
+            p += p * e
+            np.put_along_axis(p, wide.argmax(axis=-1)[..., np.newaxis], 0, axis=-1)
+            s = p.sum(axis=-1, keepdims=True)
+            np.moveaxis(out, axis, -1)[...] = d - (np.log1p(s) - e)
+
+    def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
+        """dx = dy - exp(y) * s, as (dy - s) - expm1(y) * s where y > -ln 2."""
+        with np.errstate(all="ignore"):
+            dy = _frames_last(grad_output, axis, out.dtype)
+            y = _frames_last(output, axis, out.dtype)
+            h = np.where(np.abs(dy).max(axis=-1, keepdims=True) > 1, dy.dtype.type(2) ** -40, dy.dtype.type(1))
+            s = (dy * h).sum(axis=-1, keepdims=True)  # times h, so that it cannot overflow
+            bad = ~np.isfinite(s) | ~np.isfinite(np.exp(y.max(axis=-1, keepdims=True)))
+            s[bad | (y == -np.inf).all(axis=-1, keepdims=True)] = np.nan
+            near = ((dy * h - s) - np.expm1(y) * s) / h
+            root = np.exp(y / 2)  # twice, since exp(y) may be 0 where exp(y) * s is not
+            np.moveaxis(out, axis, -1)[...] = np.where(y > -np.log(2), near, dy - root * s / h * root)
+
+
+def _frames_last(array: Any, axis: int, dtype: np.dtype[Any]) -> Any:
+    """A wide copy with the classes last and side by side, where NumPy sums pairwise."""
+    is_long = np.dtype(np.longdouble) in (array.dtype, dtype)
+    return np.array(np.moveaxis(array, axis, -1), dtype=np.longdouble if is_long else np.float64, order="C")
+
+
+backend = NumpyBackend()

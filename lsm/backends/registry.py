@@ -1,0 +1,268 @@
+"""Which backends there are: find them, load them, and remember what went wrong.
+
+A third-party backend passes through these states:
+
+discovered    an entry point names it; none of its code has run
+blocked       LSM_PLUGINS or LSM_PLUGINS_ALLOW excludes it, or its name is reserved for lsm
+failed        importing it, or asking it, raised; the exception is kept
+incompatible  it is no backend, or was written for another version of the contract
+unavailable   it says itself that it cannot be used here, and why
+loaded        ready
+
+Finding runs no code of a plugin; loading does.
+"""
+
+import inspect
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from lsm._config import normalise, settings
+from lsm._version import __version__
+from lsm._errors import BackendUnavailableError, PluginWarning, UnknownBackendError
+from lsm.backends import cython_
+from lsm.backends.base import API_VERSION
+from lsm.backends.discovery import OWN_DISTRIBUTION, Found, find
+
+BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic choice; the names are reserved
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What is known of one backend; a row of `lsm.list_backends`.
+
+    Attributes
+    ----------
+    name : str
+        As an entry point names it.
+    state : str
+        "discovered", "blocked", "failed", "incompatible", "unavailable" or "loaded".
+    reason : str
+        Why it is not loaded; empty if it is.
+    devices, dtypes, array_types : tuple of str
+        What it declares; empty while that is not known.
+    priority : int
+        Its rank among third-party backends.
+    distribution, version : str
+        What was installed to bring it.
+    file : str
+        The metadata file that names it, or for the built-in default the module.
+    is_built_in : bool
+        Whether it is lsm's own.
+    """
+
+    name: str
+    state: str
+    reason: str
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    array_types: tuple[str, ...]
+    priority: int
+    distribution: str
+    version: str
+    file: str
+    is_built_in: bool
+
+
+class Candidate:
+    """One backend on its way from a line of metadata to an object that serves calls."""
+
+    def __init__(self, found: Found, backend: Any = None) -> None:
+        self.found = found
+        self.name = found.name
+        self.address = f"{found.distribution}/{found.name}"
+        self.is_built_in = normalise(found.distribution) == OWN_DISTRIBUTION
+        self.backend = backend
+        self.state = "discovered"
+        self.reason = "not loaded: nothing has needed it"
+        self.error: BaseException | None = None
+        self._lock = threading.RLock()
+        self._is_loading = False
+        self._screen()
+
+    def _screen(self) -> None:
+        """Settle what can be settled without running any of its code."""
+        allow = settings().plugins_allow
+        if self.found.problem:
+            self._settle("failed", self.found.problem)
+        elif self.is_built_in:
+            return
+        elif self.name in BUILT_IN:
+            self._settle("blocked", f"the name {self.name!r} is reserved for lsm's own backend")
+        elif not settings().plugins:
+            self._settle("blocked", "LSM_PLUGINS is 'off'")
+        elif allow is not None and normalise(self.found.distribution) not in allow:
+            self._settle("blocked", f"LSM_PLUGINS_ALLOW does not name {self.found.distribution!r}")
+
+    def _settle(self, state: str, reason: str, error: BaseException | None = None) -> None:
+        self.state, self.reason, self.error = state, reason, error
+
+    def load(self) -> Any:
+        """The backend object; loaded once, and a failure is remembered.
+
+        Raises
+        ------
+        BackendUnavailableError
+            It cannot be used; the text says why, and the cause is chained.
+        """
+        if self.state != "loaded":
+            with self._lock:
+                if self.state == "discovered":
+                    self._load()
+        if self.state != "loaded":
+            raise BackendUnavailableError(self.describe()) from self.error
+        return self.backend
+
+    def describe(self) -> str:
+        """What keeps it from being used, with its origin."""
+        origin = "" if self.is_built_in else f" (from {self.found.distribution} {self.found.version}, {self.found.file})"
+        return f"backend {self.name!r}{origin} is {self.state}: {self.reason}"
+
+    def _load(self) -> None:
+        if self._is_loading:  # its own import asks for it
+            raise BackendUnavailableError(f"backend {self.name!r} is used while it is being loaded")
+        self._is_loading = True
+        try:
+            backend = self.backend or self.found.load()
+            problem = contract_problem(backend, self.name)
+            if problem:
+                self._settle("incompatible", problem)
+            else:
+                missing = backend.available()
+                self.backend = backend
+                self._settle("loaded" if missing is None else "unavailable", "" if missing is None else str(missing))
+                return
+        except Exception as error:  # whatever a plugin raises is its own affair
+            self._settle("failed", f"{type(error).__name__}: {error}", error)
+        finally:
+            self._is_loading = False
+        self.warn()
+
+    def warn(self) -> None:
+        """Say once that this plugin is broken."""
+        warnings.warn(f"lsm goes on without it: {self.describe()}", PluginWarning, stacklevel=2)
+
+    def info(self) -> BackendInfo:
+        """This candidate as a row for the user."""
+        knows = self.backend is not None and self.state in ("loaded", "unavailable")
+        return BackendInfo(
+            name=self.name,
+            state=self.state,
+            reason=self.reason,
+            devices=tuple(self.backend.devices) if knows else (),
+            dtypes=tuple(self.backend.dtypes) if knows else (),
+            array_types=tuple(self.backend.array_types) if knows else (),
+            priority=int(self.backend.priority) if knows else 0,
+            distribution=self.found.distribution,
+            version=self.found.version,
+            file=self.found.file,
+            is_built_in=self.is_built_in,
+        )
+
+
+def contract_problem(backend: Any, name: str) -> str | None:
+    """Why this object cannot serve as the backend `name`; None if it can."""
+    if isinstance(backend, type):
+        return f"the entry point names the class {backend.__name__}; it must name an instance of it"
+    version = getattr(backend, "api_version", None)
+    if version != API_VERSION:
+        return f"its api_version is {version!r}; this lsm speaks {API_VERSION}"
+    if getattr(backend, "name", None) != name:
+        return f"its name is {getattr(backend, 'name', None)!r}; the entry point calls it {name!r}"
+    if not isinstance(getattr(backend, "priority", 0), int):
+        return f"its priority is {backend.priority!r}; it must be an int"
+    for attribute in ("devices", "dtypes", "array_types"):
+        value = getattr(backend, attribute, None)
+        if not (isinstance(value, tuple) and value and all(isinstance(item, str) for item in value)):
+            return f"its {attribute} are {value!r}; they must be a tuple of str"
+    for method, n_arguments in (("available", 0), ("log_softmax", 3), ("log_softmax_backward", 4)):
+        function = getattr(backend, method, None)
+        if not callable(function):
+            return f"it has no method {method}"
+        try:
+            inspect.signature(function).bind(*[None] * n_arguments)
+        except TypeError as error:
+            return f"its method {method} does not take {n_arguments} arguments: {error}"
+        except ValueError:  # a builtin that does not tell its signature
+            pass
+    return None
+
+
+class Registry:
+    """All backends that are known, found once when they are first needed."""
+
+    def __init__(self) -> None:
+        here = Found("cython", OWN_DISTRIBUTION, __version__, cython_.__file__, "lsm.backends.cython_:backend")
+        self.default = Candidate(here, cython_.backend)
+        self._others: tuple[Candidate, ...] | None = None
+        self._lock = threading.Lock()
+
+    def others(self) -> tuple[Candidate, ...]:
+        """Every backend that entry points name, by (name, distribution); scans on the first call."""
+        if self._others is None:
+            with self._lock:
+                if self._others is None:
+                    self._others = tuple(Candidate(found) for found in find())
+                    for candidate in self._others:
+                        if candidate.state == "failed":
+                            candidate.warn()
+        return self._others
+
+    def all(self) -> tuple[Candidate, ...]:
+        """The default backend and all others."""
+        return (self.default, *self.others())
+
+    def built_in(self, name: str) -> Candidate | None:
+        """lsm's own backend of this name."""
+        if name == self.default.name:
+            return self.default
+        return next((c for c in self.others() if c.is_built_in and c.name == name), None)
+
+    def third_party(self) -> tuple[Candidate, ...]:
+        """The others' backends that may be chosen automatically: usable so far, and alone with their name."""
+        theirs = [c for c in self.others() if not c.is_built_in and c.state in ("discovered", "loaded")]
+        names = [c.name for c in self.others() if not c.is_built_in]
+        return tuple(c for c in theirs if names.count(c.name) == 1)
+
+    def get(self, name: str) -> Candidate:
+        """The backend of this name, or of this "distribution/name".
+
+        Raises
+        ------
+        UnknownBackendError
+            There is none, or several distributions bring one.
+        """
+        if name == self.default.name:
+            return self.default
+        matches = [c for c in self.all() if name in (c.name, c.address)]
+        own = [c for c in matches if c.is_built_in]
+        if name in BUILT_IN and own:
+            return own[0]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            addresses = ", ".join(repr(c.address) for c in matches)
+            raise UnknownBackendError(f"backend {name!r} is brought by several distributions; name one: {addresses}")
+        known = ", ".join(repr(c.name) for c in self.all())
+        raise UnknownBackendError(f"no backend is named {name!r}; known: {known}")
+
+
+_registry: Registry | None = None
+_registry_lock = threading.Lock()
+
+
+def registry() -> Registry:
+    """The registry of this process."""
+    global _registry
+    if _registry is None:
+        with _registry_lock:
+            _registry = _registry or Registry()
+    return _registry
+
+
+def forget() -> None:
+    """Drop what was found, so that the next use searches again."""
+    global _registry
+    with _registry_lock:
+        _registry = None

@@ -1,0 +1,114 @@
+"""Build the Cython kernels: one source, once for each instruction level, with OpenMP.
+
+Everything else about the package stands in pyproject.toml.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+KERNELS = Path("lsm", "backends", "_kernels")
+
+# Each for its reason, and never -ffast-math, which breaks NaN and inf, and lets the compiler reorder sums:
+UNIX_FLAGS = [
+    "-O3",
+    "-fno-math-errno",  # nobody reads errno
+    "-fno-trapping-math",  # nobody reads the exception flags, so a comparison may become a blend
+    "-fno-signed-zeros",  # a sum of exponentials has no sign of zero to keep
+    "-ffp-contract=fast",  # a * b + c is one FMA where there is one
+]
+
+OPENMP_PROBE = """
+#include <omp.h>
+int main(void) { int n = 0;
+#pragma omp parallel reduction(+:n)
+n += omp_get_num_threads() > 0; return n == 0; }
+"""
+
+NO_OPENMP = """
+lsm: the C compiler cannot build OpenMP programs, which the kernels need to use several threads.
+  Debian, Ubuntu:  apt-get install gcc            (libgomp comes with it)
+  Fedora:          dnf install gcc libgomp
+  conda:           conda install -c conda-forge compilers
+  macOS:           brew install libomp, then
+                   export CPPFLAGS="-I$(brew --prefix libomp)/include" LDFLAGS="-L$(brew --prefix libomp)/lib"
+Or build without threads:  LSM_NO_OPENMP=1 python -m pip install .
+The compiler said: {reason}
+"""
+
+
+def levels() -> list[str]:
+    """The instruction levels to build for: three on x86-64, one elsewhere."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
+    return ["v2", "v3", "v4"] if is_x86 and sys.platform != "win32" else ["plain"]
+
+
+class BuildKernels(build_ext):
+    """Add the flags that only the compiler at hand can tell."""
+
+    def build_extensions(self) -> None:
+        """Probe for OpenMP, then build all the extensions, two at a time."""
+        if self.compiler.compiler_type == "msvc":
+            flags, openmp = ["/O2"], (["/openmp"], [])
+        else:
+            flags, openmp = UNIX_FLAGS, self.openmp_flags()
+        for extension in self.extensions:
+            level = extension.name.rpartition(".")[2]
+            if level == "cpu":
+                continue
+            march = [] if level == "plain" else [f"-march=x86-64-{level}"]
+            extension.extra_compile_args = flags + march + openmp[0]
+            extension.extra_link_args = openmp[1]
+        self.parallel = self.parallel or 2
+        super().build_extensions()
+
+    def openmp_flags(self) -> tuple[list[str], list[str]]:
+        """Compile and link flags for OpenMP; none if LSM_NO_OPENMP=1; stops where there is no OpenMP."""
+        wish = os.environ.get("LSM_NO_OPENMP", "")
+        if wish not in ("", "0", "1"):
+            raise SystemExit(f"LSM_NO_OPENMP is {wish!r}; accepted: '0', '1'")
+        if wish == "1":
+            return [], []
+        reason = ""
+        for compile_flags, link_flags in (
+            (["-fopenmp"], ["-fopenmp"]),
+            (["-Xpreprocessor", "-fopenmp"], ["-lomp"]),  # Apple's clang
+        ):
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder, "probe.c")
+                source.write_text(OPENMP_PROBE)
+                try:
+                    objects = self.compiler.compile(
+                        [str(source)], output_dir=folder, extra_postargs=compile_flags
+                    )
+                    self.compiler.link_executable(
+                        objects, str(Path(folder, "probe")), extra_postargs=link_flags
+                    )
+                    return compile_flags, link_flags
+                except (CompileError, LinkError) as error:
+                    reason = reason or str(error)
+        raise SystemExit(NO_OPENMP.format(reason=reason))
+
+
+setup(
+    cmdclass={"build_ext": BuildKernels},
+    ext_modules=cythonize(
+        [Extension(f"lsm.backends._kernels.{name}", [str(KERNELS / f"{name}.pyx")]) for name in ["cpu", *levels()]],
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "initializedcheck": False,
+            "cdivision": True,
+            "freethreading_compatible": True,
+        },
+        include_path=[str(KERNELS)],
+    ),
+)
