@@ -3,16 +3,15 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from lsm._errors import ConfigurationError
 
 ISA_LEVELS = ("v4", "v3", "v2", "plain")
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What the environment asks for; None where it asks for nothing."""
 
     backend: str | None = None

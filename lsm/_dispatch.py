@@ -11,8 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,17 +24,18 @@ from lsm.backends.registry import BUILT_IN, BackendInfo, Candidate, forget, regi
 OPERATIONS = ("log_softmax", "log_softmax_backward")
 
 
-@dataclass(frozen=True)
 class Policy:
     """A wish for a backend, or none, and the plans that were made under it."""
 
-    wish: str | None
-    rule: str
-    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    __slots__ = ("plans", "rule", "wish")
+
+    def __init__(self, wish: str | None, rule: str) -> None:
+        self.wish = wish
+        self.rule = rule
+        self.plans: dict[Any, Any] = {}
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """Who would serve a call; printed, a short table.
 
     Attributes
@@ -50,6 +50,8 @@ class Decision:
         For every other backend, why it does not serve the call.
     error : LsmError or None
         What the call would raise.
+    backend : object or None
+        The winner itself.
     """
 
     winner: str | None
@@ -60,7 +62,7 @@ class Decision:
     dtype: str
     reasons: dict[str, str]
     error: LsmError | None = None
-    backend: Any = field(default=None, repr=False, compare=False)
+    backend: Any = None
 
     def __str__(self) -> str:
         head = f"{self.op} of {self.array_type}, {self.dtype}, on {self.device}: "

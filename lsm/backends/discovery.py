@@ -3,10 +3,9 @@
 import os
 import sys
 import warnings
-from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsm._config import normalise
 
@@ -14,8 +13,7 @@ GROUP = "lsm.backends"
 OWN_DISTRIBUTION = "lsm"
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """One line of a distribution's entry points.
 
     `value` is "module:attribute". `problem` says why a metadata file that mentions the group could not be read.
@@ -95,6 +93,8 @@ def _metadata_file(folder: str, name: str, version: str) -> str:
 
 def _read_folder_by_file(folder: str) -> list[Found]:
     """The same with the standard library, which survives a bad file."""
+    from importlib import metadata  # 20 ms, for a case that is rare
+
     items = []
     for distribution in metadata.distributions(path=[folder]):
         directory = Path(str(getattr(distribution, "_path", folder)))

@@ -20,14 +20,12 @@ class NumpyBackend(Backend):
             wide = _frames_last(x, axis, out.dtype)
             m = wide.max(axis=-1, keepdims=True)
             m[~np.isfinite(m)] = np.nan  # a frame with NaN or +inf, or all -inf: NaN throughout
-            d = wide - m
-            v = d - wide
-            e = (wide - (d - v)) - (m + v)  # what rounding took from d (Knuth's TwoSum)
+            d, e = _two_sum(wide, -m)
             e[~np.isfinite(d)] = 0
             p = np.exp(d)
             p += p * e
             np.put_along_axis(p, wide.argmax(axis=-1)[..., np.newaxis], 0, axis=-1)
-            s = p.sum(axis=-1, keepdims=True)
+            s = _sum(p)
             np.moveaxis(out, axis, -1)[...] = d - (np.log1p(s) - e)
 
     def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
@@ -36,7 +34,7 @@ class NumpyBackend(Backend):
             dy = _frames_last(grad_output, axis, out.dtype)
             y = _frames_last(output, axis, out.dtype)
             h = np.where(np.abs(dy).max(axis=-1, keepdims=True) > 1, dy.dtype.type(2) ** -40, dy.dtype.type(1))
-            s = (dy * h).sum(axis=-1, keepdims=True)  # times h, so that it cannot overflow
+            s = _sum(dy * h)  # times h, so that it cannot overflow
             bad = ~np.isfinite(s) | ~np.isfinite(np.exp(y.max(axis=-1, keepdims=True)))
             s[bad | (y == -np.inf).all(axis=-1, keepdims=True)] = np.nan
             near = ((dy * h - s) - np.expm1(y) * s) / h
@@ -45,9 +43,30 @@ class NumpyBackend(Backend):
 
 
 def _frames_last(array: Any, axis: int, dtype: np.dtype[Any]) -> Any:
-    """A wide copy with the classes last and side by side, where NumPy sums pairwise."""
+    """A copy in float64, or longdouble if there is one already, with the classes last."""
     is_long = np.dtype(np.longdouble) in (array.dtype, dtype)
     return np.array(np.moveaxis(array, axis, -1), dtype=np.longdouble if is_long else np.float64, order="C")
+
+
+def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """a + b, and what rounding took from it (Knuth)."""
+    t = a + b
+    v = t - a
+    return t, (a - (t - v)) + (b - v)
+
+
+def _sum(terms: Any) -> Any:
+    """The sum along the last axis, which keeps its length of 1: by halves, with the rounding errors added up.
+
+    NumPy's own sum of 63 float64 terms was seen to be 5 ulp off.
+    """
+    error = 0
+    while terms.shape[-1] > 1:
+        n = terms.shape[-1] // 2
+        t, e = _two_sum(terms[..., :n], terms[..., n : 2 * n])
+        error = error + e.sum(axis=-1, keepdims=True)
+        terms = np.concatenate([t, terms[..., 2 * n :]], axis=-1)
+    return terms + error
 
 
 backend = NumpyBackend()

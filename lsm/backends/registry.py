@@ -12,15 +12,13 @@ loaded        ready
 Finding runs no code of a plugin; loading does.
 """
 
-import inspect
 import threading
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsm._config import normalise, settings
-from lsm._version import __version__
 from lsm._errors import BackendUnavailableError, PluginWarning, UnknownBackendError
+from lsm._version import __version__
 from lsm.backends import cython_
 from lsm.backends.base import API_VERSION
 from lsm.backends.discovery import OWN_DISTRIBUTION, Found, find
@@ -28,8 +26,7 @@ from lsm.backends.discovery import OWN_DISTRIBUTION, Found, find
 BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic choice; the names are reserved
 
 
-@dataclass(frozen=True)
-class BackendInfo:
+class BackendInfo(NamedTuple):
     """What is known of one backend; a row of `lsm.list_backends`.
 
     Attributes
@@ -163,6 +160,8 @@ class Candidate:
 
 def contract_problem(backend: Any, name: str) -> str | None:
     """Why this object cannot serve as the backend `name`; None if it can."""
+    import inspect  # 5 ms, which `import lsm` shall not cost
+
     if isinstance(backend, type):
         return f"the entry point names the class {backend.__name__}; it must name an instance of it"
     version = getattr(backend, "api_version", None)

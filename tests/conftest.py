@@ -1,0 +1,58 @@
+"""Every test that takes `backend` runs on every backend; with `dtype` beside it, on every dtype it claims."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import lsm
+
+DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "longdouble": np.dtype(np.longdouble),
+}
+# All that lsm brings. One that is not usable here is skipped, unless --require names it.
+BACKENDS = ("cython", "numpy")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require", action="append", default=["cython", "numpy"], help="a backend whose tests may not be skipped"
+    )
+
+
+def _claims(name):
+    info = next((info for info in lsm.list_backends() if info.name == name and info.is_built_in), None)
+    return info if info is not None and info.state == "loaded" else None
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" not in metafunc.fixturenames:
+        return
+    with_dtype = "dtype" in metafunc.fixturenames
+    required = metafunc.config.getoption("--require")
+    cases = []
+    for name in BACKENDS:
+        info = _claims(name)
+        if info is None and name in required:
+            raise pytest.UsageError(f"backend {name} is required and cannot be used here")
+        marks = [] if info else [pytest.mark.skip(reason=f"backend {name} cannot be used here")]
+        if not with_dtype:
+            cases.append(pytest.param(name, id=name, marks=marks))
+        for dtype in (info.dtypes if info else ("float32",)) if with_dtype else ():
+            cases.append(pytest.param(name, DTYPES[dtype], id=f"{name}-{dtype}", marks=marks))
+    metafunc.parametrize(["backend", "dtype"] if with_dtype else "backend", cases)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20260101)
+
+
+@pytest.fixture(autouse=True)
+def _clean_policy():
+    """No test leaves a default backend or a thread count behind."""
+    yield
+    lsm.set_default_backend(None)

@@ -1,0 +1,174 @@
+"""The accuracy bound: 4 ulp in float32 and float64, one rounding in 16 bits, on every kind of finite frame."""
+
+import numpy as np
+import oracle
+import pytest
+
+import lsm
+
+# forward, and backward in ulps of the largest of the result and its terms; longdouble has no wider C library
+BOUND = {"float16": 0.501, "bfloat16": 0.501, "float32": 4, "float64": 4, "longdouble": 4}
+N_CLASSES = (1, 2, 3, 10, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000, 4097, 16383, 16384, 16385, 50257)
+
+
+def bound(dtype):
+    return BOUND["longdouble" if dtype.char == "g" else dtype.name]
+
+
+def frames(kind, shape, dtype, rng):
+    """Logits of one kind, as `dtype` holds them."""
+    x = rng.standard_normal(shape) * 3
+    info = {"float16": (6e4, 6e-8), "bfloat16": (1e30, 1e-39), "float32": (1e30, 1e-40), "float64": (1e300, 1e-310)}
+    huge, tiny = info.get(dtype.name, (1e300, 1e-310))
+    if kind == "peaked":
+        k = rng.integers(0, shape[-1], shape[:-1])[..., None]
+        np.put_along_axis(x, k, x.max() + rng.uniform(5, 100, k.shape), axis=-1)
+    elif kind == "two peaks":
+        x[..., : shape[-1] // 2 + 1] -= 60
+        x[..., 0] = 30
+        x[..., -1] = 30
+    elif kind == "huge":
+        x = np.clip(x / 3, -1, 1) * huge
+    elif kind == "constant":
+        x[...] = x[..., :1]
+    elif kind == "subnormal":
+        x *= tiny
+    elif kind == "masked":
+        x[rng.random(shape) < 0.5] = -np.inf
+        x[..., 0] = 1
+    elif kind == "far from 0":
+        x += rng.uniform(-1e4, 1e4, (*shape[:-1], 1))
+    with np.errstate(all="ignore"):
+        return x.astype(dtype)
+
+
+KINDS = ("ordinary", "peaked", "two peaks", "huge", "constant", "subnormal", "masked", "far from 0")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_and_backward_within_the_bound(backend, dtype, kind, rng):
+    for n in N_CLASSES:
+        shape = (max(1, min(200, 20000 // n)), n)
+        x = frames(kind, shape, dtype, rng)
+        y = lsm.log_softmax(x, backend=backend)
+        exact = oracle.log_softmax(x)
+        if dtype.char == "g":  # the oracle is no wider than the result: ask mpmath, for two frames
+            if n > 129:
+                break
+            x, y = x[:2], y[:2]
+            shape = x.shape
+            exact = np.stack([oracle.log_softmax_mp(frame) for frame in x])
+        assert oracle.ulps(y, exact) <= bound(dtype), n
+        dy = rng.standard_normal(shape).astype(dtype)
+        dx = lsm.log_softmax_backward(dy, y, backend=backend)
+        exact, at = oracle.backward(dy, y)
+        assert oracle.ulps(dx, exact, at) <= bound(dtype), n
+
+
+def test_longdouble_against_mpmath(rng):
+    for lead in (0, 5, 20, 90, 1000):
+        x = rng.standard_normal(50).astype(np.longdouble) * 3
+        x[7] = x.max() + lead
+        y = lsm.log_softmax(x)
+        assert oracle.ulps(y, oracle.log_softmax_mp(x)) <= 4, lead
+
+
+def test_the_oracle_against_mpmath(rng):
+    for lead in (0, 5, 20, 90):
+        x = rng.standard_normal(50) * 3
+        x[7] = x.max() + lead
+        exact = oracle.log_softmax(x)
+        off = np.abs(exact - oracle.log_softmax_mp(x)) / oracle.spacing(exact, np.float64)
+        assert off.max() < 0.01
+
+
+@pytest.mark.parametrize("lead", [5, 10, 16, 20, 30, 40, 60, 80, 90, 100])
+def test_peaked_frames_keep_their_digits(backend, lead):
+    for dtype in (np.float32, np.float64):
+        for other in (0.0, 0.1, -7.3, 1234.5):
+            x = np.array([[other + lead, other], [other, other + lead]], dtype)
+            y = lsm.log_softmax(x, backend=backend)
+            assert oracle.ulps(y, oracle.log_softmax(x)) <= 4
+            if lead < 100 or dtype == np.float64:  # exp(-100) is below the smallest float32
+                assert (y.max(axis=-1) < 0).all()
+
+
+@pytest.mark.parametrize("n", [2**17, 2**20])
+def test_long_frames(backend, n, rng):
+    for dtype in (np.float32, np.float64):
+        for x in (rng.standard_normal(n) * 3, np.full(n, 0.3), np.linspace(-30, 0, n)):
+            x = x.astype(dtype)
+            y = lsm.log_softmax(x, backend=backend)
+            assert oracle.ulps(y, oracle.log_softmax(x)) <= 4
+            dy = rng.random(n).astype(dtype)  # of one sign, so that rounding errors would add up
+            exact, at = oracle.backward(dy, y)
+            assert oracle.ulps(lsm.log_softmax_backward(dy, y, backend=backend), exact, at) <= 4
+
+
+def test_sixteen_bits_do_not_overflow(backend, dtype):
+    if dtype.itemsize != 2:
+        return
+    y = lsm.log_softmax(np.zeros(65_537, dtype), backend=backend)
+    np.testing.assert_array_equal(y, np.float64(-np.log(65_537)).astype(dtype))
+
+
+def test_gradient_of_confident_frames_does_not_vanish(backend, rng):
+    for dtype in (np.float32, np.float64):
+        x = (rng.standard_normal((500, 1000)) * 1.5).astype(dtype)
+        k = rng.integers(0, 1000, (500, 1))
+        np.put_along_axis(x, k, np.float64(x.max()) + rng.uniform(5, 80, (500, 1)), axis=-1)
+        y = lsm.log_softmax(x, backend=backend)
+        dy = np.zeros_like(x)
+        np.put_along_axis(dy, k, -1, axis=-1)
+        dx = lsm.log_softmax_backward(dy, y, backend=backend)
+        target = np.take_along_axis(dx, k, axis=-1)
+        assert (target < 0).all()
+        # Not only of the terms: S = -1 is exact, so the result itself is within 4 ulp.
+        exact, _ = oracle.backward(dy, y)
+        assert oracle.ulps(dx, exact) <= 4
+
+
+def test_gradient_against_finite_differences(backend, rng):
+    x = rng.standard_normal((4, 7))
+    weights = rng.standard_normal((4, 7))
+    dx = lsm.log_softmax_backward(weights, lsm.log_softmax(x, backend=backend), backend=backend)
+    h = 1e-6
+    for i in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[i] = h
+        up, down = (np.sum(weights * lsm.log_softmax(x + s, backend=backend)) for s in (step, -step))
+        # the difference quotient is right to about h**2 + 2**-52 / h
+        assert abs((up - down) / (2 * h) - dx[i]) < 1e-8
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1.0, 1e20, 1e25, 1e30, 1e37])
+def test_backward_over_the_range_of_float32(backend, scale, rng):
+    """S from subnormal to near overflow, y down to where exp(y) is far below the smallest float32."""
+    y = np.linspace(-200, 0, 1001, dtype=np.float32).reshape(1, -1)
+    dy = np.zeros_like(y)
+    dy[0, 500] = np.float32(scale)
+    dx = lsm.log_softmax_backward(dy, y, backend=backend)
+    exact, at = oracle.backward(dy, y)
+    assert oracle.ulps(dx, exact, at) <= 4
+
+
+def test_backward_of_sums_that_overflow(backend):
+    """The sum leaves the type, the gradient does not."""
+    for dtype in (np.float32, np.float64):
+        big = np.finfo(dtype).max
+        dy = np.array([big, big, 0, 1.5], dtype)
+        y = np.array([-3, -4, -5, -np.inf], dtype)
+        dx = lsm.log_softmax_backward(dy, y, backend=backend)
+        s = np.longdouble(big) * 2
+        exact = dy.astype(np.longdouble) - np.exp(y.astype(np.longdouble)) * s
+        assert oracle.ulps(dx, exact, np.maximum(np.abs(exact), np.abs(dy))) <= 4
+        assert dx[3] == 1.5
+
+
+def test_output_above_zero_is_taken_as_it_is(backend, rng):
+    """Backward is a function of what it is given, log-probabilities or not."""
+    for dtype in (np.float32, np.float64):
+        y = (rng.standard_normal((50, 20)) * 10).astype(dtype)
+        dy = rng.standard_normal((50, 20)).astype(dtype)
+        exact, at = oracle.backward(dy, y)
+        assert oracle.ulps(lsm.log_softmax_backward(dy, y, backend=backend), exact, at) <= 4
