@@ -1,0 +1,155 @@
+"""A frame's bits depend on its values, its dtype and the backend, and on nothing else."""
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import lsm
+from lsm.backends import cython_
+
+# at the borders of lanes (64), blocks (256), slices (16384) and the copied tile (2048)
+N_CLASSES = (1, 2, 10, 63, 64, 65, 255, 256, 257, 1000, 2047, 2048, 2049, 16383, 16384, 16385, 40000)
+
+
+@pytest.mark.parametrize("n", N_CLASSES)
+def test_batch_size_place_axis_alignment_and_out(backend, dtype, n, rng):
+    n_frames = 40 if n < 20000 else 18
+    x = (rng.standard_normal((n_frames, n)) * 4).astype(dtype)
+    dy = rng.standard_normal((n_frames, n)).astype(dtype)
+    y = lsm.log_softmax(x, backend=backend)
+    dx = lsm.log_softmax_backward(dy, y, backend=backend)
+    rows = (0, 1, 17, n_frames - 1)
+    for i in rows:  # alone
+        np.testing.assert_array_equal(lsm.log_softmax(x[i].copy(), backend=backend), y[i])
+        np.testing.assert_array_equal(lsm.log_softmax_backward(dy[i].copy(), y[i].copy(), backend=backend), dx[i])
+    for part in (slice(0, 5), slice(3, 20)):  # in other batches
+        np.testing.assert_array_equal(lsm.log_softmax(x[part], backend=backend), y[part])
+        np.testing.assert_array_equal(lsm.log_softmax_backward(dy[part], y[part], backend=backend), dx[part])
+    # on the other axis, in an array of columns that is not a whole number of tiles
+    np.testing.assert_array_equal(lsm.log_softmax(x.T.copy(), 0, backend=backend).T, y)
+    np.testing.assert_array_equal(lsm.log_softmax_backward(dy.T.copy(), y.T.copy(), 0, backend=backend).T, dx)
+    # gathered classes
+    wide = np.repeat(x[:3], 2, axis=1)[:, ::2]
+    np.testing.assert_array_equal(lsm.log_softmax(wide, backend=backend), y[:3])
+    # every alignment that the dtype allows, input and output
+    memory, target = np.empty(n + 20, dtype), np.empty(n + 20, dtype)
+    for offset in (0, 1, 3, 7, 15):
+        a, out = memory[offset : offset + n], target[16 - offset : 16 - offset + n]
+        a[...] = x[0]
+        lsm.log_softmax(a, out=out, backend=backend)
+        np.testing.assert_array_equal(out, y[0])
+        a[...] = dy[0]
+        lsm.log_softmax_backward(a, y[0], out=out, backend=backend)
+        np.testing.assert_array_equal(out, dx[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1000, 300), (3, 100_000), (1, 300_000), (2, 300, 500)])
+def test_thread_count_and_streaming(shape, dtype, rng, monkeypatch):
+    """The kernels themselves, since a machine with few processors is not given many threads."""
+    x = (rng.standard_normal(shape) * 4).astype(dtype)
+    dy = rng.standard_normal(shape).astype(dtype)
+    results = set()
+    for n_threads in (1, 2, 3, 7):
+        for stream_bytes in (0, 2**60):
+            monkeypatch.setattr(cython_, "STREAM_BYTES", stream_bytes)
+            monkeypatch.setattr(cython_, "threads_for", lambda size, n=n_threads: _Given(n))
+            y = lsm.log_softmax(x, 1, backend="cython")
+            dx = lsm.log_softmax_backward(dy, y, 1, backend="cython")
+            results.add((y.tobytes(), dx.tobytes()))
+    assert len(results) == 1
+
+
+class _Given:
+    def __init__(self, n):
+        self.n = n
+
+    def __enter__(self):
+        return self.n
+
+    def __exit__(self, *_):
+        return None
+
+
+LEVEL_SCRIPT = """
+import hashlib, numpy as np, lsm
+rng = np.random.default_rng(5)
+digest = hashlib.sha256()
+for dtype in ("f4", "f8"):
+    for shape in ((50, 10), (20, 1000), (2, 20000), (300, 40)):
+        for axis in (0, 1):
+            x = (rng.standard_normal(shape) * 10).astype(dtype)
+            y = lsm.log_softmax(x, axis, backend="cython")
+            digest.update(y.tobytes())
+            digest.update(lsm.log_softmax_backward(x, y, axis, backend="cython").tobytes())
+            exact = x.astype("g") - np.log(np.exp(x.astype("g")).sum(axis, keepdims=True))
+            assert (np.abs(y - exact) < 4 * np.finfo(dtype).eps * (np.abs(exact) + 1)).all()
+print(digest.hexdigest())
+"""
+
+
+def test_instruction_levels_with_fma_agree():
+    """v3 and v4 give the same bits; v2, which has no FMA, is right as well (the script checks it)."""
+    best = import_module("lsm.backends._kernels.cpu").best_level()
+    levels = [level for level in ("v4", "v3", "v2") if level <= best] if best != "plain" else ["plain"]
+    digests = {}
+    for level in levels:
+        done = subprocess.run(
+            [sys.executable, "-c", LEVEL_SCRIPT], env=os.environ | {"LSM_FORCE_ISA": level}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        digests[level] = done.stdout
+    assert len({digest for level, digest in digests.items() if level != "v2"}) == 1
+
+
+@st.composite
+def cases(draw):
+    """An array of any shape, seen in any order of axes, any step and direction."""
+    shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=6))
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    width = np.dtype(dtype).itemsize * 8
+    special = st.sampled_from([0.0, -0.0, 1e-40, 1e30, -1e30, 80.0, -np.inf])
+    values = st.one_of(st.floats(-100, 100, width=width), special)
+    x = draw(hnp.arrays(dtype, shape, elements=values))
+    order = draw(st.permutations(range(x.ndim)))
+    steps = draw(st.lists(st.sampled_from([1, 2, -1, -2]), min_size=x.ndim, max_size=x.ndim))
+    view = x.transpose(order)[tuple(slice(None, None, step) for step in steps)]
+    return view, draw(st.integers(-x.ndim, x.ndim - 1))
+
+
+@settings(deadline=None, max_examples=300)
+@given(cases())
+def test_any_view_gives_what_its_frames_give_alone(case):
+    x, axis = case
+    for backend in ("cython", "numpy"):
+        y = lsm.log_softmax(x, axis, backend=backend)
+        assert y.shape == x.shape
+        dx = lsm.log_softmax_backward(x, y, axis, backend=backend)
+        frames = [np.moveaxis(a, axis, -1) for a in (x, y, dx)]
+        for i in np.ndindex(frames[0].shape[:-1]):
+            a, b, c = (np.ascontiguousarray(f[i]) for f in frames)
+            alone = lsm.log_softmax(a, backend=backend)
+            np.testing.assert_array_equal(alone, b)
+            np.testing.assert_array_equal(lsm.log_softmax_backward(a, alone, backend=backend), c)
+            if (a > -np.inf).any():
+                assert abs(np.exp(b.astype(np.float64)).sum() - 1) < 1e-5
+                assert (b <= 0).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(hnp.arrays(np.float64, st.integers(1, 300), elements=st.floats(-1e3, 1e3)), st.floats(-1e3, 1e3))
+def test_properties_of_a_frame(x, shift):
+    for backend in ("cython", "numpy"):
+        y = lsm.log_softmax(x, backend=backend)
+        # order is kept, a shift changes nothing beyond its rounding, the gradient of a constant vanishes
+        assert (np.diff(y[np.argsort(x, kind="stable")]) >= 0).all()
+        np.testing.assert_allclose(lsm.log_softmax(x + shift, backend=backend), y, rtol=1e-9, atol=2e-12)
+        dx = lsm.log_softmax_backward(np.exp(y), y, backend=backend)
+        np.testing.assert_allclose(dx.sum(), 0, atol=1e-12)
