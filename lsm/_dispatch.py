@@ -102,13 +102,11 @@ def serving(array_type: type, dtype: np.dtype[Any], result: np.dtype[Any], devic
         As `decide` found.
     """
     policy = _policy()
-    key = (array_type, dtype, result, device, backend)
+    key = (array_type, dtype, result, device, backend if backend is None else _checked_name(backend))
     plan = policy.plans.get(key)
     if plan is None:
-        if backend is not None:
-            decision = decide(array_type, (dtype, result), device, Policy(_checked_name(backend), "backend="))
-        else:
-            decision = decide(array_type, (dtype, result), device, policy)
+        wish = policy if backend is None else Policy(backend, "backend=")
+        decision = decide(array_type, (dtype, result), device, wish)
         if decision.error is not None:
             raise decision.error
         plan = decision.backend

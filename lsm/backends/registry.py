@@ -118,8 +118,9 @@ class Candidate:
 
     def _load(self) -> None:
         if self._is_loading:  # its own import asks for it
-            raise BackendUnavailableError(f"backend {self.name!r} is used while it is being loaded")
+            raise BackendUnavailableError(self.describe())
         self._is_loading = True
+        self.reason = "it is being loaded, and what it imports uses it"
         try:
             backend = self.backend or self.found.load()
             problem = contract_problem(backend, self.name)

@@ -1,0 +1,216 @@
+"""Who serves a call: the order of wishes, strictness, explain, and that it says what then happens."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import lsm
+from lsm import _config
+
+F2, F4 = np.zeros(3, "f2"), np.zeros(3, "f4")
+
+
+def winner(**kwargs):
+    decision = lsm.explain(F4, **kwargs)
+    return decision.winner, decision.rule
+
+
+def test_order_of_wishes():
+    assert winner() == ("cython", "automatic")
+    lsm.set_default_backend("numpy")
+    assert winner() == ("numpy", "set_default_backend")
+    with lsm.use_backend("cython"):
+        assert winner() == ("cython", "use_backend")
+        assert winner(backend="numpy") == ("numpy", "backend=")
+        with lsm.use_backend("numpy"):
+            assert winner() == ("numpy", "use_backend")
+        assert winner() == ("cython", "use_backend")
+    assert winner() == ("numpy", "set_default_backend")
+    lsm.set_default_backend(None)
+    assert winner() == ("cython", "automatic")
+
+
+def test_the_environment_comes_last():
+    code = """
+import numpy as np, lsm
+x = np.zeros(3, "f4")
+print(lsm.explain(x).winner, lsm.explain(x).rule)
+lsm.set_default_backend("cython")
+print(lsm.explain(x).winner, lsm.explain(x).rule)
+lsm.set_default_backend(None)
+print(lsm.explain(x).winner)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"LSM_BACKEND": "numpy"}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["numpy", "LSM_BACKEND", "cython", "set_default_backend", "numpy"], done.stderr
+
+
+def test_what_explain_says_is_what_happens(monkeypatch):
+    """For every wish, the backend that explain names is the one whose method then runs."""
+    from lsm.backends import cython_, numpy_
+
+    ran = []
+    for name, backend in (("cython", cython_.backend), ("numpy", numpy_.backend)):
+        for method in ("log_softmax", "log_softmax_backward"):
+            original = getattr(type(backend), method)
+
+            def spy(self, *args, original=original, name=name):
+                ran.append(name)
+                return original(self, *args)
+
+            monkeypatch.setattr(type(backend), method, spy)
+    for x in (F2, F4, np.zeros(3), np.zeros(3, "g"), [1, 2]):
+        for wish in (None, "cython", "numpy"):
+            for how in ("backend=", "use_backend", "set_default_backend"):
+                kwargs = {"backend": wish} if how == "backend=" else {}
+                if how == "set_default_backend":
+                    lsm.set_default_backend(wish)
+                context = lsm.use_backend(wish) if how == "use_backend" and wish else lsm.num_threads(1)
+                with context:
+                    decision = lsm.explain(x, **kwargs)
+                    ran.clear()
+                    if decision.winner is None:
+                        with pytest.raises(type(decision.error)) as caught:
+                            lsm.log_softmax(x, **kwargs)
+                        assert str(caught.value) == str(decision.error)
+                        assert ran == []
+                    else:
+                        y = lsm.log_softmax(x, **kwargs)
+                        lsm.log_softmax_backward(y, y, **kwargs)
+                        assert ran == [decision.winner] * 2
+        lsm.set_default_backend(None)
+
+
+def test_a_wish_is_never_replaced():
+    message = (
+        "backend 'cython' .asked for by backend=. serves float32, float64, not float16; "
+        "backend='numpy' would serve it"
+    )
+    with pytest.raises(lsm.BackendUnsupportedError, match=message):
+        lsm.log_softmax(F2, backend="cython")
+    with lsm.use_backend("cython"), pytest.raises(lsm.BackendUnsupportedError, match="asked for by use_backend"):
+        lsm.log_softmax(F2)
+    with pytest.raises(lsm.BackendUnsupportedError, match="not float16"):
+        lsm.log_softmax(F4, dtype="float16", backend="cython")
+    with pytest.raises(lsm.UnknownBackendError, match="no backend is named 'nope'; known: 'cython', 'numpy'"):
+        lsm.log_softmax(F4, backend="nope")
+    for wrong in (3, b"numpy", ["numpy"]):
+        with pytest.raises(TypeError, match="^backend: "):
+            lsm.log_softmax(F4, backend=wrong)
+        with pytest.raises(TypeError, match="^backend: "):
+            lsm.set_default_backend(wrong)
+    assert issubclass(lsm.UnknownBackendError, lsm.LsmError)
+    assert issubclass(lsm.BackendUnsupportedError, (lsm.LsmError, TypeError))
+
+
+def test_use_backend_checks_its_name_and_survives_exceptions():
+    for wrong in ("nope", "nope/numpy"):
+        with pytest.raises(lsm.UnknownBackendError), lsm.use_backend(wrong):
+            pass
+        with pytest.raises(lsm.UnknownBackendError):
+            lsm.set_default_backend(wrong)
+    with pytest.raises(KeyError), lsm.use_backend("numpy"):
+        raise KeyError
+    assert winner() == ("cython", "automatic")
+    with lsm.use_backend("lsm/numpy"):
+        assert winner()[0] == "numpy"
+
+
+def test_threads_see_the_default_and_not_the_context():
+    import contextvars
+
+    seen = []
+    look = lambda: seen.append(winner())  # noqa: E731
+    lsm.set_default_backend("numpy")
+    with lsm.use_backend("cython"):
+        for target in (look, lambda context=contextvars.copy_context(): context.run(look)):
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+    assert seen == [("numpy", "set_default_backend"), ("cython", "use_backend")]
+
+
+def test_explain_prints_a_table_and_runs_nothing():
+    decision = lsm.explain(F2)
+    assert str(decision).splitlines() == [
+        "log_softmax of numpy.ndarray, float16, on cpu: served by numpy (automatic)",
+        "  cython  serves float32, float64, not float16",
+    ]
+    assert lsm.explain(F4).reasons == {"numpy": "not needed: cython serves the call"}
+    failing = lsm.explain(F4, backend="nope")
+    assert failing.winner is None and isinstance(failing.error, lsm.UnknownBackendError)
+    assert "fails: no backend is named 'nope'" in str(failing)
+    with pytest.raises(ValueError, match="^op: 'softmax' is not an operation; accepted: 'log_softmax'"):
+        lsm.explain(F4, op="softmax")
+    with pytest.raises(TypeError, match="^x: "):
+        lsm.explain("text")
+
+
+def test_data_on_another_device_is_not_moved():
+    class Elsewhere:
+        shape, dtype = (3,), np.dtype("f4")
+
+        def __dlpack_device__(self):
+            return (2, 0)
+
+        def __array__(self, *args, **kwargs):
+            raise AssertionError("the data was moved")
+
+    x = Elsewhere()
+    with pytest.raises(lsm.BackendUnsupportedError, match=r"Elsewhere of float32 on cuda: cython serves the devices cpu"):
+        lsm.log_softmax(x)
+    with pytest.raises(lsm.BackendUnsupportedError, match="cuda"):
+        lsm.log_softmax_backward(x, x)
+    with pytest.raises(lsm.BackendUnsupportedError, match="cuda"):
+        lsm.log_softmax_backward(F4, x)
+    assert lsm.explain(x).device == "cuda" and lsm.explain(x).winner is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("LSM_PLUGINS", "yes", "LSM_PLUGINS is 'yes'; accepted: 'on', 'off'"),
+        ("LSM_PLUGINS", "0", "LSM_PLUGINS is '0'; accepted"),
+        ("LSM_PLUGINS_ALLOW", "a,,b", "LSM_PLUGINS_ALLOW is 'a,,b'; accepted: names of distributions"),
+        ("LSM_NUM_THREADS", "many", "LSM_NUM_THREADS is 'many'; accepted"),
+        ("LSM_FORCE_ISA", "avx2", "LSM_FORCE_ISA is 'avx2'; accepted: 'v4', 'v3', 'v2', 'plain'"),
+    ],
+)
+def test_values_that_are_not_understood(variable, value, message):
+    with pytest.raises(lsm.ConfigurationError) as caught:
+        _config.read({variable: value})
+    assert str(caught.value).startswith(message)
+    done = subprocess.run(
+        [sys.executable, "-c", "import lsm; lsm.log_softmax([1.0])"],
+        env=os.environ | {variable: value}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and message in done.stderr
+
+
+def test_empty_values_count_as_absent():
+    names = ("LSM_BACKEND", "LSM_PLUGINS", "LSM_PLUGINS_ALLOW", "LSM_NUM_THREADS", "LSM_FORCE_ISA")
+    assert _config.read(dict.fromkeys(names, "")) == _config.read({})
+
+
+def test_an_instruction_level_beyond_the_processor_is_refused():
+    code = "import lsm.backends.cython_ as c; from lsm.backends._kernels import cpu; print(cpu.best_level())"
+    best = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+    beyond = {"v3": "v4", "v2": "v3", "plain": "v2", "v4": "plain"}[best]
+    code = "import lsm; print(lsm.list_backends()[0].reason); print(lsm.log_softmax([1.0, 2.0]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"LSM_FORCE_ISA": beyond}, capture_output=True, text=True
+    )
+    assert beyond in done.stdout and "[-1.31" in done.stdout, done.stderr  # NumPy serves the call instead
+
+
+def test_plans_do_not_grow_without_end():
+    from lsm import _dispatch
+
+    for i in range(2 * _dispatch._PLAN_LIMIT):
+        lsm.log_softmax(np.zeros(2, np.dtype("f4", metadata={"i": i})))
+    assert len(_dispatch._policy().plans) <= _dispatch._PLAN_LIMIT

@@ -1,0 +1,97 @@
+"""Imports go downward only, and importing lsm is light."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lsm
+
+PACKAGE = Path(lsm.__file__).parent
+
+# Each module may import from those below it: the number is its floor.
+FLOORS = {
+    "lsm.__main__": 9,
+    "lsm.cli": 8,
+    "lsm._apply": 7.5,
+    "lsm": 7,
+    "lsm._api": 6,
+    "lsm._dispatch": 5,
+    "lsm._check": 4,
+    "lsm._interop": 4,
+    "lsm.backends.registry": 3,
+    "lsm.backends.discovery": 2,
+    "lsm.backends.cython_": 2,
+    "lsm.backends.numpy_": 2,
+    "lsm.backends.base": 1,
+    "lsm._threads": 1,
+    "lsm._config": 0.5,
+    "lsm._errors": 0,
+    "lsm._version": 0,
+    "lsm.backends": 0,
+    "lsm.backends._kernels": 0,
+}
+
+
+def modules():
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = ("lsm", *file.relative_to(PACKAGE).with_suffix("").parts)
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
+
+
+def imports(file):
+    """Every module of lsm that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "lsm")
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "lsm"):
+            assert node.level == 0, f"{file}: a relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in FLOORS else node.module
+
+
+def test_every_module_has_its_floor():
+    assert {name for name, _ in modules()} == set(FLOORS)
+
+
+def test_imports_go_downward():
+    for name, file in modules():
+        for imported in imports(file):
+            assert FLOORS[imported] < FLOORS[name], f"{name} imports {imported}"
+
+
+def test_backends_import_the_contract_and_not_each_other():
+    allowed = {"lsm.backends.base", "lsm._errors", "lsm._config", "lsm._threads"}
+    for name, file in modules():
+        if name.startswith("lsm.backends.") and name.endswith("_"):
+            assert set(imports(file)) <= allowed, name
+
+
+def test_first_lines_say_what_a_file_is_for():
+    for name, file in modules():
+        assert ast.get_docstring(ast.parse(file.read_text())), name
+    for file in PACKAGE.rglob("*.p[yx][xi]"):
+        assert file.read_text().startswith("# "), file
+
+
+def test_import_is_light_and_scans_nothing():
+    code = """
+import sys
+import numpy
+before = set(sys.modules)
+import lsm
+new = {m.split(".")[0] for m in set(sys.modules) - before} - {"lsm"}
+third_party = {m for m in new if m not in sys.stdlib_module_names}
+print(sorted(third_party), [m for m in sys.modules if m in ("entrypoints", "importlib.metadata", "inspect")
+                            and m not in before])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.strip() == "[] []", done.stdout + done.stderr
+
+
+def test_public_names_have_docstrings_and_are_all_there():
+    for name in lsm.__all__:
+        assert getattr(lsm, name) is not None
+        assert name == "__version__" or getattr(lsm, name).__doc__

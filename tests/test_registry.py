@@ -1,0 +1,326 @@
+"""The registry with third-party backends, broken ones above all: installed as files, used in a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lsm
+from lsm.backends import discovery
+
+GOOD = """
+import numpy as np
+class Mine:
+    name = {name!r}
+    api_version = 1
+    priority = {priority}
+    devices = ("cpu",)
+    dtypes = ("float32", "float8")
+    array_types = ("numpy.ndarray",)
+    def available(self):
+        return None
+    def log_softmax(self, x, axis, out):
+        out[...] = {priority} + 42
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        out[...] = 43
+backend = Mine()
+"""
+
+
+class Site:
+    """A folder of installed distributions, and a Python that has it on its path."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def add(self, distribution, name, code, value=None, version="1.0"):
+        """Install a distribution that names one backend."""
+        module = f"plugin_{distribution.replace('-', '_').replace('.', '_')}"
+        info = self.folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[lsm.backends]\n{name} = {value or module + ':backend'}\n")
+        if code is not None:
+            (self.folder / f"{module}.py").write_text(code)
+        return info / "entry_points.txt"
+
+    def run(self, code, cwd=None, **env):
+        """What a fresh Python prints, and its warnings."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("LSM_")}
+        clean["PYTHONPATH"] = str(self.folder)
+        prelude = "import json, numpy as np, lsm\nf2, f4 = np.zeros(3, 'f2'), np.zeros(3, 'f4')\n"
+        done = subprocess.run(
+            [sys.executable, "-c", prelude + code],
+            env=clean | env, cwd=cwd, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    def states(self, **env):
+        """(state, reason) by name, and the warnings."""
+        code = "print(json.dumps([[i.name, i.state, i.reason, i.file] for i in lsm.list_backends()]))"
+        out, err = self.run(code, **env)
+        return {name: (state, reason, file) for name, state, reason, file in json.loads(out)}, err
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path / "site")
+
+
+def test_a_good_plugin(site):
+    file = site.add("acme-lsm", "acme", GOOD.format(name="acme", priority=0))
+    states, err = site.states()
+    assert states["acme"] == ("loaded", "", str(file)) and not err
+    out, _ = site.run("print(lsm.log_softmax(f4, backend='acme'), lsm.log_softmax(f4))")
+    assert out.startswith("[42. 42. 42.] [-1.09")  # and installing it changes nothing else
+    out, _ = site.run("print(lsm.log_softmax_backward(f4, f4))", LSM_BACKEND="acme")
+    assert out.strip() == "[43. 43. 43.]"
+    out, _ = site.run("i = [i for i in lsm.list_backends() if i.name == 'acme'][0]; print(i.distribution, i.version)")
+    assert out.split() == ["acme_lsm", "1.0"]
+    out, _ = site.run("print([i.state for i in lsm.list_backends(load=False) if i.name == 'acme'])")
+    assert "discovered" in out
+
+
+BROKEN = {
+    "import error": ("import no_such_module_at_all\n", "failed", "ModuleNotFoundError: No module named 'no_such"),
+    "missing library": ("raise OSError('libfast.so.9: cannot open shared object file')", "failed", "OSError: libfast"),
+    "syntax error": ("def (\n", "failed", "SyntaxError"),
+    "no such attribute": ("", "failed", "AttributeError"),
+    "not a backend": ("backend = 3", "incompatible", "api_version is None"),
+    "a class": (GOOD.format(name="acme", priority=0) + "\nbackend = Mine", "incompatible", "names the class Mine"),
+    "another version": (GOOD.format(name="acme", priority=0) + "\nMine.api_version = 2", "incompatible", "this lsm speaks 1"),
+    "another name": (GOOD.format(name="other", priority=0), "incompatible", "calls it 'acme'"),
+    "no method": (GOOD.format(name="acme", priority=0) + "\ndel Mine.log_softmax", "incompatible", "no method log_softmax"),
+    "another signature": (
+        GOOD.format(name="acme", priority=0) + "\nMine.log_softmax = lambda self, x: x",
+        "incompatible",
+        "log_softmax does not take 3 arguments",
+    ),
+    "dtypes as text": (GOOD.format(name="acme", priority=0) + "\nMine.dtypes = 'float32'", "incompatible", "tuple of str"),
+    "priority as text": (GOOD.format(name="acme", priority=0) + "\nMine.priority = '1'", "incompatible", "must be an int"),
+    "available raises": (
+        GOOD.format(name="acme", priority=0) + "\ndef no(self): 1 / 0\nMine.available = no",
+        "failed",
+        "ZeroDivisionError",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(BROKEN))
+def test_a_broken_plugin_is_said_once_and_stops_nothing(site, case):
+    code, state, reason = BROKEN[case]
+    file = site.add("acme-lsm", "acme", code)
+    out, err = site.run("print(lsm.log_softmax(f4), lsm.log_softmax(f2), lsm.log_softmax_backward(f4, f4))")
+    assert not err  # nobody needed it
+    states, err = site.states()
+    assert states["acme"][0] == state and reason in states["acme"][1]
+    assert err.count("PluginWarning") == 1 and str(file) in err and "acme_lsm 1.0" in err
+    _, err = site.run("""
+for _ in range(3):
+    try:
+        lsm.log_softmax(f4, backend="acme")
+    except lsm.BackendUnavailableError as error:
+        assert "acme" in str(error), error
+        assert (error.__cause__ is not None) == (%r == "failed"), error.__cause__
+    else:
+        raise SystemExit("it served the call")
+assert lsm.log_softmax(f4)[0] < -1
+""" % state)
+    assert err.count("PluginWarning") == 1
+
+
+def test_unavailable_says_why_and_is_no_fault(site):
+    site.add("acme-lsm", "acme", GOOD.format(name="acme", priority=0).replace("return None", "return 'no such chip'"))
+    states, err = site.states()
+    assert states["acme"][:2] == ("unavailable", "no such chip") and not err
+    out, _ = site.run("""
+try:
+    lsm.log_softmax(f4, backend="acme")
+except lsm.BackendUnavailableError as error:
+    print(error)
+""")
+    assert "no such chip" in out
+
+
+def test_a_slow_import_is_not_waited_for(site):
+    site.add("acme-lsm", "acme", "import time; time.sleep(30)")
+    out, _ = site.run("""
+import time
+start = time.perf_counter()
+lsm.log_softmax(f4), lsm.log_softmax(f2), lsm.explain(f4), lsm.list_backends(load=False)
+with lsm.use_backend("numpy"):
+    lsm.log_softmax(f4)
+print(time.perf_counter() - start)
+""")
+    assert float(out) < 10
+
+
+def test_exit_and_interrupt_pass_through(site):
+    site.add("acme-lsm", "acme", "raise KeyboardInterrupt")
+    site.run("""
+try:
+    lsm.log_softmax(f4, backend="acme")
+except KeyboardInterrupt:
+    pass
+else:
+    raise SystemExit("it was caught")
+""")
+
+
+@pytest.mark.parametrize("name", ["cython", "numpy", "cupy"])
+def test_built_in_names_are_reserved(site, name):
+    site.add("evil", name, "raise SystemExit('it ran')")
+    out, _ = site.run(f"""
+print(lsm.log_softmax(f4), lsm.log_softmax(f2))
+row = [i for i in lsm.list_backends() if i.distribution == "evil"][0]
+print(row.state, row.reason)
+try:
+    lsm.log_softmax(f4, backend="evil/{name}")
+except lsm.BackendUnavailableError as error:
+    print(error)
+""")
+    assert f"blocked the name {name!r} is reserved" in out
+    assert out.count("reserved") == 2
+
+
+def test_two_distributions_with_one_name(site):
+    site.add("acme-a", "acme", GOOD.format(name="acme", priority=1))
+    site.add("acme-b", "acme", GOOD.format(name="acme", priority=2))
+    out, _ = site.run("""
+print(sorted(i.distribution for i in lsm.list_backends() if i.name == "acme"))
+print(lsm.log_softmax(f4, backend="acme_a/acme"), lsm.log_softmax(f4, backend="acme_b/acme"))
+try:
+    lsm.log_softmax(f4, backend="acme")
+except lsm.UnknownBackendError as error:
+    print(error)
+""")
+    assert "['acme_a', 'acme_b']" in out
+    assert "[43. 43. 43.] [44. 44. 44.]" in out
+    assert "brought by several distributions; name one: 'acme_a/acme', 'acme_b/acme'" in out
+
+
+def test_automatic_choice_of_third_parties(site):
+    """Only for what no built-in serves; then by priority, then by name; never one of two with the same name."""
+    for distribution, name, priority in (("d1", "zeta", 5), ("d2", "beta", 5), ("d3", "alpha", 1)):
+        site.add(distribution, name, GOOD.format(name=name, priority=priority).replace('"cpu",', '"cpu", "tpu"'))
+    site.add("d4", "twin", GOOD.format(name="twin", priority=99).replace('"cpu",', '"cpu", "tpu"'))
+    site.add("d5", "twin", GOOD.format(name="twin", priority=98).replace('"cpu",', '"cpu", "tpu"'))
+    out, _ = site.run("""
+from lsm import _dispatch
+from lsm._dispatch import Policy, decide
+def winner(device):
+    return decide(np.ndarray, (np.dtype("f4"),), device, Policy(None, "automatic")).winner
+print(winner("cpu"), winner("tpu"), winner("npu"))
+""")
+    assert out.split() == ["cython", "beta", "None"]
+
+
+def test_plugins_can_be_switched_off_and_allowed_by_distribution(site):
+    site.add("acme-lsm", "acme", "raise SystemExit('it ran')")
+    site.add("other.lsm", "other", GOOD.format(name="other", priority=0))
+    states, _ = site.states(LSM_PLUGINS="off")
+    assert states["acme"][:2] == states["other"][:2] == ("blocked", "LSM_PLUGINS is 'off'")
+    assert states["numpy"][0] == "loaded"
+    states, _ = site.states(LSM_PLUGINS_ALLOW="something, Other-LSM")
+    assert states["acme"][0] == "blocked" and "LSM_PLUGINS_ALLOW does not name 'acme_lsm'" in states["acme"][1]
+    assert states["other"][0] == "loaded"
+
+
+CORRUPT = {
+    "no section header": b"acme = plugin_acme:backend\n[lsm.backends]\n",
+    "a key twice": b"[lsm.backends]\nacme = plugin_acme:backend\nacme = plugin_acme:backend\n",
+    "a percent sign": b"[lsm.backends]\nacme = %(x)s:backend\n",
+    "not UTF-8": b"[lsm.backends]\nacme = plugin_acme:backend \xff\xfe\n",
+    "binary": bytes(range(256)) + b"lsm.backends",
+    "a spec that is no spec": b"[lsm.backends]\nacme = ???\n",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("case", list(CORRUPT))
+def test_corrupt_metadata_does_not_end_the_scan(site, case):
+    file = site.add("acme", "acme", GOOD.format(name="acme", priority=0))
+    file.write_bytes(CORRUPT[case])
+    site.add("zzz", "good", GOOD.format(name="good", priority=0))
+    states, err = site.states()
+    assert states["good"][0] == "loaded" and states["numpy"][0] == "loaded"
+    if case == "not UTF-8":
+        assert str(file) in err and "cannot be read" in err
+        assert err.count("PluginWarning") == 1
+    out, _ = site.run("print(lsm.log_softmax(f2), lsm.log_softmax(f4, backend='good'))")
+    assert "[42. 42. 42.]" in out
+
+
+def test_unrelated_corrupt_metadata_is_not_lsms_business(site):
+    file = site.add("acme", "acme", None)
+    file.write_bytes(b"[console_scripts]\nx = \xff\n")
+    site.add("zzz", "good", GOOD.format(name="good", priority=0))
+    states, err = site.states()
+    assert states["good"][0] == "loaded" and not err and "?" not in states
+
+
+def test_the_current_directory_is_not_searched(site, tmp_path):
+    here = Site(tmp_path / "here")
+    here.add("acme", "acme", "raise SystemExit('it ran')")
+    site.folder.mkdir()
+    out, _ = site.run("print([i.name for i in lsm.list_backends()])", cwd=here.folder)
+    assert "acme" not in out
+    assert [f.name for f in discovery.find([str(here.folder)])] == ["acme"]
+
+
+def test_order_on_disk_decides_nothing(tmp_path, monkeypatch):
+    for i, distribution in enumerate(("b", "c", "a")):
+        Site(tmp_path).add(distribution, f"name{i % 2}", None)
+    import glob
+
+    found = discovery.find([str(tmp_path)])
+    forward = glob.iglob
+    monkeypatch.setattr(glob, "iglob", lambda pattern: reversed(list(forward(pattern))))
+    assert discovery.find([str(tmp_path)]) == found
+    assert [(f.name, f.distribution) for f in found] == [("name0", "a"), ("name0", "b"), ("name1", "c")]
+
+
+def test_what_comes_first_on_the_path_hides_the_rest(tmp_path):
+    Site(tmp_path / "one").add("acme", "new", None, version="2.0")
+    Site(tmp_path / "two").add("Acme", "old", None, version="1.0")
+    found = discovery.find([str(tmp_path / "one"), str(tmp_path / "two"), "", str(tmp_path / "absent")])
+    assert [(f.name, f.version) for f in found] == [("new", "2.0")]
+
+
+def test_refresh_finds_what_was_installed_meanwhile(site):
+    site.folder.mkdir()
+    out, _ = site.run(f"""
+import sys
+from pathlib import Path
+before = [i.name for i in lsm.list_backends()]
+info = Path({str(site.folder)!r}, "acme-1.0.dist-info"); info.mkdir()
+(info / "entry_points.txt").write_text("[lsm.backends]\\nacme = plugin_new:backend\\n")
+Path({str(site.folder)!r}, "plugin_new.py").write_text({GOOD.format(name="acme", priority=0)!r})
+import importlib; importlib.invalidate_caches()
+assert [i.name for i in lsm.list_backends()] == before
+lsm.refresh_backends()
+print([i.name for i in lsm.list_backends()], lsm.log_softmax(f4, backend="acme"))
+""")
+    assert "'acme'" in out and "42." in out
+
+
+def test_a_plugin_that_uses_lsm_while_it_is_imported(site):
+    code = "import lsm\nlsm.log_softmax([1.0])\n" + GOOD.format(name="acme", priority=0)
+    site.add("acme", "acme", code)
+    site.add("self", "self", "import lsm\nlsm.log_softmax([1.0], backend='self')\n")
+    states, _ = site.states()
+    assert states["acme"][0] == "loaded"
+    assert states["self"][0] == "failed" and "it is being loaded" in states["self"][1]
+
+
+def test_built_ins_are_listed_first_with_their_file():
+    rows = lsm.list_backends()
+    assert [row.name for row in rows[:2]] == ["cython", "numpy"]
+    for row in rows[:2]:
+        assert (row.state, row.reason, row.distribution, row.is_built_in) == ("loaded", "", "lsm", True)
+        assert row.version == lsm.__version__ and Path(row.file).is_file()
+        assert row.devices == ("cpu",) and "float32" in row.dtypes
