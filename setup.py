@@ -85,12 +85,8 @@ class BuildKernels(build_ext):
                 source = Path(folder, "probe.c")
                 source.write_text(OPENMP_PROBE)
                 try:
-                    objects = self.compiler.compile(
-                        [str(source)], output_dir=folder, extra_postargs=compile_flags
-                    )
-                    self.compiler.link_executable(
-                        objects, str(Path(folder, "probe")), extra_postargs=link_flags
-                    )
+                    objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=compile_flags)
+                    self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link_flags)
                     return compile_flags, link_flags
                 except (CompileError, LinkError) as error:
                     reason = reason or str(error)

@@ -17,7 +17,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return _NAME_BY_CHAR.get(dtype.char, dtype.name)
 
 
-def as_array(x: Any, name: str) -> np.ndarray[Any, Any]:
+def as_array(x: Any, name: str) -> Any:
     """An ndarray of a floating dtype that lsm serves, from anything that NumPy takes as an array.
 
     No copy is made of an ndarray that is aligned and in native byte order.
@@ -73,7 +73,7 @@ def result_dtype(given: np.dtype[Any], dtype: Any) -> np.dtype[Any]:
             import ml_dtypes
 
             dtype = ml_dtypes.bfloat16
-        wanted = np.dtype(dtype)
+        wanted: np.dtype[Any] = np.dtype(dtype)
     except (TypeError, ImportError) as error:
         raise TypeError(f"dtype: {dtype!r} is not a dtype ({error}); accepted: {', '.join(DTYPES)}") from error
     if dtype_name(wanted) not in DTYPES:

@@ -9,7 +9,7 @@ only where none does, a third-party one: by priority, then by name.
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -299,10 +299,8 @@ def list_backends(*, load: bool = True) -> list[BackendInfo]:
     candidates = sorted(registry().all(), key=lambda c: not c.is_built_in)
     for candidate in candidates:
         if load or candidate.is_built_in:
-            try:
+            with suppress(BackendUnavailableError):  # its state and reason say so
                 candidate.load()
-            except BackendUnavailableError:
-                pass  # its state and reason say so
     return [candidate.info() for candidate in candidates]
 
 
@@ -367,7 +365,5 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     for candidate in registry().all():
         if candidate.name != decision.winner:
             broken = candidate.state not in ("loaded", "discovered")
-            decision.reasons.setdefault(
-                candidate.name, f"{candidate.state}: {candidate.reason}" if broken else why
-            )
+            decision.reasons.setdefault(candidate.name, f"{candidate.state}: {candidate.reason}" if broken else why)
     return decision

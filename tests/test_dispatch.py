@@ -88,8 +88,7 @@ def test_what_explain_says_is_what_happens(monkeypatch):
 
 def test_a_wish_is_never_replaced():
     message = (
-        "backend 'cython' .asked for by backend=. serves float32, float64, not float16; "
-        "backend='numpy' would serve it"
+        "backend 'cython' .asked for by backend=. serves float32, float64, not float16; backend='numpy' would serve it"
     )
     with pytest.raises(lsm.BackendUnsupportedError, match=message):
         lsm.log_softmax(F2, backend="cython")
@@ -125,10 +124,14 @@ def test_threads_see_the_default_and_not_the_context():
     import contextvars
 
     seen = []
-    look = lambda: seen.append(winner())  # noqa: E731
+
+    def look():
+        seen.append(winner())
+
     lsm.set_default_backend("numpy")
     with lsm.use_backend("cython"):
-        for target in (look, lambda context=contextvars.copy_context(): context.run(look)):
+        context = contextvars.copy_context()
+        for target in (look, lambda: context.run(look)):
             thread = threading.Thread(target=target)
             thread.start()
             thread.join()
@@ -162,7 +165,9 @@ def test_data_on_another_device_is_not_moved():
             raise AssertionError("the data was moved")
 
     x = Elsewhere()
-    with pytest.raises(lsm.BackendUnsupportedError, match=r"Elsewhere of float32 on cuda: cython serves the devices cpu"):
+    with pytest.raises(
+        lsm.BackendUnsupportedError, match=r"Elsewhere of float32 on cuda: cython serves the devices cpu"
+    ):
         lsm.log_softmax(x)
     with pytest.raises(lsm.BackendUnsupportedError, match="cuda"):
         lsm.log_softmax_backward(x, x)

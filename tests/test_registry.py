@@ -92,16 +92,32 @@ BROKEN = {
     "no such attribute": ("", "failed", "AttributeError"),
     "not a backend": ("backend = 3", "incompatible", "api_version is None"),
     "a class": (GOOD.format(name="acme", priority=0) + "\nbackend = Mine", "incompatible", "names the class Mine"),
-    "another version": (GOOD.format(name="acme", priority=0) + "\nMine.api_version = 2", "incompatible", "this lsm speaks 1"),
+    "another version": (
+        GOOD.format(name="acme", priority=0) + "\nMine.api_version = 2",
+        "incompatible",
+        "this lsm speaks 1",
+    ),
     "another name": (GOOD.format(name="other", priority=0), "incompatible", "calls it 'acme'"),
-    "no method": (GOOD.format(name="acme", priority=0) + "\ndel Mine.log_softmax", "incompatible", "no method log_softmax"),
+    "no method": (
+        GOOD.format(name="acme", priority=0) + "\ndel Mine.log_softmax",
+        "incompatible",
+        "no method log_softmax",
+    ),
     "another signature": (
         GOOD.format(name="acme", priority=0) + "\nMine.log_softmax = lambda self, x: x",
         "incompatible",
         "log_softmax does not take 3 arguments",
     ),
-    "dtypes as text": (GOOD.format(name="acme", priority=0) + "\nMine.dtypes = 'float32'", "incompatible", "tuple of str"),
-    "priority as text": (GOOD.format(name="acme", priority=0) + "\nMine.priority = '1'", "incompatible", "must be an int"),
+    "dtypes as text": (
+        GOOD.format(name="acme", priority=0) + "\nMine.dtypes = 'float32'",
+        "incompatible",
+        "tuple of str",
+    ),
+    "priority as text": (
+        GOOD.format(name="acme", priority=0) + "\nMine.priority = '1'",
+        "incompatible",
+        "must be an int",
+    ),
     "available raises": (
         GOOD.format(name="acme", priority=0) + "\ndef no(self): 1 / 0\nMine.available = no",
         "failed",
@@ -114,22 +130,24 @@ BROKEN = {
 def test_a_broken_plugin_is_said_once_and_stops_nothing(site, case):
     code, state, reason = BROKEN[case]
     file = site.add("acme-lsm", "acme", code)
-    out, err = site.run("print(lsm.log_softmax(f4), lsm.log_softmax(f2), lsm.log_softmax_backward(f4, f4))")
+    _, err = site.run("print(lsm.log_softmax(f4), lsm.log_softmax(f2), lsm.log_softmax_backward(f4, f4))")
     assert not err  # nobody needed it
     states, err = site.states()
     assert states["acme"][0] == state and reason in states["acme"][1]
     assert err.count("PluginWarning") == 1 and str(file) in err and "acme_lsm 1.0" in err
-    _, err = site.run("""
+    _, err = site.run(
+        """
 for _ in range(3):
     try:
         lsm.log_softmax(f4, backend="acme")
     except lsm.BackendUnavailableError as error:
         assert "acme" in str(error), error
-        assert (error.__cause__ is not None) == (%r == "failed"), error.__cause__
+        assert (error.__cause__ is not None) == (STATE == "failed"), error.__cause__
     else:
         raise SystemExit("it served the call")
 assert lsm.log_softmax(f4)[0] < -1
-""" % state)
+""".replace("STATE", repr(state))
+    )
     assert err.count("PluginWarning") == 1
 
 

@@ -102,7 +102,10 @@ def test_instruction_levels_with_fma_agree():
     digests = {}
     for level in levels:
         done = subprocess.run(
-            [sys.executable, "-c", LEVEL_SCRIPT], env=os.environ | {"LSM_FORCE_ISA": level}, capture_output=True, text=True
+            [sys.executable, "-c", LEVEL_SCRIPT],
+            env=os.environ | {"LSM_FORCE_ISA": level},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         digests[level] = done.stdout

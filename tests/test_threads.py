@@ -57,7 +57,9 @@ def test_a_count_that_is_not_understood(value):
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks here")
 def test_affinity_mask_is_obeyed():
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import lsm; print(lsm.get_num_threads())"
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import lsm; print(lsm.get_num_threads())"
+    )
     assert run(code, LSM_NUM_THREADS="64").stdout.strip() == "1"
 
 

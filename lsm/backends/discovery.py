@@ -1,6 +1,5 @@
 """Find the backends that installed distributions announce, running none of their code."""
 
-import os
 import sys
 import warnings
 from importlib import import_module
@@ -59,7 +58,7 @@ def find(path: list[str] | None = None) -> list[Found]:
 
 def _is_same(folder: str, here: Path) -> bool:
     try:
-        return os.path.samefile(folder, here)
+        return Path(folder).samefile(here)
     except OSError:
         return False
 

@@ -113,7 +113,9 @@ class Candidate:
 
     def describe(self) -> str:
         """What keeps it from being used, with its origin."""
-        origin = "" if self.is_built_in else f" (from {self.found.distribution} {self.found.version}, {self.found.file})"
+        origin = (
+            "" if self.is_built_in else f" (from {self.found.distribution} {self.found.version}, {self.found.file})"
+        )
         return f"backend {self.name!r}{origin} is {self.state}: {self.reason}"
 
     def _load(self) -> None:
