@@ -64,6 +64,9 @@ class Decision(NamedTuple):
     error: LsmError | None = None
     backend: Any = None
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         head = f"{self.op} of {self.array_type}, {self.dtype}, on {self.device}: "
         head += f"served by {self.winner} ({self.rule})" if self.winner else f"fails: {self.error}"
@@ -361,7 +364,7 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     dtypes = (array.dtype, result_dtype(array.dtype, dtype)) if device == "cpu" else (np.dtype(np.float32),)
     policy = _policy() if backend is None else Policy(_checked_name(backend), "backend=")
     decision = decide(type(array), dtypes, device, policy, op)
-    why = f"not needed: {decision.winner} serves the call" if decision.winner else "not asked for"
+    why = "not asked for" if policy.wish else f"not needed: {decision.winner} serves the call"
     for candidate in registry().all():
         if candidate.name != decision.winner:
             broken = candidate.state not in ("loaded", "discovered")
