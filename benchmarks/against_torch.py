@@ -64,8 +64,7 @@ def main():
     parser.add_argument("--shape", nargs="+", default=SHAPES)
     arguments = parser.parse_args()
     level = __import__("lsm.backends.cython_", fromlist=["kernels"]).kernels()["level"]
-    print(f"lsm {lsm.__version__} ({level}), torch {torch.__version__}; float32, axis -1; microseconds\n"), torch {torch.__version__}, float32, axis -1; microseconds\n"
-    )
+    print(f"lsm {lsm.__version__} ({level}), torch {torch.__version__}; float32, axis -1; microseconds\n")
     print("| shape | threads | operation | lsm | torch | torch / lsm (p20 to p80) | plain copy or add |")
     print("|---|---|---|---|---|---|---|")
     for threads in map(int, arguments.threads.split(",")):
