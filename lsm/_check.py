@@ -14,7 +14,7 @@ _NAME_BY_CHAR = {"e": "float16", "f": "float32", "d": "float64", "g": "longdoubl
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """'float16', 'bfloat16', 'float32', 'float64' or 'longdouble'; another dtype's own name."""
-    return _NAME_BY_CHAR.get(dtype.char, dtype.name)
+    return _NAME_BY_CHAR.get(dtype.char) or dtype.name  # dtype.name alone takes 2 microseconds
 
 
 def as_array(x: Any, name: str) -> Any:
@@ -102,6 +102,8 @@ def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, .
 
     A scalar is one frame of one class: for it -1 and 0 are accepted too, as NumPy's reductions do.
     """
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     if axis is None:
         return tuple(range(ndim))
     axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
@@ -144,4 +146,8 @@ def _overlaps_itself(array: np.ndarray[Any, Any]) -> bool:
 
 def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
     """Whether two arrays of one shape are element by element the same memory."""
-    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.dtype == b.dtype
+    return (
+        a.strides == b.strides
+        and a.dtype == b.dtype
+        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+    )
