@@ -42,14 +42,24 @@ cdef inline floating power_of_two(floating t) noexcept nogil:
         return lsm_power_of_two_d(t)
 
 
-cdef inline floating exp_below(floating x, floating m) noexcept nogil:
-    """exp(x - m) * 2**EXP_BIAS for x < m; 0 for x == m, and below 2**-126 (float64: 2**-1022).
+cdef inline floating round_shift(floating m) noexcept nogil:
+    """m rounded to so few digits that exp_below finds the error of x - c in two operations.
+
+    x - (d + c) is that error if d + c is exact. It is where |x| <= c, and where c is a multiple of the last
+    digit of x: so c is a multiple of the last digit of the largest |x| whose exponential is not 0.
+    """
+    cdef floating big = 192 if floating is float else 1536  # 1.5 * 2**7, 1.5 * 2**10; exp(-157), exp(-1333) are 0
+    return (m + big) - big
+
+
+cdef inline floating exp_below(floating x, floating m, floating c, bint some_equal) noexcept nogil:
+    """exp(x - c) * 2**EXP_BIAS for x < m; 0 for x == m, and below 2**-126 (float64: 2**-1022). c = round_shift(m).
 
     The bias keeps small exponentials clear of the subnormals, which have fewer digits. The rounding
-    error `e` of x - m goes into r: left out, it costs 32 ulp of the result at x - m = -90.
-    x == m is the largest class, which the sum leaves out. NaN stays NaN.
+    error `e` of x - c goes into r: left out, it costs 32 ulp of the result at x - c = -90.
+    x == m is the largest class, which the sum leaves out: not looked for where some_equal is False. NaN stays NaN.
     """
-    cdef floating log2e, ln2_hi, ln2_lo, magic, lowest, d, v, e, t, n, r, scale
+    cdef floating log2e, ln2_hi, ln2_lo, magic, lowest, d, e, t, n, r, scale
     log2e = 1.4426950408889634
     if floating is float:
         ln2_hi = 0.693359375
@@ -61,15 +71,17 @@ cdef inline floating exp_below(floating x, floating m) noexcept nogil:
         ln2_lo = 1.90821492927058770002e-10
         magic = 6755399441055744.0 + 1023.0 + EXP_BIAS_DOUBLE
         lowest = -1332.0  # -(1022 + EXP_BIAS_DOUBLE) * ln 2, rounded up
-    d = x - m
-    v = d - x
-    e = (x - (d - v)) - (m + v)
+    d = x - c
+    e = x - (d + c)
     t = d * log2e + magic
     n = t - magic
     r = (d - n * ln2_hi) + (e - n * ln2_lo)
     scale = power_of_two(t)
     r = scale * expm1_reduced(r) + scale
-    return <floating>0.0 if (d < lowest) | (d == <floating>0.0) else r
+    if some_equal:
+        return <floating> 0 if (d < lowest) | (x == m) else r
+    else:
+        return <floating> 0 if d < lowest else r
 
 
 cdef inline bint is_large(floating y) noexcept nogil:
@@ -90,16 +102,16 @@ cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s
     if floating is float:
         ln2_hi = 0.693359375
         ln2_lo = -2.1219444005469058e-4
-        magic_large = 12582912.0 + 127.0 - EXP_BIAS_LARGE
+        magic_large = 12582912.0 + 127.0
     else:
         ln2_hi = 6.93147180369123816490e-01
         ln2_lo = 1.90821492927058770002e-10
-        magic_large = 6755399441055744.0 + 1023.0 - EXP_BIAS_LARGE
+        magic_large = 6755399441055744.0 + 1023.0
     one = 0
     if some_large:
-        one = <floating> EXP_UNBIAS_LARGE if is_large(y) else <floating> 0
+        one = <floating> 1 if is_large(y) else <floating> 0
         magic = magic_large if is_large(y) else magic
-        s = s_hi * <floating> (1.0 / EXP_UNBIAS_LARGE) if is_large(y) else s
+        s = s_hi if is_large(y) else s
         dy = (dy - s_hi) - s_lo if is_large(y) else dy
     t = y * log2e + magic
     n = t - magic

@@ -38,6 +38,28 @@ static inline double lsm_power_of_two_d(double t)
     return scale;
 }
 
+/* x rounded to float.  gcc 12 takes (double)(float)x for x when it makes vectors of a loop, so that
+   x - (double)(float)x is 0: the detour through memory keeps it from that. */
+static inline float lsm_round_to_float(double x)
+{
+    volatile float rounded = (float)x;
+    return rounded;
+}
+
+/* 2**n of a normal double. */
+static inline double lsm_power_of_two_i(int n)
+{
+    return lsm_power_of_two_d((double)n + (6755399441055744.0 + 1023.0));
+}
+
+/* The exponent of x, a normal double with 1/2 <= |x| / 2**exponent < 1; some number for any other x. */
+static inline int lsm_exponent(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (int)(bits >> 52 & 0x7ff) - 1022;
+}
+
 /* Ask for the cache lines of n bytes from p on.  Never faults, so it may look past an array's end. */
 static inline void lsm_prefetch(const void *p, size_t n)
 {

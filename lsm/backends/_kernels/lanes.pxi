@@ -12,6 +12,18 @@ cdef inline void two_sum(double* total, double* error, double value) noexcept no
     total[0] = t
 
 
+cdef inline void clear_lanes(double* total, double* error, Py_ssize_t n, const floating* of) noexcept nogil:
+    """n sums of what has the type of `of`, set to 0. float32 carries no errors, but they are read at the end."""
+    cdef Py_ssize_t k
+    for k in range(n):
+        total[k] = 0
+    if floating is float:
+        error[0] = 0
+    else:
+        for k in range(n):
+            error[k] = 0
+
+
 cdef inline void add_exponentials(double* total, double* error, const floating* p, Py_ssize_t step,
                                   Py_ssize_t n) noexcept nogil:
     """Add four rows of n exponentials, `step` apart, to n lanes: positive, so two float additions cost < 1 ulp."""
@@ -72,6 +84,12 @@ cdef struct Frame:
     double n_largest  # how many classes equal m
 
 
+cdef inline double shift_sum(double total, double error, double m, double c) noexcept nogil:
+    """(total + error) * exp(c - m): sums of exp(x - c) become sums of exp(x - m). |c - m| < 2**-15; NaN for m = inf."""
+    cdef double d = c - m
+    return total + (error + total * (d + 0.5 * d * d))
+
+
 cdef inline void merge(Frame* frame, Frame other) noexcept nogil:
     """Bring two parts of a frame to their common maximum and add them up."""
     cdef Frame low
@@ -101,16 +119,19 @@ cdef inline void normaliser(Frame frame, floating* c_hi, floating* c_lo) noexcep
     (Blanchard, Higham & Higham 2021, Algorithm 4.1). x - c_hi is exact wherever c_lo matters.
     """
     cdef double log_sum = log1p(frame.below + (frame.n_largest - 1))
-    c_hi[0] = <floating> (frame.largest + log_sum)
+    if floating is float:
+        c_hi[0] = lsm_round_to_float(frame.largest + log_sum)
+    else:
+        c_hi[0] = frame.largest + log_sum
     c_lo[0] = <floating> ((frame.largest - c_hi[0]) + log_sum)
 
 
 cdef inline bint exceeds(floating y) noexcept nogil:
-    """Whether exp(y) is NaN or leaves the range of its type: y is no log-probability, and its frame becomes NaN."""
+    """Whether y is NaN, or the 2**n of `gradient` outside the range of its type: the frame becomes NaN."""
     if floating is float:
-        return not (y < <float> 88.7)
+        return not (y < <float> 88.37)
     else:
-        return not (y < 709.7)
+        return not (y < 709.43)
 
 
 cdef inline bint scale_sum(double total, double error, floating* s_hi, floating* s_lo, floating* s,
@@ -120,23 +141,22 @@ cdef inline bint scale_sum(double total, double error, floating* s_hi, floating*
     B, the power of two that exp(y) is made larger by, goes with the exponent of S: s = S * 2**-B is always
     near 2**-GRADIENT_BIAS, so exp(y) * S has all its digits and what is below `lowest` is nothing in the type.
     """
-    cdef int exponent, bias
-    frexp(total, &exponent)
+    cdef int bias = lsm_exponent(total)
     if floating is float:
-        bias = exponent + GRADIENT_BIAS_FLOAT
-        s_hi[0] = <float> total
+        bias += GRADIENT_BIAS_FLOAT
+        s_hi[0] = lsm_round_to_float(total)
         s_lo[0] = <float> ((total - s_hi[0]) + error)
         magic[0] = <float> (12582912 + 127 + bias)
         lowest[0] = <float> (-0.6931471805599453 * (125 + bias))
-        s[0] = <float> ldexp(total + error, -bias)
+        s[0] = <float> ((total + error) * lsm_power_of_two_i(-bias))
         return fabs(total) < 2.0**76
     else:
-        bias = exponent + GRADIENT_BIAS_DOUBLE
+        bias += GRADIENT_BIAS_DOUBLE
         s_hi[0] = total + error
         s_lo[0] = (total - s_hi[0]) + error
         magic[0] = 6755399441055744.0 + 1023.0 + bias
         lowest[0] = -0.6931471805599453 * (1021 + bias)
-        s[0] = ldexp(total + error, -bias)
+        s[0] = (total + error) * lsm_power_of_two_i(-bias)
         return fabs(total) < 2.0**848
 
 

@@ -13,73 +13,113 @@ cdef void scatter(const floating* x, Py_ssize_t n, floating* to, Py_ssize_t step
         to[i * step] = x[i]
 
 
-cdef floating largest(const floating* x, Py_ssize_t n) noexcept nogil:
-    """max(x); a NaN is passed over here and found by the sum."""
+cdef inline floating larger(floating a, floating b) noexcept nogil:
+    return a if a > b else b
+
+
+cdef floating largest(const floating* x, Py_ssize_t n, floating* of_blocks) noexcept nogil:
+    """max(x), and N_PEAKS numbers for each whole block, among which is its maximum.
+
+    A NaN is passed over here and found by the sum.
+    """
     cdef floating m[N_LANES]
-    cdef Py_ssize_t row, i, k, w
+    cdef floating b[N_LANES]
+    cdef const floating* p
+    cdef Py_ssize_t block, i, k
     for k in range(N_LANES):
         m[k] = -INFINITY
-    for row in range(n // N_LANES):
-        i = row * N_LANES
+    for block in range(n // N_BLOCK):
+        p = &x[block * N_BLOCK]
         for k in range(N_LANES):
-            m[k] = x[i + k] if x[i + k] > m[k] else m[k]
+            b[k] = larger(larger(p[k], p[k + N_LANES]), larger(p[k + 2 * N_LANES], p[k + 3 * N_LANES]))
+            m[k] = larger(b[k], m[k])
+        for k in range(N_PEAKS):
+            of_blocks[block * N_PEAKS + k] = larger(larger(b[k], b[k + N_PEAKS]),
+                                                    larger(b[k + 2 * N_PEAKS], b[k + 3 * N_PEAKS]))
+    for block in range(n // N_BLOCK * (N_BLOCK // N_LANES), n // N_LANES):
+        p = &x[block * N_LANES]
+        for k in range(N_LANES):
+            m[k] = larger(p[k], m[k])
     i = n - n % N_LANES
     for k in range(n - i):
-        m[k] = x[i + k] if x[i + k] > m[k] else m[k]
-    w = N_LANES // 2
-    while w:
-        for k in range(w):
-            m[k] = m[k + w] if m[k + w] > m[k] else m[k]
-        w = w // 2
-    return m[0]
+        m[k] = larger(x[i + k], m[k])
+    for k in range(32):
+        m[k] = larger(m[k + 32], m[k])
+    for k in range(16):
+        m[k] = larger(m[k + 16], m[k])
+    for k in range(8):
+        m[k] = larger(m[k + 8], m[k])
+    for k in range(4):
+        m[k] = larger(m[k + 4], m[k])
+    return larger(larger(m[0], m[1]), larger(m[2], m[3]))
 
 
-cdef inline void add_block(const floating* x, floating m, double* total, double* error, floating* n_equal) noexcept nogil:
-    """Add exp(x - m) of one block of classes below m to the lanes, and count those that equal m."""
+cdef inline void add_block(const floating* x, floating m, floating c, double* total, double* error) noexcept nogil:
+    """Add exp(x - c) of one block of classes, all below m, to the lanes."""
     cdef floating p[N_BLOCK]
     cdef Py_ssize_t k
     for k in range(N_BLOCK):
-        p[k] = exp_below(x[k], m)
+        p[k] = exp_below(x[k], m, c, False)
     add_exponentials(total, error, p, N_LANES, N_LANES)
-    for k in range(N_LANES):
-        n_equal[k] += <floating> ((x[k] == m) + (x[k + N_LANES] == m)
-                                  + (x[k + 2 * N_LANES] == m) + (x[k + 3 * N_LANES] == m))
 
 
-cdef Frame read_slice(const floating* x, Py_ssize_t n) noexcept nogil:
-    """The maximum, then sum of exp(x - m), of at most N_SLICE classes: the second read comes from the cache."""
-    cdef double total[N_LANES]
-    cdef double error[N_LANES]
-    cdef floating n_equal[N_LANES]
-    cdef floating tail[N_BLOCK]
-    cdef Py_ssize_t i, k
-    cdef Frame frame
-    cdef floating m = largest(x, n)
-    cdef floating shift = m if m > -INFINITY else <floating> 0  # a slice may be -inf throughout, its frame not
-    for k in range(N_LANES):
-        total[k] = 0
-        error[k] = 0
-        n_equal[k] = 0
-    for i in range(n // N_BLOCK):
-        lsm_prefetch(&x[n + i * N_BLOCK], N_BLOCK * sizeof(floating))  # what will be read next
-        add_block(&x[i * N_BLOCK], shift, total, error, n_equal)
-    i = n - n % N_BLOCK
+cdef inline int add_special_block(const floating* x, Py_ssize_t n, floating m, floating c,
+                                  double* total, double* error) noexcept nogil:
+    """The same for n <= N_BLOCK classes, some of which may equal m; how many do."""
+    cdef floating p[N_BLOCK]
+    cdef floating tail[N_LANES]
+    cdef Py_ssize_t row, i, k
+    cdef int n_equal = 0
+    for row in range(n // N_LANES):
+        i = row * N_LANES
+        for k in range(N_LANES):
+            p[i + k] = exp_below(x[i + k], m, c, True)
+            n_equal += x[i + k] == m
+    i = n - n % N_LANES
     if i < n:
-        for k in range(N_BLOCK):
+        for k in range(N_LANES):
             tail[k] = -INFINITY  # adds exactly 0
         for k in range(n - i):
             tail[k] = x[i + k]
-        add_block(tail, shift, total, error, n_equal)
+        for k in range(N_LANES):
+            p[i + k] = exp_below(tail[k], m, c, True)
+            n_equal += tail[k] == m
+        i += N_LANES
+    for k in range(i, N_BLOCK):
+        p[k] = 0
+    add_exponentials(total, error, p, N_LANES, N_LANES)
+    return n_equal
+
+
+cdef Frame read_slice(const floating* x, Py_ssize_t n) noexcept nogil:
+    """m and sum of exp(x - m), of at most N_SLICE classes: the second read comes from the cache."""
+    cdef double total[N_LANES]
+    cdef double error[N_LANES]
+    cdef floating peaks[N_SLICE_PEAKS]
+    cdef Py_ssize_t n_equal = 0
+    cdef Py_ssize_t i, k
+    cdef bint special
+    cdef Frame frame
+    cdef floating m = largest(x, n, peaks)
+    cdef floating shift = m if m > -INFINITY else <floating> 0  # a slice may be -inf throughout, its frame not
+    cdef floating c = round_shift(shift)
+    clear_lanes(total, error, N_LANES, x)
+    for i in range(n // N_BLOCK):
+        lsm_prefetch(&x[n + i * N_BLOCK], N_BLOCK * sizeof(floating))  # what will be read next
+        special = False
+        for k in range(N_PEAKS):
+            special |= peaks[i * N_PEAKS + k] == m
+        if special:
+            n_equal += add_special_block(&x[i * N_BLOCK], N_BLOCK, shift, c, total, error)
+        else:
+            add_block(&x[i * N_BLOCK], shift, c, total, error)
+    if n % N_BLOCK:
+        n_equal += add_special_block(&x[n - n % N_BLOCK], n % N_BLOCK, shift, c, total, error)
     fold_lanes(total, error, N_LANES, 1, x)
-    k = N_LANES // 2
-    while k:
-        for i in range(k):
-            n_equal[i] += n_equal[i + k]
-        k = k // 2
     frame.largest = m
-    frame.below = total[0] + error[0]
+    frame.below = shift_sum(total[0], error[0], shift, c)
     frame.below *= EXP_UNBIAS_FLOAT if floating is float else EXP_UNBIAS_DOUBLE
-    frame.n_largest = n_equal[0]
+    frame.n_largest = n_equal
     return frame
 
 
@@ -182,9 +222,7 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
     cdef const floating* source
     cdef const floating* source_y
     cdef floating* target
-    for k in range(N_LANES):
-        total[k] = 0
-        error[k] = 0
+    clear_lanes(total, error, N_LANES, dy)
     for k in range(N_BLOCK):
         tail[k] = 0
     for part in range(count_slices(n)):
