@@ -22,6 +22,7 @@ UNIX_FLAGS = [
     "-fno-math-errno",  # nobody reads errno
     "-fno-trapping-math",  # nobody reads the exception flags, so a comparison may become a blend
     "-fno-signed-zeros",  # a sum of exponentials has no sign of zero to keep
+    "-fno-tree-loop-distribute-patterns",  # a loop over 1 KiB is faster than the memset or memcpy gcc makes of it
     "-ffp-contract=fast",  # a * b + c is one FMA where there is one
 ]
 

@@ -35,7 +35,7 @@ def contestants(shape, n_threads):
         "forward": {
             "lsm": lambda: lsm.log_softmax(x, out=y),
             "torch": lambda: torch._log_softmax(tx, -1, False, out=ty),
-            "copy": lambda: torch.add(tx, 0, out=ty),
+            "copy": lambda: torch.add(tx, 0, out=tdx),
         },
         "backward": {
             "lsm": lambda: lsm.log_softmax_backward(dy, y, out=dx),

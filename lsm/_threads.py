@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 
 from lsm._config import settings
@@ -29,6 +30,7 @@ def cpu_limit(cgroup_root: str = "/sys/fs/cgroup") -> int:
     return max(1, n_cpus if quota is None else min(n_cpus, math.ceil(quota)))
 
 
+@cache  # two files, 60 microseconds: too much for every call
 def _cgroup_quota(root: Path) -> float | None:
     """Processors' worth of time that the cgroup grants; None where there is no limit or no cgroup."""
     try:  # version 2

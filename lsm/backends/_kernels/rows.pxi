@@ -125,10 +125,12 @@ cdef Frame read_slice(const floating* x, Py_ssize_t n) noexcept nogil:
 
 cdef inline void store(floating* to, const floating* p, Py_ssize_t n, bint stream) noexcept nogil:
     """Write a block, past the cache if `stream`."""
+    cdef Py_ssize_t k
     if stream:
         lsm_stream(to, p, n * sizeof(floating))
     else:
-        memcpy(to, p, n * sizeof(floating))
+        for k in range(n):
+            to[k] = p[k]
 
 
 cdef inline void write_block(const floating* x, floating* y, Py_ssize_t n, floating c_hi, floating c_lo,
@@ -190,8 +192,8 @@ cdef void log_softmax_frame(const floating* x, Py_ssize_t step_x, floating* y, P
 cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, floating* dx, Py_ssize_t n,
                                       floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
                                       bint stream) noexcept nogil:
-    """dx = dy - exp(y) * S of at most N_LANES classes; how many y are out of range."""
-    cdef floating p[N_LANES]
+    """dx = dy - exp(y) * S of at most N_BLOCK classes; how many y are out of range."""
+    cdef floating p[N_BLOCK]
     cdef int n_large = 0, n_bad = 0
     cdef Py_ssize_t k
     for k in range(n):
@@ -222,6 +224,8 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
     cdef const floating* source
     cdef const floating* source_y
     cdef floating* target
+    # Of a short frame y, and then the next dy, are asked for ahead of time; long ones would push each other out.
+    cdef bint is_short = n <= N_SLICE and step_dy == 1 and step_y == 1
     clear_lanes(total, error, N_LANES, dy)
     for k in range(N_BLOCK):
         tail[k] = 0
@@ -233,7 +237,8 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
             gather(source, step_dy, n_slice, scratch)
             source = scratch
         for k in range(n_slice // N_BLOCK):
-            lsm_prefetch(&y[i + k * N_BLOCK], N_BLOCK * sizeof(floating))
+            if is_short:
+                lsm_prefetch(&y[k * N_BLOCK], N_BLOCK * sizeof(floating))
             add_gradients(total, error, &source[k * N_BLOCK], N_LANES, N_LANES)
         n_tail = n_slice % N_BLOCK
         if n_tail:
@@ -258,12 +263,15 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
             source_y = scratch + N_SLICE
         if step_dx != 1:
             target = scratch
-        for block in range(n_slice // N_LANES):
-            k = block * N_LANES
-            lsm_prefetch(&dy[n + i + k], N_LANES * sizeof(floating))
-            n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_LANES, s_hi, s_lo, s, magic, lowest,
+        for block in range(n_slice // N_BLOCK):
+            k = block * N_BLOCK
+            if is_short:
+                lsm_prefetch(&dy[n + k], N_BLOCK * sizeof(floating))
+            else:
+                lsm_prefetch(&source_y[k + 2 * N_BLOCK], N_BLOCK * sizeof(floating))
+            n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_BLOCK, s_hi, s_lo, s, magic, lowest,
                                     stream and step_dx == 1)
-        k = n_slice - n_slice % N_LANES
+        k = n_slice - n_slice % N_BLOCK
         n_bad += gradient_block(&source[k], &source_y[k], &target[k], n_slice - k, s_hi, s_lo, s, magic, lowest,
                                 stream and step_dx == 1)
         if step_dx != 1:
