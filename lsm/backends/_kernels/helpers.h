@@ -38,6 +38,25 @@ static inline double lsm_power_of_two_d(double t)
     return scale;
 }
 
+/* How far the bits of y lie beyond those of limit < 0, as an unsigned number: for y from limit down to -inf
+   at most that of -inf, for any greater y and for NaN more.  Two integer operations find the
+   largest of many, where a floating-point maximum would lose a NaN. */
+static inline uint32_t lsm_beyond_f(float y, float limit)
+{
+    uint32_t a, b;
+    memcpy(&a, &y, sizeof a);
+    memcpy(&b, &limit, sizeof b);
+    return a - b;
+}
+
+static inline uint64_t lsm_beyond_d(double y, double limit)
+{
+    uint64_t a, b;
+    memcpy(&a, &y, sizeof a);
+    memcpy(&b, &limit, sizeof b);
+    return a - b;
+}
+
 /* x rounded to float.  gcc 12 takes (double)(float)x for x when it makes vectors of a loop, so that
    x - (double)(float)x is 0: the detour through memory keeps it from that. */
 static inline float lsm_round_to_float(double x)

@@ -10,7 +10,7 @@
 
 cimport cython
 from cython.parallel cimport prange
-from libc.string cimport memcpy
+from libc.stdint cimport uint32_t, uint64_t
 from libc.math cimport INFINITY, NAN, exp, expm1, fabs, log1p
 
 cdef extern from "helpers.h" nogil:
@@ -19,6 +19,8 @@ cdef extern from "helpers.h" nogil:
     float lsm_round_to_float(double x)
     double lsm_power_of_two_i(int n)
     int lsm_exponent(double x)
+    uint32_t lsm_beyond_f(float y, float limit)
+    uint64_t lsm_beyond_d(double y, double limit)
     void lsm_prefetch(const void* p, size_t n)
     void lsm_stream(void* to, const void* source, size_t n)
     void lsm_stream_fence()

@@ -189,16 +189,29 @@ cdef void log_softmax_frame(const floating* x, Py_ssize_t step_x, floating* y, P
             scatter(scratch, n_slice, &y[i * step_y], step_y)
 
 
+cdef inline bint some_large(const floating* y, Py_ssize_t n) noexcept nogil:
+    """Whether is_large of any of n classes, in half the time of asking each (0.5 ns for 16 float32)."""
+    cdef uint32_t most_f = 0
+    cdef uint64_t most_d = 0
+    cdef Py_ssize_t k
+    if floating is float:
+        for k in range(n):
+            most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
+        return most_f > lsm_beyond_f(-INFINITY, <float> -0.6931471805599453)
+    else:
+        for k in range(n):
+            most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
+        return most_d > lsm_beyond_d(-INFINITY, -0.6931471805599453)
+
+
 cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, floating* dx, Py_ssize_t n,
                                       floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
                                       bint stream) noexcept nogil:
     """dx = dy - exp(y) * S of at most N_BLOCK classes; how many y are out of range."""
     cdef floating p[N_BLOCK]
-    cdef int n_large = 0, n_bad = 0
+    cdef int n_bad = 0
     cdef Py_ssize_t k
-    for k in range(n):
-        n_large += is_large(y[k])
-    if n_large:
+    if some_large(y, n):
         for k in range(n):
             p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, True)
             n_bad += exceeds(y[k])
@@ -239,6 +252,8 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
         for k in range(n_slice // N_BLOCK):
             if is_short:
                 lsm_prefetch(&y[k * N_BLOCK], N_BLOCK * sizeof(floating))
+            else:
+                lsm_prefetch(&source[(k + 8) * N_BLOCK], N_BLOCK * sizeof(floating))
             add_gradients(total, error, &source[k * N_BLOCK], N_LANES, N_LANES)
         n_tail = n_slice % N_BLOCK
         if n_tail:
@@ -268,7 +283,8 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
             if is_short:
                 lsm_prefetch(&dy[n + k], N_BLOCK * sizeof(floating))
             else:
-                lsm_prefetch(&source_y[k + 2 * N_BLOCK], N_BLOCK * sizeof(floating))
+                lsm_prefetch(&source_y[k + 4 * N_BLOCK], N_BLOCK * sizeof(floating))
+                lsm_prefetch(&dy[n + i + k], N_BLOCK * sizeof(floating))
             n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_BLOCK, s_hi, s_lo, s, magic, lowest,
                                     stream and step_dx == 1)
         k = n_slice - n_slice % N_BLOCK
