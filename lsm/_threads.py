@@ -26,13 +26,14 @@ def cpu_limit(cgroup_root: str = "/sys/fs/cgroup") -> int:
     """The processors that this process may use: affinity mask and cgroup quota, at least 1."""
     affinity = getattr(os, "sched_getaffinity", None)
     n_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _cgroup_quota(Path(cgroup_root))
+    quota = _cgroup_quota(cgroup_root)
     return max(1, n_cpus if quota is None else min(n_cpus, math.ceil(quota)))
 
 
 @cache  # two files, 60 microseconds: too much for every call
-def _cgroup_quota(root: Path) -> float | None:
+def _cgroup_quota(folder: str) -> float | None:
     """Processors' worth of time that the cgroup grants; None where there is no limit or no cgroup."""
+    root = Path(folder)
     try:  # version 2
         quota, period = (root / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -77,10 +78,9 @@ def get_num_threads() -> int:
     """
     if _is_forked_child:
         return 1
-    for wanted in (_in_context.get(), _chosen, settings().num_threads, _openmp_limit or _omp_num_threads()):
-        if wanted is not None:
-            return min(wanted, cpu_limit())
-    return cpu_limit()
+    limit = cpu_limit()
+    wanted = _in_context.get() or _chosen or settings().num_threads or _openmp_limit or _omp_num_threads()
+    return limit if wanted is None else min(wanted, limit)
 
 
 def _omp_num_threads() -> int | None:

@@ -79,13 +79,18 @@ static inline int lsm_exponent(double x)
     return (int)(bits >> 52 & 0x7ff) - 1022;
 }
 
-/* Ask for the cache lines of n bytes from p on.  Never faults, so it may look past an array's end. */
-static inline void lsm_prefetch(const void *p, size_t n)
+/* Ask for the cache lines of n bytes from p on, for the first cache if `near`, else for the second.
+   Never faults, so it may look past an array's end. */
+static inline void lsm_prefetch(const void *p, size_t n, int near)
 {
 #if defined(__GNUC__)
     const char *c = (const char *)p;
-    for (size_t i = 0; i < n; i += 64)
-        __builtin_prefetch(c + i, 0, 2);
+    if (near)
+        for (size_t i = 0; i < n; i += 64)
+            __builtin_prefetch(c + i, 0, 3);
+    else
+        for (size_t i = 0; i < n; i += 64)
+            __builtin_prefetch(c + i, 0, 2);
 #endif
 }
 

@@ -105,7 +105,7 @@ cdef Frame read_slice(const floating* x, Py_ssize_t n) noexcept nogil:
     cdef floating c = round_shift(shift)
     clear_lanes(total, error, N_LANES, x)
     for i in range(n // N_BLOCK):
-        lsm_prefetch(&x[n + i * N_BLOCK], N_BLOCK * sizeof(floating))  # what will be read next
+        lsm_prefetch(&x[n + i * N_BLOCK], N_BLOCK * sizeof(floating), n <= N_NEAR)  # what will be read next
         special = False
         for k in range(N_PEAKS):
             special |= peaks[i * N_PEAKS + k] == m
@@ -251,9 +251,9 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
             source = scratch
         for k in range(n_slice // N_BLOCK):
             if is_short:
-                lsm_prefetch(&y[k * N_BLOCK], N_BLOCK * sizeof(floating))
+                lsm_prefetch(&y[k * N_BLOCK], N_BLOCK * sizeof(floating), n <= N_NEAR)
             else:
-                lsm_prefetch(&source[(k + 8) * N_BLOCK], N_BLOCK * sizeof(floating))
+                lsm_prefetch(&source[(k + 8) * N_BLOCK], N_BLOCK * sizeof(floating), n <= N_NEAR)
             add_gradients(total, error, &source[k * N_BLOCK], N_LANES, N_LANES)
         n_tail = n_slice % N_BLOCK
         if n_tail:
@@ -281,13 +281,17 @@ cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, con
         for block in range(n_slice // N_BLOCK):
             k = block * N_BLOCK
             if is_short:
-                lsm_prefetch(&dy[n + k], N_BLOCK * sizeof(floating))
+                lsm_prefetch(&dy[n + k], N_BLOCK * sizeof(floating), n <= N_NEAR)
             else:
-                lsm_prefetch(&source_y[k + 4 * N_BLOCK], N_BLOCK * sizeof(floating))
-                lsm_prefetch(&dy[n + i + k], N_BLOCK * sizeof(floating))
+                lsm_prefetch(&source_y[k + 4 * N_BLOCK], N_BLOCK * sizeof(floating), n <= N_NEAR)
+                lsm_prefetch(&dy[n + i + k], N_BLOCK * sizeof(floating), n <= N_NEAR)
             n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_BLOCK, s_hi, s_lo, s, magic, lowest,
                                     stream and step_dx == 1)
-        k = n_slice - n_slice % N_BLOCK
+        for block in range(n_slice // N_BLOCK * (N_BLOCK // N_LANES), n_slice // N_LANES):
+            k = block * N_LANES
+            n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_LANES, s_hi, s_lo, s, magic, lowest,
+                                    stream and step_dx == 1)
+        k = n_slice - n_slice % N_LANES
         n_bad += gradient_block(&source[k], &source_y[k], &target[k], n_slice - k, s_hi, s_lo, s, magic, lowest,
                                 stream and step_dx == 1)
         if step_dx != 1:
