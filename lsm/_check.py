@@ -122,15 +122,15 @@ def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, .
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Raise unless `out` can take a result of this shape and dtype; its byte order is free."""
-    if not isinstance(out, np.ndarray) or _holds_mask(out):
+    if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or _holds_mask(out)):
         raise TypeError(f"out: a {type(out).__name__}; accepted: a numpy.ndarray of shape {shape} and dtype {dtype}")
     if out.shape != shape:
         raise ValueError(f"out: has shape {out.shape}; the result has shape {shape}")
-    if out.dtype.newbyteorder("=") != dtype:
+    if out.dtype != dtype and out.dtype.newbyteorder("=") != dtype:
         raise TypeError(f"out: has dtype {out.dtype}; the result has dtype {dtype} (dtype= chooses another)")
     if not out.flags.writeable:
         raise ValueError("out: is read-only; accepted: a writable array")
-    if _overlaps_itself(out):
+    if not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"out: its elements overlap one another (strides {out.strides}); give an ordinary array")
 
 

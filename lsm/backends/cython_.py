@@ -101,9 +101,12 @@ def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]
     free. Where more than two axes of frames remain, the shortest is walked through here.
     """
     shape = arrays[0].shape
-    if all(array.flags.c_contiguous for array in arrays):
-        outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-        yield tuple(array.reshape(outer, shape[axis], inner) for array in arrays)
+    for array in arrays:
+        if not array.flags.c_contiguous:
+            break
+    else:
+        merged = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+        yield tuple([array.reshape(merged) for array in arrays])
         return
     groups: list[tuple[int, tuple[int, ...], int]] = []  # (length, strides, last axis), widest stride first
     others = [i for i, n in enumerate(shape) if i != axis and n > 1]

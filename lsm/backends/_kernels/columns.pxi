@@ -135,7 +135,8 @@ cdef void sum_tile(const floating* dy, Py_ssize_t step, Py_ssize_t n, double* su
                 else:
                     for j in range(N_COLUMNS):
                         p[q * N_COLUMNS + j] = 0
-            add_gradients(&total[k * N_COLUMNS], &error[k * N_COLUMNS], p, N_COLUMNS, N_COLUMNS)
+            add_gradients(&total[k * N_COLUMNS], &error[k * N_COLUMNS], p, &p[N_COLUMNS], &p[2 * N_COLUMNS],
+                          &p[3 * N_COLUMNS], N_COLUMNS)
     fold_lanes(total, error, min(N_LANES, n), N_COLUMNS, dy)
     for j in range(N_COLUMNS):
         sums[j] = total[j]

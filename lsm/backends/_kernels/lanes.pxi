@@ -37,14 +37,13 @@ cdef inline void add_exponentials(double* total, double* error, const floating* 
             two_sum(&total[k], &error[k], value)
 
 
-cdef inline void add_gradients(double* total, double* error, const floating* dy, Py_ssize_t step,
-                               Py_ssize_t n) noexcept nogil:
-    """The same for gradients, whose signs differ: double from the first addition."""
+cdef inline void add_gradients(double* total, double* error, const floating* a, const floating* b, const floating* c,
+                               const floating* d, Py_ssize_t n) noexcept nogil:
+    """The same for four rows of gradients, whose signs differ: double from the first addition."""
     cdef Py_ssize_t k
     cdef double value
     for k in range(n):
-        value = ((<double> dy[k] + <double> dy[k + step])
-                 + (<double> dy[k + 2 * step] + <double> dy[k + 3 * step]))
+        value = (<double> a[k] + <double> b[k]) + (<double> c[k] + <double> d[k])
         if floating is float:
             total[k] += value
         else:
