@@ -47,7 +47,7 @@ def _cgroup_quota(folder: str) -> float | None:
 
 
 def set_openmp_limit(n: int) -> None:
-    """Told by the kernels when they are loaded: what OpenMP itself would start (OMP_NUM_THREADS)."""
+    """Told by the kernels when they are loaded: what OpenMP itself would start; 0 if built without it."""
     global _openmp_limit
     _openmp_limit = n
 
@@ -76,7 +76,7 @@ def get_num_threads() -> int:
     ...     lsm.get_num_threads()
     1
     """
-    if _is_forked_child:
+    if _is_forked_child or _openmp_limit == 0:
         return 1
     limit = cpu_limit()
     wanted = _in_context.get() or _chosen or settings().num_threads or _openmp_limit or _omp_num_threads()

@@ -183,7 +183,8 @@ cdef void log_softmax_backward_band(const floating* dy, Py_ssize_t step_dy, cons
             row = &source[tile * step_tile + i * step]
             row_y = &y[i * step_y + k]
             for j in range(N_COLUMNS):
-                p[k + j] = gradient(row[j], row_y[j], s_hi[k + j], s_lo[k + j], s[k + j], magic[k + j], lowest[k + j], True)
+                p[k + j] = gradient(row[j], row_y[j], s_hi[k + j], s_lo[k + j], s[k + j], magic[k + j],
+                                    lowest[k + j], True)
                 n_bad[k + j] += exceeds(row_y[j])
         store(&dx[i * step_dx], p, n_tiles * N_COLUMNS, stream)
     for j in range(n_tiles * N_COLUMNS):

@@ -13,7 +13,7 @@
 #include <omp.h>
 #else
 static inline int omp_get_thread_num(void) { return 0; }
-static inline int omp_get_max_threads(void) { return 1; }
+static inline int omp_get_max_threads(void) { return 0; }
 #endif
 
 /* The low bits of a sum `t = n + magic` hold the integer n (plus the exponent bias that was put

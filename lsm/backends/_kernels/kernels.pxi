@@ -9,7 +9,7 @@
 # An array of any shape is seen as (outer, classes, inner).  All bounds are checked by the caller.
 
 cimport cython
-from cython.parallel cimport prange
+from cython.parallel cimport parallel, prange
 from libc.stdint cimport uint32_t, uint64_t
 from libc.math cimport INFINITY, NAN, exp, expm1, fabs, log1p
 
@@ -92,15 +92,19 @@ cdef inline void log_softmax_task(const floating[:, :, :] x, floating[:, :, :] y
 def log_softmax(const floating[:, :, :] x, floating[:, :, :] y, floating[:, ::1] scratch, int n_threads, bint stream):
     """y = log_softmax(x) over axis 1 of (outer, classes, inner); y may be x. scratch: (n_threads, SCRATCH)."""
     cdef bint dense = x.strides[2] == sizeof(floating) and y.strides[2] == sizeof(floating)
-    cdef Cut inner = cut(x.shape[0], x.shape[1], x.shape[2], x.strides[1] // <Py_ssize_t> sizeof(floating), dense, n_threads)
+    cdef Py_ssize_t step = x.strides[1] // <Py_ssize_t> sizeof(floating)
+    cdef Cut inner = cut(x.shape[0], x.shape[1], x.shape[2], step, dense, n_threads)
     cdef Py_ssize_t task
     if n_threads == 1:  # a parallel region costs microseconds, even with one thread
         with nogil:
             for task in range(x.shape[0] * inner.n_tasks):
                 log_softmax_task(x, y, scratch, task, inner, stream)
+            lsm_stream_fence()
     else:
-        for task in prange(x.shape[0] * inner.n_tasks, nogil=True, num_threads=n_threads, schedule="static"):
-            log_softmax_task(x, y, scratch, task, inner, stream)
+        with nogil, parallel(num_threads=n_threads):
+            for task in prange(x.shape[0] * inner.n_tasks, schedule="static"):
+                log_softmax_task(x, y, scratch, task, inner, stream)
+            lsm_stream_fence()
 
 
 cdef inline void log_softmax_backward_task(const floating[:, :, :] dy, const floating[:, :, :] y, floating[:, :, :] dx,
@@ -128,15 +132,19 @@ def log_softmax_backward(const floating[:, :, :] dy, const floating[:, :, :] y, 
     """dx = dy - exp(y) * sum(dy) over axis 1 of (outer, classes, inner); dx may be dy or y."""
     cdef bint dense = (dy.strides[2] == sizeof(floating) and y.strides[2] == sizeof(floating)
                        and dx.strides[2] == sizeof(floating))
-    cdef Cut inner = cut(dy.shape[0], dy.shape[1], dy.shape[2], dy.strides[1] // <Py_ssize_t> sizeof(floating), dense, n_threads)
+    cdef Py_ssize_t step = dy.strides[1] // <Py_ssize_t> sizeof(floating)
+    cdef Cut inner = cut(dy.shape[0], dy.shape[1], dy.shape[2], step, dense, n_threads)
     cdef Py_ssize_t task
     if n_threads == 1:
         with nogil:
             for task in range(dy.shape[0] * inner.n_tasks):
                 log_softmax_backward_task(dy, y, dx, scratch, task, inner, stream)
+            lsm_stream_fence()
     else:
-        for task in prange(dy.shape[0] * inner.n_tasks, nogil=True, num_threads=n_threads, schedule="static"):
-            log_softmax_backward_task(dy, y, dx, scratch, task, inner, stream)
+        with nogil, parallel(num_threads=n_threads):
+            for task in prange(dy.shape[0] * inner.n_tasks, schedule="static"):
+                log_softmax_backward_task(dy, y, dx, scratch, task, inner, stream)
+            lsm_stream_fence()
 
 
 def exponentials(const floating[::1] x, floating m, floating[::1] out):
@@ -149,5 +157,5 @@ def exponentials(const floating[::1] x, floating m, floating[::1] out):
 
 
 def max_threads():
-    """How many threads OpenMP would start: OMP_NUM_THREADS, else the processors it sees; 1 without OpenMP."""
+    """How many threads OpenMP would start: OMP_NUM_THREADS, else the processors it sees; 0 without OpenMP."""
     return omp_get_max_threads()

@@ -172,7 +172,8 @@ cdef void careful_backward_frame(const floating* dy, Py_ssize_t step_dy, const f
                                  floating* dx, Py_ssize_t step_dx, Py_ssize_t n) noexcept nogil:
     """The gradient of a frame that is masked throughout, or whose sum is enormous, infinite or NaN.
 
-    That is rare: one class at a time, in double. The sum is taken of dy * 2**-40, which no n <= 2**40 finite terms can overflow.
+    That is rare: one class at a time, in double. The sum is taken of dy * 2**-40, which no n <= 2**40
+    finite terms can overflow.
     """
     cdef double total = 0, error = 0, small, s, half
     cdef Py_ssize_t i

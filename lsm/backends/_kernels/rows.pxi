@@ -135,7 +135,7 @@ cdef inline void store(floating* to, const floating* p, Py_ssize_t n, bint strea
 
 cdef inline void write_block(const floating* x, floating* y, Py_ssize_t n, floating c_hi, floating c_lo,
                              bint stream) noexcept nogil:
-    """y = (x - c_hi) - c_lo of at most N_BLOCK classes, by way of p so that y may be x and the loop still be vectors."""
+    """y = (x - c_hi) - c_lo of at most N_BLOCK classes; by way of p where y is x, lest the loop be no vector loop."""
     cdef floating p[N_BLOCK]
     cdef Py_ssize_t k
     if stream or y == x:
@@ -247,7 +247,8 @@ cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, flo
 
 
 cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, const floating* y, Py_ssize_t step_y,
-                                     floating* dx, Py_ssize_t step_dx, Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
+                                     floating* dx, Py_ssize_t step_dx, Py_ssize_t n, floating* scratch,
+                                     bint stream) noexcept nogil:
     """dx = dy - exp(y) * sum(dy)."""
     cdef double total[N_LANES]
     cdef double error[N_LANES]
