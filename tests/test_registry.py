@@ -342,3 +342,12 @@ def test_built_ins_are_listed_first_with_their_file():
         assert (row.state, row.reason, row.distribution, row.is_built_in) == ("loaded", "", "lsm", True)
         assert row.version == lsm.__version__ and Path(row.file).is_file()
         assert row.devices == ("cpu",) and "float32" in row.dtypes
+
+
+def test_metadata_of_a_source_tree_has_its_version_in_a_file(tmp_path):
+    info = tmp_path / "acme.egg-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text("[lsm.backends]\nacme = acme:backend\n")
+    assert [f.version for f in discovery.find([str(tmp_path)])] == [""]
+    (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 3.1\n")
+    assert [f.version for f in discovery.find([str(tmp_path)])] == ["3.1"]

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,11 +43,10 @@ def find(path: list[str] | None = None) -> list[Found]:
     first on the path hides one of the same name further down. The current directory is not searched:
     what happens to lie there was not installed.
     """
-    here = Path.cwd() if path is None else None
     found: dict[tuple[str, str], Found] = {}
     hidden: set[str] = set()
     for folder in sys.path if path is None else path:
-        if not folder or (here is not None and _is_same(folder, here)):
+        if not folder or (path is None and _is_current(folder)):
             continue
         in_folder = _read_folder(str(folder))
         for item in in_folder:
@@ -56,11 +56,23 @@ def find(path: list[str] | None = None) -> list[Found]:
     return sorted(found.values(), key=lambda item: (item.name, normalise(item.distribution)))
 
 
-def _is_same(folder: str, here: Path) -> bool:
+def _current() -> str:
     try:
-        return Path(folder).samefile(here)
-    except OSError:
-        return False
+        return str(Path.cwd())
+    except OSError:  # it has been removed
+        return ""
+
+
+_STARTED_IN = _current()
+
+
+def _is_current(folder: str) -> bool:
+    """Whether this is the current directory, or was it when lsm was imported."""
+    for here in (_STARTED_IN, _current()):
+        with suppress(OSError):
+            if here and Path(folder).samefile(here):
+                return True
+    return False
 
 
 def _read_folder(folder: str) -> list[Found]:
@@ -77,7 +89,8 @@ def _read_folder(folder: str) -> list[Found]:
     for point in points:
         name, version = point.distro.name, point.distro.version or ""
         value = point.module_name + (f":{point.object_name}" if point.object_name else "")
-        items.append(Found(point.name, name, version, _metadata_file(folder, name, version), value))
+        file = _metadata_file(folder, name, version)
+        items.append(Found(point.name, name, version or _stated_version(file), file, value))
     return sorted(items, key=lambda item: (item.distribution, item.version, item.name), reverse=True)
 
 
@@ -88,6 +101,16 @@ def _metadata_file(folder: str, name: str, version: str) -> str:
         if file.exists():
             return str(file)
     return folder
+
+
+def _stated_version(file: str) -> str:
+    """The version that PKG-INFO states, for the metadata of a source tree, whose name has none."""
+    with suppress(OSError):
+        text = Path(file).with_name("PKG-INFO").read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            if line.startswith("Version: "):
+                return line[9:].strip()
+    return ""
 
 
 def _read_folder_by_file(folder: str) -> list[Found]:
