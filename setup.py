@@ -60,13 +60,15 @@ class BuildKernels(build_ext):
             flags, openmp = ["/O2"], (["/openmp"], [])
         else:
             flags, openmp = UNIX_FLAGS, self.openmp_flags()
+        strip = ["-Wl,--strip-all"] if sys.platform == "linux" else []  # 6.6 MB become 1.4
         for extension in self.extensions:
             level = extension.name.rpartition(".")[2]
+            extension.extra_link_args = strip
             if level == "cpu":
                 continue
             march = [] if level == "plain" else [f"-march=x86-64-{level}"]
             extension.extra_compile_args = flags + march + openmp[0]
-            extension.extra_link_args = openmp[1]
+            extension.extra_link_args = strip + openmp[1]
         self.parallel = self.parallel or 2
         super().build_extensions()
 
