@@ -54,8 +54,8 @@ class StoredArray:
 
     def empty(self, index: Index) -> Array:
         """Room for a block, in the order of the file."""
-        order = "F" if self.is_fortran else "C"
-        return np.empty([part.stop - part.start for part in index], self.dtype, order=order)
+        shape = tuple(part.stop - part.start for part in index)
+        return np.empty(shape[::-1], self.dtype).T if self.is_fortran else np.empty(shape, self.dtype)
 
     def read(self, index: Index) -> Array:
         """One block."""
@@ -81,7 +81,7 @@ class StoredArray:
             shape, index, block = self.shape[::-1], index[::-1], block.T
         else:
             shape = self.shape
-        data = memoryview(block.reshape(-1).view(np.uint8))
+        data = block.reshape(-1).view(np.uint8).data
         sizes = [self.dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape))]
         cut = max((i for i, part in enumerate(index) if part.stop - part.start < shape[i]), default=0)
         first, n_bytes = 0, len(data)
@@ -99,9 +99,7 @@ def write_all(file: io.FileIO, data: memoryview) -> None:
         data = data[file.write(data) :]
 
 
-def apply(
-    op: str, inputs: Sequence[str], target: str, progress: Progress, *, axis: Any, **options: Any
-) -> None:
+def apply(op: str, inputs: Sequence[str], target: str, progress: Progress, *, axis: Any, **options: Any) -> None:
     """Apply an operation of lsm to arrays in files and write the result, whole or not at all.
 
     Parameters
@@ -143,7 +141,7 @@ def apply(
 
 
 def rehearsed(function: Callable[..., Array], arrays: Sequence[StoredArray]) -> np.dtype[Any]:
-    """The dtype of the result, from a call on arrays without elements; raises what the real call would."""
+    """Find the dtype of the result by a call on arrays without elements, which raises what the real one would."""
     for array in arrays[1:]:
         if array.shape != arrays[0].shape:
             raise UnusableFileError(
@@ -181,7 +179,7 @@ def blocks(shape: tuple[int, ...], axes: tuple[int, ...], is_fortran: bool) -> I
 
 @contextmanager
 def opened(path: str) -> Iterator[StoredArray]:
-    """The array in a .npy file, which is checked and open; its contents are not read yet."""
+    """Open a .npy file and check it; the contents are not read yet."""
     name = repr(path)
     try:
         status = Path(path).stat()  # before opening, which waits for ever on a FIFO
@@ -196,7 +194,7 @@ def opened(path: str) -> Iterator[StoredArray]:
 
 
 def stored(name: str, file: io.FileIO) -> StoredArray:
-    """What the header of an open .npy file says, where the file bears it out."""
+    """Read the header of an open .npy file, and hold the file to it."""
     start = file.read(6)
     if start != b"\x93NUMPY":
         found = "is empty" if not start else f"is no .npy file (it begins with {start!r})"
@@ -251,19 +249,17 @@ def header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.dtype[
 
 
 def created(file: io.FileIO, shape: tuple[int, ...], dtype: np.dtype[Any], is_fortran: bool) -> StoredArray:
-    """The array of the result; writes its header, the same that numpy.save would."""
+    """Begin the file of the result with the header that numpy.save would write."""
     text = io.BytesIO()
     is_fortran = is_fortran and len(shape) > 1  # with a single axis both orders are one, and numpy.save says C
-    npy.write_array_header_1_0(
-        text, {"descr": npy.dtype_to_descr(dtype), "fortran_order": is_fortran, "shape": shape}
-    )
+    npy.write_array_header_1_0(text, {"descr": npy.dtype_to_descr(dtype), "fortran_order": is_fortran, "shape": shape})
     write_all(file, text.getbuffer())
     return StoredArray("the result", file, shape, dtype, is_fortran, file.tell())
 
 
 @contextmanager
 def replacing(target: str) -> Iterator[io.FileIO]:
-    """A new file beside the target, which takes its place at the end, or is removed if anything fails.
+    """Open a new file beside the target, which takes its place at the end, or goes if anything fails.
 
     A symbolic link is followed. A file that is there keeps its permissions; a new one has the usual ones.
     """
@@ -290,7 +286,7 @@ def replacing(target: str) -> Iterator[io.FileIO]:
 def new_file(path: Path, name: str, mode: int) -> io.FileIO:
     """Create a file, with these permissions less the umask."""
     try:
-        return open(path, "xb", buffering=0, opener=partial(os.open, mode=mode))  # noqa: PTH123, SIM115 (as in opened)
+        return open(path, "xb", buffering=0, opener=partial(os.open, mode=mode))
     except OSError as error:
         raise UnusableFileError(
             f"{name} cannot be written: its directory {str(path.parent)!r} takes no new file: {error.strerror}"
@@ -298,7 +294,7 @@ def new_file(path: Path, name: str, mode: int) -> io.FileIO:
 
 
 def replaceable_mode(path: Path, target: str) -> int | None:
-    """The permissions of the file that is to be replaced; None if there is none."""
+    """Tell the permissions of the file that is to be replaced; None if there is none."""
     if path.is_dir() or target.endswith(os.sep):
         raise UnusableFileError(f"{target!r} names a directory; give the name of a file to write")
     try:

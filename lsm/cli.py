@@ -1,2 +1,301 @@
-def main() -> int:
+"""The command `lsm`: which backends there are, who would serve a call, and log-softmax of files."""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import textwrap
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+import lsm
+from lsm import _apply
+from lsm._dispatch import OPERATIONS
+from lsm.backends import cython_
+
+STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
+
+_STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class _StoppedError(BaseException):
+    """A signal asked the command to end; not an Exception, so that nothing on the way takes it for a failure."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `lsm`.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments, without the name of the command; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code: 0; 1 for a failure on the way, 2 for arguments or files that cannot be used,
+        128 plus the number of the signal that ended it.
+    """
+    with _stop_signals(), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Parse the arguments and run what they ask for; an error becomes a line and an exit code."""
+    try:
+        code = _parsed_and_run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except (_StoppedError, KeyboardInterrupt) as stop:
+        number = stop.args[0] if isinstance(stop, _StoppedError) else signal.SIGINT
+        return _failed(STOPPED + number, f"stopped by {signal.Signals(number).name}; nothing was changed")
+    except (lsm.LsmError, TypeError, ValueError) as error:
+        return _failed(MISUSED, str(error))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        _discard_output()
+        return STOPPED + 13  # SIGPIPE
+    except OSError as error:
+        _discard_output()
+        return _failed(FAILED, str(error))
+    except Exception as error:  # of a third-party backend, or MemoryError
+        return _failed(FAILED, f"{type(error).__name__}: {error}")
+
+
+def _parsed_and_run(argv: Sequence[str] | None) -> int:
+    """Run the command that the arguments name."""
+    try:
+        args = _parser().parse_args(argv)
+        return int(args.run(args))
+    except SystemExit as stop:  # argparse has said what there is to say
+        return int(stop.code or 0)
+
+
+def _failed(code: int, message: str) -> int:
+    """Say what is wrong on one line, and give the code back."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(f"lsm: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning as a line, without the place in lsm's source, which helps no one here."""
+    if sys.stderr is not None:
+        print(f"lsm: warning: {message}", file=sys.stderr)
+
+
+def _discard_output() -> None:
+    """Send what cannot be written nowhere, or Python's own flush at exit would complain of it."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # a stdout that is not a file
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """Let the signals that ask a process to end raise, so that no temporary file is left behind."""
+
+    def stop(number: int, _: Any) -> None:
+        for other in ours:
+            signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the tidying up
+        raise _StoppedError(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    # One that is ignored stays so: nohup and the shell's & rely on it.
+    ours = [number for number in _STOPS if is_main and signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, stop) for number in ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the arguments that `lsm` takes."""
+    parser = argparse.ArgumentParser(prog="lsm", description="log-softmax and its gradient.")
+    parser.add_argument("--version", action="version", version=f"lsm {lsm.__version__}")
+
+    def show_help(_: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=show_help)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    about = "list every backend, its state, and the reason for it (loads plugins, which runs their code)"
+    backends = commands.add_parser("backends", help=about, description=about)
+    backends.add_argument("--json", action="store_true", help="as one JSON object")
+    backends.set_defaults(run=_backends)
+
+    about = "tell who would serve a call and why, and why not the others; exit code 1 if nobody would"
+    explain = commands.add_parser("explain", help=about, description=about)
+    explain.add_argument("--dtype", type=_dtype, required=True, help="dtype of the array, such as float32")
+    explain.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it is (default: cpu)")
+    _add_common(explain)
+    explain.set_defaults(run=_explain)
+
+    about = "apply log-softmax or its gradient to a .npy file of any size, and write a .npy file"
+    apply = commands.add_parser(
+        "apply",
+        help=about,
+        description=about,
+        epilog="For log_softmax_backward IN is the gradient by the output, and --output is the output itself: "
+        "lsm apply --op log_softmax_backward GRAD.npy OUT.npy --output Y.npy",
+    )
+    apply.add_argument("input", metavar="IN", help=".npy file: x, or for log_softmax_backward grad_output")
+    apply.add_argument("target", metavar="OUT", help=".npy file to write, or to replace; may be IN")
+    apply.add_argument("--output", metavar="Y", help=".npy file: what log_softmax gave (for log_softmax_backward)")
+    apply.add_argument(
+        "--axis",
+        type=_axis,
+        default=-1,
+        help="the axis of the classes (default: -1); several as --axis=-2,-1; 'all' for all",
+    )
+    apply.add_argument("--dtype", help="dtype of the result (default: that of x; for log_softmax)")
+    _add_common(apply)
+    apply.set_defaults(run=_apply_to_files, usage_error=apply.error)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--op", choices=OPERATIONS, default="log_softmax", help="default: log_softmax")
+    parser.add_argument("--backend", metavar="NAME", help="this backend and no other")
+
+
+def _dtype(text: str) -> np.dtype[Any]:
+    """Find a dtype by its name."""
+    try:
+        return np.dtype(import_module("ml_dtypes").bfloat16 if text == "bfloat16" else text)
+    except (TypeError, ValueError, SyntaxError, ImportError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a dtype ({error}); give one such as float32") from error
+
+
+def _axis(text: str) -> int | tuple[int, ...] | None:
+    """'-1', '0,2' or 'all' as `lsm.log_softmax` takes it."""
+    if text == "all":
+        return None
+    try:
+        axes = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: an int, ints with commas between, or all") from error
+    return axes if len(axes) > 1 else axes[0]
+
+
+def _backends(args: argparse.Namespace) -> int:
+    """`lsm backends`."""
+    warnings.simplefilter("ignore", lsm.PluginWarning)  # the list says the same
+    report = {
+        "lsm": lsm.__version__,
+        "kernels": _kernel_level(),
+        "num_threads": lsm.get_num_threads(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("LSM_")},
+        "backends": [info._asdict() for info in lsm.list_backends()],
+    }
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(_report_lines(report, shutil.get_terminal_size().columns)))
     return 0
+
+
+def _kernel_level() -> str | None:
+    """Tell the instruction level of the compiled kernels; None if they cannot be used."""
+    try:
+        return str(cython_.kernels()["level"])
+    except lsm.BackendUnavailableError:
+        return None
+
+
+def _report_lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
+    """Lay the report out for a reader: who and where in columns, the reason and the file below."""
+    yield f"lsm {report['lsm']}, kernels: {report['kernels'] or 'none'}, threads: {report['num_threads']}"
+    for name, value in report["environment"].items():
+        yield f"{name}={value}"
+    yield ""
+    heads = {"name": "NAME", "state": "STATE", "origin": "FROM", "devices": "DEVICES"}
+    rows = [heads | {"dtypes": "DTYPES", "reason": "", "file": ""}]
+    for info in report["backends"]:
+        texts = {key: ", ".join(info[key]) or "-" for key in ("devices", "dtypes")}
+        rows.append(info | texts | {"origin": f"{info['distribution']} {info['version']}".strip()})
+    widths = {key: max(len(row[key]) for row in rows) for key in heads}
+    below = " " * (widths["name"] + 2)
+    for row in rows:
+        start = "".join(f"{row[key]:<{width}}  " for key, width in widths.items())
+        # A column for the dtypes that is too narrow to read would be worse than a line that is too long.
+        yield from textwrap.wrap(
+            row["dtypes"],
+            max(n_columns, len(start) + 24),
+            initial_indent=start,
+            subsequent_indent=" " * len(start),
+        )
+        yield from textwrap.wrap(
+            row["reason"], max(n_columns, 40), initial_indent=below, subsequent_indent=below, break_on_hyphens=False
+        )
+        if row["file"]:
+            yield below + row["file"]  # never wrapped, so that it can be copied
+
+
+def _explain(args: argparse.Namespace) -> int:
+    """`lsm explain`."""
+    warnings.simplefilter("ignore", lsm.PluginWarning)  # as in _backends
+    maker: Any = np
+    if args.device == "cuda":
+        try:
+            maker = import_module("cupy")
+        except ImportError as error:
+            raise lsm.BackendUnavailableError(f"--device cuda needs CuPy, which cannot be imported: {error}") from error
+    decision = lsm.explain(maker.zeros(1, args.dtype), args.op, backend=args.backend)
+    print(decision)
+    return 0 if decision.winner else FAILED
+
+
+def _apply_to_files(args: argparse.Namespace) -> int:
+    """`lsm apply`."""
+    options = {"axis": args.axis, "backend": args.backend}
+    if args.op == "log_softmax_backward":
+        if args.output is None:
+            args.usage_error("log_softmax_backward needs --output Y.npy, what log_softmax gave; IN is its gradient")
+        if args.dtype is not None:
+            args.usage_error("--dtype is for log_softmax; the gradient has the dtype of its inputs")
+        inputs = [args.input, args.output]
+    else:
+        if args.output is not None:
+            args.usage_error("--output is for --op log_softmax_backward; the result goes to OUT")
+        if args.dtype == "bfloat16":
+            args.usage_error("--dtype: .npy files cannot hold bfloat16; give float32, which holds it exactly")
+        inputs = [args.input]
+        options["dtype"] = args.dtype
+    _apply.apply(args.op, inputs, args.target, _progress, **options)
+    return 0
+
+
+@contextmanager
+def _progress(n_bytes: int) -> Iterator[Callable[[int], Any]]:
+    """Show a progress bar, where somebody looks and tqdm is installed."""
+    tqdm = None
+    if sys.stderr is not None and sys.stderr.isatty():
+        with suppress(ImportError):
+            tqdm = import_module("tqdm").tqdm
+    if tqdm is None:
+        yield lambda _: None
+    else:
+        size = shutil.get_terminal_size()  # tqdm itself shows nothing on a terminal that says its size is 0
+        shape = {"ncols": size.columns, "nrows": size.lines}
+        with tqdm(total=n_bytes, unit="B", unit_scale=True, unit_divisor=1024, **shape) as bar:
+            yield bar.update

@@ -1,0 +1,842 @@
+"""The command `lsm`: files of every kind give the right bits or one clear line, and nothing is left half done."""
+
+import errno
+import io
+import json
+import os
+import pty
+import select
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+import types
+import warnings
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import lsm
+from lsm import _apply
+from lsm.cli import main
+
+IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def run(*args, **options):
+    """The command as a user starts it."""
+    command = [sys.executable, "-m", "lsm", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def drive(code, *args, **options):
+    """A process that runs `code` first, then the command."""
+    script = f"import sys, lsm\nfrom lsm import _apply, cli\n{code}\nsys.exit(cli.main())"
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], stderr=subprocess.PIPE, **options)
+
+
+def saved(array):
+    """What numpy.save would write, byte for byte."""
+    text = io.BytesIO()
+    np.save(text, array)
+    return text.getvalue()
+
+
+def refused(capsys, *args):
+    """The one line that the command says when it refuses to work."""
+    assert main([str(arg) for arg in args]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("lsm: error: ")
+    return shown.err
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 8 elements, so that small files have many."""
+    monkeypatch.setattr(_apply, "BLOCK_BYTES", 64)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty directory to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# What is computed
+
+
+SHAPES = [(7,), (50, 3), (3, 50), (5, 4, 6), (2, 3, 2, 5), (1, 40), (40, 1), (2, 1, 9)]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_apply_gives_the_bits_of_the_whole_array(work, small_blocks, rng, shape, order):
+    x = np.asarray(rng.normal(size=shape) * 9, np.float32, order=order)
+    np.save("x.npy", x)
+    for axis in range(-len(shape), len(shape)):
+        assert main(["apply", "x.npy", "y.npy", "--axis", str(axis)]) == 0
+        assert (work / "y.npy").read_bytes() == saved(lsm.log_softmax(x, axis))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("text", "axis"), [("0,2", (0, 2)), ("-1,-2", (-1, -2)), ("all", None)])
+def test_several_axes(work, small_blocks, rng, text, axis, order):
+    x = np.asarray(rng.normal(size=(4, 5, 6)), np.float32, order=order)
+    np.save("x.npy", x)
+    assert main(["apply", "x.npy", "y.npy", f"--axis={text}"]) == 0
+    y = np.load("y.npy")
+    assert y.tobytes() == lsm.log_softmax(x, axis).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "longdouble", "|b1", "<i4", ">u8", "|u1"])
+def test_dtypes_and_byte_orders(work, small_blocks, rng, dtype):
+    x = (rng.normal(size=(20, 3)) * 5).astype("i8").astype(dtype) if dtype[1] in "biu" else rng.normal(size=(20, 3))
+    x = x.astype(dtype)
+    np.save("x.npy", x)
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    if dtype == "longdouble":  # its padding is whatever was in memory
+        np.testing.assert_array_equal(np.load("y.npy"), lsm.log_softmax(x), strict=True)
+    else:
+        assert (work / "y.npy").read_bytes() == saved(lsm.log_softmax(x))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (2, 0, 4), (1,), (1, 1)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_scalars_and_empty_arrays(work, small_blocks, shape, order):
+    x = np.ones(shape, np.float32, order=order)
+    np.save("x.npy", x)
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    y = np.load("y.npy")
+    assert (y.shape, y.dtype, y.tobytes()) == (x.shape, x.dtype, lsm.log_softmax(x).tobytes())
+
+
+def test_dtype_and_backend(work, small_blocks, rng):
+    x = rng.normal(size=(20, 7)).astype(np.float16)
+    np.save("x.npy", x)
+    assert main(["apply", "x.npy", "y.npy", "--dtype", "float64", "--backend", "numpy"]) == 0
+    assert (work / "y.npy").read_bytes() == saved(lsm.log_softmax(x, dtype=np.float64, backend="numpy"))
+
+
+def test_the_backend_is_the_one_asked_for(work, monkeypatch):
+    seen = []
+    original = lsm.log_softmax
+    monkeypatch.setattr(lsm, "log_softmax", lambda x, **kw: seen.append(kw["backend"]) or original(x, **kw))
+    np.save("x.npy", np.ones((2, 2)))
+    assert main(["apply", "x.npy", "y.npy", "--backend", "numpy"]) == 0
+    assert set(seen) == {"numpy"}
+
+
+@pytest.mark.parametrize("orders", ["CC", "CF", "FC", "FF"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_backward(work, small_blocks, rng, orders, axis):
+    y = np.asarray(lsm.log_softmax(rng.normal(size=(5, 4, 6)).astype(np.float32), axis), order=orders[1])
+    dy = np.asarray(rng.normal(size=y.shape), ">f8", order=orders[0])
+    np.save("y.npy", y)
+    np.save("dy.npy", dy)
+    command = ["apply", "--op", "log_softmax_backward", "dy.npy", "dx.npy", "--output", "y.npy", "--axis", str(axis)]
+    assert main(command) == 0
+    expected = lsm.log_softmax_backward(dy, y, axis)
+    dx = np.load("dx.npy")
+    assert dx.dtype == expected.dtype == np.float64
+    assert dx.tobytes() == expected.tobytes()
+    assert (work / "dx.npy").read_bytes() == saved(np.asarray(expected, order=orders[0]))
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("is_fortran", [False, True])
+@pytest.mark.parametrize(("shape", "axes"), [((9, 3), (1,)), ((3, 9), (0,)), ((4, 3, 5), (1,)), ((4, 3, 5), (0, 2))])
+def test_blocks_cover_every_frame_once_and_stay_small(small_blocks, shape, axes, is_fortran):
+    count = np.zeros(shape, int)
+    n_classes = np.prod([shape[axis] for axis in axes])
+    n_blocks = 0
+    for index in _apply.blocks(shape, axes, is_fortran):
+        count[index] += 1
+        assert all(count[index].shape[axis] == shape[axis] for axis in axes)
+        assert count[index].size <= max(8, n_classes)
+        n_blocks += 1
+    assert (count == 1).all()
+    assert n_blocks > 1
+
+
+def test_a_file_is_worked_on_in_blocks_of_the_size_told(work, monkeypatch):
+    sizes = []
+    original = lsm.log_softmax
+    monkeypatch.setattr(lsm, "log_softmax", lambda x, **kw: sizes.append(x.size) or original(x, **kw))
+    monkeypatch.setattr(_apply, "BLOCK_BYTES", 8 * 30)
+    np.save("x.npy", np.ones((10, 10), np.float32))
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    assert sizes == [0, 30, 30, 30, 10]  # the first call finds what would be refused
+
+
+@pytest.mark.parametrize("axis", ["0", "1"])
+def test_memory_does_not_grow_with_the_file(work, monkeypatch, axis):
+    monkeypatch.setattr(_apply, "BLOCK_BYTES", 2**20)
+    np.save("x.npy", np.ones((4096, 2048), np.float32))  # 32 MiB, 64 blocks
+    main(["apply", "x.npy", "y.npy", "--axis", axis])  # whatever is made once
+    tracemalloc.start()
+    try:
+        assert main(["apply", "x.npy", "y.npy", "--axis", axis]) == 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
+def test_resident_memory_does_not_grow_with_the_file(work):
+    np.save("small.npy", np.ones((2048, 1024), np.float32))
+    np.save("x.npy", np.ones((2**15, 1024), np.float32))  # 128 MiB
+    code = (
+        "import resource\n_apply.BLOCK_BYTES = 4 * 2**20\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "cli.main(['apply', 'small.npy', 'y.npy']); before = peak()\n"
+        "assert cli.main(['apply', 'x.npy', 'y.npy']) == 0\n"
+        "assert peak() - before < 24, (before, peak())\n"
+    )
+    process = drive(code, "--version", stdout=subprocess.DEVNULL)
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 0
+
+
+def test_a_read_or_write_that_takes_only_some_bytes_is_continued(work, monkeypatch, rng):
+    class Reluctant(io.FileIO):
+        def readinto(self, data):
+            return super().readinto(data[:5])
+
+        def write(self, data):
+            return super().write(data[:5])
+
+    x = rng.normal(size=(6, 4))
+    np.save("x.npy", x)
+    real = open
+
+    def reluctant(path, mode, buffering, opener=None):
+        real(path, mode).close()
+        return Reluctant(path, "r" if mode == "rb" else "w")
+
+    monkeypatch.setattr(_apply, "open", reluctant, raising=False)
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    assert (work / "y.npy").read_bytes() == saved(lsm.log_softmax(x))
+
+
+# Where the result goes
+
+
+@pytest.mark.parametrize("link", [None, "symbolic", "hard"])
+def test_the_result_may_replace_the_input(work, small_blocks, rng, link):
+    x = rng.normal(size=(30, 4))
+    np.save("x.npy", x)
+    target = work / ("y.npy" if link else "x.npy")
+    if link == "symbolic":
+        target.symlink_to("x.npy")
+    elif link == "hard":
+        os.link("x.npy", target)
+    assert main(["apply", "x.npy", target.name]) == 0
+    assert np.load(target).tobytes() == lsm.log_softmax(x).tobytes()
+    assert target.is_symlink() == (link == "symbolic")
+    if link == "hard":
+        assert np.load("x.npy").tobytes() == x.tobytes()
+
+
+def test_the_gradient_may_replace_the_output(work, small_blocks, rng):
+    y = lsm.log_softmax(rng.normal(size=(30, 4)))
+    dy = rng.normal(size=y.shape)
+    np.save("y.npy", y)
+    np.save("dy.npy", dy)
+    assert main(["apply", "--op", "log_softmax_backward", "dy.npy", "y.npy", "--output", "y.npy"]) == 0
+    assert np.load("y.npy").tobytes() == lsm.log_softmax_backward(dy, y).tobytes()
+
+
+def test_a_link_into_another_directory_is_followed(work):
+    np.save("x.npy", np.ones((2, 2)))
+    (work / "d").mkdir()
+    (work / "y.npy").symlink_to("d/new.npy")
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    assert (work / "y.npy").is_symlink()
+    assert np.load("d/new.npy").shape == (2, 2)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_permissions_follow_the_umask(work, mask):
+    np.save("x.npy", np.ones((2, 2)))
+    before = os.umask(mask)
+    try:
+        assert main(["apply", "x.npy", "y.npy"]) == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((work / "y.npy").stat().st_mode) == 0o666 & ~mask
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions(work):
+    np.save("x.npy", np.ones((2, 2)))
+    (work / "x.npy").chmod(0o640)
+    before = os.umask(0o077)
+    try:
+        assert main(["apply", "x.npy", "x.npy"]) == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((work / "x.npy").stat().st_mode) == 0o640
+
+
+def test_a_relative_name_and_a_name_of_the_greatest_length(work):
+    np.save("x.npy", np.ones((2, 2)))
+    name = "y" * 251 + ".npy"
+    assert main(["apply", "./x.npy", name]) == 0
+    assert np.load(name).shape == (2, 2)
+
+
+def test_the_contents_are_on_the_disk_before_the_name(work, monkeypatch):
+    steps = []
+    monkeypatch.setattr(os, "fsync", lambda fd: steps.append((work / "y.npy").exists()))
+    np.save("x.npy", np.ones((2, 2)))
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    assert steps == [False]
+
+
+@pytest.mark.parametrize("target", [".", "d", "", "new/", "missing/y.npy", "x.npy/y.npy", "fifo", os.devnull, "loop"])
+def test_targets_that_are_no_file(work, capsys, target):
+    np.save("x.npy", np.ones((2, 2)))
+    (work / "d").mkdir()
+    os.mkfifo("fifo")
+    (work / "loop").symlink_to("loop")
+    before = sorted(work.rglob("*"))
+    assert repr(target) in refused(capsys, "apply", "x.npy", target)
+    assert sorted(work.rglob("*")) == before
+    assert not stat.S_ISREG(Path(os.devnull).stat().st_mode)
+
+
+@pytest.fixture
+def nobodys(monkeypatch):
+    """A directory that everybody may use; pytest's own are closed to other users."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        monkeypatch.chdir(name)
+        yield Path(name)
+
+
+def test_files_without_permission(nobodys):
+    np.save("x.npy", np.ones((2, 2)))
+    np.save("secret.npy", np.ones((2, 2)))
+    (nobodys / "secret.npy").chmod(0o200)
+    np.save("fixed.npy", np.zeros((2, 2)))
+    (nobodys / "fixed.npy").chmod(0o444)
+    (nobodys / "closed").mkdir(mode=0o555)
+    # Root may do everything. What is imported late is imported before, since Python may be root's alone.
+    drop = "import locale, os; os.setuid(65534)" if IS_ROOT else ""
+    assert drive(drop, "apply", "x.npy", "y.npy").communicate(timeout=30) == (None, b"")
+    (nobodys / "y.npy").unlink()
+    for args, named in (
+        (["secret.npy", "y.npy"], "secret.npy"),
+        (["x.npy", "fixed.npy"], "fixed.npy"),
+        (["x.npy", "closed/y.npy"], "closed/y.npy"),
+    ):
+        process = drive(drop, "apply", *args)
+        said = process.communicate(timeout=30)[1].decode()
+        assert process.returncode == 2
+        assert said.startswith(f"lsm: error: '{named}' cannot be ")
+        assert said.count("\n") == 1
+    assert (np.load("fixed.npy") == 0).all()
+    assert sorted(path.name for path in nobodys.iterdir()) == ["closed", "fixed.npy", "secret.npy", "x.npy"]
+
+
+# Files that cannot be used
+
+
+def with_header(text, data=b"", version=1):
+    text = text.encode("latin1") if isinstance(text, str) else text
+    size = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text + data
+
+
+def described(descr="'<f4'", shape="(3,)", order="False"):
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}\n"
+
+
+HOSTILE = {
+    "empty": (b"", "is empty"),
+    "one byte": (b"\x93", "no .npy file"),
+    "magic only": (b"\x93NUMPY", "header"),
+    "text": (b"hello, world\n", "no .npy file"),
+    "npz": (b"PK\x03\x04" + bytes(100), ".npz archive"),
+    "version": (b"\x93NUMPY\x09\x00" + bytes(50), "header"),
+    "header beyond the file": (b"\x93NUMPY\x01\x00\xff\xff{", "header"),
+    "huge header": (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{", "header"),
+    "no literal": (with_header("__import__('os').system('touch owned')\n"), "header"),
+    "not a dict": (with_header("[1, 2]\n"), "header"),
+    "missing key": (with_header("{'descr': '<f4', 'shape': (3,)}\n"), "header"),
+    "nested": (with_header("(" * 5000 + ")" * 5000 + "\n"), "header"),
+    "long int": (with_header(described(shape="(" + "9" * 5000 + ",)")), "header"),
+    "long text": (with_header("'" + "x" * 9000 + "\n"), "header"),
+    "odd escapes": (with_header("{'\\d': 1}\n"), "header"),
+    "binary": (with_header(bytes(range(256))), "header"),
+    "bad dtype": (with_header(described("'<q9'")), "header"),
+    "bad order": (with_header(described(order="7")), "header"),
+    "negative": (with_header(described(shape="(-1, 3)"), bytes(12)), "header"),
+    "two negatives": (with_header(described(shape="(-1, -3)"), bytes(12)), "header"),
+    "huge": (with_header(described(shape="(99999999999,)"), bytes(12)), "cut short"),
+    "too huge": (with_header(described(shape="(2**70,)"), bytes(12)), "header"),
+    "overflow": (with_header(described(shape=f"({2**32}, {2**32}, {2**32})"), bytes(12)), "header"),
+    "empty and huge": (with_header(described(shape=f"(0, {2**70})")), "header"),
+    "many axes": (with_header(described(shape=f"({'1, ' * 70})"), bytes(4)), "header"),
+    "cut short": (with_header(described(), bytes(11)), "cut short"),
+    "no data": (with_header(described()), "cut short"),
+    "objects": (with_header(described("'|O'"), b"\x80\x04."), "pickled"),
+    "objects within": (with_header(described("[('a', '|O')]"), b"\x80\x04."), "pickled"),
+    "subarray": (with_header(described("('<f4', (3,))"), bytes(36)), "elements that are arrays"),
+    "structured": (with_header(described("[('a', '<f4'), ('b', '<f4')]"), bytes(24)), "structured"),
+    "complex": (with_header(described("'<c8'"), bytes(24)), "complex64"),
+    "text array": (with_header(described("'<U2'"), bytes(24)), "text"),
+    "void": (with_header(described("'|V3'"), bytes(9)), "not accepted"),
+    "times": (with_header(described("'<M8[s]'"), bytes(24)), "not accepted"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files(work, capsys, case):
+    contents, said = HOSTILE[case]
+    (work / "x.npy").write_bytes(contents)
+    line = refused(capsys, "apply", "x.npy", "y.npy")
+    assert "'x.npy'" in line
+    assert said in line
+    assert len(line) < 500
+    assert [path.name for path in work.iterdir()] == ["x.npy"]
+
+
+@pytest.mark.parametrize("contents", [HOSTILE["nested"][0], HOSTILE["text"][0], HOSTILE["no data"][0]])
+def test_hostile_files_in_a_process_of_its_own(work, contents):
+    (work / "x.npy").write_bytes(contents)
+    result = run("apply", "x.npy", "y.npy")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith("lsm: error: 'x.npy'")
+
+
+def test_real_objects_archives_and_bfloat16(work, capsys):
+    np.save("objects.npy", np.array([1, "a"], object), allow_pickle=True)
+    np.savez("x.npz", np.ones(3))
+    np.save("b.npy", np.ones(3, ml_dtypes.bfloat16))
+    assert "pickled" in refused(capsys, "apply", "objects.npy", "y.npy")
+    assert ".npz archive" in refused(capsys, "apply", "x.npz", "y.npy")
+    line = refused(capsys, "apply", "b.npy", "y.npy")
+    assert "bfloat16" in line
+    assert "astype(numpy.float32)" in line
+
+
+@pytest.mark.parametrize("name", ["missing.npy", "d", "fifo", "loop", "x.npy/x", "new\nline.npy", ""])
+def test_inputs_that_are_no_file(work, capsys, name):
+    np.save("x.npy", np.ones(3))
+    (work / "d").mkdir()
+    os.mkfifo("fifo")
+    (work / "loop").symlink_to("loop")
+    assert repr(name) in refused(capsys, "apply", name, "y.npy")
+
+
+def test_trailing_bytes_and_headers_of_version_2_are_taken(work, rng):
+    x = rng.normal(size=3)
+    (work / "x.npy").write_bytes(with_header(described("'<f8'"), x.tobytes() + b"more", version=2))
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    assert (work / "y.npy").read_bytes() == saved(lsm.log_softmax(x))
+
+
+def test_a_file_of_python_2_is_taken_without_a_word(work, capsys):
+    (work / "x.npy").write_bytes(with_header(described(shape="(3L,)"), bytes(12)))
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+# What lsm itself refuses
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--axis", "2"], "axis 2 is out of bounds"),
+        (["--axis=0,0"], "names an axis twice"),
+        (["--backend", "nobody"], "no backend is named 'nobody'"),
+        (["--dtype", "int32"], "int32 cannot hold log-probabilities"),
+        (["--dtype", "nonsense"], "'nonsense' is not a dtype"),
+        (["--dtype", "longdouble", "--backend", "cython"], "'numpy' would serve it"),
+    ],
+)
+def test_what_lsm_refuses_is_a_line(work, capsys, args, said):
+    np.save("x.npy", np.ones((2, 2), np.float32))
+    assert said in refused(capsys, "apply", "x.npy", "y.npy", *args)
+    assert [path.name for path in work.iterdir()] == ["x.npy"]
+
+
+def test_shapes_that_differ_name_both_files(work, capsys):
+    np.save("dy.npy", np.ones((2, 3)))
+    np.save("y.npy", np.ones((3, 2)))
+    line = refused(capsys, "apply", "--op", "log_softmax_backward", "dy.npy", "dx.npy", "--output", "y.npy")
+    for part in ("'dy.npy'", "'y.npy'", "(2, 3)", "(3, 2)"):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["nonsense"], "invalid choice"),
+        (["apply", "x.npy"], "OUT"),
+        (["apply", "x.npy", "y.npy", "--op", "log_softmax_backward"], "needs --output"),
+        (["apply", "x.npy", "y.npy", "--output", "z.npy"], "--output is for"),
+        (["apply", "a", "b", "--op", "log_softmax_backward", "--output", "y", "--dtype", "float32"], "--dtype is for"),
+        (["apply", "x.npy", "y.npy", "--dtype", "bfloat16"], "cannot hold bfloat16"),
+        (["apply", "x.npy", "y.npy", "--axis", "first"], "accepted: an int"),
+        (["explain"], "--dtype"),
+        (["explain", "--dtype", "nonsense"], "is not a dtype"),
+        (["explain", "--dtype", "float32", "--op", "sin"], "invalid choice"),
+    ],
+)
+def test_usage_errors(work, capsys, args, said):
+    assert main(args) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert said in shown.err
+
+
+def test_a_setting_that_is_not_understood_is_a_line(work):
+    np.save("x.npy", np.ones(3))
+    for args in (["backends"], ["explain", "--dtype", "float32"], ["apply", "x.npy", "y.npy"]):
+        result = run(*args, env=os.environ | {"LSM_PLUGINS": "maybe"})
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == "lsm: error: LSM_PLUGINS is 'maybe'; accepted: 'on', 'off'\n"
+
+
+# What goes wrong on the way
+
+
+def broken(error):
+    """A log_softmax that fails on its second block."""
+    original, calls = lsm.log_softmax, []
+
+    def function(x, **options):
+        calls.append(x)
+        if len(calls) == 3:
+            raise error
+        return original(x, **options)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RuntimeError("a plugin is broken"), 1, "RuntimeError: a plugin is broken"),
+        (MemoryError("too large"), 1, "MemoryError: too large"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+        (lsm.LsmError("something"), 2, "something"),
+        (KeyboardInterrupt(), 130, "SIGINT"),
+    ],
+)
+def test_an_error_on_the_way_leaves_nothing(work, small_blocks, monkeypatch, capsys, error, code, said):
+    np.save("x.npy", np.ones((20, 4)))
+    (work / "y.npy").write_bytes(b"old")
+    monkeypatch.setattr(lsm, "log_softmax", broken(error))
+    assert main(["apply", "x.npy", "y.npy"]) == code
+    shown = capsys.readouterr()
+    assert shown.err.startswith("lsm: error: ")
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+    assert sorted(path.name for path in work.iterdir()) == ["x.npy", "y.npy"]
+    assert (work / "y.npy").read_bytes() == b"old"
+
+
+def test_a_disk_that_is_full(work):
+    np.save("x.npy", np.ones((1000, 100)))
+    (work / "y.npy").write_bytes(b"old")
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); _apply.BLOCK_BYTES = 8000"
+    process = drive(code, "apply", "x.npy", "y.npy")
+    line = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 1
+    assert line.startswith("lsm: error: ")
+    assert os.strerror(errno.EFBIG) in line
+    assert line.count("\n") == 1
+    assert sorted(path.name for path in work.iterdir()) == ["x.npy", "y.npy"]
+    assert (work / "y.npy").read_bytes() == b"old"
+
+
+def test_an_input_that_becomes_shorter(work, small_blocks, monkeypatch, capsys):
+    np.save("x.npy", np.ones((2000, 4)))
+    original, calls = lsm.log_softmax, []
+
+    def shorten(x, **options):
+        calls.append(x)
+        if len(calls) == 3:
+            os.truncate("x.npy", 1000)
+        return original(x, **options)
+
+    monkeypatch.setattr(lsm, "log_softmax", shorten)
+    assert main(["apply", "x.npy", "y.npy"]) == 1
+    assert capsys.readouterr().err == "lsm: error: 'x.npy' became shorter while it was read\n"
+    assert [path.name for path in work.iterdir()] == ["x.npy"]
+
+
+SLOW = (
+    "import time\n_apply.BLOCK_BYTES = 800\noriginal = lsm.log_softmax\n"
+    "def slow(x, **kw):\n    time.sleep(0.01)\n    return original(x, **kw)\n"
+    "lsm.log_softmax = slow\n"
+)
+
+
+def stop_in_the_middle(work, number, code=SLOW):
+    """Send a signal to an `lsm apply` that has begun to write; the process and what it said."""
+    np.save("x.npy", np.ones((20_000, 50)))
+    (work / "y.npy").write_bytes(b"old")
+    process = drive(code, "apply", "x.npy", "y.npy")
+    end = time.monotonic() + 30
+    while not any(path.stat().st_size > 2000 for path in work.glob(".lsm-*.tmp")):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    return process, process.communicate(timeout=30)[1].decode()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_leaves_nothing(work, name, code):
+    process, said = stop_in_the_middle(work, getattr(signal, name))
+    assert process.returncode == code
+    assert said == f"lsm: error: stopped by {name}; nothing was changed\n"
+    assert sorted(path.name for path in work.iterdir()) == ["x.npy", "y.npy"]
+    assert (work / "y.npy").read_bytes() == b"old"
+
+
+def test_a_second_signal_does_not_stop_the_tidying_up(work):
+    code = SLOW + (
+        "import os, signal, pathlib\nremove = pathlib.Path.unlink\n"
+        "def interrupted(path, **kw):\n    os.kill(os.getpid(), signal.SIGINT)\n    remove(path, **kw)\n"
+        "pathlib.Path.unlink = interrupted\n"
+    )
+    process, _ = stop_in_the_middle(work, signal.SIGTERM, code)
+    assert process.returncode == 143
+    assert sorted(path.name for path in work.iterdir()) == ["x.npy", "y.npy"]
+
+
+def test_kill_leaves_the_old_result(work):
+    process, _ = stop_in_the_middle(work, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert (work / "y.npy").read_bytes() == b"old"
+    assert len(list(work.iterdir())) == 3
+
+
+def test_a_signal_that_is_ignored_stays_so(work):
+    code = "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + SLOW.replace(
+        "time.sleep(0.01)", "os.kill(os.getpid(), signal.SIGHUP)"
+    )
+    np.save("x.npy", np.ones((10, 50)))
+    process = drive(code, "apply", "x.npy", "y.npy")
+    assert process.communicate(timeout=30)[1] == b""
+    assert process.returncode == 0
+    assert np.load("y.npy").shape == (10, 50)
+
+
+def test_the_handlers_of_the_caller_come_back(work):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    show = warnings.showwarning
+    assert main(["--version"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert warnings.showwarning is show
+
+
+# What is shown
+
+
+def on_terminal(*args, code=""):
+    """The command on a pseudo-terminal, one that does not tell its width: exit code and all that it showed."""
+    environ = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    ours, theirs = pty.openpty()
+    script = f"import sys, lsm\nfrom lsm import _apply, cli\n{code}\nsys.exit(cli.main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, args)],
+        stdout=theirs,
+        stderr=theirs,
+        env=environ,
+    )
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 30)[0]:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # EIO: the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    return process.wait(timeout=30), shown.decode()
+
+
+def test_a_progress_bar_on_a_terminal(work):
+    np.save("x.npy", np.ones((64, 2**11)))  # 1 MiB
+    code, shown = on_terminal("apply", "x.npy", "y.npy", code="_apply.BLOCK_BYTES = 2**16")
+    assert code == 0
+    assert "100%" in shown
+    assert "1.00M/1.00M" in shown
+    assert np.load("y.npy").shape == (64, 2**11)
+
+
+def test_no_progress_bar_elsewhere(work):
+    np.save("x.npy", np.ones((64, 2**11)))
+    result = run("apply", "x.npy", "y.npy")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_no_progress_bar_without_tqdm(work):
+    np.save("x.npy", np.ones((4, 4)))
+    assert on_terminal("apply", "x.npy", "y.npy", code="sys.modules['tqdm'] = None") == (0, "")
+    assert np.load("y.npy").shape == (4, 4)
+
+
+def test_backends(capsys, monkeypatch):
+    monkeypatch.setenv("LSM_TEST_ONLY", "shown")
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["backends"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"lsm {lsm.__version__}, kernels: ")
+    assert f"threads: {lsm.get_num_threads()}" in lines[0]
+    assert "LSM_TEST_ONLY=shown" in lines
+    head = next(line for line in lines if line.startswith("NAME"))
+    row = next(line for line in lines if line.startswith("numpy "))
+    for title, text in (
+        ("STATE", "loaded"),
+        ("FROM", f"lsm {lsm.__version__}"),
+        ("DEVICES", "cpu"),
+        ("DTYPES", "float16"),
+    ):
+        assert row[head.index(title) :].startswith(text)
+    for info in lsm.list_backends():
+        assert any(line.strip() == info.file for line in lines)
+
+
+@pytest.mark.parametrize("n_columns", [80, 100, 200])
+def test_the_table_fits_the_terminal(capsys, monkeypatch, n_columns):
+    reason = "because of this and that, " * 20
+    row = lsm.list_backends()[0]._replace(name="other", state="unavailable", reason=reason, file="/a/file", dtypes=())
+    monkeypatch.setattr(lsm, "list_backends", lambda: [row, row._replace(name="x", reason="", dtypes=("float16",) * 9)])
+    monkeypatch.setenv("COLUMNS", str(n_columns))
+    assert main(["backends"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= n_columns
+    assert " ".join(out.split()).count(reason.strip()) == 1
+    assert out.count("float16") == 9
+
+
+def test_backends_as_json(capsys):
+    assert main(["backends", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["lsm"] == lsm.__version__
+    assert report["num_threads"] == lsm.get_num_threads()
+    expected = json.loads(json.dumps([info._asdict() for info in lsm.list_backends()]))
+    assert report["backends"] == expected
+    assert {"name", "state", "reason", "devices", "dtypes", "distribution", "version", "file"} <= set(expected[0])
+
+
+def test_backends_tells_the_level_and_the_variables():
+    environ = os.environ | {"LSM_NUM_THREADS": "1", "LSM_BACKEND": "numpy"}
+    report = json.loads(run("backends", "--json", env=environ).stdout)
+    assert report["num_threads"] == 1
+    assert report["environment"].items() >= {"LSM_NUM_THREADS": "1", "LSM_BACKEND": "numpy"}.items()
+    assert report["kernels"] in ("v4", "v3", "v2", "plain")
+
+
+def test_backends_without_kernels(capsys, monkeypatch):
+    def missing():
+        raise lsm.BackendUnavailableError("no compiler")
+
+    monkeypatch.setattr("lsm.backends.cython_.kernels", missing)
+    assert main(["backends"]) == 0
+    assert "kernels: none" in capsys.readouterr().out
+
+
+def test_explain(capsys):
+    assert main(["explain", "--dtype", "float32"]) == 0
+    assert capsys.readouterr().out == f"{lsm.explain(np.zeros(1, np.float32))}\n"
+    assert main(["explain", "--dtype", "float64", "--op", "log_softmax_backward", "--backend", "numpy"]) == 0
+    assert "log_softmax_backward of numpy.ndarray, float64, on cpu: served by numpy" in capsys.readouterr().out
+    assert main(["explain", "--dtype", "bfloat16"]) == 0
+    assert "bfloat16" in capsys.readouterr().out
+
+
+def test_explain_of_a_call_that_would_fail(capsys):
+    assert main(["explain", "--dtype", "longdouble", "--backend", "cython"]) == 1
+    assert "fails" in capsys.readouterr().out
+    assert "no backend is named" not in refused(capsys, "explain", "--dtype", "complex64")
+
+
+def test_explain_on_a_gpu(capsys, monkeypatch):
+    class Array:
+        dtype, ndim, shape = np.dtype(np.float32), 1, (1,)
+
+        def __dlpack_device__(self):
+            return (2, 0)
+
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(zeros=lambda n, dtype: Array()))
+    assert main(["explain", "--dtype", "float32", "--device", "cuda"]) in (0, 1)
+    assert "on cuda" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert "needs CuPy" in refused(capsys, "explain", "--dtype", "float32", "--device", "cuda")
+
+
+def test_version_and_help():
+    assert run("--version").stdout == f"lsm {lsm.__version__}\n"
+    alone = run()
+    assert alone.returncode == 0
+    assert alone.stdout == run("--help").stdout
+    for command in ("backends", "explain", "apply"):
+        assert command in alone.stdout
+        assert run(command, "--help").stdout.startswith(f"usage: lsm {command}")
+
+
+def test_the_installed_command(work):
+    (entry,) = entry_points(group="console_scripts", name="lsm")
+    assert entry.load() is main
+
+
+@pytest.mark.parametrize("args", [["backends"], ["--help"], ["explain", "--dtype", "float32"]])
+def test_nobody_reads_the_output(args):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    # Unbuffered, argparse itself swallows the error of --help, and the code is 0.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "lsm", *args]
+    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environ)
+    os.close(theirs)
+    assert process.communicate(timeout=30)[1] == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written():
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen([sys.executable, "-m", "lsm", "backends"], stdout=full, stderr=subprocess.PIPE)
+        said = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 1
+    assert said.startswith("lsm: error: ")
+    assert os.strerror(errno.ENOSPC) in said
+    assert said.count("\n") == 1
+
+
+def test_a_warning_is_a_line(work, monkeypatch, capsys):
+    np.save("x.npy", np.ones(3))
+    original = lsm.log_softmax
+
+    def warn(x, **options):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            if x.size:
+                warnings.warn("lsm goes on without it", lsm.PluginWarning, stacklevel=1)
+        return original(x, **options)
+
+    monkeypatch.setattr(lsm, "log_softmax", warn)
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    assert capsys.readouterr().err == "lsm: warning: lsm goes on without it\n"
