@@ -81,7 +81,7 @@ def log_softmax(
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
     device = device_kind(x)
-    array = _check.as_array(x, "x") if device == "cpu" else x
+    array = _check.as_array(x, "x") if device == "cpu" else _check.on_device(x, "x", device)
     result = _check.result_dtype(array.dtype, dtype)
     serve = _dispatch.serving(type(array), array.dtype, result, device, backend)
     axes = _check.normalised_axes(axis, array.ndim)
@@ -112,7 +112,8 @@ def log_softmax_backward(
     grad_output : array_like, shape (..., n_classes, ...)
         dy, the gradient of the loss by `output`.
     output : array_like, shape of `grad_output`
-        y, what `log_softmax` returned. (Log-probabilities; where exp(y) is not finite, the frame is NaN.)
+        y, what `log_softmax` returned. (Any values below 88, or 709 in float64 and wider, are taken as they
+        are; a frame with greater ones is NaN, for exp(y) leaves the range.)
     axis : int, tuple of int, or None, optional
         The axis that `log_softmax` was given.
     out : ndarray, shape, dtype and device of the result, optional
@@ -123,7 +124,8 @@ def log_softmax_backward(
     Returns
     -------
     dx : ndarray, shape of `grad_output`
-        The gradient of the loss by the input; its dtype is the one that NumPy promotes both inputs to.
+        The gradient of the loss by the input; its dtype is the one that NumPy promotes both inputs to,
+        integers counting as float64.
         Sums to 0 along `axis`, up to rounding.
 
     Raises
@@ -145,7 +147,9 @@ def log_softmax_backward(
     -----
     Where y > -ln 2 it is computed as ``(dy - S) - expm1(y) * S`` with S = sum(dy), so that the gradient of
     a confident frame does not vanish. As a function of `grad_output` and `output` the result is within
-    4 ulp of the largest of itself, dy and exp(y) * S. Where y is -inf it is exactly dy. A frame with a NaN,
+    4 ulp of the largest of itself, dy and exp(y) * S. (The error of S is about
+    2**-53 * sum(abs(dy)), which counts in float64, and in float32 where dy cancels to the last digit.)
+    Where y is -inf it is exactly dy. A frame with a NaN,
     with +inf in `output` or an infinite sum, or with -inf only in `output`, is NaN throughout. Source:
     Torch7, LogSoftMax.c.
 
@@ -159,7 +163,7 @@ def log_softmax_backward(
     names = ("grad_output", "output")
     devices = [device_kind(grad_output), device_kind(output)]
     dy, y = (
-        _check.as_array(a, name) if device == "cpu" else a
+        _check.as_array(a, name) if device == "cpu" else _check.on_device(a, name, device)
         for a, name, device in zip((grad_output, output), names, devices, strict=True)
     )
     _check.same_shape(dy, y, names)

@@ -235,8 +235,6 @@ def header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.dtype[
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a header from Python 2, or of odd text in one
             shape, is_fortran, dtype = read(file)
-        if any(n < 0 for n in shape):
-            raise ValueError(f"shape {shape}")
         np.broadcast_to(np.zeros((), dtype), shape)  # raises for a shape that no array can have
     except OSError:
         raise
@@ -251,7 +249,6 @@ def header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.dtype[
 def created(file: io.FileIO, shape: tuple[int, ...], dtype: np.dtype[Any], is_fortran: bool) -> StoredArray:
     """Begin the file of the result with the header that numpy.save would write."""
     text = io.BytesIO()
-    is_fortran = is_fortran and len(shape) > 1  # with a single axis both orders are one, and numpy.save says C
     npy.write_array_header_1_0(text, {"descr": npy.dtype_to_descr(dtype), "fortran_order": is_fortran, "shape": shape})
     write_all(file, text.getbuffer())
     return StoredArray("the result", file, shape, dtype, is_fortran, file.tell())

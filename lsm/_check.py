@@ -1,11 +1,14 @@
 """What arguments may be: every rule of shape, dtype, axis and `out` that the public functions share."""
 
+import operator
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.exceptions import AxisError
+
+from lsm._errors import BackendUnsupportedError
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "longdouble")
 
@@ -23,15 +26,20 @@ def as_array(x: Any, name: str) -> Any:
     No copy is made of an ndarray that is aligned and in native byte order.
     """
     if type(x) is not np.ndarray:
-        if _holds_mask(x):
+        made = x
+        if not _holds_mask(x):
+            try:
+                made = np.asanyarray(x)
+            except ValueError as error:
+                raise ValueError(f"{name}: cannot be made an array: {error}") from error
+            except (TypeError, RuntimeError) as error:  # what an __array__ raises, of a tensor with a gradient say
+                raise TypeError(f"{name}: a {type(x).__name__} cannot be made an array: {error}") from error
+        if _holds_mask(made):
             raise TypeError(
                 f"{name}: a masked array, whose mask would be lost; give {name}.filled(-numpy.inf), "
                 "which leaves masked classes out"
             )
-        try:
-            x = np.asarray(x)
-        except ValueError as error:
-            raise ValueError(f"{name}: cannot be made an array: {error}") from error
+        x = np.asarray(made)
     dtype = x.dtype
     if dtype.kind in "iub":
         return x.astype(np.float64)
@@ -39,6 +47,15 @@ def as_array(x: Any, name: str) -> Any:
         raise TypeError(f"{name}: {_why_not(dtype, name)}")
     if not (dtype.isnative and x.flags.aligned):
         return x.astype(dtype.newbyteorder("="))
+    return x
+
+
+def on_device(x: Any, name: str, device: str) -> Any:
+    """An array on another device than the CPU, which only its own backend can look into."""
+    if not isinstance(getattr(x, "dtype", None), np.dtype) or not hasattr(x, "shape"):
+        raise BackendUnsupportedError(
+            f"{name}: a {type(x).__name__} on {device}, which no backend that is installed takes; nothing is moved"
+        )
     return x
 
 
@@ -56,7 +73,8 @@ def _why_not(dtype: np.dtype[Any], name: str) -> str:
     if dtype.kind == "c":
         return f"{dtype} has no largest class; give {name}.real or abs({name})"
     if dtype.names is not None:
-        return f"a structured array; give one field, such as {name}[{dtype.names[0]!r}]"
+        field = repr(dtype.names[0]) if dtype.names else "'field'"
+        return f"a structured array; give one field, such as {name}[{field}]"
     if dtype.kind == "O":
         return f"an array of Python objects; give numpy.asarray({name}, dtype=float) if they are numbers"
     if dtype.kind in "SU":
@@ -109,9 +127,12 @@ def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, .
     axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
     normalised = []
     for item in axes:
-        if isinstance(item, (bool, np.bool_)) or not hasattr(item, "__index__"):
+        try:
+            i = operator.index(item)
+        except TypeError:
+            i = None
+        if i is None or isinstance(item, (bool, np.bool_)):
             raise TypeError(f"axis: {axis!r} is not accepted; accepted: an int, a tuple of ints, or None for all")
-        i = item.__index__()
         if not -max(ndim, 1) <= i < max(ndim, 1):
             raise AxisError(i, ndim, "axis")
         normalised.append(i % max(ndim, 1))

@@ -7,6 +7,7 @@ the call or the call fails with the reason. With no wish the built-in that serve
 only where none does, a third-party one: by priority, then by name.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsm._check import as_array, dtype_name, result_dtype
+from lsm._check import as_array, dtype_name, on_device, result_dtype
 from lsm._config import settings
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError
 from lsm._interop import device_kind
@@ -79,6 +80,16 @@ _PLAN_LIMIT = 512  # dtypes with metadata differ without end
 _in_context: ContextVar[Policy | None] = ContextVar("lsm_policy", default=None)
 _default: Policy | None = None
 _lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    """Renew the lock, which a thread of the parent may have held."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _policy() -> Policy:
@@ -360,8 +371,8 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     if op not in OPERATIONS:
         raise ValueError(f"op: {op!r} is not an operation; accepted: {', '.join(map(repr, OPERATIONS))}")
     device = device_kind(x)
-    array = as_array(x, "x") if device == "cpu" else x
-    dtypes = (array.dtype, result_dtype(array.dtype, dtype)) if device == "cpu" else (np.dtype(np.float32),)
+    array = as_array(x, "x") if device == "cpu" else on_device(x, "x", device)
+    dtypes = (array.dtype, result_dtype(array.dtype, dtype))
     policy = _policy() if backend is None else Policy(_checked_name(backend), "backend=")
     decision = decide(type(array), dtypes, device, policy, op)
     why = "not asked for" if policy.wish else f"not needed: {decision.winner} serves the call"

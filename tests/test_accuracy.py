@@ -165,6 +165,27 @@ def test_backward_of_sums_that_overflow(backend):
         assert dx[3] == 1.5
 
 
+def test_backward_keeps_small_gradients_beside_an_enormous_sum(backend):
+    for dy, y in (
+        ([2.0**900, 2.0**-1000 * (1 + 2.0**-52 * 12345678901)], [0, -3000]),
+        ([1e308] * 3 + [5e-324], [-1, -1, -1, -2000]),
+    ):
+        dy, y = np.array(dy), np.array(y, float)
+        dx = lsm.log_softmax_backward(dy, y, backend=backend)
+        wide = dy.astype(np.longdouble)
+        exact = wide - np.exp(y.astype(np.longdouble)) * wide.sum()
+        assert oracle.ulps(dx, exact, np.maximum(np.abs(exact), np.abs(wide))) <= 4
+
+
+def test_where_the_exponential_leaves_the_range(backend):
+    for dtype, limit in ((np.float32, 88), (np.float64, 709)):
+        for above in (limit, limit + 20, np.finfo(dtype).max):
+            y = np.array([[above, -1], [np.nextafter(dtype(limit), dtype(0)), -1]], dtype)
+            dx = lsm.log_softmax_backward(np.full((2, 2), 1e-30, dtype), y, backend=backend)
+            assert np.isnan(dx[0]).all()
+            assert np.isfinite(dx[1]).all()
+
+
 def test_output_above_zero_is_taken_as_it_is(backend, rng):
     """Backward is a function of what it is given, log-probabilities or not."""
     for dtype in (np.float32, np.float64):

@@ -290,6 +290,40 @@ def test_the_current_directory_is_not_searched(site, tmp_path):
     assert [f.name for f in discovery.find([str(here.folder)])] == ["acme"]
 
 
+def test_lsm_finds_itself_where_it_was_installed_into_the_current_directory(tmp_path, monkeypatch):
+    """`pip install -t .`: of that directory lsm's own entry points are taken, and no others."""
+    Site(tmp_path).add("lsm", "numpy", None)
+    Site(tmp_path).add("acme", "acme", None)
+    monkeypatch.chdir(tmp_path)
+    for here in ("", str(tmp_path)):
+        monkeypatch.setattr(sys, "path", [here])
+        assert [f.name for f in discovery.find()] == ["numpy"]
+
+
+def test_warnings_as_errors_stop_no_call_that_needs_no_plugin(site):
+    site.add("acme", "acme", None).write_bytes(b"[lsm.backends]\nacme = \xff\n")
+    site.run("import warnings; warnings.simplefilter('error'); lsm.log_softmax(f2)")
+
+
+def test_fork_while_a_thread_searches(site):
+    site.folder.mkdir()
+    site.run("""
+import os, threading, time
+from lsm.backends import registry
+def slow(find=registry.find):
+    time.sleep(1)
+    return find()
+registry.find = slow
+threading.Thread(target=lambda: lsm.log_softmax(f2)).start()
+time.sleep(0.3)
+pid = os.fork()
+if pid == 0:
+    lsm.log_softmax(f2)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+""")
+
+
 def test_order_on_disk_decides_nothing(tmp_path, monkeypatch):
     for i, distribution in enumerate(("b", "c", "a")):
         Site(tmp_path).add(distribution, f"name{i % 2}", None)

@@ -96,6 +96,7 @@ STRUCTURED = np.zeros(3, [("a", "f4"), ("b", "i4")])
         (np.array(["2020-01-01"], "M8[D]"), "accepted: float16"),
         (np.zeros(3, ml_dtypes.float8_e5m2), "accepted: float16"),
         (None, "Python objects"),
+        (np.zeros(3, np.dtype([])), "structured array"),
     ],
 )
 def test_types_that_are_refused(x, message, backend):
@@ -106,6 +107,27 @@ def test_types_that_are_refused(x, message, backend):
         lsm.log_softmax_backward(x, good, backend=backend)
     with pytest.raises(TypeError, match=rf"^output: .*{message}"):
         lsm.log_softmax_backward(good, x, backend=backend)
+
+
+class Holder:
+    """What NumPy makes an array of, or fails to."""
+
+    def __init__(self, result):
+        self.result = result
+
+    def __array__(self, dtype=None, copy=None):
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+def test_what_an_array_method_gives_is_looked_at():
+    with pytest.raises(TypeError, match="^x: a masked array"):
+        lsm.log_softmax(Holder(np.ma.masked_array([1.0, 2.0], [True, False])))
+    for error in (TypeError("no"), RuntimeError("detach it")):
+        with pytest.raises(TypeError, match=f"^x: a Holder cannot be made an array: {error}"):
+            lsm.log_softmax(Holder(error))
+    assert lsm.log_softmax(Holder(np.zeros(2))).shape == (2,)
 
 
 def test_ragged_lists_name_the_argument():
@@ -145,7 +167,7 @@ def test_axis_errors(backend):
             lsm.log_softmax(x, repeated, backend=backend)
         with pytest.raises(ValueError, match="names an axis twice"):
             lsm.log_softmax_backward(x, x, repeated, backend=backend)
-    for nonsense in (1.0, "0", True, (0, 1.0), [True]):
+    for nonsense in (1.0, "0", True, (0, 1.0), [True], np.array([0, 1]), {0: 1}):
         with pytest.raises(TypeError, match="^axis: "):
             lsm.log_softmax(x, nonsense, backend=backend)
 
@@ -317,6 +339,18 @@ def test_broadcast_and_memory_mapped_input(backend, tmp_path, rng):
 
 def test_result_keeps_the_order_of_the_axes_in_memory(backend, rng):
     assert lsm.log_softmax(np.asfortranarray(rng.standard_normal((4, 5))), backend=backend).flags.f_contiguous
+
+
+def test_a_single_class_in_any_strides(backend):
+    """An axis of length 1 may have any stride; scratch must not be sized by it."""
+    for shape in ((4096, 1), (1, 4096), (70, 1, 64)):
+        for axis in range(len(shape)):
+            x = np.zeros(shape).T
+            out = np.zeros(shape).T
+            for _ in range(20):
+                lsm.log_softmax(x, axis, out=out, backend=backend)
+                lsm.log_softmax_backward(x, x, axis, out=out, backend=backend)
+                lsm.log_softmax(x, axis, out=x, backend=backend)
 
 
 # -- special values -------------------------------------------------------------------------------------------------

@@ -84,13 +84,13 @@ def _run(kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
     """Call the kernel on every (outer, classes, inner) view of the arrays, the last of which is written."""
     out = arrays[-1]
     stream = out.nbytes >= STREAM_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
-    n_scratch = 1
-    for array in arrays:
-        if array.strides[axis] != out.itemsize:  # classes that do not lie side by side are gathered
-            n_scratch = kernels()["scratch"]
     with threads_for(out.size) as n_threads:
-        scratch = np.empty((n_threads, n_scratch), out.dtype)
+        scratch = np.empty((n_threads, 1), out.dtype)
         for views in frame_views(arrays, axis):
+            for view in views:
+                if view.strides[1] != out.itemsize:  # classes that do not lie side by side are gathered there
+                    scratch = np.empty((n_threads, kernels()["scratch"]), out.dtype)
+                    break
             kernel(*views, scratch, n_threads, stream)
 
 

@@ -46,9 +46,10 @@ def find(path: list[str] | None = None) -> list[Found]:
     found: dict[tuple[str, str], Found] = {}
     hidden: set[str] = set()
     for folder in sys.path if path is None else path:
-        if not folder or (path is None and _is_current(folder)):
-            continue
-        in_folder = _read_folder(str(folder))
+        folder = str(folder) or _current()
+        in_folder = _read_folder(folder)
+        if path is None and _is_current(folder):  # lsm itself may have been installed there
+            in_folder = [item for item in in_folder if normalise(item.distribution) == OWN_DISTRIBUTION]
         for item in in_folder:
             if normalise(item.distribution) not in hidden:
                 found.setdefault((normalise(item.distribution), item.name), item)

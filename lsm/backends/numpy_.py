@@ -35,11 +35,13 @@ class NumpyBackend(Backend):
             y = _frames_last(output, axis, out.dtype)
             h = np.where(np.abs(dy).max(axis=-1, keepdims=True) > 1, dy.dtype.type(2) ** -40, dy.dtype.type(1))
             s = _sum(dy * h)  # times h, so that it cannot overflow
-            bad = ~np.isfinite(s) | ~np.isfinite(np.exp(y.max(axis=-1, keepdims=True)))
+            bad = ~np.isfinite(s) | ~(y.max(axis=-1, keepdims=True) < (88 if out.itemsize < 8 else 709))
             s[bad | (y == -np.inf).all(axis=-1, keepdims=True)] = np.nan
             near = ((dy * h - s) - np.expm1(y) * s) / h
             root = np.exp(y / 2)  # twice, since exp(y) may be 0 where exp(y) * s is not
-            np.moveaxis(out, axis, -1)[...] = np.where(y > -np.log(2), near, dy - root * s / h * root)
+            term = root * s * root
+            far = np.where(np.abs(term) < 2.0**900, dy - term / h, (dy * h - term) / h)  # term / h may overflow
+            np.moveaxis(out, axis, -1)[...] = np.where(y > -np.log(2), near, far)
 
 
 def _frames_last(array: Any, axis: int, dtype: np.dtype[Any]) -> Any:

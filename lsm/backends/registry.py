@@ -12,8 +12,10 @@ loaded        ready
 Finding runs no code of a plugin; loading does.
 """
 
+import os
 import threading
 import warnings
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from lsm._config import normalise, settings
@@ -111,6 +113,11 @@ class Candidate:
             raise BackendUnavailableError(self.describe()) from self.error
         return self.backend
 
+    def renew_lock(self) -> None:
+        """As `Registry.renew_locks`."""
+        self._lock = threading.RLock()
+        self._is_loading = False
+
     def describe(self) -> str:
         """What keeps it from being used, with its origin."""
         origin = (
@@ -141,7 +148,8 @@ class Candidate:
 
     def warn(self) -> None:
         """Say once that this plugin is broken."""
-        warnings.warn(f"lsm goes on without it: {self.describe()}", PluginWarning, stacklevel=2)
+        with suppress(PluginWarning):  # where warnings are errors, a call that does not need it shall go on
+            warnings.warn(f"lsm goes on without it: {self.describe()}", PluginWarning, stacklevel=2)
 
     def info(self) -> BackendInfo:
         """This candidate as a row for the user."""
@@ -211,6 +219,12 @@ class Registry:
                             candidate.warn()
         return self._others
 
+    def renew_locks(self) -> None:
+        """Forget who holds what: in a forked child, nobody does."""
+        self._lock = threading.Lock()
+        for candidate in (self.default, *(self._others or ())):
+            candidate.renew_lock()
+
     def all(self) -> tuple[Candidate, ...]:
         """The default backend and all others."""
         return (self.default, *self.others())
@@ -261,6 +275,18 @@ def registry() -> Registry:
         with _registry_lock:
             _registry = _registry or Registry()
     return _registry
+
+
+def _after_fork_in_child() -> None:
+    """Renew what a thread of the parent may have held, and search anew if it was in the middle of that."""
+    global _registry, _registry_lock
+    _registry_lock = threading.Lock()
+    if _registry is not None:
+        _registry.renew_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def forget() -> None:

@@ -73,13 +73,12 @@ cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssi
     return c
 
 
-cdef inline void log_softmax_task(const floating[:, :, :] x, floating[:, :, :] y, floating[:, ::1] scratch,
+cdef inline void log_softmax_task(const floating[:, :, :] x, floating[:, :, :] y, floating* own_scratch,
                                   Py_ssize_t task, Cut cut, bint stream) noexcept nogil:
     """One band, or one frame: tasks 0 to n_bands - 1 of each outer index are bands."""
     cdef Py_ssize_t i = task // cut.n_tasks, j = task % cut.n_tasks
     cdef Py_ssize_t step_x = x.strides[1] // <Py_ssize_t> sizeof(floating)
     cdef Py_ssize_t step_y = y.strides[1] // <Py_ssize_t> sizeof(floating)
-    cdef floating* own_scratch = &scratch[omp_get_thread_num(), 0]
     if j < cut.n_bands:
         j = j * cut.n_band
         log_softmax_band(&x[i, 0, j * N_COLUMNS], step_x, &y[i, 0, j * N_COLUMNS], step_y, x.shape[1],
@@ -98,24 +97,23 @@ def log_softmax(const floating[:, :, :] x, floating[:, :, :] y, floating[:, ::1]
     if n_threads == 1:  # a parallel region costs microseconds, even with one thread
         with nogil:
             for task in range(x.shape[0] * inner.n_tasks):
-                log_softmax_task(x, y, scratch, task, inner, stream)
+                log_softmax_task(x, y, &scratch[0, 0], task, inner, stream)
             lsm_stream_fence()
     else:
         with nogil, parallel(num_threads=n_threads):
             for task in prange(x.shape[0] * inner.n_tasks, schedule="static"):
-                log_softmax_task(x, y, scratch, task, inner, stream)
+                log_softmax_task(x, y, &scratch[omp_get_thread_num(), 0], task, inner, stream)
             lsm_stream_fence()
 
 
 cdef inline void log_softmax_backward_task(const floating[:, :, :] dy, const floating[:, :, :] y, floating[:, :, :] dx,
-                                           floating[:, ::1] scratch, Py_ssize_t task, Cut cut,
+                                           floating* own_scratch, Py_ssize_t task, Cut cut,
                                            bint stream) noexcept nogil:
     """One band, or one frame, of the gradient."""
     cdef Py_ssize_t i = task // cut.n_tasks, j = task % cut.n_tasks
     cdef Py_ssize_t step_dy = dy.strides[1] // <Py_ssize_t> sizeof(floating)
     cdef Py_ssize_t step_y = y.strides[1] // <Py_ssize_t> sizeof(floating)
     cdef Py_ssize_t step_dx = dx.strides[1] // <Py_ssize_t> sizeof(floating)
-    cdef floating* own_scratch = &scratch[omp_get_thread_num(), 0]
     if j < cut.n_bands:
         j = j * cut.n_band
         log_softmax_backward_band(&dy[i, 0, j * N_COLUMNS], step_dy, &y[i, 0, j * N_COLUMNS], step_y,
@@ -138,12 +136,12 @@ def log_softmax_backward(const floating[:, :, :] dy, const floating[:, :, :] y, 
     if n_threads == 1:
         with nogil:
             for task in range(dy.shape[0] * inner.n_tasks):
-                log_softmax_backward_task(dy, y, dx, scratch, task, inner, stream)
+                log_softmax_backward_task(dy, y, dx, &scratch[0, 0], task, inner, stream)
             lsm_stream_fence()
     else:
         with nogil, parallel(num_threads=n_threads):
             for task in prange(dy.shape[0] * inner.n_tasks, schedule="static"):
-                log_softmax_backward_task(dy, y, dx, scratch, task, inner, stream)
+                log_softmax_backward_task(dy, y, dx, &scratch[omp_get_thread_num(), 0], task, inner, stream)
             lsm_stream_fence()
 
 

@@ -126,11 +126,11 @@ cdef inline void normaliser(Frame frame, floating* c_hi, floating* c_lo) noexcep
 
 
 cdef inline bint exceeds(floating y) noexcept nogil:
-    """Whether y is NaN, or the 2**n of `gradient` outside the range of its type: the frame becomes NaN."""
+    """Whether y is NaN, or exp(y) too near the end of the range of its type: the frame becomes NaN."""
     if floating is float:
-        return not (y < <float> 88.37)
+        return not (y < <float> 88)
     else:
-        return not (y < 709.43)
+        return not (y < 709)
 
 
 cdef inline bint scale_sum(double total, double error, floating* s_hi, floating* s_lo, floating* s,
@@ -193,4 +193,8 @@ cdef void careful_backward_frame(const floating* dy, Py_ssize_t step_dy, const f
             dx[i * step_dx] = <floating> (((small - s) - expm1(y[i * step_y]) * s) * 2.0**40)
         else:
             half = exp(0.5 * y[i * step_y])  # twice, since exp(y) alone may be 0 where exp(y) * s is not
-            dx[i * step_dx] = <floating> ((small - half * s * half) * 2.0**40)
+            half = half * s * half
+            if fabs(half) < 2.0**900:  # else the term may leave the range where the difference does not
+                dx[i * step_dx] = <floating> (dy[i * step_dy] - half * 2.0**40)
+            else:
+                dx[i * step_dx] = <floating> ((small - half) * 2.0**40)
