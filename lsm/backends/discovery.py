@@ -46,6 +46,8 @@ def find(path: list[str] | None = None) -> list[Found]:
     found: dict[tuple[str, str], Found] = {}
     hidden: set[str] = set()
     for folder in sys.path if path is None else path:
+        if not folder and path is not None:
+            continue
         folder = str(folder) or _current()
         in_folder = _read_folder(folder)
         if path is None and _is_current(folder):  # lsm itself may have been installed there
