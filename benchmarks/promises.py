@@ -199,7 +199,7 @@ def measure(distribution: str, rows: list[str]) -> dict[str, str]:
 
 def measure_apart(distribution: str, rows: list[str], one_processor: bool = False) -> dict[str, str]:
     """Do so in a new process; one that dies says how."""
-    command = [sys.executable, __file__, "--library", distribution, "--rows", json.dumps(rows)]
+    command = [sys.executable, __file__, "--peer", distribution, "--rows", json.dumps(rows)]
     if one_processor:
         if not hasattr(os, "sched_setaffinity"):
             return dict.fromkeys(rows, "cannot limit")
@@ -239,15 +239,15 @@ def served_by() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what lsm promises beside what its peers do.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as JSON too")
-    for internal in ("--library", "--rows"):
+    for internal in ("--peer", "--rows"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     parser.add_argument("--one-processor", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
 
-    if args.library:
+    if args.peer:
         if args.one_processor:  # before the library is imported and counts processors
             os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        print(json.dumps(measure(args.library, json.loads(args.rows))))
+        print(json.dumps(measure(args.peer, json.loads(args.rows))))
         return 0
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")

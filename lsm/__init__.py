@@ -6,8 +6,8 @@ array([ -0., -20.])
 """
 
 from lsm._api import log_softmax, log_softmax_backward
+from lsm._decide import Decision
 from lsm._dispatch import (
-    Decision,
     explain,
     list_backends,
     refresh_backends,

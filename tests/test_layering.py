@@ -18,6 +18,7 @@ FLOORS = {
     "lsm": 7,
     "lsm._api": 6,
     "lsm._dispatch": 5,
+    "lsm._decide": 4.5,
     "lsm._check": 4,
     "lsm._interop": 4,
     "lsm.backends.registry": 3,
