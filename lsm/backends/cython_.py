@@ -20,11 +20,11 @@ STREAM_BYTES = 16 * 2**20
 
 
 class CythonBackend(Backend):
-    """float32 and float64 on a CPU, any axis and strides without a copy."""
+    """Every floating dtype but longdouble, on a CPU, any axis and strides without a copy."""
 
     name = "cython"
     api_version = API_VERSION
-    dtypes = ("float32", "float64")
+    dtypes = ("float16", "bfloat16", "float32", "float64")
 
     def available(self) -> str | None:
         """None, or why no build of the kernels runs here."""
@@ -36,12 +36,7 @@ class CythonBackend(Backend):
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax`."""
-        dtype = np.promote_types(x.dtype, out.dtype)
-        y = out if out.dtype == dtype else np.empty_like(out, dtype=dtype)
-        _run(kernels()["log_softmax", dtype.char], (x.astype(dtype, copy=False), y), axis)
-        if y is not out:
-            with np.errstate(all="ignore"):
-                out[...] = y
+        _run(kernels()["log_softmax", x.dtype.char, out.dtype.char], (x, out), axis)
 
     def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax_backward`."""
@@ -73,24 +68,39 @@ def kernels() -> dict[Any, Any]:
             f"the kernels for instruction level {level} are not part of this build"
         ) from error
     set_openmp_limit(module.max_threads())
-    table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH}
-    for op in ("log_softmax", "log_softmax_backward"):
-        for char, name in (("f", "float"), ("d", "double")):
-            table[op, char] = getattr(module, op)[name]
+    kinds, stored = module.KINDS, {"e": "uint16_t", "E": "uint16_t", "f": "float", "d": "double"}
+    table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH, "short": module.SHORT}
+    for x, kind in kinds.items():
+        backward = module.log_softmax_backward[stored[x]]
+        table["log_softmax_backward", x] = _bind(backward, kind)
+        for y, kind_y in kinds.items():
+            forward = module.log_softmax[stored[x], stored[y]]
+            table["log_softmax", x, y] = _bind(forward, kind, kind_y)
+    table["stream_copy"], table["stream_add"] = module.stream_copy, module.stream_add
     return table
+
+
+def _bind(function: Any, kind: int, kind_y: int | None = None) -> Any:
+    """A loop function for given dtypes, which to it are numbers."""
+    if kind_y is None:
+        return lambda dy, y, dx, *rest: function(dy, y, dx, kind, *rest)
+    return lambda x, y, *rest: function(x, kind, y, kind_y, *rest)
 
 
 def _run(kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
     """Call the kernel on every (outer, classes, inner) view of the arrays, the last of which is written."""
     out = arrays[-1]
+    n_classes = out.shape[axis]
     stream = out.nbytes >= STREAM_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
+    itemsize = max(4, *(array.itemsize for array in arrays))
     with threads_for(out.size) as n_threads:
-        scratch = np.empty((n_threads, 1), out.dtype)
+        scratch = None
         for views in frame_views(arrays, axis):
-            for view in views:
-                if view.strides[1] != out.itemsize:  # classes that do not lie side by side are gathered there
-                    scratch = np.empty((n_threads, kernels()["scratch"]), out.dtype)
-                    break
+            is_native = all(view.strides[1] == view.itemsize == itemsize for view in views)
+            if scratch is None or not is_native:
+                n_numbers = 0 if is_native and n_classes > kernels()["short"] else kernels()["scratch"]
+                scratch = np.empty((n_threads, n_numbers * itemsize + 64), np.uint8)
+            views = tuple(view.view(np.uint16) if view.itemsize == 2 else view for view in views)
             kernel(*views, scratch, n_threads, stream)
 
 

@@ -2,6 +2,7 @@
 #ifndef LSM_HELPERS_H
 #define LSM_HELPERS_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -57,12 +58,16 @@ static inline uint64_t lsm_beyond_d(double y, double limit)
     return a - b;
 }
 
-/* x rounded to float.  gcc 12 takes (double)(float)x for x when it makes vectors of a loop, so that
-   x - (double)(float)x is 0: the detour through memory keeps it from that. */
-static inline float lsm_round_to_float(double x)
+/* x rounded to float, to nearest even, by integers: gcc 12 takes (double)(float)x for x when it makes vectors
+   of a loop, so that x - (double)(float)x is 0.  Below float's normal range 24 bits are kept. */
+static inline double lsm_round_to_float(double x)
 {
-    volatile float rounded = (float)x;
-    return rounded;
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits += 0x0fffffff + (bits >> 29 & 1);
+    bits &= ~(uint64_t)0x1fffffff;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
 /* 2**n of a normal double. */
@@ -77,6 +82,98 @@ static inline int lsm_exponent(double x)
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
     return (int)(bits >> 52 & 0x7ff) - 1022;
+}
+
+/* u = 2**k * f with f in [sqrt(1/2), sqrt(2)), for u >= 1; k as a double, by the way of 2**52 + k. */
+static inline double lsm_split(double u, double *f)
+{
+    uint64_t bits, above;
+    double k;
+    memcpy(&bits, &u, sizeof bits);
+    above = bits - 0x3fe6a09e667f3bcd;
+    bits -= above & 0xfff0000000000000;
+    memcpy(f, &bits, sizeof bits);
+    above = above >> 52 | 0x4330000000000000;
+    memcpy(&k, &above, sizeof k);
+    return k - 4503599627370496.0;
+}
+
+static inline float lsm_from_bfloat16(uint16_t x)
+{
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+/* To the nearest, ties to even; any NaN becomes one that 16 bits can tell. */
+static inline uint16_t lsm_to_bfloat16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x00400000 : bits + 0x7fff + (bits >> 16 & 1);
+    return (uint16_t)(bits >> 16);
+}
+
+/* float16 has no vector instructions of its own below AVX512-FP16, but conversions since F16C. */
+static inline void lsm_from_half(float *to, const uint16_t *x, ptrdiff_t n)
+{
+    ptrdiff_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16)
+        _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(x + i))));
+#endif
+#if defined(__F16C__)
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
+#endif
+    for (; i < n; i++) {
+        /* exponent and fraction in float's places, 2**-112 too small: exact for subnormals as well */
+        uint32_t sign = (uint32_t)(x[i] & 0x8000) << 16, bits = (uint32_t)(x[i] & 0x7fff) << 13;
+        float y;
+        memcpy(&y, &bits, sizeof y);
+        y *= 0x1p112f;
+        memcpy(&bits, &y, sizeof bits);
+        bits |= (x[i] & 0x7c00) == 0x7c00 ? sign | 0x7f800000 : sign;
+        memcpy(to + i, &bits, sizeof bits);
+    }
+}
+
+static inline uint16_t lsm_to_half_1(float x)
+{
+    uint32_t bits, sign, half;
+    memcpy(&bits, &x, sizeof bits);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000)
+        half = 0x7e00;                                       /* NaN */
+    else if (bits >= 0x477ff000)
+        half = 0x7c00;                                       /* 65520 and above */
+    else if (bits < 0x38800000) {                            /* subnormal: the sum rounds to multiples of 2**-24 */
+        float y;
+        memcpy(&y, &bits, sizeof y);
+        y += 0.5f;
+        memcpy(&half, &y, sizeof half);
+        half -= 0x3f000000;
+    } else
+        half = (bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13;
+    return (uint16_t)(sign | half);
+}
+
+/* To the nearest, ties to even. */
+static inline void lsm_to_half(uint16_t *to, const float *x, ptrdiff_t n)
+{
+    ptrdiff_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16)
+        _mm256_storeu_si256((__m256i *)(to + i), _mm512_cvtps_ph(_mm512_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+#if defined(__F16C__)
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    for (; i < n; i++)
+        to[i] = lsm_to_half_1(x[i]);
 }
 
 /* Ask for the cache lines of n bytes from p on, for the first cache if `near`, else for the second.
@@ -120,6 +217,39 @@ static inline void lsm_stream(void *to, const void *from, size_t n)
 #else
     memcpy(to, from, n);
 #endif
+}
+
+/* Read n_x bytes and write n_y, those of x as far as they go, past the cache: what limits any function that
+   does as much.  What is read beyond is added up, and the sum written, so that it is not left out. */
+static inline void lsm_stream_through(void *y, size_t n_y, const void *x, size_t n_x)
+{
+    const char *f = (const char *)x;
+    char *t = (char *)y;
+    size_t n = n_x < n_y ? n_x : n_y, i;
+    unsigned char sum = 0;
+    lsm_stream(t, f, n);
+    for (i = n; i < n_x; i++)
+        sum += (unsigned char)f[i];
+    if (n_x > n_y && n_y > 0)
+        t[0] ^= sum == 255 ? 1 : 0;
+    while (n > 0 && n < n_y) {
+        size_t more = n < n_y - n ? n : n_y - n;
+        lsm_stream(t + n, f, more);
+        n += more;
+    }
+}
+
+/* to = a + b, past the cache. */
+static inline void lsm_stream_add(float *to, const float *a, const float *b, size_t n)
+{
+    float sum[1024];
+    size_t i, k, m;
+    for (i = 0; i < n; i += m) {
+        m = n - i < 1024 ? n - i : 1024;
+        for (k = 0; k < m; k++)
+            sum[k] = a[i + k] + b[i + k];
+        lsm_stream(to + i, sum, m * sizeof *sum);
+    }
 }
 
 /* Order streamed stores before whatever tells another thread that they are done. */

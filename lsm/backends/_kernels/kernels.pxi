@@ -1,33 +1,56 @@
 # log-softmax and its gradient on a CPU.  Every instruction level compiles this one source (v2.pyx, v3.pyx, ...).
 #
-#   exp.pxi       one exponential, one gradient: functions of one element
+#   memory.pxi    any dtype and stride, read and written as float or double
+#   exp.pxi       one exponential, one logarithm, one gradient: functions of one number
 #   lanes.pxi     sums in a fixed order, and what they say of a frame
-#   rows.pxi      frame functions: the classes lie side by side
-#   columns.pxi   the same for a tile of frames that lie side by side
-#   here          loop functions: they share frames and tiles out to threads
+#   careful.pxi   frames that are masked, sums that leave their type: rare, and slow
+#   rows.pxi      frames one at a time, the vectors along the classes
+#   columns.pxi   frames sixteen at a time, the vectors along the frames
+#   loops.pxi     frames, tiles and parts of frames shared out to threads
+#   limits.pxi    a copy and an add at the speed of the memory, for benchmarks
+#   here          constants, and what Python calls
 #
 # An array of any shape is seen as (outer, classes, inner).  All bounds are checked by the caller.
 
 cimport cython
 from cython.parallel cimport parallel, prange
-from libc.stdint cimport uint32_t, uint64_t
-from libc.math cimport INFINITY, NAN, exp, expm1, fabs, log1p
+from libc.math cimport INFINITY, NAN, exp, expm1, fabs
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 cdef extern from "helpers.h" nogil:
     float lsm_power_of_two_f(float t)
     double lsm_power_of_two_d(double t)
-    float lsm_round_to_float(double x)
+    double lsm_round_to_float(double x)
     double lsm_power_of_two_i(int n)
+    double lsm_split(double u, double* f)
     int lsm_exponent(double x)
     uint32_t lsm_beyond_f(float y, float limit)
     uint64_t lsm_beyond_d(double y, double limit)
+    float lsm_from_bfloat16(uint16_t x)
+    uint16_t lsm_to_bfloat16(float x)
+    void lsm_from_half(float* to, const uint16_t* x, Py_ssize_t n)
+    void lsm_to_half(uint16_t* to, const float* x, Py_ssize_t n)
     void lsm_prefetch(const void* p, size_t n, bint near)
     void lsm_stream(void* to, const void* source, size_t n)
+    void lsm_stream_through(void* y, size_t n_y, const void* x, size_t n_x)
+    void lsm_stream_add(float* to, const float* a, const float* b, size_t n)
     void lsm_stream_fence()
     int omp_get_max_threads()
     int omp_get_thread_num()
 
-ctypedef fused floating:
+ctypedef fused floating:  # what is computed in
+    float
+    double
+
+ctypedef fused stored:  # what lies in memory; which 16 bits, `kind` tells
+    uint16_t
+    float
+    double
+
+ctypedef fused stored_result:
+    uint16_t
     float
     double
 
@@ -42,6 +65,8 @@ cdef enum:
     N_COLUMNS = 16    # frames in a tile: one cache line of float32
     N_BAND = 16       # tiles that are copied together, at most
     N_BAND_COLUMNS = 256
+    N_SHORT = 64      # classes up to which sixteen frames at a time are faster whatever way they lie
+    N_FEW = 4         # frames below which that is not so
     EXP_BIAS_FLOAT = 100
     EXP_BIAS_DOUBLE = 900
     GRADIENT_BIAS_FLOAT = 48   # see scale_sum
@@ -50,108 +75,84 @@ cdef enum:
 cdef double EXP_UNBIAS_FLOAT = 2.0**-100
 cdef double EXP_UNBIAS_DOUBLE = 2.0**-900
 
-SCRATCH = 2 * N_SLICE  # elements of scratch a thread needs for classes that do not lie side by side
+cdef extern from *:
+    """
+    #define LN2_FLOAT 0.693147182464599609375f   /* ln 2 rounded to float, (1 + LN2_ERROR) * ln 2 */
+    #define LN2_ERROR 2.7478434e-9
+    #define LN2_HI 6.93147180369123816490e-01    /* ln 2 with 21 zeros at the end: n * LN2_HI is exact */
+    #define LN2_LO 1.90821492927058770002e-10
+    """
+    float LN2_FLOAT
+    double LN2_ERROR, LN2_HI, LN2_LO
 
+include "memory.pxi"
 include "exp.pxi"
 include "lanes.pxi"
+include "careful.pxi"
 include "rows.pxi"
 include "columns.pxi"
+include "loops.pxi"
+include "limits.pxi"
+
+KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
+SCRATCH = 2 * N_SLICE  # numbers of scratch a thread needs, for what does not lie in memory as it is computed
+SHORT = N_SHORT  # frames of so many classes need it too
 
 
-cdef struct Cut:  # of an inner axis: bands of tiles, then single frames
-    Py_ssize_t n_tiles, n_band, n_bands, n_tasks
+cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nogil:
+    cdef Array array
+    array.at = at
+    array.outer = strides[0]
+    array.step = strides[1]
+    array.gap = strides[2]
+    array.kind = kind
+    return array
 
 
-cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t step, bint inner_is_dense,
-                    int n_threads) noexcept nogil:
-    """How the inner axis is cut into tasks, which changes no bit of any result."""
-    cdef Cut c
-    c.n_tiles = n_inner // N_COLUMNS if inner_is_dense and step != 1 else 0
-    c.n_band = count_band(n, n_outer * c.n_tiles, n_threads)
-    c.n_bands = (c.n_tiles + c.n_band - 1) // c.n_band
-    c.n_tasks = c.n_bands + n_inner - c.n_tiles * N_COLUMNS
-    return c
+def log_softmax(const stored[:, :, :] x, int kind_x, stored_result[:, :, :] y, int kind_y,
+                unsigned char[:, ::1] scratch, int n_threads, bint stream):
+    """y = log_softmax(x) over axis 1 of (outer, classes, inner); y may be x.
+
+    The kinds say which 16-bit type uint16 stands for; scratch: (n_threads, SCRATCH numbers and 64 bytes).
+    """
+    cdef Array a = array_of(<char*> &x[0, 0, 0], x.strides, kind_x)
+    cdef Array b = array_of(<char*> &y[0, 0, 0], y.strides, kind_y)
+    cdef Py_ssize_t* shape = x.shape
+    cdef char* s = <char*> &scratch[0, 0]
+    with nogil:
+        if kind_x == DOUBLE or kind_y == DOUBLE:
+            log_softmax_frames(a, b, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1], n_threads, stream)
+        else:
+            log_softmax_frames(a, b, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1], n_threads, stream)
 
 
-cdef inline void log_softmax_task(const floating[:, :, :] x, floating[:, :, :] y, floating* own_scratch,
-                                  Py_ssize_t task, Cut cut, bint stream) noexcept nogil:
-    """One band, or one frame: tasks 0 to n_bands - 1 of each outer index are bands."""
-    cdef Py_ssize_t i = task // cut.n_tasks, j = task % cut.n_tasks
-    cdef Py_ssize_t step_x = x.strides[1] // <Py_ssize_t> sizeof(floating)
-    cdef Py_ssize_t step_y = y.strides[1] // <Py_ssize_t> sizeof(floating)
-    if j < cut.n_bands:
-        j = j * cut.n_band
-        log_softmax_band(&x[i, 0, j * N_COLUMNS], step_x, &y[i, 0, j * N_COLUMNS], step_y, x.shape[1],
-                         min(cut.n_band, cut.n_tiles - j), own_scratch, stream)
-    else:
-        j = cut.n_tiles * N_COLUMNS + j - cut.n_bands
-        log_softmax_frame(&x[i, 0, j], step_x, &y[i, 0, j], step_y, x.shape[1], own_scratch, stream)
-
-
-def log_softmax(const floating[:, :, :] x, floating[:, :, :] y, floating[:, ::1] scratch, int n_threads, bint stream):
-    """y = log_softmax(x) over axis 1 of (outer, classes, inner); y may be x. scratch: (n_threads, SCRATCH)."""
-    cdef bint dense = x.strides[2] == sizeof(floating) and y.strides[2] == sizeof(floating)
-    cdef Py_ssize_t step = x.strides[1] // <Py_ssize_t> sizeof(floating)
-    cdef Cut inner = cut(x.shape[0], x.shape[1], x.shape[2], step, dense, n_threads)
-    cdef Py_ssize_t task
-    if n_threads == 1:  # a parallel region costs microseconds, even with one thread
-        with nogil:
-            for task in range(x.shape[0] * inner.n_tasks):
-                log_softmax_task(x, y, &scratch[0, 0], task, inner, stream)
-            lsm_stream_fence()
-    else:
-        with nogil, parallel(num_threads=n_threads):
-            for task in prange(x.shape[0] * inner.n_tasks, schedule="static"):
-                log_softmax_task(x, y, &scratch[omp_get_thread_num(), 0], task, inner, stream)
-            lsm_stream_fence()
-
-
-cdef inline void log_softmax_backward_task(const floating[:, :, :] dy, const floating[:, :, :] y, floating[:, :, :] dx,
-                                           floating* own_scratch, Py_ssize_t task, Cut cut,
-                                           bint stream) noexcept nogil:
-    """One band, or one frame, of the gradient."""
-    cdef Py_ssize_t i = task // cut.n_tasks, j = task % cut.n_tasks
-    cdef Py_ssize_t step_dy = dy.strides[1] // <Py_ssize_t> sizeof(floating)
-    cdef Py_ssize_t step_y = y.strides[1] // <Py_ssize_t> sizeof(floating)
-    cdef Py_ssize_t step_dx = dx.strides[1] // <Py_ssize_t> sizeof(floating)
-    if j < cut.n_bands:
-        j = j * cut.n_band
-        log_softmax_backward_band(&dy[i, 0, j * N_COLUMNS], step_dy, &y[i, 0, j * N_COLUMNS], step_y,
-                                  &dx[i, 0, j * N_COLUMNS], step_dx, dy.shape[1],
-                                  min(cut.n_band, cut.n_tiles - j), own_scratch, stream)
-    else:
-        j = cut.n_tiles * N_COLUMNS + j - cut.n_bands
-        log_softmax_backward_frame(&dy[i, 0, j], step_dy, &y[i, 0, j], step_y, &dx[i, 0, j], step_dx,
-                                   dy.shape[1], own_scratch, stream)
-
-
-def log_softmax_backward(const floating[:, :, :] dy, const floating[:, :, :] y, floating[:, :, :] dx,
-                         floating[:, ::1] scratch, int n_threads, bint stream):
-    """dx = dy - exp(y) * sum(dy) over axis 1 of (outer, classes, inner); dx may be dy or y."""
-    cdef bint dense = (dy.strides[2] == sizeof(floating) and y.strides[2] == sizeof(floating)
-                       and dx.strides[2] == sizeof(floating))
-    cdef Py_ssize_t step = dy.strides[1] // <Py_ssize_t> sizeof(floating)
-    cdef Cut inner = cut(dy.shape[0], dy.shape[1], dy.shape[2], step, dense, n_threads)
-    cdef Py_ssize_t task
-    if n_threads == 1:
-        with nogil:
-            for task in range(dy.shape[0] * inner.n_tasks):
-                log_softmax_backward_task(dy, y, dx, &scratch[0, 0], task, inner, stream)
-            lsm_stream_fence()
-    else:
-        with nogil, parallel(num_threads=n_threads):
-            for task in prange(dy.shape[0] * inner.n_tasks, schedule="static"):
-                log_softmax_backward_task(dy, y, dx, &scratch[omp_get_thread_num(), 0], task, inner, stream)
-            lsm_stream_fence()
+def log_softmax_backward(const stored[:, :, :] dy, const stored[:, :, :] y, stored[:, :, :] dx, int kind,
+                         unsigned char[:, ::1] scratch, int n_threads, bint stream):
+    """dx = dy - exp(y) * sum(dy) over axis 1 of (outer, classes, inner); dx may be dy or y. See log_softmax."""
+    cdef Array a = array_of(<char*> &dy[0, 0, 0], dy.strides, kind)
+    cdef Array b = array_of(<char*> &y[0, 0, 0], y.strides, kind)
+    cdef Array c = array_of(<char*> &dx[0, 0, 0], dx.strides, kind)
+    cdef Py_ssize_t* shape = dy.shape
+    cdef char* s = <char*> &scratch[0, 0]
+    with nogil:
+        if kind == DOUBLE:
+            log_softmax_backward_frames(a, b, c, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1],
+                                        n_threads, stream)
+        else:
+            log_softmax_backward_frames(a, b, c, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1],
+                                        n_threads, stream)
 
 
 def exponentials(const floating[::1] x, floating m, floating[::1] out):
     """out = exp(x - m) as the kernels compute it, 0 for x == m: for the tests of its accuracy."""
     cdef Py_ssize_t i
-    cdef floating c = round_shift(m)
-    cdef double unbias = EXP_UNBIAS_FLOAT if floating is float else EXP_UNBIAS_DOUBLE
+    cdef floating v
+    cdef Shift shift = shift_to(m, &x[0])
     for i in range(x.shape[0]):
-        out[i] = <floating> (shift_sum(exp_below(x[i], m, c, True), 0, m, c) * unbias)
+        v = x[i] - <floating> shift.h
+        out[i] = 0 if x[i] == m else <floating> finish(
+            exp_below(v, <floating> shift.magic, <floating> shift.floor), 0, shift, floating is float
+        )
 
 
 def max_threads():

@@ -24,17 +24,14 @@ cdef inline void clear_lanes(double* total, double* error, Py_ssize_t n, const f
             error[k] = 0
 
 
-cdef inline void add_exponentials(double* total, double* error, const floating* p, Py_ssize_t step,
-                                  Py_ssize_t n) noexcept nogil:
-    """Add four rows of n exponentials, `step` apart, to n lanes: positive, so two float additions cost < 1 ulp."""
+cdef inline void add_lanes(double* total, double* error, const floating* p, Py_ssize_t n) noexcept nogil:
+    """Add p to n lanes: the sums of up to four exponentials, which as they are positive lost < 2 ulp in floating."""
     cdef Py_ssize_t k
-    cdef double value
     for k in range(n):
-        value = <double> ((p[k] + p[k + step]) + (p[k + 2 * step] + p[k + 3 * step]))
         if floating is float:
-            total[k] += value
+            total[k] += <double> p[k]
         else:
-            two_sum(&total[k], &error[k], value)
+            two_sum(&total[k], &error[k], p[k])
 
 
 cdef inline void add_gradients(double* total, double* error, const floating* a, const floating* b, const floating* c,
@@ -83,12 +80,6 @@ cdef struct Frame:
     double n_largest  # how many classes equal m
 
 
-cdef inline double shift_sum(double total, double error, double m, double c) noexcept nogil:
-    """(total + error) * exp(c - m): sums of exp(x - c) become sums of exp(x - m). |c - m| < 2**-15; NaN for m = inf."""
-    cdef double d = c - m
-    return total + (error + total * (d + 0.5 * d * d))
-
-
 cdef inline void merge(Frame* frame, Frame other) noexcept nogil:
     """Bring two parts of a frame to their common maximum and add them up."""
     cdef Frame low
@@ -105,7 +96,7 @@ cdef inline void merge(Frame* frame, Frame other) noexcept nogil:
     d = low.largest - frame.largest
     v = d - low.largest
     e = (low.largest - (d - v)) - (frame.largest + v)
-    scale = exp(d)
+    scale = exp_double(d)
     if d > -2000:  # else e may be NaN, and the part is nothing beside the other
         scale += scale * e
     frame.below += (low.below + low.n_largest) * scale
@@ -117,12 +108,12 @@ cdef inline void normaliser(Frame frame, floating* c_hi, floating* c_lo) noexcep
     s leaves one of the largest classes out, and log1p keeps what log(1 + s) would round away
     (Blanchard, Higham & Higham 2021, Algorithm 4.1). x - c_hi is exact wherever c_lo matters.
     """
-    cdef double log_sum = log1p(frame.below + (frame.n_largest - 1))
+    cdef double log_sum = log1p_double(frame.below + (frame.n_largest - 1))
+    cdef double c = frame.largest + log_sum
     if floating is float:
-        c_hi[0] = lsm_round_to_float(frame.largest + log_sum)
-    else:
-        c_hi[0] = frame.largest + log_sum
-    c_lo[0] = <floating> ((frame.largest - c_hi[0]) + log_sum)
+        c = lsm_round_to_float(c)
+    c_hi[0] = <floating> c
+    c_lo[0] = <floating> ((frame.largest - c) + log_sum)
 
 
 cdef inline bint exceeds(floating y) noexcept nogil:
@@ -133,68 +124,34 @@ cdef inline bint exceeds(floating y) noexcept nogil:
         return not (y < 709)
 
 
-cdef inline bint scale_sum(double total, double error, floating* s_hi, floating* s_lo, floating* s,
-                           floating* magic, floating* lowest) noexcept nogil:
-    """What `gradient` needs of S = total + error; False where it would leave the range of its type.
+# What `gradient` needs of S.
+cdef struct Scaled:
+    double s_hi, s_lo  # S
+    double s           # S * 2**-B
+    double magic
+    double lowest      # exp(y) * S is nothing for y below
+
+
+cdef inline bint scale_sum(double total, double error, Scaled* to, bint is_float) noexcept nogil:
+    """S = total + error, prepared; False where it would leave the range of its type.
 
     B, the power of two that exp(y) is made larger by, goes with the exponent of S: s = S * 2**-B is always
     near 2**-GRADIENT_BIAS, so exp(y) * S has all its digits and what is below `lowest` is nothing in the type.
     """
     cdef int bias = lsm_exponent(total)
-    if floating is float:
+    if is_float:
         bias += GRADIENT_BIAS_FLOAT
-        s_hi[0] = lsm_round_to_float(total)
-        s_lo[0] = <float> ((total - s_hi[0]) + error)
-        magic[0] = <float> (12582912 + 127 + bias)
-        lowest[0] = <float> (-0.6931471805599453 * (125 + bias))
-        s[0] = <float> ((total + error) * lsm_power_of_two_i(-bias))
+        to.s_hi = lsm_round_to_float(total)
+        to.s_lo = (total - to.s_hi) + error
+        to.magic = 12582912 + 127 + bias
+        to.lowest = -0.6931471805599453 * (125 + bias)
+        to.s = (total + error) * lsm_power_of_two_i(-bias)
         return fabs(total) < 2.0**76
     else:
         bias += GRADIENT_BIAS_DOUBLE
-        s_hi[0] = total + error
-        s_lo[0] = (total - s_hi[0]) + error
-        magic[0] = 6755399441055744.0 + 1023.0 + bias
-        lowest[0] = -0.6931471805599453 * (1021 + bias)
-        s[0] = (total + error) * lsm_power_of_two_i(-bias)
+        to.s_hi = total + error
+        to.s_lo = (total - to.s_hi) + error
+        to.magic = 6755399441055744.0 + 1023.0 + bias
+        to.lowest = -0.6931471805599453 * (1021 + bias)
+        to.s = (total + error) * lsm_power_of_two_i(-bias)
         return fabs(total) < 2.0**848
-
-
-cdef inline bint is_masked(const floating* y, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
-    """Whether every class of the frame is -inf."""
-    cdef Py_ssize_t i
-    for i in range(n):
-        if y[i * step] != -INFINITY:
-            return False
-    return True
-
-
-cdef void careful_backward_frame(const floating* dy, Py_ssize_t step_dy, const floating* y, Py_ssize_t step_y,
-                                 floating* dx, Py_ssize_t step_dx, Py_ssize_t n) noexcept nogil:
-    """The gradient of a frame that is masked throughout, or whose sum is enormous, infinite or NaN.
-
-    That is rare: one class at a time, in double. The sum is taken of dy * 2**-40, which no n <= 2**40
-    finite terms can overflow.
-    """
-    cdef double total = 0, error = 0, small, s, half
-    cdef Py_ssize_t i
-    cdef bint is_bad = is_masked(y, step_y, n)
-    for i in range(n):
-        two_sum(&total, &error, dy[i * step_dy] * 2.0**-40)
-        is_bad |= exceeds(y[i * step_y])
-    s = total + error
-    is_bad |= not (fabs(s) < INFINITY)
-    for i in range(n):
-        small = dy[i * step_dy] * 2.0**-40
-        if is_bad:
-            dx[i * step_dx] = NAN
-        elif y[i * step_y] == -INFINITY:
-            dx[i * step_dx] = dy[i * step_dy]
-        elif y[i * step_y] > -0.6931471805599453:
-            dx[i * step_dx] = <floating> (((small - s) - expm1(y[i * step_y]) * s) * 2.0**40)
-        else:
-            half = exp(0.5 * y[i * step_y])  # twice, since exp(y) alone may be 0 where exp(y) * s is not
-            half = half * s * half
-            if fabs(half) < 2.0**900:  # else the term may leave the range where the difference does not
-                dx[i * step_dx] = <floating> (dy[i * step_dy] - half * 2.0**40)
-            else:
-                dx[i * step_dx] = <floating> ((small - half) * 2.0**40)

@@ -1,34 +1,23 @@
-# Frames whose classes lie side by side (or are gathered so): the lanes run along the classes.
-
-
-cdef void gather(const floating* x, Py_ssize_t step, Py_ssize_t n, floating* to) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        to[i] = x[i * step]
-
-
-cdef void scatter(const floating* x, Py_ssize_t n, floating* to, Py_ssize_t step) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        to[i * step] = x[i]
+# Frames one at a time: the lanes run along the classes.
 
 
 cdef inline floating larger(floating a, floating b) noexcept nogil:
     return a if a > b else b
 
 
-cdef floating largest(const floating* x, Py_ssize_t n, floating* of_blocks) noexcept nogil:
-    """max(x), and N_PEAKS numbers for each whole block, among which is its maximum.
+cdef floating largest(const floating* x, Py_ssize_t n_blocks, const floating* tail, Py_ssize_t n_rows,
+                      floating* of_blocks) noexcept nogil:
+    """The maximum of n_blocks blocks and n_rows rows, and N_PEAKS numbers for each block, its maximum among them.
 
     A NaN is passed over here and found by the sum.
     """
     cdef floating m[N_LANES]
     cdef floating b[N_LANES]
     cdef const floating* p
-    cdef Py_ssize_t block, i, k
+    cdef Py_ssize_t block, row, k
     for k in range(N_LANES):
         m[k] = -INFINITY
-    for block in range(n // N_BLOCK):
+    for block in range(n_blocks):
         p = &x[block * N_BLOCK]
         for k in range(N_LANES):
             b[k] = larger(larger(p[k], p[k + N_LANES]), larger(p[k + 2 * N_LANES], p[k + 3 * N_LANES]))
@@ -36,13 +25,9 @@ cdef floating largest(const floating* x, Py_ssize_t n, floating* of_blocks) noex
         for k in range(N_PEAKS):
             of_blocks[block * N_PEAKS + k] = larger(larger(b[k], b[k + N_PEAKS]),
                                                     larger(b[k + 2 * N_PEAKS], b[k + 3 * N_PEAKS]))
-    for block in range(n // N_BLOCK * (N_BLOCK // N_LANES), n // N_LANES):
-        p = &x[block * N_LANES]
+    for row in range(n_rows):
         for k in range(N_LANES):
-            m[k] = larger(p[k], m[k])
-    i = n - n % N_LANES
-    for k in range(n - i):
-        m[k] = larger(x[i + k], m[k])
+            m[k] = larger(tail[row * N_LANES + k], m[k])
     for k in range(32):
         m[k] = larger(m[k + 32], m[k])
     for k in range(16):
@@ -54,139 +39,151 @@ cdef floating largest(const floating* x, Py_ssize_t n, floating* of_blocks) noex
     return larger(larger(m[0], m[1]), larger(m[2], m[3]))
 
 
-cdef inline void add_block(const floating* x, floating m, floating c, double* total, double* error) noexcept nogil:
-    """Add exp(x - c) of one block of classes, all below m, to the lanes."""
-    cdef floating p[N_BLOCK]
+cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, floating* buffer) noexcept nogil:
+    """x - h, in the buffer if h is not 0."""
     cdef Py_ssize_t k
-    for k in range(N_BLOCK):
-        p[k] = exp_below(x[k], m, c, False)
-    add_exponentials(total, error, p, N_LANES, N_LANES)
+    if h == 0:
+        return x
+    for k in range(n):
+        buffer[k] = x[k] - h
+    return buffer
 
 
-cdef inline int add_special_block(const floating* x, Py_ssize_t n, floating m, floating c,
-                                  double* total, double* error) noexcept nogil:
-    """The same for n <= N_BLOCK classes, some of which may equal m; how many do."""
-    cdef floating p[N_BLOCK]
-    cdef floating tail[N_LANES]
-    cdef Py_ssize_t row, i, k
+cdef inline void add_block(const floating* v, floating magic, floating floor,
+                           double* total, double* error) noexcept nogil:
+    """Add the exponentials of one block, without its largest class being among them, to the lanes."""
+    cdef floating p[N_LANES]
+    cdef Py_ssize_t k, q
+    for k in range(N_LANES):
+        p[k] = exp_below(v[k], magic, floor)
+    for q in range(1, N_BLOCK // N_LANES):
+        for k in range(N_LANES):
+            p[k] += exp_below(v[q * N_LANES + k], magic, floor)
+    add_lanes(total, error, p, N_LANES)
+
+
+cdef inline Py_ssize_t add_special_block(const floating* v, Py_ssize_t n_rows, floating m, floating magic,
+                                         floating floor, double* total, double* error) noexcept nogil:
+    """The same for n_rows <= 4 rows, with classes that equal m, which are left out; how many they are."""
+    cdef floating p[N_LANES]
     cdef int n_equal = 0
-    for row in range(n // N_LANES):
-        i = row * N_LANES
-        for k in range(N_LANES):
-            p[i + k] = exp_below(x[i + k], m, c, True)
-            n_equal += x[i + k] == m
-    i = n - n % N_LANES
-    if i < n:
-        for k in range(N_LANES):
-            tail[k] = -INFINITY  # adds exactly 0
-        for k in range(n - i):
-            tail[k] = x[i + k]
-        for k in range(N_LANES):
-            p[i + k] = exp_below(tail[k], m, c, True)
-            n_equal += tail[k] == m
-        i += N_LANES
-    for k in range(i, N_BLOCK):
+    cdef Py_ssize_t k, q
+    for k in range(N_LANES):
         p[k] = 0
-    add_exponentials(total, error, p, N_LANES, N_LANES)
+    for q in range(n_rows):
+        for k in range(N_LANES):
+            p[k] += 0 if v[q * N_LANES + k] == m else exp_below(v[q * N_LANES + k], magic, floor)
+    for k in range(n_rows * N_LANES):
+        n_equal += v[k] == m
+    add_lanes(total, error, p, N_LANES)
     return n_equal
 
 
-cdef Frame read_slice(const floating* x, Py_ssize_t n) noexcept nogil:
-    """m and sum of exp(x - m), of at most N_SLICE classes: the second read comes from the cache."""
+cdef Frame read_slice(const floating* x, Py_ssize_t n, const char* ahead, size_t n_ahead) noexcept nogil:
+    """m and the sum of exp(x - m), of at most N_SLICE classes: the second read comes from the cache.
+
+    Meanwhile what will be read next is asked for: n_ahead bytes for each block.
+    """
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef floating peaks[N_SLICE_PEAKS]
+    cdef floating tail[N_BLOCK]
+    cdef floating buffer[N_BLOCK]
+    cdef Py_ssize_t n_rest = n % N_BLOCK, n_rows = (n_rest + N_LANES - 1) // N_LANES
     cdef Py_ssize_t n_equal = 0
     cdef Py_ssize_t i, k
+    cdef const floating* v
+    cdef floating m, h, top, magic, floor
     cdef bint special
     cdef Frame frame
-    cdef floating m = largest(x, n, peaks)
-    cdef floating shift = m if m > -INFINITY else <floating> 0  # a slice may be -inf throughout, its frame not
-    cdef floating c = round_shift(shift)
+    cdef Shift shift
+    for k in range(n_rows * N_LANES):
+        tail[k] = -INFINITY  # adds exactly 0
+    memcpy(tail, &x[n - n_rest], n_rest * sizeof(floating))
+    m = largest(x, n // N_BLOCK, tail, n_rows, peaks)
+    shift = shift_to(m if m > -INFINITY else <floating> 0, x)  # a slice may be -inf throughout, its frame not
+    h = <floating> shift.h
+    top = <floating> (shift.m - shift.h)
+    magic = <floating> shift.magic
+    floor = <floating> shift.floor
     clear_lanes(total, error, N_LANES, x)
     for i in range(n // N_BLOCK):
-        lsm_prefetch(&x[n + i * N_BLOCK], N_BLOCK * sizeof(floating), n <= N_NEAR)  # what will be read next
+        lsm_prefetch(ahead + i * n_ahead, n_ahead, n <= N_NEAR)
         special = False
         for k in range(N_PEAKS):
             special |= peaks[i * N_PEAKS + k] == m
+        v = less(&x[i * N_BLOCK], N_BLOCK, h, buffer)
         if special:
-            n_equal += add_special_block(&x[i * N_BLOCK], N_BLOCK, shift, c, total, error)
+            n_equal += add_special_block(v, N_BLOCK // N_LANES, top, magic, floor, total, error)
         else:
-            add_block(&x[i * N_BLOCK], shift, c, total, error)
-    if n % N_BLOCK:
-        n_equal += add_special_block(&x[n - n % N_BLOCK], n % N_BLOCK, shift, c, total, error)
+            add_block(v, magic, floor, total, error)
+    if n_rest:
+        v = less(tail, n_rows * N_LANES, h, buffer)
+        n_equal += add_special_block(v, n_rows, top, magic, floor, total, error)
     fold_lanes(total, error, N_LANES, 1, x)
     frame.largest = m
-    frame.below = shift_sum(total[0], error[0], shift, c)
-    frame.below *= EXP_UNBIAS_FLOAT if floating is float else EXP_UNBIAS_DOUBLE
+    frame.below = finish(total[0], error[0], shift, floating is float)
     frame.n_largest = n_equal
     return frame
 
 
-cdef inline void store(floating* to, const floating* p, Py_ssize_t n, bint stream) noexcept nogil:
-    """Write a block, past the cache if `stream`."""
-    cdef Py_ssize_t k
-    if stream:
-        lsm_stream(to, p, n * sizeof(floating))
-    else:
-        for k in range(n):
-            to[k] = p[k]
+cdef inline Frame read_part(Vector x, Py_ssize_t part, Py_ssize_t n, floating* scratch) noexcept nogil:
+    """read_slice of the part-th slice of a frame; what follows it in memory is what will be read next."""
+    cdef Py_ssize_t start = part * N_SLICE
+    cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
+    cdef const floating* source = load(x, start, n_slice, scratch)
+    return read_slice(source, n_slice, x.at + (start + n_slice) * x.step,
+                      N_BLOCK * x.step if x.step == size_of(x.kind) else 0)
 
 
-cdef inline void write_block(const floating* x, floating* y, Py_ssize_t n, floating c_hi, floating c_lo,
+cdef Frame read_frame(Vector x, Py_ssize_t n, floating* scratch) noexcept nogil:
+    cdef Frame frame = read_part(x, 0, n, scratch)
+    cdef Py_ssize_t part
+    for part in range(1, count_slices(n)):
+        merge(&frame, read_part(x, part, n, scratch))
+    return frame
+
+
+cdef inline void write_block(const floating* x, Vector y, Py_ssize_t start, Py_ssize_t n, floating c_hi, floating c_lo,
                              bint stream) noexcept nogil:
     """y = (x - c_hi) - c_lo of at most N_BLOCK classes; by way of p where y is x, lest the loop be no vector loop."""
     cdef floating p[N_BLOCK]
+    cdef floating* target = <floating*> y.at + start
     cdef Py_ssize_t k
-    if stream or y == x:
+    if stream or target == x or not is_native(y, x):
         for k in range(n):
             p[k] = (x[k] - c_hi) - c_lo
-        store(y, p, n, stream)
+        write(y, start, n, p, stream)
     else:
         for k in range(n):
-            y[k] = (x[k] - c_hi) - c_lo
+            target[k] = (x[k] - c_hi) - c_lo
 
 
-cdef inline Py_ssize_t count_slices(Py_ssize_t n) noexcept nogil:
-    return (n + N_SLICE - 1) // N_SLICE
+cdef void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating c_hi, floating c_lo,
+                     floating* scratch, bint is_loaded, bint stream) noexcept nogil:
+    """y of the part-th slice of a frame. is_loaded: the scratch holds what `load` put there."""
+    cdef Py_ssize_t start = part * N_SLICE
+    cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
+    cdef Py_ssize_t i, block
+    cdef const floating* source = scratch if is_loaded else load(x, start, n_slice, scratch)
+    y.at += start * y.step
+    i = min(misaligned(y, stream), n_slice)
+    if i:
+        write_block(source, y, 0, i, c_hi, c_lo, stream)
+    for block in range((n_slice - i) // N_BLOCK):
+        write_block(&source[i], y, i, N_BLOCK, c_hi, c_lo, stream)
+        i += N_BLOCK
+    if i < n_slice:
+        write_block(&source[i], y, i, n_slice - i, c_hi, c_lo, stream)
 
 
-cdef void log_softmax_frame(const floating* x, Py_ssize_t step_x, floating* y, Py_ssize_t step_y,
-                            Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
+cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
     """y = (x - m) - log1p(sum of exp(x - m) over all classes but one of the largest)."""
-    cdef Py_ssize_t part, i, k, n_slice
+    cdef Py_ssize_t part
     cdef floating c_hi, c_lo
-    cdef const floating* source
-    cdef floating* target
-    cdef Frame frame
-    for part in range(count_slices(n)):
-        i = part * N_SLICE
-        n_slice = min(N_SLICE, n - i)
-        source = &x[i * step_x]
-        if step_x != 1:
-            gather(source, step_x, n_slice, scratch)
-            source = scratch
-        if part == 0:
-            frame = read_slice(source, n_slice)
-        else:
-            merge(&frame, read_slice(source, n_slice))
-    normaliser(frame, &c_hi, &c_lo)
-    for part in range(count_slices(n)):
-        i = part * N_SLICE
-        n_slice = min(N_SLICE, n - i)
-        source = &x[i * step_x]
-        target = &y[i * step_y]
-        if step_x != 1:
-            gather(source, step_x, n_slice, scratch)
-            source = scratch
-        if step_y != 1:
-            target = scratch
-        for k in range(n_slice // N_BLOCK):
-            write_block(&source[k * N_BLOCK], &target[k * N_BLOCK], N_BLOCK, c_hi, c_lo, stream and step_y == 1)
-        k = n_slice - n_slice % N_BLOCK
-        write_block(&source[k], &target[k], n_slice - k, c_hi, c_lo, stream and step_y == 1)
-        if step_y != 1:
-            scatter(scratch, n_slice, &y[i * step_y], step_y)
+    normaliser(read_frame(x, n, scratch), &c_hi, &c_lo)
+    for part in range(count_slices(n) - 1, -1, -1):  # what was read last is in the cache
+        write_part(x, y, part, n, c_hi, c_lo, scratch, n <= N_SLICE and not is_native(x, scratch), stream)
 
 
 cdef inline void add_block_of_gradients(const floating* dy, Py_ssize_t n, double* total, double* error) noexcept nogil:
@@ -209,108 +206,159 @@ cdef inline void add_block_of_gradients(const floating* dy, Py_ssize_t n, double
         add_gradients(total, error, dy, &dy[N_LANES], &dy[2 * N_LANES], &dy[3 * N_LANES], N_LANES)
 
 
-cdef inline bint some_large(const floating* y, Py_ssize_t n) noexcept nogil:
-    """Whether is_large of any of n classes, in half the time of asking each (0.5 ns for 16 float32)."""
+# S = sum(dy) of some of a frame's classes.
+cdef struct Sum:
+    double total
+    double error  # is to be added to it
+
+
+cdef Sum sum_part(Vector dy, Py_ssize_t part, Py_ssize_t n, const char* ahead, size_t n_ahead,
+                  floating* scratch) noexcept nogil:
+    """The sum of the part-th slice. Meanwhile n_ahead bytes for each block are asked for."""
+    cdef double total[N_LANES]
+    cdef double error[N_LANES]
+    cdef Sum found
+    cdef Py_ssize_t start = part * N_SLICE
+    cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
+    cdef Py_ssize_t block
+    cdef const floating* source = load(dy, start, n_slice, scratch)
+    clear_lanes(total, error, N_LANES, scratch)
+    for block in range(n_slice // N_BLOCK):
+        lsm_prefetch(ahead + block * n_ahead, n_ahead, n <= N_NEAR)
+        add_block_of_gradients(&source[block * N_BLOCK], N_BLOCK, total, error)
+    if n_slice % N_BLOCK:
+        add_block_of_gradients(&source[n_slice - n_slice % N_BLOCK], n_slice % N_BLOCK, total, error)
+    fold_lanes(total, error, N_LANES, 1, scratch)
+    found.total = total[0]
+    found.error = error[0]
+    return found
+
+
+cdef Sum sum_frame(Vector dy, Vector y, Py_ssize_t n, floating* scratch) noexcept nogil:
+    """S. Of a short frame y is asked for meanwhile; of a long one dy itself: they would push each other out."""
+    cdef Sum found, of_part
+    cdef Py_ssize_t part
+    cdef bint is_short = n <= N_SLICE
+    cdef const char* ahead = y.at if is_short else dy.at + 8 * N_BLOCK * dy.step
+    cdef size_t n_ahead = N_BLOCK * (y.step if is_short else dy.step)
+    if dy.step != size_of(dy.kind) or y.step != size_of(y.kind):
+        n_ahead = 0
+    found.total = found.error = 0
+    for part in range(count_slices(n)):
+        of_part = sum_part(dy, part, n, ahead, n_ahead, scratch)
+        ahead += N_SLICE * dy.step
+        add_sum(&found, of_part)
+    return found
+
+
+cdef inline void add_sum(Sum* found, Sum of_part) noexcept nogil:
+    two_sum(&found.total, &found.error, of_part.total)
+    found.error += of_part.error
+
+
+cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, Vector dx, Py_ssize_t start, Py_ssize_t n,
+                                      floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
+                                      bint stream) noexcept nogil:
+    """dx = dy - exp(y) * S of at most N_BLOCK classes; how many y are out of range.
+
+    Whether some y > -ln 2 is found on the way (by unsigned integers, in half the time of asking each), and if so
+    the block is computed again.
+    """
+    cdef floating p[N_BLOCK]
+    cdef floating* target = <floating*> dx.at + start
+    cdef bint direct = not stream and is_native(dx, dy) and target != dy and target != y
     cdef uint32_t most_f = 0
     cdef uint64_t most_d = 0
     cdef Py_ssize_t k
-    if floating is float:
+    cdef int n_bad = 0
+    if direct:
         for k in range(n):
-            most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
-        return most_f > lsm_beyond_f(-INFINITY, <float> -0.6931471805599453)
+            target[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
+            if floating is float:
+                most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
+            else:
+                most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
     else:
         for k in range(n):
-            most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
-        return most_d > lsm_beyond_d(-INFINITY, -0.6931471805599453)
-
-
-cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, floating* dx, Py_ssize_t n,
-                                      floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
-                                      bint stream) noexcept nogil:
-    """dx = dy - exp(y) * S of at most N_BLOCK classes; how many y are out of range."""
-    cdef floating p[N_BLOCK]
-    cdef int n_bad = 0
-    cdef Py_ssize_t k
-    if some_large(y, n):
+            p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
+            if floating is float:
+                most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
+            else:
+                most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
+    if (most_f > lsm_beyond_f(-INFINITY, <float> -0.6931471805599453)
+            or most_d > lsm_beyond_d(-INFINITY, -0.6931471805599453)):
         for k in range(n):
             p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, True)
             n_bad += exceeds(y[k])
-        store(dx, p, n, stream)
-    elif stream or dx == dy or dx == y:
-        for k in range(n):
-            p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
-        store(dx, p, n, stream)
-    else:
-        for k in range(n):
-            dx[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
+        direct = False
+    if not direct:
+        write(dx, start, n, p, stream)
     return n_bad
 
 
-cdef void log_softmax_backward_frame(const floating* dy, Py_ssize_t step_dy, const floating* y, Py_ssize_t step_y,
-                                     floating* dx, Py_ssize_t step_dx, Py_ssize_t n, floating* scratch,
+cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, Py_ssize_t n, Scaled of,
+                              floating* scratch, bint is_loaded, bint stream) noexcept nogil:
+    """dx of the part-th slice of a frame; how many y are out of range. is_loaded: the scratch holds dy."""
+    cdef floating s_hi = <floating> of.s_hi, s_lo = <floating> of.s_lo, s = <floating> of.s
+    cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
+    cdef Py_ssize_t start = part * N_SLICE
+    cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
+    cdef Py_ssize_t i, k, n_bad = 0
+    cdef const floating* source = scratch if is_loaded else load(dy, start, n_slice, scratch)
+    cdef const floating* source_y = load(y, start, n_slice, scratch + N_SLICE)
+    cdef const char* ahead = y.at + (start + 4 * N_BLOCK) * y.step
+    cdef const char* ahead_dy = dy.at + (start + n_slice) * dy.step
+    cdef size_t n_ahead = N_BLOCK * y.step if y.step == size_of(y.kind) and n > N_SLICE else 0
+    cdef size_t n_ahead_dy = N_BLOCK * dy.step if dy.step == size_of(dy.kind) else 0
+    dx.at += start * dx.step
+    i = min(misaligned(dx, stream), n_slice)
+    if i:
+        n_bad += gradient_edge(source, source_y, dx, 0, i, s_hi, s_lo, s, magic, lowest, stream)
+    for k in range((n_slice - i) // N_BLOCK):
+        lsm_prefetch(ahead + k * n_ahead, n_ahead, n <= N_NEAR)
+        lsm_prefetch(ahead_dy + k * n_ahead_dy, n_ahead_dy, n <= N_NEAR)
+        n_bad += gradient_block(&source[i], &source_y[i], dx, i, N_BLOCK, s_hi, s_lo, s, magic, lowest, stream)
+        i += N_BLOCK
+    for k in range((n_slice - i) // N_LANES):
+        n_bad += gradient_block(&source[i], &source_y[i], dx, i, N_LANES, s_hi, s_lo, s, magic, lowest, stream)
+        i += N_LANES
+    if i < n_slice:
+        n_bad += gradient_edge(&source[i], &source_y[i], dx, i, n_slice - i, s_hi, s_lo, s, magic, lowest, stream)
+    return n_bad
+
+
+cdef Py_ssize_t gradient_edge(const floating* dy, const floating* y, Vector dx, Py_ssize_t start, Py_ssize_t n,
+                              floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
+                              bint stream) noexcept nogil:
+    """gradient_block of less than N_LANES classes, by way of whole lanes: single exponentials take their time."""
+    cdef floating pad[N_LANES]
+    cdef floating pad_y[N_LANES]
+    cdef floating p[N_LANES]
+    cdef Vector to
+    cdef Py_ssize_t k, n_bad
+    for k in range(N_LANES):
+        pad[k] = 0
+        pad_y[k] = -INFINITY
+    memcpy(pad, dy, n * sizeof(floating))
+    memcpy(pad_y, y, n * sizeof(floating))
+    to.at = <char*> p
+    to.step = sizeof(floating)
+    to.kind = kind_of(dy)
+    n_bad = gradient_block(pad, pad_y, to, 0, N_LANES, s_hi, s_lo, s, magic, lowest, False)
+    write(dx, start, n, p, False)
+    return n_bad
+
+
+cdef void log_softmax_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,
                                      bint stream) noexcept nogil:
     """dx = dy - exp(y) * sum(dy)."""
-    cdef double total[N_LANES]
-    cdef double error[N_LANES]
-    cdef Py_ssize_t part, block, i, k, n_slice, n_bad = 0
-    cdef floating s_hi, s_lo, s, magic, lowest
-    cdef const floating* source
-    cdef const floating* source_y
-    cdef floating* target
-    # Of a short frame y, and then the next dy, are asked for ahead of time; long ones would push each other out.
-    cdef bint is_short = n <= N_SLICE and step_dy == 1 and step_y == 1
-    clear_lanes(total, error, N_LANES, dy)
-    for part in range(count_slices(n)):
-        i = part * N_SLICE
-        n_slice = min(N_SLICE, n - i)
-        source = &dy[i * step_dy]
-        if step_dy != 1:
-            gather(source, step_dy, n_slice, scratch)
-            source = scratch
-        for k in range(n_slice // N_BLOCK):
-            if is_short:
-                lsm_prefetch(&y[k * N_BLOCK], N_BLOCK * sizeof(floating), n <= N_NEAR)
-            else:
-                lsm_prefetch(&source[(k + 8) * N_BLOCK], N_BLOCK * sizeof(floating), n <= N_NEAR)
-            add_block_of_gradients(&source[k * N_BLOCK], N_BLOCK, total, error)
-        if n_slice % N_BLOCK:
-            add_block_of_gradients(&source[n_slice - n_slice % N_BLOCK], n_slice % N_BLOCK, total, error)
-    fold_lanes(total, error, N_LANES, 1, dy)
-    if is_masked(y, step_y, n) or not scale_sum(total[0], error[0], &s_hi, &s_lo, &s, &magic, &lowest):
-        careful_backward_frame(dy, step_dy, y, step_y, dx, step_dx, n)
+    cdef Scaled of
+    cdef Py_ssize_t part, n_bad = 0
+    cdef Sum s = sum_frame(dy, y, n, scratch)
+    if is_masked(y, n, scratch) or not scale_sum(s.total, s.error, &of, floating is float):
+        careful_backward_frame(dy, y, dx, n, scratch)
         return
     for part in range(count_slices(n)):
-        i = part * N_SLICE
-        n_slice = min(N_SLICE, n - i)
-        source = &dy[i * step_dy]
-        source_y = &y[i * step_y]
-        target = &dx[i * step_dx]
-        if step_dy != 1:
-            gather(source, step_dy, n_slice, scratch)
-            source = scratch
-        if step_y != 1:
-            gather(source_y, step_y, n_slice, scratch + N_SLICE)
-            source_y = scratch + N_SLICE
-        if step_dx != 1:
-            target = scratch
-        for block in range(n_slice // N_BLOCK):
-            k = block * N_BLOCK
-            if is_short:
-                lsm_prefetch(&dy[n + k], N_BLOCK * sizeof(floating), n <= N_NEAR)
-            else:
-                lsm_prefetch(&source_y[k + 4 * N_BLOCK], N_BLOCK * sizeof(floating), n <= N_NEAR)
-                lsm_prefetch(&dy[n + i + k], N_BLOCK * sizeof(floating), n <= N_NEAR)
-            n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_BLOCK, s_hi, s_lo, s, magic, lowest,
-                                    stream and step_dx == 1)
-        for block in range(n_slice // N_BLOCK * (N_BLOCK // N_LANES), n_slice // N_LANES):
-            k = block * N_LANES
-            n_bad += gradient_block(&source[k], &source_y[k], &target[k], N_LANES, s_hi, s_lo, s, magic, lowest,
-                                    stream and step_dx == 1)
-        k = n_slice - n_slice % N_LANES
-        n_bad += gradient_block(&source[k], &source_y[k], &target[k], n_slice - k, s_hi, s_lo, s, magic, lowest,
-                                stream and step_dx == 1)
-        if step_dx != 1:
-            scatter(scratch, n_slice, &dx[i * step_dx], step_dx)
+        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, n <= N_SLICE and not is_native(dy, scratch), stream)
     if n_bad:
-        for i in range(n):
-            dx[i * step_dx] = NAN
+        fill_nan(dx, n, scratch)

@@ -1,0 +1,70 @@
+# What is rare: frames that are masked throughout, and sums that leave the range of their type.
+
+
+cdef bint is_masked(Vector y, Py_ssize_t n, const floating* of) noexcept nogil:
+    """Whether every class of the frame is -inf."""
+    cdef floating buffer[1]
+    cdef Py_ssize_t i
+    for i in range(n):
+        if load(y, i, 1, buffer)[0] != -INFINITY:
+            return False
+    return True
+
+
+cdef void fill_nan(Vector dx, Py_ssize_t n, const floating* of) noexcept nogil:
+    cdef floating p[N_BLOCK]
+    cdef Py_ssize_t part, i, k
+    for k in range(N_BLOCK):
+        p[k] = NAN
+    for part in range(count_blocks(n)):
+        i = part * N_BLOCK
+        write(dx, i, min(<Py_ssize_t> N_BLOCK, n - i), p, False)
+
+
+cdef inline floating careful_gradient(floating dy, floating y, double s) noexcept nogil:
+    """dy - exp(y) * S in double, s = S * 2**-40."""
+    cdef double small = dy * 2.0**-40, half
+    if y == -INFINITY:
+        return dy
+    if y > -0.6931471805599453:
+        return <floating> (((small - s) - expm1(y) * s) * 2.0**40)
+    half = exp(0.5 * y)  # twice, since exp(y) alone may be 0 where exp(y) * s is not
+    half = half * s * half
+    if fabs(half) < 2.0**900:  # else the term may leave the range where the difference does not
+        return <floating> (dy - half * 2.0**40)
+    return <floating> ((small - half) * 2.0**40)
+
+
+cdef void careful_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, const floating* of) noexcept nogil:
+    """The gradient of a frame that is masked throughout, or whose sum is enormous, infinite or NaN.
+
+    One class at a time, in double. The sum is taken of dy * 2**-40, which no n <= 2**40 finite terms can overflow.
+    """
+    cdef floating buffer[N_BLOCK]
+    cdef floating buffer_y[N_BLOCK]
+    cdef floating p[N_BLOCK]
+    cdef const floating* source
+    cdef const floating* source_y
+    cdef double total = 0, error = 0, s
+    cdef Py_ssize_t part, i, k, n_block
+    cdef bint is_bad = is_masked(y, n, of)
+    for part in range(count_blocks(n)):
+        i = part * N_BLOCK
+        n_block = min(<Py_ssize_t> N_BLOCK, n - i)
+        source = load(dy, i, n_block, buffer)
+        source_y = load(y, i, n_block, buffer_y)
+        for k in range(n_block):
+            two_sum(&total, &error, source[k] * 2.0**-40)
+            is_bad |= exceeds(source_y[k])
+    s = total + error
+    if is_bad or not (fabs(s) < INFINITY):
+        fill_nan(dx, n, of)
+        return
+    for part in range(count_blocks(n)):
+        i = part * N_BLOCK
+        n_block = min(<Py_ssize_t> N_BLOCK, n - i)
+        source = load(dy, i, n_block, buffer)
+        source_y = load(y, i, n_block, buffer_y)
+        for k in range(n_block):
+            p[k] = careful_gradient(source[k], source_y[k], s)
+        write(dx, i, n_block, p, False)

@@ -1,0 +1,195 @@
+# Frames shared out to threads.  How they are cut changes no bit of any result.
+
+# An array seen as (outer, classes, inner).
+cdef struct Array:
+    char* at
+    Py_ssize_t outer, step, gap  # bytes along each
+    int kind
+
+
+# How the inner axis is cut: bands of tiles first, then single frames.
+cdef struct Cut:
+    Py_ssize_t n_tiled, n_band, n_bands, n_tasks
+
+
+cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, bint lies_dense,
+                    int n_threads) noexcept nogil:
+    """lies_dense: neighbouring frames lie side by side in memory, in all the arrays."""
+    cdef Cut c
+    c.n_tiled = 0
+    c.n_band = N_COLUMNS
+    if n_inner >= N_FEW and (n <= N_SHORT or lies_dense):
+        c.n_tiled = n_inner // N_COLUMNS * N_COLUMNS
+        if fits(n) and n_inner - c.n_tiled >= N_FEW:
+            c.n_tiled = n_inner
+        if lies_dense:
+            c.n_band = N_COLUMNS * count_band(n, n_outer * ((c.n_tiled + N_COLUMNS - 1) // N_COLUMNS), n_threads)
+    c.n_bands = (c.n_tiled + c.n_band - 1) // c.n_band
+    c.n_tasks = c.n_bands + n_inner - c.n_tiled
+    return c
+
+
+cdef inline Tile tile_at(Array x, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
+    cdef Tile tile
+    tile.at = x.at + i * x.outer + j * x.gap
+    tile.step = x.step
+    tile.gap = x.gap
+    tile.kind = x.kind
+    return tile
+
+
+cdef inline bint is_dense(Array x) noexcept nogil:
+    return x.gap == size_of(x.kind) and x.step != x.gap
+
+
+cdef inline void swap_axes(Array* x) noexcept nogil:
+    x.outer, x.gap = x.gap, x.outer
+
+
+cdef inline floating* own_scratch(floating* scratch, Py_ssize_t n_bytes, int thread) noexcept nogil:
+    """The scratch of one thread, from a cache line's start on."""
+    cdef char* at = <char*> scratch + thread * n_bytes
+    return <floating*> (at + (-<Py_ssize_t> at & 63))
+
+
+cdef inline bint shall_split(Py_ssize_t n_frames, Py_ssize_t n, int n_threads) noexcept nogil:
+    """Whether few long frames are each split over the threads: where whole frames would leave some idle."""
+    return n_threads > 1 and n >= 4 * N_SLICE and n_frames < 4 * n_threads and n_frames % n_threads != 0
+
+
+cdef inline void log_softmax_task(Array x, Array y, Py_ssize_t n, Py_ssize_t task, Cut c, floating* scratch,
+                                  bint stream) noexcept nogil:
+    """One band, or one frame: tasks 0 to n_bands - 1 of each outer index are bands."""
+    cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks
+    if j < c.n_bands:
+        j *= c.n_band
+        log_softmax_band(tile_at(x, i, j), tile_at(y, i, j), n, min(c.n_band, c.n_tiled - j), scratch, stream)
+    else:
+        j += c.n_tiled - c.n_bands
+        log_softmax_frame(frame_of(tile_at(x, i, j), 0), frame_of(tile_at(y, i, j), 0), n, scratch, stream)
+
+
+cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
+                             floating* scratch, Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
+    cdef Cut c
+    cdef Py_ssize_t task, i
+    if n_inner == 1:
+        n_outer, n_inner = n_inner, n_outer
+        swap_axes(&x)
+        swap_axes(&y)
+    if shall_split(n_outer * n_inner, n, n_threads):
+        for i in range(n_outer * n_inner):
+            split_log_softmax(frame_of(tile_at(x, i // n_inner, i % n_inner), 0),
+                              frame_of(tile_at(y, i // n_inner, i % n_inner), 0), n, scratch, n_bytes, n_threads,
+                              stream)
+        return
+    c = cut(n_outer, n, n_inner, is_dense(x) and is_dense(y), n_threads)
+    if n_threads == 1:  # a parallel region costs microseconds, even with one thread
+        for task in range(n_outer * c.n_tasks):
+            log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
+        lsm_stream_fence()
+    else:
+        with parallel(num_threads=n_threads):
+            for task in prange(n_outer * c.n_tasks, schedule="static"):
+                log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
+            lsm_stream_fence()
+
+
+cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch, Py_ssize_t n_bytes, int n_threads,
+                            bint stream) noexcept nogil:
+    """log_softmax_frame with the slices shared out; those that a thread read last, it writes first."""
+    cdef Py_ssize_t n_parts = count_slices(n), part
+    cdef Frame* found = <Frame*> malloc(n_parts * sizeof(Frame))
+    cdef Frame frame
+    cdef floating c_hi, c_lo
+    cdef int t
+    if found == NULL:  # one thread needs no memory of its own
+        log_softmax_frame(x, y, n, own_scratch(scratch, n_bytes, 0), stream)
+        lsm_stream_fence()
+        return
+    for t in prange(n_threads, schedule="static", num_threads=n_threads):
+        for part in range(t * n_parts // n_threads, (t + 1) * n_parts // n_threads):
+            found[part] = read_part(x, part, n, own_scratch(scratch, n_bytes, t))
+    frame = found[0]
+    for part in range(1, n_parts):
+        merge(&frame, found[part])
+    free(found)
+    normaliser(frame, &c_hi, &c_lo)
+    for t in prange(n_threads, schedule="static", num_threads=n_threads):
+        for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
+            write_part(x, y, part, n, c_hi, c_lo, own_scratch(scratch, n_bytes, t), False, stream)
+        lsm_stream_fence()
+
+
+cdef inline void log_softmax_backward_task(Array dy, Array y, Array dx, Py_ssize_t n, Py_ssize_t task, Cut c,
+                                           floating* scratch, bint stream) noexcept nogil:
+    """One band, or one frame, of the gradient."""
+    cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks
+    if j < c.n_bands:
+        j *= c.n_band
+        log_softmax_backward_band(tile_at(dy, i, j), tile_at(y, i, j), tile_at(dx, i, j), n,
+                                  min(c.n_band, c.n_tiled - j), scratch, stream)
+    else:
+        j += c.n_tiled - c.n_bands
+        log_softmax_backward_frame(frame_of(tile_at(dy, i, j), 0), frame_of(tile_at(y, i, j), 0),
+                                   frame_of(tile_at(dx, i, j), 0), n, scratch, stream)
+
+
+cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_outer, Py_ssize_t n,
+                                      Py_ssize_t n_inner, floating* scratch, Py_ssize_t n_bytes, int n_threads,
+                                      bint stream) noexcept nogil:
+    cdef Cut c
+    cdef Py_ssize_t task, i
+    if n_inner == 1:
+        n_outer, n_inner = n_inner, n_outer
+        swap_axes(&dy)
+        swap_axes(&y)
+        swap_axes(&dx)
+    if shall_split(n_outer * n_inner, n, n_threads):
+        for i in range(n_outer * n_inner):
+            split_log_softmax_backward(frame_of(tile_at(dy, i // n_inner, i % n_inner), 0),
+                                       frame_of(tile_at(y, i // n_inner, i % n_inner), 0),
+                                       frame_of(tile_at(dx, i // n_inner, i % n_inner), 0), n, scratch, n_bytes,
+                                       n_threads, stream)
+        return
+    c = cut(n_outer, n, n_inner, is_dense(dy) and is_dense(y) and is_dense(dx), n_threads)
+    if n_threads == 1:
+        for task in range(n_outer * c.n_tasks):
+            log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
+        lsm_stream_fence()
+    else:
+        with parallel(num_threads=n_threads):
+            for task in prange(n_outer * c.n_tasks, schedule="static"):
+                log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, omp_get_thread_num()),
+                                          stream)
+            lsm_stream_fence()
+
+
+cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,
+                                     Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
+    """log_softmax_backward_frame with the slices shared out."""
+    cdef Py_ssize_t n_parts = count_slices(n), part, n_bad = 0
+    cdef Sum* found = <Sum*> malloc(n_parts * sizeof(Sum))
+    cdef Sum s
+    cdef Scaled of
+    cdef int t
+    if found == NULL:
+        log_softmax_backward_frame(dy, y, dx, n, own_scratch(scratch, n_bytes, 0), stream)
+        lsm_stream_fence()
+        return
+    for t in prange(n_threads, schedule="static", num_threads=n_threads):
+        for part in range(t * n_parts // n_threads, (t + 1) * n_parts // n_threads):
+            found[part] = sum_part(dy, part, n, NULL, 0, own_scratch(scratch, n_bytes, t))
+    s.total = s.error = 0
+    for part in range(n_parts):
+        add_sum(&s, found[part])
+    free(found)
+    if is_masked(y, n, scratch) or not scale_sum(s.total, s.error, &of, floating is float):
+        careful_backward_frame(dy, y, dx, n, scratch)
+        return
+    for t in prange(n_threads, schedule="static", num_threads=n_threads):
+        for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
+            n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t), False, stream)
+        lsm_stream_fence()
+    if n_bad:
+        fill_nan(dx, n, scratch)

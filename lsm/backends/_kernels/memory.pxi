@@ -1,0 +1,163 @@
+# What lies in memory: any stride and any dtype, read and written in pieces of the type that is computed in.
+#
+# float and double that lie densely are used where they are. All else goes through a buffer, so that no other
+# function knows of strides or of 16 bits.
+
+cdef enum Kind:
+    HALF
+    BFLOAT16
+    FLOAT
+    DOUBLE
+
+
+# One frame, or one row of neighbouring frames.
+cdef struct Vector:
+    char* at
+    Py_ssize_t step  # bytes from one element to the next
+    int kind
+
+
+cdef inline Py_ssize_t count_blocks(Py_ssize_t n) noexcept nogil:
+    return (n + N_BLOCK - 1) // N_BLOCK
+
+
+cdef inline Py_ssize_t count_slices(Py_ssize_t n) noexcept nogil:
+    return (n + N_SLICE - 1) // N_SLICE
+
+
+cdef inline Py_ssize_t size_of(int kind) noexcept nogil:
+    return 2 if kind <= BFLOAT16 else 4 if kind == FLOAT else 8
+
+
+cdef inline int kind_of(const floating* of) noexcept nogil:
+    if floating is float:
+        return FLOAT
+    else:
+        return DOUBLE
+
+
+cdef inline bint is_native(Vector x, const floating* of) noexcept nogil:
+    """Whether the elements lie side by side and have the type of `of`."""
+    return x.step == sizeof(floating) and x.kind == kind_of(of)
+
+
+cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
+    """Copy n elements, as floating."""
+    cdef uint16_t bits[N_BLOCK]
+    cdef float narrow[N_BLOCK]
+    cdef const uint16_t* source
+    cdef Py_ssize_t part, start, k, n_part
+    if x.kind == FLOAT:
+        if x.step == sizeof(float):
+            for k in range(n):
+                to[k] = <floating> (<float*> x.at)[k]
+        else:
+            for k in range(n):
+                to[k] = <floating> (<float*> (x.at + k * x.step))[0]
+    elif x.kind == DOUBLE:
+        if x.step == sizeof(double):
+            for k in range(n):
+                to[k] = <floating> (<double*> x.at)[k]
+        else:
+            for k in range(n):
+                to[k] = <floating> (<double*> (x.at + k * x.step))[0]
+    else:
+        for part in range(count_blocks(n)):
+            start = part * N_BLOCK
+            n_part = min(N_BLOCK, n - start)
+            source = <const uint16_t*> x.at + start
+            if x.step != sizeof(uint16_t):
+                for k in range(n_part):
+                    bits[k] = (<uint16_t*> (x.at + (start + k) * x.step))[0]
+                source = bits
+            if floating is float:
+                widen(source, n_part, x.kind, to + start)
+            else:
+                widen(source, n_part, x.kind, narrow)
+                for k in range(n_part):
+                    to[start + k] = narrow[k]
+
+
+cdef inline void widen(const uint16_t* x, Py_ssize_t n, int kind, float* to) noexcept nogil:
+    """16-bit numbers as float, exactly."""
+    cdef Py_ssize_t k
+    if kind == HALF:
+        lsm_from_half(to, x, n)
+    else:
+        for k in range(n):
+            to[k] = lsm_from_bfloat16(x[k])
+
+
+cdef inline void narrow(const float* x, Py_ssize_t n, int kind, uint16_t* to) noexcept nogil:
+    """Floats rounded to 16 bits, to the nearest, ties to even."""
+    cdef Py_ssize_t k
+    if kind == HALF:
+        lsm_to_half(to, x, n)
+    else:
+        for k in range(n):
+            to[k] = lsm_to_bfloat16(x[k])
+
+
+cdef inline const floating* load(Vector x, Py_ssize_t start, Py_ssize_t n, floating* buffer) noexcept nogil:
+    """n elements from `start` on: where they are, or else in the buffer."""
+    x.at += start * x.step
+    if is_native(x, buffer):
+        return <const floating*> x.at
+    read(x, n, buffer)
+    return buffer
+
+
+cdef inline void put(char* to, const void* source, size_t n, bint stream) noexcept nogil:
+    """Copy n bytes, past the cache if `stream`."""
+    if stream:
+        lsm_stream(to, source, n)
+    else:
+        memcpy(to, source, n)
+
+
+cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bint stream) noexcept nogil:
+    """Store p as n elements from `start` on. n <= N_BLOCK. Dense ones go past the cache if `stream`."""
+    cdef uint16_t bits[N_BLOCK]
+    cdef float single[N_BLOCK]
+    cdef double wide[N_BLOCK]
+    cdef const float* source
+    cdef Py_ssize_t k
+    cdef bint is_dense = y.step == size_of(y.kind)
+    y.at += start * y.step
+    if is_native(y, p):
+        put(y.at, p, n * sizeof(floating), stream)
+    elif y.kind == DOUBLE:
+        if is_dense:
+            for k in range(n):
+                wide[k] = p[k]
+            put(y.at, wide, n * sizeof(double), stream)
+        else:
+            for k in range(n):
+                (<double*> (y.at + k * y.step))[0] = p[k]
+    else:
+        if floating is float:
+            source = p
+        else:
+            for k in range(n):
+                single[k] = <float> p[k]
+            source = single
+        if y.kind == FLOAT:
+            if is_dense:
+                put(y.at, source, n * sizeof(float), stream)
+            else:
+                for k in range(n):
+                    (<float*> (y.at + k * y.step))[0] = source[k]
+        else:
+            narrow(source, n, y.kind, bits)
+            if is_dense:
+                put(y.at, bits, n * sizeof(uint16_t), stream)
+            else:
+                for k in range(n):
+                    (<uint16_t*> (y.at + k * y.step))[0] = bits[k]
+
+
+cdef inline Py_ssize_t misaligned(Vector y, bint stream) noexcept nogil:
+    """How many elements come before the first cache line that starts with one; 0 unless they are streamed."""
+    if stream and y.step == size_of(y.kind):
+        return (-<Py_ssize_t> y.at & 63) // y.step
+    return 0
