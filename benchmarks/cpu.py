@@ -33,7 +33,7 @@ from typing import Any
 import cpu_chart
 import cpu_report
 import numpy as np
-from cpu_contestants import LIMIT, PAUSE, PEERS, TURN, in_turns, set_threads, taking_part
+from cpu_contestants import LIMIT, PAUSE, PEERS, TURN, Others, in_turns, set_threads, taking_part
 from cpu_workloads import BACKWARD, QUICK_SIZE, SWEEP, WORKLOADS, Data, Workload, absent_dtype
 from promises import installed, processor
 
@@ -112,6 +112,7 @@ def measure(
     """One row."""
     n_bytes = 2 * data.dy.nbytes + data.out.nbytes if op == BACKWARD else data.x.nbytes + data.out.nbytes
     contestants, absent = taking_part(workload, data, op, n_threads, peers, with_limit=n_bytes > last_cache)
+    others = Others()
     times = in_turns(contestants, n_rounds)
     row = {
         "workload": workload.name,
@@ -126,6 +127,7 @@ def measure(
         "bytes": n_bytes,
         "calls": {contestant.name: contestant.code for contestant in contestants},
         "absent": absent,
+        "others": others.processors(),
         "turns_us": {name: [round(t, 4) for t in turns] for name, turns in times.items()},
     }
     return row | cpu_report.figures(times, n_bytes, LIMIT)

@@ -2,9 +2,11 @@
 
 import gc
 import math
+import os
 import time
 import timeit
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -178,6 +180,35 @@ def taking_part(
         except UnableError as error:
             absent[LIMIT] = str(error)
     return contestants, absent
+
+
+class Others:
+    """How many processors' worth of time the rest of the machine used, since this was made.
+
+    With as many threads as processors, one busy neighbour makes whoever waits for all its threads many times slower,
+    for as long as the scheduler lets the neighbour run: such rows tell nothing.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._seconds()
+
+    def processors(self) -> float | None:
+        """None where the system does not tell."""
+        if self._before is None:
+            return None
+        (wall, others), (wall_before, others_before) = self._seconds(), self._before
+        return (others - others_before) / (wall - wall_before)
+
+    @staticmethod
+    def _seconds() -> tuple[float, float] | None:
+        """The clock, and the time that all processors spent at work or with other guests, without this process."""
+        try:
+            # user, nice, system, idle, waiting for disks, interrupts, soft interrupts, stolen by the host
+            ticks = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        except OSError:
+            return None
+        busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy - time.process_time()
 
 
 def calls_in_a_turn(timer: timeit.Timer) -> int:

@@ -17,6 +17,7 @@ TARGETS = {
     ("backward", True): (1.5, 1.5),
 }
 SHARES = {"forward": 0.7, "backward": 0.85}  # of the limit
+DISTURBED = 0.1  # processors in use by others; what the system itself needs is less
 
 
 def spread(values: Any) -> dict[str, float]:
@@ -60,6 +61,10 @@ def ratio(of: dict[str, float] | None) -> str:
     return f"{of['median']:.2f} ({of['p20']:.2f}..{of['p80']:.2f})" if of else ""
 
 
+def threads(row: Row) -> str:
+    return f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+
+
 def label(row: Row) -> str:
     axis = "" if row["axis"] == -1 else f" axis {row['axis']}"
     return f"{row['group']} {shape(row)}{axis} {row['types']}"
@@ -68,7 +73,8 @@ def label(row: Row) -> str:
 def one_line(row: Row) -> str:
     peer = f", {row['ratio']['median']:.2f}x {row['peer']}" if row["peer"] else ""
     share = f", {row['share']['median']:.2f} of the limit" if row["share"] else ""
-    return f"{label(row)}, {row['op']}, {row['threads']} threads: {number(row['us']['lsm']['median'])} us{peer}{share}"
+    busy = f"; others used {row['others']:.1f} processors" if (row["others"] or 0) > DISTURBED else ""
+    return f"{label(row)}, {row['op']}, {threads(row)}: {number(row['us']['lsm']['median'])} us{peer}{share}{busy}"
 
 
 def first_lines(header: Row) -> str:
@@ -125,7 +131,7 @@ def misses(rows: list[Row]) -> list[str]:
     """A line for every row, and every figure in it, that is below its target."""
     lines = []
     for row in rows:
-        where = f"{label(row)}, {row['op']}, {row['threads']} threads"
+        where = f"{label(row)}, {row['op']}, {threads(row)}"
         each, _ = TARGETS[kind(row)]
         if row["ratio"] and row["ratio"]["median"] < each:
             lines.append(f"{where}: {ratio(row['ratio'])} times as fast as {row['peer']}; target {each}")
@@ -144,6 +150,12 @@ def absences(result: Row) -> list[str]:
                 where[f"{name}: {reason}"].append(cell)
     lines = [f"{reason} ({', '.join(cells)})" for reason, cells in where.items()]
     return lines + [f"{name}: {reason}" for name, reason in result["absent_workloads"].items()]
+
+
+def disturbed(result: Row) -> list[str]:
+    """Rows during which somebody else used the processors."""
+    rows = [row for row in result["rows"] if row["others"] is not None and row["others"] > DISTURBED]
+    return [f"{label(row)}, {row['op']}, {threads(row)}: {row['others']:.2f} processors" for row in rows]
 
 
 def sweep_table(rows: list[Row]) -> str:
@@ -167,6 +179,11 @@ def markdown(result: Row) -> str:
         parts += ["## Below target", "\n".join(f"- {line}" for line in below) or "Nothing."]
     if sweep:
         parts += ["## Time against the amount of work", sweep_table(sweep)]
+    if lines := disturbed(result):
+        parts += [
+            "## Others were at work on this machine: not to be relied on",
+            "\n".join(f"- {line}" for line in lines),
+        ]
     if lines := absences(result):
         parts += ["## Did not take part", "\n".join(f"- {line}" for line in lines)]
     return "\n\n".join(parts) + "\n"
