@@ -30,15 +30,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import cpu_chart
 import cpu_report
-import numpy as np
+import lsm
 from cpu_contestants import LIMIT, PAUSE, PEERS, TURN, Others, in_turns, set_threads, taking_part
 from cpu_workloads import BACKWARD, QUICK_SIZE, SWEEP, WORKLOADS, Data, Workload, absent_dtype
-from promises import installed, processor
-
-import lsm
 from lsm.backends.cython_ import kernels
+from promises import installed, processor
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 USUAL_LAST_CACHE = 32 * 2**20  # bytes, where the system does not tell

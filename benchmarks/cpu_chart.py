@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from cpu_report import is_sweep, kind, label
+from cpu_report import is_sweep, kind, label, threads
 
 Row = dict[str, Any]
 
@@ -74,16 +74,16 @@ def draw_rows(part: Any, rows: list[Row], labels: dict[Any, str]) -> None:
     left.xaxis.set_major_formatter("{x:g}")
     left.axvline(1, color=INK, linewidth=1)
     left.set_title("time of the faster peer / time of lsm", fontsize=9)
-    right.set_xlim(0, 1.05)
+    right.set_xlim(left=0)
     right.axvline(1, color=INK, linewidth=1)
     right.set_title("share of the machine's limit, out of cache", fontsize=9)
     for axes in (left, right):
         axes.grid(axis="x", color="#808080", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    threads = sorted({row["threads"] for row in rows})
-    others = f"; dots: {', '.join(map(str, threads[:-1]))}" if threads[1:] else ""
-    part.suptitle(f"bars: {threads[-1]} threads{others}", fontsize=9)
+    *fewer, most = sorted({row["threads"] for row in rows})
+    dots = f"; dots: {', '.join(map(str, fewer))}" if fewer else ""
+    part.suptitle(f"bars: {threads(most)}{dots}", fontsize=9)
     handles = [Patch(color=colour, label=op) for op, colour in COLOURS.items()]
     right.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1.02), ncols=2)
 
@@ -102,7 +102,7 @@ def draw_sweep(part: Any, rows: list[Row]) -> None:
                 )
                 if points:
                     style = "--" if n_threads == min(row["threads"] for row in rows) else "-"
-                    text = f"{name}, {n_threads} threads"
+                    text = f"{name}, {threads(n_threads)}"
                     axes.plot(*zip(*points, strict=True), f"o{style}", markersize=3, color=colour, label=text)
         axes.set_xscale("log")
         axes.set_yscale("log")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from cpu_workloads import BACKWARD, FORWARD_NEW, Array, Data, Workload, flat
 
 import lsm
+from cpu_workloads import BACKWARD, FORWARD_NEW, Array, Data, Workload, flat
 from lsm.backends.cython_ import kernels
 
 PAUSE = 0.01  # seconds before a turn: the threads of whoever came before stop spinning

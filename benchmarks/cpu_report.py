@@ -61,8 +61,8 @@ def ratio(of: dict[str, float] | None) -> str:
     return f"{of['median']:.2f} ({of['p20']:.2f}..{of['p80']:.2f})" if of else ""
 
 
-def threads(row: Row) -> str:
-    return f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+def threads(n: int) -> str:
+    return f"{n} thread{'s' * (n > 1)}"
 
 
 def label(row: Row) -> str:
@@ -70,11 +70,15 @@ def label(row: Row) -> str:
     return f"{row['group']} {shape(row)}{axis} {row['types']}"
 
 
+def where(row: Row) -> str:
+    return f"{label(row)}, {row['op']}, {threads(row['threads'])}"
+
+
 def one_line(row: Row) -> str:
     peer = f", {row['ratio']['median']:.2f}x {row['peer']}" if row["peer"] else ""
     share = f", {row['share']['median']:.2f} of the limit" if row["share"] else ""
     busy = f"; others used {row['others']:.1f} processors" if (row["others"] or 0) > DISTURBED else ""
-    return f"{label(row)}, {row['op']}, {threads(row)}: {number(row['us']['lsm']['median'])} us{peer}{share}{busy}"
+    return f"{where(row)}: {number(row['us']['lsm']['median'])} us{peer}{share}{busy}"
 
 
 def first_lines(header: Row) -> str:
@@ -131,31 +135,30 @@ def misses(rows: list[Row]) -> list[str]:
     """A line for every row, and every figure in it, that is below its target."""
     lines = []
     for row in rows:
-        where = f"{label(row)}, {row['op']}, {threads(row)}"
         each, _ = TARGETS[kind(row)]
         if row["ratio"] and row["ratio"]["median"] < each:
-            lines.append(f"{where}: {ratio(row['ratio'])} times as fast as {row['peer']}; target {each}")
+            lines.append(f"{where(row)}: {ratio(row['ratio'])} times as fast as {row['peer']}; target {each}")
         share = SHARES[kind(row)[0]]
         if row["share"] and row["share"]["median"] < share:
-            lines.append(f"{where}: {ratio(row['share'])} of the limit; target {share}")
+            lines.append(f"{where(row)}: {ratio(row['share'])} of the limit; target {share}")
     return lines
 
 
 def absences(result: Row) -> list[str]:
     """Who could not take part where, and why."""
-    where = defaultdict(list)
+    reasons = defaultdict(list)
     for row in result["rows"]:
         for name, reason in row["absent"].items():
-            if (cell := f"{row['types']} {kind(row)[0]}") not in where[f"{name}: {reason}"]:
-                where[f"{name}: {reason}"].append(cell)
-    lines = [f"{reason} ({', '.join(cells)})" for reason, cells in where.items()]
+            if (cell := f"{row['types']} {kind(row)[0]}") not in reasons[f"{name}: {reason}"]:
+                reasons[f"{name}: {reason}"].append(cell)
+    lines = [f"{reason} ({', '.join(cells)})" for reason, cells in reasons.items()]
     return lines + [f"{name}: {reason}" for name, reason in result["absent_workloads"].items()]
 
 
 def disturbed(result: Row) -> list[str]:
     """Rows during which somebody else used the processors."""
     rows = [row for row in result["rows"] if row["others"] is not None and row["others"] > DISTURBED]
-    return [f"{label(row)}, {row['op']}, {threads(row)}: {row['others']:.2f} processors" for row in rows]
+    return [f"{where(row)}: {row['others']:.2f} processors" for row in rows]
 
 
 def sweep_table(rows: list[Row]) -> str:
