@@ -1,6 +1,6 @@
 """Time lsm on the CPU beside PyTorch, ONNX Runtime and the limit of the machine, on shapes that users have.
 
-    python benchmarks/cpu.py                        # everything: most of an hour on two processors
+    python benchmarks/cpu.py                        # everything: about a quarter of an hour
     python benchmarks/cpu.py --quick --only llm     # a few rounds; no shape of more than 2^25 elements
     python benchmarks/cpu.py --json t.json --markdown t.md --chart t.svg
     python benchmarks/cpu.py --sweep --only sweep   # time against the amount of work, and nothing else
@@ -209,37 +209,49 @@ def parsed() -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
-    arguments = parsed()
-    if arguments.measured:
-        report(json.loads(arguments.measured.read_text(encoding="utf-8")), arguments)
-        return
-    peers, absent = usable_peers(arguments.peers)
-    result = {"header": header(arguments.threads, arguments.rounds, peers, absent), "absent_workloads": {}, "rows": []}
-    print(cpu_report.first_lines(result["header"]), file=sys.stderr)
-    workloads = []
-    for workload in chosen(arguments):
-        if reason := absent_dtype(workload):
-            result["absent_workloads"][workload.name] = reason
-        else:
-            workloads.append(workload)
+def measure_all(
+    result: dict[str, Any], workloads: list[Workload], peers: list[str], arguments: argparse.Namespace
+) -> None:
+    """Add the rows to the result, and to its file after each, so that an interruption loses one at most."""
     with progress(len(arguments.threads) * sum(len(workload.ops) for workload in workloads)) as tell:
         for workload in workloads:
             data = Data(workload)
             for n_threads in arguments.threads:
                 set_threads(n_threads, peers)
                 for op in workload.ops:
-                    row = measure(
-                        workload, data, op, n_threads, arguments.rounds, peers, result["header"]["last_cache"]
-                    )
+                    last_cache = result["header"]["last_cache"]
+                    row = measure(workload, data, op, n_threads, arguments.rounds, peers, last_cache)
                     result["rows"].append(row)
                     if arguments.json:
                         write(arguments.json, json.dumps(result, indent=1) + "\n")
                     tell(cpu_report.one_line(row))
-            del data
+            del data  # before the next one is made: some take gigabytes
             gc.collect()
+
+
+def main() -> int:
+    arguments = parsed()
+    if arguments.measured:
+        report(json.loads(arguments.measured.read_text(encoding="utf-8")), arguments)
+        return 0
+    peers, absent = usable_peers(arguments.peers)
+    workloads = chosen(arguments)
+    reasons = {workload.name: absent_dtype(workload) for workload in workloads}
+    result = {
+        "header": header(arguments.threads, arguments.rounds, peers, absent),
+        "absent_workloads": {name: reason for name, reason in reasons.items() if reason},
+        "rows": [],
+    }
+    print(cpu_report.first_lines(result["header"]), file=sys.stderr)
+    try:
+        measure_all(result, [workload for workload in workloads if not reasons[workload.name]], peers, arguments)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is reported", file=sys.stderr)
+        report(result, arguments)
+        return 130
     report(result, arguments)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -87,7 +87,7 @@ def first_lines(header: Row) -> str:
     sizes = [f"{name} {size // 2**10:,} KiB" for name, size in header["caches"].items()]
     lines = [
         f"{header['processor']}, {header['n_processors']} processors, {header['system']}; {', '.join(sizes)}.",
-        f"{', '.join(names)}. {header['rounds']} rounds.",
+        f"{', '.join(names)}. Rounds: {header['rounds']}.",
     ]
     lines += [f"Without {name}: {reason}." for name, reason in header["absent_peers"].items()]
     if header["environment"]:
