@@ -1,0 +1,131 @@
+"""The benchmarks run, with and without peers, and say what they should; how fast anything is, no test can tell."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cpu_report
+from cpu_workloads import SWEEP, WORKLOADS
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+PEERS = ("torch", "onnxruntime")
+HIDE = "import runpy, sys; sys.argv[:] = sys.argv[1:]; sys.path[0] = sys.argv.pop(0)\n"
+RUN = "runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def run(script, *arguments, hidden=()):
+    """Run a script as a user does; modules in `hidden` are as good as not installed."""
+    code = HIDE + "".join(f"sys.modules[{name!r}] = None\n" for name in hidden) + RUN
+    command = [sys.executable, "-c", code, str(BENCHMARKS), str(BENCHMARKS / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def table(text):
+    """The first table of a Markdown text, as a list of dicts."""
+    lines = re.search(r"^\|.*?(?=\n\n|\Z)", text.strip(), re.DOTALL | re.MULTILINE).group().splitlines()
+    names, rule, *rows = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines)
+    assert set("".join(rule)) == {"-"}
+    assert all(len(row) == len(names) for row in rows)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("hidden", [(), PEERS], ids=["the installed peers", "no peers"])
+def test_the_speed_benchmark_measures_and_reports(hidden, tmp_path):
+    as_json, as_markdown = tmp_path / "t.json", tmp_path / "t.md"
+    wish = ["--only", "tiny", "--rounds", "2", "--threads", "1", "--json", as_json, "--markdown", as_markdown]
+    done = run("cpu.py", *wish, hidden=hidden)
+    assert done.returncode == 0, done.stderr
+    assert "[2/2]" in done.stderr
+
+    result = json.loads(as_json.read_text())
+    header = result["header"]
+    assert header["processor"] and header["last_cache"] > 0 and header["levels"]["lsm"]
+    assert header["threads"] == [1] and header["rounds"] == 2
+    assert set(header["absent_peers"]) | set(header["versions"]) == {*PEERS, "python", "numpy", "lsm"}
+    if hidden:
+        assert header["absent_peers"]["torch"] == "torch is not installed"
+    assert [row["op"] for row in result["rows"]] == ["forward, new result", "backward"]
+    for row in result["rows"]:
+        assert row["workload"] == "tiny-1x10-float32" and row["threads"] == 1
+        assert all(len(turns) == 2 and min(turns) > 0 for turns in row["turns_us"].values())
+        assert set(row["turns_us"]) == set(row["calls"]) == set(row["us"])
+        assert row["share"] is None  # 80 bytes fit into any cache
+        if row["peer"]:
+            assert row["ratio"]["p20"] <= row["ratio"]["median"] <= row["ratio"]["p80"]
+    has_torch = "torch" in header["versions"]
+    assert all((row["peer"] is not None) == has_torch for row in result["rows"] if row["op"] == "backward")
+
+    rows = table(as_markdown.read_text())
+    assert [(row["workload"], row["shape"], row["op"]) for row in rows] == [
+        ("tiny", "1x10", "forward, new result"),
+        ("tiny", "1x10", "backward"),
+    ]
+    assert all(float(row["lsm us"]) > 0 for row in rows)
+    assert bool(rows[1]["ratio (p20..p80)"]) == has_torch
+
+    again = run("cpu.py", "--from", as_json)  # what an interrupted run left can be reported
+    assert again.stdout.strip() == as_markdown.read_text().strip()
+
+    chart = tmp_path / "t.svg"
+    drawn = run("cpu.py", "--from", as_json, "--chart", chart)
+    if importlib.util.find_spec("matplotlib"):
+        assert drawn.returncode == 0, drawn.stderr
+        assert "<svg" in chart.read_text() and "prefers-color-scheme: dark" in chart.read_text()
+    else:
+        assert drawn.returncode == 1 and "pip install matplotlib" in drawn.stderr
+
+
+@pytest.mark.parametrize(
+    ("wish", "answer"),
+    [
+        (["--only", "nobody"], "no such workload"),
+        (["--threads", "0"], "whole numbers from 1"),
+        (["--threads", "1000000", "--only", "tiny"], "threads were asked for"),
+        (["--peers", "nobody"], "--peers: accepted: torch, onnxruntime"),
+    ],
+)
+def test_a_wish_that_cannot_be_served_is_refused(wish, answer):
+    done = run("cpu.py", *wish, hidden=PEERS)
+    assert done.returncode != 0
+    assert answer in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ratios_are_taken_within_a_round():
+    # The machine became ten times slower from round to round, and the ratio stayed the same.
+    times = {"lsm": [1.0, 10.0, 100.0], "a": [2.0, 20.0, 200.0], "b": [3.0, 30.0, 300.0], "limit": [0.5, 5.0, 50.0]}
+    row = cpu_report.figures(times, n_bytes=10_000, limit="limit")
+    assert row["peer"] == "a"
+    assert set(row["ratio"].values()) == {2.0}
+    assert set(row["share"].values()) == {0.5}
+    assert row["gb_per_s"] == pytest.approx(1.0)
+
+
+def test_what_misses_its_target_is_listed():
+    slow = {"group": "llm", "shape": [2, 3], "axis": -1, "types": "float32", "is_16_bit": False, "threads": 1}
+    slow |= {"op": "forward", "peer": "torch", "ratio": cpu_report.spread([1.2]), "share": cpu_report.spread([0.69])}
+    assert len(cpu_report.misses([slow])) == 2
+    assert cpu_report.misses([slow | {"ratio": cpu_report.spread([1.3]), "share": None}]) == []
+    assert cpu_report.means([slow, slow | {"ratio": cpu_report.spread([4.8])}]) == {
+        ("forward", False, 1): (pytest.approx(2.4), 2)
+    }
+
+
+def test_names_of_workloads_are_unique():
+    names = [workload.name for workload in WORKLOADS + SWEEP]
+    assert len(set(names)) == len(names)
+
+
+def test_the_memory_benchmark_measures_and_judges():
+    done = run("memory.py", "--megabytes", "16")
+    assert done.returncode in (0, 1), done.stderr
+    rows = table(done.stdout)
+    assert {"float32", "float16", "bfloat16", "float32, every second class"} <= {row["case"] for row in rows}
+    assert all(row["input MB"] == ("32" if "backward" in row["case"] else "16") for row in rows)
+    assert done.returncode == any(row["kept"] == "no" for row in rows)
+    # What is served without a copy today stays so; room for one frame would be 2 MB.
+    assert all(row["kept"] == "yes" for row in rows if row["case"].startswith(("float32", "float64")))
