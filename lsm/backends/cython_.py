@@ -88,7 +88,9 @@ def _run(kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
         scratch = np.empty((n_threads, 1), out.dtype)
         for views in frame_views(arrays, axis):
             for view in views:
-                if view.strides[1] != out.itemsize:  # classes that do not lie side by side are gathered there
+                # Classes that do not lie side by side are gathered there. Of an axis of length 1 the kernels may
+                # see another stride than this: NumPy makes one up for a buffer that is contiguous.
+                if view.strides[1] != out.itemsize or view.shape[1] == 1:
                     scratch = np.empty((n_threads, kernels()["scratch"]), out.dtype)
                     break
             kernel(*views, scratch, n_threads, stream)
