@@ -32,6 +32,7 @@ SANITIZE_FLAGS = [
     "-O1",  # -O3 takes three times as long to compile
     "-g",
     "-fno-omit-frame-pointer",
+    "-fno-wrapv",  # many a Python is configured with -fwrapv, under which an overflow is not looked for
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=undefined",
 ]
