@@ -17,6 +17,21 @@ cdef struct Vector:
     int kind
 
 
+# An array seen as (outer, classes, inner).
+cdef struct Array:
+    char* at
+    Py_ssize_t outer, step, gap  # bytes along each
+    int kind
+
+
+cdef inline Vector frame_at(Array x, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
+    cdef Vector frame
+    frame.at = x.at + i * x.outer + j * x.gap
+    frame.step = x.step
+    frame.kind = x.kind
+    return frame
+
+
 cdef inline Py_ssize_t count_blocks(Py_ssize_t n) noexcept nogil:
     return (n + N_BLOCK - 1) // N_BLOCK
 
