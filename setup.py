@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -25,6 +26,9 @@ UNIX_FLAGS = [
     "-fno-tree-loop-distribute-patterns",  # a loop over 1 KiB is faster than the memset or memcpy gcc makes of it
     "-ffp-contract=fast",  # a * b + c is one FMA where there is one
 ]
+
+# Built with NumPy 2, the kernels run with every NumPy from this one on.
+NUMPY_MACROS = [("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"), ("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION")]
 
 OPENMP_PROBE = """
 #include <omp.h>
@@ -62,6 +66,8 @@ class BuildKernels(build_ext):
             flags, openmp = UNIX_FLAGS, self.openmp_flags()
         strip = ["-Wl,--strip-all"] if sys.platform == "linux" else []  # 6.6 MB become 1.4
         for extension in self.extensions:
+            extension.include_dirs = [np.get_include()]
+            extension.define_macros = NUMPY_MACROS
             level = extension.name.rpartition(".")[2]
             extension.extra_link_args = strip
             if level == "cpu":

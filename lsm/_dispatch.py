@@ -73,7 +73,18 @@ def serving(array_type: type, dtype: np.dtype[Any], result: np.dtype[Any], devic
         plan = decision.backend
         if len(policy.plans) < _PLAN_LIMIT:
             policy.plans[key] = plan
+            if array_type is np.ndarray and dtype == result and device == "cpu" and backend is None:
+                policy.quick[dtype] = getattr(plan, "quick_functions", None)
     return plan
+
+
+def quick(dtype: np.dtype[Any]) -> Any:
+    """The functions for small calls on ndarrays of this dtype; None if there are none, or no plan yet.
+
+    Each takes the positional arguments of its operation and `out`, and returns None for what it does not serve.
+    """
+    policy = _in_context.get() or _default
+    return None if policy is None else policy.quick.get(dtype)
 
 
 def _checked_name(name: Any) -> str:
@@ -191,7 +202,7 @@ def refresh_backends() -> None:
         _default = None if _default is None else Policy(_default.wish, _default.rule)
     inside = _in_context.get()
     if inside is not None:
-        inside.plans.clear()
+        inside.forget()
 
 
 def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:

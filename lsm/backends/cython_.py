@@ -34,6 +34,15 @@ class CythonBackend(Backend):
             return str(error)
         return None
 
+    @property
+    def quick_functions(self) -> tuple[Any, Any]:
+        """Both operations for small calls on plain arrays: (x, axis, out) and (grad_output, output, axis, out).
+
+        They take arguments as the user gave them, for a dtype that this backend serves, and return the result, or
+        None for what the ordinary way must look at.
+        """
+        return kernels()["quick"]
+
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax`."""
         _run(kernels()["log_softmax", x.dtype.char, out.dtype.char], (x, out), axis)
@@ -77,6 +86,7 @@ def kernels() -> dict[Any, Any]:
             forward = module.log_softmax[stored[x], stored[y]]
             table["log_softmax", x, y] = _bind(forward, kind, kind_y)
     table["stream_copy"], table["stream_add"] = module.stream_copy, module.stream_add
+    table["quick"] = (module.quick_log_softmax, module.quick_log_softmax_backward)
     return table
 
 
