@@ -19,7 +19,7 @@ from lsm._config import settings
 from lsm._decide import Decision, Policy, decide
 from lsm._errors import BackendUnavailableError
 from lsm._interop import device_kind
-from lsm.backends.registry import BackendInfo, forget, registry
+from lsm.backends.registry import BUILT_IN, BackendInfo, forget, registry
 
 OPERATIONS = ("log_softmax", "log_softmax_backward")
 _PLAN_LIMIT = 512  # dtypes with metadata differ without end
@@ -73,7 +73,8 @@ def serving(array_type: type, dtype: np.dtype[Any], result: np.dtype[Any], devic
         plan = decision.backend
         if len(policy.plans) < _PLAN_LIMIT:
             policy.plans[key] = plan
-            if array_type is np.ndarray and dtype == result and device == "cpu" and backend is None:
+            # Not a third party's, which may have inherited them: its own methods would be passed over.
+            if key == (np.ndarray, dtype, dtype, "cpu", None) and decision.winner in BUILT_IN:
                 policy.quick[dtype] = getattr(plan, "quick_functions", None)
     return plan
 

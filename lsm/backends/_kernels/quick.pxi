@@ -1,7 +1,7 @@
-# Small calls, whose time is not the kernels': arrays taken and made through NumPy's C interface, on one thread.
+# Arrays taken and made through NumPy's C interface, for small calls: there the time goes before the kernels begin.
 #
 # Only what needs no thought is served: plain arrays, exactly alike. For any other call the answer is None, and the
-# ordinary way, where all the checks and messages stand, begins from the start.
+# ordinary way, where all the checks and messages stand, goes on as if nothing had been tried.
 
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
 
@@ -43,7 +43,7 @@ cdef inline Py_ssize_t count_elements(Frames f) noexcept nogil:
 
 
 cdef inline bint find_frames(object x, object axis, Frames* to) noexcept:
-    """See x as frames; False if x is not a small plain array with this axis."""
+    """See x as frames; False if x is not a plain array with this axis, and something in it."""
     cdef npy_intp* dims
     cdef int overflow = 0, n_dims, i
     cdef long at
@@ -66,7 +66,7 @@ cdef inline bint find_frames(object x, object axis, Frames* to) noexcept:
             to.n_inner *= dims[i]
     c = PyArray_DESCR(<PyArrayObject*> x).type
     to.kind = FLOAT if c == b"f" else DOUBLE if c == b"d" else HALF if c == b"e" else BFLOAT16
-    return 0 < count_elements(to[0]) < QUICK_SIZE and (to.kind != BFLOAT16 or c == b"E")
+    return count_elements(to[0]) > 0 and (to.kind != BFLOAT16 or c == b"E")
 
 
 cdef inline bint is_alike(object a, object x) noexcept:
@@ -101,50 +101,51 @@ cdef inline Array whole(object x, Frames f) noexcept:
 
 
 cdef inline size_t count_scratch(Frames f) noexcept nogil:
-    """Bytes of scratch; 0 if the frames are used where they lie. (A tile is copied.)"""
+    """Bytes of scratch for each thread; 0 if the frames are used where they lie. (A tile is copied.)"""
     cdef bint is_tiled = f.n_inner > 1 or (f.n <= N_SHORT and f.n_outer >= N_FEW)
     if f.kind == DOUBLE:
         return 2 * N_SLICE * sizeof(double) + 64 if is_tiled else 0
     return 2 * N_SLICE * sizeof(float) + 64 if is_tiled or f.kind != FLOAT else 0
 
 
-cdef bint run_forward(Array x, Array y, Frames f) noexcept nogil:
+cdef bint run_forward(Array x, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
     """False if there is no memory."""
     cdef size_t n_bytes = count_scratch(f)
-    cdef void* scratch = malloc(n_bytes) if n_bytes else NULL
+    cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
     if n_bytes and scratch == NULL:
         return False
     if f.kind == DOUBLE:
-        log_softmax_frames(x, y, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, 1, False)
+        log_softmax_frames(x, y, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads, stream)
     else:
-        log_softmax_frames(x, y, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, 1, False)
+        log_softmax_frames(x, y, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, n_threads, stream)
     free(scratch)
     return True
 
 
-cdef bint run_backward(Array dy, Array y, Array dx, Frames f) noexcept nogil:
+cdef bint run_backward(Array dy, Array y, Array dx, Frames f, int n_threads, bint stream) noexcept nogil:
     """False if there is no memory."""
     cdef size_t n_bytes = count_scratch(f)
-    cdef void* scratch = malloc(n_bytes) if n_bytes else NULL
+    cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
     if n_bytes and scratch == NULL:
         return False
     if f.kind == DOUBLE:
-        log_softmax_backward_frames(dy, y, dx, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, 1, False)
+        log_softmax_backward_frames(dy, y, dx, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads, stream)
     else:
-        log_softmax_backward_frames(dy, y, dx, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, 1, False)
+        log_softmax_backward_frames(dy, y, dx, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, n_threads, stream)
     free(scratch)
     return True
 
 
-def quick_log_softmax(x, axis, out):
-    """log_softmax(x, axis, out=out), or None if this is not a small call on plain arrays.
+def quick_log_softmax(x, axis, out, int n_threads=0, bint stream=False):
+    """log_softmax(x, axis, out=out) on plain arrays; None for any other call.
 
-    The dtype of x must be one that the kernels serve; nothing else need have been checked.
+    The dtype of x must be one that the kernels serve; nothing else need have been checked. As long as nobody has said
+    how many threads, only small calls are served.
     """
     cdef Frames f
     cdef Array a, b
     cdef bint done
-    if not find_frames(x, axis, &f):
+    if not find_frames(x, axis, &f) or (n_threads == 0 and count_elements(f) >= QUICK_SIZE):
         return None
     if out is None:
         out = PyArray_NewLikeArray(<PyArrayObject*> x, NPY_CORDER, NULL, False)
@@ -153,19 +154,19 @@ def quick_log_softmax(x, axis, out):
     a = whole(x, f)
     b = whole(out, f)
     if count_elements(f) <= N_HOLDING:
-        done = run_forward(a, b, f)
+        done = run_forward(a, b, f, max(n_threads, 1), stream)
     else:
         with nogil:
-            done = run_forward(a, b, f)
+            done = run_forward(a, b, f, max(n_threads, 1), stream)
     return out if done else None
 
 
-def quick_log_softmax_backward(dy, y, axis, out):
+def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0, bint stream=False):
     """log_softmax_backward(dy, y, axis, out=out), or None; see quick_log_softmax."""
     cdef Frames f
     cdef Array a, b, c
     cdef bint done
-    if not (find_frames(dy, axis, &f) and is_alike(y, dy)):
+    if not (find_frames(dy, axis, &f) and is_alike(y, dy)) or (n_threads == 0 and count_elements(f) >= QUICK_SIZE):
         return None
     if out is None:
         out = PyArray_NewLikeArray(<PyArrayObject*> dy, NPY_CORDER, NULL, False)
@@ -175,8 +176,8 @@ def quick_log_softmax_backward(dy, y, axis, out):
     b = whole(y, f)
     c = whole(out, f)
     if count_elements(f) <= N_HOLDING:
-        done = run_backward(a, b, c, f)
+        done = run_backward(a, b, c, f, max(n_threads, 1), stream)
     else:
         with nogil:
-            done = run_backward(a, b, c, f)
+            done = run_backward(a, b, c, f, max(n_threads, 1), stream)
     return out if done else None
