@@ -42,116 +42,203 @@ cdef inline Tile tile_in(floating* scratch) noexcept nogil:
 
 
 cdef inline bint fits(Py_ssize_t n) noexcept nogil:
-    """Whether a tile of n classes can be copied."""
-    return n * N_COLUMNS <= N_SLICE
+    """Whether a tile of n classes can be copied whole."""
+    return n <= N_CHUNK
 
 
-cdef inline Py_ssize_t count_band(Py_ssize_t n, Py_ssize_t n_tiles, int n_threads) noexcept nogil:
+cdef inline Py_ssize_t count_band(Py_ssize_t n, Py_ssize_t n_arrays, Py_ssize_t n_tiles, int n_threads) noexcept nogil:
     """How many of n_tiles tiles of n classes to take together; 1 if not even that fits the scratch."""
-    cdef Py_ssize_t fit = N_SLICE // (n * N_COLUMNS + 1)
-    return max(1, min(min(N_BAND, fit), n_tiles // (4 * n_threads)))
+    return max(1, min(min(<Py_ssize_t> N_BAND, 2 * N_CHUNK // (n_arrays * n)), n_tiles // (4 * n_threads)))
 
 
-cdef void copy_in(Tile x, Py_ssize_t n, Py_ssize_t n_frames, floating* to) noexcept nogil:
-    """Copy n_frames frames as dense tiles; columns that are not there become 0."""
-    cdef floating buffer[N_BLOCK]
+cdef inline void transpose(floating* to, Py_ssize_t step_to, const floating* source, Py_ssize_t step_from,
+                           Py_ssize_t n_rows, Py_ssize_t n_columns) noexcept nogil:
+    if floating is float:
+        lsm_transpose_f(to, step_to, source, step_from, n_rows, n_columns)
+    else:
+        lsm_transpose_d(to, step_to, source, step_from, n_rows, n_columns)
+
+
+cdef void copy_rows(Tile x, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile, floating* to) noexcept nogil:
+    """Copy n classes of frames that lie side by side; tiles lie n_of_tile classes apart in the copy."""
+    cdef floating buffer[N_COLUMNS]
     cdef const floating* source
     cdef Vector row
-    cdef Py_ssize_t part, i, j, k, tile, n_whole = n_frames // N_COLUMNS, first = n_whole * N_COLUMNS
-    if n_frames > first:
-        for i in range(n):
+    cdef Py_ssize_t i, j, tile, n_whole = n_frames // N_COLUMNS
+    cdef bint is_native_row = is_native(row_of(x, 0), to)
+    for i in range(n):
+        row = row_of(x, i)
+        for tile in range(n_whole):
+            if is_native_row:
+                source = <const floating*> row.at + tile * N_COLUMNS
+            else:
+                source = load(row, tile * N_COLUMNS, N_COLUMNS, buffer)
+            memcpy(&to[(tile * n_of_tile + i) * N_COLUMNS], source, N_COLUMNS * sizeof(floating))
+        if n_frames % N_COLUMNS:
+            source = load(row, n_whole * N_COLUMNS, n_frames % N_COLUMNS, buffer)
             for j in range(N_COLUMNS):
-                to[(n_whole * n + i) * N_COLUMNS + j] = 0
-    if x.gap == size_of(x.kind):
-        for i in range(n):
-            row = row_of(x, i)
-            for tile in range(n_whole):
-                if is_native(row, to):
-                    source = <const floating*> row.at + tile * N_COLUMNS
-                else:
-                    source = load(row, tile * N_COLUMNS, N_COLUMNS, buffer)
-                for j in range(N_COLUMNS):
-                    to[(tile * n + i) * N_COLUMNS + j] = source[j]
-            if n_frames > first:
-                source = load(row, first, n_frames - first, buffer)
-                for j in range(n_frames - first):
-                    to[(n_whole * n + i) * N_COLUMNS + j] = source[j]
+                to[(n_whole * n_of_tile + i) * N_COLUMNS + j] = source[j] if j < n_frames % N_COLUMNS else 0
+
+
+cdef void copy_frames(Tile x, Py_ssize_t n, Py_ssize_t n_frames, floating* to) noexcept nogil:
+    """Copy at most N_COLUMNS short frames, whatever way they lie, as a tile; columns that are not there become 0."""
+    cdef floating stage[N_STAGE]
+    cdef const floating* source = stage
+    cdef Py_ssize_t i, j
+    if x.gap == n * x.step and x.step == size_of(x.kind):
+        source = load(frame_of(x, 0), 0, n * n_frames, stage)
     else:
         for j in range(n_frames):
-            tile = j // N_COLUMNS
-            for part in range(count_blocks(n)):
-                i = part * N_BLOCK
-                source = load(frame_of(x, j), i, min(<Py_ssize_t> N_BLOCK, n - i), buffer)
-                for k in range(min(<Py_ssize_t> N_BLOCK, n - i)):
-                    to[(tile * n + i + k) * N_COLUMNS + j % N_COLUMNS] = source[k]
+            read(frame_of(x, j), n, &stage[j * n])
+    if n_frames == N_COLUMNS:
+        transpose(to, N_COLUMNS, source, n, N_COLUMNS, n)
+    else:
+        for i in range(n * N_COLUMNS):
+            to[i] = 0
+        transpose(to, N_COLUMNS, source, n, n_frames, n)
 
 
-cdef void copy_out(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frames, bint stream) noexcept nogil:
-    """Write one dense tile to frames that do not lie side by side."""
-    cdef floating buffer[N_BLOCK]
-    cdef Py_ssize_t part, i, j, k, n_part
-    for j in range(n_frames):
-        for part in range(count_blocks(n)):
-            i = part * N_BLOCK
-            n_part = min(<Py_ssize_t> N_BLOCK, n - i)
-            for k in range(n_part):
-                buffer[k] = p[(i + k) * N_COLUMNS + j]
-            write(frame_of(y, j), i, n_part, buffer, stream)
+cdef void write_frames(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frames, bint stream) noexcept nogil:
+    """Write a tile to at most N_COLUMNS short frames, whatever way they lie."""
+    cdef floating stage[N_STAGE]
+    cdef Py_ssize_t i, j
+    transpose(stage, n, p, N_COLUMNS, n, n_frames)
+    if y.gap == n * y.step and y.step == size_of(y.kind):
+        for i in range(count_blocks(n * n_frames)):
+            write(frame_of(y, 0), i * N_BLOCK, min(<Py_ssize_t> N_BLOCK, n * n_frames - i * N_BLOCK),
+                  &stage[i * N_BLOCK], stream)
+    else:
+        for j in range(n_frames):
+            write(frame_of(y, j), 0, n, &stage[j * n], False)
 
 
-cdef inline void add_row(const floating* x, const floating* h, const floating* top, const floating* magic,
-                         const floating* floor, floating* p, floating* n_equal) noexcept nogil:
-    """Add the exponentials of one class of a tile to p, and whether it is the largest to n_equal."""
-    cdef floating v
-    cdef Py_ssize_t j
+cdef inline void add_classes(const floating* x, Py_ssize_t n_rows, const floating* h, const floating* top,
+                             const floating* magic, const floating* floor, floating* p, floating* n_equal) noexcept nogil:
+    """The sum of the exponentials of n_rows classes, N_ROW apart, and how many of them are the largest."""
+    cdef floating v, sum_p, n_found
+    cdef Py_ssize_t j, q
     for j in range(N_COLUMNS):
-        v = x[j] - h[j]
-        p[j] += 0 if v == top[j] else exp_below(v, magic[j], floor[j])
-        n_equal[j] += <floating> 1 if v == top[j] else <floating> 0
+        sum_p = 0
+        n_found = n_equal[j]
+        for q in range(n_rows):
+            v = x[q * N_ROW * N_COLUMNS + j] - h[j]
+            sum_p += exp_below(v, magic[j], floor[j], top[j], True)
+            n_found += <floating> 1 if v == top[j] else <floating> 0
+        p[j] = sum_p
+        n_equal[j] = n_found
 
 
-cdef void read_tile_slice(Tile x, Py_ssize_t n, floating* m, double* below, floating* n_equal) noexcept nogil:
-    """The maxima, the sums of exp(x - m) below m, and how many classes equal m, of N_COLUMNS frames."""
-    cdef double total[N_LANES * N_COLUMNS]
-    cdef double error[N_LANES * N_COLUMNS]
-    cdef floating buffer[N_COLUMNS]
-    cdef floating p[N_COLUMNS]
+cdef inline Py_ssize_t count_rows(Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """How many of a block's n classes are k, k + N_ROW, ..."""
+    return (n - k + N_ROW - 1) // N_ROW
+
+
+cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floating* of, double* total, double* error,
+                                   floating* n_equal) noexcept nogil:
+    """Add the exponentials of n <= N_BLOCK classes of a tile to the lanes.
+
+    `of`: h, top, magic and floor of the tile. Copies of the function's own stay in registers.
+    """
     cdef floating h[N_COLUMNS]
     cdef floating top[N_COLUMNS]
     cdef floating magic[N_COLUMNS]
     cdef floating floor[N_COLUMNS]
-    cdef const floating* row
+    cdef floating found[N_COLUMNS]
+    cdef floating p[4 * N_COLUMNS]
+    cdef const floating* at
+    cdef Py_ssize_t j, k, g, n_rows
+    for j in range(N_COLUMNS):
+        h[j] = of[j]
+        top[j] = of[N_COLUMNS + j]
+        magic[j] = of[2 * N_COLUMNS + j]
+        floor[j] = of[3 * N_COLUMNS + j]
+        found[j] = n_equal[j]
+    for k in range(min(<Py_ssize_t> N_LANES, n)):
+        for g in range(4):
+            at = &x[(g * N_LANES + k) * N_COLUMNS]
+            n_rows = count_rows(n, g * N_LANES + k)
+            if n_rows == 4:  # each a constant to the compiler
+                add_classes(at, 4, h, top, magic, floor, &p[g * N_COLUMNS], found)
+            elif n_rows == 3:
+                add_classes(at, 3, h, top, magic, floor, &p[g * N_COLUMNS], found)
+            elif n_rows == 2:
+                add_classes(at, 2, h, top, magic, floor, &p[g * N_COLUMNS], found)
+            elif n_rows == 1:
+                add_classes(at, 1, h, top, magic, floor, &p[g * N_COLUMNS], found)
+            else:
+                for j in range(N_COLUMNS):
+                    p[g * N_COLUMNS + j] = 0
+        add_exponentials(&total[k * N_COLUMNS], &error[k * N_COLUMNS], p, N_COLUMNS)
+    for j in range(N_COLUMNS):
+        n_equal[j] = found[j]
+
+
+cdef inline void raise_maxima(const floating* x, Py_ssize_t n, floating* m) noexcept nogil:
+    """The maximum of n classes and m, for each of N_COLUMNS frames."""
+    cdef floating high[N_COLUMNS]
+    cdef Py_ssize_t i, j
+    memcpy(high, m, N_COLUMNS * sizeof(floating))
+    for i in range(n // 4):
+        for j in range(N_COLUMNS):
+            high[j] = larger(larger(larger(x[4 * i * N_COLUMNS + j], x[(4 * i + 1) * N_COLUMNS + j]),
+                                    larger(x[(4 * i + 2) * N_COLUMNS + j], x[(4 * i + 3) * N_COLUMNS + j])), high[j])
+    for i in range(n // 4 * 4, n):
+        for j in range(N_COLUMNS):
+            high[j] = larger(x[i * N_COLUMNS + j], high[j])
+    memcpy(m, high, N_COLUMNS * sizeof(floating))
+
+
+cdef inline const floating* chunk_of(Tile x, Py_ssize_t start, Py_ssize_t n, floating* scratch) noexcept nogil:
+    """At most N_CHUNK classes of a tile, densely: where they are, or else in the scratch."""
+    x.at += start * x.step
+    if x.step == N_COLUMNS * sizeof(floating) and is_native(row_of(x, 0), scratch):
+        return <const floating*> x.at
+    copy_rows(x, n, N_COLUMNS, n, scratch)
+    return scratch
+
+
+cdef inline Py_ssize_t count_chunks(Py_ssize_t n) noexcept nogil:
+    return (n + N_CHUNK - 1) // N_CHUNK
+
+
+cdef void read_tile_slice(Tile x, Py_ssize_t n, floating* m, double* below, floating* n_equal,
+                          floating* scratch) noexcept nogil:
+    """The maxima, the sums of exp(x - m) below m, and how many classes equal m, of N_COLUMNS frames."""
+    cdef double total[N_LANES * N_COLUMNS]
+    cdef double error[N_LANES * N_COLUMNS]
+    cdef floating of[4 * N_COLUMNS]
+    cdef const floating* source
+    cdef const floating* at
     cdef Shift shift
-    cdef Py_ssize_t block, i, j, k, q
+    cdef Py_ssize_t chunk, start, n_part, block, n_block, j
     for j in range(N_COLUMNS):
         m[j] = -INFINITY
-    for i in range(n):
-        row = load(row_of(x, i), 0, N_COLUMNS, buffer)
-        for j in range(N_COLUMNS):
-            m[j] = larger(row[j], m[j])
+    for chunk in range(count_chunks(n)):
+        n_part = min(<Py_ssize_t> N_CHUNK, n - chunk * N_CHUNK)
+        raise_maxima(chunk_of(x, chunk * N_CHUNK, n_part, scratch), n_part, m)
     for j in range(N_COLUMNS):
         shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)
-        h[j] = <floating> shift.h
-        top[j] = <floating> (shift.m - shift.h)
-        magic[j] = <floating> shift.magic
-        floor[j] = <floating> shift.floor
+        of[j] = <floating> shift.h
+        of[N_COLUMNS + j] = <floating> (shift.m - shift.h)
+        of[2 * N_COLUMNS + j] = <floating> shift.magic
+        of[3 * N_COLUMNS + j] = <floating> shift.floor
         n_equal[j] = 0
-    clear_lanes(total, error, min(N_LANES, n) * N_COLUMNS, m)
-    for block in range((n + N_BLOCK - 1) // N_BLOCK):
-        for k in range(min(N_LANES, n - block * N_BLOCK)):
-            for j in range(N_COLUMNS):
-                p[j] = 0
-            for q in range(min(4, (n - block * N_BLOCK - k + N_LANES - 1) // N_LANES)):
-                row = load(row_of(x, block * N_BLOCK + q * N_LANES + k), 0, N_COLUMNS, buffer)
-                add_row(row, h, top, magic, floor, p, n_equal)
-            add_lanes(&total[k * N_COLUMNS], &error[k * N_COLUMNS], p, N_COLUMNS)
-    fold_lanes(total, error, min(N_LANES, n), N_COLUMNS, m)
+    clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n) * N_COLUMNS, m)
+    for chunk in range(count_chunks(n)):
+        start = chunk * N_CHUNK
+        n_part = min(<Py_ssize_t> N_CHUNK, n - start)
+        source = chunk_of(x, start, n_part, scratch)
+        for block in range(count_blocks(n_part)):
+            at = &source[block * N_BLOCK * N_COLUMNS]
+            n_block = min(<Py_ssize_t> N_BLOCK, n_part - block * N_BLOCK)
+            add_block_of_tile(at, n_block, of, total, error, n_equal)
+    fold_lanes(total, error, min(<Py_ssize_t> N_LANES, n), N_COLUMNS, m)
     for j in range(N_COLUMNS):
         shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)
         below[j] = finish(total[j], error[0 if floating is float else j], shift, floating is float)
 
 
-cdef void read_tile(Tile x, Py_ssize_t n, floating* c_hi, floating* c_lo) noexcept nogil:
+cdef void read_tile(Tile x, Py_ssize_t n, floating* c_hi, floating* c_lo, floating* scratch) noexcept nogil:
     """The normalisers of N_COLUMNS frames."""
     cdef double below[N_COLUMNS]
     cdef floating m[N_COLUMNS]
@@ -162,7 +249,7 @@ cdef void read_tile(Tile x, Py_ssize_t n, floating* c_hi, floating* c_lo) noexce
     cdef Tile slice = x
     for part in range(count_slices(n)):
         slice.at = x.at + part * N_SLICE * x.step
-        read_tile_slice(slice, min(<Py_ssize_t> N_SLICE, n - part * N_SLICE), m, below, n_equal)
+        read_tile_slice(slice, min(<Py_ssize_t> N_SLICE, n - part * N_SLICE), m, below, n_equal, scratch)
         for j in range(N_COLUMNS):
             found.largest = m[j]
             found.below = below[j]
@@ -175,69 +262,117 @@ cdef void read_tile(Tile x, Py_ssize_t n, floating* c_hi, floating* c_lo) noexce
         normaliser(frames[j], &c_hi[j], &c_lo[j])
 
 
+cdef inline void subtract_tile(floating* x, Py_ssize_t n, const floating* c_hi, const floating* c_lo) noexcept nogil:
+    """y = (x - c_hi) - c_lo for n classes of a tile, in place."""
+    cdef floating hi[N_COLUMNS]
+    cdef floating lo[N_COLUMNS]
+    cdef Py_ssize_t i, j
+    for j in range(N_COLUMNS):
+        hi[j] = c_hi[j]
+        lo[j] = c_lo[j]
+    for i in range(n):
+        for j in range(N_COLUMNS):
+            x[i * N_COLUMNS + j] = (x[i * N_COLUMNS + j] - hi[j]) - lo[j]
+
+
+cdef void write_rows(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile,
+                     bint stream) noexcept nogil:
+    """Write tiles, n_of_tile classes apart, to frames that lie side by side: n classes of them."""
+    cdef floating buffer[N_BAND_COLUMNS]
+    cdef Py_ssize_t i, tile, n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS
+    cdef Vector row
+    cdef bint whole = is_native(row_of(y, 0), p) and n_frames % N_COLUMNS == 0
+    if stream and (<uintptr_t> y.at % 64 or y.step % 64):
+        whole = False  # or else each tile would leave pieces of cache lines
+    for i in range(n):
+        row = row_of(y, i)
+        if whole:
+            for tile in range(n_tiles):
+                put(row.at + tile * N_COLUMNS * sizeof(floating), &p[(tile * n_of_tile + i) * N_COLUMNS],
+                    N_COLUMNS * sizeof(floating), stream)
+        else:
+            for tile in range(n_tiles):
+                memcpy(&buffer[tile * N_COLUMNS], &p[(tile * n_of_tile + i) * N_COLUMNS], N_COLUMNS * sizeof(floating))
+            for tile in range(count_blocks(n_frames)):
+                write(row, tile * N_BLOCK, min(<Py_ssize_t> N_BLOCK, n_frames - tile * N_BLOCK), &buffer[tile * N_BLOCK],
+                      stream)
+
+
 cdef void log_softmax_band(Tile x, Tile y, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
                            bint stream) noexcept nogil:
-    """log_softmax_frame for n_frames neighbouring frames, at most N_BAND_COLUMNS."""
-    cdef floating c_hi[N_BAND_COLUMNS]
-    cdef floating c_lo[N_BAND_COLUMNS]
-    cdef floating p[N_BAND_COLUMNS]
-    cdef floating buffer[N_BLOCK]
-    cdef const floating* row
-    cdef Tile source
-    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, part, i, j, k
-    if fits(n):
-        copy_in(x, n, n_frames, scratch)
-    for tile in range(n_tiles):
-        source = tile_in(scratch + tile * n * N_COLUMNS)
-        if not fits(n):
-            source = x
-            source.at += tile * N_COLUMNS * x.gap
-        read_tile(source, n, &c_hi[tile * N_COLUMNS], &c_lo[tile * N_COLUMNS])
-    if y.gap == size_of(y.kind):
-        for i in range(n):
-            for tile in range(n_tiles):
-                k = tile * N_COLUMNS
-                row = scratch + (tile * n + i) * N_COLUMNS
-                if not fits(n):
-                    row = load(row_of(x, i), k, N_COLUMNS, buffer)
-                for j in range(N_COLUMNS):
-                    p[k + j] = (row[j] - c_hi[k + j]) - c_lo[k + j]
-            write(row_of(y, i), 0, n_frames, p, stream)
+    """log_softmax_frame for n_frames neighbouring frames, at most N_BAND_COLUMNS; N_COLUMNS if they are not dense."""
+    cdef floating c_hi[N_COLUMNS]
+    cdef floating c_lo[N_COLUMNS]
+    cdef floating* at
+    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, chunk, n_part, i
+    cdef bint lies_dense = y.gap == size_of(y.kind)
+    if not fits(n):
+        read_tile(x, n, c_hi, c_lo, scratch)
+        for chunk in range(count_chunks(n)):
+            n_part = min(<Py_ssize_t> N_CHUNK, n - chunk * N_CHUNK)
+            copy_rows(x, n_part, N_COLUMNS, n_part, scratch)
+            subtract_tile(scratch, n_part, c_hi, c_lo)
+            write_rows(scratch, y, n_part, N_COLUMNS, n_part, stream)
+            x.at += n_part * x.step
+            y.at += n_part * y.step
+        return
+    if lies_dense:
+        copy_rows(x, n, n_frames, n, scratch)
     else:
-        for j in range(n_frames):
-            for part in range(count_blocks(n)):
-                i = part * N_BLOCK
-                k = min(<Py_ssize_t> N_BLOCK, n - i)
-                write_block(load(frame_of(x, j), i, k, buffer), frame_of(y, j), i, k, c_hi[j], c_lo[j], stream)
+        copy_frames(x, n, n_frames, scratch)
+    for tile in range(n_tiles):
+        at = scratch + tile * n * N_COLUMNS
+        if lies_dense:  # the next band is asked for meanwhile
+            for i in range(n):
+                lsm_prefetch(row_of(x, i).at + (n_frames + tile * N_COLUMNS) * x.gap, N_COLUMNS * x.gap, False)
+        read_tile(tile_in(at), n, c_hi, c_lo, scratch)
+        subtract_tile(at, n, c_hi, c_lo)
+    if lies_dense:
+        write_rows(scratch, y, n, n_frames, n, stream)
+    else:
+        write_frames(scratch, y, n, n_frames, stream)
 
 
-cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, const floating* of) noexcept nogil:
+cdef inline void add_block_of_tile_gradients(const floating* dy, Py_ssize_t n, double* total,
+                                             double* error) noexcept nogil:
+    """Add n <= N_BLOCK classes of a tile to the lanes; those that are not there count as 0."""
+    cdef double v[4 * N_COLUMNS]
+    cdef floating zero[N_COLUMNS]
+    cdef const floating* rows[4]
+    cdef Py_ssize_t j, k, g, q, i
+    for j in range(N_COLUMNS):
+        zero[j] = 0
+    for k in range(min(<Py_ssize_t> N_LANES, n)):
+        for g in range(4):
+            for q in range(4):
+                i = q * N_ROW + g * N_LANES + k
+                rows[q] = &dy[i * N_COLUMNS] if i < n else zero
+            for j in range(N_COLUMNS):
+                v[g * N_COLUMNS + j] = ((<double> rows[0][j] + <double> rows[1][j])
+                                        + (<double> rows[2][j] + <double> rows[3][j]))
+        add_gradients(&total[k * N_COLUMNS], &error[k * N_COLUMNS], v, N_COLUMNS, dy)
+
+
+cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floating* scratch) noexcept nogil:
     """The sums of the gradients of N_COLUMNS frames."""
     cdef double total[N_LANES * N_COLUMNS]
     cdef double error[N_LANES * N_COLUMNS]
-    cdef floating zero[N_COLUMNS]
-    cdef floating buffer[4 * N_COLUMNS]
-    cdef const floating* rows[4]
-    cdef Py_ssize_t part, start, n_slice, block, i, j, k, q
+    cdef const floating* source
+    cdef Py_ssize_t part, start, n_slice, chunk, n_part, block, n_block, j
     for j in range(N_COLUMNS):
         totals[j] = 0
         errors[j] = 0
-        zero[j] = 0
     for part in range(count_slices(n)):
         start = part * N_SLICE
         n_slice = min(<Py_ssize_t> N_SLICE, n - start)
-        clear_lanes(total, error, min(N_LANES, n_slice) * N_COLUMNS, buffer)
-        for block in range((n_slice + N_BLOCK - 1) // N_BLOCK):
-            for k in range(min(N_LANES, n_slice - block * N_BLOCK)):
-                for q in range(4):
-                    i = block * N_BLOCK + q * N_LANES + k
-                    if i < n_slice:
-                        rows[q] = load(row_of(dy, start + i), 0, N_COLUMNS, &buffer[q * N_COLUMNS])
-                    else:
-                        rows[q] = zero
-                add_gradients(&total[k * N_COLUMNS], &error[k * N_COLUMNS], rows[0], rows[1], rows[2], rows[3],
-                              N_COLUMNS)
-        fold_lanes(total, error, min(N_LANES, n_slice), N_COLUMNS, buffer)
+        clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n_slice) * N_COLUMNS, scratch)
+        for chunk in range(count_chunks(n_slice)):
+            n_part = min(<Py_ssize_t> N_CHUNK, n_slice - chunk * N_CHUNK)
+            source = chunk_of(dy, start + chunk * N_CHUNK, n_part, scratch)
+            for block in range(count_blocks(n_part)):
+                n_block = min(<Py_ssize_t> N_BLOCK, n_part - block * N_BLOCK)
+                add_block_of_tile_gradients(&source[block * N_BLOCK * N_COLUMNS], n_block, total, error)
+        fold_lanes(total, error, min(<Py_ssize_t> N_LANES, n_slice), N_COLUMNS, scratch)
         for j in range(N_COLUMNS):
             two_sum(&totals[j], &errors[j], total[j])
             errors[j] += error[0 if floating is float else j]
@@ -245,7 +380,7 @@ cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, const 
 
 cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
                                     bint stream) noexcept nogil:
-    """log_softmax_backward_frame for n_frames neighbouring frames."""
+    """log_softmax_backward_frame for n_frames neighbouring frames, as log_softmax_band has them."""
     cdef double total[N_BAND_COLUMNS]
     cdef double error[N_BAND_COLUMNS]
     cdef floating p[N_BAND_COLUMNS]
@@ -254,26 +389,27 @@ cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_s
     cdef floating s[N_BAND_COLUMNS]
     cdef floating magic[N_BAND_COLUMNS]
     cdef floating lowest[N_BAND_COLUMNS]
-    cdef int n_bad[N_BAND_COLUMNS]
+    cdef floating n_bad[N_BAND_COLUMNS]
     cdef floating buffer[N_COLUMNS]
     cdef floating buffer_y[N_COLUMNS]
     cdef floating* scratch_y = scratch + N_SLICE
     cdef const floating* row
     cdef const floating* row_y
-    cdef floating* target
     cdef Scaled of
-    cdef Tile source
     cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, i, j, k
     cdef bint easy = True, lies_dense = dx.gap == size_of(dx.kind)
-    if fits(n):
-        copy_in(dy, n, n_frames, scratch)
-        copy_in(y, n, n_frames, scratch_y)
-    for tile in range(n_tiles):
-        source = tile_in(scratch + tile * n * N_COLUMNS)
-        if not fits(n):
-            source = dy
-            source.at += tile * N_COLUMNS * dy.gap
-        sum_tile(source, n, &total[tile * N_COLUMNS], &error[tile * N_COLUMNS], scratch)
+    if not fits(n):
+        sum_tile(dy, n, total, error, scratch)
+    else:
+        if lies_dense:
+            copy_rows(dy, n, n_frames, n, scratch)
+            copy_rows(y, n, n_frames, n, scratch_y)
+        else:
+            copy_frames(dy, n, n_frames, scratch)
+            copy_frames(y, n, n_frames, scratch_y)
+        for tile in range(n_tiles):
+            sum_tile(tile_in(scratch + tile * n * N_COLUMNS), n, &total[tile * N_COLUMNS], &error[tile * N_COLUMNS],
+                     scratch)
     for j in range(n_tiles * N_COLUMNS):
         easy &= scale_sum(total[j], error[j], &of, floating is float)
         s_hi[j] = <floating> of.s_hi
@@ -291,30 +427,30 @@ cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_s
     for i in range(n):
         for tile in range(n_tiles):
             k = tile * N_COLUMNS
-            target = &p[k] if lies_dense else scratch + i * N_COLUMNS
             row = scratch + (tile * n + i) * N_COLUMNS
             row_y = scratch_y + (tile * n + i) * N_COLUMNS
             if not fits(n):
                 row = load(row_of(dy, i), k, N_COLUMNS, buffer)
                 row_y = load(row_of(y, i), k, N_COLUMNS, buffer_y)
-            gradient_row(row, row_y, target, &s_hi[k], &s_lo[k], &s[k], &magic[k], &lowest[k], &n_bad[k])
+            gradient_row(row, row_y, &p[k], &s_hi[k], &s_lo[k], &s[k], &magic[k], &lowest[k], &n_bad[k])
         if lies_dense:
             write(row_of(dx, i), 0, n_frames, p, stream)
+        else:
+            memcpy(scratch + i * N_COLUMNS, p, N_COLUMNS * sizeof(floating))
     if not lies_dense:
-        copy_out(scratch, dx, n, n_frames, stream)
+        write_frames(scratch, dx, n, n_frames, stream)
     for j in range(n_frames):
-        if n_bad[j]:
+        if n_bad[j] > 0:
             fill_nan(frame_of(dx, j), n, scratch)
 
 
 cdef inline void gradient_row(const floating* dy, const floating* y, floating* dx, const floating* s_hi,
                               const floating* s_lo, const floating* s, const floating* magic, const floating* lowest,
-                              int* n_bad) noexcept nogil:
+                              floating* n_bad) noexcept nogil:
     """dx = dy - exp(y) * S of one class of a tile."""
     cdef floating p[N_COLUMNS]
     cdef Py_ssize_t j
     for j in range(N_COLUMNS):
         p[j] = gradient(dy[j], y[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], True)
-        n_bad[j] += exceeds(y[j])
-    for j in range(N_COLUMNS):
-        dx[j] = p[j]
+        n_bad[j] += <floating> 1 if exceeds(y[j]) else <floating> 0
+    memcpy(dx, p, N_COLUMNS * sizeof(floating))

@@ -71,8 +71,9 @@ cdef inline Shift shift_to(double m, const floating* of) noexcept nogil:
     return to
 
 
-cdef inline floating exp_below(floating v, floating magic, floating floor) noexcept nogil:
-    """exp(v) * 2**(EXP_BIAS - N), v = x - h; 0 below `floor`. NaN stays NaN.
+cdef inline floating exp_below(floating v, floating magic, floating floor, floating top,
+                               bint some_equal) noexcept nogil:
+    """exp(v) * 2**(EXP_BIAS - N), v = x - h; 0 below `floor`, and for v == top if some_equal. NaN stays NaN.
 
     The bias keeps small exponentials clear of the subnormals, which have fewer digits. float32 takes ln 2 as one
     number, of relative error LN2_ERROR, where double needs two: what it computes is exp(v * (1 - LN2_ERROR)),
@@ -90,7 +91,10 @@ cdef inline floating exp_below(floating v, floating magic, floating floor) noexc
         r = (v - n * ln2_hi) - n * ln2_lo
     scale = power_of_two(t)
     r = scale * expm1_reduced(r) + scale
-    return <floating> 0 if v < floor else r
+    if some_equal:
+        return <floating> 0 if (v < floor) | (v == top) else r
+    else:
+        return <floating> 0 if v < floor else r
 
 
 cdef inline double finish(double total, double error, Shift of, bint is_float) noexcept nogil:

@@ -219,6 +219,54 @@ static inline void lsm_stream(void *to, const void *from, size_t n)
 #endif
 }
 
+/* to[c * step_to + r] = from[r * step_from + c] for n_rows rows of n_columns.  Four by four where there are as many:
+   a quarter of the time of single moves.  The last four columns overlap those before, which changes nothing. */
+static inline void lsm_transpose_f(float *to, ptrdiff_t step_to, const float *from, ptrdiff_t step_from,
+                                   ptrdiff_t n_rows, ptrdiff_t n_columns)
+{
+    ptrdiff_t r = 0, c;
+#if defined(__SSE2__)
+    if (n_columns >= 4)
+        for (; r + 4 <= n_rows; r += 4)
+            for (c = 0; c < n_columns; c += 4) {
+                ptrdiff_t i = c + 4 <= n_columns ? c : n_columns - 4;
+                const float *f = from + r * step_from + i;
+                float *t = to + i * step_to + r;
+                __m128 p = _mm_loadu_ps(f), q = _mm_loadu_ps(f + step_from);
+                __m128 u = _mm_loadu_ps(f + 2 * step_from), v = _mm_loadu_ps(f + 3 * step_from);
+                _MM_TRANSPOSE4_PS(p, q, u, v);
+                _mm_storeu_ps(t, p);
+                _mm_storeu_ps(t + step_to, q);
+                _mm_storeu_ps(t + 2 * step_to, u);
+                _mm_storeu_ps(t + 3 * step_to, v);
+            }
+#endif
+    for (; r < n_rows; r++)
+        for (c = 0; c < n_columns; c++)
+            to[c * step_to + r] = from[r * step_from + c];
+}
+
+static inline void lsm_transpose_d(double *to, ptrdiff_t step_to, const double *from, ptrdiff_t step_from,
+                                   ptrdiff_t n_rows, ptrdiff_t n_columns)
+{
+    ptrdiff_t r = 0, c;
+#if defined(__SSE2__)
+    if (n_columns >= 2)
+        for (; r + 2 <= n_rows; r += 2)
+            for (c = 0; c < n_columns; c += 2) {
+                ptrdiff_t i = c + 2 <= n_columns ? c : n_columns - 2;
+                const double *f = from + r * step_from + i;
+                double *t = to + i * step_to + r;
+                __m128d p = _mm_loadu_pd(f), q = _mm_loadu_pd(f + step_from);
+                _mm_storeu_pd(t, _mm_unpacklo_pd(p, q));
+                _mm_storeu_pd(t + step_to, _mm_unpackhi_pd(p, q));
+            }
+#endif
+    for (; r < n_rows; r++)
+        for (c = 0; c < n_columns; c++)
+            to[c * step_to + r] = from[r * step_from + c];
+}
+
 /* Read n_x bytes and write n_y, those of x as far as they go, past the cache: what limits any function that
    does as much.  What is read beyond is added up, and the sum written, so that it is not left out. */
 static inline void lsm_stream_through(void *y, size_t n_y, const void *x, size_t n_x)

@@ -1,6 +1,7 @@
-# Sums in virtual lanes.  A class belongs to lane (index modulo 64), whatever the vector length, the axis or
+# Sums in virtual lanes.  A class belongs to lane (index modulo 16), whatever the vector length, the axis or
 # the thread: the order of every addition stands in the source, so the bits are the same everywhere.
 #
+# A block has 256 classes, four rows of 64. The four rows are added first; of the 64 sums, four belong to each lane.
 # float32 is summed in double.  float64 has no wider type: its lanes carry their rounding errors along.
 
 
@@ -24,27 +25,29 @@ cdef inline void clear_lanes(double* total, double* error, Py_ssize_t n, const f
             error[k] = 0
 
 
-cdef inline void add_lanes(double* total, double* error, const floating* p, Py_ssize_t n) noexcept nogil:
-    """Add p to n lanes: the sums of up to four exponentials, which as they are positive lost < 2 ulp in floating."""
-    cdef Py_ssize_t k
-    for k in range(n):
-        if floating is float:
-            total[k] += <double> p[k]
-        else:
-            two_sum(&total[k], &error[k], p[k])
+cdef inline void add_exponentials(double* total, double* error, const floating* p, Py_ssize_t n) noexcept nogil:
+    """Add four groups of n sums to n lanes. They are of positive numbers: float adds them, and loses < 1.5 ulp."""
+    cdef Py_ssize_t k, g
+    if floating is float:
+        for k in range(n):
+            total[k] += <double> ((p[k] + p[n + k]) + (p[2 * n + k] + p[3 * n + k]))
+    else:
+        for g in range(4):
+            for k in range(n):
+                two_sum(&total[k], &error[k], p[g * n + k])
 
 
-cdef inline void add_gradients(double* total, double* error, const floating* a, const floating* b, const floating* c,
-                               const floating* d, Py_ssize_t n) noexcept nogil:
-    """The same for four rows of gradients, whose signs differ: double from the first addition."""
-    cdef Py_ssize_t k
-    cdef double value
-    for k in range(n):
-        value = (<double> a[k] + <double> b[k]) + (<double> c[k] + <double> d[k])
-        if floating is float:
-            total[k] += value
-        else:
-            two_sum(&total[k], &error[k], value)
+cdef inline void add_gradients(double* total, double* error, const double* v, Py_ssize_t n,
+                               const floating* of) noexcept nogil:
+    """The same for sums of gradients, whose signs differ: double from the first addition."""
+    cdef Py_ssize_t k, g
+    if floating is float:
+        for k in range(n):
+            total[k] += (v[k] + v[n + k]) + (v[2 * n + k] + v[3 * n + k])
+    else:
+        for g in range(4):
+            for k in range(n):
+                two_sum(&total[k], &error[k], v[g * n + k])
 
 
 cdef inline void fold_once(double* total, double* error, Py_ssize_t w, Py_ssize_t n_lanes, Py_ssize_t n,
@@ -61,13 +64,11 @@ cdef inline void fold_once(double* total, double* error, Py_ssize_t w, Py_ssize_
 
 cdef inline void fold_lanes(double* total, double* error, Py_ssize_t n_lanes, Py_ssize_t n,
                             const floating* of) noexcept nogil:
-    """Fold n_lanes rows of n sums into the first row, by a fixed tree over 64; rows not there count as 0.
+    """Fold n_lanes rows of n sums into the first row, by a fixed tree over 16; rows not there count as 0.
 
     `of` is what was summed: its type says whether errors are carried.
     """
-    fold_once(total, error, 32, n_lanes, n, of)  # six constants, so that the compiler can unroll them all
-    fold_once(total, error, 16, n_lanes, n, of)
-    fold_once(total, error, 8, n_lanes, n, of)
+    fold_once(total, error, 8, n_lanes, n, of)  # four constants, so that the compiler can unroll them all
     fold_once(total, error, 4, n_lanes, n, of)
     fold_once(total, error, 2, n_lanes, n, of)
     fold_once(total, error, 1, n_lanes, n, of)

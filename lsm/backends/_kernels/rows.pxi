@@ -11,23 +11,23 @@ cdef floating largest(const floating* x, Py_ssize_t n_blocks, const floating* ta
 
     A NaN is passed over here and found by the sum.
     """
-    cdef floating m[N_LANES]
-    cdef floating b[N_LANES]
+    cdef floating m[N_ROW]
+    cdef floating b[N_ROW]
     cdef const floating* p
     cdef Py_ssize_t block, row, k
-    for k in range(N_LANES):
+    for k in range(N_ROW):
         m[k] = -INFINITY
     for block in range(n_blocks):
         p = &x[block * N_BLOCK]
-        for k in range(N_LANES):
-            b[k] = larger(larger(p[k], p[k + N_LANES]), larger(p[k + 2 * N_LANES], p[k + 3 * N_LANES]))
+        for k in range(N_ROW):
+            b[k] = larger(larger(p[k], p[k + N_ROW]), larger(p[k + 2 * N_ROW], p[k + 3 * N_ROW]))
             m[k] = larger(b[k], m[k])
         for k in range(N_PEAKS):
             of_blocks[block * N_PEAKS + k] = larger(larger(b[k], b[k + N_PEAKS]),
                                                     larger(b[k + 2 * N_PEAKS], b[k + 3 * N_PEAKS]))
     for row in range(n_rows):
-        for k in range(N_LANES):
-            m[k] = larger(tail[row * N_LANES + k], m[k])
+        for k in range(N_ROW):
+            m[k] = larger(tail[row * N_ROW + k], m[k])
     for k in range(32):
         m[k] = larger(m[k + 32], m[k])
     for k in range(16):
@@ -52,30 +52,30 @@ cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, fl
 cdef inline void add_block(const floating* v, floating magic, floating floor,
                            double* total, double* error) noexcept nogil:
     """Add the exponentials of one block, without its largest class being among them, to the lanes."""
-    cdef floating p[N_LANES]
+    cdef floating p[N_ROW]
     cdef Py_ssize_t k, q
-    for k in range(N_LANES):
-        p[k] = exp_below(v[k], magic, floor)
-    for q in range(1, N_BLOCK // N_LANES):
-        for k in range(N_LANES):
-            p[k] += exp_below(v[q * N_LANES + k], magic, floor)
-    add_lanes(total, error, p, N_LANES)
+    for k in range(N_ROW):
+        p[k] = exp_below(v[k], magic, floor, 0, False)
+    for q in range(1, N_BLOCK // N_ROW):
+        for k in range(N_ROW):
+            p[k] += exp_below(v[q * N_ROW + k], magic, floor, 0, False)
+    add_exponentials(total, error, p, N_LANES)
 
 
 cdef inline Py_ssize_t add_special_block(const floating* v, Py_ssize_t n_rows, floating m, floating magic,
                                          floating floor, double* total, double* error) noexcept nogil:
     """The same for n_rows <= 4 rows, with classes that equal m, which are left out; how many they are."""
-    cdef floating p[N_LANES]
+    cdef floating p[N_ROW]
     cdef int n_equal = 0
     cdef Py_ssize_t k, q
-    for k in range(N_LANES):
+    for k in range(N_ROW):
         p[k] = 0
     for q in range(n_rows):
-        for k in range(N_LANES):
-            p[k] += 0 if v[q * N_LANES + k] == m else exp_below(v[q * N_LANES + k], magic, floor)
-    for k in range(n_rows * N_LANES):
+        for k in range(N_ROW):
+            p[k] += exp_below(v[q * N_ROW + k], magic, floor, m, True)
+    for k in range(n_rows * N_ROW):
         n_equal += v[k] == m
-    add_lanes(total, error, p, N_LANES)
+    add_exponentials(total, error, p, N_LANES)
     return n_equal
 
 
@@ -89,7 +89,7 @@ cdef Frame read_slice(const floating* x, Py_ssize_t n, const char* ahead, size_t
     cdef floating peaks[N_SLICE_PEAKS]
     cdef floating tail[N_BLOCK]
     cdef floating buffer[N_BLOCK]
-    cdef Py_ssize_t n_rest = n % N_BLOCK, n_rows = (n_rest + N_LANES - 1) // N_LANES
+    cdef Py_ssize_t n_rest = n % N_BLOCK, n_rows = (n_rest + N_ROW - 1) // N_ROW
     cdef Py_ssize_t n_equal = 0
     cdef Py_ssize_t i, k
     cdef const floating* v
@@ -97,7 +97,7 @@ cdef Frame read_slice(const floating* x, Py_ssize_t n, const char* ahead, size_t
     cdef bint special
     cdef Frame frame
     cdef Shift shift
-    for k in range(n_rows * N_LANES):
+    for k in range(n_rows * N_ROW):
         tail[k] = -INFINITY  # adds exactly 0
     memcpy(tail, &x[n - n_rest], n_rest * sizeof(floating))
     m = largest(x, n // N_BLOCK, tail, n_rows, peaks)
@@ -114,11 +114,11 @@ cdef Frame read_slice(const floating* x, Py_ssize_t n, const char* ahead, size_t
             special |= peaks[i * N_PEAKS + k] == m
         v = less(&x[i * N_BLOCK], N_BLOCK, h, buffer)
         if special:
-            n_equal += add_special_block(v, N_BLOCK // N_LANES, top, magic, floor, total, error)
+            n_equal += add_special_block(v, N_BLOCK // N_ROW, top, magic, floor, total, error)
         else:
             add_block(v, magic, floor, total, error)
     if n_rest:
-        v = less(tail, n_rows * N_LANES, h, buffer)
+        v = less(tail, n_rows * N_ROW, h, buffer)
         n_equal += add_special_block(v, n_rows, top, magic, floor, total, error)
     fold_lanes(total, error, N_LANES, 1, x)
     frame.largest = m
@@ -188,22 +188,22 @@ cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch,
 
 cdef inline void add_block_of_gradients(const floating* dy, Py_ssize_t n, double* total, double* error) noexcept nogil:
     """Add n <= N_BLOCK gradients to the lanes; rows that are not there count as 0."""
-    cdef floating pad[2 * N_LANES]
+    cdef double v[N_ROW]
+    cdef floating pad[2 * N_ROW]
     cdef const floating* rows[4]
-    cdef Py_ssize_t q, k, n_rest = n % N_LANES
+    cdef Py_ssize_t q, k, n_rest = n % N_ROW
+    for q in range(4):
+        rows[q] = &dy[q * N_ROW]
     if n < N_BLOCK:
-        for k in range(2 * N_LANES):
+        for k in range(2 * N_ROW):
             pad[k] = 0
-        for k in range(n_rest):
-            pad[k] = dy[n - n_rest + k]
-        for q in range(4):
-            rows[q] = &pad[N_LANES]
-        for q in range(n // N_LANES):
-            rows[q] = &dy[q * N_LANES]
-        rows[n // N_LANES] = &pad[0]
-        add_gradients(total, error, rows[0], rows[1], rows[2], rows[3], N_LANES)
-    else:
-        add_gradients(total, error, dy, &dy[N_LANES], &dy[2 * N_LANES], &dy[3 * N_LANES], N_LANES)
+        memcpy(pad, &dy[n - n_rest], n_rest * sizeof(floating))
+        rows[n // N_ROW] = pad
+        for q in range(n // N_ROW + 1, 4):
+            rows[q] = &pad[N_ROW]
+    for k in range(N_ROW):
+        v[k] = (<double> rows[0][k] + <double> rows[1][k]) + (<double> rows[2][k] + <double> rows[3][k])
+    add_gradients(total, error, v, N_LANES, dy)
 
 
 # S = sum(dy) of some of a frame's classes.
@@ -319,9 +319,9 @@ cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, P
         lsm_prefetch(ahead_dy + k * n_ahead_dy, n_ahead_dy, n <= N_NEAR)
         n_bad += gradient_block(&source[i], &source_y[i], dx, i, N_BLOCK, s_hi, s_lo, s, magic, lowest, stream)
         i += N_BLOCK
-    for k in range((n_slice - i) // N_LANES):
-        n_bad += gradient_block(&source[i], &source_y[i], dx, i, N_LANES, s_hi, s_lo, s, magic, lowest, stream)
-        i += N_LANES
+    for k in range((n_slice - i) // N_ROW):
+        n_bad += gradient_block(&source[i], &source_y[i], dx, i, N_ROW, s_hi, s_lo, s, magic, lowest, stream)
+        i += N_ROW
     if i < n_slice:
         n_bad += gradient_edge(&source[i], &source_y[i], dx, i, n_slice - i, s_hi, s_lo, s, magic, lowest, stream)
     return n_bad
@@ -330,13 +330,13 @@ cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, P
 cdef Py_ssize_t gradient_edge(const floating* dy, const floating* y, Vector dx, Py_ssize_t start, Py_ssize_t n,
                               floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
                               bint stream) noexcept nogil:
-    """gradient_block of less than N_LANES classes, by way of whole lanes: single exponentials take their time."""
-    cdef floating pad[N_LANES]
-    cdef floating pad_y[N_LANES]
-    cdef floating p[N_LANES]
+    """gradient_block of less than N_ROW classes, by way of whole lanes: single exponentials take their time."""
+    cdef floating pad[N_ROW]
+    cdef floating pad_y[N_ROW]
+    cdef floating p[N_ROW]
     cdef Vector to
     cdef Py_ssize_t k, n_bad
-    for k in range(N_LANES):
+    for k in range(N_ROW):
         pad[k] = 0
         pad_y[k] = -INFINITY
     memcpy(pad, dy, n * sizeof(floating))
@@ -344,7 +344,7 @@ cdef Py_ssize_t gradient_edge(const floating* dy, const floating* y, Vector dx, 
     to.at = <char*> p
     to.step = sizeof(floating)
     to.kind = kind_of(dy)
-    n_bad = gradient_block(pad, pad_y, to, 0, N_LANES, s_hi, s_lo, s, magic, lowest, False)
+    n_bad = gradient_block(pad, pad_y, to, 0, N_ROW, s_hi, s_lo, s, magic, lowest, False)
     write(dx, start, n, p, False)
     return n_bad
 
