@@ -8,6 +8,7 @@ import platform
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from Cython.Build import cythonize
@@ -29,6 +30,16 @@ UNIX_FLAGS = [
 
 # Built with NumPy 2, the kernels run with every NumPy from this one on.
 NUMPY_MACROS = [("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"), ("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION")]
+
+# Added where LSM_SANITIZE=1, for .ci/sanitize: a read or write out of bounds, or undefined behaviour, ends the program.
+SANITIZE_FLAGS = [
+    "-O1",  # -O3 takes three times as long to compile
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fno-wrapv",  # many a Python is configured with -fwrapv, under which an overflow is not looked for
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+]
 
 OPENMP_PROBE = """
 #include <omp.h>
@@ -55,35 +66,47 @@ def levels() -> list[str]:
     return ["v2", "v3", "v4"] if is_x86 and sys.platform != "win32" else ["plain"]
 
 
+def march(level: str) -> list[str]:
+    """The flag for an instruction level."""
+    return [] if level == "plain" else [f"-march=x86-64-{level}"]
+
+
+def switched_on(variable: str) -> bool:
+    """Whether an environment variable is '1'; stops where it is neither that nor '0' nor empty."""
+    wish = os.environ.get(variable, "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"{variable} is {wish!r}; accepted: '0', '1'")
+    return wish == "1"
+
+
 class BuildKernels(build_ext):
     """Add the flags that only the compiler at hand can tell."""
 
     def build_extensions(self) -> None:
         """Probe for OpenMP, then build all the extensions, two at a time."""
+        sanitize = SANITIZE_FLAGS if switched_on("LSM_SANITIZE") else []
+        if sanitize and sys.platform != "linux":
+            raise SystemExit("LSM_SANITIZE is for gcc or clang on Linux")
         if self.compiler.compiler_type == "msvc":
             flags, openmp = ["/O2"], (["/openmp"], [])
         else:
-            flags, openmp = UNIX_FLAGS, self.openmp_flags()
-        strip = ["-Wl,--strip-all"] if sys.platform == "linux" else []  # 6.6 MB become 1.4
+            flags, openmp = UNIX_FLAGS + sanitize, self.openmp_flags()
+        link = sanitize or (["-Wl,--strip-all"] if sys.platform == "linux" else [])  # 6.6 MB become 1.4
         for extension in self.extensions:
-            extension.include_dirs = [np.get_include()]
-            extension.define_macros = NUMPY_MACROS
+            extension.include_dirs.append(np.get_include())
+            extension.define_macros += NUMPY_MACROS
             level = extension.name.rpartition(".")[2]
-            extension.extra_link_args = strip
+            extension.extra_link_args = link
             if level == "cpu":
                 continue
-            march = [] if level == "plain" else [f"-march=x86-64-{level}"]
-            extension.extra_compile_args = flags + march + openmp[0]
-            extension.extra_link_args = strip + openmp[1]
+            extension.extra_compile_args = flags + march(level) + openmp[0]
+            extension.extra_link_args = link + openmp[1]
         self.parallel = self.parallel or 2
         super().build_extensions()
 
     def openmp_flags(self) -> tuple[list[str], list[str]]:
         """Compile and link flags for OpenMP; none if LSM_NO_OPENMP=1; stops where there is no OpenMP."""
-        wish = os.environ.get("LSM_NO_OPENMP", "")
-        if wish not in ("", "0", "1"):
-            raise SystemExit(f"LSM_NO_OPENMP is {wish!r}; accepted: '0', '1'")
-        if wish == "1":
+        if switched_on("LSM_NO_OPENMP"):
             return [], []
         reason = ""
         for compile_flags, link_flags in (
@@ -102,10 +125,10 @@ class BuildKernels(build_ext):
         raise SystemExit(NO_OPENMP.format(reason=reason))
 
 
-setup(
-    cmdclass={"build_ext": BuildKernels},
-    ext_modules=cythonize(
-        [Extension(f"lsm.backends._kernels.{name}", [str(KERNELS / f"{name}.pyx")]) for name in ["cpu", *levels()]],
+def extensions(names: list[str], folder: Path = KERNELS, **options: Any) -> list[Extension]:
+    """One extension for each name, from the Cython source of that name; `options` go to cythonize."""
+    return cythonize(
+        [Extension(f"lsm.backends._kernels.{name}", [str(folder / f"{name}.pyx")]) for name in names],
         compiler_directives={
             "language_level": 3,
             "boundscheck": False,
@@ -115,5 +138,9 @@ setup(
             "freethreading_compatible": True,
         },
         include_path=[str(KERNELS)],
-    ),
-)
+        **options,
+    )
+
+
+if __name__ == "__main__":  # benchmarks/vectorised.py imports the rest
+    setup(cmdclass={"build_ext": BuildKernels}, ext_modules=extensions(["cpu", *levels()]))

@@ -31,6 +31,34 @@ cdef inline Vector row_of(Tile x, Py_ssize_t i) noexcept nogil:
     return row
 
 
+cdef inline bint is_dense(Tile x) noexcept nogil:
+    """Whether the frames lie side by side."""
+    return x.gap == size_of(x.kind)
+
+
+cdef inline void copy_in(Tile x, Py_ssize_t n, Py_ssize_t n_frames, floating* to) noexcept nogil:
+    """Copy n_frames frames as dense tiles of n classes."""
+    if is_dense(x):
+        copy_rows(x, n, n_frames, n, to)
+    else:
+        copy_frames(x, n, n_frames, to)
+
+
+cdef inline void write_out(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frames, bint stream) noexcept nogil:
+    if is_dense(y):
+        write_rows(p, y, n, n_frames, n, stream)
+    else:
+        write_frames(p, y, n, n_frames, stream)
+
+
+cdef inline void ask_for_next(Tile x, Py_ssize_t n, Py_ssize_t first) noexcept nogil:
+    """Ask for a tile of the next band, `first` frames further on."""
+    cdef Py_ssize_t i
+    if is_dense(x):
+        for i in range(n):
+            lsm_prefetch(row_of(x, i).at + first * x.gap, N_COLUMNS * x.gap, False)
+
+
 cdef inline Tile tile_in(floating* scratch) noexcept nogil:
     """A tile that lies densely in the scratch, the frames of a row side by side."""
     cdef Tile tile
@@ -133,6 +161,11 @@ cdef inline Py_ssize_t count_rows(Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     return (n - k + N_ROW - 1) // N_ROW
 
 
+cdef inline Py_ssize_t count_groups(Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """How many of k, k + N_LANES, ..., at most four, are classes of a block of n."""
+    return min(<Py_ssize_t> 4, (n - k + N_LANES - 1) // N_LANES)
+
+
 cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floating* of, double* total, double* error,
                                    floating* n_equal) noexcept nogil:
     """Add the exponentials of n <= N_BLOCK classes of a tile to the lanes.
@@ -146,7 +179,7 @@ cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floati
     cdef floating found[N_COLUMNS]
     cdef floating p[4 * N_COLUMNS]
     cdef const floating* at
-    cdef Py_ssize_t j, k, g, n_rows
+    cdef Py_ssize_t j, k, g, n_rows, n_groups
     for j in range(N_COLUMNS):
         h[j] = of[j]
         top[j] = of[N_COLUMNS + j]
@@ -154,7 +187,8 @@ cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floati
         floor[j] = of[3 * N_COLUMNS + j]
         found[j] = n_equal[j]
     for k in range(min(<Py_ssize_t> N_LANES, n)):
-        for g in range(4):
+        n_groups = count_groups(n, k)
+        for g in range(n_groups):
             at = &x[(g * N_LANES + k) * N_COLUMNS]
             n_rows = count_rows(n, g * N_LANES + k)
             if n_rows == 4:  # each a constant to the compiler
@@ -163,12 +197,9 @@ cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floati
                 add_classes(at, 3, h, top, magic, floor, &p[g * N_COLUMNS], found)
             elif n_rows == 2:
                 add_classes(at, 2, h, top, magic, floor, &p[g * N_COLUMNS], found)
-            elif n_rows == 1:
-                add_classes(at, 1, h, top, magic, floor, &p[g * N_COLUMNS], found)
             else:
-                for j in range(N_COLUMNS):
-                    p[g * N_COLUMNS + j] = 0
-        add_exponentials(&total[k * N_COLUMNS], &error[k * N_COLUMNS], p, N_COLUMNS)
+                add_classes(at, 1, h, top, magic, floor, &p[g * N_COLUMNS], found)
+        add_to_lanes(&total[k * N_COLUMNS], &error[k * N_COLUMNS], p, N_COLUMNS, n_groups, floating is double)
     for j in range(N_COLUMNS):
         n_equal[j] = found[j]
 
@@ -304,8 +335,7 @@ cdef void log_softmax_band(Tile x, Tile y, Py_ssize_t n, Py_ssize_t n_frames, fl
     cdef floating c_hi[N_COLUMNS]
     cdef floating c_lo[N_COLUMNS]
     cdef floating* at
-    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, chunk, n_part, i
-    cdef bint lies_dense = y.gap == size_of(y.kind)
+    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, chunk, n_part
     if not fits(n):
         read_tile(x, n, c_hi, c_lo, scratch)
         for chunk in range(count_chunks(n)):
@@ -316,41 +346,50 @@ cdef void log_softmax_band(Tile x, Tile y, Py_ssize_t n, Py_ssize_t n_frames, fl
             x.at += n_part * x.step
             y.at += n_part * y.step
         return
-    if lies_dense:
-        copy_rows(x, n, n_frames, n, scratch)
-    else:
-        copy_frames(x, n, n_frames, scratch)
+    copy_in(x, n, n_frames, scratch)
     for tile in range(n_tiles):
         at = scratch + tile * n * N_COLUMNS
-        if lies_dense:  # the next band is asked for meanwhile
-            for i in range(n):
-                lsm_prefetch(row_of(x, i).at + (n_frames + tile * N_COLUMNS) * x.gap, N_COLUMNS * x.gap, False)
+        ask_for_next(x, n, n_frames + tile * N_COLUMNS)
         read_tile(tile_in(at), n, c_hi, c_lo, scratch)
         subtract_tile(at, n, c_hi, c_lo)
-    if lies_dense:
-        write_rows(scratch, y, n, n_frames, n, stream)
-    else:
-        write_frames(scratch, y, n, n_frames, stream)
+    write_out(scratch, y, n, n_frames, stream)
+
+
+cdef inline void add_gradients_of_classes(const floating* dy, Py_ssize_t n_rows, double* v) noexcept nogil:
+    """The sum of the gradients of n_rows classes, N_ROW apart."""
+    cdef Py_ssize_t j, step = N_ROW * N_COLUMNS
+    for j in range(N_COLUMNS):
+        if n_rows == 4:
+            v[j] = ((<double> dy[j] + <double> dy[j + step])
+                    + (<double> dy[j + 2 * step] + <double> dy[j + 3 * step]))
+        elif n_rows == 3:
+            v[j] = (<double> dy[j] + <double> dy[j + step]) + <double> dy[j + 2 * step]
+        elif n_rows == 2:
+            v[j] = <double> dy[j] + <double> dy[j + step]
+        else:
+            v[j] = dy[j]
 
 
 cdef inline void add_block_of_tile_gradients(const floating* dy, Py_ssize_t n, double* total,
                                              double* error) noexcept nogil:
-    """Add n <= N_BLOCK classes of a tile to the lanes; those that are not there count as 0."""
+    """Add n <= N_BLOCK classes of a tile to the lanes."""
     cdef double v[4 * N_COLUMNS]
-    cdef floating zero[N_COLUMNS]
-    cdef const floating* rows[4]
-    cdef Py_ssize_t j, k, g, q, i
-    for j in range(N_COLUMNS):
-        zero[j] = 0
+    cdef const floating* at
+    cdef Py_ssize_t j, k, g, n_rows, n_groups
     for k in range(min(<Py_ssize_t> N_LANES, n)):
-        for g in range(4):
-            for q in range(4):
-                i = q * N_ROW + g * N_LANES + k
-                rows[q] = &dy[i * N_COLUMNS] if i < n else zero
-            for j in range(N_COLUMNS):
-                v[g * N_COLUMNS + j] = ((<double> rows[0][j] + <double> rows[1][j])
-                                        + (<double> rows[2][j] + <double> rows[3][j]))
-        add_gradients(&total[k * N_COLUMNS], &error[k * N_COLUMNS], v, N_COLUMNS, dy)
+        n_groups = count_groups(n, k)
+        for g in range(n_groups):
+            at = &dy[(g * N_LANES + k) * N_COLUMNS]
+            n_rows = count_rows(n, g * N_LANES + k)
+            if n_rows == 4:  # each a constant to the compiler
+                add_gradients_of_classes(at, 4, &v[g * N_COLUMNS])
+            elif n_rows == 3:
+                add_gradients_of_classes(at, 3, &v[g * N_COLUMNS])
+            elif n_rows == 2:
+                add_gradients_of_classes(at, 2, &v[g * N_COLUMNS])
+            else:
+                add_gradients_of_classes(at, 1, &v[g * N_COLUMNS])
+        add_to_lanes(&total[k * N_COLUMNS], &error[k * N_COLUMNS], v, N_COLUMNS, n_groups, floating is double)
 
 
 cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floating* scratch) noexcept nogil:
@@ -378,79 +417,125 @@ cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floati
             errors[j] += error[0 if floating is float else j]
 
 
+# What `gradient` needs of the S of N_COLUMNS frames, see Scaled.
+cdef struct ScaledTile:
+    double s_hi[N_COLUMNS]
+    double s_lo[N_COLUMNS]
+    double s[N_COLUMNS]
+    double magic[N_COLUMNS]
+    double lowest[N_COLUMNS]
+
+
+cdef inline bint some_large(const floating* y, Py_ssize_t n) noexcept nogil:
+    """Whether is_large of any of n classes."""
+    cdef uint32_t most_f = 0
+    cdef uint64_t most_d = 0
+    cdef Py_ssize_t k
+    if floating is float:
+        for k in range(n):
+            most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
+        return most_f > lsm_beyond_f(-INFINITY, <float> -0.6931471805599453)
+    else:
+        for k in range(n):
+            most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
+        return most_d > lsm_beyond_d(-INFINITY, -0.6931471805599453)
+
+
+cdef void gradient_tile(floating* dy, const floating* y, Py_ssize_t n, const ScaledTile* of,
+                        floating* n_bad) noexcept nogil:
+    """dx = dy - exp(y) * S of n classes of a tile, in place of dy; n_bad: how many y of each frame are out of range."""
+    cdef floating s_hi[N_COLUMNS]
+    cdef floating s_lo[N_COLUMNS]
+    cdef floating s[N_COLUMNS]
+    cdef floating magic[N_COLUMNS]
+    cdef floating lowest[N_COLUMNS]
+    cdef floating found[N_COLUMNS]
+    cdef floating* p
+    cdef const floating* q
+    cdef Py_ssize_t i, j
+    for j in range(N_COLUMNS):
+        s_hi[j] = <floating> of.s_hi[j]
+        s_lo[j] = <floating> of.s_lo[j]
+        s[j] = <floating> of.s[j]
+        magic[j] = <floating> of.magic[j]
+        lowest[j] = <floating> of.lowest[j]
+        found[j] = 0
+    for i in range(n):
+        p = &dy[i * N_COLUMNS]
+        q = &y[i * N_COLUMNS]
+        if n < N_ROW or some_large(q, N_COLUMNS):  # of few classes one is large in most rows
+            for j in range(N_COLUMNS):
+                p[j] = gradient(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], True)
+                found[j] += <floating> 1 if exceeds(q[j]) else <floating> 0
+        else:
+            for j in range(N_COLUMNS):
+                p[j] = gradient(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], False)
+    for j in range(N_COLUMNS):
+        n_bad[j] = found[j]
+
+
+cdef bint scale_tile(Tile dy, Tile y, Py_ssize_t n, Py_ssize_t n_frames, ScaledTile* to,
+                     floating* scratch) noexcept nogil:
+    """The sums of a tile's frames, prepared; False where one of n_frames needs careful_backward_frame."""
+    cdef double total[N_COLUMNS]
+    cdef double error[N_COLUMNS]
+    cdef Scaled of
+    cdef Py_ssize_t j
+    cdef bint easy = True
+    sum_tile(dy, n, total, error, scratch)
+    for j in range(N_COLUMNS):
+        easy &= scale_sum(total[j], error[j], &of, floating is float)
+        to.s_hi[j] = of.s_hi
+        to.s_lo[j] = of.s_lo
+        to.s[j] = of.s
+        to.magic[j] = of.magic
+        to.lowest[j] = of.lowest
+    for j in range(n_frames):
+        easy &= not is_masked(frame_of(y, j), n, scratch)
+    return easy
+
+
 cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
                                     bint stream) noexcept nogil:
     """log_softmax_backward_frame for n_frames neighbouring frames, as log_softmax_band has them."""
-    cdef double total[N_BAND_COLUMNS]
-    cdef double error[N_BAND_COLUMNS]
-    cdef floating p[N_BAND_COLUMNS]
-    cdef floating s_hi[N_BAND_COLUMNS]
-    cdef floating s_lo[N_BAND_COLUMNS]
-    cdef floating s[N_BAND_COLUMNS]
-    cdef floating magic[N_BAND_COLUMNS]
-    cdef floating lowest[N_BAND_COLUMNS]
+    cdef ScaledTile of
     cdef floating n_bad[N_BAND_COLUMNS]
-    cdef floating buffer[N_COLUMNS]
-    cdef floating buffer_y[N_COLUMNS]
     cdef floating* scratch_y = scratch + N_SLICE
-    cdef const floating* row
-    cdef const floating* row_y
-    cdef Scaled of
-    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, i, j, k
-    cdef bint easy = True, lies_dense = dx.gap == size_of(dx.kind)
+    cdef floating* at
+    cdef floating* at_y
+    cdef Tile rest_dy = dy, rest_y = y, rest_dx = dx
+    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, i, j, n_part
+    cdef bint easy = True
     if not fits(n):
-        sum_tile(dy, n, total, error, scratch)
+        easy = scale_tile(dy, y, n, n_frames, &of, scratch)
+        for j in range(N_COLUMNS):
+            n_bad[j] = 0
+        for i in range(count_chunks(n) if easy else 0):
+            n_part = min(<Py_ssize_t> N_CHUNK, n - i * N_CHUNK)
+            copy_rows(rest_dy, n_part, N_COLUMNS, n_part, scratch)
+            copy_rows(rest_y, n_part, N_COLUMNS, n_part, scratch_y)
+            gradient_tile(scratch, scratch_y, n_part, &of, &n_bad[N_COLUMNS])
+            write_rows(scratch, rest_dx, n_part, N_COLUMNS, n_part, stream)
+            rest_dy.at += n_part * dy.step
+            rest_y.at += n_part * y.step
+            rest_dx.at += n_part * dx.step
+            for j in range(N_COLUMNS):
+                n_bad[j] += n_bad[N_COLUMNS + j]
     else:
-        if lies_dense:
-            copy_rows(dy, n, n_frames, n, scratch)
-            copy_rows(y, n, n_frames, n, scratch_y)
-        else:
-            copy_frames(dy, n, n_frames, scratch)
-            copy_frames(y, n, n_frames, scratch_y)
+        copy_in(dy, n, n_frames, scratch)
+        copy_in(y, n, n_frames, scratch_y)
         for tile in range(n_tiles):
-            sum_tile(tile_in(scratch + tile * n * N_COLUMNS), n, &total[tile * N_COLUMNS], &error[tile * N_COLUMNS],
-                     scratch)
-    for j in range(n_tiles * N_COLUMNS):
-        easy &= scale_sum(total[j], error[j], &of, floating is float)
-        s_hi[j] = <floating> of.s_hi
-        s_lo[j] = <floating> of.s_lo
-        s[j] = <floating> of.s
-        magic[j] = <floating> of.magic
-        lowest[j] = <floating> of.lowest
-        n_bad[j] = 0
+            at = scratch + tile * n * N_COLUMNS
+            at_y = scratch_y + tile * n * N_COLUMNS
+            ask_for_next(dy, n, n_frames + tile * N_COLUMNS)
+            ask_for_next(y, n, n_frames + tile * N_COLUMNS)
+            easy &= scale_tile(tile_in(at), tile_in(at_y), n, min(<Py_ssize_t> N_COLUMNS, n_frames - tile * N_COLUMNS),
+                               &of, scratch)
+            gradient_tile(at, at_y, n, &of, &n_bad[tile * N_COLUMNS])
+        if easy:
+            write_out(scratch, dx, n, n_frames, stream)
     for j in range(n_frames):
-        easy &= not is_masked(frame_of(y, j), n, scratch)
-    if not easy:
-        for j in range(n_frames):
+        if not easy:
             log_softmax_backward_frame(frame_of(dy, j), frame_of(y, j), frame_of(dx, j), n, scratch, stream)
-        return
-    for i in range(n):
-        for tile in range(n_tiles):
-            k = tile * N_COLUMNS
-            row = scratch + (tile * n + i) * N_COLUMNS
-            row_y = scratch_y + (tile * n + i) * N_COLUMNS
-            if not fits(n):
-                row = load(row_of(dy, i), k, N_COLUMNS, buffer)
-                row_y = load(row_of(y, i), k, N_COLUMNS, buffer_y)
-            gradient_row(row, row_y, &p[k], &s_hi[k], &s_lo[k], &s[k], &magic[k], &lowest[k], &n_bad[k])
-        if lies_dense:
-            write(row_of(dx, i), 0, n_frames, p, stream)
-        else:
-            memcpy(scratch + i * N_COLUMNS, p, N_COLUMNS * sizeof(floating))
-    if not lies_dense:
-        write_frames(scratch, dx, n, n_frames, stream)
-    for j in range(n_frames):
-        if n_bad[j] > 0:
+        elif n_bad[j] > 0:
             fill_nan(frame_of(dx, j), n, scratch)
-
-
-cdef inline void gradient_row(const floating* dy, const floating* y, floating* dx, const floating* s_hi,
-                              const floating* s_lo, const floating* s, const floating* magic, const floating* lowest,
-                              floating* n_bad) noexcept nogil:
-    """dx = dy - exp(y) * S of one class of a tile."""
-    cdef floating p[N_COLUMNS]
-    cdef Py_ssize_t j
-    for j in range(N_COLUMNS):
-        p[j] = gradient(dy[j], y[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], True)
-        n_bad[j] += <floating> 1 if exceeds(y[j]) else <floating> 0
-    memcpy(dx, p, N_COLUMNS * sizeof(floating))

@@ -70,7 +70,7 @@ cdef enum:
     #                   but with 128,256 prefetching that near took a third more time
     N_COLUMNS = 32    # frames in a tile: two cache lines of float32
     N_BAND = 16       # tiles that are copied together, at most
-    N_BAND_COLUMNS = 512
+    N_BAND_COLUMNS = 512  # N_BAND * N_COLUMNS
     N_SHORT = 64      # classes up to which sixteen frames at a time are faster whatever way they lie
     N_STAGE = 2048    # N_SHORT * N_COLUMNS
     N_CHUNK = 512    # classes of a tile that the scratch holds: 64 KiB of float32

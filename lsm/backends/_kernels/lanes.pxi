@@ -25,29 +25,41 @@ cdef inline void clear_lanes(double* total, double* error, Py_ssize_t n, const f
             error[k] = 0
 
 
-cdef inline void add_exponentials(double* total, double* error, const floating* p, Py_ssize_t n) noexcept nogil:
-    """Add four groups of n sums to n lanes. They are of positive numbers: float adds them, and loses < 1.5 ulp."""
+cdef inline floating tree(const floating* p, Py_ssize_t n, Py_ssize_t n_groups) noexcept nogil:
+    """(p[0] + p[n]) + (p[2 n] + p[3 n]), of which there are n_groups."""
+    if n_groups == 1:
+        return p[0]
+    if n_groups == 2:
+        return p[0] + p[n]
+    if n_groups == 3:
+        return (p[0] + p[n]) + p[2 * n]
+    return (p[0] + p[n]) + (p[2 * n] + p[3 * n])
+
+
+cdef inline void add_groups(double* total, double* error, const floating* p, Py_ssize_t n, Py_ssize_t n_groups,
+                            bint in_double) noexcept nogil:
+    """Add n_groups groups of n sums to n lanes; in_double: the lanes carry their errors."""
     cdef Py_ssize_t k, g
-    if floating is float:
-        for k in range(n):
-            total[k] += <double> ((p[k] + p[n + k]) + (p[2 * n + k] + p[3 * n + k]))
-    else:
-        for g in range(4):
+    if in_double:
+        for g in range(n_groups):
             for k in range(n):
                 two_sum(&total[k], &error[k], p[g * n + k])
-
-
-cdef inline void add_gradients(double* total, double* error, const double* v, Py_ssize_t n,
-                               const floating* of) noexcept nogil:
-    """The same for sums of gradients, whose signs differ: double from the first addition."""
-    cdef Py_ssize_t k, g
-    if floating is float:
-        for k in range(n):
-            total[k] += (v[k] + v[n + k]) + (v[2 * n + k] + v[3 * n + k])
     else:
-        for g in range(4):
-            for k in range(n):
-                two_sum(&total[k], &error[k], v[g * n + k])
+        for k in range(n):
+            total[k] += <double> tree(&p[k], n, n_groups)
+
+
+cdef inline void add_to_lanes(double* total, double* error, const floating* p, Py_ssize_t n, Py_ssize_t n_groups,
+                              bint in_double) noexcept nogil:
+    """add_groups with n_groups a constant to the compiler. Exponentials are positive: float loses < 1.5 ulp here."""
+    if n_groups == 4:
+        add_groups(total, error, p, n, 4, in_double)
+    elif n_groups == 3:
+        add_groups(total, error, p, n, 3, in_double)
+    elif n_groups == 2:
+        add_groups(total, error, p, n, 2, in_double)
+    else:
+        add_groups(total, error, p, n, 1, in_double)
 
 
 cdef inline void fold_once(double* total, double* error, Py_ssize_t w, Py_ssize_t n_lanes, Py_ssize_t n,

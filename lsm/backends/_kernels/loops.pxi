@@ -12,17 +12,17 @@ cdef struct Cut:
     Py_ssize_t n_tiled, n_band, n_bands, n_tasks
 
 
-cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t n_arrays, bint lies_dense,
+cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t n_arrays, bint all_dense,
                     int n_threads) noexcept nogil:
-    """lies_dense: neighbouring frames lie side by side in memory, in all the arrays."""
+    """all_dense: neighbouring frames lie side by side in memory, in all the arrays."""
     cdef Cut c
     c.n_tiled = 0
     c.n_band = N_COLUMNS
-    if n_inner >= N_FEW and (n <= N_SHORT or lies_dense):
+    if n_inner >= N_FEW and (n <= N_SHORT or all_dense):
         c.n_tiled = n_inner // N_COLUMNS * N_COLUMNS
         if fits(n) and n_inner - c.n_tiled >= N_FEW:
             c.n_tiled = n_inner
-        if lies_dense:
+        if all_dense:
             c.n_band = N_COLUMNS * count_band(n, n_arrays, n_outer * ((c.n_tiled + N_COLUMNS - 1) // N_COLUMNS), n_threads)
     c.n_bands = (c.n_tiled + c.n_band - 1) // c.n_band
     c.n_tasks = c.n_bands + n_inner - c.n_tiled
@@ -38,7 +38,7 @@ cdef inline Tile tile_at(Array x, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
     return tile
 
 
-cdef inline bint is_dense(Array x) noexcept nogil:
+cdef inline bint lies_dense(Array x) noexcept nogil:
     return x.gap == size_of(x.kind) and x.step != x.gap
 
 
@@ -83,7 +83,7 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
                               frame_of(tile_at(y, i // n_inner, i % n_inner), 0), n, scratch, n_bytes, n_threads,
                               stream)
         return
-    c = cut(n_outer, n, n_inner, 1, is_dense(x) and is_dense(y), n_threads)
+    c = cut(n_outer, n, n_inner, 1, lies_dense(x) and lies_dense(y), n_threads)
     if n_threads == 1:  # a parallel region costs microseconds, even with one thread
         for task in range(n_outer * c.n_tasks):
             log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
@@ -152,7 +152,7 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
                                        frame_of(tile_at(dx, i // n_inner, i % n_inner), 0), n, scratch, n_bytes,
                                        n_threads, stream)
         return
-    c = cut(n_outer, n, n_inner, 2, is_dense(dy) and is_dense(y) and is_dense(dx), n_threads)
+    c = cut(n_outer, n, n_inner, 2, lies_dense(dy) and lies_dense(y) and lies_dense(dx), n_threads)
     if n_threads == 1:
         for task in range(n_outer * c.n_tasks):
             log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, 0), stream)

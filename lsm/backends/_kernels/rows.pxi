@@ -59,7 +59,7 @@ cdef inline void add_block(const floating* v, floating magic, floating floor,
     for q in range(1, N_BLOCK // N_ROW):
         for k in range(N_ROW):
             p[k] += exp_below(v[q * N_ROW + k], magic, floor, 0, False)
-    add_exponentials(total, error, p, N_LANES)
+    add_groups(total, error, p, N_LANES, 4, floating is double)
 
 
 cdef inline Py_ssize_t add_special_block(const floating* v, Py_ssize_t n_rows, floating m, floating magic,
@@ -75,7 +75,7 @@ cdef inline Py_ssize_t add_special_block(const floating* v, Py_ssize_t n_rows, f
             p[k] += exp_below(v[q * N_ROW + k], magic, floor, m, True)
     for k in range(n_rows * N_ROW):
         n_equal += v[k] == m
-    add_exponentials(total, error, p, N_LANES)
+    add_groups(total, error, p, N_LANES, 4, floating is double)
     return n_equal
 
 
@@ -203,7 +203,7 @@ cdef inline void add_block_of_gradients(const floating* dy, Py_ssize_t n, double
             rows[q] = &pad[N_ROW]
     for k in range(N_ROW):
         v[k] = (<double> rows[0][k] + <double> rows[1][k]) + (<double> rows[2][k] + <double> rows[3][k])
-    add_gradients(total, error, v, N_LANES, dy)
+    add_groups(total, error, v, N_LANES, 4, floating is double)
 
 
 # S = sum(dy) of some of a frame's classes.
