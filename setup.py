@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -30,6 +31,9 @@ UNIX_FLAGS = [
 # Where the compiler knows it. gcc 12 takes loops of 16 rounds or fewer apart before it makes vectors, and then builds
 # them number by number: at (64, 4096), axis 0, that took twice the time.
 PROBED_FLAGS = ["--param=max-completely-peel-times=8"]
+
+# Built with NumPy 2, the kernels run with every NumPy from this one on.
+NUMPY_MACROS = [("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"), ("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION")]
 
 # Added where LSM_SANITIZE=1, for .ci/sanitize: a read or write out of bounds, or undefined behaviour, ends the program.
 SANITIZE_FLAGS = [
@@ -94,6 +98,8 @@ class BuildKernels(build_ext):
             flags, openmp = UNIX_FLAGS + known + sanitize, self.openmp_flags()
         link = sanitize or (["-Wl,--strip-all"] if sys.platform == "linux" else [])  # 6.6 MB become 1.4
         for extension in self.extensions:
+            extension.include_dirs.append(np.get_include())
+            extension.define_macros += NUMPY_MACROS
             level = extension.name.rpartition(".")[2]
             extension.extra_link_args = link
             if level == "cpu":

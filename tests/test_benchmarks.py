@@ -129,3 +129,15 @@ def test_the_memory_benchmark_measures_and_judges():
     assert done.returncode == any(row["kept"] == "no" for row in rows)
     # What is served without a copy today stays so; room for one frame would be 2 MB.
     assert all(row["kept"] == "yes" for row in rows if row["case"].startswith(("float32", "float64")))
+
+
+@pytest.mark.parametrize("hidden", [(), PEERS], ids=["the installed peers", "no peers"])
+def test_the_benchmark_of_small_calls_prints_both_tables(hidden):
+    done = run("small_calls.py", "--repeats", "1", hidden=hidden)
+    assert done.returncode == 0, done.stderr
+    calls, pieces = done.stdout.split("\n\n")
+    rows = [row["float32, ns a call"] for row in table(calls)]
+    assert "(1, 10) lsm" in rows
+    if hidden:
+        assert not any("torch" in row for row in rows)
+    assert table(pieces)[-1]["pieces of a call on (1, 10)"] == "the whole call"

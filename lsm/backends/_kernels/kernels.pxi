@@ -7,6 +7,7 @@
 #   rows.pxi      frames one at a time, the vectors along the classes
 #   columns.pxi   frames sixteen at a time, the vectors along the frames
 #   loops.pxi     frames, tiles and parts of frames shared out to threads
+#   quick.pxi     small calls, straight from NumPy's arrays
 #   limits.pxi    a copy and an add at the speed of the memory, for benchmarks
 #   here          constants, and what Python calls
 #
@@ -103,6 +104,7 @@ include "careful.pxi"
 include "rows.pxi"
 include "columns.pxi"
 include "loops.pxi"
+include "quick.pxi"
 include "limits.pxi"
 
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
