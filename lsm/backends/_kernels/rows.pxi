@@ -27,10 +27,10 @@ cdef floating largest(const floating* x, Py_ssize_t n, floating* of_blocks) noex
         m[k] = -INFINITY
     for block in range(n_blocks):
         p = &x[block * N_BLOCK]
-        for k in range(N_ROW):
+        for k in range(N_ROW):  # hot
             b[k] = larger(larger(p[k], p[k + N_ROW]), larger(p[k + 2 * N_ROW], p[k + 3 * N_ROW]))
             m[k] = larger(b[k], m[k])
-        for k in range(N_PEAKS):
+        for k in range(N_PEAKS):  # hot
             of_blocks[block * N_PEAKS + k] = larger(larger(b[k], b[k + N_PEAKS]),
                                                     larger(b[k + 2 * N_PEAKS], b[k + 3 * N_PEAKS]))
     if n % N_BLOCK:
@@ -76,13 +76,13 @@ cdef inline void add_rows(const floating* v, Py_ssize_t n_rows, const floating* 
     cdef floating p[N_ROW]
     cdef Py_ssize_t k, q
     cdef const floating* first = v if n_rows > 1 or edge == NULL else edge
-    for k in range(N_ROW):
+    for k in range(N_ROW):  # hot
         p[k] = exp_below(first[k], magic, floor, top, some_equal)
     for q in range(1, n_rows if edge == NULL else n_rows - 1):
-        for k in range(N_ROW):
+        for k in range(N_ROW):  # hot
             p[k] += exp_below(v[q * N_ROW + k], magic, floor, top, some_equal)
     if edge != NULL and n_rows > 1:
-        for k in range(N_ROW):
+        for k in range(N_ROW):  # hot
             p[k] += exp_below(edge[k], magic, floor, top, some_equal)
     add_groups(total, error, p, N_LANES, 4, floating is double)
 
@@ -91,7 +91,7 @@ cdef inline Py_ssize_t count_equal(const floating* v, Py_ssize_t n, floating top
     """How many of n numbers equal `top`."""
     cdef Py_ssize_t k
     cdef int n_equal = 0
-    for k in range(n):
+    for k in range(n):  # hot
         n_equal += v[k] == top
     return n_equal
 
@@ -185,11 +185,11 @@ cdef inline void write_block(const floating* x, Vector y, Py_ssize_t start, Py_s
     cdef floating* target = <floating*> y.at + start
     cdef Py_ssize_t k
     if stream or target == x or not is_native(y, x):
-        for k in range(n):
+        for k in range(n):  # hot
             p[k] = (x[k] - c_hi) - c_lo
         write(y, start, n, p, stream)
     else:
-        for k in range(n):
+        for k in range(n):  # hot
             target[k] = (x[k] - c_hi) - c_lo
 
 
@@ -242,7 +242,7 @@ cdef inline void add_block_of_gradients(const floating* dy, Py_ssize_t n, double
         rows[n // N_ROW] = edge
         for q in range(n // N_ROW + 1, 4):
             rows[q] = zero
-    for k in range(N_ROW):
+    for k in range(N_ROW):  # hot
         v[k] = (<double> rows[0][k] + <double> rows[1][k]) + (<double> rows[2][k] + <double> rows[3][k])
     add_groups(total, error, v, N_LANES, 4, floating is double)
 
@@ -346,14 +346,14 @@ cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, Vec
     cdef Py_ssize_t k
     cdef int n_bad = 0
     if direct:
-        for k in range(n):
+        for k in range(n):  # hot
             target[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
             if floating is float:
                 most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
             else:
                 most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
     else:
-        for k in range(n):
+        for k in range(n):  # hot
             p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
             if floating is float:
                 most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
@@ -361,7 +361,7 @@ cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, Vec
                 most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
     if (most_f > lsm_beyond_f(-INFINITY, <float> -0.6931471805599453)
             or most_d > lsm_beyond_d(-INFINITY, -0.6931471805599453)):
-        for k in range(n):
+        for k in range(n):  # hot
             p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, True)
             n_bad += exceeds(y[k])
         direct = False
