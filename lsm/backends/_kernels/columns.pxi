@@ -471,7 +471,7 @@ cdef void gradient_tile(floating* dy, const floating* y, Py_ssize_t n, const Sca
         else:
             for j in range(N_COLUMNS):  # hot
                 p[j] = gradient(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], False)
-    for j in range(N_COLUMNS):  # hot
+    for j in range(N_COLUMNS):
         n_bad[j] = found[j]
 
 

@@ -124,7 +124,7 @@ cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch,
     normaliser(frame, &c_hi, &c_lo)
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
         for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
-            write_part(x, y, part, n, c_hi, c_lo, own_scratch(scratch, n_bytes, t), False, stream)
+            write_part(x, y, part, n, c_hi, c_lo, own_scratch(scratch, n_bytes, t), stream)
         lsm_stream_fence()
 
 
@@ -206,7 +206,7 @@ cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t 
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
         for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
             n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t),
-                                   own_scratch(scratch, n_bytes, t) + N_SLICE, False, stream)
+                                   own_scratch(scratch, n_bytes, t) + N_SLICE, stream)
         lsm_stream_fence()
     if n_bad:
         fill_nan(dx, n, scratch)

@@ -122,6 +122,24 @@ cdef inline const floating* load(Vector x, Py_ssize_t start, Py_ssize_t n, float
     return buffer
 
 
+cdef inline Vector native(const floating* x) noexcept nogil:
+    """Numbers that lie as they are computed with."""
+    cdef Vector to
+    to.at = <char*> x
+    to.step = sizeof(floating)
+    to.kind = kind_of(x)
+    return to
+
+
+cdef inline Vector dense(Vector x, Py_ssize_t start, Py_ssize_t n, floating* scratch) noexcept nogil:
+    """n elements from `start` on, side by side: where they are, or else in the scratch."""
+    x.at += start * x.step
+    if x.step == size_of(x.kind):
+        return x
+    read(x, n, scratch)
+    return native(scratch)
+
+
 cdef inline void put(char* to, const void* source, size_t n, bint stream) noexcept nogil:
     """Copy n bytes, past the cache if `stream`."""
     if stream:
@@ -131,10 +149,10 @@ cdef inline void put(char* to, const void* source, size_t n, bint stream) noexce
 
 
 cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bint stream) noexcept nogil:
-    """Store p as n elements from `start` on. n <= N_BLOCK. Dense ones go past the cache if `stream`."""
-    cdef uint16_t bits[N_BLOCK]
-    cdef float single[N_BLOCK]
-    cdef double wide[N_BLOCK]
+    """Store p as n elements from `start` on. n <= N_PIPED. Dense ones go past the cache if `stream`."""
+    cdef uint16_t bits[N_PIPED]
+    cdef float single[N_PIPED]
+    cdef double wide[N_PIPED]
     cdef const float* source
     cdef Py_ssize_t k
     cdef bint is_dense = y.step == size_of(y.kind)

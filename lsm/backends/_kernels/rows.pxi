@@ -13,7 +13,7 @@ cdef inline void pad(floating* to, const floating* x, Py_ssize_t n, floating fil
         lsm_pad_d(to, x, n, fill)
 
 
-cdef floating largest(const floating* x, Py_ssize_t n, floating* of_blocks) noexcept nogil:
+cdef floating largest(Vector x, Py_ssize_t n, floating* of_blocks) noexcept nogil:
     """The maximum of n classes, and N_PEAKS numbers for each block, its maximum among them; the last may be shorter.
 
     A NaN is passed over here and found by the sum.
@@ -21,12 +21,13 @@ cdef floating largest(const floating* x, Py_ssize_t n, floating* of_blocks) noex
     cdef floating m[N_ROW]
     cdef floating b[N_ROW]
     cdef floating edge[N_ROW]
+    cdef floating buffer[N_BLOCK]
     cdef const floating* p
     cdef Py_ssize_t n_blocks = n // N_BLOCK, block, row, k
     for k in range(N_ROW):
         m[k] = -INFINITY
     for block in range(n_blocks):
-        p = &x[block * N_BLOCK]
+        p = load(x, block * N_BLOCK, N_BLOCK, buffer)
         for k in range(N_ROW):  # hot
             b[k] = larger(larger(p[k], p[k + N_ROW]), larger(p[k + 2 * N_ROW], p[k + 3 * N_ROW]))
             m[k] = larger(b[k], m[k])
@@ -34,8 +35,8 @@ cdef floating largest(const floating* x, Py_ssize_t n, floating* of_blocks) noex
             of_blocks[block * N_PEAKS + k] = larger(larger(b[k], b[k + N_PEAKS]),
                                                     larger(b[k + 2 * N_PEAKS], b[k + 3 * N_PEAKS]))
     if n % N_BLOCK:
-        p = &x[n_blocks * N_BLOCK]
-        pad(edge, &x[n - n % N_ROW], n % N_ROW, -INFINITY)
+        p = load(x, n_blocks * N_BLOCK, n % N_BLOCK, buffer)
+        pad(edge, &p[n % N_BLOCK - n % N_ROW], n % N_ROW, -INFINITY)
         for k in range(N_ROW):
             b[k] = edge[k]
         for row in range(n % N_BLOCK // N_ROW):
@@ -96,7 +97,7 @@ cdef inline Py_ssize_t count_equal(const floating* v, Py_ssize_t n, floating top
     return n_equal
 
 
-cdef Frame sum_slice(const floating* x, Py_ssize_t n, floating m, const floating* peaks, const char* ahead,
+cdef Frame sum_slice(Vector x, Py_ssize_t n, floating m, const floating* peaks, const char* ahead,
                      size_t n_ahead) noexcept nogil:
     """The sum of exp(x - m) of at most N_SLICE classes, m and peaks as `largest` found them.
 
@@ -106,36 +107,38 @@ cdef Frame sum_slice(const floating* x, Py_ssize_t n, floating m, const floating
     cdef double error[N_LANES]
     cdef floating edge[N_ROW]
     cdef floating buffer[N_BLOCK]
-    cdef floating buffer_edge[N_ROW]
+    cdef floating shifted[N_BLOCK]
+    cdef floating shifted_edge[N_ROW]
     cdef Py_ssize_t i, k, n_rest = n % N_BLOCK, n_equal = 0
     cdef int n_peaks
     cdef const floating* v
     cdef const floating* last = NULL
     cdef floating h, top, magic, floor
     cdef Frame frame
-    cdef Shift shift = shift_to(m if m > -INFINITY else <floating> 0, x)  # a slice may be -inf throughout
+    cdef Shift shift = shift_to(m if m > -INFINITY else <floating> 0, peaks)  # a slice may be -inf throughout
     h = <floating> shift.h
     top = <floating> (shift.m - shift.h)
     magic = <floating> shift.magic
     floor = <floating> shift.floor
-    clear_lanes(total, error, N_LANES, x)
+    clear_lanes(total, error, N_LANES, peaks)
     for i in range(count_blocks(n)):
         n_peaks = 0
         for k in range(N_PEAKS):
             n_peaks += peaks[i * N_PEAKS + k] == m
         if i < n // N_BLOCK:
             lsm_prefetch(ahead + i * n_ahead, n_ahead, n <= N_NEAR)
-            v = less(&x[i * N_BLOCK], N_BLOCK, h, buffer)
+            v = less(load(x, i * N_BLOCK, N_BLOCK, buffer), N_BLOCK, h, shifted)
             if n_peaks:
                 add_rows(v, 4, NULL, top, magic, floor, True, total, error)
                 n_equal += count_equal(v, N_BLOCK, top)
             else:
                 add_rows(v, 4, NULL, top, magic, floor, False, total, error)
         else:
+            v = load(x, i * N_BLOCK, n_rest, buffer)
             if n % N_ROW:
-                pad(edge, &x[n - n % N_ROW], n % N_ROW, -INFINITY)
-                last = less(edge, N_ROW, h, buffer_edge)
-            v = less(&x[i * N_BLOCK], n_rest // N_ROW * N_ROW, h, buffer)
+                pad(edge, &v[n_rest - n % N_ROW], n % N_ROW, -INFINITY)
+                last = less(edge, N_ROW, h, shifted_edge)
+            v = less(v, n_rest // N_ROW * N_ROW, h, shifted)
             k = (n_rest + N_ROW - 1) // N_ROW
             if n_peaks:
                 add_rows(v, k, last, top, magic, floor, True, total, error)
@@ -143,18 +146,11 @@ cdef Frame sum_slice(const floating* x, Py_ssize_t n, floating m, const floating
                 n_equal += count_equal(last, N_ROW, top) if last != NULL else 0
             else:
                 add_rows(v, k, last, top, magic, floor, False, total, error)
-    fold_lanes(total, error, N_LANES, 1, x)
+    fold_lanes(total, error, N_LANES, 1, peaks)
     frame.largest = m
     frame.below = finish(total[0], error[0], shift, floating is float)
     frame.n_largest = n_equal
     return frame
-
-
-cdef inline Frame read_slice(const floating* x, Py_ssize_t n, const char* ahead, size_t n_ahead) noexcept nogil:
-    """m and the sum of exp(x - m): the second read comes from the cache."""
-    cdef floating peaks[N_SLICE_PEAKS]
-    cdef floating m = largest(x, n, peaks)
-    return sum_slice(x, n, m, peaks, ahead, n_ahead)
 
 
 cdef inline size_t bytes_of_block(Vector x) noexcept nogil:
@@ -162,12 +158,14 @@ cdef inline size_t bytes_of_block(Vector x) noexcept nogil:
     return N_BLOCK * x.step if x.step == size_of(x.kind) else 0
 
 
-cdef inline Frame read_part(Vector x, Py_ssize_t part, Py_ssize_t n, floating* scratch) noexcept nogil:
-    """read_slice of the part-th slice of a frame; what follows it in memory is what will be read next."""
+cdef Frame read_part(Vector x, Py_ssize_t part, Py_ssize_t n, floating* scratch) noexcept nogil:
+    """m and the sum of the part-th slice of a frame; what follows it in memory is what will be read next."""
+    cdef floating peaks[N_SLICE_PEAKS]
     cdef Py_ssize_t start = part * N_SLICE
     cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
-    cdef const floating* source = load(x, start, n_slice, scratch)
-    return read_slice(source, n_slice, x.at + (start + n_slice) * x.step, bytes_of_block(x))
+    cdef Vector source = dense(x, start, n_slice, scratch)
+    cdef floating m = largest(source, n_slice, peaks)
+    return sum_slice(source, n_slice, m, peaks, x.at + (start + n_slice) * x.step, bytes_of_block(x))
 
 
 cdef Frame read_frame(Vector x, Py_ssize_t n, floating* scratch) noexcept nogil:
@@ -193,28 +191,27 @@ cdef inline void write_block(const floating* x, Vector y, Py_ssize_t start, Py_s
             target[k] = (x[k] - c_hi) - c_lo
 
 
-cdef void write_slice(const floating* x, Vector y, Py_ssize_t n, floating c_hi, floating c_lo,
-                      bint stream) noexcept nogil:
+cdef void write_slice(Vector x, Vector y, Py_ssize_t n, floating c_hi, floating c_lo, bint stream) noexcept nogil:
     """y = (x - c_hi) - c_lo of at most N_SLICE classes."""
+    cdef floating buffer[N_BLOCK]
     cdef Py_ssize_t i, block
     i = min(misaligned(y, stream), n)
     if i:
-        write_block(x, y, 0, i, c_hi, c_lo, stream)
+        write_block(load(x, 0, i, buffer), y, 0, i, c_hi, c_lo, stream)
     for block in range((n - i) // N_BLOCK):
-        write_block(&x[i], y, i, N_BLOCK, c_hi, c_lo, stream)
+        write_block(load(x, i, N_BLOCK, buffer), y, i, N_BLOCK, c_hi, c_lo, stream)
         i += N_BLOCK
     if i < n:
-        write_block(&x[i], y, i, n - i, c_hi, c_lo, stream)
+        write_block(load(x, i, n - i, buffer), y, i, n - i, c_hi, c_lo, stream)
 
 
 cdef inline void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating c_hi, floating c_lo,
-                            floating* scratch, bint is_loaded, bint stream) noexcept nogil:
-    """y of the part-th slice of a frame. is_loaded: the scratch holds what `load` put there."""
+                            floating* scratch, bint stream) noexcept nogil:
+    """y of the part-th slice of a frame."""
     cdef Py_ssize_t start = part * N_SLICE
     cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
-    cdef const floating* source = scratch if is_loaded else load(x, start, n_slice, scratch)
     y.at += start * y.step
-    write_slice(source, y, n_slice, c_hi, c_lo, stream)
+    write_slice(dense(x, start, n_slice, scratch), y, n_slice, c_hi, c_lo, stream)
 
 
 cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
@@ -223,7 +220,7 @@ cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch,
     cdef floating c_hi, c_lo
     normaliser(read_frame(x, n, scratch), &c_hi, &c_lo)
     for part in range(count_slices(n) - 1, -1, -1):  # what was read last is in the cache
-        write_part(x, y, part, n, c_hi, c_lo, scratch, n <= N_SLICE and not is_native(x, scratch), stream)
+        write_part(x, y, part, n, c_hi, c_lo, scratch, stream)
 
 
 cdef inline void add_block_of_gradients(const floating* dy, Py_ssize_t n, double* total, double* error) noexcept nogil:
@@ -263,12 +260,13 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t first, Py_ssize_t last, 
     cdef floating m[2]
     cdef floating c_hi[2]
     cdef floating c_lo[2]
-    cdef const floating* source[3]
-    cdef Py_ssize_t i, k
+    cdef floating stage[N_PIPED]
+    cdef Vector source[3]
     cdef Vector ahead
+    cdef Py_ssize_t i, k
     for i in range(first, last + 2):
         if i < last:
-            source[i % 3] = load(frame_at(x, 0, i), 0, n, slot(scratch, i % 3, n))
+            source[i % 3] = dense(frame_at(x, 0, i), 0, n, slot(scratch, i % 3, n))
             m[i % 2] = largest(source[i % 3], n, &peaks[i % 2 * N_PIPED_PEAKS])
         if first < i <= last:
             k = (i - 1) % 2
@@ -277,7 +275,11 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t first, Py_ssize_t last, 
                                  bytes_of_block(ahead)), &c_hi[k], &c_lo[k])
         if i >= first + 2:
             k = i % 2
-            write_slice(source[(i - 2) % 3], frame_at(y, 0, i - 2), n, c_hi[k], c_lo[k], stream)
+            if stream:  # all at once, lest each block begin and end within a cache line
+                write_slice(source[(i - 2) % 3], native(stage), n, c_hi[k], c_lo[k], False)
+                write(frame_at(y, 0, i - 2), 0, n, stage, True)
+            else:
+                write_slice(source[(i - 2) % 3], frame_at(y, 0, i - 2), n, c_hi[k], c_lo[k], False)
 
 
 # S = sum(dy) of some of a frame's classes.
@@ -295,13 +297,15 @@ cdef Sum sum_part(Vector dy, Py_ssize_t part, Py_ssize_t n, const char* ahead, s
     cdef Py_ssize_t start = part * N_SLICE
     cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
     cdef Py_ssize_t block
-    cdef const floating* source = load(dy, start, n_slice, scratch)
+    cdef floating buffer[N_BLOCK]
+    cdef Vector source = dense(dy, start, n_slice, scratch)
     clear_lanes(total, error, N_LANES, scratch)
     for block in range(n_slice // N_BLOCK):
         lsm_prefetch(ahead + block * n_ahead, n_ahead, n <= N_NEAR)
-        add_block_of_gradients(&source[block * N_BLOCK], N_BLOCK, total, error)
+        add_block_of_gradients(load(source, block * N_BLOCK, N_BLOCK, buffer), N_BLOCK, total, error)
     if n_slice % N_BLOCK:
-        add_block_of_gradients(&source[n_slice - n_slice % N_BLOCK], n_slice % N_BLOCK, total, error)
+        block = n_slice // N_BLOCK * N_BLOCK
+        add_block_of_gradients(load(source, block, n_slice - block, buffer), n_slice - block, total, error)
     fold_lanes(total, error, N_LANES, 1, scratch)
     found.total = total[0]
     found.error = error[0]
@@ -371,15 +375,17 @@ cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, Vec
 
 
 cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, Py_ssize_t n, Scaled of,
-                              floating* scratch, floating* scratch_y, bint is_loaded, bint stream) noexcept nogil:
-    """dx of the part-th slice of a frame; how many y are out of range. is_loaded: the scratch holds dy."""
+                              floating* scratch, floating* scratch_y, bint stream) noexcept nogil:
+    """dx of the part-th slice of a frame; how many y are out of range."""
     cdef floating s_hi = <floating> of.s_hi, s_lo = <floating> of.s_lo, s = <floating> of.s
     cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
     cdef Py_ssize_t start = part * N_SLICE
     cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
     cdef Py_ssize_t i, k, n_bad = 0
-    cdef const floating* source = scratch if is_loaded else load(dy, start, n_slice, scratch)
-    cdef const floating* source_y = load(y, start, n_slice, scratch_y)
+    cdef floating buffer[N_BLOCK]
+    cdef floating buffer_y[N_BLOCK]
+    cdef Vector source = dense(dy, start, n_slice, scratch)
+    cdef Vector source_y = dense(y, start, n_slice, scratch_y)
     cdef const char* ahead = y.at + (start + 4 * N_BLOCK) * y.step
     cdef const char* ahead_dy = dy.at + (start + n_slice) * dy.step
     cdef size_t n_ahead = N_BLOCK * y.step if y.step == size_of(y.kind) and n > N_SLICE else 0
@@ -387,17 +393,22 @@ cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, P
     dx.at += start * dx.step
     i = min(misaligned(dx, stream), n_slice)
     if i:
-        n_bad += gradient_edge(source, source_y, dx, 0, i, s_hi, s_lo, s, magic, lowest, stream)
+        n_bad += gradient_edge(load(source, 0, i, buffer), load(source_y, 0, i, buffer_y), dx, 0, i, s_hi,
+                               s_lo, s, magic, lowest, stream)
     for k in range((n_slice - i) // N_BLOCK):
         lsm_prefetch(ahead + k * n_ahead, n_ahead, n <= N_NEAR)
         lsm_prefetch(ahead_dy + k * n_ahead_dy, n_ahead_dy, n <= N_NEAR)
-        n_bad += gradient_block(&source[i], &source_y[i], dx, i, N_BLOCK, s_hi, s_lo, s, magic, lowest, stream)
+        n_bad += gradient_block(load(source, i, N_BLOCK, buffer), load(source_y, i, N_BLOCK, buffer_y), dx, i, N_BLOCK,
+                                s_hi, s_lo, s, magic, lowest, stream)
         i += N_BLOCK
     for k in range((n_slice - i) // N_ROW):
-        n_bad += gradient_block(&source[i], &source_y[i], dx, i, N_ROW, s_hi, s_lo, s, magic, lowest, stream)
+        n_bad += gradient_block(load(source, i, N_ROW, buffer), load(source_y, i, N_ROW, buffer_y), dx, i, N_ROW,
+                                s_hi, s_lo, s, magic, lowest, stream)
         i += N_ROW
     if i < n_slice:
-        n_bad += gradient_edge(&source[i], &source_y[i], dx, i, n_slice - i, s_hi, s_lo, s, magic, lowest, stream)
+        k = n_slice - i
+        n_bad += gradient_edge(load(source, i, k, buffer), load(source_y, i, k, buffer_y), dx, i, k, s_hi, s_lo, s,
+                               magic, lowest, stream)
     return n_bad
 
 
@@ -408,14 +419,10 @@ cdef Py_ssize_t gradient_edge(const floating* dy, const floating* y, Vector dx, 
     cdef floating edge[N_ROW]
     cdef floating edge_y[N_ROW]
     cdef floating p[N_ROW]
-    cdef Vector to
     cdef Py_ssize_t n_bad
     pad(edge, dy, n, 0)
     pad(edge_y, y, n, -INFINITY)
-    to.at = <char*> p
-    to.step = sizeof(floating)
-    to.kind = kind_of(dy)
-    n_bad = gradient_block(edge, edge_y, to, 0, N_ROW, s_hi, s_lo, s, magic, lowest, False)
+    n_bad = gradient_block(edge, edge_y, native(p), 0, N_ROW, s_hi, s_lo, s, magic, lowest, False)
     write(dx, start, n, p, False)
     return n_bad
 
@@ -423,12 +430,11 @@ cdef Py_ssize_t gradient_edge(const floating* dy, const floating* y, Vector dx, 
 cdef void log_softmax_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,
                                      bint stream) noexcept nogil:
     """dx = dy - exp(y) * sum(dy)."""
-    finish_backward_frame(dy, y, dx, n, sum_frame(dy, y, n, scratch), scratch, scratch + N_SLICE,
-                          n <= N_SLICE and not is_native(dy, scratch), stream)
+    finish_backward_frame(dy, y, dx, n, sum_frame(dy, y, n, scratch), scratch, scratch + N_SLICE, stream)
 
 
 cdef void finish_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, Sum s, floating* scratch,
-                                floating* scratch_y, bint is_loaded, bint stream) noexcept nogil:
+                                floating* scratch_y, bint stream) noexcept nogil:
     """dx of a frame whose S is known."""
     cdef Scaled of
     cdef Py_ssize_t part, n_bad = 0
@@ -436,7 +442,7 @@ cdef void finish_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, Su
         careful_backward_frame(dy, y, dx, n, scratch)
         return
     for part in range(count_slices(n)):
-        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, scratch_y, is_loaded, stream)
+        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, scratch_y, stream)
     if n_bad:
         fill_nan(dx, n, scratch)
 
@@ -444,12 +450,18 @@ cdef void finish_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, Su
 cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n,
                                     floating* scratch, bint stream) noexcept nogil:
     """log_softmax_backward_frame for frames `first` to last - 1 of at most N_PIPED classes, in two stages."""
+    cdef floating stage[N_PIPED]
+    cdef Vector source[2]
+    cdef Vector target
     cdef Sum s[2]
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, k
     for i in range(first, last + 1):
         if i < last:
-            s[i % 2] = sum_frame(frame_at(dy, 0, i), frame_at(y, 0, i), n, slot(scratch, i % 2, n))
+            source[i % 2] = dense(frame_at(dy, 0, i), 0, n, slot(scratch, i % 2, n))
+            s[i % 2] = sum_frame(source[i % 2], frame_at(y, 0, i), n, scratch)
         if i > first:
-            finish_backward_frame(frame_at(dy, 0, i - 1), frame_at(y, 0, i - 1), frame_at(dx, 0, i - 1), n,
-                                  s[(i - 1) % 2], slot(scratch, (i - 1) % 2, n), scratch + N_SLICE,
-                                  dy.step != sizeof(floating) or dy.kind != kind_of(scratch), stream)
+            k = (i - 1) % 2
+            target = native(stage) if stream else frame_at(dx, 0, i - 1)
+            finish_backward_frame(source[k], frame_at(y, 0, i - 1), target, n, s[k], scratch, scratch + N_SLICE, False)
+            if stream:
+                write(frame_at(dx, 0, i - 1), 0, n, stage, True)
