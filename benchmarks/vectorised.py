@@ -14,7 +14,7 @@ in one place may not be in another. A loop of few rounds may have been unrolled 
 vectors made of its straight code count, or of the loop around it ("unrolled"). Of some straight code gcc makes vectors
 without saying so; a loop of that kind cannot be marked.
 
-    python -m pip install 'setuptools>=77' 'cython>=3.1'
+    python -m pip install 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
     python benchmarks/vectorised.py           a table of the hot loops
     python benchmarks/vectorised.py --all     of all innermost loops
     python benchmarks/vectorised.py --prove   that a loop which cannot be vectorised is found out
