@@ -1,6 +1,6 @@
 """How far the exponentials of the CPU kernels are from exact, on every float32 there is.
 
-    python benchmarks/exponential.py            # all 2^32 float32, for the gradient too: about seven minutes
+    python benchmarks/exponential.py            # all 2^32 float32, for the gradient too: about eight minutes
     python benchmarks/exponential.py --quick    # every 997th: seconds
     python benchmarks/exponential.py --m 0 10000 --json FILE
     LSM_FORCE_ISA=v3 python benchmarks/exponential.py    # another instruction level
@@ -230,7 +230,7 @@ def main() -> int:
     if np.finfo(np.longdouble).nmant >= 63:
         rows += [try_double(kernels, m, 10**5 if arguments.quick else 10**7, rng) for m in (0.0, 300.1)]
     print(f"{machine['processor']}, level {machine['level']}; lsm {lsm.__version__}, NumPy {np.__version__};", end=" ")
-    print(f"every {step}th float32, {time.perf_counter() - start:.0f} s\n")
+    print(f"every {'' if step == 1 else f'{step}th '}float32, {time.perf_counter() - start:.0f} s\n")
     print(markdown(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
