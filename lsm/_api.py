@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from lsm import _check, _dispatch
 from lsm._interop import device_kind
@@ -80,6 +81,12 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
+    if dtype is None and backend is None and type(x) is ndarray:
+        quick = _dispatch.quick(x.dtype)
+        if quick is not None:
+            y: Array | None = quick[0](x, axis, out)
+            if y is not None:
+                return y
     device = device_kind(x)
     array = _check.as_array(x, "x") if device == "cpu" else _check.on_device(x, "x", device)
     result = _check.result_dtype(array.dtype, dtype)
@@ -160,6 +167,12 @@ def log_softmax_backward(
     >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
+    if backend is None and type(grad_output) is ndarray:
+        quick = _dispatch.quick(grad_output.dtype)
+        if quick is not None:
+            dx: Array | None = quick[1](grad_output, output, axis, out)
+            if dx is not None:
+                return dx
     names = ("grad_output", "output")
     devices = [device_kind(grad_output), device_kind(output)]
     dy, y = (

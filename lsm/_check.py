@@ -41,10 +41,11 @@ def as_array(x: Any, name: str) -> Any:
             )
         x = np.asarray(made)
     dtype = x.dtype
-    if dtype.kind in "iub":
-        return x.astype(np.float64)
-    if dtype_name(dtype) not in DTYPES:
-        raise TypeError(f"{name}: {_why_not(dtype, name)}")
+    if dtype.char not in _NAME_BY_CHAR:
+        if dtype.kind in "iub":
+            return x.astype(np.float64)
+        if dtype_name(dtype) not in DTYPES:
+            raise TypeError(f"{name}: {_why_not(dtype, name)}")
     if not (dtype.isnative and x.flags.aligned):
         return x.astype(dtype.newbyteorder("="))
     return x
@@ -167,7 +168,7 @@ def _overlaps_itself(array: np.ndarray[Any, Any]) -> bool:
 
 def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
     """Whether two arrays of one shape are element by element the same memory."""
-    return (
+    return a is b or (
         a.strides == b.strides
         and a.dtype == b.dtype
         and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]

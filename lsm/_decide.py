@@ -15,14 +15,23 @@ from lsm.backends.registry import BUILT_IN, Candidate, registry
 
 
 class Policy:
-    """A wish for a backend, or none, and the plans that were made under it."""
+    """A wish for a backend, or none, and the plans that were made under it.
 
-    __slots__ = ("plans", "rule", "wish")
+    `quick` holds, by dtype, the backend's functions for small calls on ndarrays, where a plan has found one that
+    has such functions.
+    """
+
+    __slots__ = ("plans", "quick", "rule", "wish")
 
     def __init__(self, wish: str | None, rule: str) -> None:
         self.wish = wish
         self.rule = rule
+        self.forget()
+
+    def forget(self) -> None:
+        """Make every plan anew."""
         self.plans: dict[Any, Any] = {}
+        self.quick: dict[np.dtype[Any], Any] = {}
 
 
 class Decision(NamedTuple):

@@ -19,7 +19,7 @@ from lsm._config import settings
 from lsm._decide import Decision, Policy, decide
 from lsm._errors import BackendUnavailableError
 from lsm._interop import device_kind
-from lsm.backends.registry import BackendInfo, forget, registry
+from lsm.backends.registry import BUILT_IN, BackendInfo, forget, registry
 
 OPERATIONS = ("log_softmax", "log_softmax_backward")
 _PLAN_LIMIT = 512  # dtypes with metadata differ without end
@@ -73,7 +73,19 @@ def serving(array_type: type, dtype: np.dtype[Any], result: np.dtype[Any], devic
         plan = decision.backend
         if len(policy.plans) < _PLAN_LIMIT:
             policy.plans[key] = plan
+            # Not a third party's, which may have inherited them: its own methods would be passed over.
+            if key == (np.ndarray, dtype, dtype, "cpu", None) and decision.winner in BUILT_IN:
+                policy.quick[dtype] = getattr(plan, "quick_functions", None)
     return plan
+
+
+def quick(dtype: np.dtype[Any]) -> Any:
+    """The functions for small calls on ndarrays of this dtype; None if there are none, or no plan yet.
+
+    Each takes the positional arguments of its operation and `out`, and returns None for what it does not serve.
+    """
+    policy = _in_context.get() or _default
+    return None if policy is None else policy.quick.get(dtype)
 
 
 def _checked_name(name: Any) -> str:
@@ -191,7 +203,7 @@ def refresh_backends() -> None:
         _default = None if _default is None else Policy(_default.wish, _default.rule)
     inside = _in_context.get()
     if inside is not None:
-        inside.plans.clear()
+        inside.forget()
 
 
 def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:

@@ -27,7 +27,7 @@ def cpu_limit(cgroup_root: str = "/sys/fs/cgroup") -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     n_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = _cgroup_quota(cgroup_root)
-    return max(1, n_cpus if quota is None else min(n_cpus, math.ceil(quota)))
+    return n_cpus if quota is None else max(1, min(n_cpus, math.ceil(quota)))
 
 
 @cache  # two files, 60 microseconds: too much for every call

@@ -153,3 +153,15 @@ def test_the_exponential_benchmark_measures_and_reports(tmp_path):
     assert [row["what"] for row in rows[:2]] == ["exp(x - m), m = 0", "exp(y) in the gradient, y < 88"]
     assert rows[0]["n_tried"] > 2e6 and not any(row["wrong"] for row in rows)
     assert "largest error, ulp" in table(done.stdout)[0]
+
+
+@pytest.mark.parametrize("hidden", [(), PEERS], ids=["the installed peers", "no peers"])
+def test_the_benchmark_of_small_calls_prints_both_tables(hidden):
+    done = run("small_calls.py", "--repeats", "1", hidden=hidden)
+    assert done.returncode == 0, done.stderr
+    calls, pieces = done.stdout.split("\n\n")
+    rows = [row["float32, ns a call"] for row in table(calls)]
+    assert "(1, 10) lsm" in rows
+    if hidden:
+        assert not any("torch" in row for row in rows)
+    assert table(pieces)[-1]["pieces of a call on (1, 10)"] == "the whole call"

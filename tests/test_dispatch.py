@@ -11,7 +11,7 @@ import pytest
 import lsm
 from lsm import _config
 
-F2, F4 = np.zeros(3, "f2"), np.zeros(3, "f4")
+F2, F4, LONG = np.zeros(3, "f2"), np.zeros(3, "f4"), np.zeros(3, np.longdouble)
 
 
 def winner(**kwargs):
@@ -64,6 +64,8 @@ def test_what_explain_says_is_what_happens(monkeypatch):
                 return original(self, *args)
 
             monkeypatch.setattr(type(backend), method, spy)
+    monkeypatch.setattr(cython_.CythonBackend, "quick_functions", None)  # which test_quick.py watches
+    lsm.refresh_backends()
     for x in (F2, F4, np.zeros(3), np.zeros(3, "g"), [1, 2]):
         for wish in (None, "cython", "numpy"):
             for how in ("backend=", "use_backend", "set_default_backend"):
@@ -84,18 +86,20 @@ def test_what_explain_says_is_what_happens(monkeypatch):
                         lsm.log_softmax_backward(y, y, **kwargs)
                         assert ran == [decision.winner] * 2
         lsm.set_default_backend(None)
+    lsm.refresh_backends()
 
 
 def test_a_wish_is_never_replaced():
     message = (
-        "backend 'cython' .asked for by backend=. serves float32, float64, not float16; backend='numpy' would serve it"
+        "backend 'cython' .asked for by backend=. serves float16, bfloat16, float32, float64, not longdouble; "
+        "backend='numpy' would serve it"
     )
     with pytest.raises(lsm.BackendUnsupportedError, match=message):
-        lsm.log_softmax(F2, backend="cython")
+        lsm.log_softmax(LONG, backend="cython")
     with lsm.use_backend("cython"), pytest.raises(lsm.BackendUnsupportedError, match="asked for by use_backend"):
-        lsm.log_softmax(F2)
-    with pytest.raises(lsm.BackendUnsupportedError, match="not float16"):
-        lsm.log_softmax(F4, dtype="float16", backend="cython")
+        lsm.log_softmax(LONG)
+    with pytest.raises(lsm.BackendUnsupportedError, match="not longdouble"):
+        lsm.log_softmax(F4, dtype="longdouble", backend="cython")
     with pytest.raises(lsm.UnknownBackendError, match="no backend is named 'nope'; known: 'cython', 'numpy'"):
         lsm.log_softmax(F4, backend="nope")
     for wrong in (3, b"numpy", ["numpy"]):
@@ -139,10 +143,10 @@ def test_threads_see_the_default_and_not_the_context():
 
 
 def test_explain_prints_a_table_and_runs_nothing():
-    decision = lsm.explain(F2)
+    decision = lsm.explain(LONG)
     assert str(decision).splitlines() == [
-        "log_softmax of numpy.ndarray, float16, on cpu: served by numpy (automatic)",
-        "  cython  serves float32, float64, not float16",
+        "log_softmax of numpy.ndarray, longdouble, on cpu: served by numpy (automatic)",
+        "  cython  serves float16, bfloat16, float32, float64, not longdouble",
     ]
     assert lsm.explain(F4).reasons == {"numpy": "not needed: cython serves the call"}
     failing = lsm.explain(F4, backend="nope")

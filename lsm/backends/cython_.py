@@ -34,13 +34,26 @@ class CythonBackend(Backend):
             return str(error)
         return None
 
+    @property
+    def quick_functions(self) -> tuple[Any, Any]:
+        """Both operations for small calls on plain arrays: (x, axis, out) and (grad_output, output, axis, out).
+
+        They take arguments as the user gave them, for a dtype that this backend serves, and return the result, or
+        None for what the ordinary way must look at.
+        """
+        functions: tuple[Any, Any] = kernels()["quick"]
+        return functions
+
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax`."""
-        _run(kernels()["log_softmax", x.dtype.char, out.dtype.char], (x, out), axis)
+        table = kernels()
+        _run(table["quick"][0], table["log_softmax", x.dtype.char, out.dtype.char], (x, out), axis)
 
     def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax_backward`."""
-        _run(kernels()["log_softmax_backward", out.dtype.char], (grad_output, output, out), axis)
+        table = kernels()
+        kernel = table["log_softmax_backward", out.dtype.char]
+        _run(table["quick"][1], kernel, (grad_output, output, out), axis)
 
 
 @cache
@@ -77,6 +90,7 @@ def kernels() -> dict[Any, Any]:
             forward = module.log_softmax[stored[x], stored[y]]
             table["log_softmax", x, y] = _bind(forward, kind, kind_y)
     table["stream_copy"], table["stream_add"] = module.stream_copy, module.stream_add
+    table["quick"] = (module.quick_log_softmax, module.quick_log_softmax_backward)
     return table
 
 
@@ -87,13 +101,15 @@ def _bind(function: Any, kind: int, kind_y: int | None = None) -> Any:
     return lambda x, y, *rest: function(x, kind, y, kind_y, *rest)
 
 
-def _run(kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
-    """Call the kernel on every (outer, classes, inner) view of the arrays, the last of which is written."""
+def _run(quick: Any, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
+    """Call `quick`, or else the kernel on every (outer, classes, inner) view; the last of the arrays is written."""
     out = arrays[-1]
-    n_classes = out.shape[axis]
     stream = out.nbytes >= STREAM_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
-    itemsize = max(4, *(array.itemsize for array in arrays))
     with threads_for(out.size) as n_threads:
+        if quick(*arrays[:-1], axis, out, n_threads, stream) is not None:
+            return
+        n_classes = out.shape[axis]
+        itemsize = max(4, *(array.itemsize for array in arrays))
         scratch = None
         for views in frame_views(arrays, axis):
             is_native = all(view.strides[1] == view.itemsize == itemsize for view in views)

@@ -141,14 +141,15 @@ cdef void write_frames(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_fra
 
 
 cdef inline void add_classes(const floating* x, Py_ssize_t n_rows, const floating* h, const floating* top,
-                             const floating* magic, const floating* floor, floating* p, floating* n_equal) noexcept nogil:
+                             const floating* magic, const floating* floor, floating* p,
+                             floating* n_equal) noexcept nogil:
     """The sum of the exponentials of n_rows classes, N_ROW apart, and how many of them are the largest."""
     cdef floating v, sum_p, n_found
     cdef Py_ssize_t j, q
     for j in range(N_COLUMNS):
         sum_p = 0
         n_found = n_equal[j]
-        for q in range(n_rows):
+        for q in range(n_rows):  # hot
             v = x[q * N_ROW * N_COLUMNS + j] - h[j]
             sum_p += exp_below(v, magic[j], floor[j], top[j], True)
             n_found += <floating> 1 if v == top[j] else <floating> 0
@@ -247,7 +248,7 @@ cdef void read_tile_slice(Tile x, Py_ssize_t n, floating* m, double* below, floa
     for chunk in range(count_chunks(n)):
         n_part = min(<Py_ssize_t> N_CHUNK, n - chunk * N_CHUNK)
         raise_maxima(chunk_of(x, chunk * N_CHUNK, n_part, scratch), n_part, m)
-    for j in range(N_COLUMNS):
+    for j in range(N_COLUMNS):  # hot
         shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)
         of[j] = <floating> shift.h
         of[N_COLUMNS + j] = <floating> (shift.m - shift.h)
@@ -264,7 +265,7 @@ cdef void read_tile_slice(Tile x, Py_ssize_t n, floating* m, double* below, floa
             n_block = min(<Py_ssize_t> N_BLOCK, n_part - block * N_BLOCK)
             add_block_of_tile(at, n_block, of, total, error, n_equal)
     fold_lanes(total, error, min(<Py_ssize_t> N_LANES, n), N_COLUMNS, m)
-    for j in range(N_COLUMNS):
+    for j in range(N_COLUMNS):  # hot
         shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)
         below[j] = finish(total[j], error[0 if floating is float else j], shift, floating is float)
 
@@ -289,7 +290,7 @@ cdef void read_tile(Tile x, Py_ssize_t n, floating* c_hi, floating* c_lo, floati
                 frames[j] = found
             else:
                 merge(&frames[j], found)
-    for j in range(N_COLUMNS):
+    for j in range(N_COLUMNS):  # hot
         normaliser(frames[j], &c_hi[j], &c_lo[j])
 
 
@@ -302,7 +303,7 @@ cdef inline void subtract_tile(floating* x, Py_ssize_t n, const floating* c_hi, 
         hi[j] = c_hi[j]
         lo[j] = c_lo[j]
     for i in range(n):
-        for j in range(N_COLUMNS):
+        for j in range(N_COLUMNS):  # hot
             x[i * N_COLUMNS + j] = (x[i * N_COLUMNS + j] - hi[j]) - lo[j]
 
 
@@ -325,8 +326,8 @@ cdef void write_rows(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frame
             for tile in range(n_tiles):
                 memcpy(&buffer[tile * N_COLUMNS], &p[(tile * n_of_tile + i) * N_COLUMNS], N_COLUMNS * sizeof(floating))
             for tile in range(count_blocks(n_frames)):
-                write(row, tile * N_BLOCK, min(<Py_ssize_t> N_BLOCK, n_frames - tile * N_BLOCK), &buffer[tile * N_BLOCK],
-                      stream)
+                write(row, tile * N_BLOCK, min(<Py_ssize_t> N_BLOCK, n_frames - tile * N_BLOCK),
+                      &buffer[tile * N_BLOCK], stream)
 
 
 cdef void log_softmax_band(Tile x, Tile y, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
@@ -358,7 +359,7 @@ cdef void log_softmax_band(Tile x, Tile y, Py_ssize_t n, Py_ssize_t n_frames, fl
 cdef inline void add_gradients_of_classes(const floating* dy, Py_ssize_t n_rows, double* v) noexcept nogil:
     """The sum of the gradients of n_rows classes, N_ROW apart."""
     cdef Py_ssize_t j, step = N_ROW * N_COLUMNS
-    for j in range(N_COLUMNS):
+    for j in range(N_COLUMNS):  # hot
         if n_rows == 4:
             v[j] = ((<double> dy[j] + <double> dy[j + step])
                     + (<double> dy[j + 2 * step] + <double> dy[j + 3 * step]))
@@ -464,13 +465,13 @@ cdef void gradient_tile(floating* dy, const floating* y, Py_ssize_t n, const Sca
         p = &dy[i * N_COLUMNS]
         q = &y[i * N_COLUMNS]
         if n < N_ROW or some_large(q, N_COLUMNS):  # of few classes one is large in most rows
-            for j in range(N_COLUMNS):
+            for j in range(N_COLUMNS):  # hot
                 p[j] = gradient(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], True)
                 found[j] += <floating> 1 if exceeds(q[j]) else <floating> 0
         else:
-            for j in range(N_COLUMNS):
+            for j in range(N_COLUMNS):  # hot
                 p[j] = gradient(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], False)
-    for j in range(N_COLUMNS):
+    for j in range(N_COLUMNS):  # hot
         n_bad[j] = found[j]
 
 

@@ -176,6 +176,35 @@ static inline void lsm_to_half(uint16_t *to, const float *x, ptrdiff_t n)
         to[i] = lsm_to_half_1(x[i]);
 }
 
+/* n < 64 numbers, and `fill` after them up to 64: a call of memcpy takes 12 ns, of 400 that 1000 classes take. */
+static inline void lsm_pad_f(float *to, const float *x, ptrdiff_t n, float fill)
+{
+#if defined(__AVX512F__)
+    uint64_t mask = ((uint64_t)1 << n) - 1;
+    for (int i = 0; i < 4; i++)
+        _mm512_storeu_ps(to + 16 * i,
+                         _mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)(mask >> 16 * i), x + 16 * i));
+#elif defined(__AVX2__)
+    __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), count = _mm256_set1_epi32((int)n);
+    for (int i = 0; i < 8; i++, lane = _mm256_add_epi32(lane, _mm256_set1_epi32(8))) {
+        __m256i mask = _mm256_cmpgt_epi32(count, lane);
+        __m256 v = _mm256_maskload_ps(x + 8 * i, mask);
+        _mm256_storeu_ps(to + 8 * i, _mm256_blendv_ps(_mm256_set1_ps(fill), v, _mm256_castsi256_ps(mask)));
+    }
+#else
+    for (int i = 0; i < 64; i++)
+        to[i] = fill;
+    memcpy(to, x, (size_t)n * sizeof *x);
+#endif
+}
+
+static inline void lsm_pad_d(double *to, const double *x, ptrdiff_t n, double fill)
+{
+    for (int i = 0; i < 64; i++)
+        to[i] = fill;
+    memcpy(to, x, (size_t)n * sizeof *x);
+}
+
 /* Ask for the cache lines of n bytes from p on, for the first cache if `near`, else for the second.
    Never faults, so it may look past an array's end. */
 static inline void lsm_prefetch(const void *p, size_t n, int near)

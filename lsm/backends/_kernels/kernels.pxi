@@ -7,6 +7,7 @@
 #   rows.pxi      frames one at a time, the vectors along the classes
 #   columns.pxi   frames sixteen at a time, the vectors along the frames
 #   loops.pxi     frames, tiles and parts of frames shared out to threads
+#   quick.pxi     small calls, straight from NumPy's arrays
 #   limits.pxi    a copy and an add at the speed of the memory, for benchmarks
 #   here          constants, and what Python calls
 #
@@ -32,6 +33,8 @@ cdef extern from "helpers.h" nogil:
     uint16_t lsm_to_bfloat16(float x)
     void lsm_from_half(float* to, const uint16_t* x, Py_ssize_t n)
     void lsm_to_half(uint16_t* to, const float* x, Py_ssize_t n)
+    void lsm_pad_f(float* to, const float* x, Py_ssize_t n, float fill)
+    void lsm_pad_d(double* to, const double* x, Py_ssize_t n, double fill)
     void lsm_prefetch(const void* p, size_t n, bint near)
     void lsm_stream(void* to, const void* source, size_t n)
     void lsm_transpose_f(float* to, Py_ssize_t step_to, const float* source, Py_ssize_t step_from, Py_ssize_t n_rows,
@@ -67,6 +70,8 @@ cdef enum:
     N_SLICE = 16384   # classes that are read twice while they are in the cache: 64 KiB of float32
     N_NEAR = 2048     # classes of a frame of which the next fits the first cache beside it: 3 % faster at 1000 classes,
     #                   but with 128,256 prefetching that near took a third more time
+    N_PIPED = 2048    # classes of frames of which three fit the first cache together
+    N_PIPED_PEAKS = 128  # N_PIPED / N_BLOCK * N_PEAKS
     N_COLUMNS = 32    # frames in a tile: two cache lines of float32
     N_BAND = 16       # tiles that are copied together, at most
     N_BAND_COLUMNS = 512  # N_BAND * N_COLUMNS
@@ -99,6 +104,7 @@ include "careful.pxi"
 include "rows.pxi"
 include "columns.pxi"
 include "loops.pxi"
+include "quick.pxi"
 include "limits.pxi"
 
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char

@@ -1,12 +1,5 @@
 # Frames shared out to threads.  How they are cut changes no bit of any result.
 
-# An array seen as (outer, classes, inner).
-cdef struct Array:
-    char* at
-    Py_ssize_t outer, step, gap  # bytes along each
-    int kind
-
-
 # How the inner axis is cut: bands of tiles first, then single frames.
 cdef struct Cut:
     Py_ssize_t n_tiled, n_band, n_bands, n_tasks
@@ -52,6 +45,11 @@ cdef inline floating* own_scratch(floating* scratch, Py_ssize_t n_bytes, int thr
     return <floating*> (at + (-<Py_ssize_t> at & 63))
 
 
+cdef inline bint is_piped(Py_ssize_t n_outer, Py_ssize_t n, Cut c) noexcept nogil:
+    """Whether all are single frames in a row, and short enough for log_softmax_rows."""
+    return n_outer == 1 and c.n_bands == 0 and n <= N_PIPED
+
+
 cdef inline bint shall_split(Py_ssize_t n_frames, Py_ssize_t n, int n_threads) noexcept nogil:
     """Whether few long frames are each split over the threads: where whole frames would leave some idle."""
     return n_threads > 1 and n >= 4 * N_SLICE and n_frames < 4 * n_threads and n_frames % n_threads != 0
@@ -66,25 +64,34 @@ cdef inline void log_softmax_task(Array x, Array y, Py_ssize_t n, Py_ssize_t tas
         log_softmax_band(tile_at(x, i, j), tile_at(y, i, j), n, min(c.n_band, c.n_tiled - j), scratch, stream)
     else:
         j += c.n_tiled - c.n_bands
-        log_softmax_frame(frame_of(tile_at(x, i, j), 0), frame_of(tile_at(y, i, j), 0), n, scratch, stream)
+        log_softmax_frame(frame_at(x, i, j), frame_at(y, i, j), n, scratch, stream)
 
 
 cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
                              floating* scratch, Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
     cdef Cut c
     cdef Py_ssize_t task, i
+    cdef int t
     if n_inner == 1:
         n_outer, n_inner = n_inner, n_outer
         swap_axes(&x)
         swap_axes(&y)
     if shall_split(n_outer * n_inner, n, n_threads):
         for i in range(n_outer * n_inner):
-            split_log_softmax(frame_of(tile_at(x, i // n_inner, i % n_inner), 0),
-                              frame_of(tile_at(y, i // n_inner, i % n_inner), 0), n, scratch, n_bytes, n_threads,
+            split_log_softmax(frame_at(x, i // n_inner, i % n_inner),
+                              frame_at(y, i // n_inner, i % n_inner), n, scratch, n_bytes, n_threads,
                               stream)
         return
     c = cut(n_outer, n, n_inner, 1, lies_dense(x) and lies_dense(y), n_threads)
-    if n_threads == 1:  # a parallel region costs microseconds, even with one thread
+    if is_piped(n_outer, n, c) and n_threads == 1:  # a parallel region costs microseconds, even with one thread
+        log_softmax_rows(x, y, 0, n_inner, n, own_scratch(scratch, n_bytes, 0), stream)
+        lsm_stream_fence()
+    elif is_piped(n_outer, n, c):
+        for t in prange(n_threads, schedule="static", num_threads=n_threads):
+            log_softmax_rows(x, y, t * n_inner // n_threads, (t + 1) * n_inner // n_threads, n,
+                             own_scratch(scratch, n_bytes, t), stream)
+            lsm_stream_fence()
+    elif n_threads == 1:
         for task in range(n_outer * c.n_tasks):
             log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
         lsm_stream_fence()
@@ -131,8 +138,8 @@ cdef inline void log_softmax_backward_task(Array dy, Array y, Array dx, Py_ssize
                                   min(c.n_band, c.n_tiled - j), scratch, stream)
     else:
         j += c.n_tiled - c.n_bands
-        log_softmax_backward_frame(frame_of(tile_at(dy, i, j), 0), frame_of(tile_at(y, i, j), 0),
-                                   frame_of(tile_at(dx, i, j), 0), n, scratch, stream)
+        log_softmax_backward_frame(frame_at(dy, i, j), frame_at(y, i, j),
+                                   frame_at(dx, i, j), n, scratch, stream)
 
 
 cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_outer, Py_ssize_t n,
@@ -140,6 +147,7 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
                                       bint stream) noexcept nogil:
     cdef Cut c
     cdef Py_ssize_t task, i
+    cdef int t
     if n_inner == 1:
         n_outer, n_inner = n_inner, n_outer
         swap_axes(&dy)
@@ -147,13 +155,21 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
         swap_axes(&dx)
     if shall_split(n_outer * n_inner, n, n_threads):
         for i in range(n_outer * n_inner):
-            split_log_softmax_backward(frame_of(tile_at(dy, i // n_inner, i % n_inner), 0),
-                                       frame_of(tile_at(y, i // n_inner, i % n_inner), 0),
-                                       frame_of(tile_at(dx, i // n_inner, i % n_inner), 0), n, scratch, n_bytes,
+            split_log_softmax_backward(frame_at(dy, i // n_inner, i % n_inner),
+                                       frame_at(y, i // n_inner, i % n_inner),
+                                       frame_at(dx, i // n_inner, i % n_inner), n, scratch, n_bytes,
                                        n_threads, stream)
         return
     c = cut(n_outer, n, n_inner, 2, lies_dense(dy) and lies_dense(y) and lies_dense(dx), n_threads)
-    if n_threads == 1:
+    if is_piped(n_outer, n, c) and n_threads == 1:
+        log_softmax_backward_rows(dy, y, dx, 0, n_inner, n, own_scratch(scratch, n_bytes, 0), stream)
+        lsm_stream_fence()
+    elif is_piped(n_outer, n, c):
+        for t in prange(n_threads, schedule="static", num_threads=n_threads):
+            log_softmax_backward_rows(dy, y, dx, t * n_inner // n_threads, (t + 1) * n_inner // n_threads, n,
+                                      own_scratch(scratch, n_bytes, t), stream)
+            lsm_stream_fence()
+    elif n_threads == 1:
         for task in range(n_outer * c.n_tasks):
             log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
         lsm_stream_fence()
@@ -189,7 +205,8 @@ cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t 
         return
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
         for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
-            n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t), False, stream)
+            n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t),
+                                   own_scratch(scratch, n_bytes, t) + N_SLICE, False, stream)
         lsm_stream_fence()
     if n_bad:
         fill_nan(dx, n, scratch)

@@ -17,6 +17,21 @@ cdef struct Vector:
     int kind
 
 
+# An array seen as (outer, classes, inner).
+cdef struct Array:
+    char* at
+    Py_ssize_t outer, step, gap  # bytes along each
+    int kind
+
+
+cdef inline Vector frame_at(Array x, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
+    cdef Vector frame
+    frame.at = x.at + i * x.outer + j * x.gap
+    frame.step = x.step
+    frame.kind = x.kind
+    return frame
+
+
 cdef inline Py_ssize_t count_blocks(Py_ssize_t n) noexcept nogil:
     return (n + N_BLOCK - 1) // N_BLOCK
 
@@ -49,14 +64,14 @@ cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
     cdef Py_ssize_t part, start, k, n_part
     if x.kind == FLOAT:
         if x.step == sizeof(float):
-            for k in range(n):
+            for k in range(n):  # hot
                 to[k] = <floating> (<float*> x.at)[k]
         else:
             for k in range(n):
                 to[k] = <floating> (<float*> (x.at + k * x.step))[0]
     elif x.kind == DOUBLE:
         if x.step == sizeof(double):
-            for k in range(n):
+            for k in range(n):  # hot
                 to[k] = <floating> (<double*> x.at)[k]
         else:
             for k in range(n):
@@ -74,7 +89,7 @@ cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
                 widen(source, n_part, x.kind, to + start)
             else:
                 widen(source, n_part, x.kind, narrow)
-                for k in range(n_part):
+                for k in range(n_part):  # hot
                     to[start + k] = narrow[k]
 
 
@@ -84,7 +99,7 @@ cdef inline void widen(const uint16_t* x, Py_ssize_t n, int kind, float* to) noe
     if kind == HALF:
         lsm_from_half(to, x, n)
     else:
-        for k in range(n):
+        for k in range(n):  # hot
             to[k] = lsm_from_bfloat16(x[k])
 
 
@@ -94,7 +109,7 @@ cdef inline void narrow(const float* x, Py_ssize_t n, int kind, uint16_t* to) no
     if kind == HALF:
         lsm_to_half(to, x, n)
     else:
-        for k in range(n):
+        for k in range(n):  # hot
             to[k] = lsm_to_bfloat16(x[k])
 
 
@@ -128,7 +143,7 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
         put(y.at, p, n * sizeof(floating), stream)
     elif y.kind == DOUBLE:
         if is_dense:
-            for k in range(n):
+            for k in range(n):  # hot
                 wide[k] = p[k]
             put(y.at, wide, n * sizeof(double), stream)
         else:
@@ -138,7 +153,7 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
         if floating is float:
             source = p
         else:
-            for k in range(n):
+            for k in range(n):  # hot
                 single[k] = <float> p[k]
             source = single
         if y.kind == FLOAT:

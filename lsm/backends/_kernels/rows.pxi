@@ -5,29 +5,47 @@ cdef inline floating larger(floating a, floating b) noexcept nogil:
     return a if a > b else b
 
 
-cdef floating largest(const floating* x, Py_ssize_t n_blocks, const floating* tail, Py_ssize_t n_rows,
-                      floating* of_blocks) noexcept nogil:
-    """The maximum of n_blocks blocks and n_rows rows, and N_PEAKS numbers for each block, its maximum among them.
+cdef inline void pad(floating* to, const floating* x, Py_ssize_t n, floating fill) noexcept nogil:
+    """Copy n < N_ROW numbers, and fill up the row."""
+    if floating is float:
+        lsm_pad_f(to, x, n, fill)
+    else:
+        lsm_pad_d(to, x, n, fill)
+
+
+cdef floating largest(const floating* x, Py_ssize_t n, floating* of_blocks) noexcept nogil:
+    """The maximum of n classes, and N_PEAKS numbers for each block, its maximum among them; the last may be shorter.
 
     A NaN is passed over here and found by the sum.
     """
     cdef floating m[N_ROW]
     cdef floating b[N_ROW]
+    cdef floating edge[N_ROW]
     cdef const floating* p
-    cdef Py_ssize_t block, row, k
+    cdef Py_ssize_t n_blocks = n // N_BLOCK, block, row, k
     for k in range(N_ROW):
         m[k] = -INFINITY
     for block in range(n_blocks):
         p = &x[block * N_BLOCK]
-        for k in range(N_ROW):
+        for k in range(N_ROW):  # hot
             b[k] = larger(larger(p[k], p[k + N_ROW]), larger(p[k + 2 * N_ROW], p[k + 3 * N_ROW]))
             m[k] = larger(b[k], m[k])
-        for k in range(N_PEAKS):
+        for k in range(N_PEAKS):  # hot
             of_blocks[block * N_PEAKS + k] = larger(larger(b[k], b[k + N_PEAKS]),
                                                     larger(b[k + 2 * N_PEAKS], b[k + 3 * N_PEAKS]))
-    for row in range(n_rows):
+    if n % N_BLOCK:
+        p = &x[n_blocks * N_BLOCK]
+        pad(edge, &x[n - n % N_ROW], n % N_ROW, -INFINITY)
         for k in range(N_ROW):
-            m[k] = larger(tail[row * N_ROW + k], m[k])
+            b[k] = edge[k]
+        for row in range(n % N_BLOCK // N_ROW):
+            for k in range(N_ROW):
+                b[k] = larger(p[row * N_ROW + k], b[k])
+        for k in range(N_ROW):
+            m[k] = larger(b[k], m[k])
+        for k in range(N_PEAKS):
+            of_blocks[n_blocks * N_PEAKS + k] = larger(larger(b[k], b[k + N_PEAKS]),
+                                                       larger(b[k + 2 * N_PEAKS], b[k + 3 * N_PEAKS]))
     for k in range(32):
         m[k] = larger(m[k + 32], m[k])
     for k in range(16):
@@ -49,77 +67,82 @@ cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, fl
     return buffer
 
 
-cdef inline void add_block(const floating* v, floating magic, floating floor,
-                           double* total, double* error) noexcept nogil:
-    """Add the exponentials of one block, without its largest class being among them, to the lanes."""
+cdef inline void add_rows(const floating* v, Py_ssize_t n_rows, const floating* edge, floating top, floating magic,
+                          floating floor, bint some_equal, double* total, double* error) noexcept nogil:
+    """Add the exponentials of n_rows <= 4 rows of classes, the last of which is `edge` if that is not NULL.
+
+    What equals `top` is left out if some_equal, and must not be there if not.
+    """
     cdef floating p[N_ROW]
     cdef Py_ssize_t k, q
-    for k in range(N_ROW):
-        p[k] = exp_below(v[k], magic, floor, 0, False)
-    for q in range(1, N_BLOCK // N_ROW):
-        for k in range(N_ROW):
-            p[k] += exp_below(v[q * N_ROW + k], magic, floor, 0, False)
+    cdef const floating* first = v if n_rows > 1 or edge == NULL else edge
+    for k in range(N_ROW):  # hot
+        p[k] = exp_below(first[k], magic, floor, top, some_equal)
+    for q in range(1, n_rows if edge == NULL else n_rows - 1):
+        for k in range(N_ROW):  # hot
+            p[k] += exp_below(v[q * N_ROW + k], magic, floor, top, some_equal)
+    if edge != NULL and n_rows > 1:
+        for k in range(N_ROW):  # hot
+            p[k] += exp_below(edge[k], magic, floor, top, some_equal)
     add_groups(total, error, p, N_LANES, 4, floating is double)
 
 
-cdef inline Py_ssize_t add_special_block(const floating* v, Py_ssize_t n_rows, floating m, floating magic,
-                                         floating floor, double* total, double* error) noexcept nogil:
-    """The same for n_rows <= 4 rows, with classes that equal m, which are left out; how many they are."""
-    cdef floating p[N_ROW]
+cdef inline Py_ssize_t count_equal(const floating* v, Py_ssize_t n, floating top) noexcept nogil:
+    """How many of n numbers equal `top`."""
+    cdef Py_ssize_t k
     cdef int n_equal = 0
-    cdef Py_ssize_t k, q
-    for k in range(N_ROW):
-        p[k] = 0
-    for q in range(n_rows):
-        for k in range(N_ROW):
-            p[k] += exp_below(v[q * N_ROW + k], magic, floor, m, True)
-    for k in range(n_rows * N_ROW):
-        n_equal += v[k] == m
-    add_groups(total, error, p, N_LANES, 4, floating is double)
+    for k in range(n):  # hot
+        n_equal += v[k] == top
     return n_equal
 
 
-cdef Frame read_slice(const floating* x, Py_ssize_t n, const char* ahead, size_t n_ahead) noexcept nogil:
-    """m and the sum of exp(x - m), of at most N_SLICE classes: the second read comes from the cache.
+cdef Frame sum_slice(const floating* x, Py_ssize_t n, floating m, const floating* peaks, const char* ahead,
+                     size_t n_ahead) noexcept nogil:
+    """The sum of exp(x - m) of at most N_SLICE classes, m and peaks as `largest` found them.
 
     Meanwhile what will be read next is asked for: n_ahead bytes for each block.
     """
     cdef double total[N_LANES]
     cdef double error[N_LANES]
-    cdef floating peaks[N_SLICE_PEAKS]
-    cdef floating tail[N_BLOCK]
+    cdef floating edge[N_ROW]
     cdef floating buffer[N_BLOCK]
-    cdef Py_ssize_t n_rest = n % N_BLOCK, n_rows = (n_rest + N_ROW - 1) // N_ROW
-    cdef Py_ssize_t n_equal = 0
-    cdef Py_ssize_t i, k
+    cdef floating buffer_edge[N_ROW]
+    cdef Py_ssize_t i, k, n_rest = n % N_BLOCK, n_equal = 0
+    cdef int n_peaks
     cdef const floating* v
-    cdef floating m, h, top, magic, floor
-    cdef bint special
+    cdef const floating* last = NULL
+    cdef floating h, top, magic, floor
     cdef Frame frame
-    cdef Shift shift
-    for k in range(n_rows * N_ROW):
-        tail[k] = -INFINITY  # adds exactly 0
-    memcpy(tail, &x[n - n_rest], n_rest * sizeof(floating))
-    m = largest(x, n // N_BLOCK, tail, n_rows, peaks)
-    shift = shift_to(m if m > -INFINITY else <floating> 0, x)  # a slice may be -inf throughout, its frame not
+    cdef Shift shift = shift_to(m if m > -INFINITY else <floating> 0, x)  # a slice may be -inf throughout
     h = <floating> shift.h
     top = <floating> (shift.m - shift.h)
     magic = <floating> shift.magic
     floor = <floating> shift.floor
     clear_lanes(total, error, N_LANES, x)
-    for i in range(n // N_BLOCK):
-        lsm_prefetch(ahead + i * n_ahead, n_ahead, n <= N_NEAR)
-        special = False
+    for i in range(count_blocks(n)):
+        n_peaks = 0
         for k in range(N_PEAKS):
-            special |= peaks[i * N_PEAKS + k] == m
-        v = less(&x[i * N_BLOCK], N_BLOCK, h, buffer)
-        if special:
-            n_equal += add_special_block(v, N_BLOCK // N_ROW, top, magic, floor, total, error)
+            n_peaks += peaks[i * N_PEAKS + k] == m
+        if i < n // N_BLOCK:
+            lsm_prefetch(ahead + i * n_ahead, n_ahead, n <= N_NEAR)
+            v = less(&x[i * N_BLOCK], N_BLOCK, h, buffer)
+            if n_peaks:
+                add_rows(v, 4, NULL, top, magic, floor, True, total, error)
+                n_equal += count_equal(v, N_BLOCK, top)
+            else:
+                add_rows(v, 4, NULL, top, magic, floor, False, total, error)
         else:
-            add_block(v, magic, floor, total, error)
-    if n_rest:
-        v = less(tail, n_rows * N_ROW, h, buffer)
-        n_equal += add_special_block(v, n_rows, top, magic, floor, total, error)
+            if n % N_ROW:
+                pad(edge, &x[n - n % N_ROW], n % N_ROW, -INFINITY)
+                last = less(edge, N_ROW, h, buffer_edge)
+            v = less(&x[i * N_BLOCK], n_rest // N_ROW * N_ROW, h, buffer)
+            k = (n_rest + N_ROW - 1) // N_ROW
+            if n_peaks:
+                add_rows(v, k, last, top, magic, floor, True, total, error)
+                n_equal += count_equal(v, n_rest // N_ROW * N_ROW, top)
+                n_equal += count_equal(last, N_ROW, top) if last != NULL else 0
+            else:
+                add_rows(v, k, last, top, magic, floor, False, total, error)
     fold_lanes(total, error, N_LANES, 1, x)
     frame.largest = m
     frame.below = finish(total[0], error[0], shift, floating is float)
@@ -127,13 +150,24 @@ cdef Frame read_slice(const floating* x, Py_ssize_t n, const char* ahead, size_t
     return frame
 
 
+cdef inline Frame read_slice(const floating* x, Py_ssize_t n, const char* ahead, size_t n_ahead) noexcept nogil:
+    """m and the sum of exp(x - m): the second read comes from the cache."""
+    cdef floating peaks[N_SLICE_PEAKS]
+    cdef floating m = largest(x, n, peaks)
+    return sum_slice(x, n, m, peaks, ahead, n_ahead)
+
+
+cdef inline size_t bytes_of_block(Vector x) noexcept nogil:
+    """How many bytes to ask for with each block; 0 where they do not lie side by side."""
+    return N_BLOCK * x.step if x.step == size_of(x.kind) else 0
+
+
 cdef inline Frame read_part(Vector x, Py_ssize_t part, Py_ssize_t n, floating* scratch) noexcept nogil:
     """read_slice of the part-th slice of a frame; what follows it in memory is what will be read next."""
     cdef Py_ssize_t start = part * N_SLICE
     cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
     cdef const floating* source = load(x, start, n_slice, scratch)
-    return read_slice(source, n_slice, x.at + (start + n_slice) * x.step,
-                      N_BLOCK * x.step if x.step == size_of(x.kind) else 0)
+    return read_slice(source, n_slice, x.at + (start + n_slice) * x.step, bytes_of_block(x))
 
 
 cdef Frame read_frame(Vector x, Py_ssize_t n, floating* scratch) noexcept nogil:
@@ -151,30 +185,36 @@ cdef inline void write_block(const floating* x, Vector y, Py_ssize_t start, Py_s
     cdef floating* target = <floating*> y.at + start
     cdef Py_ssize_t k
     if stream or target == x or not is_native(y, x):
-        for k in range(n):
+        for k in range(n):  # hot
             p[k] = (x[k] - c_hi) - c_lo
         write(y, start, n, p, stream)
     else:
-        for k in range(n):
+        for k in range(n):  # hot
             target[k] = (x[k] - c_hi) - c_lo
 
 
-cdef void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating c_hi, floating c_lo,
-                     floating* scratch, bint is_loaded, bint stream) noexcept nogil:
+cdef void write_slice(const floating* x, Vector y, Py_ssize_t n, floating c_hi, floating c_lo,
+                      bint stream) noexcept nogil:
+    """y = (x - c_hi) - c_lo of at most N_SLICE classes."""
+    cdef Py_ssize_t i, block
+    i = min(misaligned(y, stream), n)
+    if i:
+        write_block(x, y, 0, i, c_hi, c_lo, stream)
+    for block in range((n - i) // N_BLOCK):
+        write_block(&x[i], y, i, N_BLOCK, c_hi, c_lo, stream)
+        i += N_BLOCK
+    if i < n:
+        write_block(&x[i], y, i, n - i, c_hi, c_lo, stream)
+
+
+cdef inline void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating c_hi, floating c_lo,
+                            floating* scratch, bint is_loaded, bint stream) noexcept nogil:
     """y of the part-th slice of a frame. is_loaded: the scratch holds what `load` put there."""
     cdef Py_ssize_t start = part * N_SLICE
     cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
-    cdef Py_ssize_t i, block
     cdef const floating* source = scratch if is_loaded else load(x, start, n_slice, scratch)
     y.at += start * y.step
-    i = min(misaligned(y, stream), n_slice)
-    if i:
-        write_block(source, y, 0, i, c_hi, c_lo, stream)
-    for block in range((n_slice - i) // N_BLOCK):
-        write_block(&source[i], y, i, N_BLOCK, c_hi, c_lo, stream)
-        i += N_BLOCK
-    if i < n_slice:
-        write_block(&source[i], y, i, n_slice - i, c_hi, c_lo, stream)
+    write_slice(source, y, n_slice, c_hi, c_lo, stream)
 
 
 cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
@@ -189,21 +229,55 @@ cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch,
 cdef inline void add_block_of_gradients(const floating* dy, Py_ssize_t n, double* total, double* error) noexcept nogil:
     """Add n <= N_BLOCK gradients to the lanes; rows that are not there count as 0."""
     cdef double v[N_ROW]
-    cdef floating pad[2 * N_ROW]
+    cdef floating edge[N_ROW]
+    cdef floating zero[N_ROW]
     cdef const floating* rows[4]
     cdef Py_ssize_t q, k, n_rest = n % N_ROW
     for q in range(4):
         rows[q] = &dy[q * N_ROW]
     if n < N_BLOCK:
-        for k in range(2 * N_ROW):
-            pad[k] = 0
-        memcpy(pad, &dy[n - n_rest], n_rest * sizeof(floating))
-        rows[n // N_ROW] = pad
+        pad(edge, &dy[n - n_rest], n_rest, 0)
+        for k in range(N_ROW):
+            zero[k] = 0
+        rows[n // N_ROW] = edge
         for q in range(n // N_ROW + 1, 4):
-            rows[q] = &pad[N_ROW]
-    for k in range(N_ROW):
+            rows[q] = zero
+    for k in range(N_ROW):  # hot
         v[k] = (<double> rows[0][k] + <double> rows[1][k]) + (<double> rows[2][k] + <double> rows[3][k])
     add_groups(total, error, v, N_LANES, 4, floating is double)
+
+
+cdef inline floating* slot(floating* scratch, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """Room for the i-th of a few frames of n classes."""
+    return scratch + i * ((n + N_ROW - 1) // N_ROW * N_ROW)
+
+
+cdef void log_softmax_rows(Array x, Array y, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, floating* scratch,
+                           bint stream) noexcept nogil:
+    """log_softmax_frame for frames `first` to last - 1 of at most N_PIPED classes.
+
+    The maximum of one frame is taken before the sum of the last, and that before the result of the last but one:
+    each ends in a chain of operations that wait for one another, 75 ns in all, and the next stage fills the wait.
+    """
+    cdef floating peaks[2 * N_PIPED_PEAKS]
+    cdef floating m[2]
+    cdef floating c_hi[2]
+    cdef floating c_lo[2]
+    cdef const floating* source[3]
+    cdef Py_ssize_t i, k
+    cdef Vector ahead
+    for i in range(first, last + 2):
+        if i < last:
+            source[i % 3] = load(frame_at(x, 0, i), 0, n, slot(scratch, i % 3, n))
+            m[i % 2] = largest(source[i % 3], n, &peaks[i % 2 * N_PIPED_PEAKS])
+        if first < i <= last:
+            k = (i - 1) % 2
+            ahead = frame_at(x, 0, i + 1)
+            normaliser(sum_slice(source[(i - 1) % 3], n, m[k], &peaks[k * N_PIPED_PEAKS], ahead.at,
+                                 bytes_of_block(ahead)), &c_hi[k], &c_lo[k])
+        if i >= first + 2:
+            k = i % 2
+            write_slice(source[(i - 2) % 3], frame_at(y, 0, i - 2), n, c_hi[k], c_lo[k], stream)
 
 
 # S = sum(dy) of some of a frame's classes.
@@ -272,14 +346,14 @@ cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, Vec
     cdef Py_ssize_t k
     cdef int n_bad = 0
     if direct:
-        for k in range(n):
+        for k in range(n):  # hot
             target[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
             if floating is float:
                 most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
             else:
                 most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
     else:
-        for k in range(n):
+        for k in range(n):  # hot
             p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
             if floating is float:
                 most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
@@ -287,7 +361,7 @@ cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, Vec
                 most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
     if (most_f > lsm_beyond_f(-INFINITY, <float> -0.6931471805599453)
             or most_d > lsm_beyond_d(-INFINITY, -0.6931471805599453)):
-        for k in range(n):
+        for k in range(n):  # hot
             p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, True)
             n_bad += exceeds(y[k])
         direct = False
@@ -297,7 +371,7 @@ cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, Vec
 
 
 cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, Py_ssize_t n, Scaled of,
-                              floating* scratch, bint is_loaded, bint stream) noexcept nogil:
+                              floating* scratch, floating* scratch_y, bint is_loaded, bint stream) noexcept nogil:
     """dx of the part-th slice of a frame; how many y are out of range. is_loaded: the scratch holds dy."""
     cdef floating s_hi = <floating> of.s_hi, s_lo = <floating> of.s_lo, s = <floating> of.s
     cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
@@ -305,7 +379,7 @@ cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, P
     cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
     cdef Py_ssize_t i, k, n_bad = 0
     cdef const floating* source = scratch if is_loaded else load(dy, start, n_slice, scratch)
-    cdef const floating* source_y = load(y, start, n_slice, scratch + N_SLICE)
+    cdef const floating* source_y = load(y, start, n_slice, scratch_y)
     cdef const char* ahead = y.at + (start + 4 * N_BLOCK) * y.step
     cdef const char* ahead_dy = dy.at + (start + n_slice) * dy.step
     cdef size_t n_ahead = N_BLOCK * y.step if y.step == size_of(y.kind) and n > N_SLICE else 0
@@ -331,20 +405,17 @@ cdef Py_ssize_t gradient_edge(const floating* dy, const floating* y, Vector dx, 
                               floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
                               bint stream) noexcept nogil:
     """gradient_block of less than N_ROW classes, by way of whole lanes: single exponentials take their time."""
-    cdef floating pad[N_ROW]
-    cdef floating pad_y[N_ROW]
+    cdef floating edge[N_ROW]
+    cdef floating edge_y[N_ROW]
     cdef floating p[N_ROW]
     cdef Vector to
-    cdef Py_ssize_t k, n_bad
-    for k in range(N_ROW):
-        pad[k] = 0
-        pad_y[k] = -INFINITY
-    memcpy(pad, dy, n * sizeof(floating))
-    memcpy(pad_y, y, n * sizeof(floating))
+    cdef Py_ssize_t n_bad
+    pad(edge, dy, n, 0)
+    pad(edge_y, y, n, -INFINITY)
     to.at = <char*> p
     to.step = sizeof(floating)
     to.kind = kind_of(dy)
-    n_bad = gradient_block(pad, pad_y, to, 0, N_ROW, s_hi, s_lo, s, magic, lowest, False)
+    n_bad = gradient_block(edge, edge_y, to, 0, N_ROW, s_hi, s_lo, s, magic, lowest, False)
     write(dx, start, n, p, False)
     return n_bad
 
@@ -352,13 +423,33 @@ cdef Py_ssize_t gradient_edge(const floating* dy, const floating* y, Vector dx, 
 cdef void log_softmax_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,
                                      bint stream) noexcept nogil:
     """dx = dy - exp(y) * sum(dy)."""
+    finish_backward_frame(dy, y, dx, n, sum_frame(dy, y, n, scratch), scratch, scratch + N_SLICE,
+                          n <= N_SLICE and not is_native(dy, scratch), stream)
+
+
+cdef void finish_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, Sum s, floating* scratch,
+                                floating* scratch_y, bint is_loaded, bint stream) noexcept nogil:
+    """dx of a frame whose S is known."""
     cdef Scaled of
     cdef Py_ssize_t part, n_bad = 0
-    cdef Sum s = sum_frame(dy, y, n, scratch)
     if is_masked(y, n, scratch) or not scale_sum(s.total, s.error, &of, floating is float):
         careful_backward_frame(dy, y, dx, n, scratch)
         return
     for part in range(count_slices(n)):
-        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, n <= N_SLICE and not is_native(dy, scratch), stream)
+        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, scratch_y, is_loaded, stream)
     if n_bad:
         fill_nan(dx, n, scratch)
+
+
+cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n,
+                                    floating* scratch, bint stream) noexcept nogil:
+    """log_softmax_backward_frame for frames `first` to last - 1 of at most N_PIPED classes, in two stages."""
+    cdef Sum s[2]
+    cdef Py_ssize_t i
+    for i in range(first, last + 1):
+        if i < last:
+            s[i % 2] = sum_frame(frame_at(dy, 0, i), frame_at(y, 0, i), n, slot(scratch, i % 2, n))
+        if i > first:
+            finish_backward_frame(frame_at(dy, 0, i - 1), frame_at(y, 0, i - 1), frame_at(dx, 0, i - 1), n,
+                                  s[(i - 1) % 2], slot(scratch, (i - 1) % 2, n), scratch + N_SLICE,
+                                  dy.step != sizeof(floating) or dy.kind != kind_of(scratch), stream)

@@ -1,0 +1,183 @@
+# Arrays taken and made through NumPy's C interface, for small calls: there the time goes before the kernels begin.
+#
+# Only what needs no thought is served: plain arrays, exactly alike. For any other call the answer is None, and the
+# ordinary way, where all the checks and messages stand, goes on as if nothing had been tried.
+
+from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
+
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyArrayObject:
+        pass
+    ctypedef struct PyArray_Descr:
+        char type
+    ctypedef Py_ssize_t npy_intp
+    ctypedef enum NPY_ORDER:
+        NPY_CORDER
+    int _import_array() except -1
+    bint PyArray_CheckExact(object x)
+    bint PyArray_ISCARRAY_RO(PyArrayObject* x)
+    bint PyArray_ISCARRAY(PyArrayObject* x)
+    bint PyArray_SAMESHAPE(PyArrayObject* a, PyArrayObject* b)
+    int PyArray_NDIM(PyArrayObject* x)
+    npy_intp* PyArray_DIMS(PyArrayObject* x)
+    PyArray_Descr* PyArray_DESCR(PyArrayObject* x)
+    int PyArray_TYPE(PyArrayObject* x)
+    char* PyArray_BYTES(PyArrayObject* x)
+    object PyArray_NewLikeArray(PyArrayObject* x, NPY_ORDER order, PyArray_Descr* dtype, int subok)
+
+_import_array()
+
+cdef enum:
+    QUICK_SIZE = 65536  # elements from which threads are worth a thought: lsm._threads.MIN_PARALLEL_SIZE
+    N_HOLDING = 4096    # elements up to which the GIL is kept: to let it go and take it again costs 0.1 microseconds
+
+
+# An array seen as (outer, classes, inner).
+cdef struct Frames:
+    Py_ssize_t n_outer, n, n_inner
+    int kind
+
+
+cdef inline Py_ssize_t count_elements(Frames f) noexcept nogil:
+    return f.n_outer * f.n * f.n_inner
+
+
+cdef inline bint find_frames(object x, object axis, Frames* to) noexcept:
+    """See x as frames; False if x is not a plain array with this axis, and something in it."""
+    cdef npy_intp* dims
+    cdef int overflow = 0, n_dims, i
+    cdef long at
+    cdef char c
+    if not (PyArray_CheckExact(x) and PyArray_ISCARRAY_RO(<PyArrayObject*> x) and PyLong_CheckExact(axis)):
+        return False
+    n_dims = PyArray_NDIM(<PyArrayObject*> x)
+    at = PyLong_AsLongAndOverflow(axis, &overflow)
+    if overflow or not -n_dims <= at < n_dims:
+        return False
+    if at < 0:
+        at += n_dims
+    dims = PyArray_DIMS(<PyArrayObject*> x)
+    to.n_outer = to.n_inner = 1
+    to.n = dims[at]
+    for i in range(n_dims):
+        if i < at:
+            to.n_outer *= dims[i]
+        elif i > at:
+            to.n_inner *= dims[i]
+    c = PyArray_DESCR(<PyArrayObject*> x).type
+    to.kind = FLOAT if c == b"f" else DOUBLE if c == b"d" else HALF if c == b"e" else BFLOAT16
+    return count_elements(to[0]) > 0 and (to.kind != BFLOAT16 or c == b"E")
+
+
+cdef inline bint is_alike(object a, object x) noexcept:
+    """Whether a is such an array too, of the shape and dtype of x."""
+    return (
+        PyArray_CheckExact(a)
+        and PyArray_ISCARRAY_RO(<PyArrayObject*> a)
+        and PyArray_TYPE(<PyArrayObject*> a) == PyArray_TYPE(<PyArrayObject*> x)
+        and PyArray_SAMESHAPE(<PyArrayObject*> a, <PyArrayObject*> x)
+    )
+
+
+cdef inline bint can_take(object out, object x, Frames f) noexcept:
+    """Whether out is such an array, writable, and either the same memory as x or no part of it."""
+    cdef char* p
+    cdef char* q
+    if not (is_alike(out, x) and PyArray_ISCARRAY(<PyArrayObject*> out)):
+        return False
+    p = PyArray_BYTES(<PyArrayObject*> out)
+    q = PyArray_BYTES(<PyArrayObject*> x)
+    return p == q or p >= q + count_elements(f) * size_of(f.kind) or q >= p + count_elements(f) * size_of(f.kind)
+
+
+cdef inline Array whole(object x, Frames f) noexcept:
+    cdef Array array
+    array.at = PyArray_BYTES(<PyArrayObject*> x)
+    array.gap = size_of(f.kind)
+    array.step = f.n_inner * array.gap
+    array.outer = f.n * array.step
+    array.kind = f.kind
+    return array
+
+
+cdef inline size_t count_scratch(Frames f) noexcept nogil:
+    """Bytes of scratch for each thread; 0 if the frames are used where they lie. (A tile is copied.)"""
+    cdef bint is_tiled = f.n_inner > 1 or (f.n <= N_SHORT and f.n_outer >= N_FEW)
+    if f.kind == DOUBLE:
+        return 2 * N_SLICE * sizeof(double) + 64 if is_tiled else 0
+    return 2 * N_SLICE * sizeof(float) + 64 if is_tiled or f.kind != FLOAT else 0
+
+
+cdef bint run_forward(Array x, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
+    """False if there is no memory."""
+    cdef size_t n_bytes = count_scratch(f)
+    cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
+    if n_bytes and scratch == NULL:
+        return False
+    if f.kind == DOUBLE:
+        log_softmax_frames(x, y, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads, stream)
+    else:
+        log_softmax_frames(x, y, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, n_threads, stream)
+    free(scratch)
+    return True
+
+
+cdef bint run_backward(Array dy, Array y, Array dx, Frames f, int n_threads, bint stream) noexcept nogil:
+    """False if there is no memory."""
+    cdef size_t n_bytes = count_scratch(f)
+    cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
+    if n_bytes and scratch == NULL:
+        return False
+    if f.kind == DOUBLE:
+        log_softmax_backward_frames(dy, y, dx, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads, stream)
+    else:
+        log_softmax_backward_frames(dy, y, dx, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, n_threads, stream)
+    free(scratch)
+    return True
+
+
+def quick_log_softmax(x, axis, out, int n_threads=0, bint stream=False):
+    """log_softmax(x, axis, out=out) on plain arrays; None for any other call.
+
+    The dtype of x must be one that the kernels serve; nothing else need have been checked. As long as nobody has said
+    how many threads, only small calls are served.
+    """
+    cdef Frames f
+    cdef Array a, b
+    cdef bint done
+    if not find_frames(x, axis, &f) or (n_threads == 0 and count_elements(f) >= QUICK_SIZE):
+        return None
+    if out is None:
+        out = PyArray_NewLikeArray(<PyArrayObject*> x, NPY_CORDER, NULL, False)
+    elif not can_take(out, x, f):
+        return None
+    a = whole(x, f)
+    b = whole(out, f)
+    if count_elements(f) <= N_HOLDING:
+        done = run_forward(a, b, f, max(n_threads, 1), stream)
+    else:
+        with nogil:
+            done = run_forward(a, b, f, max(n_threads, 1), stream)
+    return out if done else None
+
+
+def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0, bint stream=False):
+    """log_softmax_backward(dy, y, axis, out=out), or None; see quick_log_softmax."""
+    cdef Frames f
+    cdef Array a, b, c
+    cdef bint done
+    if not (find_frames(dy, axis, &f) and is_alike(y, dy)) or (n_threads == 0 and count_elements(f) >= QUICK_SIZE):
+        return None
+    if out is None:
+        out = PyArray_NewLikeArray(<PyArrayObject*> dy, NPY_CORDER, NULL, False)
+    elif not (can_take(out, dy, f) and can_take(out, y, f)):
+        return None
+    a = whole(dy, f)
+    b = whole(y, f)
+    c = whole(out, f)
+    if count_elements(f) <= N_HOLDING:
+        done = run_backward(a, b, c, f, max(n_threads, 1), stream)
+    else:
+        with nogil:
+            done = run_backward(a, b, c, f, max(n_threads, 1), stream)
+    return out if done else None

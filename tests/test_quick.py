@@ -1,0 +1,319 @@
+"""Small calls, which go straight to the kernels: the same bits, errors and choice of backend as the ordinary way."""
+
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import lsm
+from lsm import _dispatch, _threads
+from lsm.backends import cython_, numpy_
+
+DTYPES = ("f2", ml_dtypes.bfloat16, "f4", "f8")
+SHAPES = [(n,) for n in (1, 2, 10, 64, 65, 300)]
+SHAPES += [(m, n) for m in (1, 3, 4, 17) for n in (*range(1, 20), 63, 64, 65, 127, 128, 255, 256, 257, 300)]
+SHAPES += [(2, 5, 3), (3, 64, 20), (1, 10, 1), (4, 1, 7), (2, 3, 4, 5), (1, 1, 1)]
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What the quick functions of the Cython backend gave, in turn, and which backends' methods were called."""
+    seen = []
+    lsm.refresh_backends()
+    functions = cython_.kernels()["quick"]
+
+    def watched(function):
+        def call(*arguments):
+            result = function(*arguments)
+            if len(arguments) == 2 + function.__name__.endswith("backward") + 1:  # as the public functions call it
+                seen.append("passed on" if result is None else "quick")
+            return result
+
+        return call
+
+    monkeypatch.setitem(cython_.kernels(), "quick", tuple(map(watched, functions)))
+    for name, backend in (("cython", cython_.backend), ("numpy", numpy_.backend)):
+        for method in lsm._dispatch.OPERATIONS:
+            original = getattr(type(backend), method)
+
+            def spy(self, *arguments, original=original, name=name):
+                seen.append(name)
+                return original(self, *arguments)
+
+            monkeypatch.setattr(type(backend), method, spy)
+    yield seen
+    lsm.refresh_backends()
+
+
+def data(shape, dtype, rng):
+    x = (rng.standard_normal(shape) * 4).astype(dtype)
+    return x, rng.standard_normal(shape).astype(dtype)
+
+
+def ordinarily(function, *arrays, axis):
+    """The result of the ordinary way, made to look at each stride: every other element of a wider array."""
+    return function(*(np.repeat(a, 2, axis=-1)[..., ::2] for a in arrays), axis, backend="cython")
+
+
+def same(a, b):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    np.testing.assert_array_equal(a.view(np.uint8), np.ascontiguousarray(b).view(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits(dtype, rng, served):
+    for shape in SHAPES:
+        x, dy = data(shape, dtype, rng)
+        if x.size > 5:
+            x.flat[3] = -np.inf
+        for axis in {0, 1, -1} & set(range(-1, x.ndim)):
+            y = ordinarily(lsm.log_softmax, x, axis=axis)
+            dx = ordinarily(lsm.log_softmax_backward, dy, y, axis=axis)
+            lsm.log_softmax(x, axis), lsm.log_softmax_backward(dy, x, axis)  # once the ordinary way, to make the plan
+            served.clear()
+            same(lsm.log_softmax(x, axis), y)
+            same(lsm.log_softmax_backward(dy, y, axis), dx)
+            for function, inputs, expected in (
+                (lsm.log_softmax, (x,), y),
+                (lsm.log_softmax_backward, (dy, y), dx),
+            ):
+                out = np.full_like(x, 7)
+                assert function(*inputs, axis, out=out) is out
+                same(out, expected)
+                for i in range(len(inputs)):  # out is one of the inputs
+                    copies = [a.copy() for a in inputs]
+                    assert function(*copies, axis, out=copies[i]) is copies[i]
+                    same(copies[i], expected)
+            assert set(served) == {"quick"}, (shape, axis, served)
+
+
+def test_what_is_passed_on_is_right_all_the_same(rng, served):
+    x, dy = data((6, 10), "f4", rng)
+    expected, gradient = lsm.log_softmax(x), lsm.log_softmax_backward(dy, x)
+    memory = np.empty(121, "f4")
+    before, after, swapped = memory[:60].reshape(6, 10), memory[3:63].reshape(6, 10), np.empty((6, 10), ">f4")
+    unaligned = np.empty(241, "u1")[1:].view("f4").reshape(6, 10)
+    transposed, fortran, wide = np.empty((10, 6), "f4").T, np.asfortranarray(x), np.empty((6, 20), "f4")[:, ::2]
+
+    class Own(np.ndarray):
+        pass
+
+    for out in (unaligned, transposed, wide, swapped, np.empty((6, 10), "f4").view(Own)):
+        served.clear()
+        assert lsm.log_softmax(x, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+        assert lsm.log_softmax_backward(dy, x, out=out) is out
+        np.testing.assert_array_equal(out, gradient)
+        assert served == ["passed on", "cython"] * 2
+    for given in (fortran, x.view(Own), x.astype(">f4"), np.repeat(x, 2, axis=1)[:, ::2]):
+        np.testing.assert_array_equal(lsm.log_softmax(given), expected)
+        np.testing.assert_array_equal(lsm.log_softmax_backward(dy, given), gradient)
+        assert type(lsm.log_softmax(given)) is np.ndarray
+    for a, out in ((before, after), (after, before)):  # a part of one is a part of the other
+        a[...] = x
+        lsm.log_softmax(a, out=out)
+        np.testing.assert_array_equal(out, expected)
+        a[...] = dy
+        lsm.log_softmax_backward(a, x, out=out)
+        np.testing.assert_array_equal(out, gradient)
+        a[...] = x
+        lsm.log_softmax_backward(dy, a, out=out)
+        np.testing.assert_array_equal(out, gradient)
+    unaligned[...] = x
+    x.flags.writeable = False
+    served.clear()
+    for given, answer in ((unaligned, "passed on"), (x, "quick")):
+        np.testing.assert_array_equal(lsm.log_softmax(given), expected)
+        assert served[0] == answer
+        served.clear()
+    np.testing.assert_array_equal(lsm.log_softmax(x, np.int64(1)), expected)
+    np.testing.assert_array_equal(lsm.log_softmax(x, (1,)), expected)
+    assert lsm.log_softmax(x, None).shape == lsm.log_softmax(x, 0).shape == (6, 10)
+    assert lsm.log_softmax_backward(dy.astype("f8"), x).dtype == np.float64
+    assert lsm.log_softmax(np.array(3, "f4")) == 0
+    assert lsm.log_softmax(np.empty((0, 3), "f4")).shape == (0, 3)
+    assert lsm.log_softmax(np.empty((3, 0), "f4"), out=np.empty((3, 0), "f4")).shape == (3, 0)
+
+
+def test_errors_are_those_of_the_ordinary_way():
+    x = np.zeros((2, 3), "f4")
+    lsm.log_softmax(x)
+    read_only = np.zeros((2, 3), "f4")
+    read_only.flags.writeable = False
+    for function in (lambda *a, **k: lsm.log_softmax(*a, **k), lambda *a, **k: lsm.log_softmax_backward(x, *a, **k)):
+        for out, error, message in (
+            (read_only, ValueError, "out: is read-only"),
+            (np.zeros((3, 2), "f4"), ValueError, "out: has shape"),
+            (np.zeros(6, "f4"), ValueError, "out: has shape"),
+            (np.zeros((2, 3), "f8"), TypeError, "out: has dtype"),
+            ([0], TypeError, "out: a list"),
+        ):
+            with pytest.raises(error, match=message):
+                function(x, out=out)
+        for axis in (2, -3, 2**31, 2**63, -(2**63), 10**30):
+            with pytest.raises(np.exceptions.AxisError):
+                function(x, axis)
+        for wrong in (1.0, "1", True):
+            with pytest.raises(TypeError, match=r"^axis: "):
+                function(x, wrong)
+    with pytest.raises(ValueError, match="differ"):
+        lsm.log_softmax_backward(x, np.zeros((3, 2), "f4"))
+
+
+def test_whoever_asked_for_numpy_gets_numpy(served):
+    x = np.zeros((2, 3), "f4")
+
+    def who(**kwargs):
+        served.clear()
+        lsm.log_softmax(x, **kwargs)
+        lsm.log_softmax_backward(x, x, **kwargs)
+        return served.copy()
+
+    lsm.set_default_backend(None)
+    who()
+    assert who() == ["quick"] * 2
+    assert who(backend="numpy") == ["numpy"] * 2
+    assert who(backend="cython") == ["cython"] * 2
+    with lsm.use_backend("numpy"):
+        assert who() == who() == ["numpy"] * 2
+        with lsm.use_backend("cython"):
+            assert who()[0] == "cython"  # which makes the plan
+            assert who() == ["quick"] * 2
+            lsm.refresh_backends()
+            assert who()[0] == "cython"
+        assert who() == ["numpy"] * 2
+    assert who()[0] == "cython"
+    assert who() == ["quick"] * 2
+    lsm.set_default_backend("numpy")
+    assert who() == who() == ["numpy"] * 2
+    with lsm.use_backend("cython"):
+        who()
+        assert who() == ["quick"] * 2
+    seen = []
+    thread = threading.Thread(target=lambda: seen.extend(who()))
+    with lsm.use_backend("cython"):  # a thread does not see it
+        thread.start()
+        thread.join()
+    assert seen == ["numpy"] * 2
+    lsm.set_default_backend(None)
+    who()
+    lsm.refresh_backends()
+    assert who()[0] == "cython"
+    assert who() == ["quick"] * 2
+
+
+def test_the_environment_is_heard():
+    code = """
+import numpy as np, lsm
+from lsm import _dispatch
+from lsm.backends import numpy_
+n, own = [], numpy_.backend.log_softmax
+type(numpy_.backend).log_softmax = lambda self, *a: n.append(1) or own(*a)
+x = np.zeros((1, 10), "f4")
+for _ in range(3):
+    lsm.log_softmax(x)
+print(len(n), _dispatch.quick(x.dtype))
+"""
+    environment = os.environ | {"LSM_BACKEND": "numpy"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["3", "None"], done.stdout + done.stderr
+
+
+def test_a_third_partys_backend_is_not_passed_over(monkeypatch):
+    """One that is derived from lsm's own inherits the functions, but they are not its methods."""
+    called = []
+
+    class Theirs(cython_.CythonBackend):
+        name = "theirs"
+
+        def log_softmax(self, x, axis, out):
+            called.append(1)
+            super().log_softmax(x, axis, out)
+
+    x = np.zeros((1, 10), "f4")
+    decision = lsm.explain(x)._replace(winner="theirs", backend=Theirs())
+    monkeypatch.setattr(_dispatch, "decide", lambda *_: decision)
+    lsm.refresh_backends()
+    for _ in range(3):
+        lsm.log_softmax(x)
+    lsm.refresh_backends()
+    assert len(called) == 3
+
+
+def test_large_calls_go_where_threads_are_counted(served):
+    function = cython_.kernels()["quick"][0]
+    for dtype in ("f2", "f4", "f8"):
+        assert function(np.zeros(_threads.MIN_PARALLEL_SIZE - 1, dtype), -1, None) is not None
+        assert function(np.zeros(_threads.MIN_PARALLEL_SIZE, dtype), -1, None) is None
+        assert function(np.zeros(_threads.MIN_PARALLEL_SIZE, dtype), -1, None, 1) is not None
+
+
+def test_threads_at_once(rng):
+    """Each with its own arrays, of sizes that keep the GIL and that let it go, with scratch and without."""
+    cases = [
+        (*data(shape, dtype, rng), axis)
+        for dtype in DTYPES
+        for shape, axis in (((1, 10), 1), ((32, 10), 1), ((300, 30), 0), ((3, 300), 1))
+    ]
+    expected = [(ordinarily(lsm.log_softmax, x, axis=axis).tobytes(), x, dy, axis) for x, dy, axis in cases]
+    wrong, start = [], threading.Barrier(4)
+
+    def work():
+        start.wait()
+        for _ in range(30):
+            for bits, x, dy, axis in expected:
+                y = lsm.log_softmax(x, axis)
+                dx = lsm.log_softmax_backward(dy, y, axis)
+                if y.tobytes() != bits or lsm.log_softmax_backward(dy, y, axis, out=y).tobytes() != dx.tobytes():
+                    wrong.append((x.dtype, x.shape))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(sys, "getrefcount"), reason="references are not counted here")
+def test_nothing_leaks():
+    x, y, out, axis = np.zeros((8, 10), "f4"), np.zeros((8, 10), "f4"), np.zeros((8, 10), "f4"), -(10**30)
+    things = (x, y, out, x.dtype, axis)
+
+    def call(n):
+        for _ in range(n):
+            lsm.log_softmax(x), lsm.log_softmax(x, out=out), lsm.log_softmax_backward(x, y)
+            lsm.log_softmax_backward(x, y, out=out)
+            for function in cython_.kernels()["quick"]:
+                assert function(x, *[y] * ("backward" in function.__name__), axis, None) is None
+
+    call(100)
+    tracemalloc.start()
+    try:
+        before = [sys.getrefcount(thing) for thing in things], tracemalloc.get_traced_memory()[0]
+        call(10_000)
+        after = [sys.getrefcount(thing) for thing in things], tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert after[0] == before[0]
+    assert after[1] - before[1] < 10_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_after_fork():
+    code = """
+import os, numpy as np, lsm
+x = np.random.default_rng(0).standard_normal((8, 40)).astype("f4")
+y = lsm.log_softmax(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if (lsm.log_softmax(x) == y).all() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["0"], done.stderr
