@@ -1,7 +1,7 @@
 """The largest errors of lsm's backends and of its peers, in ulps, against longdouble.
 
     python benchmarks/accuracy.py                 # 10 to 2^20 classes: about two minutes, and 0.9 GB
-    python benchmarks/accuracy.py --full          # and 2^24, which takes about a quarter of an hour more
+    python benchmarks/accuracy.py --full          # and 2^24, which takes more than a quarter of an hour, and 2 GB
     python benchmarks/accuracy.py --json FILE     # each number of classes by itself
 
 Forward: ulps of the exact output. Backward: ulps of the largest of the result and of its terms, dy and exp(y) * S,
