@@ -1,9 +1,9 @@
 """The exact values, in arithmetic wider than what is tested, and how far from them a result is.
 
-float64 and narrower are checked in longdouble (64-bit significand on x86), longdouble against mpmath.
+float64 and narrower are checked in longdouble (64-bit significand on x86), longdouble against mpmath, which is imported
+where it is used: benchmarks/accuracy.py does without.
 """
 
-import mpmath
 import numpy as np
 
 LD = np.longdouble
@@ -34,8 +34,47 @@ def backward(dy, y, axis=-1):
         return dx, np.maximum(np.maximum(np.abs(dx), np.abs(dy)), np.exp(y) * total)
 
 
+def pieces(shape, n_piece=2**18):
+    """Index parts of a (frames, classes) array, by whole frames and their classes: (frames, [classes, ...])."""
+    n_frames = max(1, n_piece // max(1, shape[1]))
+    for i in range(0, shape[0], n_frames):
+        yield slice(i, i + n_frames), [slice(k, k + n_piece) for k in range(0, shape[1], n_piece)]
+
+
+def log_softmax_in_pieces(x):
+    """Yield (index, exact) over x of shape (frames, classes), classes last: the whole would take 16 bytes for each."""
+    for rows, columns in pieces(x.shape):
+        frames = x[rows]
+        k = frames.argmax(axis=1)[:, None]
+        m = np.take_along_axis(frames, k, axis=1).astype(LD)
+        with np.errstate(all="ignore"):
+            rest = frames.copy()
+            np.put_along_axis(rest, k, -np.inf, axis=1)
+            log_sum = np.log1p(sum(np.exp(rest[:, c].astype(LD) - m).sum(axis=1, keepdims=True) for c in columns))
+            for c in columns:
+                yield (rows, c), (frames[:, c].astype(LD) - m) - log_sum
+
+
+def backward_in_pieces(dy, y):
+    """Yield (index, exact, at) over dy and y of shape (frames, classes), as `backward` gives them."""
+    has_wider = dy.dtype.itemsize < 8
+    for rows, columns in pieces(dy.shape):
+        s = sum(dy[rows, c].astype(LD).sum(axis=1, keepdims=True) for c in columns)
+        total = np.abs(s)
+        if not has_wider:
+            total = sum(np.abs(dy[rows, c].astype(LD)).sum(axis=1, keepdims=True) for c in columns)
+        for c in columns:
+            a, b = dy[rows, c].astype(LD), y[rows, c].astype(LD)
+            with np.errstate(all="ignore"):
+                p = np.exp(b)
+                dx = np.where(b > LD(-0.5), (a - s) - np.expm1(b) * s, a - p * s)
+                yield (rows, c), dx, np.maximum(np.maximum(np.abs(dx), np.abs(a)), p * total)
+
+
 def log_softmax_mp(x):
     """The exact log-softmax of one frame, by mpmath with 200 digits, rounded to longdouble."""
+    import mpmath
+
     with mpmath.workdps(200):
         values = [mp_from(v) for v in x]
         m = max(values)
@@ -46,6 +85,8 @@ def log_softmax_mp(x):
 
 def mp_from(value):
     """A longdouble as an mpf, exactly."""
+    import mpmath
+
     fraction, exponent = np.frexp(LD(value))
     high = np.float64(fraction)
     low = 0.0 if np.isinf(high) else float(fraction - high)
@@ -54,6 +95,8 @@ def mp_from(value):
 
 def mp_to_ld(value):
     """An mpf as a longdouble."""
+    import mpmath
+
     if mpmath.isinf(value) or value == 0:
         return LD(float(value))
     fraction, exponent = mpmath.frexp(value)

@@ -3,6 +3,7 @@
 import numpy as np
 import oracle
 import pytest
+from conftest import DTYPES
 
 import lsm
 
@@ -193,3 +194,126 @@ def test_output_above_zero_is_taken_as_it_is(backend, rng):
         dy = rng.standard_normal((50, 20)).astype(dtype)
         exact, at = oracle.backward(dy, y)
         assert oracle.ulps(lsm.log_softmax_backward(dy, y, backend=backend), exact, at) <= 4
+
+
+NARROW = ("float16", "bfloat16", "float32", "float64")  # what a result may be asked for in
+
+
+def bound_of_cast(given, result):
+    """A result that is narrower than what is computed in is rounded once; else the bound of its own type."""
+    is_narrower = result.itemsize < max(4, given.itemsize)
+    return 0.501 if is_narrower else 4
+
+
+@pytest.mark.parametrize("result", NARROW)
+@pytest.mark.parametrize("given", NARROW)
+def test_every_combination_of_dtypes(backend, given, result, rng):
+    given, result = DTYPES[given], DTYPES[result]
+    for kind in KINDS:
+        for n in (2, 10, 64, 65, 300, 16385):
+            x = frames(kind, (max(2, min(100, 3000 // n)), n), given, rng)
+            exact = oracle.log_softmax(x)
+            y = lsm.log_softmax(x, dtype=result, backend=backend)
+            assert oracle.ulps(y, exact) <= bound_of_cast(given, result), (kind, n)
+            turned = lsm.log_softmax(x.T.copy(), 0, dtype=result, backend=backend)
+            np.testing.assert_array_equal(turned.T, y)
+
+
+@pytest.mark.parametrize("given", ["float16", "bfloat16"])
+@pytest.mark.parametrize("result", ["float32", "float64"])
+def test_peaked_frames_of_sixteen_bits_keep_their_digits_in_wider_results(backend, given, result, rng):
+    given, result = DTYPES[given], DTYPES[result]
+    for lead in range(5, 91):
+        for n in (2, 17, 300):
+            x = rng.standard_normal((3, n)) * 2
+            x[:, n // 2] = x.max() + lead
+            x = x.astype(given)
+            y = lsm.log_softmax(x, dtype=result, backend=backend)
+            assert oracle.ulps(y, oracle.log_softmax(x)) <= 4, (lead, n)
+            assert (y.max(axis=-1) < 0).all()
+
+
+@pytest.mark.parametrize(("name", "leads"), [("float16", (9, 18)), ("bfloat16", (86, 94))])
+def test_subnormal_results_of_sixteen_bits(backend, name, leads, rng):
+    """One rounding there too: the largest class's result lies between the smallest normal number and nothing."""
+    dtype = DTYPES[name]
+    smallest = {"float16": 2.0**-14, "bfloat16": 2.0**-126}[name]
+    x = np.where(rng.random((5000, 6)) < 0.5, -rng.uniform(*leads, (5000, 6)), -np.inf)
+    x[:, 1] = -rng.uniform(*leads, 5000)
+    x[:, 0] = 0
+    x = x.astype(dtype)
+    y = lsm.log_softmax(x, backend=backend)
+    exact = oracle.log_softmax(x)
+    assert (np.abs(exact[:, 0]) < smallest).mean() > 0.5
+    assert oracle.ulps(y, exact) <= 0.501
+    dy = (rng.standard_normal((500, 40)) * smallest / 10).astype(dtype)
+    z = lsm.log_softmax(rng.standard_normal(dy.shape).astype(dtype), backend=backend)
+    exact, at = oracle.backward(dy, z)
+    assert oracle.ulps(lsm.log_softmax_backward(dy, z, backend=backend), exact, at) <= 0.501
+
+
+def random_view(shape, values, order, steps, dtype):
+    """An array of this shape and these values whose axes lie in another order, with gaps, and some backwards."""
+    memory = np.empty([shape[i] * abs(steps[i]) for i in order], dtype)
+    view = memory.transpose(np.argsort(order))[tuple(slice(None, None, step) for step in steps)]
+    view[...] = values
+    return view
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_sixteen_bits_of_any_layout_are_the_wider_result_rounded(backend, name, rng):
+    """Bit for bit what the backend makes of the same numbers in what it computes 16 bits in, however they lie."""
+    dtype, wide = DTYPES[name], {"cython": np.float32}.get(backend, np.float64)
+    for _ in range(150):
+        n_axes = rng.integers(1, 5)
+        shape = tuple(int(n) for n in rng.choice([1, 2, 3, 5, 16, 33, 64, 70, 300], n_axes))
+        while np.prod(shape) > 40_000:
+            shape = tuple(max(1, n // 2) for n in shape)
+        axis = int(rng.integers(n_axes))
+
+        def lay_out(values, n_axes=n_axes, shape=shape):
+            order, steps = rng.permutation(n_axes), rng.choice([1, 1, 2, -1, -2], n_axes)
+            return random_view(shape, values, order, steps, dtype)
+
+        x = lay_out((rng.standard_normal(shape) * 5).astype(dtype))
+        x[rng.random(shape) < 0.02] = -np.inf
+        dy = lay_out(rng.standard_normal(shape).astype(dtype))
+        y, dx = lay_out(0), lay_out(0)
+        lsm.log_softmax(x, axis, out=y, backend=backend)
+        expected = lsm.log_softmax(x.astype(wide), axis, backend=backend).astype(dtype)
+        np.testing.assert_array_equal(y.astype(wide), expected.astype(wide))  # NaNs of bfloat16 are no NaNs to NumPy
+        lsm.log_softmax_backward(dy, y, axis, out=dx, backend=backend)
+        expected = lsm.log_softmax_backward(dy.astype(wide), y.astype(wide), axis, backend=backend)
+        np.testing.assert_array_equal(dx.astype(wide), expected.astype(dtype).astype(wide))
+
+
+@pytest.mark.parametrize("name", ["float16", "float32"])
+def test_sixteen_million_classes(name, rng):
+    """Forward and backward of one frame of 2**24; the oracle sums all of it, and every 61st result is compared."""
+    dtype, n = DTYPES[name], 2**24
+    x = (rng.standard_normal(n, dtype=np.float32) * 3).astype(dtype)
+    m = x.max().astype(np.longdouble)
+    parts = np.split(x, 64)
+    s = sum(np.exp(part.astype(np.longdouble) - m).sum() for part in parts) - 1
+    y = lsm.log_softmax(x, backend="cython")
+    exact = (x[::61].astype(np.longdouble) - m) - np.log1p(s)
+    assert oracle.ulps(y[::61], exact) <= bound(dtype)
+    dy = rng.random(n, dtype=np.float32).astype(dtype)  # of one sign, so that rounding errors would add up
+    s = sum(part.astype(np.longdouble).sum() for part in np.split(dy, 64))
+    dx = lsm.log_softmax_backward(dy, y, backend="cython")
+    few_dy, few_y = dy[::61].astype(np.longdouble), y[::61].astype(np.longdouble)
+    term = np.exp(few_y) * s
+    exact = few_dy - term
+    assert oracle.ulps(dx[::61], exact, np.maximum(np.maximum(np.abs(exact), few_dy), term)) <= bound(dtype)
+
+
+@pytest.mark.parametrize("top", [0, 0.1, -50, 88.75, 3000, 1e4])
+def test_the_digits_near_zero_at_every_lead(backend, top, rng):
+    """One class beside the largest: the largest class's result is -log1p(exp(-lead)), an exponential by itself.
+
+    Where the smaller of the two lies far from 0, its range is reduced from there; test_peaked_frames has it near 0.
+    """
+    for dtype, end in ((np.float32, 87), (np.float64, 708)):
+        lead = np.linspace(0.01, end, 50_001)
+        x = np.stack([np.full_like(lead, top), top - lead], axis=1).astype(dtype)
+        assert oracle.ulps(lsm.log_softmax(x, backend=backend), oracle.log_softmax(x)) <= 4

@@ -131,6 +131,30 @@ def test_the_memory_benchmark_measures_and_judges():
     assert all(row["kept"] == "yes" for row in rows if row["case"].startswith(("float32", "float64")))
 
 
+def test_the_accuracy_benchmark_measures_and_reports(tmp_path):
+    as_json = tmp_path / "a.json"
+    hidden = ("torch", "jax", "onnxruntime", "scipy.special")
+    done = run("accuracy.py", "--classes", "10", "--json", as_json, hidden=hidden)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(as_json.read_text())
+    assert len(result["machine"]["absent"]) == 4 and result["machine"]["classes"] == [10]
+    rows = table(done.stdout)
+    assert len(rows) == 4 * 6 and {row["forward"] for row in rows} == {"float16", "bfloat16", "float32", "float64"}
+    for row in result["rows"]:
+        bound = 0.501 if "16" in row["dtype"] else 4
+        assert all(ulps <= bound for ulps in row["ulps"].values()), row
+
+
+def test_the_exponential_benchmark_measures_and_reports(tmp_path):
+    as_json = tmp_path / "e.json"
+    done = run("exponential.py", "--quick", "--m", "0", "--json", as_json, hidden=("tqdm",))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(as_json.read_text())["rows"]
+    assert [row["what"] for row in rows[:2]] == ["exp(x - m), m = 0", "exp(y) in the gradient, y < 88"]
+    assert rows[0]["n_tried"] > 2e6 and not any(row["wrong"] for row in rows)
+    assert "largest error, ulp" in table(done.stdout)[0]
+
+
 @pytest.mark.parametrize("hidden", [(), PEERS], ids=["the installed peers", "no peers"])
 def test_the_benchmark_of_small_calls_prints_both_tables(hidden):
     done = run("small_calls.py", "--repeats", "1", hidden=hidden)
