@@ -76,11 +76,7 @@ def levels_here():
     return [level for level in levels if find_spec(f"lsm.backends._kernels.{level}")]
 
 
-# Without FMA, n * LN2_FLOAT is rounded: x = [0, -30] is 6 ulp off, [0, -72.0876] 65 ulp.
-WITHOUT_FMA = pytest.mark.xfail(strict=True, reason="float32 takes ln 2 as one number, which needs FMA")
-
-
-@pytest.mark.parametrize("level", [pytest.param(i, marks=WITHOUT_FMA if i == "v2" else ()) for i in levels_here()])
+@pytest.mark.parametrize("level", levels_here())
 def test_some_of_every_float32_at_every_level(level):
     """Every 10,007th, and 129 around each border of the reduction."""
     kernels = import_module(f"lsm.backends._kernels.{level}")

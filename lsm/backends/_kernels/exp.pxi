@@ -84,7 +84,7 @@ cdef inline floating exp_below(floating v, floating magic, floating floor, float
     t = v * log2e + magic
     n = t - magic
     if floating is float:
-        r = v - n * <floating> LN2_FLOAT
+        r = lsm_reduce_f(v, n)
     else:
         ln2_hi = LN2_HI
         ln2_lo = LN2_LO

@@ -39,6 +39,17 @@ static inline double lsm_power_of_two_d(double t)
     return scale;
 }
 
+/* v - n * L without rounding the product, L = ln 2 rounded to float, (1 + LN2_ERROR) * ln 2.  Where there is no FMA, L is taken as two
+   numbers of so few bits that both products are exact: the same bits. */
+static inline float lsm_reduce_f(float v, float n)
+{
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return v - n * 0.693147182464599609375f;
+#else
+    return (v - n * 0.693359375f) - n * -0.000212192535400390625f;
+#endif
+}
+
 /* How far the bits of y lie beyond those of limit < 0, as an unsigned number: for y from limit down to -inf
    at most that of -inf, for any greater y and for NaN more.  Two integer operations find the
    largest of many, where a floating-point maximum would lose a NaN. */

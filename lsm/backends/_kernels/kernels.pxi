@@ -22,6 +22,7 @@ from libc.string cimport memcpy
 
 cdef extern from "helpers.h" nogil:
     float lsm_power_of_two_f(float t)
+    float lsm_reduce_f(float v, float n)
     double lsm_power_of_two_d(double t)
     double lsm_round_to_float(double x)
     double lsm_power_of_two_i(int n)
@@ -89,12 +90,10 @@ cdef double EXP_UNBIAS_DOUBLE = 2.0**-900
 
 cdef extern from *:
     """
-    #define LN2_FLOAT 0.693147182464599609375f   /* ln 2 rounded to float, (1 + LN2_ERROR) * ln 2 */
-    #define LN2_ERROR 2.7478434e-9
+    #define LN2_ERROR 2.7478434e-9               /* of ln 2 rounded to float, see lsm_reduce_f */
     #define LN2_HI 6.93147180369123816490e-01    /* ln 2 with 21 zeros at the end: n * LN2_HI is exact */
     #define LN2_LO 1.90821492927058770002e-10
     """
-    float LN2_FLOAT
     double LN2_ERROR, LN2_HI, LN2_LO
 
 include "memory.pxi"
