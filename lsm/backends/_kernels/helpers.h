@@ -2,6 +2,7 @@
 #ifndef LSM_HELPERS_H
 #define LSM_HELPERS_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -44,7 +45,7 @@ static inline double lsm_power_of_two_d(double t)
 static inline float lsm_reduce_f(float v, float n)
 {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-    return v - n * 0.693147182464599609375f;
+    return fmaf(n, -0.693147182464599609375f, v); /* by name: whether v - n * L becomes one depends on flags */
 #else
     return (v - n * 0.693359375f) - n * -0.000212192535400390625f;
 #endif
