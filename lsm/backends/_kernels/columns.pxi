@@ -52,11 +52,13 @@ cdef inline void write_out(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n
 
 
 cdef inline void ask_for_next(Tile x, Py_ssize_t n, Py_ssize_t first) noexcept nogil:
-    """Ask for a tile of the next band, `first` frames further on."""
+    """Ask for a tile, `first` frames further on, of the next band."""
     cdef Py_ssize_t i
     if is_dense(x):
         for i in range(n):
             lsm_prefetch(row_of(x, i).at + first * x.gap, N_COLUMNS * x.gap, False)
+    elif x.gap == n * x.step and x.step == size_of(x.kind):
+        lsm_prefetch(x.at + first * x.gap, N_COLUMNS * x.gap, False)
 
 
 cdef inline Tile tile_in(floating* scratch) noexcept nogil:

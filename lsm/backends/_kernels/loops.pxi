@@ -206,7 +206,8 @@ cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t 
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
         for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
             n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t),
-                                   own_scratch(scratch, n_bytes, t) + N_SLICE, stream)
+                                   own_scratch(scratch, n_bytes, t) + N_SLICE,
+                                   dy.at + (part - 1) * N_SLICE * dy.step, stream)
         lsm_stream_fence()
     if n_bad:
         fill_nan(dx, n, scratch)

@@ -375,8 +375,9 @@ cdef inline Py_ssize_t gradient_block(const floating* dy, const floating* y, Vec
 
 
 cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, Py_ssize_t n, Scaled of,
-                              floating* scratch, floating* scratch_y, bint stream) noexcept nogil:
-    """dx of the part-th slice of a frame; how many y are out of range."""
+                              floating* scratch, floating* scratch_y, const char* ahead_dy,
+                              bint stream) noexcept nogil:
+    """dx of the part-th slice of a frame; how many y are out of range. ahead_dy: what of dy will be read next."""
     cdef floating s_hi = <floating> of.s_hi, s_lo = <floating> of.s_lo, s = <floating> of.s
     cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
     cdef Py_ssize_t start = part * N_SLICE
@@ -387,7 +388,6 @@ cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, P
     cdef Vector source = dense(dy, start, n_slice, scratch)
     cdef Vector source_y = dense(y, start, n_slice, scratch_y)
     cdef const char* ahead = y.at + (start + 4 * N_BLOCK) * y.step
-    cdef const char* ahead_dy = dy.at + (start + n_slice) * dy.step
     cdef size_t n_ahead = N_BLOCK * y.step if y.step == size_of(y.kind) and n > N_SLICE else 0
     cdef size_t n_ahead_dy = N_BLOCK * dy.step if dy.step == size_of(dy.kind) else 0
     dx.at += start * dx.step
@@ -430,19 +430,21 @@ cdef Py_ssize_t gradient_edge(const floating* dy, const floating* y, Vector dx, 
 cdef void log_softmax_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,
                                      bint stream) noexcept nogil:
     """dx = dy - exp(y) * sum(dy)."""
-    finish_backward_frame(dy, y, dx, n, sum_frame(dy, y, n, scratch), scratch, scratch + N_SLICE, stream)
+    finish_backward_frame(dy, y, dx, n, sum_frame(dy, y, n, scratch), scratch, scratch + N_SLICE, dy.at + n * dy.step,
+                          stream)
 
 
 cdef void finish_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, Sum s, floating* scratch,
-                                floating* scratch_y, bint stream) noexcept nogil:
-    """dx of a frame whose S is known."""
+                                floating* scratch_y, const char* ahead_dy, bint stream) noexcept nogil:
+    """dx of a frame whose S is known. ahead_dy: the frame of dy that will be read next."""
     cdef Scaled of
     cdef Py_ssize_t part, n_bad = 0
     if is_masked(y, n, scratch) or not scale_sum(s.total, s.error, &of, floating is float):
         careful_backward_frame(dy, y, dx, n, scratch)
         return
     for part in range(count_slices(n)):
-        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, scratch_y, stream)
+        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, scratch_y,
+                               dy.at + (part + 1) * N_SLICE * dy.step if part < count_slices(n) - 1 else ahead_dy, stream)
     if n_bad:
         fill_nan(dx, n, scratch)
 
@@ -462,6 +464,7 @@ cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t firs
         if i > first:
             k = (i - 1) % 2
             target = native(stage) if stream else frame_at(dx, 0, i - 1)
-            finish_backward_frame(source[k], frame_at(y, 0, i - 1), target, n, s[k], scratch, scratch + N_SLICE, False)
+            finish_backward_frame(source[k], frame_at(y, 0, i - 1), target, n, s[k], scratch, scratch + N_SLICE,
+                                  frame_at(dy, 0, i + 1).at, False)
             if stream:
                 write(frame_at(dx, 0, i - 1), 0, n, stage, True)
