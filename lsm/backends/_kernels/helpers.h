@@ -40,8 +40,8 @@ static inline double lsm_power_of_two_d(double t)
     return scale;
 }
 
-/* v - n * L without rounding the product, L = ln 2 rounded to float, (1 + LN2_ERROR) * ln 2.  Where there is no FMA, L is taken as two
-   numbers of so few bits that both products are exact: the same bits. */
+/* v - n * L without rounding the product; L is ln 2 rounded to float, (1 + LN2_ERROR) * ln 2.  Where there is no
+   FMA, L is taken as two numbers of so few bits that both products are exact: the same bits. */
 static inline float lsm_reduce_f(float v, float n)
 {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)

@@ -4,8 +4,9 @@
 #   exp.pxi       one exponential, one logarithm, one gradient: functions of one number
 #   lanes.pxi     sums in a fixed order, and what they say of a frame
 #   careful.pxi   frames that are masked, sums that leave their type: rare, and slow
-#   rows.pxi      frames one at a time, the vectors along the classes
-#   columns.pxi   frames sixteen at a time, the vectors along the frames
+#   rows.pxi      frames one at a time, the vectors along the classes; rows_backward.pxi: their gradient
+#   tiles.pxi     frames 32 at a time: how they are copied and written
+#   columns.pxi   the same, computed, the vectors along the frames; columns_backward.pxi: their gradient
 #   loops.pxi     frames, tiles and parts of frames shared out to threads
 #   quick.pxi     small calls, straight from NumPy's arrays
 #   limits.pxi    a copy and an add at the speed of the memory, for benchmarks
@@ -101,7 +102,10 @@ include "exp.pxi"
 include "lanes.pxi"
 include "careful.pxi"
 include "rows.pxi"
+include "rows_backward.pxi"
+include "tiles.pxi"
 include "columns.pxi"
+include "columns_backward.pxi"
 include "loops.pxi"
 include "quick.pxi"
 include "limits.pxi"

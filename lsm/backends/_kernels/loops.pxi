@@ -9,6 +9,7 @@ cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssi
                     int n_threads) noexcept nogil:
     """all_dense: neighbouring frames lie side by side in memory, in all the arrays."""
     cdef Cut c
+    cdef Py_ssize_t n_tiles
     c.n_tiled = 0
     c.n_band = N_COLUMNS
     if n_inner >= N_FEW and (n <= N_SHORT or all_dense):
@@ -16,7 +17,8 @@ cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssi
         if fits(n) and n_inner - c.n_tiled >= N_FEW:
             c.n_tiled = n_inner
         if all_dense:
-            c.n_band = N_COLUMNS * count_band(n, n_arrays, n_outer * ((c.n_tiled + N_COLUMNS - 1) // N_COLUMNS), n_threads)
+            n_tiles = n_outer * ((c.n_tiled + N_COLUMNS - 1) // N_COLUMNS)
+            c.n_band = N_COLUMNS * count_band(n, n_arrays, n_tiles, n_threads)
     c.n_bands = (c.n_tiled + c.n_band - 1) // c.n_band
     c.n_tasks = c.n_bands + n_inner - c.n_tiled
     return c
