@@ -42,7 +42,7 @@ cdef inline void add_groups(double* total, double* error, const floating* p, Py_
     cdef Py_ssize_t k, g
     if in_double:
         for g in range(n_groups):
-            for k in range(n):  # hot
+            for k in range(n):
                 two_sum(&total[k], &error[k], p[g * n + k])
     else:
         for k in range(n):  # hot
