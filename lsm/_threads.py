@@ -13,7 +13,7 @@ from lsm._config import settings
 
 # Below this many elements a parallel region costs more than it saves: starting one takes 1 to 2
 # microseconds, in which one thread gets through about 4,000 float32 elements; 16 times that.
-MIN_PARALLEL_SIZE = 65_536
+MIN_PARALLEL_SIZE = 32_768
 
 _chosen: int | None = None  # set_num_threads
 _in_context: ContextVar[int | None] = ContextVar("lsm_num_threads", default=None)  # num_threads

@@ -36,7 +36,7 @@ class CythonBackend(Backend):
 
     @property
     def quick_functions(self) -> tuple[Any, Any]:
-        """Both operations for small calls on plain arrays: (x, axis, out) and (grad_output, output, axis, out).
+        """Both operations on plain arrays: (x, axis, out) and (grad_output, output, axis, out).
 
         They take arguments as the user gave them, for a dtype that this backend serves, and return the result, or
         None for what the ordinary way must look at.
@@ -81,8 +81,9 @@ def kernels() -> dict[Any, Any]:
             f"the kernels for instruction level {level} are not part of this build"
         ) from error
     set_openmp_limit(module.max_threads())
+    module.set_threads_for(threads_for, STREAM_BYTES)
     kinds, stored = module.KINDS, {"e": "uint16_t", "E": "uint16_t", "f": "float", "d": "double"}
-    table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH, "short": module.SHORT}
+    table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH}
     for x, kind in kinds.items():
         backward = module.log_softmax_backward[stored[x]]
         table["log_softmax_backward", x] = _bind(backward, kind)
@@ -104,17 +105,17 @@ def _bind(function: Any, kind: int, kind_y: int | None = None) -> Any:
 def _run(quick: Any, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
     """Call `quick`, or else the kernel on every (outer, classes, inner) view; the last of the arrays is written."""
     out = arrays[-1]
+    if quick(*arrays[:-1], axis, out, 0) is not None:
+        return
     stream = out.nbytes >= STREAM_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
+    itemsize = max(4, *(array.itemsize for array in arrays))
+    scratch = None
     with threads_for(out.size) as n_threads:
-        if quick(*arrays[:-1], axis, out, n_threads, stream) is not None:
-            return
-        n_classes = out.shape[axis]
-        itemsize = max(4, *(array.itemsize for array in arrays))
-        scratch = None
         for views in frame_views(arrays, axis):
-            is_native = all(view.strides[1] == view.itemsize == itemsize for view in views)
+            # The stride of a single class may be any: to the kernels it is another one than here.
+            is_native = out.shape[axis] > 1 and all(view.strides[1] == view.itemsize == itemsize for view in views)
             if scratch is None or not is_native:
-                n_numbers = 0 if is_native and n_classes > kernels()["short"] else kernels()["scratch"]
+                n_numbers = 0 if is_native else kernels()["scratch"]
                 scratch = np.empty((n_threads, n_numbers * itemsize + 64), np.uint8)
             views = tuple(view.view(np.uint16) if view.itemsize == 2 else view for view in views)
             kernel(*views, scratch, n_threads, stream)

@@ -81,9 +81,19 @@ cdef inline void raise_maxima(const floating* x, Py_ssize_t n, floating* m) noex
     memcpy(m, high, N_COLUMNS * sizeof(floating))
 
 
-cdef void read_tile_slice(Tile x, Py_ssize_t n, floating* m, double* below, floating* n_equal,
-                          floating* scratch) noexcept nogil:
-    """The maxima, the sums of exp(x - m) below m, and how many classes equal m, of N_COLUMNS frames."""
+cdef void find_maxima(Tile x, Py_ssize_t n, floating* m, floating* scratch) noexcept nogil:
+    """The maxima of N_COLUMNS frames."""
+    cdef Py_ssize_t chunk, n_part, j
+    for j in range(N_COLUMNS):
+        m[j] = -INFINITY
+    for chunk in range(count_chunks(n)):
+        n_part = min(<Py_ssize_t> N_CHUNK, n - chunk * N_CHUNK)
+        raise_maxima(chunk_of(x, chunk * N_CHUNK, n_part, scratch), n_part, m)
+
+
+cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below, floating* n_equal,
+                         floating* scratch) noexcept nogil:
+    """The sums of exp(x - m) below the maxima m, and how many classes equal m, of N_COLUMNS frames."""
     cdef double total[N_LANES * N_COLUMNS]
     cdef double error[N_LANES * N_COLUMNS]
     cdef floating of[4 * N_COLUMNS]
@@ -91,11 +101,6 @@ cdef void read_tile_slice(Tile x, Py_ssize_t n, floating* m, double* below, floa
     cdef const floating* at
     cdef Shift shift
     cdef Py_ssize_t chunk, start, n_part, block, n_block, j
-    for j in range(N_COLUMNS):
-        m[j] = -INFINITY
-    for chunk in range(count_chunks(n)):
-        n_part = min(<Py_ssize_t> N_CHUNK, n - chunk * N_CHUNK)
-        raise_maxima(chunk_of(x, chunk * N_CHUNK, n_part, scratch), n_part, m)
     for j in range(N_COLUMNS):  # hot
         shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)
         of[j] = <floating> shift.h
@@ -118,18 +123,20 @@ cdef void read_tile_slice(Tile x, Py_ssize_t n, floating* m, double* below, floa
         below[j] = finish(total[j], error[0 if floating is float else j], shift, floating is float)
 
 
-cdef void read_tile(Tile x, Py_ssize_t n, floating* c_hi, floating* c_lo, floating* scratch) noexcept nogil:
-    """The normalisers of N_COLUMNS frames."""
+cdef void end_tile(Tile x, Py_ssize_t n, floating* m, floating* c_hi, floating* c_lo, floating* scratch) noexcept nogil:
+    """The normalisers of N_COLUMNS frames; of the first slice the maxima m are known."""
     cdef double below[N_COLUMNS]
-    cdef floating m[N_COLUMNS]
     cdef floating n_equal[N_COLUMNS]
     cdef Frame frames[N_COLUMNS]
     cdef Frame found
-    cdef Py_ssize_t part, j
+    cdef Py_ssize_t part, n_part, j
     cdef Tile slice = x
     for part in range(count_slices(n)):
+        n_part = size_of_part(part, n)
         slice.at = x.at + part * N_SLICE * x.step
-        read_tile_slice(slice, min(<Py_ssize_t> N_SLICE, n - part * N_SLICE), m, below, n_equal, scratch)
+        if part:
+            find_maxima(slice, n_part, m, scratch)
+        sum_tile_slice(slice, n_part, m, below, n_equal, scratch)
         for j in range(N_COLUMNS):
             found.largest = m[j]
             found.below = below[j]
@@ -142,40 +149,27 @@ cdef void read_tile(Tile x, Py_ssize_t n, floating* c_hi, floating* c_lo, floati
         normaliser(frames[j], &c_hi[j], &c_lo[j])
 
 
-cdef inline void subtract_tile(floating* x, Py_ssize_t n, const floating* c_hi, const floating* c_lo) noexcept nogil:
-    """y = (x - c_hi) - c_lo for n classes of a tile, in place."""
-    cdef floating hi[N_COLUMNS]
-    cdef floating lo[N_COLUMNS]
-    cdef Py_ssize_t i, j
-    for j in range(N_COLUMNS):
-        hi[j] = c_hi[j]
-        lo[j] = c_lo[j]
-    for i in range(n):
-        for j in range(N_COLUMNS):  # hot
-            x[i * N_COLUMNS + j] = (x[i * N_COLUMNS + j] - hi[j]) - lo[j]
-
-
 cdef void log_softmax_band(Tile x, Tile y, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
                            bint stream) noexcept nogil:
-    """log_softmax_frame for n_frames neighbouring frames, at most N_BAND_COLUMNS; N_COLUMNS if they are not dense."""
-    cdef floating c_hi[N_COLUMNS]
-    cdef floating c_lo[N_COLUMNS]
-    cdef floating* at
-    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, chunk, n_part
+    """log_softmax_frame for n_frames neighbouring frames, at most N_BAND_COLUMNS."""
+    cdef floating m[N_BAND_COLUMNS]
+    cdef floating c_hi[N_BAND_COLUMNS]
+    cdef floating c_lo[N_BAND_COLUMNS]
+    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, j, chunk, n_part
     if not fits(n):
-        read_tile(x, n, c_hi, c_lo, scratch)
+        find_maxima(x, size_of_part(0, n), m, scratch)
+        end_tile(x, n, m, c_hi, c_lo, scratch)
         for chunk in range(count_chunks(n)):
             n_part = min(<Py_ssize_t> N_CHUNK, n - chunk * N_CHUNK)
-            copy_rows(x, n_part, N_COLUMNS, n_part, scratch)
-            subtract_tile(scratch, n_part, c_hi, c_lo)
-            write_rows(scratch, y, n_part, N_COLUMNS, n_part, stream)
+            copy_rows(x, n_part, N_COLUMNS, n_part, scratch, <floating*> NULL)
+            write_rows(scratch, y, n_part, N_COLUMNS, n_part, c_hi, c_lo, stream)
             x.at += n_part * x.step
             y.at += n_part * y.step
         return
-    copy_in(x, n, n_frames, scratch)
+    for j in range(n_tiles * N_COLUMNS):
+        m[j] = -INFINITY
+    copy_rows(x, n, n_frames, n, scratch, m)
     for tile in range(n_tiles):
-        at = scratch + tile * n * N_COLUMNS
-        ask_for_next(x, n, n_frames + tile * N_COLUMNS)
-        read_tile(tile_in(at), n, c_hi, c_lo, scratch)
-        subtract_tile(at, n, c_hi, c_lo)
-    write_out(scratch, y, n, n_frames, stream)
+        j = tile * N_COLUMNS
+        end_tile(tile_in(scratch + n * j), n, &m[j], &c_hi[j], &c_lo[j], scratch)
+    write_rows(scratch, y, n, n_frames, n, c_hi, c_lo, stream)

@@ -158,28 +158,27 @@ cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_s
             n_bad[j] = 0
         for i in range(count_chunks(n) if easy else 0):
             n_part = min(<Py_ssize_t> N_CHUNK, n - i * N_CHUNK)
-            copy_rows(rest_dy, n_part, N_COLUMNS, n_part, scratch)
-            copy_rows(rest_y, n_part, N_COLUMNS, n_part, scratch_y)
+            copy_rows(rest_dy, n_part, N_COLUMNS, n_part, scratch, <floating*> NULL)
+            copy_rows(rest_y, n_part, N_COLUMNS, n_part, scratch_y, <floating*> NULL)
             gradient_tile(scratch, scratch_y, n_part, &of, &n_bad[N_COLUMNS])
-            write_rows(scratch, rest_dx, n_part, N_COLUMNS, n_part, stream)
+            write_rows(scratch, rest_dx, n_part, N_COLUMNS, n_part, <floating*> NULL, <floating*> NULL,
+                       stream)
             rest_dy.at += n_part * dy.step
             rest_y.at += n_part * y.step
             rest_dx.at += n_part * dx.step
             for j in range(N_COLUMNS):
                 n_bad[j] += n_bad[N_COLUMNS + j]
     else:
-        copy_in(dy, n, n_frames, scratch)
-        copy_in(y, n, n_frames, scratch_y)
+        copy_rows(dy, n, n_frames, n, scratch, <floating*> NULL)
+        copy_rows(y, n, n_frames, n, scratch_y, <floating*> NULL)
         for tile in range(n_tiles):
             at = scratch + tile * n * N_COLUMNS
             at_y = scratch_y + tile * n * N_COLUMNS
-            ask_for_next(dy, n, n_frames + tile * N_COLUMNS)
-            ask_for_next(y, n, n_frames + tile * N_COLUMNS)
             easy &= scale_tile(tile_in(at), tile_in(at_y), n, min(<Py_ssize_t> N_COLUMNS, n_frames - tile * N_COLUMNS),
                                &of, scratch)
             gradient_tile(at, at_y, n, &of, &n_bad[tile * N_COLUMNS])
         if easy:
-            write_out(scratch, dx, n, n_frames, stream)
+            write_rows(scratch, dx, n, n_frames, n, <floating*> NULL, <floating*> NULL, stream)
     for j in range(n_frames):
         if not easy:
             log_softmax_backward_frame(frame_of(dy, j), frame_of(y, j), frame_of(dx, j), n, scratch, stream)

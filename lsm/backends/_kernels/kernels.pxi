@@ -4,11 +4,14 @@
 #   exp.pxi       one exponential, one logarithm, one gradient: functions of one number
 #   lanes.pxi     sums in a fixed order, and what they say of a frame
 #   careful.pxi   frames that are masked, sums that leave their type: rare, and slow
-#   rows.pxi      frames one at a time, the vectors along the classes; rows_backward.pxi: their gradient
-#   tiles.pxi     frames 32 at a time: how they are copied and written
-#   columns.pxi   the same, computed, the vectors along the frames; columns_backward.pxi: their gradient
+#   passes.pxi    what is done with a row or a block of classes; passes_backward.pxi: for the gradient
+#   rows.pxi      frames one at a time, three under way, the vectors along the classes; rows_backward.pxi
+#   groups.pxi    the ends of sums, of sixteen frames together
+#   short.pxi     frames of at most 64 classes, sixteen at a time; short_backward.pxi
+#   tiles.pxi     frames that lie side by side, 32 at a time: how they are copied and written
+#   columns.pxi   the same, computed, the vectors along the frames; columns_backward.pxi
 #   loops.pxi     frames, tiles and parts of frames shared out to threads
-#   quick.pxi     small calls, straight from NumPy's arrays
+#   quick.pxi     plain arrays, straight from NumPy
 #   limits.pxi    a copy and an add at the speed of the memory, for benchmarks
 #   here          constants, and what Python calls
 #
@@ -35,19 +38,23 @@ cdef extern from "helpers.h" nogil:
     uint16_t lsm_to_bfloat16(float x)
     void lsm_from_half(float* to, const uint16_t* x, Py_ssize_t n)
     void lsm_to_half(uint16_t* to, const float* x, Py_ssize_t n)
-    void lsm_pad_f(float* to, const float* x, Py_ssize_t n, float fill)
-    void lsm_pad_d(double* to, const double* x, Py_ssize_t n, double fill)
+    int omp_get_max_threads()
+    int omp_get_thread_num()
+
+cdef extern from "moves.h" nogil:
+    void lsm_pad_f(float* to, const float* x, Py_ssize_t n, Py_ssize_t width, float fill)
+    void lsm_pad_d(double* to, const double* x, Py_ssize_t n, Py_ssize_t width, double fill)
+    void lsm_put_f(float* to, const float* x)
+    void lsm_put_d(double* to, const double* x)
+    void lsm_put_some_f(float* to, const float* x, Py_ssize_t n)
+    void lsm_put_some_d(double* to, const double* x, Py_ssize_t n)
     void lsm_prefetch(const void* p, size_t n, bint near)
     void lsm_stream(void* to, const void* source, size_t n)
-    void lsm_transpose_f(float* to, Py_ssize_t step_to, const float* source, Py_ssize_t step_from, Py_ssize_t n_rows,
-                         Py_ssize_t n_columns)
-    void lsm_transpose_d(double* to, Py_ssize_t step_to, const double* source, Py_ssize_t step_from,
-                         Py_ssize_t n_rows, Py_ssize_t n_columns)
+    void lsm_turn_f(float* to, const float* source)
+    void lsm_turn_d(double* to, const double* source)
     void lsm_stream_through(void* y, size_t n_y, const void* x, size_t n_x)
     void lsm_stream_add(float* to, const float* a, const float* b, size_t n)
     void lsm_stream_fence()
-    int omp_get_max_threads()
-    int omp_get_thread_num()
 
 ctypedef fused floating:  # what is computed in
     float
@@ -68,19 +75,22 @@ cdef enum:
     N_ROW = 64        # classes that are computed together: 16 and 32 gave gcc 12 too little to make vectors of
     N_BLOCK = 256     # classes between two additions to the lanes: 4 rows
     N_PEAKS = 16      # what is kept of a block's maximum: one vector, as it takes long to get from there to a number
-    N_SLICE_PEAKS = 1024  # N_SLICE / N_BLOCK * N_PEAKS
     N_SLICE = 16384   # classes that are read twice while they are in the cache: 64 KiB of float32
-    N_NEAR = 2048     # classes of a frame of which the next fits the first cache beside it: 3 % faster at 1000 classes,
-    #                   but with 128,256 prefetching that near took a third more time
-    N_PIPED = 2048    # classes of frames of which three fit the first cache together
-    N_PIPED_PEAKS = 128  # N_PIPED / N_BLOCK * N_PEAKS
+    N_SLICE_PEAKS = 1040  # (1 + N_SLICE / N_BLOCK) * N_PEAKS
+    N_SHORT = 64      # classes up to which sixteen frames at a time are faster: at 32 classes 12 ns for 16, not 22
+    N_GROUP = 16      # those frames
+    N_PIPED = 2048    # classes of frames of which N_UNDER_WAY fit the scratch
+    N_UNDER_WAY = 16  # parts of frames, at most, between the first pass over them and the last: 1 MiB of float32
+    N_TOGETHER = 8    # frames whose sums are ended together: 6.0 ns for 16 at 1024x1000, with one at a time 7.0
+    N_AHEAD = 1024    # classes that are asked for ahead of time: 6.4 ns at 512x32000, without 10.1
+    N_FAR = 3145728   # bytes from which an array is taken to come from memory: what is near is a tenth faster unasked
+    N_FOUND = 64      # slices of a frame of which is kept what was found, before it is put together
     N_COLUMNS = 32    # frames in a tile: two cache lines of float32
+    N_CHUNK = 512     # classes of a tile that the scratch holds: 64 KiB of float32
     N_BAND = 16       # tiles that are copied together, at most
     N_BAND_COLUMNS = 512  # N_BAND * N_COLUMNS
-    N_SHORT = 64      # classes up to which sixteen frames at a time are faster whatever way they lie
-    N_STAGE = 2048    # N_SHORT * N_COLUMNS
-    N_CHUNK = 512    # classes of a tile that the scratch holds: 64 KiB of float32
-    N_FEW = 4         # frames below which that is not so
+    N_ROWS_AHEAD = 4  # rows of a band that are asked for ahead of time
+    N_FEW = 4         # frames side by side from which a tile is worth its while
     EXP_BIAS_FLOAT = 100
     EXP_BIAS_DOUBLE = 900
     GRADIENT_BIAS_FLOAT = 48   # see scale_sum
@@ -101,8 +111,13 @@ include "memory.pxi"
 include "exp.pxi"
 include "lanes.pxi"
 include "careful.pxi"
+include "passes.pxi"
 include "rows.pxi"
+include "passes_backward.pxi"
 include "rows_backward.pxi"
+include "groups.pxi"
+include "short.pxi"
+include "short_backward.pxi"
 include "tiles.pxi"
 include "columns.pxi"
 include "columns_backward.pxi"
@@ -112,7 +127,6 @@ include "limits.pxi"
 
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 SCRATCH = 2 * N_SLICE  # numbers of scratch a thread needs, for what does not lie in memory as it is computed
-SHORT = N_SHORT  # frames of so many classes need it too
 
 
 cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nogil:

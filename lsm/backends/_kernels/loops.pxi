@@ -1,8 +1,8 @@
 # Frames shared out to threads.  How they are cut changes no bit of any result.
 
-# How the inner axis is cut: bands of tiles first, then single frames.
+# How the inner axis is cut: bands of tiles first, then groups.
 cdef struct Cut:
-    Py_ssize_t n_tiled, n_band, n_bands, n_tasks
+    Py_ssize_t n_inner, n_tiled, n_band, n_bands, n_group, n_tasks
 
 
 cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t n_arrays, bint all_dense,
@@ -10,17 +10,20 @@ cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssi
     """all_dense: neighbouring frames lie side by side in memory, in all the arrays."""
     cdef Cut c
     cdef Py_ssize_t n_tiles
+    c.n_inner = n_inner
     c.n_tiled = 0
     c.n_band = N_COLUMNS
-    if n_inner >= N_FEW and (n <= N_SHORT or all_dense):
+    if n_inner >= N_FEW and all_dense:
         c.n_tiled = n_inner // N_COLUMNS * N_COLUMNS
         if fits(n) and n_inner - c.n_tiled >= N_FEW:
             c.n_tiled = n_inner
-        if all_dense:
-            n_tiles = n_outer * ((c.n_tiled + N_COLUMNS - 1) // N_COLUMNS)
-            c.n_band = N_COLUMNS * count_band(n, n_arrays, n_tiles, n_threads)
+        n_tiles = n_outer * ((c.n_tiled + N_COLUMNS - 1) // N_COLUMNS)
+        c.n_band = N_COLUMNS * count_band(n, n_arrays, n_tiles, n_threads)
     c.n_bands = (c.n_tiled + c.n_band - 1) // c.n_band
-    c.n_tasks = c.n_bands + n_inner - c.n_tiled
+    c.n_group = N_GROUP
+    if n > N_SHORT:  # all that a thread takes go one after the other
+        c.n_group = max(1, (n_inner - c.n_tiled + n_threads - 1) // n_threads if n_outer == 1 else n_inner - c.n_tiled)
+    c.n_tasks = c.n_bands + (n_inner - c.n_tiled + c.n_group - 1) // c.n_group
     return c
 
 
@@ -47,11 +50,6 @@ cdef inline floating* own_scratch(floating* scratch, Py_ssize_t n_bytes, int thr
     return <floating*> (at + (-<Py_ssize_t> at & 63))
 
 
-cdef inline bint is_piped(Py_ssize_t n_outer, Py_ssize_t n, Cut c) noexcept nogil:
-    """Whether all are single frames in a row, and short enough for log_softmax_rows."""
-    return n_outer == 1 and c.n_bands == 0 and n <= N_PIPED
-
-
 cdef inline bint shall_split(Py_ssize_t n_frames, Py_ssize_t n, int n_threads) noexcept nogil:
     """Whether few long frames are each split over the threads: where whole frames would leave some idle."""
     return n_threads > 1 and n >= 4 * N_SLICE and n_frames < 4 * n_threads and n_frames % n_threads != 0
@@ -59,21 +57,27 @@ cdef inline bint shall_split(Py_ssize_t n_frames, Py_ssize_t n, int n_threads) n
 
 cdef inline void log_softmax_task(Array x, Array y, Py_ssize_t n, Py_ssize_t task, Cut c, floating* scratch,
                                   bint stream) noexcept nogil:
-    """One band, or one frame: tasks 0 to n_bands - 1 of each outer index are bands."""
-    cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks
+    """One band, or one group: tasks 0 to n_bands - 1 of each outer index are bands."""
+    cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks, last
     if j < c.n_bands:
         j *= c.n_band
         log_softmax_band(tile_at(x, i, j), tile_at(y, i, j), n, min(c.n_band, c.n_tiled - j), scratch, stream)
     else:
-        j += c.n_tiled - c.n_bands
-        log_softmax_frame(frame_at(x, i, j), frame_at(y, i, j), n, scratch, stream)
+        j = c.n_tiled + (j - c.n_bands) * c.n_group
+        last = min(j + c.n_group, c.n_inner)
+        if n <= N_SHORT:
+            log_softmax_short(x, y, i, j, last - j, n, scratch, stream)
+        elif can_pipe(x, n):
+            log_softmax_rows(x, y, i, j, last, n, scratch, stream)
+        else:
+            for j in range(j, last):
+                log_softmax_frame(frame_at(x, i, j), frame_at(y, i, j), n, scratch, stream)
 
 
 cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
                              floating* scratch, Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
     cdef Cut c
     cdef Py_ssize_t task, i
-    cdef int t
     if n_inner == 1:
         n_outer, n_inner = n_inner, n_outer
         swap_axes(&x)
@@ -85,15 +89,7 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
                               stream)
         return
     c = cut(n_outer, n, n_inner, 1, lies_dense(x) and lies_dense(y), n_threads)
-    if is_piped(n_outer, n, c) and n_threads == 1:  # a parallel region costs microseconds, even with one thread
-        log_softmax_rows(x, y, 0, n_inner, n, own_scratch(scratch, n_bytes, 0), stream)
-        lsm_stream_fence()
-    elif is_piped(n_outer, n, c):
-        for t in prange(n_threads, schedule="static", num_threads=n_threads):
-            log_softmax_rows(x, y, t * n_inner // n_threads, (t + 1) * n_inner // n_threads, n,
-                             own_scratch(scratch, n_bytes, t), stream)
-            lsm_stream_fence()
-    elif n_threads == 1:
+    if n_threads == 1:  # a parallel region costs microseconds, even with one thread
         for task in range(n_outer * c.n_tasks):
             log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
         lsm_stream_fence()
@@ -117,8 +113,8 @@ cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch,
         lsm_stream_fence()
         return
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
-        for part in range(t * n_parts // n_threads, (t + 1) * n_parts // n_threads):
-            found[part] = read_part(x, part, n, own_scratch(scratch, n_bytes, t))
+        read_parts(x, t * n_parts // n_threads, (t + 1) * n_parts // n_threads, n,
+                   own_scratch(scratch, n_bytes, t), found + t * n_parts // n_threads)
     frame = found[0]
     for part in range(1, n_parts):
         merge(&frame, found[part])
@@ -132,16 +128,23 @@ cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch,
 
 cdef inline void log_softmax_backward_task(Array dy, Array y, Array dx, Py_ssize_t n, Py_ssize_t task, Cut c,
                                            floating* scratch, bint stream) noexcept nogil:
-    """One band, or one frame, of the gradient."""
-    cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks
+    """One band, or one group, of the gradient."""
+    cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks, last
     if j < c.n_bands:
         j *= c.n_band
         log_softmax_backward_band(tile_at(dy, i, j), tile_at(y, i, j), tile_at(dx, i, j), n,
                                   min(c.n_band, c.n_tiled - j), scratch, stream)
     else:
-        j += c.n_tiled - c.n_bands
-        log_softmax_backward_frame(frame_at(dy, i, j), frame_at(y, i, j),
-                                   frame_at(dx, i, j), n, scratch, stream)
+        j = c.n_tiled + (j - c.n_bands) * c.n_group
+        last = min(j + c.n_group, c.n_inner)
+        if n <= N_SHORT:
+            log_softmax_backward_short(dy, y, dx, i, j, last - j, n, scratch, stream)
+        elif can_pipe(dy, n) and can_pipe(y, n):
+            log_softmax_backward_rows(dy, y, dx, i, j, last, n, scratch, stream)
+        else:
+            for j in range(j, last):
+                log_softmax_backward_frame(frame_at(dy, i, j), frame_at(y, i, j), frame_at(dx, i, j), n, scratch,
+                                           stream)
 
 
 cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_outer, Py_ssize_t n,
@@ -149,7 +152,6 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
                                       bint stream) noexcept nogil:
     cdef Cut c
     cdef Py_ssize_t task, i
-    cdef int t
     if n_inner == 1:
         n_outer, n_inner = n_inner, n_outer
         swap_axes(&dy)
@@ -163,15 +165,7 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
                                        n_threads, stream)
         return
     c = cut(n_outer, n, n_inner, 2, lies_dense(dy) and lies_dense(y) and lies_dense(dx), n_threads)
-    if is_piped(n_outer, n, c) and n_threads == 1:
-        log_softmax_backward_rows(dy, y, dx, 0, n_inner, n, own_scratch(scratch, n_bytes, 0), stream)
-        lsm_stream_fence()
-    elif is_piped(n_outer, n, c):
-        for t in prange(n_threads, schedule="static", num_threads=n_threads):
-            log_softmax_backward_rows(dy, y, dx, t * n_inner // n_threads, (t + 1) * n_inner // n_threads, n,
-                                      own_scratch(scratch, n_bytes, t), stream)
-            lsm_stream_fence()
-    elif n_threads == 1:
+    if n_threads == 1:
         for task in range(n_outer * c.n_tasks):
             log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
         lsm_stream_fence()
@@ -197,7 +191,7 @@ cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t 
         return
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
         for part in range(t * n_parts // n_threads, (t + 1) * n_parts // n_threads):
-            found[part] = sum_part(dy, part, n, NULL, 0, own_scratch(scratch, n_bytes, t))
+            found[part] = sum_part(dy, part, n, own_scratch(scratch, n_bytes, t))
     s.total = s.error = 0
     for part in range(n_parts):
         add_sum(&s, found[part])
@@ -208,8 +202,7 @@ cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t 
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
         for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
             n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t),
-                                   own_scratch(scratch, n_bytes, t) + N_SLICE,
-                                   dy.at + (part - 1) * N_SLICE * dy.step, stream)
+                                   own_scratch(scratch, n_bytes, t) + N_SLICE, stream)
         lsm_stream_fence()
     if n_bad:
         fill_nan(dx, n, scratch)

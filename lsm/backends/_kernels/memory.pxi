@@ -122,6 +122,11 @@ cdef inline const floating* load(Vector x, Py_ssize_t start, Py_ssize_t n, float
     return buffer
 
 
+cdef inline bint lies_whole(Array x, Py_ssize_t n) noexcept nogil:
+    """Whether neighbouring frames follow one another in memory without a gap."""
+    return x.step == size_of(x.kind) and x.gap == n * x.step
+
+
 cdef inline Vector native(const floating* x) noexcept nogil:
     """Numbers that lie as they are computed with."""
     cdef Vector to

@@ -1,4 +1,4 @@
-# Arrays taken and made through NumPy's C interface, for small calls: there the time goes before the kernels begin.
+# Arrays taken and made through NumPy's C interface: in small calls the time goes before the kernels begin.
 #
 # Only what needs no thought is served: plain arrays, exactly alike. For any other call the answer is None, and the
 # ordinary way, where all the checks and messages stand, goes on as if nothing had been tried.
@@ -28,7 +28,7 @@ cdef extern from "numpy/arrayobject.h":
 _import_array()
 
 cdef enum:
-    QUICK_SIZE = 65536  # elements from which threads are worth a thought: lsm._threads.MIN_PARALLEL_SIZE
+    QUICK_SIZE = 32768  # elements from which threads are worth a thought: lsm._threads.MIN_PARALLEL_SIZE
     N_HOLDING = 4096    # elements up to which the GIL is kept: to let it go and take it again costs 0.1 microseconds
 
 
@@ -101,11 +101,10 @@ cdef inline Array whole(object x, Frames f) noexcept:
 
 
 cdef inline size_t count_scratch(Frames f) noexcept nogil:
-    """Bytes of scratch for each thread; 0 if the frames are used where they lie. (A tile is copied.)"""
-    cdef bint is_tiled = f.n_inner > 1 or (f.n <= N_SHORT and f.n_outer >= N_FEW)
+    """Bytes of scratch for each thread; 0 if the frames are used where they lie."""
     if f.kind == DOUBLE:
-        return 2 * N_SLICE * sizeof(double) + 64 if is_tiled else 0
-    return 2 * N_SLICE * sizeof(float) + 64 if is_tiled or f.kind != FLOAT else 0
+        return 2 * N_SLICE * sizeof(double) + 64 if f.n_inner > 1 else 0
+    return 2 * N_SLICE * sizeof(float) + 64 if f.n_inner > 1 or f.kind != FLOAT else 0
 
 
 cdef bint run_forward(Array x, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
@@ -136,21 +135,42 @@ cdef bint run_backward(Array dy, Array y, Array dx, Frames f, int n_threads, bin
     return True
 
 
-def quick_log_softmax(x, axis, out, int n_threads=0, bint stream=False):
+_threads_for = None  # lsm._threads.threads_for
+_stream_bytes = 0    # results of so many bytes are written past the cache
+
+
+def set_threads_for(threads_for, Py_ssize_t stream_bytes):
+    """Tell who counts threads, and from what size of a result on it is written past the cache."""
+    global _threads_for, _stream_bytes
+    _threads_for, _stream_bytes = threads_for, stream_bytes
+
+
+cdef inline bint shall_stream(Frames f, object out, object a, object b) noexcept:
+    """Whether the result is large, and not one of the arrays that are read."""
+    return (
+        count_elements(f) * size_of(f.kind) >= <Py_ssize_t> _stream_bytes
+        and (out is None or (PyArray_BYTES(<PyArrayObject*> out) != PyArray_BYTES(<PyArrayObject*> a)
+                             and PyArray_BYTES(<PyArrayObject*> out) != PyArray_BYTES(<PyArrayObject*> b)))
+    )
+
+
+def quick_log_softmax(x, axis, out, int n_threads=0):
     """log_softmax(x, axis, out=out) on plain arrays; None for any other call.
 
-    The dtype of x must be one that the kernels serve; nothing else need have been checked. As long as nobody has said
-    how many threads, only small calls are served.
+    The dtype of x must be one that the kernels serve; nothing else need have been checked. Small calls take one
+    thread, others as many as threads_for says, unless n_threads does.
     """
     cdef Frames f
     cdef Array a, b
-    cdef bint done
-    if not find_frames(x, axis, &f) or (n_threads == 0 and count_elements(f) >= QUICK_SIZE):
+    cdef bint done, stream
+    if not find_frames(x, axis, &f) or not (out is None or can_take(out, x, f)):
         return None
+    if n_threads == 0 and count_elements(f) >= QUICK_SIZE:
+        with _threads_for(count_elements(f)) as n:
+            return quick_log_softmax(x, axis, out, n)
+    stream = shall_stream(f, out, x, x)
     if out is None:
         out = PyArray_NewLikeArray(<PyArrayObject*> x, NPY_CORDER, NULL, False)
-    elif not can_take(out, x, f):
-        return None
     a = whole(x, f)
     b = whole(out, f)
     if count_elements(f) <= N_HOLDING:
@@ -161,17 +181,21 @@ def quick_log_softmax(x, axis, out, int n_threads=0, bint stream=False):
     return out if done else None
 
 
-def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0, bint stream=False):
+def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
     """log_softmax_backward(dy, y, axis, out=out), or None; see quick_log_softmax."""
     cdef Frames f
     cdef Array a, b, c
-    cdef bint done
-    if not (find_frames(dy, axis, &f) and is_alike(y, dy)) or (n_threads == 0 and count_elements(f) >= QUICK_SIZE):
+    cdef bint done, stream
+    if not (find_frames(dy, axis, &f) and is_alike(y, dy)):
         return None
+    if not (out is None or (can_take(out, dy, f) and can_take(out, y, f))):
+        return None
+    if n_threads == 0 and count_elements(f) >= QUICK_SIZE:
+        with _threads_for(count_elements(f)) as n:
+            return quick_log_softmax_backward(dy, y, axis, out, n)
+    stream = shall_stream(f, out, dy, y)
     if out is None:
         out = PyArray_NewLikeArray(<PyArrayObject*> dy, NPY_CORDER, NULL, False)
-    elif not (can_take(out, dy, f) and can_take(out, y, f)):
-        return None
     a = whole(dy, f)
     b = whole(y, f)
     c = whole(out, f)

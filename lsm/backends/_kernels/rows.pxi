@@ -1,261 +1,245 @@
-# Frames one at a time: the lanes run along the classes.
+# Frames one at a time, or three, in the passes of passes.pxi.
 
 
-cdef inline floating larger(floating a, floating b) noexcept nogil:
-    return a if a > b else b
+cdef inline void begin_peaks(floating* peaks) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(N_PEAKS):
+        peaks[k] = -INFINITY
 
 
-cdef inline void pad(floating* to, const floating* x, Py_ssize_t n, floating fill) noexcept nogil:
-    """Copy n < N_ROW numbers, and fill up the row."""
-    if floating is float:
-        lsm_pad_f(to, x, n, fill)
-    else:
-        lsm_pad_d(to, x, n, fill)
-
-
-cdef floating largest(Vector x, Py_ssize_t n, floating* of_blocks) noexcept nogil:
-    """The maximum of n classes, and N_PEAKS numbers for each block, its maximum among them; the last may be shorter.
-
-    A NaN is passed over here and found by the sum.
-    """
-    cdef floating m[N_ROW]
-    cdef floating b[N_ROW]
-    cdef floating edge[N_ROW]
-    cdef floating buffer[N_BLOCK]
-    cdef const floating* p
-    cdef Py_ssize_t n_blocks = n // N_BLOCK, block, row, k
-    for k in range(N_ROW):
-        m[k] = -INFINITY
-    for block in range(n_blocks):
-        p = load(x, block * N_BLOCK, N_BLOCK, buffer)
-        for k in range(N_ROW):  # hot
-            b[k] = larger(larger(p[k], p[k + N_ROW]), larger(p[k + 2 * N_ROW], p[k + 3 * N_ROW]))
-            m[k] = larger(b[k], m[k])
-        for k in range(N_PEAKS):  # hot
-            of_blocks[block * N_PEAKS + k] = larger(larger(b[k], b[k + N_PEAKS]),
-                                                    larger(b[k + 2 * N_PEAKS], b[k + 3 * N_PEAKS]))
-    if n % N_BLOCK:
-        p = load(x, n_blocks * N_BLOCK, n % N_BLOCK, buffer)
-        pad(edge, &p[n % N_BLOCK - n % N_ROW], n % N_ROW, -INFINITY)
-        for k in range(N_ROW):
-            b[k] = edge[k]
-        for row in range(n % N_BLOCK // N_ROW):
-            for k in range(N_ROW):
-                b[k] = larger(p[row * N_ROW + k], b[k])
-        for k in range(N_ROW):
-            m[k] = larger(b[k], m[k])
-        for k in range(N_PEAKS):
-            of_blocks[n_blocks * N_PEAKS + k] = larger(larger(b[k], b[k + N_PEAKS]),
-                                                       larger(b[k + 2 * N_PEAKS], b[k + 3 * N_PEAKS]))
-    for k in range(32):
-        m[k] = larger(m[k + 32], m[k])
-    for k in range(16):
-        m[k] = larger(m[k + 16], m[k])
+cdef inline floating end_peaks(const floating* peaks) noexcept nogil:
+    """The maximum of a part, from its peaks. A NaN may have been passed over: the sum finds it."""
+    cdef floating high[8]
+    cdef Py_ssize_t k
     for k in range(8):
-        m[k] = larger(m[k + 8], m[k])
+        high[k] = larger(peaks[k + 8], peaks[k])
     for k in range(4):
-        m[k] = larger(m[k + 4], m[k])
-    return larger(larger(m[0], m[1]), larger(m[2], m[3]))
+        high[k] = larger(high[k + 4], high[k])
+    return larger(larger(high[0], high[1]), larger(high[2], high[3]))
 
 
-cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, floating* buffer) noexcept nogil:
-    """x - h, in the buffer if h is not 0."""
-    cdef Py_ssize_t k
-    if h == 0:
-        return x
-    for k in range(n):
-        buffer[k] = x[k] - h
-    return buffer
+cdef inline Shift shift_of(floating m) noexcept nogil:
+    return shift_to(m if m > -INFINITY else <floating> 0, &m)  # all that m is of may be -inf
 
 
-cdef inline void add_rows(const floating* v, Py_ssize_t n_rows, const floating* edge, floating top, floating magic,
-                          floating floor, bint some_equal, double* total, double* error) noexcept nogil:
-    """Add the exponentials of n_rows <= 4 rows of classes, the last of which is `edge` if that is not NULL.
-
-    What equals `top` is left out if some_equal, and must not be there if not.
-    """
-    cdef floating p[N_ROW]
-    cdef Py_ssize_t k, q
-    cdef const floating* first = v if n_rows > 1 or edge == NULL else edge
-    for k in range(N_ROW):  # hot
-        p[k] = exp_below(first[k], magic, floor, top, some_equal)
-    for q in range(1, n_rows if edge == NULL else n_rows - 1):
-        for k in range(N_ROW):  # hot
-            p[k] += exp_below(v[q * N_ROW + k], magic, floor, top, some_equal)
-    if edge != NULL and n_rows > 1:
-        for k in range(N_ROW):  # hot
-            p[k] += exp_below(edge[k], magic, floor, top, some_equal)
-    add_groups(total, error, p, N_LANES, 4, floating is double)
+cdef inline Frame end_sum(double* total, double* error, floating m, Adding* adding) noexcept nogil:
+    """What a part has been found to be."""
+    cdef Frame frame
+    fold_lanes(total, error, N_LANES, 1, &m)
+    frame.largest = m
+    frame.below = finish(total[0], error[0], adding.shift, floating is float)
+    frame.n_largest = adding.n_equal
+    return frame
 
 
-cdef inline Py_ssize_t count_equal(const floating* v, Py_ssize_t n, floating top) noexcept nogil:
-    """How many of n numbers equal `top`."""
-    cdef Py_ssize_t k
-    cdef int n_equal = 0
-    for k in range(n):  # hot
-        n_equal += v[k] == top
-    return n_equal
+cdef inline void normalisers(const double* total, const double* error, const double* n_equal, const floating* m,
+                             floating* c_hi, floating* c_lo) noexcept nogil:
+    """The normalisers of N_TOGETHER frames of one part each, whose sums are known."""
+    cdef Frame frame
+    cdef Py_ssize_t j
+    for j in range(N_TOGETHER):  # hot: 32
+        frame.largest = m[j]
+        frame.below = finish(total[j], error[j], shift_of(m[j]), floating is float)
+        frame.n_largest = n_equal[j]
+        normaliser(frame, &c_hi[j], &c_lo[j])
 
 
-cdef Frame sum_slice(Vector x, Py_ssize_t n, floating m, const floating* peaks, const char* ahead,
-                     size_t n_ahead) noexcept nogil:
-    """The sum of exp(x - m) of at most N_SLICE classes, m and peaks as `largest` found them.
+cdef inline Vector part_of(Vector x, Py_ssize_t part) noexcept nogil:
+    x.at += part * N_SLICE * x.step
+    return x
 
-    Meanwhile what will be read next is asked for: n_ahead bytes for each block.
-    """
+
+cdef inline Py_ssize_t size_of_part(Py_ssize_t part, Py_ssize_t n) noexcept nogil:
+    return min(<Py_ssize_t> N_SLICE, n - part * N_SLICE)
+
+
+cdef void read_parts(Vector x, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, floating* scratch,
+                     Frame* found) noexcept nogil:
+    """The maximum and the sum of slices `first` to last - 1 of a frame."""
+    cdef floating peaks[2 * N_SLICE_PEAKS]
+    cdef floating m[2]
+    cdef Vector source[2]
     cdef double total[N_LANES]
     cdef double error[N_LANES]
-    cdef floating edge[N_ROW]
-    cdef floating buffer[N_BLOCK]
-    cdef floating shifted[N_BLOCK]
-    cdef floating shifted_edge[N_ROW]
-    cdef Py_ssize_t i, k, n_rest = n % N_BLOCK, n_equal = 0
-    cdef int n_peaks
-    cdef const floating* v
-    cdef const floating* last = NULL
-    cdef floating h, top, magic, floor
-    cdef Frame frame
-    cdef Shift shift = shift_to(m if m > -INFINITY else <floating> 0, peaks)  # a slice may be -inf throughout
-    h = <floating> shift.h
-    top = <floating> (shift.m - shift.h)
-    magic = <floating> shift.magic
-    floor = <floating> shift.floor
-    clear_lanes(total, error, N_LANES, peaks)
-    for i in range(count_blocks(n)):
-        n_peaks = 0
-        for k in range(N_PEAKS):
-            n_peaks += peaks[i * N_PEAKS + k] == m
-        if i < n // N_BLOCK:
-            lsm_prefetch(ahead + i * n_ahead, n_ahead, n <= N_NEAR)
-            v = less(load(x, i * N_BLOCK, N_BLOCK, buffer), N_BLOCK, h, shifted)
-            if n_peaks:
-                add_rows(v, 4, NULL, top, magic, floor, True, total, error)
-                n_equal += count_equal(v, N_BLOCK, top)
-            else:
-                add_rows(v, 4, NULL, top, magic, floor, False, total, error)
-        else:
-            v = load(x, i * N_BLOCK, n_rest, buffer)
-            if n % N_ROW:
-                pad(edge, &v[n_rest - n % N_ROW], n % N_ROW, -INFINITY)
-                last = less(edge, N_ROW, h, shifted_edge)
-            v = less(v, n_rest // N_ROW * N_ROW, h, shifted)
-            k = (n_rest + N_ROW - 1) // N_ROW
-            if n_peaks:
-                add_rows(v, k, last, top, magic, floor, True, total, error)
-                n_equal += count_equal(v, n_rest // N_ROW * N_ROW, top)
-                n_equal += count_equal(last, N_ROW, top) if last != NULL else 0
-            else:
-                add_rows(v, k, last, top, magic, floor, False, total, error)
-    fold_lanes(total, error, N_LANES, 1, peaks)
-    frame.largest = m
-    frame.below = finish(total[0], error[0], shift, floating is float)
-    frame.n_largest = n_equal
-    return frame
+    cdef Adding adding
+    cdef Py_ssize_t part, n_a, n_v, a, v
+    adding.shift = shift_of(<floating> 0)
+    adding.far = True
+    for part in range(first, last + 1):
+        a = part % 2
+        v = 1 - a
+        n_a = size_of_part(part, n) if part < last else 0
+        n_v = size_of_part(part - 1, n) if part > first else 0
+        if n_a:
+            source[a] = dense(x, part * N_SLICE, n_a, scratch + a * N_SLICE)
+            begin_peaks(&peaks[a * N_SLICE_PEAKS])
+        if n_v:
+            adding.shift = shift_of(m[v])
+            adding.n_equal = 0
+            clear_lanes(total, error, N_LANES, m)
+        pass_three(source[a], n_a, &peaks[a * N_SLICE_PEAKS], &adding, source[v], n_v, &peaks[v * N_SLICE_PEAKS],
+                   total, error, x, x, 0, <floating> 0, <floating> 0, False)
+        if n_a:
+            m[a] = end_peaks(&peaks[a * N_SLICE_PEAKS])
+        if n_v:
+            found[part - 1 - first] = end_sum(total, error, m[v], &adding)
 
 
-cdef inline size_t bytes_of_block(Vector x) noexcept nogil:
-    """How many bytes to ask for with each block; 0 where they do not lie side by side."""
-    return N_BLOCK * x.step if x.step == size_of(x.kind) else 0
-
-
-cdef Frame read_part(Vector x, Py_ssize_t part, Py_ssize_t n, floating* scratch) noexcept nogil:
-    """m and the sum of the part-th slice of a frame; what follows it in memory is what will be read next."""
-    cdef floating peaks[N_SLICE_PEAKS]
-    cdef Py_ssize_t start = part * N_SLICE
-    cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
-    cdef Vector source = dense(x, start, n_slice, scratch)
-    cdef floating m = largest(source, n_slice, peaks)
-    return sum_slice(source, n_slice, m, peaks, x.at + (start + n_slice) * x.step, bytes_of_block(x))
-
-
-cdef Frame read_frame(Vector x, Py_ssize_t n, floating* scratch) noexcept nogil:
-    cdef Frame frame = read_part(x, 0, n, scratch)
-    cdef Py_ssize_t part
-    for part in range(1, count_slices(n)):
-        merge(&frame, read_part(x, part, n, scratch))
-    return frame
-
-
-cdef inline void write_block(const floating* x, Vector y, Py_ssize_t start, Py_ssize_t n, floating c_hi, floating c_lo,
-                             bint stream) noexcept nogil:
-    """y = (x - c_hi) - c_lo of at most N_BLOCK classes; by way of p where y is x, lest the loop be no vector loop."""
-    cdef floating p[N_BLOCK]
-    cdef floating* target = <floating*> y.at + start
-    cdef Py_ssize_t k
-    if stream or target == x or not is_native(y, x):
-        for k in range(n):  # hot
-            p[k] = (x[k] - c_hi) - c_lo
-        write(y, start, n, p, stream)
-    else:
-        for k in range(n):  # hot
-            target[k] = (x[k] - c_hi) - c_lo
-
-
-cdef void write_slice(Vector x, Vector y, Py_ssize_t n, floating c_hi, floating c_lo, bint stream) noexcept nogil:
-    """y = (x - c_hi) - c_lo of at most N_SLICE classes."""
-    cdef floating buffer[N_BLOCK]
-    cdef Py_ssize_t i, block
-    i = min(misaligned(y, stream), n)
-    if i:
-        write_block(load(x, 0, i, buffer), y, 0, i, c_hi, c_lo, stream)
-    for block in range((n - i) // N_BLOCK):
-        write_block(load(x, i, N_BLOCK, buffer), y, i, N_BLOCK, c_hi, c_lo, stream)
-        i += N_BLOCK
-    if i < n:
-        write_block(load(x, i, n - i, buffer), y, i, n - i, c_hi, c_lo, stream)
-
-
-cdef inline void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating c_hi, floating c_lo,
-                            floating* scratch, bint stream) noexcept nogil:
-    """y of the part-th slice of a frame."""
-    cdef Py_ssize_t start = part * N_SLICE
-    cdef Py_ssize_t n_slice = min(<Py_ssize_t> N_SLICE, n - start)
-    y.at += start * y.step
-    write_slice(dense(x, start, n_slice, scratch), y, n_slice, c_hi, c_lo, stream)
+cdef void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating c_hi, floating c_lo,
+                     floating* scratch, bint stream) noexcept nogil:
+    """y = (x - c_hi) - c_lo of the part-th slice of a frame."""
+    cdef Adding adding
+    cdef Py_ssize_t n_part = size_of_part(part, n), n_head
+    x = dense(x, part * N_SLICE, n_part, scratch)
+    y = part_of(y, part)
+    n_head = min(misaligned(y, stream), n_part)
+    adding.shift = shift_of(c_hi)
+    adding.far = False  # it has been read before
+    pass_three(x, 0, NULL, &adding, x, 0, NULL, NULL, NULL, x, y, n_head, c_hi, c_lo, False)
+    x.at += n_head * x.step
+    y.at += n_head * y.step
+    pass_three(x, 0, NULL, &adding, x, 0, NULL, NULL, NULL, x, y, n_part - n_head, c_hi, c_lo, stream)
 
 
 cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
     """y = (x - m) - log1p(sum of exp(x - m) over all classes but one of the largest)."""
-    cdef Py_ssize_t part
+    cdef Frame frame
+    cdef Frame found[N_FOUND]
+    cdef Py_ssize_t part, i, n_found, n_parts = count_slices(n)
     cdef floating c_hi, c_lo
-    normaliser(read_frame(x, n, scratch), &c_hi, &c_lo)
-    for part in range(count_slices(n) - 1, -1, -1):  # what was read last is in the cache
+    for i in range((n_parts + N_FOUND - 1) // N_FOUND):
+        n_found = min(<Py_ssize_t> N_FOUND, n_parts - i * N_FOUND)
+        read_parts(x, i * N_FOUND, i * N_FOUND + n_found, n, scratch, found)
+        for part in range(n_found):
+            if i == 0 and part == 0:
+                frame = found[0]
+            else:
+                merge(&frame, found[part])
+    normaliser(frame, &c_hi, &c_lo)
+    for part in range(n_parts - 1, -1, -1):  # what was read last is in the cache
         write_part(x, y, part, n, c_hi, c_lo, scratch, stream)
 
 
+cdef inline bint is_far(Array x, Py_ssize_t n_frames, Py_ssize_t n) noexcept nogil:
+    """Whether so many frames are more than the caches may hold; to ask for what they hold costs a tenth of the time."""
+    return n_frames * n * size_of(x.kind) >= N_FAR
+
+
+cdef inline bint can_pipe(Array x, Py_ssize_t n) noexcept nogil:
+    """Whether log_softmax_rows can take frames of n classes: what is under way must fit the scratch, or the cache."""
+    return n <= N_PIPED or (x.step == size_of(x.kind) and n <= (N_UNDER_WAY - 2) * N_SLICE)
+
+
 cdef inline floating* slot(floating* scratch, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """Room for the i-th of a few frames of n classes."""
-    return scratch + i * ((n + N_ROW - 1) // N_ROW * N_ROW)
+    """Room for the i-th of the frames that are under way, if it has at most N_PIPED classes."""
+    return scratch + i % N_UNDER_WAY * ((n + N_ROW - 1) // N_ROW * N_ROW)
 
 
-cdef void log_softmax_rows(Array x, Array y, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, floating* scratch,
-                           bint stream) noexcept nogil:
-    """log_softmax_frame for frames `first` to last - 1 of at most N_PIPED classes.
+cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n,
+                           floating* scratch, bint stream) noexcept nogil:
+    """log_softmax_frame for frames `first` to last - 1 of the i-th row of frames, three parts at once.
 
-    The maximum of one frame is taken before the sum of the last, and that before the result of the last but one:
-    each ends in a chain of operations that wait for one another, 75 ns in all, and the next stage fills the wait.
+    Between two passes over a part lie `lag` steps: with a step between them nothing waits for the end of the first,
+    which for a part of N_SLICE classes is nothing. Many frames of one part each end N_TOGETHER at a time.
     """
-    cdef floating peaks[2 * N_PIPED_PEAKS]
-    cdef floating m[2]
-    cdef floating c_hi[2]
-    cdef floating c_lo[2]
-    cdef floating stage[N_PIPED]
-    cdef Vector source[3]
-    cdef Vector ahead
-    cdef Py_ssize_t i, k
-    for i in range(first, last + 2):
-        if i < last:
-            source[i % 3] = dense(frame_at(x, 0, i), 0, n, slot(scratch, i % 3, n))
-            m[i % 2] = largest(source[i % 3], n, &peaks[i % 2 * N_PIPED_PEAKS])
-        if first < i <= last:
-            k = (i - 1) % 2
-            ahead = frame_at(x, 0, i + 1)
-            normaliser(sum_slice(source[(i - 1) % 3], n, m[k], &peaks[k * N_PIPED_PEAKS], ahead.at,
-                                 bytes_of_block(ahead)), &c_hi[k], &c_lo[k])
-        if i >= first + 2:
-            k = i % 2
-            if stream:  # all at once, lest each block begin and end within a cache line
-                write_slice(source[(i - 2) % 3], native(stage), n, c_hi[k], c_lo[k], False)
-                write(frame_at(y, 0, i - 2), 0, n, stage, True)
+    cdef floating peaks[3 * N_SLICE_PEAKS]
+    cdef floating stage[N_PIPED + 2 * N_LANES]
+    cdef floating m[N_UNDER_WAY]
+    cdef floating c_hi[N_UNDER_WAY]
+    cdef floating c_lo[N_UNDER_WAY]
+    cdef double totals[N_UNDER_WAY]
+    cdef double errors[N_UNDER_WAY]
+    cdef double n_equal[N_UNDER_WAY]
+    cdef Vector source[N_UNDER_WAY]
+    cdef double total[N_LANES]
+    cdef double error[N_LANES]
+    cdef Adding adding
+    cdef Frame frame
+    cdef Vector x_a, x_v, x_x, target
+    cdef bint single = n <= N_SLICE
+    cdef Py_ssize_t n_parts = count_slices(n), n_all = (last - first) * n_parts
+    cdef Py_ssize_t together = N_TOGETHER if single and n_all >= 3 * N_TOGETHER else 1
+    cdef Py_ssize_t lag = 2 if single else 1, lag_put = together + 3 if single else n_parts + 1
+    cdef Py_ssize_t n_peaks = (1 + count_blocks(min(n, <Py_ssize_t> N_SLICE))) * N_PEAKS
+    cdef Py_ssize_t t, v, c, n_a, n_v, n_x, f, k, n_head, n_pending = 0
+    cdef bint staged = n <= N_PIPED and (stream or not is_native(frame_at(y, i, first), stage))
+    for k in range(N_UNDER_WAY):
+        m[k] = c_hi[k] = c_lo[k] = 0
+        totals[k] = errors[k] = n_equal[k] = 0
+    adding.shift = shift_of(<floating> 0)
+    adding.far = is_far(x, last - first, n)
+    for t in range(n_all + lag_put):
+        v = t - lag
+        c = t - lag_put
+        n_a = n_v = n_x = 0
+        x_a = x_v = x_x = target = frame_at(x, i, first)
+        if t < n_all:
+            f = 0 if single else t % n_parts
+            n_a = size_of_part(f, n)
+            x_a = dense(frame_at(x, i, first + (t if single else t // n_parts)), f * N_SLICE, n_a, slot(scratch, t, n))
+            source[t % N_UNDER_WAY] = x_a
+            begin_peaks(&peaks[t % 3 * n_peaks])
+        if 0 <= v < n_all:
+            n_v = size_of_part(0 if single else v % n_parts, n)
+            x_v = source[v % N_UNDER_WAY]
+            adding.shift = shift_of(m[v % N_UNDER_WAY])
+            adding.n_equal = 0
+            clear_lanes(total, error, N_LANES, m)
+        f = 0
+        if c >= 0:
+            f = c if single else c // n_parts
+            n_x = size_of_part(c - f * n_parts, n)
+            x_x = source[c % N_UNDER_WAY]
+            target = part_of(frame_at(y, i, first + f), c - f * n_parts)
+            if staged:
+                target = native(&stage[n_pending])
+            elif stream:
+                n_head = min(misaligned(target, True), n_x)
+                pass_three(x_x, 0, peaks, &adding, x_x, 0, peaks, total, error, x_x, target, n_head,
+                           c_hi[f % N_UNDER_WAY], c_lo[f % N_UNDER_WAY], False)
+                x_x.at += n_head * x_x.step
+                target.at += n_head * target.step
+                n_x -= n_head
+        pass_three(x_a, n_a, &peaks[t % 3 * n_peaks], &adding, x_v, n_v, &peaks[(v + 3) % 3 * n_peaks], total, error,
+                   x_x, target, n_x, c_hi[f % N_UNDER_WAY], c_lo[f % N_UNDER_WAY], stream and not staged)
+        if n_a:
+            m[t % N_UNDER_WAY] = end_peaks(&peaks[t % 3 * n_peaks])
+        if n_v and single:
+            k = v % N_UNDER_WAY
+            fold_lanes(total, error, N_LANES, 1, m)
+            totals[k] = total[0]
+            errors[k] = error[0]
+            n_equal[k] = adding.n_equal
+            if (v + 1) % together == 0 or v == n_all - 1:
+                k = k // N_TOGETHER * N_TOGETHER
+                normalisers(&totals[k], &errors[k], &n_equal[k], &m[k], &c_hi[k], &c_lo[k])
+        elif n_v:
+            if v % n_parts == 0:
+                frame = end_sum(total, error, m[v % N_UNDER_WAY], &adding)
             else:
-                write_slice(source[(i - 2) % 3], frame_at(y, 0, i - 2), n, c_hi[k], c_lo[k], False)
+                merge(&frame, end_sum(total, error, m[v % N_UNDER_WAY], &adding))
+            if (v + 1) % n_parts == 0:
+                k = v // n_parts % N_UNDER_WAY
+                normaliser(frame, &c_hi[k], &c_lo[k])
+        if staged and c >= 0:
+            n_pending = flush(stage, n_pending, n, frame_at(y, i, first + f), stream,
+                              f == last - first - 1 or not lies_whole(y, n))
+
+
+cdef inline Py_ssize_t flush(floating* stage, Py_ssize_t n_pending, Py_ssize_t n, Vector y, bint stream,
+                             bint is_last) noexcept nogil:
+    """Write a frame from the stage, where n_pending numbers of the frame before it are left; how many are left now.
+
+    What streams past the cache is whole cache lines, as far as they go.
+    """
+    cdef Py_ssize_t n_left = 0
+    if not is_native(y, stage):
+        write(y, 0, n, stage, stream)
+        return 0
+    y.at -= n_pending * <Py_ssize_t> sizeof(floating)
+    n += n_pending
+    if not is_last and <uintptr_t> y.at % sizeof(floating) == 0:
+        n_left = <Py_ssize_t> ((<uintptr_t> y.at + n * sizeof(floating)) % 64 // sizeof(floating))
+    put(y.at, stage, (n - n_left) * sizeof(floating), stream)
+    memcpy(stage, &stage[n - n_left], 16 * sizeof(floating))
+    return n_left

@@ -31,36 +31,6 @@ cdef inline Vector row_of(Tile x, Py_ssize_t i) noexcept nogil:
     return row
 
 
-cdef inline bint is_dense(Tile x) noexcept nogil:
-    """Whether the frames lie side by side."""
-    return x.gap == size_of(x.kind)
-
-
-cdef inline void copy_in(Tile x, Py_ssize_t n, Py_ssize_t n_frames, floating* to) noexcept nogil:
-    """Copy n_frames frames as dense tiles of n classes."""
-    if is_dense(x):
-        copy_rows(x, n, n_frames, n, to)
-    else:
-        copy_frames(x, n, n_frames, to)
-
-
-cdef inline void write_out(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frames, bint stream) noexcept nogil:
-    if is_dense(y):
-        write_rows(p, y, n, n_frames, n, stream)
-    else:
-        write_frames(p, y, n, n_frames, stream)
-
-
-cdef inline void ask_for_next(Tile x, Py_ssize_t n, Py_ssize_t first) noexcept nogil:
-    """Ask for a tile, `first` frames further on, of the next band."""
-    cdef Py_ssize_t i
-    if is_dense(x):
-        for i in range(n):
-            lsm_prefetch(row_of(x, i).at + first * x.gap, N_COLUMNS * x.gap, False)
-    elif x.gap == n * x.step and x.step == size_of(x.kind):
-        lsm_prefetch(x.at + first * x.gap, N_COLUMNS * x.gap, False)
-
-
 cdef inline Tile tile_in(floating* scratch) noexcept nogil:
     """A tile that lies densely in the scratch, the frames of a row side by side."""
     cdef Tile tile
@@ -81,65 +51,49 @@ cdef inline Py_ssize_t count_band(Py_ssize_t n, Py_ssize_t n_arrays, Py_ssize_t 
     return max(1, min(min(<Py_ssize_t> N_BAND, 2 * N_CHUNK // (n_arrays * n)), n_tiles // (4 * n_threads)))
 
 
-cdef inline void transpose(floating* to, Py_ssize_t step_to, const floating* source, Py_ssize_t step_from,
-                           Py_ssize_t n_rows, Py_ssize_t n_columns) noexcept nogil:
-    if floating is float:
-        lsm_transpose_f(to, step_to, source, step_from, n_rows, n_columns)
-    else:
-        lsm_transpose_d(to, step_to, source, step_from, n_rows, n_columns)
+cdef inline void raise_lanes(floating* high, const floating* x) noexcept nogil:
+    """high = max(high, x) of N_COLUMNS numbers."""
+    cdef Py_ssize_t j
+    for j in range(N_COLUMNS):  # hot
+        high[j] = larger(x[j], high[j])
 
 
-cdef void copy_rows(Tile x, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile, floating* to) noexcept nogil:
-    """Copy n classes of frames that lie side by side; tiles lie n_of_tile classes apart in the copy."""
+cdef inline void copy_columns(floating* to, const floating* x) noexcept nogil:
+    """Copy N_COLUMNS numbers."""
+    put_lanes(to, x)
+    put_lanes(&to[N_LANES], &x[N_LANES])
+
+
+cdef void copy_rows(Tile x, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile, floating* to,
+                    floating* high) noexcept nogil:
+    """Copy n classes of frames that lie side by side; tiles lie n_of_tile classes apart in the copy.
+
+    Columns that are not there become 0. The maxima in `high`, if that is not NULL, are raised on the way.
+    """
     cdef floating buffer[N_COLUMNS]
     cdef const floating* source
+    cdef floating* target
     cdef Vector row
     cdef Py_ssize_t i, j, tile, n_whole = n_frames // N_COLUMNS
     cdef bint is_native_row = is_native(row_of(x, 0), to)
     for i in range(n):
         row = row_of(x, i)
+        lsm_prefetch(row_of(x, i + N_ROWS_AHEAD).at, n_frames * x.gap, True)
         for tile in range(n_whole):
             if is_native_row:
                 source = <const floating*> row.at + tile * N_COLUMNS
             else:
                 source = load(row, tile * N_COLUMNS, N_COLUMNS, buffer)
-            memcpy(&to[(tile * n_of_tile + i) * N_COLUMNS], source, N_COLUMNS * sizeof(floating))
+            copy_columns(&to[(tile * n_of_tile + i) * N_COLUMNS], source)
+            if high != NULL:
+                raise_lanes(&high[tile * N_COLUMNS], source)
         if n_frames % N_COLUMNS:
             source = load(row, n_whole * N_COLUMNS, n_frames % N_COLUMNS, buffer)
+            target = &to[(n_whole * n_of_tile + i) * N_COLUMNS]
             for j in range(N_COLUMNS):
-                to[(n_whole * n_of_tile + i) * N_COLUMNS + j] = source[j] if j < n_frames % N_COLUMNS else 0
-
-
-cdef void copy_frames(Tile x, Py_ssize_t n, Py_ssize_t n_frames, floating* to) noexcept nogil:
-    """Copy at most N_COLUMNS short frames, whatever way they lie, as a tile; columns that are not there become 0."""
-    cdef floating stage[N_STAGE]
-    cdef const floating* source = stage
-    cdef Py_ssize_t i, j
-    if x.gap == n * x.step and x.step == size_of(x.kind):
-        source = load(frame_of(x, 0), 0, n * n_frames, stage)
-    else:
-        for j in range(n_frames):
-            read(frame_of(x, j), n, &stage[j * n])
-    if n_frames == N_COLUMNS:
-        transpose(to, N_COLUMNS, source, n, N_COLUMNS, n)
-    else:
-        for i in range(n * N_COLUMNS):
-            to[i] = 0
-        transpose(to, N_COLUMNS, source, n, n_frames, n)
-
-
-cdef void write_frames(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frames, bint stream) noexcept nogil:
-    """Write a tile to at most N_COLUMNS short frames, whatever way they lie."""
-    cdef floating stage[N_STAGE]
-    cdef Py_ssize_t i, j
-    transpose(stage, n, p, N_COLUMNS, n, n_frames)
-    if y.gap == n * y.step and y.step == size_of(y.kind):
-        for i in range(count_blocks(n * n_frames)):
-            write(frame_of(y, 0), i * N_BLOCK, min(<Py_ssize_t> N_BLOCK, n * n_frames - i * N_BLOCK),
-                  &stage[i * N_BLOCK], stream)
-    else:
-        for j in range(n_frames):
-            write(frame_of(y, j), 0, n, &stage[j * n], False)
+                target[j] = source[j] if j < n_frames % N_COLUMNS else 0
+            if high != NULL:
+                raise_lanes(&high[n_whole * N_COLUMNS], target)
 
 
 cdef inline const floating* chunk_of(Tile x, Py_ssize_t start, Py_ssize_t n, floating* scratch) noexcept nogil:
@@ -147,7 +101,7 @@ cdef inline const floating* chunk_of(Tile x, Py_ssize_t start, Py_ssize_t n, flo
     x.at += start * x.step
     if x.step == N_COLUMNS * sizeof(floating) and is_native(row_of(x, 0), scratch):
         return <const floating*> x.at
-    copy_rows(x, n, N_COLUMNS, n, scratch)
+    copy_rows(x, n, N_COLUMNS, n, scratch, <floating*> NULL)
     return scratch
 
 
@@ -156,23 +110,24 @@ cdef inline Py_ssize_t count_chunks(Py_ssize_t n) noexcept nogil:
 
 
 cdef void write_rows(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile,
-                     bint stream) noexcept nogil:
-    """Write tiles, n_of_tile classes apart, to frames that lie side by side: n classes of them."""
+                     const floating* c_hi, const floating* c_lo, bint stream) noexcept nogil:
+    """Write n classes of tiles, n_of_tile classes apart, to frames that lie side by side.
+
+    Less the normalisers of the columns, if c_hi is not NULL: (p - c_hi) - c_lo.
+    """
     cdef floating buffer[N_BAND_COLUMNS]
-    cdef Py_ssize_t i, tile, n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS
+    cdef const floating* source
+    cdef floating* target
+    cdef Py_ssize_t i, j, tile, n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS
     cdef Vector row
-    cdef bint whole = is_native(row_of(y, 0), p) and n_frames % N_COLUMNS == 0
-    if stream and (<uintptr_t> y.at % 64 or y.step % 64):
-        whole = False  # or else each tile would leave pieces of cache lines
     for i in range(n):
         row = row_of(y, i)
-        if whole:
-            for tile in range(n_tiles):
-                put(row.at + tile * N_COLUMNS * sizeof(floating), &p[(tile * n_of_tile + i) * N_COLUMNS],
-                    N_COLUMNS * sizeof(floating), stream)
-        else:
-            for tile in range(n_tiles):
-                memcpy(&buffer[tile * N_COLUMNS], &p[(tile * n_of_tile + i) * N_COLUMNS], N_COLUMNS * sizeof(floating))
-            for tile in range(count_blocks(n_frames)):
-                write(row, tile * N_BLOCK, min(<Py_ssize_t> N_BLOCK, n_frames - tile * N_BLOCK),
-                      &buffer[tile * N_BLOCK], stream)
+        for tile in range(n_tiles):
+            source = &p[(tile * n_of_tile + i) * N_COLUMNS]
+            target = &buffer[tile * N_COLUMNS]
+            if c_hi == NULL:
+                copy_columns(target, source)
+            else:
+                for j in range(N_COLUMNS):  # hot
+                    target[j] = (source[j] - c_hi[tile * N_COLUMNS + j]) - c_lo[tile * N_COLUMNS + j]
+        write(row, 0, n_frames, buffer, stream)

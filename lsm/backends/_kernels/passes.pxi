@@ -1,0 +1,305 @@
+# Frames one at a time: the lanes run along the classes.
+#
+# A frame is passed over three times: its maximum is found, its exponentials are added, its result is written. Each by
+# itself leaves most of the processor idle (arithmetic, loads or stores). So three frames, or parts of frames, are under
+# way at once, each at another pass, row by row: what memory does is spread over all of the time, and nothing waits
+# for the end of a maximum or a sum.
+
+
+cdef inline floating larger(floating a, floating b) noexcept nogil:
+    return a if a > b else b
+
+
+cdef inline void pad(floating* to, const floating* x, Py_ssize_t n, Py_ssize_t width, floating fill) noexcept nogil:
+    """Copy n < N_ROW numbers, and fill up to `width`, a multiple of N_LANES."""
+    if floating is float:
+        lsm_pad_f(to, x, n, width, fill)
+    else:
+        lsm_pad_d(to, x, n, width, fill)
+
+
+cdef inline void put_some(floating* to, const floating* x, Py_ssize_t n) noexcept nogil:
+    """Copy n <= N_LANES of N_LANES numbers."""
+    if floating is float:
+        lsm_put_some_f(to, x, n)
+    else:
+        lsm_put_some_d(to, x, n)
+
+
+cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, floating* buffer) noexcept nogil:
+    """x - h, in the buffer if h is not 0."""
+    cdef Py_ssize_t k
+    if h == 0:
+        return x
+    for k in range(n):
+        buffer[k] = x[k] - h
+    return buffer
+
+
+cdef inline Py_ssize_t count_equal(const floating* v, Py_ssize_t n, floating top) noexcept nogil:
+    """How many of n numbers equal `top`."""
+    cdef Py_ssize_t k
+    cdef int n_equal = 0
+    for k in range(n):  # hot
+        n_equal += v[k] == top
+    return n_equal
+
+
+cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
+    """Whether a block with these peaks has a class that equals m."""
+    cdef int n_peaks = 0
+    cdef Py_ssize_t k
+    for k in range(N_PEAKS):
+        n_peaks += peaks[k] == m
+    return n_peaks != 0
+
+
+# What adding up needs and finds besides the sum.
+cdef struct Adding:
+    Shift shift
+    Py_ssize_t n_equal  # how many classes were left out
+    bint far  # whether what is passed over must come from memory: it is then asked for ahead of time
+
+
+cdef inline void put_lanes(floating* to, const floating* x) noexcept nogil:
+    """Copy N_LANES numbers."""
+    if floating is float:
+        lsm_put_f(to, x)
+    else:
+        lsm_put_d(to, x)
+
+
+cdef inline void pass_row(bint find, const floating* a, floating* high, bint add, const floating* v, floating top,
+                          floating magic, floating floor, bint some_equal, floating* p, bint put, const floating* x,
+                          floating c_hi, floating c_lo, floating* y) noexcept nogil:
+    """high = max(high, a), p += exp(v), y = (x - c_hi) - c_lo of a row. By way of w, as y may be x."""
+    cdef floating w[N_ROW]
+    cdef Py_ssize_t k
+    if add:
+        for k in range(N_ROW):  # hot
+            p[k] += exp_below(v[k], magic, floor, top, some_equal)
+    if find:
+        for k in range(N_ROW):  # hot
+            high[k] = larger(a[k], high[k])
+    if put:
+        for k in range(N_ROW):  # hot
+            w[k] = (x[k] - c_hi) - c_lo
+        put_lanes(y, w)
+        put_lanes(&y[N_LANES], &w[N_LANES])
+        put_lanes(&y[2 * N_LANES], &w[2 * N_LANES])
+        put_lanes(&y[3 * N_LANES], &w[3 * N_LANES])
+
+
+cdef inline void end_row(const floating* high, floating* peaks, Py_ssize_t block) noexcept nogil:
+    """The peaks of a block, from the maxima of its rows; those of the whole part, which come first, are raised."""
+    cdef floating* of_block = &peaks[(1 + block) * N_PEAKS]
+    cdef Py_ssize_t k
+    for k in range(N_PEAKS):  # hot
+        of_block[k] = larger(larger(high[k], high[k + N_PEAKS]), larger(high[k + 2 * N_PEAKS], high[k + 3 * N_PEAKS]))
+    for k in range(N_PEAKS):  # hot
+        peaks[k] = larger(of_block[k], peaks[k])
+
+
+cdef inline void pass_block(bint find, const floating* a, floating* peaks, Py_ssize_t block, bint add,
+                            const floating* v, floating top, floating magic, floating floor, bint some_equal,
+                            double* total, double* error, bint put,
+                            const floating* x, floating c_hi, floating c_lo, floating* y) noexcept nogil:
+    cdef floating p[N_ROW]
+    cdef floating high[N_ROW]
+    cdef Py_ssize_t k
+    for k in range(N_ROW):
+        p[k] = 0
+        high[k] = -INFINITY
+    pass_row(find, a, high, add, v, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y)
+    pass_row(find, &a[N_ROW], high, add, &v[N_ROW], top, magic, floor, some_equal, p, put, &x[N_ROW], c_hi, c_lo,
+             &y[N_ROW])
+    pass_row(find, &a[2 * N_ROW], high, add, &v[2 * N_ROW], top, magic, floor, some_equal, p, put, &x[2 * N_ROW], c_hi,
+             c_lo, &y[2 * N_ROW])
+    pass_row(find, &a[3 * N_ROW], high, add, &v[3 * N_ROW], top, magic, floor, some_equal, p, put, &x[3 * N_ROW], c_hi,
+             c_lo, &y[3 * N_ROW])
+    if find:
+        end_row(high, peaks, block)
+    if add:
+        add_groups(total, error, p, N_LANES, 4, floating is double)
+
+
+cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
+                             const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
+                             floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
+                             Py_ssize_t last) noexcept nogil:
+    """The passes that are wished, over blocks `first` to last - 1 of each of three parts."""
+    cdef floating buffer_a[N_BLOCK]
+    cdef floating buffer_v[N_BLOCK]
+    cdef floating buffer_x[N_BLOCK]
+    cdef floating shifted[N_BLOCK]
+    cdef floating w[N_BLOCK]
+    cdef const floating* at_a = NULL
+    cdef const floating* at_v = NULL
+    cdef const floating* at_x = NULL
+    cdef floating* at_y = w
+    cdef bint direct = not stream and is_native(y, w), some_equal = False
+    cdef floating m = <floating> adding.shift.m, h = <floating> adding.shift.h
+    cdef floating top = <floating> (adding.shift.m - adding.shift.h)
+    cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
+    cdef Py_ssize_t block
+    for block in range(first, last):
+        if find:
+            if adding.far:
+                lsm_prefetch(a.at + (block * N_BLOCK + N_AHEAD) * a.step, N_BLOCK * size_of(a.kind), False)
+            at_a = load(a, block * N_BLOCK, N_BLOCK, buffer_a)
+        if put and direct and adding.far:
+            lsm_prefetch(y.at + (block * N_BLOCK + N_AHEAD) * y.step, N_BLOCK * size_of(y.kind), False)
+        if add:
+            at_v = less(load(v, block * N_BLOCK, N_BLOCK, buffer_v), N_BLOCK, h, shifted)
+            some_equal = has_peak(&peaks_v[(1 + block) * N_PEAKS], m)
+        if put:
+            at_x = load(x, block * N_BLOCK, N_BLOCK, buffer_x)
+            at_y = <floating*> y.at + block * N_BLOCK if direct else w
+        if add and some_equal:
+            pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x,
+                       c_hi, c_lo, at_y)
+            adding.n_equal += count_equal(at_v, N_BLOCK, top)
+        else:
+            pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x,
+                       c_hi, c_lo, at_y)
+        if put and not direct:
+            write(y, block * N_BLOCK, N_BLOCK, w, stream)
+
+
+cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, Py_ssize_t block, bint add,
+                                const floating* v, floating top, floating magic, floating floor, bint some_equal,
+                                double* total, double* error, bint put,
+                                const floating* x, floating c_hi, floating c_lo, floating* y, Py_ssize_t n_rows,
+                                Py_ssize_t n_edge) noexcept nogil:
+    """pass_block of n_rows < 4 rows, a constant to the compiler, and n_edge classes after them."""
+    cdef floating p[N_ROW]
+    cdef floating high[N_ROW]
+    cdef floating edge[N_ROW]
+    cdef Py_ssize_t whole = n_rows * N_ROW, width = (n_edge + N_LANES - 1) // N_LANES * N_LANES, g, k
+    for k in range(N_ROW):
+        p[k] = 0
+        high[k] = -INFINITY
+    if n_rows > 0:
+        pass_row(find, a, high, add, v, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y)
+    if n_rows > 1:
+        pass_row(find, &a[N_ROW], high, add, &v[N_ROW], top, magic, floor, some_equal, p, put, &x[N_ROW], c_hi, c_lo,
+                 &y[N_ROW])
+    if n_rows > 2:
+        pass_row(find, &a[2 * N_ROW], high, add, &v[2 * N_ROW], top, magic, floor, some_equal, p, put, &x[2 * N_ROW],
+                 c_hi, c_lo, &y[2 * N_ROW])
+    if n_edge and add:
+        pad(edge, &v[whole], n_edge, width, -INFINITY)
+        for g in range(width // N_LANES):
+            for k in range(N_LANES):  # hot
+                p[g * N_LANES + k] += exp_below(edge[g * N_LANES + k], magic, floor, top, some_equal)
+    if n_edge and find:
+        pad(edge, &a[whole], n_edge, width, -INFINITY)
+        for g in range(width // N_LANES):
+            for k in range(N_LANES):  # hot
+                high[g * N_LANES + k] = larger(edge[g * N_LANES + k], high[g * N_LANES + k])
+    if n_edge and put:
+        pad(edge, &x[whole], n_edge, width, 0)
+        for g in range(width // N_LANES):
+            for k in range(N_LANES):  # hot
+                edge[g * N_LANES + k] = (edge[g * N_LANES + k] - c_hi) - c_lo
+            put_some(&y[whole + g * N_LANES], &edge[g * N_LANES], min(<Py_ssize_t> N_LANES, n_edge - g * N_LANES))
+    if find:
+        end_row(high, peaks, block)
+    if add:
+        add_groups(total, error, p, N_LANES, 4, floating is double)
+
+
+cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
+                           const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
+                           floating c_hi, floating c_lo, bint stream, Py_ssize_t n) noexcept nogil:
+    """The passes that are wished, over the n % N_BLOCK classes after the last block of each of three parts."""
+    cdef floating buffer_a[N_BLOCK]
+    cdef floating buffer_v[N_BLOCK]
+    cdef floating buffer_x[N_BLOCK]
+    cdef floating shifted[N_BLOCK]
+    cdef floating w[N_BLOCK]
+    cdef const floating* at_a = NULL
+    cdef const floating* at_v = NULL
+    cdef const floating* at_x = NULL
+    cdef floating* at_y = w
+    cdef bint direct = not stream and is_native(y, w), some_equal = False
+    cdef floating h = <floating> adding.shift.h, top = <floating> (adding.shift.m - adding.shift.h)
+    cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
+    cdef Py_ssize_t start = n - n % N_BLOCK, n_rest = n % N_BLOCK, n_rows = n % N_BLOCK // N_ROW, n_edge = n % N_ROW
+    cdef Py_ssize_t block = n // N_BLOCK
+    if find:
+        if adding.far:
+            lsm_prefetch(a.at + (start + N_AHEAD) * a.step, n_rest * size_of(a.kind), False)
+        at_a = load(a, start, n_rest, buffer_a)
+    if put and direct and adding.far:
+        lsm_prefetch(y.at + (start + N_AHEAD) * y.step, n_rest * size_of(y.kind), False)
+    if add:
+        at_v = less(load(v, start, n_rest, buffer_v), n_rest, h, shifted)
+        some_equal = has_peak(&peaks_v[(1 + block) * N_PEAKS], <floating> adding.shift.m)
+    if put:
+        at_x = load(x, start, n_rest, buffer_x)
+        at_y = <floating*> y.at + start if direct else w
+    if add and some_equal:
+        adding.n_equal += count_equal(at_v, n_rest, top)
+    if add and some_equal and n_rows == 3:
+        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
+                       c_lo, at_y, 3, n_edge)
+    elif add and some_equal and n_rows == 2:
+        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
+                       c_lo, at_y, 2, n_edge)
+    elif add and some_equal and n_rows == 1:
+        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
+                       c_lo, at_y, 1, n_edge)
+    elif add and some_equal:
+        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
+                       c_lo, at_y, 0, n_edge)
+    elif n_rows == 3:
+        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
+                       c_lo, at_y, 3, n_edge)
+    elif n_rows == 2:
+        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
+                       c_lo, at_y, 2, n_edge)
+    elif n_rows == 1:
+        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
+                       c_lo, at_y, 1, n_edge)
+    else:
+        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
+                       c_lo, at_y, 0, n_edge)
+    if put and not direct:
+        write(y, start, n_rest, w, stream)
+
+
+cdef void pass_three(Vector a, Py_ssize_t n_a, floating* peaks_a, Adding* adding, Vector v, Py_ssize_t n_v,
+                     const floating* peaks_v, double* total, double* error, Vector x, Vector y, Py_ssize_t n_x,
+                     floating c_hi, floating c_lo, bint stream) noexcept nogil:
+    """Find the peaks of n_a classes, add the exponentials of n_v, write n_x: together as far as they go together.
+
+    Peaks are N_PEAKS numbers, the maximum among them: first those of all the classes, then of each block.
+    """
+    cdef Py_ssize_t together = min(n_a, min(n_v, n_x)) // N_BLOCK, two = max(together, min(n_a, n_v) // N_BLOCK)
+    cdef Py_ssize_t last_a = n_a // N_BLOCK, last_v = n_v // N_BLOCK, last_x = n_x // N_BLOCK
+    if together:
+        pass_blocks(True, a, peaks_a, True, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream, 0,
+                    together)
+    if two > together:
+        pass_blocks(True, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream,
+                    together, two)
+    if last_a > two:
+        pass_blocks(True, a, peaks_a, False, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, two,
+                    last_a)
+    if last_v > two:
+        pass_blocks(False, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, two,
+                    last_v)
+    if last_x > together:
+        pass_blocks(False, a, peaks_a, False, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream,
+                    together, last_x)
+    if n_a == n_v == n_x and n_a % N_BLOCK:
+        pass_edge(True, a, peaks_a, True, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream,
+                  n_a)
+        return
+    if n_a % N_BLOCK:
+        pass_edge(True, a, peaks_a, False, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, n_a)
+    if n_v % N_BLOCK:
+        pass_edge(False, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, n_v)
+    if n_x % N_BLOCK:
+        pass_edge(False, a, peaks_a, False, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream, n_x)

@@ -1,0 +1,169 @@
+# Groups of frames of at most N_SHORT classes: a frame is 1 to 4 vectors of N_LANES, padded unless it is whole.
+#
+# The number of vectors is a constant to the compiler in every loop over frames.
+
+
+cdef inline Py_ssize_t count_vectors(Py_ssize_t n) noexcept nogil:
+    """Vectors of N_LANES classes in a frame of n."""
+    return (n + N_LANES - 1) // N_LANES
+
+
+cdef inline const floating* find_short(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n,
+                                       floating fill, floating* padded, Py_ssize_t* step) noexcept nogil:
+    """Where the first frame begins; the next is `step` numbers further on. In x if nothing is to be padded."""
+    cdef floating buffer[N_SHORT]
+    cdef Vector frame = frame_at(x, i, first)
+    cdef Py_ssize_t f, width = count_vectors(n) * N_LANES
+    if n == width and is_native(frame, padded) and x.gap % <Py_ssize_t> sizeof(floating) == 0:
+        step[0] = x.gap // <Py_ssize_t> sizeof(floating)
+        return <const floating*> frame.at
+    step[0] = width
+    for f in range(n_frames):
+        if n == width:
+            read(frame_at(x, i, first + f), n, &padded[f * width])
+        else:
+            pad(&padded[f * width], load(frame_at(x, i, first + f), 0, n, buffer), n, width, fill)
+    return padded
+
+
+cdef inline void ask_for_group(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
+                               Py_ssize_t n) noexcept nogil:
+    """Ask for what lies N_AHEAD numbers further on."""
+    if lies_whole(x, n):
+        lsm_prefetch(frame_at(x, i, first).at + N_AHEAD * x.step, n_frames * x.gap, False)
+
+
+cdef inline void maxima_of_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
+                                   floating* half) noexcept nogil:
+    """Eight numbers for each frame, its maximum among them. A NaN may be passed over."""
+    cdef Py_ssize_t f, k
+    cdef const floating* v
+    for f in range(n_frames):
+        v = &x[f * step]
+        for k in range(8):
+            if n_vectors == 1:
+                half[f * 8 + k] = larger(v[k], v[k + 8])
+            elif n_vectors == 2:
+                half[f * 8 + k] = larger(larger(v[k], v[k + 8]), larger(v[k + 16], v[k + 24]))
+            elif n_vectors == 3:
+                half[f * 8 + k] = larger(larger(larger(v[k], v[k + 8]), larger(v[k + 16], v[k + 24])),
+                                         larger(v[k + 32], v[k + 40]))
+            else:
+                half[f * 8 + k] = larger(larger(larger(v[k], v[k + 8]), larger(v[k + 16], v[k + 24])),
+                                         larger(larger(v[k + 32], v[k + 40]), larger(v[k + 48], v[k + 56])))
+
+
+cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
+                             const floating* of, double* half, double* half_error, floating* n_equal) noexcept nogil:
+    """The sums of the exponentials of each frame, in eight lanes, and how many classes are the largest, of all."""
+    cdef floating p[N_SHORT]
+    cdef floating found[N_LANES]
+    cdef floating h, top, magic, floor
+    cdef double total[N_LANES]
+    cdef double error[N_LANES]
+    cdef const floating* v
+    cdef Py_ssize_t f, k
+    for k in range(N_LANES):
+        found[k] = 0
+    for f in range(n_frames):
+        v = &x[f * step]
+        h = of[f]
+        top = of[N_GROUP + f]
+        magic = of[2 * N_GROUP + f]
+        floor = of[3 * N_GROUP + f]
+        for k in range(n_vectors * N_LANES):  # hot
+            p[k] = exp_below(v[k] - h, magic, floor, top, True)
+        for k in range(N_LANES):  # hot
+            found[k] += <floating> 1 if v[k] - h == top else <floating> 0
+            if n_vectors > 1:
+                found[k] += <floating> 1 if v[k + N_LANES] - h == top else <floating> 0
+            if n_vectors > 2:
+                found[k] += <floating> 1 if v[k + 2 * N_LANES] - h == top else <floating> 0
+            if n_vectors > 3:
+                found[k] += <floating> 1 if v[k + 3 * N_LANES] - h == top else <floating> 0
+        clear_lanes(total, error, N_LANES, x)
+        add_groups(total, error, p, N_LANES, n_vectors, floating is double)
+        half_lanes(total, error, &half[f * 8], &half_error[f * 8], x)
+    for k in range(N_LANES):
+        n_equal[k] = found[k]
+
+
+cdef inline void write_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
+                               const floating* c_hi, const floating* c_lo, floating* y, Py_ssize_t step_y,
+                               Py_ssize_t n_last) noexcept nogil:
+    """y = (x - c_hi) - c_lo; of the last vector of a frame n_last numbers are written."""
+    cdef floating p[N_SHORT]
+    cdef floating hi, lo
+    cdef Py_ssize_t f, k
+    for f in range(n_frames):
+        hi = c_hi[f]
+        lo = c_lo[f]
+        for k in range(n_vectors * N_LANES):  # hot
+            p[k] = (x[f * step + k] - hi) - lo
+        if n_last == N_LANES:
+            memcpy(&y[f * step_y], p, n_vectors * N_LANES * sizeof(floating))
+        else:
+            memcpy(&y[f * step_y], p, (n_vectors - 1) * N_LANES * sizeof(floating))
+            put_some(&y[f * step_y + (n_vectors - 1) * N_LANES], &p[(n_vectors - 1) * N_LANES], n_last)
+
+
+cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n,
+                            const floating* of, bint stream) noexcept nogil:
+    """log_softmax_group for frames of at most N_SHORT classes."""
+    cdef floating padded[N_GROUP * N_SHORT]
+    cdef floating stage[N_GROUP * N_SHORT + N_LANES]
+    cdef floating half_m[8 * N_GROUP]
+    cdef floating m[N_GROUP]
+    cdef floating c_hi[N_GROUP]
+    cdef floating c_lo[N_GROUP]
+    cdef floating n_equal[N_LANES]
+    cdef double half[8 * N_GROUP]
+    cdef double half_error[8 * N_GROUP]
+    cdef floating shifts[4 * N_GROUP]
+    cdef double n_largest[N_GROUP]
+    cdef floating* to = stage
+    cdef Py_ssize_t n_vectors = count_vectors(n), step = 0, step_y = n, n_last = N_LANES, k
+    cdef const floating* v = find_short(x, i, first, n_frames, n, <floating> -INFINITY, padded, &step)
+    ask_for_group(x, i, first, n_frames, n)
+    for k in range(n_frames * 8, 8 * N_GROUP):
+        half_m[k] = 0
+        half[k] = 0
+        half_error[k] = 0
+    if n_vectors == 1:
+        maxima_of_vectors(v, step, 1, n_frames, half_m)
+    elif n_vectors == 2:
+        maxima_of_vectors(v, step, 2, n_frames, half_m)
+    elif n_vectors == 3:
+        maxima_of_vectors(v, step, 3, n_frames, half_m)
+    else:
+        maxima_of_vectors(v, step, 4, n_frames, half_m)
+    end_maxima(half_m, m)
+    shift_group(m, shifts)
+    if n_vectors == 1:
+        sum_vectors(v, step, 1, n_frames, shifts, half, half_error, n_equal)
+    elif n_vectors == 2:
+        sum_vectors(v, step, 2, n_frames, shifts, half, half_error, n_equal)
+    elif n_vectors == 3:
+        sum_vectors(v, step, 3, n_frames, shifts, half, half_error, n_equal)
+    else:
+        sum_vectors(v, step, 4, n_frames, shifts, half, half_error, n_equal)
+    for k in range(N_GROUP):
+        n_largest[k] = 1
+    if not is_one_each(n_equal, m, n_frames):
+        for k in range(n_frames):
+            n_largest[k] = count_equal(&v[k * step], n, m[k])
+    end_group(half, half_error, m, n_largest, c_hi, c_lo)
+    if not stream and is_native(frame_at(y, i, first), v) and y.gap % <Py_ssize_t> sizeof(floating) == 0:
+        to = <floating*> frame_at(y, i, first).at
+        step_y = y.gap // <Py_ssize_t> sizeof(floating)
+        n_last = n - (n_vectors - 1) * N_LANES
+    if n_vectors == 1:
+        write_vectors(v, step, 1, n_frames, c_hi, c_lo, to, step_y, n_last)
+    elif n_vectors == 2:
+        write_vectors(v, step, 2, n_frames, c_hi, c_lo, to, step_y, n_last)
+    elif n_vectors == 3:
+        write_vectors(v, step, 3, n_frames, c_hi, c_lo, to, step_y, n_last)
+    else:
+        write_vectors(v, step, 4, n_frames, c_hi, c_lo, to, step_y, n_last)
+    if to == stage:
+        write_group(stage, y, i, first, n_frames, n, stream)
