@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from importlib import import_module
 
 import ml_dtypes
 import numpy as np
@@ -245,12 +246,38 @@ def test_a_third_partys_backend_is_not_passed_over(monkeypatch):
     assert len(called) == 3
 
 
-def test_large_calls_go_where_threads_are_counted(served):
-    function = cython_.kernels()["quick"][0]
+def test_large_calls_ask_how_many_threads(served, monkeypatch):
+    function, asked = cython_.kernels()["quick"][0], []
+    monkeypatch.setattr(_threads, "get_num_threads", lambda: asked.append(1) or 2)
     for dtype in ("f2", "f4", "f8"):
-        assert function(np.zeros(_threads.MIN_PARALLEL_SIZE - 1, dtype), -1, None) is not None
-        assert function(np.zeros(_threads.MIN_PARALLEL_SIZE, dtype), -1, None) is None
-        assert function(np.zeros(_threads.MIN_PARALLEL_SIZE, dtype), -1, None, 1) is not None
+        for size, n_threads, n_asked in (
+            (_threads.MIN_PARALLEL_SIZE - 1, 0, 0),
+            (_threads.MIN_PARALLEL_SIZE, 0, 1),
+            (_threads.MIN_PARALLEL_SIZE, 1, 0),
+        ):
+            asked.clear()
+            assert function(np.zeros(size, dtype), -1, None, n_threads).shape == (size,)
+            assert len(asked) == n_asked
+
+
+def test_what_is_read_is_not_streamed_over(served, monkeypatch, rng):
+    """Results of `stream_bytes` and more go past the cache, unless they take the place of an array that is read."""
+    module = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
+    monkeypatch.setattr(cython_, "STREAM_BYTES", 1)
+    module.set_threads_for(_threads.threads_for, 1)
+    try:
+        for shape in ((7, 10), (5, 300), (2, 20_000)):
+            x, dy = rng.standard_normal((2, *shape)).astype("f4")
+            y = ordinarily(lsm.log_softmax, x, axis=-1)
+            dx = ordinarily(lsm.log_softmax_backward, dy, y, axis=-1)
+            np.testing.assert_array_equal(lsm.log_softmax(x), y)
+            np.testing.assert_array_equal(lsm.log_softmax(x.copy(), out=np.empty_like(x)), y)
+            np.testing.assert_array_equal(lsm.log_softmax(in_place := x.copy(), out=in_place), y)
+            np.testing.assert_array_equal(lsm.log_softmax_backward(dy, y, out=np.empty_like(x)), dx)
+            np.testing.assert_array_equal(lsm.log_softmax_backward(in_place := dy.copy(), y, out=in_place), dx)
+            np.testing.assert_array_equal(lsm.log_softmax_backward(dy, in_place := y.copy(), out=in_place), dx)
+    finally:
+        module.set_threads_for(_threads.threads_for, 16 * 2**20)
 
 
 def test_threads_at_once(rng):
