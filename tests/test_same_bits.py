@@ -14,8 +14,10 @@ from hypothesis.extra import numpy as hnp
 import lsm
 from lsm.backends import cython_
 
-# at the borders of lanes (64), blocks (256), slices (16384) and the copied tile (2048)
-N_CLASSES = (1, 2, 10, 63, 64, 65, 255, 256, 257, 1000, 2047, 2048, 2049, 16383, 16384, 16385, 40000)
+# at the borders of vectors (16), rows and short frames (64), blocks (256), tiles that are copied whole (512), frames
+# that fit the scratch (2048) and slices (16384)
+N_CLASSES = (1, 2, 10, 15, 16, 17, 32, 33, 63, 64, 65, 128, 255, 256, 257, 512, 513, 1000, 2047, 2048, 2049)
+N_CLASSES += (16383, 16384, 16385, 40000)
 
 
 @pytest.mark.parametrize("n", N_CLASSES)
@@ -50,21 +52,64 @@ def test_batch_size_place_axis_alignment_and_out(backend, dtype, n, rng):
         np.testing.assert_array_equal(out, dx[0])
 
 
+@pytest.fixture
+def kernels_get(monkeypatch):
+    """Call with a number of threads and the size from which results are streamed: the kernels get both."""
+    module = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
+    ours = cython_.threads_for, cython_.STREAM_BYTES
+
+    def give(n_threads, stream_bytes):
+        module.set_threads_for(lambda size: _Given(n_threads), stream_bytes)
+        monkeypatch.setattr(cython_, "threads_for", lambda size: _Given(n_threads))  # for what is no plain array
+        monkeypatch.setattr(cython_, "STREAM_BYTES", stream_bytes)
+
+    yield give
+    module.set_threads_for(*ours)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(1000, 300), (3, 100_000), (1, 300_000), (2, 300, 500)])
-def test_thread_count_and_streaming(shape, dtype, rng, monkeypatch):
+@pytest.mark.parametrize(
+    "shape", [(1000, 300), (3000, 17), (3, 100_000), (1, 300_000), (2, 300, 500), (3, 14 * 16384), (3, 14 * 16384 + 1)]
+)
+def test_thread_count_and_streaming(shape, dtype, rng, kernels_get):
     """The kernels themselves, since a machine with few processors is not given many threads."""
     x = (rng.standard_normal(shape) * 4).astype(dtype)
     dy = rng.standard_normal(shape).astype(dtype)
+    wide_x, wide_dy = (np.repeat(a, 2, -1)[..., ::2] for a in (x, dy))
     results = set()
     for n_threads in (1, 2, 3, 7):
         for stream_bytes in (0, 2**60):
-            monkeypatch.setattr(cython_, "STREAM_BYTES", stream_bytes)
-            monkeypatch.setattr(cython_, "threads_for", lambda size, n=n_threads: _Given(n))
-            y = lsm.log_softmax(x, 1, backend="cython")
-            dx = lsm.log_softmax_backward(dy, y, 1, backend="cython")
-            results.add((y.tobytes(), dx.tobytes()))
+            kernels_get(n_threads, stream_bytes)
+            for a, b in ((x, dy), (wide_x, wide_dy)):
+                y = lsm.log_softmax(a, 1, backend="cython")
+                dx = lsm.log_softmax_backward(b, y, 1, backend="cython")
+                results.add((y.tobytes(), dx.tobytes()))
     assert len(results) == 1
+
+
+@pytest.mark.parametrize("n", [1, 10, 40, 64, 100, 1000, 3000, 20000])
+def test_hard_frames_among_others(backend, dtype, n, rng):
+    """Frames that are NaN, masked or enormous leave their neighbours as they would be alone, and are so themselves."""
+    x, dy = (rng.standard_normal((2, 40, n)) * 4).astype(dtype)
+    x[3, n // 2], x[5], x[8, 0], x[9, ::2], x[20] = np.nan, -np.inf, np.inf, -np.inf, 7
+    dy[2, n // 2], dy[12], dy[21, n - 1] = np.nan, np.finfo(np.float16).max, np.inf
+    if dtype.itemsize > 2:
+        dy[13] = np.finfo(dtype).max / 2
+
+    def equal(a, b):
+        np.testing.assert_array_equal(
+            a.astype(np.longdouble), b.astype(np.longdouble)
+        )  # which knows NaN, of 16 bits too
+
+    y = lsm.log_softmax(x, backend=backend)
+    for i in range(40):
+        equal(lsm.log_softmax(x[i].copy(), backend=backend), y[i])
+    equal(lsm.log_softmax(x.T.copy(), 0, backend=backend).T, y)
+    y[30, n - 1], y[31, 0] = 100, 800
+    dx = lsm.log_softmax_backward(dy, y, backend=backend)
+    for i in range(40):
+        equal(lsm.log_softmax_backward(dy[i].copy(), y[i].copy(), backend=backend), dx[i])
+    equal(lsm.log_softmax_backward(dy.T.copy(), y.T.copy(), 0, backend=backend).T, dx)
 
 
 class _Given:
