@@ -3,7 +3,8 @@
 # A frame is passed over three times: its maximum is found, its exponentials are added, its result is written. Each by
 # itself leaves most of the processor idle (arithmetic, loads or stores). So three frames, or parts of frames, are under
 # way at once, each at another pass, row by row: what memory does is spread over all of the time, and nothing waits
-# for the end of a maximum or a sum.
+# for the end of a maximum or a sum. `find`, `add` and `put` say which passes are wished; they are constants to the
+# compiler, which leaves the others out.
 
 
 cdef inline floating larger(floating a, floating b) noexcept nogil:
@@ -104,6 +105,7 @@ cdef inline void pass_block(bint find, const floating* a, floating* peaks, Py_ss
                             const floating* v, floating top, floating magic, floating floor, bint some_equal,
                             double* total, double* error, bint put,
                             const floating* x, floating c_hi, floating c_lo, floating* y) noexcept nogil:
+    """The passes that are wished, over a block of each of three parts."""
     cdef floating p[N_ROW]
     cdef floating high[N_ROW]
     cdef Py_ssize_t k

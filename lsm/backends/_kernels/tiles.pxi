@@ -1,6 +1,6 @@
 # Frames 32 at a time: the vectors run along the frames, and each frame keeps its lanes, so that its bits are those
-# that it would have alone. So are taken frames whose neighbours lie side by side (axis 0 of a matrix, axis 1 of
-# N, C, H, W), and short frames whatever way they lie: what a frame costs besides its classes is shared.
+# that it would have alone. So are taken frames whose neighbours lie side by side: axis 0 of a matrix, axis 1 of
+# N, C, H, W.
 #
 # Tiles that fit the scratch are copied there first, a band of neighbours together: rows that lie a power of two
 # apart share so few places in the caches, those of addresses too, that the next pass would find none of them, and
