@@ -109,7 +109,7 @@ cdef inline void write_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_
 
 cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n,
                             const floating* of, bint stream) noexcept nogil:
-    """log_softmax_group for frames of at most N_SHORT classes."""
+    """log_softmax_frame for n_frames neighbouring frames of at most N_SHORT classes; `of` says the type computed in."""
     cdef floating padded[N_GROUP * N_SHORT]
     cdef floating stage[N_GROUP * N_SHORT + N_LANES]
     cdef floating half_m[8 * N_GROUP]

@@ -85,7 +85,7 @@ cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const flo
 
 cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
                                      Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
-    """log_softmax_backward_group for frames of at most N_SHORT classes."""
+    """log_softmax_backward_frame for n_frames neighbouring frames of at most N_SHORT classes."""
     cdef floating padded[N_GROUP * N_SHORT]
     cdef floating padded_y[N_GROUP * N_SHORT]
     cdef floating stage[N_GROUP * N_SHORT + N_LANES]
