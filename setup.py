@@ -33,8 +33,8 @@ UNIX_FLAGS = [
 PROBED_FLAGS = ["--param=max-completely-peel-times=4"]
 
 # What is inline in the kernels is so in earnest: the passes of rows.pxi are one function, of which each use leaves
-# out what it does not wish. gcc thinks it too large, and looks at every row what is wished: a third more time. Not
-# where memory is looked after: gcc 12 then loses its way in the frames of functions that large.
+# out what it does not wish. gcc thinks it too large, and looks at every row what is wished: a third more time.
+# Not where the sanitizers are: there it takes long to compile, and nothing is gained.
 INLINE = [("CYTHON_INLINE", "inline __attribute__((always_inline))")]
 
 # Built with NumPy 2, the kernels run with every NumPy from this one on.

@@ -48,9 +48,9 @@ static inline void lsm_pad_d(double *to, const double *x, ptrdiff_t n, ptrdiff_t
 /* 16 numbers, as vectors: the compiler then sees what it has just put at x, and leaves that out. */
 static inline void lsm_put_f(float *to, const float *x)
 {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
     _mm512_storeu_ps(to, _mm512_loadu_ps(x));
-#elif defined(__AVX__)
+#elif defined(__AVX__) && !defined(__SANITIZE_ADDRESS__)
     _mm256_storeu_ps(to, _mm256_loadu_ps(x));
     _mm256_storeu_ps(to + 8, _mm256_loadu_ps(x + 8));
 #else
@@ -60,10 +60,10 @@ static inline void lsm_put_f(float *to, const float *x)
 
 static inline void lsm_put_d(double *to, const double *x)
 {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
     _mm512_storeu_pd(to, _mm512_loadu_pd(x));
     _mm512_storeu_pd(to + 8, _mm512_loadu_pd(x + 8));
-#elif defined(__AVX__)
+#elif defined(__AVX__) && !defined(__SANITIZE_ADDRESS__)
     for (int i = 0; i < 16; i += 4)
         _mm256_storeu_pd(to + i, _mm256_loadu_pd(x + i));
 #else
