@@ -95,22 +95,18 @@ cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
 
 cdef inline void widen(const uint16_t* x, Py_ssize_t n, int kind, float* to) noexcept nogil:
     """16-bit numbers as float, exactly."""
-    cdef Py_ssize_t k
     if kind == HALF:
         lsm_from_half(to, x, n)
     else:
-        for k in range(n):  # hot
-            to[k] = lsm_from_bfloat16(x[k])
+        lsm_from_bfloat16s(to, x, n)
 
 
 cdef inline void narrow(const float* x, Py_ssize_t n, int kind, uint16_t* to) noexcept nogil:
     """Floats rounded to 16 bits, to the nearest, ties to even."""
-    cdef Py_ssize_t k
     if kind == HALF:
         lsm_to_half(to, x, n)
     else:
-        for k in range(n):  # hot
-            to[k] = lsm_to_bfloat16(x[k])
+        lsm_to_bfloat16s(to, x, n)
 
 
 cdef inline const floating* load(Vector x, Py_ssize_t start, Py_ssize_t n, floating* buffer) noexcept nogil:
@@ -120,6 +116,18 @@ cdef inline const floating* load(Vector x, Py_ssize_t start, Py_ssize_t n, float
         return <const floating*> x.at
     read(x, n, buffer)
     return buffer
+
+
+cdef inline const floating* load_block(Vector x, Py_ssize_t start, floating* buffer) noexcept nogil:
+    """load of N_BLOCK elements. That their number is a constant makes 16 bits half as dear."""
+    if floating is float:
+        if x.kind == BFLOAT16 and x.step == sizeof(uint16_t):
+            widen(<const uint16_t*> x.at + start, N_BLOCK, BFLOAT16, buffer)
+            return buffer
+        if x.kind == HALF and x.step == sizeof(uint16_t):
+            widen(<const uint16_t*> x.at + start, N_BLOCK, HALF, buffer)
+            return buffer
+    return load(x, start, N_BLOCK, buffer)
 
 
 cdef inline bint lies_whole(Array x, Py_ssize_t n) noexcept nogil:
@@ -192,6 +200,24 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
             else:
                 for k in range(n):
                     (<uint16_t*> (y.at + k * y.step))[0] = bits[k]
+
+
+cdef inline void write_block(Vector y, Py_ssize_t start, const floating* p, bint stream) noexcept nogil:
+    """write of N_BLOCK elements."""
+    cdef uint16_t bits[N_BLOCK]
+    cdef uint16_t* to = bits
+    if floating is float:
+        if y.kind <= BFLOAT16 and y.step == sizeof(uint16_t):
+            if not stream:
+                to = <uint16_t*> y.at + start
+            if y.kind == BFLOAT16:
+                narrow(p, N_BLOCK, BFLOAT16, to)
+            else:
+                narrow(p, N_BLOCK, HALF, to)
+            if stream:
+                lsm_stream(y.at + start * y.step, bits, N_BLOCK * sizeof(uint16_t))
+            return
+    write(y, start, N_BLOCK, p, stream)
 
 
 cdef inline Py_ssize_t misaligned(Vector y, bint stream) noexcept nogil:

@@ -148,14 +148,14 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
         if find:
             if adding.far:
                 lsm_prefetch(a.at + (block * N_BLOCK + N_AHEAD) * a.step, N_BLOCK * size_of(a.kind), False)
-            at_a = load(a, block * N_BLOCK, N_BLOCK, buffer_a)
+            at_a = load_block(a, block * N_BLOCK, buffer_a)
         if put and direct and adding.far:
             lsm_prefetch(y.at + (block * N_BLOCK + N_AHEAD) * y.step, N_BLOCK * size_of(y.kind), False)
         if add:
-            at_v = less(load(v, block * N_BLOCK, N_BLOCK, buffer_v), N_BLOCK, h, shifted)
+            at_v = less(load_block(v, block * N_BLOCK, buffer_v), N_BLOCK, h, shifted)
             some_equal = has_peak(&peaks_v[(1 + block) * N_PEAKS], m)
         if put:
-            at_x = load(x, block * N_BLOCK, N_BLOCK, buffer_x)
+            at_x = load_block(x, block * N_BLOCK, buffer_x)
             at_y = <floating*> y.at + block * N_BLOCK if direct else w
         if add and some_equal:
             pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x,
@@ -165,7 +165,7 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
             pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x,
                        c_hi, c_lo, at_y)
         if put and not direct:
-            write(y, block * N_BLOCK, N_BLOCK, w, stream)
+            write_block(y, block * N_BLOCK, w, stream)
 
 
 cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, Py_ssize_t block, bint add,

@@ -108,7 +108,7 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
         if find:
             if far:
                 lsm_prefetch(a.at + (block * N_BLOCK + N_AHEAD) * a.step, N_BLOCK * size_of(a.kind), False)
-            at_a[0] = load(a, block * N_BLOCK, N_BLOCK, buffer_a)
+            at_a[0] = load_block(a, block * N_BLOCK, buffer_a)
             at_a[1] = at_a[0] + N_ROW
             at_a[2] = at_a[0] + 2 * N_ROW
             at_a[3] = at_a[0] + 3 * N_ROW
@@ -119,13 +119,13 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
                 lsm_prefetch(dx.at + (block * N_BLOCK + N_AHEAD) * dx.step, N_BLOCK * size_of(dx.kind), False)
             if direct:
                 to = <floating*> dx.at + block * N_BLOCK
-            at_dy = load(dy, block * N_BLOCK, N_BLOCK, buffer_dy)
-            at_y = load(y, block * N_BLOCK, N_BLOCK, buffer_y)
+            at_dy = load_block(dy, block * N_BLOCK, buffer_dy)
+            at_y = load_block(y, block * N_BLOCK, buffer_y)
         if pass_block_backward(find, at_a, total, error, put, at_dy, at_y, 4, at_dy, at_y, 0, s_hi, s_lo, s, magic,
                                lowest, to) and put:
             n_bad += gradient_large(at_dy, at_y, N_BLOCK, s_hi, s_lo, s, magic, lowest, to)
         if put and not direct:
-            write(dx, block * N_BLOCK, N_BLOCK, w, stream)
+            write_block(dx, block * N_BLOCK, w, stream)
     return n_bad
 
 
