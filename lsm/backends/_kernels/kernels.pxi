@@ -46,6 +46,8 @@ cdef extern from "moves.h" nogil:
     void lsm_pad_d(double* to, const double* x, Py_ssize_t n, Py_ssize_t width, double fill)
     void lsm_put_f(float* to, const float* x)
     void lsm_put_d(double* to, const double* x)
+    void lsm_put_past_f(float* to, const float* x)
+    void lsm_put_past_d(double* to, const double* x)
     void lsm_put_some_f(float* to, const float* x, Py_ssize_t n)
     void lsm_put_some_d(double* to, const double* x, Py_ssize_t n)
     void lsm_prefetch(const void* p, size_t n, bint near)

@@ -45,6 +45,34 @@ static inline void lsm_pad_d(double *to, const double *x, ptrdiff_t n, ptrdiff_t
 #endif
 }
 
+/* Copy n bytes past the cache: a result that is larger than the cache is not read before it is evicted,
+   and a plain store would read every line from memory first. */
+static inline void lsm_stream(void *to, const void *from, size_t n)
+{
+#if defined(__SSE2__)
+    char *t = (char *)to;
+    const char *f = (const char *)from;
+    size_t head = (64 - ((uintptr_t)t & 63)) & 63;
+    if (head > n)
+        head = n;
+    memcpy(t, f, head);
+    for (n -= head, t += head, f += head; n >= 64; n -= 64, t += 64, f += 64) {
+#if defined(__AVX512F__)
+        _mm512_stream_si512((__m512i *)t, _mm512_loadu_si512(f));
+#elif defined(__AVX__)
+        _mm256_stream_si256((__m256i *)t, _mm256_loadu_si256((const __m256i *)f));
+        _mm256_stream_si256((__m256i *)t + 1, _mm256_loadu_si256((const __m256i *)f + 1));
+#else
+        for (int i = 0; i < 4; i++)
+            _mm_stream_si128((__m128i *)t + i, _mm_loadu_si128((const __m128i *)f + i));
+#endif
+    }
+    memcpy(t, f, n);
+#else
+    memcpy(to, from, n);
+#endif
+}
+
 /* 16 numbers, as vectors: the compiler then sees what it has just put at x, and leaves that out. */
 static inline void lsm_put_f(float *to, const float *x)
 {
@@ -68,6 +96,32 @@ static inline void lsm_put_d(double *to, const double *x)
         _mm256_storeu_pd(to + i, _mm256_loadu_pd(x + i));
 #else
     memcpy(to, x, 16 * sizeof *x);
+#endif
+}
+
+/* The same past the cache; `to` is where a cache line begins. */
+static inline void lsm_put_past_f(float *to, const float *x)
+{
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, _mm512_loadu_ps(x));
+#elif defined(__AVX__)
+    _mm256_stream_ps(to, _mm256_loadu_ps(x));
+    _mm256_stream_ps(to + 8, _mm256_loadu_ps(x + 8));
+#else
+    lsm_stream(to, x, 16 * sizeof *x);
+#endif
+}
+
+static inline void lsm_put_past_d(double *to, const double *x)
+{
+#if defined(__AVX512F__)
+    _mm512_stream_pd(to, _mm512_loadu_pd(x));
+    _mm512_stream_pd(to + 8, _mm512_loadu_pd(x + 8));
+#elif defined(__AVX__)
+    for (int i = 0; i < 16; i += 4)
+        _mm256_stream_pd(to + i, _mm256_loadu_pd(x + i));
+#else
+    lsm_stream(to, x, 16 * sizeof *x);
 #endif
 }
 
@@ -109,34 +163,6 @@ static inline void lsm_prefetch(const void *p, size_t n, int near)
     else
         for (size_t i = 0; i < n; i += 64)
             __builtin_prefetch(c + i, 0, 2);
-#endif
-}
-
-/* Copy n bytes past the cache: a result that is larger than the cache is not read before it is evicted,
-   and a plain store would read every line from memory first. */
-static inline void lsm_stream(void *to, const void *from, size_t n)
-{
-#if defined(__SSE2__)
-    char *t = (char *)to;
-    const char *f = (const char *)from;
-    size_t head = (64 - ((uintptr_t)t & 63)) & 63;
-    if (head > n)
-        head = n;
-    memcpy(t, f, head);
-    for (n -= head, t += head, f += head; n >= 64; n -= 64, t += 64, f += 64) {
-#if defined(__AVX512F__)
-        _mm512_stream_si512((__m512i *)t, _mm512_loadu_si512(f));
-#elif defined(__AVX__)
-        _mm256_stream_si256((__m256i *)t, _mm256_loadu_si256((const __m256i *)f));
-        _mm256_stream_si256((__m256i *)t + 1, _mm256_loadu_si256((const __m256i *)f + 1));
-#else
-        for (int i = 0; i < 4; i++)
-            _mm_stream_si128((__m128i *)t + i, _mm_loadu_si128((const __m128i *)f + i));
-#endif
-    }
-    memcpy(t, f, n);
-#else
-    memcpy(to, from, n);
 #endif
 }
 

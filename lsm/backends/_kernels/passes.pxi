@@ -62,17 +62,27 @@ cdef struct Adding:
     bint far  # whether what is passed over must come from memory: it is then asked for ahead of time
 
 
-cdef inline void put_lanes(floating* to, const floating* x) noexcept nogil:
-    """Copy N_LANES numbers."""
+cdef inline void put_lanes(floating* to, const floating* x, bint past) noexcept nogil:
+    """Copy N_LANES numbers; past the cache if `past`, a constant to the compiler: `to` is then aligned."""
     if floating is float:
-        lsm_put_f(to, x)
+        if past:
+            lsm_put_past_f(to, x)
+        else:
+            lsm_put_f(to, x)
+    elif past:
+        lsm_put_past_d(to, x)
     else:
         lsm_put_d(to, x)
 
 
+cdef inline bint can_pass(Vector y, bint stream, const floating* of) noexcept nogil:
+    """Whether put_lanes may write y past the cache."""
+    return stream and is_native(y, of) and <uintptr_t> y.at % 64 == 0
+
+
 cdef inline void pass_row(bint find, const floating* a, floating* high, bint add, const floating* v, floating top,
                           floating magic, floating floor, bint some_equal, floating* p, bint put, const floating* x,
-                          floating c_hi, floating c_lo, floating* y) noexcept nogil:
+                          floating c_hi, floating c_lo, floating* y, bint past) noexcept nogil:
     """high = max(high, a), p += exp(v), y = (x - c_hi) - c_lo of a row. By way of w, as y may be x."""
     cdef floating w[N_ROW]
     cdef Py_ssize_t k
@@ -85,10 +95,10 @@ cdef inline void pass_row(bint find, const floating* a, floating* high, bint add
     if put:
         for k in range(N_ROW):  # hot
             w[k] = (x[k] - c_hi) - c_lo
-        put_lanes(y, w)
-        put_lanes(&y[N_LANES], &w[N_LANES])
-        put_lanes(&y[2 * N_LANES], &w[2 * N_LANES])
-        put_lanes(&y[3 * N_LANES], &w[3 * N_LANES])
+        put_lanes(y, w, past)
+        put_lanes(&y[N_LANES], &w[N_LANES], past)
+        put_lanes(&y[2 * N_LANES], &w[2 * N_LANES], past)
+        put_lanes(&y[3 * N_LANES], &w[3 * N_LANES], past)
 
 
 cdef inline void end_row(const floating* high, floating* peaks, Py_ssize_t block) noexcept nogil:
@@ -104,7 +114,7 @@ cdef inline void end_row(const floating* high, floating* peaks, Py_ssize_t block
 cdef inline void pass_block(bint find, const floating* a, floating* peaks, Py_ssize_t block, bint add,
                             const floating* v, floating top, floating magic, floating floor, bint some_equal,
                             double* total, double* error, bint put,
-                            const floating* x, floating c_hi, floating c_lo, floating* y) noexcept nogil:
+                            const floating* x, floating c_hi, floating c_lo, floating* y, bint past) noexcept nogil:
     """The passes that are wished, over a block of each of three parts."""
     cdef floating p[N_ROW]
     cdef floating high[N_ROW]
@@ -112,13 +122,13 @@ cdef inline void pass_block(bint find, const floating* a, floating* peaks, Py_ss
     for k in range(N_ROW):
         p[k] = 0
         high[k] = -INFINITY
-    pass_row(find, a, high, add, v, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y)
+    pass_row(find, a, high, add, v, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, past)
     pass_row(find, &a[N_ROW], high, add, &v[N_ROW], top, magic, floor, some_equal, p, put, &x[N_ROW], c_hi, c_lo,
-             &y[N_ROW])
+             &y[N_ROW], past)
     pass_row(find, &a[2 * N_ROW], high, add, &v[2 * N_ROW], top, magic, floor, some_equal, p, put, &x[2 * N_ROW], c_hi,
-             c_lo, &y[2 * N_ROW])
+             c_lo, &y[2 * N_ROW], past)
     pass_row(find, &a[3 * N_ROW], high, add, &v[3 * N_ROW], top, magic, floor, some_equal, p, put, &x[3 * N_ROW], c_hi,
-             c_lo, &y[3 * N_ROW])
+             c_lo, &y[3 * N_ROW], past)
     if find:
         end_row(high, peaks, block)
     if add:
@@ -140,6 +150,7 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
     cdef const floating* at_x = NULL
     cdef floating* at_y = w
     cdef bint direct = not stream and is_native(y, w), some_equal = False
+    cdef bint past = floating is float and can_pass(y, stream, w)  # double: 18.4 ns become 19.4
     cdef floating m = <floating> adding.shift.m, h = <floating> adding.shift.h
     cdef floating top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
@@ -156,15 +167,18 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
             some_equal = has_peak(&peaks_v[(1 + block) * N_PEAKS], m)
         if put:
             at_x = load_block(x, block * N_BLOCK, buffer_x)
-            at_y = <floating*> y.at + block * N_BLOCK if direct else w
+            at_y = <floating*> y.at + block * N_BLOCK if direct or past else w
         if add and some_equal:
             pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x,
-                       c_hi, c_lo, at_y)
+                       c_hi, c_lo, at_y, False)
             adding.n_equal += count_equal(at_v, N_BLOCK, top)
+        elif put and past:
+            pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x,
+                       c_hi, c_lo, at_y, True)
         else:
             pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x,
-                       c_hi, c_lo, at_y)
-        if put and not direct:
+                       c_hi, c_lo, at_y, False)
+        if put and not direct and not past:
             write_block(y, block * N_BLOCK, w, stream)
 
 
@@ -182,13 +196,13 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
         p[k] = 0
         high[k] = -INFINITY
     if n_rows > 0:
-        pass_row(find, a, high, add, v, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y)
+        pass_row(find, a, high, add, v, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, False)
     if n_rows > 1:
         pass_row(find, &a[N_ROW], high, add, &v[N_ROW], top, magic, floor, some_equal, p, put, &x[N_ROW], c_hi, c_lo,
-                 &y[N_ROW])
+                 &y[N_ROW], False)
     if n_rows > 2:
         pass_row(find, &a[2 * N_ROW], high, add, &v[2 * N_ROW], top, magic, floor, some_equal, p, put, &x[2 * N_ROW],
-                 c_hi, c_lo, &y[2 * N_ROW])
+                 c_hi, c_lo, &y[2 * N_ROW], False)
     if n_edge and add:
         pad(edge, &v[whole], n_edge, width, -INFINITY)
         for g in range(width // N_LANES):

@@ -2,14 +2,14 @@
 
 
 cdef inline void gradient_lanes(const floating* dy, const floating* y, floating s_hi, floating s_lo, floating s,
-                                floating magic, floating lowest, floating* to, uint32_t* most_f,
-                                uint64_t* most_d) noexcept nogil:
+                                floating magic, floating lowest, floating* to, bint past,
+                                uint32_t* most_f, uint64_t* most_d) noexcept nogil:
     """dx = dy - exp(y) * S of N_LANES classes none of which is large, and the largest y in terms of lsm_beyond."""
     cdef floating p[N_LANES]
     cdef Py_ssize_t k
     for k in range(N_LANES):  # hot
         p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, False)
-    put_lanes(to, p)
+    put_lanes(to, p, past)
     for k in range(N_LANES):
         if floating is float:
             most_f[k] = max(most_f[k], lsm_beyond_f(y[k], <float> -0.6931471805599453))
@@ -19,17 +19,18 @@ cdef inline void gradient_lanes(const floating* dy, const floating* y, floating 
 
 cdef inline void pass_row_backward(bint find, const floating** a, Py_ssize_t at, double* v, bint put,
                                    const floating* dy, const floating* y, floating s_hi, floating s_lo, floating s,
-                                   floating magic, floating lowest, floating* to, uint32_t* most_f,
-                                   uint64_t* most_d) noexcept nogil:
+                                   floating magic, floating lowest, floating* to, bint past,
+                                   uint32_t* most_f, uint64_t* most_d) noexcept nogil:
     """The gradient of a row, and v = (row 0 + row 1) + (row 2 + row 3) of N_LANES classes of the block a."""
     cdef Py_ssize_t k
     if put:
-        gradient_lanes(dy, y, s_hi, s_lo, s, magic, lowest, to, most_f, most_d)
-        gradient_lanes(&dy[N_LANES], &y[N_LANES], s_hi, s_lo, s, magic, lowest, &to[N_LANES], most_f, most_d)
-        gradient_lanes(&dy[2 * N_LANES], &y[2 * N_LANES], s_hi, s_lo, s, magic, lowest, &to[2 * N_LANES], most_f,
-                       most_d)
-        gradient_lanes(&dy[3 * N_LANES], &y[3 * N_LANES], s_hi, s_lo, s, magic, lowest, &to[3 * N_LANES], most_f,
-                       most_d)
+        gradient_lanes(dy, y, s_hi, s_lo, s, magic, lowest, to, past, most_f, most_d)
+        gradient_lanes(&dy[N_LANES], &y[N_LANES], s_hi, s_lo, s, magic, lowest, &to[N_LANES], past,
+                       most_f, most_d)
+        gradient_lanes(&dy[2 * N_LANES], &y[2 * N_LANES], s_hi, s_lo, s, magic, lowest, &to[2 * N_LANES], past,
+                       most_f, most_d)
+        gradient_lanes(&dy[3 * N_LANES], &y[3 * N_LANES], s_hi, s_lo, s, magic, lowest, &to[3 * N_LANES], past,
+                       most_f, most_d)
     if find:
         for k in range(N_LANES):  # hot
             v[at + k] = ((<double> a[0][at + k] + <double> a[1][at + k])
@@ -39,7 +40,7 @@ cdef inline void pass_row_backward(bint find, const floating** a, Py_ssize_t at,
 cdef inline bint pass_block_backward(bint find, const floating** a, double* total, double* error, bint put,
                                      const floating* dy, const floating* y, Py_ssize_t n_rows, const floating* edge_dy,
                                      const floating* edge_y, Py_ssize_t n_groups, floating s_hi, floating s_lo,
-                                     floating s, floating magic, floating lowest, floating* to) noexcept nogil:
+                                     floating s, floating magic, floating lowest, floating* to, bint past) noexcept nogil:
     """Whether some y of the block is_large: its gradient is then to be computed again.
 
     n_rows, a constant to the compiler, and n_groups: how many rows, and groups of N_LANES in the edge, are written.
@@ -53,16 +54,17 @@ cdef inline bint pass_block_backward(bint find, const floating** a, double* tota
     for k in range(N_LANES):
         most_f[k] = 0
         most_d[k] = 0
-    pass_row_backward(find, a, 0, v, put and n_rows > 0, dy, y, s_hi, s_lo, s, magic, lowest, to, most_f, most_d)
+    pass_row_backward(find, a, 0, v, put and n_rows > 0, dy, y, s_hi, s_lo, s, magic, lowest, to, past, most_f,
+                      most_d)
     pass_row_backward(find, a, N_LANES, v, put and n_rows > 1, &dy[N_ROW], &y[N_ROW], s_hi, s_lo, s, magic, lowest,
-                      &to[N_ROW], most_f, most_d)
+                      &to[N_ROW], past, most_f, most_d)
     pass_row_backward(find, a, 2 * N_LANES, v, put and n_rows > 2, &dy[2 * N_ROW], &y[2 * N_ROW], s_hi, s_lo, s, magic,
-                      lowest, &to[2 * N_ROW], most_f, most_d)
+                      lowest, &to[2 * N_ROW], past, most_f, most_d)
     pass_row_backward(find, a, 3 * N_LANES, v, put and n_rows > 3, &dy[3 * N_ROW], &y[3 * N_ROW], s_hi, s_lo, s, magic,
-                      lowest, &to[3 * N_ROW], most_f, most_d)
+                      lowest, &to[3 * N_ROW], past, most_f, most_d)
     for g in range(n_groups):
         gradient_lanes(&edge_dy[g * N_LANES], &edge_y[g * N_LANES], s_hi, s_lo, s, magic, lowest,
-                       &to[n_rows * N_ROW + g * N_LANES], most_f, most_d)
+                       &to[n_rows * N_ROW + g * N_LANES], past, most_f, most_d)
     if find:
         add_groups(total, error, v, N_LANES, 4, floating is double)
     if floating is float:
@@ -103,6 +105,7 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
     cdef bint direct = not stream and is_native(dx, w) and dx.at != dy.at and dx.at != y.at
     cdef floating s_hi = <floating> of.s_hi, s_lo = <floating> of.s_lo, s = <floating> of.s
     cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
+    cdef bint past = can_pass(dx, stream, w), is_large = False
     cdef Py_ssize_t block, n_bad = 0
     for block in range(first, last):
         if find:
@@ -117,14 +120,19 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
                 lsm_prefetch(y.at + (block * N_BLOCK + N_AHEAD) * y.step, N_BLOCK * size_of(y.kind), False)
             if direct and far:
                 lsm_prefetch(dx.at + (block * N_BLOCK + N_AHEAD) * dx.step, N_BLOCK * size_of(dx.kind), False)
-            if direct:
+            if direct or past:
                 to = <floating*> dx.at + block * N_BLOCK
             at_dy = load_block(dy, block * N_BLOCK, buffer_dy)
             at_y = load_block(y, block * N_BLOCK, buffer_y)
-        if pass_block_backward(find, at_a, total, error, put, at_dy, at_y, 4, at_dy, at_y, 0, s_hi, s_lo, s, magic,
-                               lowest, to) and put:
+        if put and past:
+            is_large = pass_block_backward(find, at_a, total, error, put, at_dy, at_y, 4, at_dy, at_y, 0, s_hi, s_lo,
+                                           s, magic, lowest, to, True)
+        else:
+            is_large = pass_block_backward(find, at_a, total, error, put, at_dy, at_y, 4, at_dy, at_y, 0, s_hi, s_lo,
+                                           s, magic, lowest, to, False)
+        if put and is_large:
             n_bad += gradient_large(at_dy, at_y, N_BLOCK, s_hi, s_lo, s, magic, lowest, to)
-        if put and not direct:
+        if put and not direct and not past:
             write_block(dx, block * N_BLOCK, w, stream)
     return n_bad
 
@@ -189,16 +197,16 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
         pad(edge_y, &at_y[n_rows * N_ROW], n_edge, N_ROW, -INFINITY)
     if n_rows == 3:
         is_large = pass_block_backward(find, rows, total, error, put, at_dy, at_y, 3, edge, edge_y, n_groups, s_hi,
-                                       s_lo, s, magic, lowest, w)
+                                       s_lo, s, magic, lowest, w, False)
     elif n_rows == 2:
         is_large = pass_block_backward(find, rows, total, error, put, at_dy, at_y, 2, edge, edge_y, n_groups, s_hi,
-                                       s_lo, s, magic, lowest, w)
+                                       s_lo, s, magic, lowest, w, False)
     elif n_rows == 1:
         is_large = pass_block_backward(find, rows, total, error, put, at_dy, at_y, 1, edge, edge_y, n_groups, s_hi,
-                                       s_lo, s, magic, lowest, w)
+                                       s_lo, s, magic, lowest, w, False)
     else:
         is_large = pass_block_backward(find, rows, total, error, put, at_dy, at_y, 0, edge, edge_y, n_groups, s_hi,
-                                       s_lo, s, magic, lowest, w)
+                                       s_lo, s, magic, lowest, w, False)
     if put and is_large:
         n_bad += gradient_large(at_dy, at_y, n_rows * N_ROW, s_hi, s_lo, s, magic, lowest, w)
         n_bad += gradient_large(edge, edge_y, n_groups * N_LANES, s_hi, s_lo, s, magic, lowest, &w[n_rows * N_ROW])

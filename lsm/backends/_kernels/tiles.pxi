@@ -60,8 +60,8 @@ cdef inline void raise_lanes(floating* high, const floating* x) noexcept nogil:
 
 cdef inline void copy_columns(floating* to, const floating* x) noexcept nogil:
     """Copy N_COLUMNS numbers."""
-    put_lanes(to, x)
-    put_lanes(&to[N_LANES], &x[N_LANES])
+    put_lanes(to, x, False)
+    put_lanes(&to[N_LANES], &x[N_LANES], False)
 
 
 cdef void copy_rows(Tile x, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile, floating* to,
