@@ -35,6 +35,23 @@ cdef inline floating careful_gradient(floating dy, floating y, double s) noexcep
     return <floating> ((small - half) * 2.0**40)
 
 
+cdef inline floating gradient_of_any(floating dy, floating y, floating s_hi, floating s_lo, floating s, floating magic,
+                                     floating lowest) noexcept nogil:
+    """`gradient` for any y."""
+    if y > 2:
+        return careful_gradient(dy, y, (<double> s_hi + s_lo) * 2.0**-40)
+    return gradient(dy, y, s_hi, s_lo, s, magic, lowest, True)
+
+
+cdef inline bint some_odd(const floating* y, Py_ssize_t n) noexcept nogil:
+    """Whether is_odd of any of n numbers."""
+    cdef int n_odd = 0
+    cdef Py_ssize_t k
+    for k in range(n):  # hot
+        n_odd += is_odd(y[k])
+    return n_odd > 0
+
+
 cdef void careful_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, const floating* of) noexcept nogil:
     """The gradient of a frame that is masked throughout, or whose sum is enormous, infinite or NaN.
 

@@ -99,6 +99,7 @@ cdef void gradient_tile(floating* dy, const floating* y, Py_ssize_t n, const Sca
     cdef floating* p
     cdef const floating* q
     cdef Py_ssize_t i, j
+    cdef bint odd
     for j in range(N_COLUMNS):
         s_hi[j] = <floating> of.s_hi[j]
         s_lo[j] = <floating> of.s_lo[j]
@@ -106,13 +107,17 @@ cdef void gradient_tile(floating* dy, const floating* y, Py_ssize_t n, const Sca
         magic[j] = <floating> of.magic[j]
         lowest[j] = <floating> of.lowest[j]
         found[j] = 0
+    odd = some_odd(y, n * N_COLUMNS)
     for i in range(n):
         p = &dy[i * N_COLUMNS]
         q = &y[i * N_COLUMNS]
-        if n < N_ROW or some_large(q, N_COLUMNS):  # of few classes one is large in most rows
+        if odd:
+            for j in range(N_COLUMNS):
+                p[j] = gradient_of_any(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j])
+                found[j] += <floating> 1 if exceeds(q[j]) else <floating> 0
+        elif n < N_ROW or some_large(q, N_COLUMNS):  # of few classes one is large in most rows
             for j in range(N_COLUMNS):  # hot
                 p[j] = gradient(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], True)
-                found[j] += <floating> 1 if exceeds(q[j]) else <floating> 0
         else:
             for j in range(N_COLUMNS):  # hot
                 p[j] = gradient(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], False)

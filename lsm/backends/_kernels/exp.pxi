@@ -156,6 +156,11 @@ cdef inline bint is_large(floating y) noexcept nogil:
     return not (y <= <floating> -0.6931471805599453)
 
 
+cdef inline bint is_odd(floating y) noexcept nogil:
+    """Whether y is no log-probability, not even a badly rounded one, or NaN: exp(y) may then be too large here."""
+    return not (y <= <floating> 2)
+
+
 cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s_lo, floating s, floating magic,
                               floating lowest, bint some_large) noexcept nogil:
     """dy - exp(y) * S, as (dy - S) - expm1(y) * S where y > -ln 2; S = s_hi + s_lo, the rest is from `scale_sum`.
@@ -163,27 +168,24 @@ cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s
     The second form keeps the digits that dy - S loses when exp(y) is nearly 1. It is left out of the code
     where some_large is False: no y > -ln 2. A small exp(y) may have few digits where exp(y) * S has all,
     so it is 2**B as large until it has met s = S * 2**-B; B is in magic, and 0 is exact below `lowest`.
+    Not for y that is_odd.
     """
-    cdef floating log2e, ln2_hi, ln2_lo, magic_large, one, t, n, r, scale, w
+    cdef floating log2e, ln2_hi, ln2_lo, one, t, n, r, scale, w
     log2e = 1.4426950408889634
     if floating is float:
         ln2_hi = 0.693359375
         ln2_lo = -2.1219444005469058e-4
-        magic_large = 12582912.0 + 127.0
     else:
         ln2_hi = LN2_HI
         ln2_lo = LN2_LO
-        magic_large = 6755399441055744.0 + 1023.0
-    one = 0
-    if some_large:
-        one = <floating> 1 if is_large(y) else <floating> 0
-        magic = magic_large if is_large(y) else magic
-        s = s_hi if is_large(y) else s
-        dy = (dy - s_hi) - s_lo if is_large(y) else dy
     t = y * log2e + magic
     n = t - magic
     r = (y - n * ln2_hi) - n * ln2_lo
     scale = power_of_two(t)
+    one = 0
+    if some_large:
+        one = power_of_two(magic) if is_large(y) else <floating> 0
+        dy = (dy - s_hi) - s_lo if is_large(y) else dy
     w = scale * expm1_reduced(r) + (scale - one)
     w = <floating> 0 if y < lowest else w
     return dy - w * s

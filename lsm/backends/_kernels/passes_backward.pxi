@@ -81,11 +81,14 @@ cdef inline Py_ssize_t gradient_large(const floating* dy, const floating* y, Py_
                                       floating s, floating magic, floating lowest, floating* to) noexcept nogil:
     """dx = dy - exp(y) * S of at most N_BLOCK classes some of which may be large; how many y are out of range."""
     cdef floating p[N_BLOCK]
-    cdef Py_ssize_t k
-    cdef int n_bad = 0
-    for k in range(n):  # hot
-        p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, True)
-        n_bad += exceeds(y[k])
+    cdef Py_ssize_t k, n_bad = 0
+    if some_odd(y, n):
+        for k in range(n):
+            p[k] = gradient_of_any(dy[k], y[k], s_hi, s_lo, s, magic, lowest)
+            n_bad += exceeds(y[k])
+    else:
+        for k in range(n):  # hot
+            p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, True)
     memcpy(to, p, n * sizeof(floating))
     return n_bad
 

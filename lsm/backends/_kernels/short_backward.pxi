@@ -29,30 +29,42 @@ cdef inline bint scale_group(const double* half, const double* half_error, Scale
     return n_easy == N_GROUP
 
 
-cdef inline void sum_gradient_vectors(const floating* dy, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
-                                      double* half, double* half_error) noexcept nogil:
-    """The sum of each frame's gradients, in eight lanes."""
+cdef inline void sum_gradient_vectors(const floating* dy, Py_ssize_t step, const floating* y, Py_ssize_t step_y,
+                                      Py_ssize_t n_vectors, Py_ssize_t n_frames, double* half, double* half_error,
+                                      floating* n_odd) noexcept nogil:
+    """The sum of each frame's gradients, in eight lanes; how many y are odd, of all."""
+    cdef floating found[N_LANES]
+    cdef const floating* w
     cdef double v[N_SHORT]
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef Py_ssize_t f, k
+    for k in range(N_LANES):
+        found[k] = 0
     for f in range(n_frames):
+        w = &y[f * step_y]
+        for k in range(N_LANES):  # hot
+            found[k] += <floating> 1 if is_odd(w[k]) else <floating> 0
+            if n_vectors > 1:
+                found[k] += <floating> 1 if is_odd(w[k + N_LANES]) else <floating> 0
+            if n_vectors > 2:
+                found[k] += <floating> 1 if is_odd(w[k + 2 * N_LANES]) else <floating> 0
+            if n_vectors > 3:
+                found[k] += <floating> 1 if is_odd(w[k + 3 * N_LANES]) else <floating> 0
         for k in range(n_vectors * N_LANES):  # hot
             v[k] = dy[f * step + k]
         clear_lanes(total, error, N_LANES, dy)
         add_groups(total, error, v, N_LANES, n_vectors, floating is double)
         half_lanes(total, error, &half[f * 8], &half_error[f * 8], dy)
+    for k in range(N_LANES):
+        n_odd[k] = found[k]
 
 
 cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const floating* y, Py_ssize_t step_y,
                                   Py_ssize_t n_vectors, Py_ssize_t n_frames, const floating* of, floating* dx,
-                                  Py_ssize_t step_dx, Py_ssize_t n_last, int* n_bad) noexcept nogil:
-    """dx = dy - exp(y) * S of each frame, and how many y are out of range, by lanes.
-
-    Of few classes one is large in most frames: `gradient` is told so.
-    """
+                                  Py_ssize_t step_dx, Py_ssize_t n_last) noexcept nogil:
+    """dx = dy - exp(y) * S of each frame. Of few classes one is large in most frames: `gradient` is told so."""
     cdef floating p[N_SHORT]
-    cdef floating bad[N_LANES]
     cdef floating s_hi, s_lo, s, magic, lowest
     cdef const floating* v
     cdef const floating* w
@@ -67,15 +79,6 @@ cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const flo
         lowest = of[4 * N_GROUP + f]
         for k in range(n_vectors * N_LANES):  # hot
             p[k] = gradient(v[k], w[k], s_hi, s_lo, s, magic, lowest, True)
-        for k in range(N_LANES):  # hot
-            bad[k] = <floating> 1 if exceeds(w[k]) else <floating> 0
-            if n_vectors > 1:
-                bad[k] += <floating> 1 if exceeds(w[k + N_LANES]) else <floating> 0
-            if n_vectors > 2:
-                bad[k] += <floating> 1 if exceeds(w[k + 2 * N_LANES]) else <floating> 0
-            if n_vectors > 3:
-                bad[k] += <floating> 1 if exceeds(w[k + 3 * N_LANES]) else <floating> 0
-            n_bad[f * N_LANES + k] = <int> bad[k]
         if n_last == N_LANES:
             memcpy(&dx[f * step_dx], p, n_vectors * N_LANES * sizeof(floating))
         else:
@@ -90,8 +93,7 @@ cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, 
     cdef floating padded_y[N_GROUP * N_SHORT]
     cdef floating stage[N_GROUP * N_SHORT + N_LANES]
     cdef floating of[5 * N_GROUP]
-    cdef int n_bad[N_GROUP * N_LANES]
-    cdef int n_found = 0
+    cdef floating n_odd[N_LANES]
     cdef double half[8 * N_GROUP]
     cdef double half_error[8 * N_GROUP]
     cdef ScaledGroup scaled
@@ -105,13 +107,15 @@ cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, 
     for k in range(n_frames * 8, N_GROUP * 8):
         half[k] = half_error[k] = 0
     if n_vectors == 1:
-        sum_gradient_vectors(v, step, 1, n_frames, half, half_error)
+        sum_gradient_vectors(v, step, w, step_y, 1, n_frames, half, half_error, n_odd)
     elif n_vectors == 2:
-        sum_gradient_vectors(v, step, 2, n_frames, half, half_error)
+        sum_gradient_vectors(v, step, w, step_y, 2, n_frames, half, half_error, n_odd)
     elif n_vectors == 3:
-        sum_gradient_vectors(v, step, 3, n_frames, half, half_error)
+        sum_gradient_vectors(v, step, w, step_y, 3, n_frames, half, half_error, n_odd)
     else:
-        sum_gradient_vectors(v, step, 4, n_frames, half, half_error)
+        sum_gradient_vectors(v, step, w, step_y, 4, n_frames, half, half_error, n_odd)
+    for k in range(N_LANES):
+        easy &= n_odd[k] == 0
     for f in range(n_frames):
         easy &= w[f * step_y] > -INFINITY or not is_masked(native(&w[f * step_y]), n, scratch)
     if not (scale_group(half, half_error, &scaled, scratch) and easy):
@@ -130,19 +134,12 @@ cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, 
         step_dx = dx.gap // <Py_ssize_t> sizeof(floating)
         n_last = n - (n_vectors - 1) * N_LANES
     if n_vectors == 1:
-        gradient_vectors(v, step, w, step_y, 1, n_frames, of, to, step_dx, n_last, n_bad)
+        gradient_vectors(v, step, w, step_y, 1, n_frames, of, to, step_dx, n_last)
     elif n_vectors == 2:
-        gradient_vectors(v, step, w, step_y, 2, n_frames, of, to, step_dx, n_last, n_bad)
+        gradient_vectors(v, step, w, step_y, 2, n_frames, of, to, step_dx, n_last)
     elif n_vectors == 3:
-        gradient_vectors(v, step, w, step_y, 3, n_frames, of, to, step_dx, n_last, n_bad)
+        gradient_vectors(v, step, w, step_y, 3, n_frames, of, to, step_dx, n_last)
     else:
-        gradient_vectors(v, step, w, step_y, 4, n_frames, of, to, step_dx, n_last, n_bad)
+        gradient_vectors(v, step, w, step_y, 4, n_frames, of, to, step_dx, n_last)
     if to == stage:
         write_group(stage, dx, i, first, n_frames, n, stream)
-    for k in range(n_frames * N_LANES):  # hot
-        n_found += n_bad[k]
-    for f in range(n_frames if n_found else 0):
-        for k in range(N_LANES):
-            if n_bad[f * N_LANES + k]:
-                fill_nan(frame_at(dx, i, first + f), n, scratch)
-                break
