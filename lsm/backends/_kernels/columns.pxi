@@ -28,8 +28,8 @@ cdef inline Py_ssize_t count_groups(Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     return min(<Py_ssize_t> 4, (n - k + N_LANES - 1) // N_LANES)
 
 
-cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floating* of, double* total, double* error,
-                                   floating* n_equal) noexcept nogil:
+cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floating* of, bint is_first, double* total,
+                                   double* error, floating* n_equal) noexcept nogil:
     """Add the exponentials of n <= N_BLOCK classes of a tile to the lanes.
 
     `of`: h, top, magic and floor of the tile. Copies of the function's own stay in registers.
@@ -61,7 +61,8 @@ cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floati
                 add_classes(at, 2, h, top, magic, floor, &p[g * N_COLUMNS], found)
             else:
                 add_classes(at, 1, h, top, magic, floor, &p[g * N_COLUMNS], found)
-        add_to_lanes(&total[k * N_COLUMNS], &error[k * N_COLUMNS], p, N_COLUMNS, n_groups, floating is double)
+        add_to_lanes(is_first, &total[k * N_COLUMNS], &error[k * N_COLUMNS], p, N_COLUMNS, n_groups,
+                     floating is double)
     for j in range(N_COLUMNS):
         n_equal[j] = found[j]
 
@@ -108,7 +109,10 @@ cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below,
         of[2 * N_COLUMNS + j] = <floating> shift.magic
         of[3 * N_COLUMNS + j] = <floating> shift.floor
         n_equal[j] = 0
-    clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n) * N_COLUMNS, m)
+    if floating is double or n > N_BLOCK:
+        clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n) * N_COLUMNS, m)
+    else:
+        error[0] = 0
     for chunk in range(count_chunks(n)):
         start = chunk * N_CHUNK
         n_part = min(<Py_ssize_t> N_CHUNK, n - start)
@@ -116,7 +120,7 @@ cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below,
         for block in range(count_blocks(n_part)):
             at = &source[block * N_BLOCK * N_COLUMNS]
             n_block = min(<Py_ssize_t> N_BLOCK, n_part - block * N_BLOCK)
-            add_block_of_tile(at, n_block, of, total, error, n_equal)
+            add_block_of_tile(at, n_block, of, n <= N_BLOCK, total, error, n_equal)
     fold_lanes(total, error, min(<Py_ssize_t> N_LANES, n), N_COLUMNS, m)
     for j in range(N_COLUMNS):  # hot
         shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)

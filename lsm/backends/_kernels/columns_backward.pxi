@@ -16,7 +16,7 @@ cdef inline void add_gradients_of_classes(const floating* dy, Py_ssize_t n_rows,
             v[j] = dy[j]
 
 
-cdef inline void add_block_of_tile_gradients(const floating* dy, Py_ssize_t n, double* total,
+cdef inline void add_block_of_tile_gradients(const floating* dy, Py_ssize_t n, bint is_first, double* total,
                                              double* error) noexcept nogil:
     """Add n <= N_BLOCK classes of a tile to the lanes."""
     cdef double v[4 * N_COLUMNS]
@@ -35,7 +35,8 @@ cdef inline void add_block_of_tile_gradients(const floating* dy, Py_ssize_t n, d
                 add_gradients_of_classes(at, 2, &v[g * N_COLUMNS])
             else:
                 add_gradients_of_classes(at, 1, &v[g * N_COLUMNS])
-        add_to_lanes(&total[k * N_COLUMNS], &error[k * N_COLUMNS], v, N_COLUMNS, n_groups, floating is double)
+        add_to_lanes(is_first, &total[k * N_COLUMNS], &error[k * N_COLUMNS], v, N_COLUMNS, n_groups,
+                     floating is double)
 
 
 cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floating* scratch) noexcept nogil:
@@ -50,13 +51,17 @@ cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floati
     for part in range(count_slices(n)):
         start = part * N_SLICE
         n_slice = min(<Py_ssize_t> N_SLICE, n - start)
-        clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n_slice) * N_COLUMNS, scratch)
+        if floating is double or n_slice > N_BLOCK:
+            clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n_slice) * N_COLUMNS, scratch)
+        else:
+            error[0] = 0
         for chunk in range(count_chunks(n_slice)):
             n_part = min(<Py_ssize_t> N_CHUNK, n_slice - chunk * N_CHUNK)
             source = chunk_of(dy, start + chunk * N_CHUNK, n_part, scratch)
             for block in range(count_blocks(n_part)):
                 n_block = min(<Py_ssize_t> N_BLOCK, n_part - block * N_BLOCK)
-                add_block_of_tile_gradients(&source[block * N_BLOCK * N_COLUMNS], n_block, total, error)
+                add_block_of_tile_gradients(&source[block * N_BLOCK * N_COLUMNS], n_block,
+                                            n_slice <= N_BLOCK, total, error)
         fold_lanes(total, error, min(<Py_ssize_t> N_LANES, n_slice), N_COLUMNS, scratch)
         for j in range(N_COLUMNS):
             two_sum(&totals[j], &errors[j], total[j])

@@ -49,17 +49,35 @@ cdef inline void add_groups(double* total, double* error, const floating* p, Py_
             total[k] += <double> tree(&p[k], n, n_groups)
 
 
-cdef inline void add_to_lanes(double* total, double* error, const floating* p, Py_ssize_t n, Py_ssize_t n_groups,
-                              bint in_double) noexcept nogil:
-    """add_groups with n_groups a constant to the compiler. Exponentials are positive: float loses < 1.5 ulp here."""
-    if n_groups == 4:
-        add_groups(total, error, p, n, 4, in_double)
-    elif n_groups == 3:
-        add_groups(total, error, p, n, 3, in_double)
-    elif n_groups == 2:
-        add_groups(total, error, p, n, 2, in_double)
+cdef inline void set_lanes(double* total, const floating* p, Py_ssize_t n, Py_ssize_t n_groups) noexcept nogil:
+    """add_groups to lanes that are 0 yet, of float."""
+    cdef Py_ssize_t k
+    for k in range(n):  # hot
+        total[k] = <double> tree(&p[k], n, n_groups)
+
+
+cdef inline void add_or_set(bint is_first, double* total, double* error, const floating* p, Py_ssize_t n,
+                            Py_ssize_t n_groups, bint in_double) noexcept nogil:
+    if is_first and not in_double:
+        set_lanes(total, p, n, n_groups)
     else:
-        add_groups(total, error, p, n, 1, in_double)
+        add_groups(total, error, p, n, n_groups, in_double)
+
+
+cdef inline void add_to_lanes(bint is_first, double* total, double* error, const floating* p, Py_ssize_t n,
+                              Py_ssize_t n_groups, bint in_double) noexcept nogil:
+    """add_groups with n_groups a constant to the compiler. Exponentials are positive: float loses < 1.5 ulp here.
+
+    is_first: the lanes are 0 yet, and those of float need not even be set to 0 before.
+    """
+    if n_groups == 4:
+        add_or_set(is_first, total, error, p, n, 4, in_double)
+    elif n_groups == 3:
+        add_or_set(is_first, total, error, p, n, 3, in_double)
+    elif n_groups == 2:
+        add_or_set(is_first, total, error, p, n, 2, in_double)
+    else:
+        add_or_set(is_first, total, error, p, n, 1, in_double)
 
 
 cdef inline void fold_once(double* total, double* error, Py_ssize_t w, Py_ssize_t n_lanes, Py_ssize_t n,
