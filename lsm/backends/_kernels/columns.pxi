@@ -135,6 +135,14 @@ cdef void end_tile(Tile x, Py_ssize_t n, floating* m, floating* c_hi, floating* 
     cdef Frame found
     cdef Py_ssize_t part, n_part, j
     cdef Tile slice = x
+    if n <= N_SLICE:
+        sum_tile_slice(x, n, m, below, n_equal, scratch)
+        for j in range(N_COLUMNS):  # hot
+            found.largest = m[j]
+            found.below = below[j]
+            found.n_largest = n_equal[j]
+            normaliser(found, &c_hi[j], &c_lo[j])
+        return
     for part in range(count_slices(n)):
         n_part = size_of_part(part, n)
         slice.at = x.at + part * N_SLICE * x.step
@@ -149,7 +157,7 @@ cdef void end_tile(Tile x, Py_ssize_t n, floating* m, floating* c_hi, floating* 
                 frames[j] = found
             else:
                 merge(&frames[j], found)
-    for j in range(N_COLUMNS):  # hot
+    for j in range(N_COLUMNS):
         normaliser(frames[j], &c_hi[j], &c_lo[j])
 
 
