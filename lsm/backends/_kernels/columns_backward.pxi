@@ -77,21 +77,6 @@ cdef struct ScaledTile:
     double lowest[N_COLUMNS]
 
 
-cdef inline bint some_large(const floating* y, Py_ssize_t n) noexcept nogil:
-    """Whether is_large of any of n classes."""
-    cdef uint32_t most_f = 0
-    cdef uint64_t most_d = 0
-    cdef Py_ssize_t k
-    if floating is float:
-        for k in range(n):
-            most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
-        return most_f > lsm_beyond_f(-INFINITY, <float> -0.6931471805599453)
-    else:
-        for k in range(n):
-            most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
-        return most_d > lsm_beyond_d(-INFINITY, -0.6931471805599453)
-
-
 cdef void gradient_tile(floating* dy, const floating* y, Py_ssize_t n, const ScaledTile* of,
                         floating* n_bad) noexcept nogil:
     """dx = dy - exp(y) * S of n classes of a tile, in place of dy; n_bad: how many y of each frame are out of range."""

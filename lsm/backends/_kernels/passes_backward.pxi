@@ -77,19 +77,41 @@ cdef inline bint pass_block_backward(bint find, const floating** a, double* tota
         return largest_d > lsm_beyond_d(-INFINITY, -0.6931471805599453)
 
 
+cdef inline bint some_large(const floating* y, Py_ssize_t n) noexcept nogil:
+    """Whether is_large of any of n classes."""
+    cdef uint32_t most_f = 0
+    cdef uint64_t most_d = 0
+    cdef Py_ssize_t k
+    if floating is float:
+        for k in range(n):
+            most_f = max(most_f, lsm_beyond_f(y[k], <float> -0.6931471805599453))
+        return most_f > lsm_beyond_f(-INFINITY, <float> -0.6931471805599453)
+    else:
+        for k in range(n):
+            most_d = max(most_d, lsm_beyond_d(y[k], -0.6931471805599453))
+        return most_d > lsm_beyond_d(-INFINITY, -0.6931471805599453)
+
+
 cdef inline Py_ssize_t gradient_large(const floating* dy, const floating* y, Py_ssize_t n, floating s_hi, floating s_lo,
                                       floating s, floating magic, floating lowest, floating* to) noexcept nogil:
-    """dx = dy - exp(y) * S of at most N_BLOCK classes some of which may be large; how many y are out of range."""
-    cdef floating p[N_BLOCK]
-    cdef Py_ssize_t k, n_bad = 0
-    if some_odd(y, n):
-        for k in range(n):
-            p[k] = gradient_of_any(dy[k], y[k], s_hi, s_lo, s, magic, lowest)
-            n_bad += exceeds(y[k])
-    else:
-        for k in range(n):  # hot
-            p[k] = gradient(dy[k], y[k], s_hi, s_lo, s, magic, lowest, True)
-    memcpy(to, p, n * sizeof(floating))
+    """dx of those of n classes, whole lanes, that are computed otherwise than gradient_lanes has done.
+
+    How many y are out of range. One class is large, rarely two: the others of its lanes get the same bits again.
+    """
+    cdef floating p[N_LANES]
+    cdef Py_ssize_t g, i, k, n_bad = 0
+    for g in range(n // N_LANES):
+        i = g * N_LANES
+        if not some_large(&y[i], N_LANES):
+            continue
+        if some_odd(&y[i], N_LANES):
+            for k in range(N_LANES):
+                p[k] = gradient_of_any(dy[i + k], y[i + k], s_hi, s_lo, s, magic, lowest)
+                n_bad += exceeds(y[i + k])
+        else:
+            for k in range(N_LANES):  # hot
+                p[k] = gradient(dy[i + k], y[i + k], s_hi, s_lo, s, magic, lowest, True)
+        memcpy(&to[i], p, N_LANES * sizeof(floating))
     return n_bad
 
 
