@@ -162,7 +162,10 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
     cdef Py_ssize_t lag = 2 if single else 1, lag_put = together + 3 if single else n_parts + 1
     cdef Py_ssize_t n_peaks = (1 + count_blocks(min(n, <Py_ssize_t> N_SLICE))) * N_PEAKS
     cdef Py_ssize_t t, v, c, n_a, n_v, n_x, f, k, n_head, n_pending = 0
-    cdef bint staged = n <= N_PIPED and (stream or not is_native(frame_at(y, i, first), stage))
+    cdef bint is_plain = is_native(frame_at(y, i, first), stage), staged
+    if floating is float and is_plain and n <= N_PLAIN:
+        stream = False
+    staged = n <= N_PIPED and (stream or not is_plain)
     for k in range(N_UNDER_WAY):
         m[k] = c_hi[k] = c_lo[k] = 0
         totals[k] = errors[k] = n_equal[k] = 0
