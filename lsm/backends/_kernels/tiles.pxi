@@ -109,6 +109,21 @@ cdef inline Py_ssize_t count_chunks(Py_ssize_t n) noexcept nogil:
     return (n + N_CHUNK - 1) // N_CHUNK
 
 
+cdef inline void write_columns(floating* to, const floating* p, bint less, const floating* c_hi, const floating* c_lo,
+                               bint past) noexcept nogil:
+    """Copy N_COLUMNS numbers, less the normalisers if `less`; see put_lanes for `past`."""
+    cdef floating w[N_COLUMNS]
+    cdef Py_ssize_t j
+    if less:
+        for j in range(N_COLUMNS):  # hot
+            w[j] = (p[j] - c_hi[j]) - c_lo[j]
+        put_lanes(to, w, past)
+        put_lanes(&to[N_LANES], &w[N_LANES], past)
+    else:
+        put_lanes(to, p, past)
+        put_lanes(&to[N_LANES], &p[N_LANES], past)
+
+
 cdef void write_rows(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile,
                      const floating* c_hi, const floating* c_lo, bint stream) noexcept nogil:
     """Write n classes of tiles, n_of_tile classes apart, to frames that lie side by side.
@@ -118,16 +133,25 @@ cdef void write_rows(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frame
     cdef floating buffer[N_BAND_COLUMNS]
     cdef const floating* source
     cdef floating* target
-    cdef Py_ssize_t i, j, tile, n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS
+    cdef Py_ssize_t i, tile, n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, n_whole = 0
     cdef Vector row
+    cdef bint past = False
+    if is_native(row_of(y, 0), buffer):
+        past = can_pass(row_of(y, 0), stream, buffer) and y.step % 64 == 0
+        n_whole = n_frames // N_COLUMNS if past or not stream else 0
     for i in range(n):
         row = row_of(y, i)
         for tile in range(n_tiles):
             source = &p[(tile * n_of_tile + i) * N_COLUMNS]
-            target = &buffer[tile * N_COLUMNS]
+            target = <floating*> row.at + tile * N_COLUMNS if tile < n_whole else &buffer[tile * N_COLUMNS]
             if c_hi == NULL:
-                copy_columns(target, source)
+                if past and tile < n_whole:
+                    write_columns(target, source, False, c_hi, c_lo, True)
+                else:
+                    write_columns(target, source, False, c_hi, c_lo, False)
+            elif past and tile < n_whole:
+                write_columns(target, source, True, &c_hi[tile * N_COLUMNS], &c_lo[tile * N_COLUMNS], True)
             else:
-                for j in range(N_COLUMNS):  # hot
-                    target[j] = (source[j] - c_hi[tile * N_COLUMNS + j]) - c_lo[tile * N_COLUMNS + j]
-        write(row, 0, n_frames, buffer, stream)
+                write_columns(target, source, True, &c_hi[tile * N_COLUMNS], &c_lo[tile * N_COLUMNS], False)
+        if n_whole < n_tiles:
+            write(row, n_whole * N_COLUMNS, n_frames - n_whole * N_COLUMNS, &buffer[n_whole * N_COLUMNS], stream)
