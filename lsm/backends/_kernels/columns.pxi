@@ -173,14 +173,14 @@ cdef void log_softmax_band(Tile x, Tile y, Py_ssize_t n, Py_ssize_t n_frames, fl
         end_tile(x, n, m, c_hi, c_lo, scratch)
         for chunk in range(count_chunks(n)):
             n_part = min(<Py_ssize_t> N_CHUNK, n - chunk * N_CHUNK)
-            copy_rows(x, n_part, N_COLUMNS, n_part, scratch, <floating*> NULL)
+            copy_rows(x, beyond(x, n_part, 0), n_part, N_COLUMNS, n_part, scratch, <floating*> NULL)
             write_rows(scratch, y, n_part, N_COLUMNS, n_part, c_hi, c_lo, stream)
             x.at += n_part * x.step
             y.at += n_part * y.step
         return
     for j in range(n_tiles * N_COLUMNS):
         m[j] = -INFINITY
-    copy_rows(x, n, n_frames, n, scratch, m)
+    copy_rows(x, beyond(x, 0, n_frames), n, n_frames, n, scratch, m)
     for tile in range(n_tiles):
         j = tile * N_COLUMNS
         end_tile(tile_in(scratch + n * j), n, &m[j], &c_hi[j], &c_lo[j], scratch)

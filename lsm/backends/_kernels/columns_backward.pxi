@@ -153,8 +153,8 @@ cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_s
             n_bad[j] = 0
         for i in range(count_chunks(n) if easy else 0):
             n_part = min(<Py_ssize_t> N_CHUNK, n - i * N_CHUNK)
-            copy_rows(rest_dy, n_part, N_COLUMNS, n_part, scratch, <floating*> NULL)
-            copy_rows(rest_y, n_part, N_COLUMNS, n_part, scratch_y, <floating*> NULL)
+            copy_rows(rest_dy, rest_y, n_part, N_COLUMNS, n_part, scratch, <floating*> NULL)
+            copy_rows(rest_y, beyond(rest_dy, n_part, 0), n_part, N_COLUMNS, n_part, scratch_y, <floating*> NULL)
             gradient_tile(scratch, scratch_y, n_part, &of, &n_bad[N_COLUMNS])
             write_rows(scratch, rest_dx, n_part, N_COLUMNS, n_part, <floating*> NULL, <floating*> NULL,
                        stream)
@@ -164,8 +164,8 @@ cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_s
             for j in range(N_COLUMNS):
                 n_bad[j] += n_bad[N_COLUMNS + j]
     else:
-        copy_rows(dy, n, n_frames, n, scratch, <floating*> NULL)
-        copy_rows(y, n, n_frames, n, scratch_y, <floating*> NULL)
+        copy_rows(dy, y, n, n_frames, n, scratch, <floating*> NULL)
+        copy_rows(y, beyond(dy, 0, n_frames), n, n_frames, n, scratch_y, <floating*> NULL)
         for tile in range(n_tiles):
             at = scratch + tile * n * N_COLUMNS
             at_y = scratch_y + tile * n * N_COLUMNS

@@ -64,21 +64,28 @@ cdef inline void copy_columns(floating* to, const floating* x) noexcept nogil:
     put_lanes(&to[N_LANES], &x[N_LANES], False)
 
 
-cdef void copy_rows(Tile x, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile, floating* to,
+cdef inline Tile beyond(Tile x, Py_ssize_t n_classes, Py_ssize_t n_frames) noexcept nogil:
+    """The tile so many classes and frames further on."""
+    x.at += n_classes * x.step + n_frames * x.gap
+    return x
+
+
+cdef void copy_rows(Tile x, Tile then, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile, floating* to,
                     floating* high) noexcept nogil:
     """Copy n classes of frames that lie side by side; tiles lie n_of_tile classes apart in the copy.
 
-    Columns that are not there become 0. The maxima in `high`, if that is not NULL, are raised on the way.
+    The rows that come soon are asked for, in the end those of `then`, what will be copied next. Columns that are not there become 0. The maxima in `high`, if that is not NULL, are raised on the way.
     """
     cdef floating buffer[N_COLUMNS]
     cdef const floating* source
     cdef floating* target
-    cdef Vector row
+    cdef Vector row, ahead
     cdef Py_ssize_t i, j, tile, n_whole = n_frames // N_COLUMNS
     cdef bint is_native_row = is_native(row_of(x, 0), to)
     for i in range(n):
         row = row_of(x, i)
-        lsm_prefetch(row_of(x, i + N_ROWS_AHEAD).at, n_frames * x.gap, True)
+        ahead = row_of(x, i + N_ROWS_AHEAD) if i + N_ROWS_AHEAD < n else row_of(then, i + N_ROWS_AHEAD - n)
+        lsm_prefetch(ahead.at, n_frames * ahead.step, True)
         for tile in range(n_whole):
             if is_native_row:
                 source = <const floating*> row.at + tile * N_COLUMNS
@@ -101,7 +108,7 @@ cdef inline const floating* chunk_of(Tile x, Py_ssize_t start, Py_ssize_t n, flo
     x.at += start * x.step
     if x.step == N_COLUMNS * sizeof(floating) and is_native(row_of(x, 0), scratch):
         return <const floating*> x.at
-    copy_rows(x, n, N_COLUMNS, n, scratch, <floating*> NULL)
+    copy_rows(x, beyond(x, n, 0), n, N_COLUMNS, n, scratch, <floating*> NULL)
     return scratch
 
 
