@@ -115,8 +115,8 @@ def _run(quick: Any, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
             # The stride of a single class may be any: to the kernels it is another one than here.
             is_native = out.shape[axis] > 1 and all(view.strides[1] == view.itemsize == itemsize for view in views)
             if scratch is None or not is_native:
-                n_numbers = 0 if is_native else kernels()["scratch"]
-                scratch = np.empty((n_threads, n_numbers * itemsize + 64), np.uint8)
+                n_bytes = 0 if is_native else kernels()["scratch"]
+                scratch = np.empty((n_threads, n_bytes + 64), np.uint8)
             views = tuple(view.view(np.uint16) if view.itemsize == 2 else view for view in views)
             kernel(*views, scratch, n_threads, stream)
 

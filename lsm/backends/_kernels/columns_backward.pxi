@@ -141,7 +141,7 @@ cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_s
     """log_softmax_backward_frame for n_frames neighbouring frames, as log_softmax_band has them."""
     cdef ScaledTile of
     cdef floating n_bad[N_BAND_COLUMNS]
-    cdef floating* scratch_y = scratch + N_SLICE
+    cdef floating* scratch_y = scratch + room_backward(scratch) // 2
     cdef floating* at
     cdef floating* at_y
     cdef Tile rest_dy = dy, rest_y = y, rest_dx = dx

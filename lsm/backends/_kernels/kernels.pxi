@@ -87,6 +87,7 @@ cdef enum:
     N_TOGETHER = 8    # frames whose sums are ended together: 6.0 ns for 16 at 1024x1000, with one at a time 7.0
     N_AHEAD = 2048    # classes that are asked for ahead of time: 6.4 ns at 512x32000, without 10.1
     N_FAR = 3145728   # bytes from which an array is taken to come from memory: what is near is a tenth faster unasked
+    N_SCRATCH = 262144  # bytes a thread needs for what does not lie in memory as it is computed: 2 * N_SLICE doubles
     N_FOUND = 64      # slices of a frame of which is kept what was found, before it is put together
     N_COLUMNS = 32    # frames in a tile: two cache lines of float32
     N_CHUNK = 512     # classes of a tile that the scratch holds: 64 KiB of float32
@@ -129,7 +130,7 @@ include "quick.pxi"
 include "limits.pxi"
 
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
-SCRATCH = 2 * N_SLICE  # numbers of scratch a thread needs, for what does not lie in memory as it is computed
+SCRATCH = N_SCRATCH
 
 
 cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nogil:
@@ -146,7 +147,7 @@ def log_softmax(const stored[:, :, :] x, int kind_x, stored_result[:, :, :] y, i
                 unsigned char[:, ::1] scratch, int n_threads, bint stream):
     """y = log_softmax(x) over axis 1 of (outer, classes, inner); y may be x.
 
-    The kinds say which 16-bit type uint16 stands for; scratch: (n_threads, SCRATCH numbers and 64 bytes).
+    The kinds say which 16-bit type uint16 stands for; scratch: (n_threads, SCRATCH and 64 bytes).
     """
     cdef Array a = array_of(<char*> &x[0, 0, 0], x.strides, kind_x)
     cdef Array b = array_of(<char*> &y[0, 0, 0], y.strides, kind_y)

@@ -5,9 +5,9 @@ cdef struct Cut:
     Py_ssize_t n_inner, n_tiled, n_band, n_bands, n_group, n_tasks
 
 
-cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t n_arrays, bint all_dense,
+cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t room, bint all_dense,
                     int n_threads) noexcept nogil:
-    """all_dense: neighbouring frames lie side by side in memory, in all the arrays."""
+    """room: for each array that is read; all_dense: neighbouring frames lie side by side in all the arrays."""
     cdef Cut c
     cdef Py_ssize_t n_tiles
     c.n_inner = n_inner
@@ -18,7 +18,7 @@ cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssi
         if fits(n) and n_inner - c.n_tiled >= N_FEW:
             c.n_tiled = n_inner
         n_tiles = n_outer * ((c.n_tiled + N_COLUMNS - 1) // N_COLUMNS)
-        c.n_band = N_COLUMNS * count_band(n, n_arrays, n_tiles, n_threads)
+        c.n_band = N_COLUMNS * count_band(n, room, n_tiles, n_threads)
     c.n_bands = (c.n_tiled + c.n_band - 1) // c.n_band
     c.n_group = N_GROUP
     if n > N_SHORT:  # all that a thread takes go one after the other
@@ -88,7 +88,7 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
                               frame_at(y, i // n_inner, i % n_inner), n, scratch, n_bytes, n_threads,
                               stream)
         return
-    c = cut(n_outer, n, n_inner, 1, lies_dense(x) and lies_dense(y), n_threads)
+    c = cut(n_outer, n, n_inner, 2 * N_SLICE, lies_dense(x) and lies_dense(y), n_threads)
     if n_threads == 1:  # a parallel region costs microseconds, even with one thread
         for task in range(n_outer * c.n_tasks):
             log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
@@ -164,7 +164,8 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
                                        frame_at(dx, i // n_inner, i % n_inner), n, scratch, n_bytes,
                                        n_threads, stream)
         return
-    c = cut(n_outer, n, n_inner, 2, lies_dense(dy) and lies_dense(y) and lies_dense(dx), n_threads)
+    c = cut(n_outer, n, n_inner, room_backward(scratch) // 2, lies_dense(dy) and lies_dense(y) and lies_dense(dx),
+            n_threads)
     if n_threads == 1:
         for task in range(n_outer * c.n_tasks):
             log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, 0), stream)

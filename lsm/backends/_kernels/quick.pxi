@@ -102,9 +102,7 @@ cdef inline Array whole(object x, Frames f) noexcept:
 
 cdef inline size_t count_scratch(Frames f) noexcept nogil:
     """Bytes of scratch for each thread; 0 if the frames are used where they lie."""
-    if f.kind == DOUBLE:
-        return 2 * N_SLICE * sizeof(double) + 64 if f.n_inner > 1 else 0
-    return 2 * N_SLICE * sizeof(float) + 64 if f.n_inner > 1 or f.kind != FLOAT else 0
+    return N_SCRATCH + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 else 0
 
 
 cdef bint run_forward(Array x, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
