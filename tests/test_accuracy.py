@@ -187,13 +187,22 @@ def test_where_the_exponential_leaves_the_range(backend):
             assert np.isfinite(dx[1]).all()
 
 
-def test_output_above_zero_is_taken_as_it_is(backend, rng):
-    """Backward is a function of what it is given, log-probabilities or not."""
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((50, 20), -1), ((9, 1000), -1), ((3, 20000), -1), ((20, 70), 0), ((1000, 40), 0)]
+)
+def test_output_above_zero_is_taken_as_it_is(backend, shape, axis, rng):
+    """Backward is a function of what it is given, log-probabilities or not, in place as well."""
     for dtype in (np.float32, np.float64):
-        y = (rng.standard_normal((50, 20)) * 10).astype(dtype)
-        dy = rng.standard_normal((50, 20)).astype(dtype)
-        exact, at = oracle.backward(dy, y)
-        assert oracle.ulps(lsm.log_softmax_backward(dy, y, backend=backend), exact, at) <= 4
+        for scale in (1, 2.0**70):
+            y = np.minimum(rng.standard_normal(shape) * 10, 20).astype(dtype)
+            dy = (rng.standard_normal(shape) * scale).astype(dtype)
+            dx = lsm.log_softmax_backward(dy, y, axis, backend=backend)
+            exact, at = oracle.backward(np.moveaxis(dy, axis, -1), np.moveaxis(y, axis, -1))
+            assert oracle.ulps(np.moveaxis(dx, axis, -1), exact, at) <= 4
+            for place in (dy.copy(), y.copy()):
+                given = (place, y) if (place == dy).all() else (dy, place)
+                lsm.log_softmax_backward(*given, axis, out=place, backend=backend)
+                assert (place == dx).all()
 
 
 NARROW = ("float16", "bfloat16", "float32", "float64")  # what a result may be asked for in

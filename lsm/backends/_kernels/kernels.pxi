@@ -82,7 +82,7 @@ cdef enum:
     N_SHORT = 64      # classes up to which sixteen frames at a time are faster: at 32 classes 12 ns for 16, not 22
     N_GROUP = 16      # those frames
     N_PIPED = 2048    # classes of frames of which N_UNDER_WAY fit the scratch
-    N_PLAIN = 3072    # classes of float32 up to which nothing is gained past the cache: at 2500 it takes 1.29 of the time
+    N_PLAIN = 3072    # classes up to which float32 results go through the cache: at 2500 past it takes 1.29 as long
     N_UNDER_WAY = 16  # parts of frames, at most, between the first pass over them and the last: 1 MiB of float32
     N_TOGETHER = 8    # frames whose sums are ended together: 6.0 ns for 16 at 1024x1000, with one at a time 7.0
     N_AHEAD = 2048    # classes that are asked for ahead of time: 6.4 ns at 512x32000, without 10.1

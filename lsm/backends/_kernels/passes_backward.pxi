@@ -40,7 +40,8 @@ cdef inline void pass_row_backward(bint find, const floating** a, Py_ssize_t at,
 cdef inline bint pass_block_backward(bint find, const floating** a, double* total, double* error, bint put,
                                      const floating* dy, const floating* y, Py_ssize_t n_rows, const floating* edge_dy,
                                      const floating* edge_y, Py_ssize_t n_groups, floating s_hi, floating s_lo,
-                                     floating s, floating magic, floating lowest, floating* to, bint past) noexcept nogil:
+                                     floating s, floating magic, floating lowest, floating* to,
+                                     bint past) noexcept nogil:
     """Whether some y of the block is_large: its gradient is then to be computed again.
 
     n_rows, a constant to the compiler, and n_groups: how many rows, and groups of N_LANES in the edge, are written.

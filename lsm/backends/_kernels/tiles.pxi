@@ -82,7 +82,8 @@ cdef void copy_rows(Tile x, Tile then, Py_ssize_t n, Py_ssize_t n_frames, Py_ssi
                     floating* high) noexcept nogil:
     """Copy n classes of frames that lie side by side; tiles lie n_of_tile classes apart in the copy.
 
-    The rows that come soon are asked for, in the end those of `then`, what will be copied next. Columns that are not there become 0. The maxima in `high`, if that is not NULL, are raised on the way.
+    The rows that come soon are asked for, in the end those of `then`, which will be copied next. Columns that are not
+    there become 0. The maxima in `high`, if that is not NULL, are raised on the way.
     """
     cdef floating buffer[N_COLUMNS]
     cdef const floating* source
