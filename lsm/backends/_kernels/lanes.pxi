@@ -58,6 +58,7 @@ cdef inline void set_lanes(double* total, const floating* p, Py_ssize_t n, Py_ss
 
 cdef inline void add_or_set(bint is_first, double* total, double* error, const floating* p, Py_ssize_t n,
                             Py_ssize_t n_groups, bint in_double) noexcept nogil:
+    """set_lanes or add_groups: float64 carries errors, and is always added."""
     if is_first and not in_double:
         set_lanes(total, p, n, n_groups)
     else:
