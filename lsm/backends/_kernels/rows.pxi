@@ -140,7 +140,7 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
     """log_softmax_frame for frames `first` to last - 1 of the i-th row of frames, three parts at once.
 
     Between two passes over a part lie `lag` steps: with a step between them nothing waits for the end of the first,
-    which for a part of N_SLICE classes is nothing. Many frames of one part each end N_TOGETHER at a time.
+    which for a part of N_SLICE classes is nothing. Frames of one part each end N_TOGETHER at a time if they are many or short.
     """
     cdef floating peaks[3 * N_SLICE_PEAKS]
     cdef floating stage[N_PIPED + 2 * N_LANES]
@@ -158,7 +158,8 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
     cdef Vector x_a, x_v, x_x, target
     cdef bint single = n <= N_SLICE
     cdef Py_ssize_t n_parts = count_slices(n), n_all = (last - first) * n_parts
-    cdef Py_ssize_t together = N_TOGETHER if single and n_all >= 3 * N_TOGETHER else 1
+    cdef bint shall_wait = single and (n <= N_CLOSE or n_all >= 3 * N_TOGETHER)
+    cdef Py_ssize_t together = min(<Py_ssize_t> N_TOGETHER, n_all) if shall_wait else 1
     cdef Py_ssize_t lag = 2 if single else 1, lag_put = together + 3 if single else n_parts + 1
     cdef Py_ssize_t n_peaks = (1 + count_blocks(min(n, <Py_ssize_t> N_SLICE))) * N_PEAKS
     cdef Py_ssize_t t, v, c, n_a, n_v, n_x, f, k, n_head, n_pending = 0
