@@ -140,7 +140,8 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
     """log_softmax_frame for frames `first` to last - 1 of the i-th row of frames, three parts at once.
 
     Between two passes over a part lie `lag` steps: with a step between them nothing waits for the end of the first,
-    which for a part of N_SLICE classes is nothing. Frames of one part each end N_TOGETHER at a time if they are many or short.
+    which for a part of N_SLICE classes is nothing. Frames of one part each end N_TOGETHER at a time, if they are
+    many or short.
     """
     cdef floating peaks[3 * N_SLICE_PEAKS]
     cdef floating stage[N_PIPED + 2 * N_LANES]
