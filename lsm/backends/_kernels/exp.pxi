@@ -170,7 +170,7 @@ cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s
     so it is 2**B as large until it has met s = S * 2**-B; B is in magic, and 0 is exact below `lowest`.
     Not for y that is_odd.
     """
-    cdef floating log2e, ln2_hi, ln2_lo, one, t, n, r, scale, w
+    cdef floating log2e, ln2_hi, ln2_lo, one, t, n, r, scale, rest, w
     log2e = 1.4426950408889634
     if floating is float:
         ln2_hi = 0.693359375
@@ -182,10 +182,11 @@ cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s
     n = t - magic
     r = (y - n * ln2_hi) - n * ln2_lo
     scale = power_of_two(t)
-    one = 0
+    rest = scale
     if some_large:
-        one = power_of_two(magic) if is_large(y) else <floating> 0
+        one = power_of_two(magic)
+        rest = scale - one if is_large(y) else scale
         dy = (dy - s_hi) - s_lo if is_large(y) else dy
-    w = scale * expm1_reduced(r) + (scale - one)
+    w = scale * expm1_reduced(r) + rest
     w = <floating> 0 if y < lowest else w
     return dy - w * s

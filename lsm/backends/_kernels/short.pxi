@@ -88,6 +88,20 @@ cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_ve
         n_equal[k] = found[k]
 
 
+cdef inline void put_vectors(floating* to, const floating* p, Py_ssize_t n_vectors, Py_ssize_t n_last) noexcept nogil:
+    """Copy n_vectors vectors, of the last one n_last numbers."""
+    if n_vectors > 1:
+        put_lanes(to, p, False)
+    if n_vectors > 2:
+        put_lanes(&to[N_LANES], &p[N_LANES], False)
+    if n_vectors > 3:
+        put_lanes(&to[2 * N_LANES], &p[2 * N_LANES], False)
+    if n_last == N_LANES:
+        put_lanes(&to[(n_vectors - 1) * N_LANES], &p[(n_vectors - 1) * N_LANES], False)
+    else:
+        put_some(&to[(n_vectors - 1) * N_LANES], &p[(n_vectors - 1) * N_LANES], n_last)
+
+
 cdef inline void write_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
                                const floating* c_hi, const floating* c_lo, floating* y, Py_ssize_t step_y,
                                Py_ssize_t n_last) noexcept nogil:
@@ -100,11 +114,7 @@ cdef inline void write_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_
         lo = c_lo[f]
         for k in range(n_vectors * N_LANES):  # hot
             p[k] = (x[f * step + k] - hi) - lo
-        if n_last == N_LANES:
-            memcpy(&y[f * step_y], p, n_vectors * N_LANES * sizeof(floating))
-        else:
-            memcpy(&y[f * step_y], p, (n_vectors - 1) * N_LANES * sizeof(floating))
-            put_some(&y[f * step_y + (n_vectors - 1) * N_LANES], &p[(n_vectors - 1) * N_LANES], n_last)
+        put_vectors(&y[f * step_y], p, n_vectors, n_last)
 
 
 cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n,

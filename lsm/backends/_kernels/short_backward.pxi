@@ -79,11 +79,7 @@ cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const flo
         lowest = of[4 * N_GROUP + f]
         for k in range(n_vectors * N_LANES):  # hot
             p[k] = gradient(v[k], w[k], s_hi, s_lo, s, magic, lowest, True)
-        if n_last == N_LANES:
-            memcpy(&dx[f * step_dx], p, n_vectors * N_LANES * sizeof(floating))
-        else:
-            memcpy(&dx[f * step_dx], p, (n_vectors - 1) * N_LANES * sizeof(floating))
-            put_some(&dx[f * step_dx + (n_vectors - 1) * N_LANES], &p[(n_vectors - 1) * N_LANES], n_last)
+        put_vectors(&dx[f * step_dx], p, n_vectors, n_last)
 
 
 cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
