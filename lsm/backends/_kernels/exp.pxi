@@ -185,8 +185,8 @@ cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s
     rest = scale
     if some_large:
         one = power_of_two(magic)
-        rest = scale - one if is_large(y) else scale
-        dy = (dy - s_hi) - s_lo if is_large(y) else dy
+        rest = scale - (one if is_large(y) else <floating> 0)
+        dy = (dy - (s_hi if is_large(y) else <floating> 0)) - (s_lo if is_large(y) else <floating> 0)
     w = scale * expm1_reduced(r) + rest
     w = <floating> 0 if y < lowest else w
     return dy - w * s

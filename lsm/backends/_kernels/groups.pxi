@@ -2,23 +2,12 @@
 # with the vectors along the frames. For a frame by itself that takes 100 ns, of a group 10.
 
 
-cdef inline void turn(floating* to, const floating* x) noexcept nogil:
-    """Eight numbers of each of N_GROUP frames as N_GROUP numbers eight times."""
-    if floating is float:
-        lsm_turn_f(to, x)
-    else:
-        lsm_turn_d(to, x)
-
-
 cdef inline void end_maxima(const floating* half, floating* m) noexcept nogil:
     """The largest of eight numbers, for each frame of a group."""
-    cdef floating p[8 * N_GROUP]
-    cdef Py_ssize_t f
-    turn(p, half)
-    for f in range(N_GROUP):  # hot
-        m[f] = larger(larger(larger(p[f], p[f + N_GROUP]), larger(p[f + 2 * N_GROUP], p[f + 3 * N_GROUP])),
-                      larger(larger(p[f + 4 * N_GROUP], p[f + 5 * N_GROUP]),
-                             larger(p[f + 6 * N_GROUP], p[f + 7 * N_GROUP])))
+    if floating is float:
+        lsm_fold_max_f(m, half)
+    else:
+        lsm_fold_max_d(m, half)
 
 
 cdef inline void shift_group(const floating* m, floating* of) noexcept nogil:
@@ -50,10 +39,12 @@ cdef inline void half_lanes(const double* total, const double* error, double* ha
 cdef inline void end_sums(const double* half, const double* half_error, double* total, double* error,
                           const floating* of) noexcept nogil:
     """The other steps of fold_lanes for a group: N_GROUP sums, and their errors unless they are float's."""
-    turn(total, half)
-    if floating is double:
-        turn(error, half_error)
-    fold_lanes(total, error, 8, N_GROUP, of)
+    if floating is float:
+        lsm_fold_sum(total, half)
+    else:
+        lsm_turn(total, half)
+        lsm_turn(error, half_error)
+        fold_lanes(total, error, 8, N_GROUP, of)
 
 
 cdef inline bint is_one_each(const floating* n_equal, const floating* m, Py_ssize_t n_frames) noexcept nogil:

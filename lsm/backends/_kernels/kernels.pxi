@@ -41,6 +41,11 @@ cdef extern from "helpers.h" nogil:
     int omp_get_max_threads()
     int omp_get_thread_num()
 
+cdef extern from "fold.h" nogil:
+    void lsm_fold_max_f(float* to, const float* x)
+    void lsm_fold_max_d(double* to, const double* x)
+    void lsm_fold_sum(double* to, const double* x)
+
 cdef extern from "moves.h" nogil:
     void lsm_pad_f(float* to, const float* x, Py_ssize_t n, Py_ssize_t width, float fill)
     void lsm_pad_d(double* to, const double* x, Py_ssize_t n, Py_ssize_t width, double fill)
@@ -52,8 +57,7 @@ cdef extern from "moves.h" nogil:
     void lsm_put_some_d(double* to, const double* x, Py_ssize_t n)
     void lsm_prefetch(const void* p, size_t n, bint near)
     void lsm_stream(void* to, const void* source, size_t n)
-    void lsm_turn_f(float* to, const float* source)
-    void lsm_turn_d(double* to, const double* source)
+    void lsm_turn(double* to, const double* source)
     void lsm_stream_through(void* y, size_t n_y, const void* x, size_t n_x)
     void lsm_stream_add(float* to, const float* a, const float* b, size_t n)
     void lsm_stream_fence()

@@ -167,29 +167,7 @@ static inline void lsm_prefetch(const void *p, size_t n, int near)
 }
 
 /* 16 rows of 8 numbers become 8 rows of 16. */
-static inline void lsm_turn_f(float *to, const float *from)
-{
-#if defined(__SSE2__)
-    for (int r = 0; r < 16; r += 4)
-        for (int c = 0; c < 8; c += 4) {
-            const float *f = from + 8 * r + c;
-            float *t = to + 16 * c + r;
-            __m128 p = _mm_loadu_ps(f), q = _mm_loadu_ps(f + 8);
-            __m128 u = _mm_loadu_ps(f + 16), v = _mm_loadu_ps(f + 24);
-            _MM_TRANSPOSE4_PS(p, q, u, v);
-            _mm_storeu_ps(t, p);
-            _mm_storeu_ps(t + 16, q);
-            _mm_storeu_ps(t + 32, u);
-            _mm_storeu_ps(t + 48, v);
-        }
-#else
-    for (int r = 0; r < 16; r++)
-        for (int c = 0; c < 8; c++)
-            to[16 * c + r] = from[8 * r + c];
-#endif
-}
-
-static inline void lsm_turn_d(double *to, const double *from)
+static inline void lsm_turn(double *to, const double *from)
 {
 #if defined(__SSE2__)
     for (int r = 0; r < 16; r += 2)
