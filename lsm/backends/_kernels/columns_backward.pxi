@@ -68,114 +68,169 @@ cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floati
             errors[j] += error[0 if floating is float else j]
 
 
-# What `gradient` needs of the S of N_COLUMNS frames, see Scaled.
-cdef struct ScaledTile:
-    double s_hi[N_COLUMNS]
-    double s_lo[N_COLUMNS]
-    double s[N_COLUMNS]
-    double magic[N_COLUMNS]
-    double lowest[N_COLUMNS]
+# What `gradient` needs of the S of a band's frames, see Scaled.
+cdef struct ScaledBand:
+    double s_hi[N_BAND_COLUMNS]
+    double s_lo[N_BAND_COLUMNS]
+    double s[N_BAND_COLUMNS]
+    double magic[N_BAND_COLUMNS]
+    double lowest[N_BAND_COLUMNS]
 
 
-cdef void gradient_tile(floating* dy, const floating* y, Py_ssize_t n, const ScaledTile* of,
-                        floating* n_bad) noexcept nogil:
-    """dx = dy - exp(y) * S of n classes of a tile, in place of dy; n_bad: how many y of each frame are out of range."""
-    cdef floating s_hi[N_COLUMNS]
-    cdef floating s_lo[N_COLUMNS]
-    cdef floating s[N_COLUMNS]
-    cdef floating magic[N_COLUMNS]
-    cdef floating lowest[N_COLUMNS]
-    cdef floating found[N_COLUMNS]
-    cdef floating* p
-    cdef const floating* q
-    cdef Py_ssize_t i, j
-    cdef bint odd
-    for j in range(N_COLUMNS):
-        s_hi[j] = <floating> of.s_hi[j]
-        s_lo[j] = <floating> of.s_lo[j]
-        s[j] = <floating> of.s[j]
-        magic[j] = <floating> of.magic[j]
-        lowest[j] = <floating> of.lowest[j]
-        found[j] = 0
-    odd = some_odd(y, n * N_COLUMNS)
+cdef inline void gradient_row(const floating* dy, const floating* y, const floating* of, bint some_large, floating* dx,
+                              bint past) noexcept nogil:
+    """dx = dy - exp(y) * S of one class of a tile; `of`: s_hi, s_lo, s, magic and lowest, N_BAND_COLUMNS apart."""
+    cdef floating w[N_COLUMNS]
+    cdef Py_ssize_t j
+    for j in range(N_COLUMNS):  # hot
+        w[j] = gradient(dy[j], y[j], of[j], of[N_BAND_COLUMNS + j], of[2 * N_BAND_COLUMNS + j],
+                        of[3 * N_BAND_COLUMNS + j], of[4 * N_BAND_COLUMNS + j], some_large)
+    put_lanes(dx, w, past)
+    put_lanes(&dx[N_LANES], &w[N_LANES], past)
+
+
+cdef void gradient_odd_row(const floating* dy, const floating* y, Py_ssize_t n_frames, const floating* of,
+                           floating* dx, floating* n_bad) noexcept nogil:
+    """The same of at most N_COLUMNS frames for any y; n_bad: how many of each frame are out of range."""
+    cdef Py_ssize_t j
+    for j in range(n_frames):
+        n_bad[j] += <floating> 1 if exceeds(y[j]) else <floating> 0
+        dx[j] = gradient_of_any(dy[j], y[j], of[j], of[N_BAND_COLUMNS + j], of[2 * N_BAND_COLUMNS + j],
+                                of[3 * N_BAND_COLUMNS + j], of[4 * N_BAND_COLUMNS + j])
+
+
+cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize_t n, Py_ssize_t n_frames,
+                        Py_ssize_t n_of_tile, const floating* of, floating* n_bad, bint stream) noexcept nogil:
+    """dx of n classes of frames that lie side by side; dy is in tiles, n_of_tile classes apart, as copy_rows has them.
+
+    y is read where it lies: what it takes to fetch the rows to come passes with the arithmetic of this one.
+    """
+    cdef floating buffer[N_BAND_COLUMNS]
+    cdef floating buffer_y[N_BAND_COLUMNS]
+    cdef const floating* source
+    cdef const floating* source_y
+    cdef floating* target
+    cdef Vector row, row_y, ahead
+    cdef Py_ssize_t i, j, tile, n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, n_whole = 0
+    cdef bint past = False, direct = False, odd
+    if is_native(row_of(dx, 0), buffer):
+        past = can_pass(row_of(dx, 0), stream, buffer) and dx.step % 64 == 0
+        n_whole = n_frames // N_COLUMNS if past or not stream else 0
+    direct = is_native(row_of(y, 0), buffer) and n_frames % N_COLUMNS == 0
+    for j in range(n_tiles * N_COLUMNS):
+        n_bad[j] = 0
+        buffer_y[j] = 0
     for i in range(n):
-        p = &dy[i * N_COLUMNS]
-        q = &y[i * N_COLUMNS]
-        if odd:
-            for j in range(N_COLUMNS):
-                p[j] = gradient_of_any(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j])
-                found[j] += <floating> 1 if exceeds(q[j]) else <floating> 0
-        elif n < N_ROW or some_large(q, N_COLUMNS):  # of few classes one is large in most rows
-            for j in range(N_COLUMNS):  # hot
-                p[j] = gradient(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], True)
+        row = row_of(dx, i)
+        row_y = row_of(y, i)
+        ahead = row_of(y, i + N_ROWS_AHEAD) if i + N_ROWS_AHEAD < n else row_of(then, i + N_ROWS_AHEAD - n)
+        lsm_prefetch(ahead.at, n_frames * ahead.step, True)
+        if direct:
+            source_y = <const floating*> row_y.at
         else:
-            for j in range(N_COLUMNS):  # hot
-                p[j] = gradient(p[j], q[j], s_hi[j], s_lo[j], s[j], magic[j], lowest[j], False)
-    for j in range(N_COLUMNS):
-        n_bad[j] = found[j]
+            read(row_y, n_frames, buffer_y)
+            source_y = buffer_y
+        odd = some_odd(source_y, n_tiles * N_COLUMNS)
+        for tile in range(n_tiles):
+            j = tile * N_COLUMNS
+            source = &dy[(tile * n_of_tile + i) * N_COLUMNS]
+            target = <floating*> row.at + j if tile < n_whole else &buffer[j]
+            if odd:
+                gradient_odd_row(source, &source_y[j], min(<Py_ssize_t> N_COLUMNS, n_frames - j), &of[j], target,
+                                 &n_bad[j])
+            elif n_of_tile < N_ROW or some_large(&source_y[j], N_COLUMNS):  # of few classes one is large in most rows
+                if past and tile < n_whole:
+                    gradient_row(source, &source_y[j], &of[j], True, target, True)
+                else:
+                    gradient_row(source, &source_y[j], &of[j], True, target, False)
+            elif past and tile < n_whole:
+                gradient_row(source, &source_y[j], &of[j], False, target, True)
+            else:
+                gradient_row(source, &source_y[j], &of[j], False, target, False)
+        if n_whole < n_tiles:
+            write(row, n_whole * N_COLUMNS, n_frames - n_whole * N_COLUMNS, &buffer[n_whole * N_COLUMNS], stream)
 
 
-cdef bint scale_tile(Tile dy, Tile y, Py_ssize_t n, Py_ssize_t n_frames, ScaledTile* to,
-                     floating* scratch) noexcept nogil:
-    """The sums of a tile's frames, prepared; False where one of n_frames needs careful_backward_frame."""
+cdef bint scale_tile(Tile dy, Py_ssize_t n, Py_ssize_t first, ScaledBand* to, floating* scratch) noexcept nogil:
+    """The sums of a tile's frames, prepared, from `first` on; False where one would leave the range of its type."""
     cdef double total[N_COLUMNS]
     cdef double error[N_COLUMNS]
     cdef Scaled of
     cdef Py_ssize_t j
-    cdef bint easy = True
+    cdef int n_easy = 0
     sum_tile(dy, n, total, error, scratch)
-    for j in range(N_COLUMNS):
-        easy &= scale_sum(total[j], error[j], &of, floating is float)
-        to.s_hi[j] = of.s_hi
-        to.s_lo[j] = of.s_lo
-        to.s[j] = of.s
-        to.magic[j] = of.magic
-        to.lowest[j] = of.lowest
-    for j in range(n_frames):
-        easy &= not is_masked(frame_of(y, j), n, scratch)
-    return easy
+    for j in range(N_COLUMNS):  # hot
+        n_easy += scale_sum(total[j], error[j], &of, floating is float)
+        to.s_hi[first + j] = of.s_hi
+        to.s_lo[first + j] = of.s_lo
+        to.s[first + j] = of.s
+        to.magic[first + j] = of.magic
+        to.lowest[first + j] = of.lowest
+    return n_easy == N_COLUMNS
+
+
+cdef bint some_masked(Tile y, Py_ssize_t n, Py_ssize_t n_frames, const floating* of) noexcept nogil:
+    """Whether one of n_frames is masked throughout. Most are not even in their first class."""
+    cdef floating buffer[N_BAND_COLUMNS]
+    cdef const floating* first = load(row_of(y, 0), 0, n_frames, buffer)
+    cdef int n_found = 0
+    cdef Py_ssize_t j
+    for j in range(n_frames):  # hot
+        n_found += first[j] == -INFINITY
+    if n_found:
+        for j in range(n_frames):
+            if is_masked(frame_of(y, j), n, of):
+                return True
+    return False
+
+
+cdef inline void round_band(const ScaledBand* of, Py_ssize_t n_frames, floating* to) noexcept nogil:
+    """The same in the type that is computed in, as gradient_row takes it."""
+    cdef Py_ssize_t j
+    for j in range(n_frames):  # hot
+        to[j] = <floating> of.s_hi[j]
+        to[N_BAND_COLUMNS + j] = <floating> of.s_lo[j]
+        to[2 * N_BAND_COLUMNS + j] = <floating> of.s[j]
+        to[3 * N_BAND_COLUMNS + j] = <floating> of.magic[j]
+        to[4 * N_BAND_COLUMNS + j] = <floating> of.lowest[j]
 
 
 cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
                                     bint stream) noexcept nogil:
     """log_softmax_backward_frame for n_frames neighbouring frames, as log_softmax_band has them."""
-    cdef ScaledTile of
+    cdef ScaledBand scaled
+    cdef floating of[5 * N_BAND_COLUMNS]
     cdef floating n_bad[N_BAND_COLUMNS]
-    cdef floating* scratch_y = scratch + room_backward(scratch) // 2
-    cdef floating* at
-    cdef floating* at_y
+    cdef floating bad[N_COLUMNS]
     cdef Tile rest_dy = dy, rest_y = y, rest_dx = dx
     cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, i, j, n_part
     cdef bint easy = True
-    if not fits(n):
-        easy = scale_tile(dy, y, n, n_frames, &of, scratch)
+    if fits(n):
+        copy_rows(dy, y, n, n_frames, n, scratch, <floating*> NULL)
+        for tile in range(n_tiles):
+            easy &= scale_tile(tile_in(scratch + tile * n * N_COLUMNS), n, tile * N_COLUMNS, &scaled, scratch)
+    else:
+        easy = scale_tile(dy, n, 0, &scaled, scratch)
+    if not easy or some_masked(y, n, n_frames, scratch):
+        for j in range(n_frames):
+            log_softmax_backward_frame(frame_of(dy, j), frame_of(y, j), frame_of(dx, j), n, scratch, stream)
+        return
+    round_band(&scaled, n_tiles * N_COLUMNS, of)
+    if fits(n):
+        gradient_rows(scratch, y, dx, beyond(dy, 0, n_frames), n, n_frames, n, of, n_bad, stream)
+    else:
         for j in range(N_COLUMNS):
             n_bad[j] = 0
-        for i in range(count_chunks(n) if easy else 0):
+        for i in range(count_chunks(n)):
             n_part = min(<Py_ssize_t> N_CHUNK, n - i * N_CHUNK)
             copy_rows(rest_dy, rest_y, n_part, N_COLUMNS, n_part, scratch, <floating*> NULL)
-            copy_rows(rest_y, beyond(rest_dy, n_part, 0), n_part, N_COLUMNS, n_part, scratch_y, <floating*> NULL)
-            gradient_tile(scratch, scratch_y, n_part, &of, &n_bad[N_COLUMNS])
-            write_rows(scratch, rest_dx, n_part, N_COLUMNS, n_part, <floating*> NULL, <floating*> NULL,
-                       stream)
+            gradient_rows(scratch, rest_y, rest_dx, beyond(rest_dy, n_part, 0), n_part, N_COLUMNS, n_part, of, bad,
+                          stream)
             rest_dy.at += n_part * dy.step
             rest_y.at += n_part * y.step
             rest_dx.at += n_part * dx.step
             for j in range(N_COLUMNS):
-                n_bad[j] += n_bad[N_COLUMNS + j]
-    else:
-        copy_rows(dy, y, n, n_frames, n, scratch, <floating*> NULL)
-        copy_rows(y, beyond(dy, 0, n_frames), n, n_frames, n, scratch_y, <floating*> NULL)
-        for tile in range(n_tiles):
-            at = scratch + tile * n * N_COLUMNS
-            at_y = scratch_y + tile * n * N_COLUMNS
-            easy &= scale_tile(tile_in(at), tile_in(at_y), n, min(<Py_ssize_t> N_COLUMNS, n_frames - tile * N_COLUMNS),
-                               &of, scratch)
-            gradient_tile(at, at_y, n, &of, &n_bad[tile * N_COLUMNS])
-        if easy:
-            write_rows(scratch, dx, n, n_frames, n, <floating*> NULL, <floating*> NULL, stream)
+                n_bad[j] += bad[j]
     for j in range(n_frames):
-        if not easy:
-            log_softmax_backward_frame(frame_of(dy, j), frame_of(y, j), frame_of(dx, j), n, scratch, stream)
-        elif n_bad[j] > 0:
+        if n_bad[j] > 0:
             fill_nan(frame_of(dx, j), n, scratch)

@@ -164,7 +164,7 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
                                        frame_at(dx, i // n_inner, i % n_inner), n, scratch, n_bytes,
                                        n_threads, stream)
         return
-    c = cut(n_outer, n, n_inner, room_backward(scratch) // 2, lies_dense(dy) and lies_dense(y) and lies_dense(dx),
+    c = cut(n_outer, n, n_inner, room_backward(scratch), lies_dense(dy) and lies_dense(y) and lies_dense(dx),
             n_threads)
     if n_threads == 1:
         for task in range(n_outer * c.n_tasks):
