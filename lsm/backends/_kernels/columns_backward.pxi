@@ -114,7 +114,7 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
     cdef Py_ssize_t i, j, tile, n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, n_whole = 0
     cdef bint past = False, direct = False, odd
     if is_native(row_of(dx, 0), buffer):
-        past = can_pass(row_of(dx, 0), stream, buffer) and dx.step % 64 == 0
+        past = can_pass(row_of(dx, 0), kind_of(buffer), stream) and dx.step % 64 == 0
         n_whole = n_frames // N_COLUMNS if past or not stream else 0
     direct = is_native(row_of(y, 0), buffer) and n_frames % N_COLUMNS == 0
     for j in range(n_tiles * N_COLUMNS):

@@ -133,13 +133,13 @@ static inline void lsm_from_bfloat16s(float *to, const uint16_t *x, ptrdiff_t n)
 #if defined(__AVX512F__)
     for (; n >= 16; n -= 16, x += 16, to += 16) {
         __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
-        _mm512_storeu_si512(to, _mm512_slli_epi32(bits, 16));
+        _mm512_storeu_ps(to, _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)));
     }
 #endif
 #if defined(__AVX2__)
     for (; n >= 8; n -= 8, x += 8, to += 8) {
         __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x));
-        _mm256_storeu_si256((__m256i *)to, _mm256_slli_epi32(bits, 16));
+        _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
     }
 #endif
     for (; n > 0; n--, x++, to++)
@@ -162,6 +162,65 @@ static inline void lsm_to_bfloat16s(uint16_t *to, const float *x, ptrdiff_t n)
 #endif
     for (; n > 0; n--, x++, to++)
         *to = lsm_to_bfloat16(*x);
+}
+
+/* 32 numbers: those at even places, then those at odd ones.  That takes two operations, as they lie it takes six. */
+static inline void lsm_from_bfloat16_pair(float *to, const uint16_t *x)
+{
+#if defined(__AVX512F__)
+    __m512i both = _mm512_loadu_si512(x);
+    _mm512_storeu_ps(to, _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)));
+    _mm512_storeu_ps(to + 16, _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000))));
+#elif defined(__AVX2__)
+    for (int i = 0; i < 16; i += 8) {
+        __m256i both = _mm256_loadu_si256((const __m256i *)(x + 2 * i));
+        __m256i odd = _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000));
+        _mm256_storeu_ps(to + i, _mm256_castsi256_ps(_mm256_slli_epi32(both, 16)));
+        _mm256_storeu_ps(to + 16 + i, _mm256_castsi256_ps(odd));
+    }
+#else
+    for (int i = 0; i < 16; i++) {
+        to[i] = lsm_from_bfloat16(x[2 * i]);
+        to[16 + i] = lsm_from_bfloat16(x[2 * i + 1]);
+    }
+#endif
+}
+
+#if defined(__AVX512F__)
+static inline __m512i lsm_nearest_bfloat16(const float *x)
+{
+    __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(x));
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+#elif defined(__AVX2__)
+static inline __m256i lsm_nearest_bfloat16(const float *x)
+{
+    __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x));
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+}
+#endif
+
+/* The same back.  A NaN must have only zeros in the bits that are left out, as one made of bfloat16 has. */
+static inline void lsm_to_bfloat16_pair(uint16_t *to, const float *x)
+{
+#if defined(__AVX512F__)
+    __m512i even = _mm512_srli_epi32(lsm_nearest_bfloat16(x), 16);
+    __m512i odd = _mm512_and_si512(lsm_nearest_bfloat16(x + 16), _mm512_set1_epi32((int)0xffff0000));
+    _mm512_storeu_si512(to, _mm512_or_si512(even, odd));
+#elif defined(__AVX2__)
+    for (int i = 0; i < 16; i += 8) {
+        __m256i even = _mm256_srli_epi32(lsm_nearest_bfloat16(x + i), 16);
+        __m256i odd = _mm256_and_si256(lsm_nearest_bfloat16(x + 16 + i), _mm256_set1_epi32((int)0xffff0000));
+        _mm256_storeu_si256((__m256i *)(to + 2 * i), _mm256_or_si256(even, odd));
+    }
+#else
+    for (int i = 0; i < 16; i++) {
+        to[2 * i] = lsm_to_bfloat16(x[i]);
+        to[2 * i + 1] = lsm_to_bfloat16(x[16 + i]);
+    }
+#endif
 }
 
 /* float16 has no vector instructions of its own below AVX512-FP16, but conversions since F16C. */

@@ -36,6 +36,8 @@ cdef extern from "helpers.h" nogil:
     uint64_t lsm_beyond_d(double y, double limit)
     void lsm_from_bfloat16s(float* to, const uint16_t* x, Py_ssize_t n)
     void lsm_to_bfloat16s(uint16_t* to, const float* x, Py_ssize_t n)
+    void lsm_from_bfloat16_pair(float* to, const uint16_t* x)
+    void lsm_to_bfloat16_pair(uint16_t* to, const float* x)
     void lsm_from_half(float* to, const uint16_t* x, Py_ssize_t n)
     void lsm_to_half(uint16_t* to, const float* x, Py_ssize_t n)
     int omp_get_max_threads()
@@ -53,6 +55,8 @@ cdef extern from "moves.h" nogil:
     void lsm_put_d(double* to, const double* x)
     void lsm_put_past_f(float* to, const float* x)
     void lsm_put_past_d(double* to, const double* x)
+    void lsm_put_16(void* to, const uint16_t* x, bint past)
+    void lsm_put_32(void* to, const uint16_t* x, bint past)
     void lsm_put_some_f(float* to, const float* x, Py_ssize_t n)
     void lsm_put_some_d(double* to, const double* x, Py_ssize_t n)
     void lsm_prefetch(const void* p, size_t n, bint near)
@@ -78,6 +82,7 @@ ctypedef fused stored_result:
 
 cdef enum:
     N_LANES = 16      # virtual lanes, in double
+    N_PAIR = 32       # two of them: as much of 16 bits as a register holds
     N_ROW = 64        # classes that are computed together: 16 and 32 gave gcc 12 too little to make vectors of
     N_BLOCK = 256     # classes between two additions to the lanes: 4 rows
     N_PEAKS = 16      # what is kept of a block's maximum: one vector, as it takes long to get from there to a number

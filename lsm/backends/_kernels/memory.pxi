@@ -51,9 +51,14 @@ cdef inline int kind_of(const floating* of) noexcept nogil:
         return DOUBLE
 
 
+cdef inline bint lies_as(Vector x, int kind) noexcept nogil:
+    """Whether the elements lie side by side and are of this kind."""
+    return x.kind == kind and x.step == size_of(kind)
+
+
 cdef inline bint is_native(Vector x, const floating* of) noexcept nogil:
     """Whether the elements lie side by side and have the type of `of`."""
-    return x.step == sizeof(floating) and x.kind == kind_of(of)
+    return lies_as(x, kind_of(of))
 
 
 cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
@@ -130,6 +135,13 @@ cdef inline const floating* load_block(Vector x, Py_ssize_t start, floating* buf
     return load(x, start, N_BLOCK, buffer)
 
 
+cdef inline const char* block_at(Vector x, Py_ssize_t start, int kind, floating* buffer) noexcept nogil:
+    """Where N_BLOCK elements are as numbers of this kind: 16 bits lie so, what is computed with may go to the buffer."""
+    if kind <= BFLOAT16:
+        return x.at + start * size_of(kind)
+    return <const char*> load_block(x, start, buffer)
+
+
 cdef inline bint lies_whole(Array x, Py_ssize_t n) noexcept nogil:
     """Whether neighbouring frames follow one another in memory without a gap."""
     return x.step == size_of(x.kind) and x.gap == n * x.step
@@ -202,10 +214,13 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
                     (<uint16_t*> (y.at + k * y.step))[0] = bits[k]
 
 
-cdef inline void write_block(Vector y, Py_ssize_t start, const floating* p, bint stream) noexcept nogil:
-    """write of N_BLOCK elements."""
+cdef inline void write_block(Vector y, Py_ssize_t start, int kind, const floating* p, bint stream) noexcept nogil:
+    """write of N_BLOCK elements; 16 bits, of this kind as y is, if it is no type that is computed in."""
     cdef uint16_t bits[N_BLOCK]
     cdef uint16_t* to = bits
+    if kind <= BFLOAT16:
+        put(y.at + start * y.step, p, N_BLOCK * size_of(kind), stream)
+        return
     if floating is float:
         if y.kind <= BFLOAT16 and y.step == sizeof(uint16_t):
             if not stream:

@@ -125,6 +125,34 @@ static inline void lsm_put_past_d(double *to, const double *x)
 #endif
 }
 
+/* 16 numbers of 16 bits; past the cache where `to` is a multiple of 32, if `past`. */
+static inline void lsm_put_16(void *to, const uint16_t *x, int past)
+{
+#if defined(__AVX__) && !defined(__SANITIZE_ADDRESS__)
+    if (past)
+        _mm256_stream_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)x));
+    else
+        _mm256_storeu_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)x));
+#else
+    (void)past;
+    memcpy(to, x, 16 * sizeof *x);
+#endif
+}
+
+/* 32 of them; past the cache where `to` is a multiple of 64. */
+static inline void lsm_put_32(void *to, const uint16_t *x, int past)
+{
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+    if (past)
+        _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(x));
+    else
+        _mm512_storeu_si512(to, _mm512_loadu_si512(x));
+#else
+    lsm_put_16(to, x, past);
+    lsm_put_16((uint16_t *)to + 16, x + 16, past);
+#endif
+}
+
 /* The first n <= 16 of the numbers at x. */
 static inline void lsm_put_some_f(float *to, const float *x, ptrdiff_t n)
 {

@@ -75,9 +75,65 @@ cdef inline void put_lanes(floating* to, const floating* x, bint past) noexcept 
         lsm_put_d(to, x)
 
 
-cdef inline bint can_pass(Vector y, bint stream, const floating* of) noexcept nogil:
-    """Whether put_lanes may write y past the cache."""
-    return stream and is_native(y, of) and <uintptr_t> y.at % 64 == 0
+cdef inline bint can_pass(Vector y, int kind, bint stream) noexcept nogil:
+    """Whether give_lanes may write y past the cache, as numbers of this kind."""
+    return stream and lies_as(y, kind) and <uintptr_t> y.at % 64 == 0
+
+
+cdef inline void take_lanes(floating* to, const char* at, int kind) noexcept nogil:
+    """N_LANES numbers that lie side by side: 16 bits, or as they are computed with. kind is a constant to the compiler."""
+    if floating is float:
+        if kind == HALF:
+            lsm_from_half(to, <const uint16_t*> at, N_LANES)
+        elif kind == BFLOAT16:
+            lsm_from_bfloat16s(to, <const uint16_t*> at, N_LANES)
+        else:
+            lsm_put_f(to, <const float*> at)
+    else:
+        lsm_put_d(to, <const double*> at)
+
+
+cdef inline void give_lanes(char* to, const floating* x, int kind, bint past) noexcept nogil:
+    """Write N_LANES numbers likewise; past the cache if `past`, a constant to the compiler: `to` is then aligned."""
+    cdef uint16_t bits[N_LANES]
+    if kind > BFLOAT16:
+        put_lanes(<floating*> to, x, past)
+    elif floating is float:
+        if kind == HALF:
+            lsm_to_half(bits, x, N_LANES)
+        else:
+            lsm_to_bfloat16s(bits, x, N_LANES)
+        lsm_put_16(to, bits, past)
+
+
+cdef inline void take_some(floating* to, const char* at, Py_ssize_t n, int kind) noexcept nogil:
+    """take_lanes of n numbers, N_LANES or N_PAIR; a pair of BFLOAT16 has those at even places first."""
+    if floating is float and kind == BFLOAT16 and n == N_PAIR:
+        lsm_from_bfloat16_pair(to, <const uint16_t*> at)
+    else:
+        take_lanes(to, at, kind)
+
+
+cdef inline void give_some(char* to, const floating* x, Py_ssize_t n, int kind, bint past) noexcept nogil:
+    """give_lanes of n numbers in the order of take_some."""
+    cdef uint16_t bits[N_PAIR]
+    if floating is float and kind == BFLOAT16 and n == N_PAIR:
+        lsm_to_bfloat16_pair(bits, x)
+        lsm_put_32(to, bits, past)
+    else:
+        give_lanes(to, x, kind, past)
+
+
+cdef inline void put_in_order(double* to, const double* x, Py_ssize_t n, int kind) noexcept nogil:
+    """n numbers that are in the order of take_some, as they lay."""
+    cdef Py_ssize_t k
+    if kind == BFLOAT16 and n == N_PAIR:
+        for k in range(N_LANES):
+            to[2 * k] = x[k]
+            to[2 * k + 1] = x[N_LANES + k]
+    else:
+        for k in range(n):
+            to[k] = x[k]
 
 
 cdef inline void pass_row(bint find, const floating* a, floating* high, bint add, const floating* v, floating top,
@@ -150,7 +206,7 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
     cdef const floating* at_x = NULL
     cdef floating* at_y = w
     cdef bint direct = not stream and is_native(y, w), some_equal = False
-    cdef bint past = floating is float and can_pass(y, stream, w)  # double: 18.4 ns become 19.4
+    cdef bint past = floating is float and can_pass(y, kind_of(w), stream)  # double: 18.4 ns become 19.4
     cdef floating m = <floating> adding.shift.m, h = <floating> adding.shift.h
     cdef floating top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
@@ -179,7 +235,7 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
             pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x,
                        c_hi, c_lo, at_y, False)
         if put and not direct and not past:
-            write_block(y, block * N_BLOCK, w, stream)
+            write_block(y, block * N_BLOCK, kind_of(w), w, stream)
 
 
 cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, Py_ssize_t block, bint add,

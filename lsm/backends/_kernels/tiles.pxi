@@ -153,7 +153,7 @@ cdef void write_rows(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frame
     cdef Vector row
     cdef bint past = False
     if is_native(row_of(y, 0), buffer):
-        past = can_pass(row_of(y, 0), stream, buffer) and y.step % 64 == 0
+        past = can_pass(row_of(y, 0), kind_of(buffer), stream) and y.step % 64 == 0
         n_whole = n_frames // N_COLUMNS if past or not stream else 0
     for i in range(n):
         row = row_of(y, i)
