@@ -110,6 +110,13 @@ static inline double lsm_split(double u, double *f)
     return k - 4503599627370496.0;
 }
 
+/* Whether 16 bits are widened within the passes, which makes three of each: where there are instructions for it. */
+#if defined(__AVX2__) && defined(__F16C__)
+#define LSM_WIDENS 1
+#else
+#define LSM_WIDENS 0
+#endif
+
 static inline float lsm_from_bfloat16(uint16_t x)
 {
     uint32_t bits = (uint32_t)x << 16;
@@ -280,6 +287,28 @@ static inline void lsm_to_half(uint16_t *to, const float *x, ptrdiff_t n)
 #endif
     for (; n > 0; n--, x++, to++)
         *to = lsm_to_half_1(*x);
+}
+
+/* The same of 16 numbers, without a loop: the compiler then keeps them in registers. */
+static inline void lsm_from_half_lanes(float *to, const uint16_t *x)
+{
+#if defined(__F16C__) && !defined(__AVX512F__)
+    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x)));
+    _mm256_storeu_ps(to + 8, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + 8))));
+#else
+    lsm_from_half(to, x, 16);
+#endif
+}
+
+static inline void lsm_to_half_lanes(uint16_t *to, const float *x)
+{
+#if defined(__F16C__) && !defined(__AVX512F__)
+    __m128i low = _mm256_cvtps_ph(_mm256_loadu_ps(x), _MM_FROUND_TO_NEAREST_INT);
+    __m128i high = _mm256_cvtps_ph(_mm256_loadu_ps(x + 8), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256((__m256i *)to, _mm256_set_m128i(high, low));
+#else
+    lsm_to_half(to, x, 16);
+#endif
 }
 
 #endif

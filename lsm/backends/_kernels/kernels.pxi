@@ -25,6 +25,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 cdef extern from "helpers.h" nogil:
+    bint LSM_WIDENS
     float lsm_power_of_two_f(float t)
     float lsm_reduce_f(float v, float n)
     double lsm_power_of_two_d(double t)
@@ -40,6 +41,8 @@ cdef extern from "helpers.h" nogil:
     void lsm_to_bfloat16_pair(uint16_t* to, const float* x)
     void lsm_from_half(float* to, const uint16_t* x, Py_ssize_t n)
     void lsm_to_half(uint16_t* to, const float* x, Py_ssize_t n)
+    void lsm_from_half_lanes(float* to, const uint16_t* x)
+    void lsm_to_half_lanes(uint16_t* to, const float* x)
     int omp_get_max_threads()
     int omp_get_thread_num()
 

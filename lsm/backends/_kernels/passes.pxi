@@ -46,6 +46,19 @@ cdef inline Py_ssize_t count_equal(const floating* v, Py_ssize_t n, floating top
     return n_equal
 
 
+cdef inline Py_ssize_t count_equal_of(const char* at, Py_ssize_t n, floating h, floating top, int kind,
+                                      floating* buffer) noexcept nogil:
+    """How many of a block's n numbers of this kind equal `top`, less h if they are of 16 bits."""
+    cdef Py_ssize_t k
+    if floating is float:
+        if kind <= BFLOAT16:
+            widen(<const uint16_t*> at, n, kind, buffer)
+            for k in range(n):
+                buffer[k] -= h
+            return count_equal(buffer, n, top)
+    return count_equal(<const floating*> at, n, top)
+
+
 cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
     """Whether a block with these peaks has a class that equals m."""
     cdef int n_peaks = 0
@@ -84,7 +97,7 @@ cdef inline void take_lanes(floating* to, const char* at, int kind) noexcept nog
     """N_LANES numbers that lie side by side: 16 bits, or as they are computed with. kind is a constant to the compiler."""
     if floating is float:
         if kind == HALF:
-            lsm_from_half(to, <const uint16_t*> at, N_LANES)
+            lsm_from_half_lanes(to, <const uint16_t*> at)
         elif kind == BFLOAT16:
             lsm_from_bfloat16s(to, <const uint16_t*> at, N_LANES)
         else:
@@ -100,7 +113,7 @@ cdef inline void give_lanes(char* to, const floating* x, int kind, bint past) no
         put_lanes(<floating*> to, x, past)
     elif floating is float:
         if kind == HALF:
-            lsm_to_half(bits, x, N_LANES)
+            lsm_to_half_lanes(bits, x)
         else:
             lsm_to_bfloat16s(bits, x, N_LANES)
         lsm_put_16(to, bits, past)
@@ -124,37 +137,66 @@ cdef inline void give_some(char* to, const floating* x, Py_ssize_t n, int kind, 
         give_lanes(to, x, kind, past)
 
 
-cdef inline void put_in_order(double* to, const double* x, Py_ssize_t n, int kind) noexcept nogil:
-    """n numbers that are in the order of take_some, as they lay."""
+cdef inline void put_in_order(floating* to, const floating* x, Py_ssize_t n, int kind) noexcept nogil:
+    """N_PAIR numbers that are in the order of take_some, n at a time, as they lay."""
     cdef Py_ssize_t k
     if kind == BFLOAT16 and n == N_PAIR:
         for k in range(N_LANES):
             to[2 * k] = x[k]
             to[2 * k + 1] = x[N_LANES + k]
     else:
-        for k in range(n):
+        for k in range(N_PAIR):
             to[k] = x[k]
 
 
-cdef inline void pass_row(bint find, const floating* a, floating* high, bint add, const floating* v, floating top,
-                          floating magic, floating floor, bint some_equal, floating* p, bint put, const floating* x,
-                          floating c_hi, floating c_lo, floating* y, bint past) noexcept nogil:
-    """high = max(high, a), p += exp(v), y = (x - c_hi) - c_lo of a row. By way of w, as y may be x."""
-    cdef floating w[N_ROW]
+cdef inline void pass_lanes(bint find, const char* a, floating* high, bint add, const char* v, floating h, floating top,
+                            floating magic, floating floor, bint some_equal, floating* p, bint put, const char* x,
+                            floating c_hi, floating c_lo, char* y, Py_ssize_t n, int kind, int kind_y,
+                            bint past) noexcept nogil:
+    """high = max(high, a), p += exp(v - h), y = (x - c_hi) - c_lo of n classes, in the order of take_some.
+
+    By way of w, as y may be x. Numbers that are computed with are less h already.
+    """
+    cdef floating u[N_PAIR]
+    cdef floating w[N_PAIR]
     cdef Py_ssize_t k
     if add:
-        for k in range(N_ROW):  # hot
-            p[k] += exp_below(v[k], magic, floor, top, some_equal)
+        take_some(u, v, n, kind)
+        if kind <= BFLOAT16:
+            for k in range(n):
+                u[k] -= h
+        for k in range(n):  # hot
+            p[k] += exp_below(u[k], magic, floor, top, some_equal)
     if find:
-        for k in range(N_ROW):  # hot
-            high[k] = larger(a[k], high[k])
+        take_some(w, a, n, kind)
+        for k in range(n):  # hot
+            high[k] = larger(w[k], high[k])
     if put:
-        for k in range(N_ROW):  # hot
-            w[k] = (x[k] - c_hi) - c_lo
-        put_lanes(y, w, past)
-        put_lanes(&y[N_LANES], &w[N_LANES], past)
-        put_lanes(&y[2 * N_LANES], &w[2 * N_LANES], past)
-        put_lanes(&y[3 * N_LANES], &w[3 * N_LANES], past)
+        take_some(w, x, n, kind)
+        for k in range(n):  # hot
+            w[k] = (w[k] - c_hi) - c_lo
+        give_some(y, w, n, kind_y, past)
+
+
+cdef inline Py_ssize_t lanes_at_once(int kind, int kind_y, bint put) noexcept nogil:
+    """N_PAIR where that saves operations."""
+    return N_PAIR if kind == BFLOAT16 and (kind_y == BFLOAT16 or not put) else N_LANES
+
+
+cdef inline void pass_row(bint find, const char* a, floating* high, bint add, const char* v, floating h, floating top,
+                          floating magic, floating floor, bint some_equal, floating* p, bint put, const char* x,
+                          floating c_hi, floating c_lo, char* y, int kind, int kind_y, bint past) noexcept nogil:
+    """pass_lanes of a row."""
+    cdef Py_ssize_t n = lanes_at_once(kind, kind_y, put), size = N_LANES * size_of(kind), size_y = N_LANES * size_of(kind_y)
+    pass_lanes(find, a, high, add, v, h, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, n, kind, kind_y, past)
+    if n == N_LANES:
+        pass_lanes(find, a + size, &high[N_LANES], add, v + size, h, top, magic, floor, some_equal, &p[N_LANES], put,
+                   x + size, c_hi, c_lo, y + size_y, n, kind, kind_y, past)
+    pass_lanes(find, a + 2 * size, &high[2 * N_LANES], add, v + 2 * size, h, top, magic, floor, some_equal,
+               &p[2 * N_LANES], put, x + 2 * size, c_hi, c_lo, y + 2 * size_y, n, kind, kind_y, past)
+    if n == N_LANES:
+        pass_lanes(find, a + 3 * size, &high[3 * N_LANES], add, v + 3 * size, h, top, magic, floor, some_equal,
+                   &p[3 * N_LANES], put, x + 3 * size, c_hi, c_lo, y + 3 * size_y, n, kind, kind_y, past)
 
 
 cdef inline void end_row(const floating* high, floating* peaks, Py_ssize_t block) noexcept nogil:
@@ -167,46 +209,52 @@ cdef inline void end_row(const floating* high, floating* peaks, Py_ssize_t block
         peaks[k] = larger(of_block[k], peaks[k])
 
 
-cdef inline void pass_block(bint find, const floating* a, floating* peaks, Py_ssize_t block, bint add,
-                            const floating* v, floating top, floating magic, floating floor, bint some_equal,
-                            double* total, double* error, bint put,
-                            const floating* x, floating c_hi, floating c_lo, floating* y, bint past) noexcept nogil:
+cdef inline void pass_block(bint find, const char* a, floating* peaks, Py_ssize_t block, bint add, const char* v,
+                            floating h, floating top, floating magic, floating floor, bint some_equal, double* total,
+                            double* error, bint put, const char* x, floating c_hi, floating c_lo, char* y, int kind,
+                            int kind_y, bint past) noexcept nogil:
     """The passes that are wished, over a block of each of three parts."""
     cdef floating p[N_ROW]
     cdef floating high[N_ROW]
-    cdef Py_ssize_t k
+    cdef floating q[N_ROW]
+    cdef Py_ssize_t k, n = lanes_at_once(kind, kind_y, put), size = N_ROW * size_of(kind), size_y = N_ROW * size_of(kind_y)
     for k in range(N_ROW):
         p[k] = 0
         high[k] = -INFINITY
-    pass_row(find, a, high, add, v, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, past)
-    pass_row(find, &a[N_ROW], high, add, &v[N_ROW], top, magic, floor, some_equal, p, put, &x[N_ROW], c_hi, c_lo,
-             &y[N_ROW], past)
-    pass_row(find, &a[2 * N_ROW], high, add, &v[2 * N_ROW], top, magic, floor, some_equal, p, put, &x[2 * N_ROW], c_hi,
-             c_lo, &y[2 * N_ROW], past)
-    pass_row(find, &a[3 * N_ROW], high, add, &v[3 * N_ROW], top, magic, floor, some_equal, p, put, &x[3 * N_ROW], c_hi,
-             c_lo, &y[3 * N_ROW], past)
+    pass_row(find, a, high, add, v, h, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, kind, kind_y, past)
+    pass_row(find, a + size, high, add, v + size, h, top, magic, floor, some_equal, p, put, x + size, c_hi, c_lo,
+             y + size_y, kind, kind_y, past)
+    pass_row(find, a + 2 * size, high, add, v + 2 * size, h, top, magic, floor, some_equal, p, put, x + 2 * size, c_hi,
+             c_lo, y + 2 * size_y, kind, kind_y, past)
+    pass_row(find, a + 3 * size, high, add, v + 3 * size, h, top, magic, floor, some_equal, p, put, x + 3 * size, c_hi,
+             c_lo, y + 3 * size_y, kind, kind_y, past)
     if find:
         end_row(high, peaks, block)
     if add:
-        add_groups(total, error, p, N_LANES, 4, floating is double)
+        put_in_order(q, p, n, kind)
+        put_in_order(&q[N_PAIR], &p[N_PAIR], n, kind)
+        add_groups(total, error, q, N_LANES, 4, floating is double)
 
 
 cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
                              const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
-                             floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
-                             Py_ssize_t last) noexcept nogil:
-    """The passes that are wished, over blocks `first` to last - 1 of each of three parts."""
+                             floating c_hi, floating c_lo, bint stream, Py_ssize_t first, Py_ssize_t last, int kind,
+                             int kind_y) noexcept nogil:
+    """The passes that are wished, over blocks `first` to last - 1 of each of three parts.
+
+    kind: of what is read, which lies densely, if it is 16 bits; else it may be of any kind. kind_y: then of y, likewise.
+    """
     cdef floating buffer_a[N_BLOCK]
     cdef floating buffer_v[N_BLOCK]
     cdef floating buffer_x[N_BLOCK]
     cdef floating shifted[N_BLOCK]
     cdef floating w[N_BLOCK]
-    cdef const floating* at_a = NULL
-    cdef const floating* at_v = NULL
-    cdef const floating* at_x = NULL
-    cdef floating* at_y = w
-    cdef bint direct = not stream and is_native(y, w), some_equal = False
-    cdef bint past = floating is float and can_pass(y, kind_of(w), stream)  # double: 18.4 ns become 19.4
+    cdef const char* at_a = NULL
+    cdef const char* at_v = NULL
+    cdef const char* at_x = NULL
+    cdef char* at_y = <char*> w
+    cdef bint direct = not stream and lies_as(y, kind_y), some_equal = False
+    cdef bint past = floating is float and can_pass(y, kind_y, stream)  # double: 18.4 ns become 19.4
     cdef floating m = <floating> adding.shift.m, h = <floating> adding.shift.h
     cdef floating top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
@@ -215,27 +263,55 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
         if find:
             if adding.far:
                 lsm_prefetch(a.at + (block * N_BLOCK + N_AHEAD) * a.step, N_BLOCK * size_of(a.kind), False)
-            at_a = load_block(a, block * N_BLOCK, buffer_a)
+            at_a = block_at(a, block * N_BLOCK, kind, buffer_a)
         if put and direct and adding.far:
             lsm_prefetch(y.at + (block * N_BLOCK + N_AHEAD) * y.step, N_BLOCK * size_of(y.kind), False)
         if add:
-            at_v = less(load_block(v, block * N_BLOCK, buffer_v), N_BLOCK, h, shifted)
+            at_v = block_at(v, block * N_BLOCK, kind, buffer_v)
+            if kind > BFLOAT16:
+                at_v = <const char*> less(<const floating*> at_v, N_BLOCK, h, shifted)
             some_equal = has_peak(&peaks_v[(1 + block) * N_PEAKS], m)
         if put:
-            at_x = load_block(x, block * N_BLOCK, buffer_x)
-            at_y = <floating*> y.at + block * N_BLOCK if direct or past else w
+            at_x = block_at(x, block * N_BLOCK, kind, buffer_x)
+            at_y = y.at + block * N_BLOCK * size_of(kind_y) if direct or past else <char*> w
         if add and some_equal:
-            pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x,
-                       c_hi, c_lo, at_y, False)
-            adding.n_equal += count_equal(at_v, N_BLOCK, top)
+            adding.n_equal += count_equal_of(at_v, N_BLOCK, h, top, kind, buffer_v)
+            pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, True, total, error, put, at_x,
+                       c_hi, c_lo, at_y, kind, kind_y, False)
         elif put and past:
-            pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x,
-                       c_hi, c_lo, at_y, True)
+            pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, False, total, error, put, at_x,
+                       c_hi, c_lo, at_y, kind, kind_y, True)
         else:
-            pass_block(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x,
-                       c_hi, c_lo, at_y, False)
+            pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, False, total, error, put, at_x,
+                       c_hi, c_lo, at_y, kind, kind_y, False)
         if put and not direct and not past:
-            write_block(y, block * N_BLOCK, kind_of(w), w, stream)
+            write_block(y, block * N_BLOCK, kind_y, w, stream)
+
+
+cdef inline void pass_kinds(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
+                            const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
+                            floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
+                            Py_ssize_t last) noexcept nogil:
+    """pass_blocks with kinds that are constants to the compiler."""
+    cdef int native = kind_of(peaks_a), kind = (a if find else v if add else x).kind
+    cdef bint alike = LSM_WIDENS and (not find or lies_as(a, kind))
+    alike &= not add or lies_as(v, kind)
+    alike &= not put or (lies_as(x, kind) and (lies_as(y, kind) or lies_as(y, FLOAT)))
+    if floating is float and alike and kind == HALF and (not put or y.kind == HALF):
+        pass_blocks(find, a, peaks_a, add, adding, v, peaks_v, total, error, put, x, y, c_hi, c_lo, stream, first, last,
+                    HALF, HALF)
+    elif floating is float and alike and kind == BFLOAT16 and (not put or y.kind == BFLOAT16):
+        pass_blocks(find, a, peaks_a, add, adding, v, peaks_v, total, error, put, x, y, c_hi, c_lo, stream, first, last,
+                    BFLOAT16, BFLOAT16)
+    elif floating is float and put and alike and kind == HALF:
+        pass_blocks(find, a, peaks_a, add, adding, v, peaks_v, total, error, put, x, y, c_hi, c_lo, stream, first, last,
+                    HALF, FLOAT)
+    elif floating is float and put and alike and kind == BFLOAT16:
+        pass_blocks(find, a, peaks_a, add, adding, v, peaks_v, total, error, put, x, y, c_hi, c_lo, stream, first, last,
+                    BFLOAT16, FLOAT)
+    else:
+        pass_blocks(find, a, peaks_a, add, adding, v, peaks_v, total, error, put, x, y, c_hi, c_lo, stream, first, last,
+                    native, native)
 
 
 cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, Py_ssize_t block, bint add,
@@ -252,13 +328,15 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
         p[k] = 0
         high[k] = -INFINITY
     if n_rows > 0:
-        pass_row(find, a, high, add, v, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, False)
+        pass_row(find, <const char*> a, high, add, <const char*> v, 0, top, magic, floor, some_equal, p, put,
+                 <const char*> x, c_hi, c_lo, <char*> y, kind_of(p), kind_of(p), False)
     if n_rows > 1:
-        pass_row(find, &a[N_ROW], high, add, &v[N_ROW], top, magic, floor, some_equal, p, put, &x[N_ROW], c_hi, c_lo,
-                 &y[N_ROW], False)
+        pass_row(find, <const char*> &a[N_ROW], high, add, <const char*> &v[N_ROW], 0, top, magic, floor, some_equal, p,
+                 put, <const char*> &x[N_ROW], c_hi, c_lo, <char*> &y[N_ROW], kind_of(p), kind_of(p), False)
     if n_rows > 2:
-        pass_row(find, &a[2 * N_ROW], high, add, &v[2 * N_ROW], top, magic, floor, some_equal, p, put, &x[2 * N_ROW],
-                 c_hi, c_lo, &y[2 * N_ROW], False)
+        pass_row(find, <const char*> &a[2 * N_ROW], high, add, <const char*> &v[2 * N_ROW], 0, top, magic, floor,
+                 some_equal, p, put, <const char*> &x[2 * N_ROW], c_hi, c_lo, <char*> &y[2 * N_ROW], kind_of(p),
+                 kind_of(p), False)
     if n_edge and add:
         pad(edge, &v[whole], n_edge, width, -INFINITY)
         for g in range(width // N_LANES):
@@ -351,19 +429,19 @@ cdef void pass_three(Vector a, Py_ssize_t n_a, floating* peaks_a, Adding* adding
     cdef Py_ssize_t together = min(n_a, min(n_v, n_x)) // N_BLOCK, two = max(together, min(n_a, n_v) // N_BLOCK)
     cdef Py_ssize_t last_a = n_a // N_BLOCK, last_v = n_v // N_BLOCK, last_x = n_x // N_BLOCK
     if together:
-        pass_blocks(True, a, peaks_a, True, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream, 0,
+        pass_kinds(True, a, peaks_a, True, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream, 0,
                     together)
     if two > together:
-        pass_blocks(True, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream,
+        pass_kinds(True, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream,
                     together, two)
     if last_a > two:
-        pass_blocks(True, a, peaks_a, False, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, two,
+        pass_kinds(True, a, peaks_a, False, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, two,
                     last_a)
     if last_v > two:
-        pass_blocks(False, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, two,
+        pass_kinds(False, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, two,
                     last_v)
     if last_x > together:
-        pass_blocks(False, a, peaks_a, False, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream,
+        pass_kinds(False, a, peaks_a, False, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream,
                     together, last_x)
     if n_a == n_v == n_x and n_a % N_BLOCK:
         pass_edge(True, a, peaks_a, True, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream,

@@ -62,7 +62,11 @@ cdef inline void sum_rows(const char** a, Py_ssize_t at, Py_ssize_t n, int kind,
     take_some(a_3, a[3] + at * size_of(kind), n, kind)
     for k in range(n):  # hot
         w[k] = (<double> a_0[k] + <double> a_1[k]) + (<double> a_2[k] + <double> a_3[k])
-    put_in_order(&v[at], w, n, kind)
+    if n == N_PAIR:
+        put_in_order(&v[at], w, n, kind)
+    else:
+        for k in range(n):
+            v[at + k] = w[k]
 
 
 cdef inline bint pass_block_backward(bint find, const char** a, double* total, double* error, bint put,
@@ -230,6 +234,7 @@ cdef Py_ssize_t pass_two(Vector a, Py_ssize_t n_a, double* total, double* error,
     """Sum n_a classes, write the gradient of n: together as far as they go together; how many y are out of range."""
     cdef Py_ssize_t n_bad = 0
     cdef bint alike = lies_as(a, dy.kind) and lies_as(dy, dy.kind) and lies_as(y, dy.kind) and lies_as(dx, dy.kind)
+    alike = LSM_WIDENS and alike
     if floating is float and alike and dy.kind == HALF:
         n_bad = pass_two_blocks(a, n_a, total, error, dy, y, dx, n, HALF, of, stream, far, type)
     elif floating is float and alike and dy.kind == BFLOAT16:
