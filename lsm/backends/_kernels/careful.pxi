@@ -40,7 +40,7 @@ cdef inline floating gradient_of_any(floating dy, floating y, floating s_hi, flo
     """`gradient` for any y."""
     if y > 2:
         return careful_gradient(dy, y, (<double> s_hi + s_lo) * 2.0**-40)
-    return gradient(dy, y, s_hi, s_lo, s, magic, lowest, True)
+    return gradient(dy, y, s_hi, s_lo, s, magic, lowest, True, True)
 
 
 cdef inline bint some_odd(const floating* y, Py_ssize_t n) noexcept nogil:

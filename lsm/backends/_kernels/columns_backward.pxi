@@ -84,7 +84,7 @@ cdef inline void gradient_row(const floating* dy, const floating* y, const float
     cdef Py_ssize_t j
     for j in range(N_COLUMNS):  # hot
         w[j] = gradient(dy[j], y[j], of[j], of[N_BAND_COLUMNS + j], of[2 * N_BAND_COLUMNS + j],
-                        of[3 * N_BAND_COLUMNS + j], of[4 * N_BAND_COLUMNS + j], some_large)
+                        of[3 * N_BAND_COLUMNS + j], of[4 * N_BAND_COLUMNS + j], some_large, True)
     put_lanes(dx, w, past)
     put_lanes(&dx[N_LANES], &w[N_LANES], past)
 

@@ -162,13 +162,13 @@ cdef inline bint is_odd(floating y) noexcept nogil:
 
 
 cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s_lo, floating s, floating magic,
-                              floating lowest, bint some_large) noexcept nogil:
+                              floating lowest, bint some_large, bint some_low) noexcept nogil:
     """dy - exp(y) * S, as (dy - S) - expm1(y) * S where y > -ln 2; S = s_hi + s_lo, the rest is from `scale_sum`.
 
     The second form keeps the digits that dy - S loses when exp(y) is nearly 1. It is left out of the code
     where some_large is False: no y > -ln 2. A small exp(y) may have few digits where exp(y) * S has all,
-    so it is 2**B as large until it has met s = S * 2**-B; B is in magic, and 0 is exact below `lowest`.
-    Not for y that is_odd.
+    so it is 2**B as large until it has met s = S * 2**-B; B is in magic, and 0 is exact below `lowest`, which
+    is not looked for unless some_low. Not for y that is_odd.
     """
     cdef floating log2e, ln2_hi, ln2_lo, one, t, n, r, scale, rest, w
     log2e = 1.4426950408889634
@@ -188,5 +188,6 @@ cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s
         rest = scale - (one if is_large(y) else <floating> 0)
         dy = (dy - (s_hi if is_large(y) else <floating> 0)) - (s_lo if is_large(y) else <floating> 0)
     w = scale * expm1_reduced(r) + rest
-    w = <floating> 0 if y < lowest else w
+    if some_low:
+        w = <floating> 0 if y < lowest else w
     return dy - w * s

@@ -70,6 +70,37 @@ static inline uint64_t lsm_beyond_d(double y, double limit)
     return a - b;
 }
 
+/* The bits of y as a signed number: of numbers from -0 down they grow, up to those of -inf; greater ones are those of
+   NaN and of numbers from +0 up.  So one integer maximum of many finds the least of them, or that there are others. */
+static inline int32_t lsm_depth_f(float y)
+{
+    int32_t bits;
+    memcpy(&bits, &y, sizeof bits);
+    return bits;
+}
+
+static inline int64_t lsm_depth_d(double y)
+{
+    int64_t bits;
+    memcpy(&bits, &y, sizeof bits);
+    return bits;
+}
+
+/* Back; NaN if there are others. */
+static inline float lsm_least_f(int32_t depth)
+{
+    float y;
+    memcpy(&y, &depth, sizeof y);
+    return y <= 0 && depth < 0 ? y : NAN;
+}
+
+static inline double lsm_least_d(int64_t depth)
+{
+    double y;
+    memcpy(&y, &depth, sizeof y);
+    return y <= 0 && depth < 0 ? y : NAN;
+}
+
 /* x rounded to float, to nearest even, by integers: gcc 12 takes (double)(float)x for x when it makes vectors
    of a loop, so that x - (double)(float)x is 0.  Below float's normal range 24 bits are kept. */
 static inline double lsm_round_to_float(double x)

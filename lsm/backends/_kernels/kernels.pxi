@@ -20,7 +20,7 @@
 cimport cython
 from cython.parallel cimport parallel, prange
 from libc.math cimport INFINITY, NAN, exp, expm1, fabs
-from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -35,6 +35,10 @@ cdef extern from "helpers.h" nogil:
     int lsm_exponent(double x)
     uint32_t lsm_beyond_f(float y, float limit)
     uint64_t lsm_beyond_d(double y, double limit)
+    int32_t lsm_depth_f(float y)
+    int64_t lsm_depth_d(double y)
+    float lsm_least_f(int32_t depth)
+    double lsm_least_d(int64_t depth)
     void lsm_from_bfloat16s(float* to, const uint16_t* x, Py_ssize_t n)
     void lsm_to_bfloat16s(uint16_t* to, const float* x, Py_ssize_t n)
     void lsm_from_bfloat16_pair(float* to, const uint16_t* x)

@@ -15,7 +15,7 @@ cdef inline void gradient_lanes(const char* dy, const char* y, Py_ssize_t n, int
     take_some(v, dy, n, kind)
     take_some(w, y, n, kind)
     for k in range(n):  # hot
-        p[k] = gradient(v[k], w[k], s_hi, s_lo, s, magic, lowest, False)
+        p[k] = gradient(v[k], w[k], s_hi, s_lo, s, magic, lowest, False, True)
     give_some(to, p, n, kind, past)
     for k in range(N_LANES):
         if floating is float:
@@ -159,7 +159,7 @@ cdef inline Py_ssize_t gradient_large(const char* dy, const char* y, int kind, P
                 n_bad += exceeds(w[k])
         else:
             for k in range(N_LANES):  # hot
-                p[k] = gradient(v[k], w[k], s_hi, s_lo, s, magic, lowest, True)
+                p[k] = gradient(v[k], w[k], s_hi, s_lo, s, magic, lowest, True, True)
         give_lanes(to + i, p, kind, False)
     return n_bad
 

@@ -26,13 +26,6 @@ cdef inline const floating* find_short(Array x, Py_ssize_t i, Py_ssize_t first, 
     return padded
 
 
-cdef inline void ask_for_group(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
-                               Py_ssize_t n) noexcept nogil:
-    """Ask for what lies N_AHEAD numbers further on."""
-    if lies_whole(x, n):
-        lsm_prefetch(frame_at(x, i, first).at + N_AHEAD * x.step, n_frames * x.gap, False)
-
-
 cdef inline void maxima_of_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
                                    floating* half) noexcept nogil:
     """Eight numbers for each frame, its maximum among them. A NaN may be passed over."""
@@ -134,7 +127,6 @@ cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py
     cdef floating* to = stage
     cdef Py_ssize_t n_vectors = count_vectors(n), step = 0, step_y = n, n_last = N_LANES, k
     cdef const floating* v = find_short(x, i, first, n_frames, n, <floating> -INFINITY, padded, &step)
-    ask_for_group(x, i, first, n_frames, n)
     for k in range(n_frames * 8, 8 * N_GROUP):
         half_m[k] = 0
         half[k] = 0
@@ -163,7 +155,7 @@ cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py
         for k in range(n_frames):
             n_largest[k] = count_equal(&v[k * step], n, m[k])
     end_group(half, half_error, m, n_largest, c_hi, c_lo)
-    if not stream and is_native(frame_at(y, i, first), v) and y.gap % <Py_ssize_t> sizeof(floating) == 0:
+    if is_native(frame_at(y, i, first), v) and y.gap % <Py_ssize_t> sizeof(floating) == 0:
         to = <floating*> frame_at(y, i, first).at
         step_y = y.gap // <Py_ssize_t> sizeof(floating)
         n_last = n - (n_vectors - 1) * N_LANES
