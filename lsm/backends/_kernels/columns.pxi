@@ -67,6 +67,31 @@ cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floati
         n_equal[j] = found[j]
 
 
+cdef inline void exp_rows(const floating* x, Py_ssize_t n, const floating* of, floating* p,
+                          floating* n_equal) noexcept nogil:
+    """p = exp(x - h) below the maxima, of n rows; how many are the largest; `of` as add_block_of_tile has it."""
+    cdef floating h[N_COLUMNS]
+    cdef floating top[N_COLUMNS]
+    cdef floating magic[N_COLUMNS]
+    cdef floating floor[N_COLUMNS]
+    cdef floating found[N_COLUMNS]
+    cdef floating v
+    cdef Py_ssize_t i, j
+    for j in range(N_COLUMNS):
+        h[j] = of[j]
+        top[j] = of[N_COLUMNS + j]
+        magic[j] = of[2 * N_COLUMNS + j]
+        floor[j] = of[3 * N_COLUMNS + j]
+        found[j] = 0
+    for i in range(n):
+        for j in range(N_COLUMNS):  # hot
+            v = x[i * N_COLUMNS + j] - h[j]
+            p[i * N_COLUMNS + j] = exp_below(v, magic[j], floor[j], top[j], True)
+            found[j] += <floating> 1 if v == top[j] else <floating> 0
+    for j in range(N_COLUMNS):
+        n_equal[j] = found[j]
+
+
 cdef inline void raise_maxima(const floating* x, Py_ssize_t n, floating* m) noexcept nogil:
     """The maximum of n classes and m, for each of N_COLUMNS frames."""
     cdef floating high[N_COLUMNS]
@@ -98,6 +123,7 @@ cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below,
     cdef double total[N_LANES * N_COLUMNS]
     cdef double error[N_LANES * N_COLUMNS]
     cdef floating of[4 * N_COLUMNS]
+    cdef floating p[N_SHORT * N_COLUMNS]
     cdef const floating* source
     cdef const floating* at
     cdef Shift shift
@@ -109,11 +135,14 @@ cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below,
         of[2 * N_COLUMNS + j] = <floating> shift.magic
         of[3 * N_COLUMNS + j] = <floating> shift.floor
         n_equal[j] = 0
+    error[0] = 0
     if floating is double or n > N_BLOCK:
         clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n) * N_COLUMNS, m)
-    else:
-        error[0] = 0
-    for chunk in range(count_chunks(n)):
+    if are_few(n, m):
+        exp_rows(<const floating*> x.at, n, of, p, n_equal)
+        clear_rows(&p[n * N_COLUMNS], n_padded(n, m) - n)
+        sum_few_rows(p, n, False, total)
+    for chunk in range(0 if are_few(n, m) else count_chunks(n)):
         start = chunk * N_CHUNK
         n_part = min(<Py_ssize_t> N_CHUNK, n - start)
         source = chunk_of(x, start, n_part, scratch)
@@ -121,7 +150,8 @@ cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below,
             at = &source[block * N_BLOCK * N_COLUMNS]
             n_block = min(<Py_ssize_t> N_BLOCK, n_part - block * N_BLOCK)
             add_block_of_tile(at, n_block, of, n <= N_BLOCK, total, error, n_equal)
-    fold_lanes(total, error, min(<Py_ssize_t> N_LANES, n), N_COLUMNS, m)
+    if not are_few(n, m):
+        fold_lanes(total, error, min(<Py_ssize_t> N_LANES, n), N_COLUMNS, m)
     for j in range(N_COLUMNS):  # hot
         shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)
         below[j] = finish(total[j], error[0 if floating is float else j], shift, floating is float)

@@ -48,6 +48,9 @@ cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floati
     for j in range(N_COLUMNS):
         totals[j] = 0
         errors[j] = 0
+    if are_few(n, scratch):
+        sum_few_rows(<const floating*> dy.at, n, True, totals)
+        return
     for part in range(count_slices(n)):
         start = part * N_SLICE
         n_slice = min(<Py_ssize_t> N_SLICE, n - start)
@@ -77,14 +80,14 @@ cdef struct ScaledBand:
     double lowest[N_BAND_COLUMNS]
 
 
-cdef inline void gradient_row(const floating* dy, const floating* y, const floating* of, bint some_large, floating* dx,
-                              bint past) noexcept nogil:
+cdef inline void gradient_row(const floating* dy, const floating* y, const floating* of, bint some_large, bint some_low,
+                              floating* dx, bint past) noexcept nogil:
     """dx = dy - exp(y) * S of one class of a tile; `of`: s_hi, s_lo, s, magic and lowest, N_BAND_COLUMNS apart."""
     cdef floating w[N_COLUMNS]
     cdef Py_ssize_t j
     for j in range(N_COLUMNS):  # hot
         w[j] = gradient(dy[j], y[j], of[j], of[N_BAND_COLUMNS + j], of[2 * N_BAND_COLUMNS + j],
-                        of[3 * N_BAND_COLUMNS + j], of[4 * N_BAND_COLUMNS + j], some_large, True)
+                        of[3 * N_BAND_COLUMNS + j], of[4 * N_BAND_COLUMNS + j], some_large, some_low)
     put_lanes(dx, w, past)
     put_lanes(&dx[N_LANES], &w[N_LANES], past)
 
@@ -99,8 +102,35 @@ cdef void gradient_odd_row(const floating* dy, const floating* y, Py_ssize_t n_f
                                 of[3 * N_BAND_COLUMNS + j], of[4 * N_BAND_COLUMNS + j])
 
 
+cdef inline floating least_of(const floating* y, Py_ssize_t n) noexcept nogil:
+    """The least of n numbers, a multiple of N_COLUMNS; NaN if one is NaN or not below 0."""
+    cdef int32_t most_f[N_COLUMNS]
+    cdef int64_t most_d[N_COLUMNS]
+    cdef int32_t deepest_f = lsm_depth_f(<float> -0.0)
+    cdef int64_t deepest_d = lsm_depth_d(-0.0)
+    cdef Py_ssize_t i, k
+    for k in range(N_COLUMNS):
+        most_f[k] = deepest_f
+        most_d[k] = deepest_d
+    for i in range(0, n // N_COLUMNS):
+        for k in range(N_COLUMNS):
+            if floating is float:
+                most_f[k] = max(most_f[k], lsm_depth_f(y[i * N_COLUMNS + k]))
+            else:
+                most_d[k] = max(most_d[k], lsm_depth_d(y[i * N_COLUMNS + k]))
+    if floating is float:
+        for k in range(N_COLUMNS):
+            deepest_f = max(deepest_f, most_f[k])
+        return lsm_least_f(deepest_f)
+    else:
+        for k in range(N_COLUMNS):
+            deepest_d = max(deepest_d, most_d[k])
+        return lsm_least_d(deepest_d)
+
+
 cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize_t n, Py_ssize_t n_frames,
-                        Py_ssize_t n_of_tile, const floating* of, floating* n_bad, bint stream) noexcept nogil:
+                        Py_ssize_t n_of_tile, const floating* of, floating highest_low, floating* n_bad,
+                        bint stream) noexcept nogil:
     """dx of n classes of frames that lie side by side; dy is in tiles, n_of_tile classes apart, as copy_rows has them.
 
     y is read where it lies: what it takes to fetch the rows to come passes with the arithmetic of this one.
@@ -112,14 +142,15 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
     cdef floating* target
     cdef Vector row, row_y, ahead
     cdef Py_ssize_t i, j, tile, n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, n_whole = 0
-    cdef bint past = False, direct = False, odd
+    cdef floating least
+    cdef bint past = False, direct = False, odd, low, few = n_of_tile < N_ROW  # of few classes one is large in most rows
     if is_native(row_of(dx, 0), buffer):
         past = can_pass(row_of(dx, 0), kind_of(buffer), stream) and dx.step % 64 == 0
         n_whole = n_frames // N_COLUMNS if past or not stream else 0
     direct = is_native(row_of(y, 0), buffer) and n_frames % N_COLUMNS == 0
     for j in range(n_tiles * N_COLUMNS):
         n_bad[j] = 0
-        buffer_y[j] = 0
+        buffer_y[j] = -1
     for i in range(n):
         row = row_of(dx, i)
         row_y = row_of(y, i)
@@ -130,7 +161,9 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
         else:
             read(row_y, n_frames, buffer_y)
             source_y = buffer_y
-        odd = some_odd(source_y, n_tiles * N_COLUMNS)
+        least = least_of(source_y, n_tiles * N_COLUMNS)
+        odd = not (least <= 0) and some_odd(source_y, n_tiles * N_COLUMNS)
+        low = not (highest_low < least)
         for tile in range(n_tiles):
             j = tile * N_COLUMNS
             source = &dy[(tile * n_of_tile + i) * N_COLUMNS]
@@ -138,15 +171,16 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
             if odd:
                 gradient_odd_row(source, &source_y[j], min(<Py_ssize_t> N_COLUMNS, n_frames - j), &of[j], target,
                                  &n_bad[j])
-            elif n_of_tile < N_ROW or some_large(&source_y[j], N_COLUMNS):  # of few classes one is large in most rows
-                if past and tile < n_whole:
-                    gradient_row(source, &source_y[j], &of[j], True, target, True)
-                else:
-                    gradient_row(source, &source_y[j], &of[j], True, target, False)
+            elif few and not low and past and tile < n_whole:
+                gradient_row(source, &source_y[j], &of[j], True, False, target, True)
+            elif few and not low:
+                gradient_row(source, &source_y[j], &of[j], True, False, target, False)
+            elif few or some_large(&source_y[j], N_COLUMNS):
+                gradient_row(source, &source_y[j], &of[j], True, True, target, past and tile < n_whole)
             elif past and tile < n_whole:
-                gradient_row(source, &source_y[j], &of[j], False, target, True)
+                gradient_row(source, &source_y[j], &of[j], False, True, target, True)
             else:
-                gradient_row(source, &source_y[j], &of[j], False, target, False)
+                gradient_row(source, &source_y[j], &of[j], False, True, target, False)
         if n_whole < n_tiles:
             write(row, n_whole * N_COLUMNS, n_frames - n_whole * N_COLUMNS, &buffer[n_whole * N_COLUMNS], stream)
 
@@ -184,15 +218,23 @@ cdef bint some_masked(Tile y, Py_ssize_t n, Py_ssize_t n_frames, const floating*
     return False
 
 
-cdef inline void round_band(const ScaledBand* of, Py_ssize_t n_frames, floating* to) noexcept nogil:
-    """The same in the type that is computed in, as gradient_row takes it."""
-    cdef Py_ssize_t j
+cdef inline floating round_band(const ScaledBand* of, Py_ssize_t n_frames, floating* to) noexcept nogil:
+    """The same in the type that is computed in, as gradient_row takes it; the highest `lowest` of all frames."""
+    cdef floating high[N_COLUMNS]
+    cdef Py_ssize_t tile, j
     for j in range(n_frames):  # hot
         to[j] = <floating> of.s_hi[j]
         to[N_BAND_COLUMNS + j] = <floating> of.s_lo[j]
         to[2 * N_BAND_COLUMNS + j] = <floating> of.s[j]
         to[3 * N_BAND_COLUMNS + j] = <floating> of.magic[j]
         to[4 * N_BAND_COLUMNS + j] = <floating> of.lowest[j]
+    for j in range(N_COLUMNS):
+        high[j] = -INFINITY
+    for tile in range(n_frames // N_COLUMNS):
+        raise_lanes(high, &to[4 * N_BAND_COLUMNS + tile * N_COLUMNS])
+    for j in range(N_COLUMNS):
+        high[0] = larger(high[j], high[0])
+    return high[0]
 
 
 cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
@@ -203,29 +245,32 @@ cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_s
     cdef floating n_bad[N_BAND_COLUMNS]
     cdef floating bad[N_COLUMNS]
     cdef Tile rest_dy = dy, rest_y = y, rest_dx = dx
-    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, tile, i, j, n_part
+    cdef floating highest_low
+    cdef Py_ssize_t n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, n_of_tile = n_padded(n, scratch)
+    cdef Py_ssize_t tile, i, j, n_part
     cdef bint easy = True
     if fits(n):
-        copy_rows(dy, y, n, n_frames, n, scratch, <floating*> NULL)
+        copy_rows(dy, y, n, n_frames, n_of_tile, scratch, <floating*> NULL)
         for tile in range(n_tiles):
-            easy &= scale_tile(tile_in(scratch + tile * n * N_COLUMNS), n, tile * N_COLUMNS, &scaled, scratch)
+            clear_rows(scratch + (tile * n_of_tile + n) * N_COLUMNS, n_of_tile - n)
+            easy &= scale_tile(tile_in(scratch + tile * n_of_tile * N_COLUMNS), n, tile * N_COLUMNS, &scaled, scratch)
     else:
         easy = scale_tile(dy, n, 0, &scaled, scratch)
     if not easy or some_masked(y, n, n_frames, scratch):
         for j in range(n_frames):
             log_softmax_backward_frame(frame_of(dy, j), frame_of(y, j), frame_of(dx, j), n, scratch, stream)
         return
-    round_band(&scaled, n_tiles * N_COLUMNS, of)
+    highest_low = round_band(&scaled, n_tiles * N_COLUMNS, of)
     if fits(n):
-        gradient_rows(scratch, y, dx, beyond(dy, 0, n_frames), n, n_frames, n, of, n_bad, stream)
+        gradient_rows(scratch, y, dx, beyond(dy, 0, n_frames), n, n_frames, n_of_tile, of, highest_low, n_bad, stream)
     else:
         for j in range(N_COLUMNS):
             n_bad[j] = 0
         for i in range(count_chunks(n)):
             n_part = min(<Py_ssize_t> N_CHUNK, n - i * N_CHUNK)
             copy_rows(rest_dy, rest_y, n_part, N_COLUMNS, n_part, scratch, <floating*> NULL)
-            gradient_rows(scratch, rest_y, rest_dx, beyond(rest_dy, n_part, 0), n_part, N_COLUMNS, n_part, of, bad,
-                          stream)
+            gradient_rows(scratch, rest_y, rest_dx, beyond(rest_dy, n_part, 0), n_part, N_COLUMNS, n_part, of,
+                          highest_low, bad, stream)
             rest_dy.at += n_part * dy.step
             rest_y.at += n_part * y.step
             rest_dx.at += n_part * dx.step

@@ -105,6 +105,76 @@ cdef inline void fold_lanes(double* total, double* error, Py_ssize_t n_lanes, Py
     fold_once(total, error, 1, n_lanes, n, of)
 
 
+cdef inline double lane_of_rows(const floating* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
+    """Lane k of a column, of rows N_COLUMNS apart: the tree of rows k, k + N_LANES, ... of n_halves half sets of lanes.
+
+    widen: each number is made double before it is added.
+    """
+    cdef Py_ssize_t n_groups = (n_halves + 1 - k // 8) // 2, n = N_LANES * N_COLUMNS
+    x += k * N_COLUMNS
+    if n_groups == 0:
+        return 0
+    if not widen:
+        return <double> tree(x, n, n_groups)
+    if n_groups == 1:
+        return x[0]
+    if n_groups == 2:
+        return <double> x[0] + <double> x[n]
+    if n_groups == 3:
+        return (<double> x[0] + <double> x[n]) + <double> x[2 * n]
+    return (<double> x[0] + <double> x[n]) + (<double> x[2 * n] + <double> x[3 * n])
+
+
+cdef inline double four_lanes_of_rows(const floating* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
+    """Lanes k, k + 8, k + 4 and k + 12, as fold_lanes adds them up."""
+    return ((lane_of_rows(x, k, n_halves, widen) + lane_of_rows(x, k + 8, n_halves, widen))
+            + (lane_of_rows(x, k + 4, n_halves, widen) + lane_of_rows(x, k + 12, n_halves, widen)))
+
+
+cdef inline void sum_half_sets(const floating* x, Py_ssize_t n_halves, bint widen, double* total) noexcept nogil:
+    """sum_few_rows of n_halves, a constant to the compiler."""
+    cdef Py_ssize_t j
+    for j in range(N_COLUMNS):  # hot
+        total[j] = (
+            (four_lanes_of_rows(&x[j], 0, n_halves, widen) + four_lanes_of_rows(&x[j], 2, n_halves, widen))
+            + (four_lanes_of_rows(&x[j], 1, n_halves, widen) + four_lanes_of_rows(&x[j], 3, n_halves, widen))
+        )
+
+
+cdef void sum_few_rows(const floating* x, Py_ssize_t n, bint widen, double* total) noexcept nogil:
+    """The sums of n <= N_SHORT rows of N_COLUMNS float32, as add_groups and fold_lanes have them, all in registers.
+
+    Rows after the last one are 0 up to a multiple of 8: n_padded.
+    """
+    cdef Py_ssize_t n_halves = (n + 7) // 8
+    if n_halves == 1:
+        sum_half_sets(x, 1, widen, total)
+    elif n_halves == 2:
+        sum_half_sets(x, 2, widen, total)
+    elif n_halves == 3:
+        sum_half_sets(x, 3, widen, total)
+    elif n_halves == 4:
+        sum_half_sets(x, 4, widen, total)
+    elif n_halves == 5:
+        sum_half_sets(x, 5, widen, total)
+    elif n_halves == 6:
+        sum_half_sets(x, 6, widen, total)
+    elif n_halves == 7:
+        sum_half_sets(x, 7, widen, total)
+    else:
+        sum_half_sets(x, 8, widen, total)
+
+
+cdef inline bint are_few(Py_ssize_t n, const floating* of) noexcept nogil:
+    """Whether sum_few_rows takes n rows: float64 carries errors, and does not."""
+    return floating is float and n <= N_SHORT
+
+
+cdef inline Py_ssize_t n_padded(Py_ssize_t n, const floating* of) noexcept nogil:
+    """Rows of a tile of n classes in the scratch."""
+    return (n + 7) // 8 * 8 if are_few(n, of) else n
+
+
 # What a pass over some of a frame's classes has found.
 cdef struct Frame:
     double largest    # m

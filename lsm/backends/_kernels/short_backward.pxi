@@ -35,14 +35,16 @@ cdef inline floating sum_gradient_vectors(const floating* dy, Py_ssize_t step, c
     """The sum of each frame's gradients, in eight lanes; the least y of all, NaN if one is NaN or not below 0."""
     cdef int32_t most_f[N_LANES]
     cdef int64_t most_d[N_LANES]
+    cdef int32_t deepest_f = lsm_depth_f(<float> -0.0)
+    cdef int64_t deepest_d = lsm_depth_d(-0.0)
     cdef const floating* w
     cdef double v[N_SHORT]
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef Py_ssize_t f, g, k
     for k in range(N_LANES):
-        most_f[k] = lsm_depth_f(<float> -0.0)
-        most_d[k] = lsm_depth_d(-0.0)
+        most_f[k] = deepest_f
+        most_d[k] = deepest_d
     for f in range(n_frames):
         w = &y[f * step_y]
         for g in range(n_vectors):
@@ -58,12 +60,12 @@ cdef inline floating sum_gradient_vectors(const floating* dy, Py_ssize_t step, c
         half_lanes(total, error, &half[f * 8], &half_error[f * 8], dy)
     if floating is float:
         for k in range(N_LANES):
-            most_f[0] = max(most_f[0], most_f[k])
-        return lsm_least_f(most_f[0])
+            deepest_f = max(deepest_f, most_f[k])
+        return lsm_least_f(deepest_f)
     else:
         for k in range(N_LANES):
-            most_d[0] = max(most_d[0], most_d[k])
-        return lsm_least_d(most_d[0])
+            deepest_d = max(deepest_d, most_d[k])
+        return lsm_least_d(deepest_d)
 
 
 cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const floating* y, Py_ssize_t step_y,

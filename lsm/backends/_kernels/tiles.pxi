@@ -56,7 +56,8 @@ cdef inline Py_ssize_t room_backward(const floating* of) noexcept nogil:
 
 cdef inline Py_ssize_t count_band(Py_ssize_t n, Py_ssize_t room, Py_ssize_t n_tiles, int n_threads) noexcept nogil:
     """How many of n_tiles tiles of n classes to take together; 1 if not even that fits the room in the scratch."""
-    return max(1, min(min(<Py_ssize_t> N_BAND, room // (n * N_COLUMNS)), n_tiles // (4 * n_threads)))
+    cdef Py_ssize_t n_rows = n if n > N_SHORT else (n + 7) // 8 * 8  # at most: n_padded
+    return max(1, min(min(<Py_ssize_t> N_BAND, room // (n_rows * N_COLUMNS)), n_tiles // (4 * n_threads)))
 
 
 cdef inline void raise_lanes(floating* high, const floating* x) noexcept nogil:
@@ -110,6 +111,13 @@ cdef void copy_rows(Tile x, Tile then, Py_ssize_t n, Py_ssize_t n_frames, Py_ssi
                 target[j] = source[j] if j < n_frames % N_COLUMNS else 0
             if high != NULL:
                 raise_lanes(&high[n_whole * N_COLUMNS], target)
+
+
+cdef inline void clear_rows(floating* to, Py_ssize_t n) noexcept nogil:
+    """n rows of N_COLUMNS zeros."""
+    cdef Py_ssize_t k
+    for k in range(n * N_COLUMNS):
+        to[k] = 0
 
 
 cdef inline const floating* chunk_of(Tile x, Py_ssize_t start, Py_ssize_t n, floating* scratch) noexcept nogil:
