@@ -155,7 +155,6 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
         row = row_of(dx, i)
         row_y = row_of(y, i)
         ahead = row_of(y, i + N_ROWS_AHEAD) if i + N_ROWS_AHEAD < n else row_of(then, i + N_ROWS_AHEAD - n)
-        lsm_prefetch(ahead.at, n_frames * ahead.step, True)
         if direct:
             source_y = <const floating*> row_y.at
         else:
@@ -168,6 +167,7 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
             j = tile * N_COLUMNS
             source = &dy[(tile * n_of_tile + i) * N_COLUMNS]
             target = <floating*> row.at + j if tile < n_whole else &buffer[j]
+            lsm_prefetch(ahead.at + j * ahead.step, N_COLUMNS * ahead.step, True)
             if odd:
                 gradient_odd_row(source, &source_y[j], min(<Py_ssize_t> N_COLUMNS, n_frames - j), &of[j], target,
                                  &n_bad[j])

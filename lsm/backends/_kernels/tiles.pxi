@@ -95,8 +95,8 @@ cdef void copy_rows(Tile x, Tile then, Py_ssize_t n, Py_ssize_t n_frames, Py_ssi
     for i in range(n):
         row = row_of(x, i)
         ahead = row_of(x, i + N_ROWS_AHEAD) if i + N_ROWS_AHEAD < n else row_of(then, i + N_ROWS_AHEAD - n)
-        lsm_prefetch(ahead.at, n_frames * ahead.step, True)
         for tile in range(n_whole):
+            lsm_prefetch(ahead.at + tile * N_COLUMNS * ahead.step, N_COLUMNS * ahead.step, True)
             if is_native_row:
                 source = <const floating*> row.at + tile * N_COLUMNS
             else:
