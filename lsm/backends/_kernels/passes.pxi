@@ -68,6 +68,37 @@ cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
     return n_peaks != 0
 
 
+# What is asked for ahead of time while a block is passed over, row by row: many lines at once hold up those that are
+# needed now. NULL for nothing.
+cdef struct Ahead:
+    const char* read_1
+    const char* read_2
+    const char* written
+    Py_ssize_t size_1, size_2, size_written  # bytes of an element
+
+
+cdef inline Ahead nothing_ahead() noexcept nogil:
+    cdef Ahead ahead
+    ahead.read_1 = ahead.read_2 = ahead.written = NULL
+    ahead.size_1 = ahead.size_2 = ahead.size_written = 0
+    return ahead
+
+
+cdef inline const char* ahead_of(Vector x, Py_ssize_t start) noexcept nogil:
+    """What lies N_AHEAD elements beyond `start`."""
+    return x.at + (start + N_AHEAD) * x.step
+
+
+cdef inline void ask(Ahead ahead, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """Ask for n elements from `start` on."""
+    if ahead.read_1 != NULL:
+        lsm_prefetch(ahead.read_1 + start * ahead.size_1, n * ahead.size_1, False)
+    if ahead.read_2 != NULL:
+        lsm_prefetch(ahead.read_2 + start * ahead.size_2, n * ahead.size_2, False)
+    if ahead.written != NULL:
+        lsm_prefetch(ahead.written + start * ahead.size_written, n * ahead.size_written, False)
+
+
 # What adding up needs and finds besides the sum.
 cdef struct Adding:
     Shift shift
@@ -212,7 +243,7 @@ cdef inline void end_row(const floating* high, floating* peaks, Py_ssize_t block
 cdef inline void pass_block(bint find, const char* a, floating* peaks, Py_ssize_t block, bint add, const char* v,
                             floating h, floating top, floating magic, floating floor, bint some_equal, double* total,
                             double* error, bint put, const char* x, floating c_hi, floating c_lo, char* y, int kind,
-                            int kind_y, bint past) noexcept nogil:
+                            int kind_y, bint past, Ahead ahead) noexcept nogil:
     """The passes that are wished, over a block of each of three parts."""
     cdef floating p[N_ROW]
     cdef floating high[N_ROW]
@@ -221,11 +252,15 @@ cdef inline void pass_block(bint find, const char* a, floating* peaks, Py_ssize_
     for k in range(N_ROW):
         p[k] = 0
         high[k] = -INFINITY
+    ask(ahead, 0, N_ROW)
     pass_row(find, a, high, add, v, h, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, kind, kind_y, past)
+    ask(ahead, N_ROW, N_ROW)
     pass_row(find, a + size, high, add, v + size, h, top, magic, floor, some_equal, p, put, x + size, c_hi, c_lo,
              y + size_y, kind, kind_y, past)
+    ask(ahead, 2 * N_ROW, N_ROW)
     pass_row(find, a + 2 * size, high, add, v + 2 * size, h, top, magic, floor, some_equal, p, put, x + 2 * size, c_hi,
              c_lo, y + 2 * size_y, kind, kind_y, past)
+    ask(ahead, 3 * N_ROW, N_ROW)
     pass_row(find, a + 3 * size, high, add, v + 3 * size, h, top, magic, floor, some_equal, p, put, x + 3 * size, c_hi,
              c_lo, y + 3 * size_y, kind, kind_y, past)
     if find:
@@ -259,13 +294,16 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
     cdef floating top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
     cdef Py_ssize_t block
+    cdef Ahead ahead = nothing_ahead()
+    ahead.size_1 = size_of(a.kind)
+    ahead.size_written = size_of(y.kind)
     for block in range(first, last):
         if find:
             if adding.far:
-                lsm_prefetch(a.at + (block * N_BLOCK + N_AHEAD) * a.step, N_BLOCK * size_of(a.kind), False)
+                ahead.read_1 = ahead_of(a, block * N_BLOCK)
             at_a = block_at(a, block * N_BLOCK, kind, buffer_a)
         if put and direct and adding.far:
-            lsm_prefetch(y.at + (block * N_BLOCK + N_AHEAD) * y.step, N_BLOCK * size_of(y.kind), False)
+            ahead.written = ahead_of(y, block * N_BLOCK)
         if add:
             at_v = block_at(v, block * N_BLOCK, kind, buffer_v)
             if kind > BFLOAT16:
@@ -277,13 +315,13 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
         if add and some_equal:
             adding.n_equal += count_equal_of(at_v, N_BLOCK, h, top, kind, buffer_v)
             pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, True, total, error, put, at_x,
-                       c_hi, c_lo, at_y, kind, kind_y, False)
+                       c_hi, c_lo, at_y, kind, kind_y, False, ahead)
         elif put and past:
             pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, False, total, error, put, at_x,
-                       c_hi, c_lo, at_y, kind, kind_y, True)
+                       c_hi, c_lo, at_y, kind, kind_y, True, ahead)
         else:
             pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, False, total, error, put, at_x,
-                       c_hi, c_lo, at_y, kind, kind_y, False)
+                       c_hi, c_lo, at_y, kind, kind_y, False, ahead)
         if put and not direct and not past:
             write_block(y, block * N_BLOCK, kind_y, w, stream)
 
@@ -318,7 +356,7 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
                                 const floating* v, floating top, floating magic, floating floor, bint some_equal,
                                 double* total, double* error, bint put,
                                 const floating* x, floating c_hi, floating c_lo, floating* y, Py_ssize_t n_rows,
-                                Py_ssize_t n_edge) noexcept nogil:
+                                Py_ssize_t n_edge, Ahead ahead) noexcept nogil:
     """pass_block of n_rows < 4 rows, a constant to the compiler, and n_edge classes after them."""
     cdef floating p[N_ROW]
     cdef floating high[N_ROW]
@@ -328,15 +366,19 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
         p[k] = 0
         high[k] = -INFINITY
     if n_rows > 0:
+        ask(ahead, 0, N_ROW)
         pass_row(find, <const char*> a, high, add, <const char*> v, 0, top, magic, floor, some_equal, p, put,
                  <const char*> x, c_hi, c_lo, <char*> y, kind_of(p), kind_of(p), False)
     if n_rows > 1:
+        ask(ahead, N_ROW, N_ROW)
         pass_row(find, <const char*> &a[N_ROW], high, add, <const char*> &v[N_ROW], 0, top, magic, floor, some_equal, p,
                  put, <const char*> &x[N_ROW], c_hi, c_lo, <char*> &y[N_ROW], kind_of(p), kind_of(p), False)
     if n_rows > 2:
+        ask(ahead, 2 * N_ROW, N_ROW)
         pass_row(find, <const char*> &a[2 * N_ROW], high, add, <const char*> &v[2 * N_ROW], 0, top, magic, floor,
                  some_equal, p, put, <const char*> &x[2 * N_ROW], c_hi, c_lo, <char*> &y[2 * N_ROW], kind_of(p),
                  kind_of(p), False)
+    ask(ahead, whole, n_edge)
     if n_edge and add:
         pad(edge, &v[whole], n_edge, width, -INFINITY)
         for g in range(width // N_LANES):
@@ -377,12 +419,15 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
     cdef Py_ssize_t start = n - n % N_BLOCK, n_rest = n % N_BLOCK, n_rows = n % N_BLOCK // N_ROW, n_edge = n % N_ROW
     cdef Py_ssize_t block = n // N_BLOCK
+    cdef Ahead ahead = nothing_ahead()
+    ahead.size_1 = size_of(a.kind)
+    ahead.size_written = size_of(y.kind)
     if find:
         if adding.far:
-            lsm_prefetch(a.at + (start + N_AHEAD) * a.step, n_rest * size_of(a.kind), False)
+            ahead.read_1 = ahead_of(a, start)
         at_a = load(a, start, n_rest, buffer_a)
     if put and direct and adding.far:
-        lsm_prefetch(y.at + (start + N_AHEAD) * y.step, n_rest * size_of(y.kind), False)
+        ahead.written = ahead_of(y, start)
     if add:
         at_v = less(load(v, start, n_rest, buffer_v), n_rest, h, shifted)
         some_equal = has_peak(&peaks_v[(1 + block) * N_PEAKS], <floating> adding.shift.m)
@@ -393,28 +438,28 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
         adding.n_equal += count_equal(at_v, n_rest, top)
     if add and some_equal and n_rows == 3:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 3, n_edge)
+                       c_lo, at_y, 3, n_edge, ahead)
     elif add and some_equal and n_rows == 2:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 2, n_edge)
+                       c_lo, at_y, 2, n_edge, ahead)
     elif add and some_equal and n_rows == 1:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 1, n_edge)
+                       c_lo, at_y, 1, n_edge, ahead)
     elif add and some_equal:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 0, n_edge)
+                       c_lo, at_y, 0, n_edge, ahead)
     elif n_rows == 3:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 3, n_edge)
+                       c_lo, at_y, 3, n_edge, ahead)
     elif n_rows == 2:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 2, n_edge)
+                       c_lo, at_y, 2, n_edge, ahead)
     elif n_rows == 1:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 1, n_edge)
+                       c_lo, at_y, 1, n_edge, ahead)
     else:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 0, n_edge)
+                       c_lo, at_y, 0, n_edge, ahead)
     if put and not direct:
         write(y, start, n_rest, w, stream)
 

@@ -73,7 +73,7 @@ cdef inline bint pass_block_backward(bint find, const char** a, double* total, d
                                      const char* dy, const char* y, int kind, Py_ssize_t n_rows,
                                      const floating* edge_dy, const floating* edge_y, Py_ssize_t n_groups,
                                      floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
-                                     char* to, bint past) noexcept nogil:
+                                     char* to, bint past, Ahead ahead) noexcept nogil:
     """Whether some y of the block is_large: its gradient is then to be computed again.
 
     n_rows, a constant to the compiler, and n_groups: how many rows, and groups of N_LANES in the edge, are written.
@@ -87,19 +87,26 @@ cdef inline bint pass_block_backward(bint find, const char** a, double* total, d
     for k in range(N_LANES):
         most_f[k] = 0
         most_d[k] = 0
+    ask(ahead, 0, N_ROW)
     if put and n_rows > 0:
         gradient_row_of_block(dy, y, kind, s_hi, s_lo, s, magic, lowest, to, past, most_f, most_d)
     if find:
         sum_rows(a, 0, N_PAIR if kind == BFLOAT16 else N_LANES, kind, v, edge_y)
+    if n_rows >= 1:
+        ask(ahead, N_ROW, N_ROW if n_rows > 1 else n_groups * N_LANES)
     if put and n_rows > 1:
         gradient_row_of_block(dy + size, y + size, kind, s_hi, s_lo, s, magic, lowest, to + size, past, most_f, most_d)
     if find and kind != BFLOAT16:
         sum_rows(a, N_LANES, N_LANES, kind, v, edge_y)
+    if n_rows >= 2:
+        ask(ahead, 2 * N_ROW, N_ROW if n_rows > 2 else n_groups * N_LANES)
     if put and n_rows > 2:
         gradient_row_of_block(dy + 2 * size, y + 2 * size, kind, s_hi, s_lo, s, magic, lowest, to + 2 * size, past,
                               most_f, most_d)
     if find:
         sum_rows(a, 2 * N_LANES, N_PAIR if kind == BFLOAT16 else N_LANES, kind, v, edge_y)
+    if n_rows >= 3:
+        ask(ahead, 3 * N_ROW, N_ROW if n_rows > 3 else n_groups * N_LANES)
     if put and n_rows > 3:
         gradient_row_of_block(dy + 3 * size, y + 3 * size, kind, s_hi, s_lo, s, magic, lowest, to + 3 * size, past,
                               most_f, most_d)
@@ -184,29 +191,33 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
     cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
     cdef bint past = can_pass(dx, kind, stream), is_large = False
     cdef Py_ssize_t block, n_bad = 0
+    cdef Ahead ahead = nothing_ahead()
+    ahead.size_1 = size_of(a.kind)
+    ahead.size_2 = size_of(y.kind)
+    ahead.size_written = size_of(dx.kind)
     for block in range(first, last):
         if find:
             if far:
-                lsm_prefetch(a.at + (block * N_BLOCK + N_AHEAD) * a.step, N_BLOCK * size_of(a.kind), False)
+                ahead.read_1 = ahead_of(a, block * N_BLOCK)
             at_a[0] = block_at(a, block * N_BLOCK, kind, buffer_a)
             at_a[1] = at_a[0] + N_ROW * size_of(kind)
             at_a[2] = at_a[0] + 2 * N_ROW * size_of(kind)
             at_a[3] = at_a[0] + 3 * N_ROW * size_of(kind)
         if put:
             if far:
-                lsm_prefetch(y.at + (block * N_BLOCK + N_AHEAD) * y.step, N_BLOCK * size_of(y.kind), False)
+                ahead.read_2 = ahead_of(y, block * N_BLOCK)
             if direct and far:
-                lsm_prefetch(dx.at + (block * N_BLOCK + N_AHEAD) * dx.step, N_BLOCK * size_of(dx.kind), False)
+                ahead.written = ahead_of(dx, block * N_BLOCK)
             if direct or past:
                 to = dx.at + block * N_BLOCK * size_of(kind)
             at_dy = block_at(dy, block * N_BLOCK, kind, buffer_dy)
             at_y = block_at(y, block * N_BLOCK, kind, buffer_y)
         if put and past:
             is_large = pass_block_backward(find, at_a, total, error, put, at_dy, at_y, kind, 4, type, type, 0, s_hi,
-                                           s_lo, s, magic, lowest, to, True)
+                                           s_lo, s, magic, lowest, to, True, ahead)
         else:
             is_large = pass_block_backward(find, at_a, total, error, put, at_dy, at_y, kind, 4, type, type, 0, s_hi,
-                                           s_lo, s, magic, lowest, to, False)
+                                           s_lo, s, magic, lowest, to, False, ahead)
         if put and is_large:
             n_bad += gradient_large(at_dy, at_y, kind, N_BLOCK, s_hi, s_lo, s, magic, lowest, to)
         if put and not direct and not past:
@@ -271,9 +282,12 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
     cdef Py_ssize_t n_rest = n % N_BLOCK, start = n - n % N_BLOCK, n_rows = n_rest // N_ROW, n_edge = n_rest % N_ROW
     cdef Py_ssize_t n_groups = (n_edge + N_LANES - 1) // N_LANES if put else 0, q, n_bad = 0
     cdef bint is_large
+    cdef Ahead ahead = nothing_ahead()
+    ahead.size_1 = size_of(a.kind)
+    ahead.size_2 = size_of(y.kind)
     if find:
         if far:
-            lsm_prefetch(a.at + (start + N_AHEAD) * a.step, n_rest * size_of(a.kind), False)
+            ahead.read_1 = ahead_of(a, start)
         at_a = load(a, start, n_rest, buffer_a)
         pad(edge_a, &at_a[n_rows * N_ROW], n_edge, N_ROW, 0)
         for q in range(N_ROW):
@@ -285,7 +299,7 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
             rows[q] = <const char*> zero
     if put:
         if far:
-            lsm_prefetch(y.at + (start + N_AHEAD) * y.step, n_rest * size_of(y.kind), False)
+            ahead.read_2 = ahead_of(y, start)
         at_dy = load(dy, start, n_rest, buffer)
         at_y = load(y, start, n_rest, buffer_y)
         pad(edge, &at_dy[n_rows * N_ROW], n_edge, N_ROW, 0)
@@ -293,19 +307,19 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
     if n_rows == 3:
         is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y,
                                        kind_of(w), 3, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w,
-                                       False)
+                                       False, ahead)
     elif n_rows == 2:
         is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y,
                                        kind_of(w), 2, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w,
-                                       False)
+                                       False, ahead)
     elif n_rows == 1:
         is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y,
                                        kind_of(w), 1, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w,
-                                       False)
+                                       False, ahead)
     else:
         is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y,
                                        kind_of(w), 0, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w,
-                                       False)
+                                       False, ahead)
     if put and is_large:
         n_bad += gradient_large(<const char*> at_dy, <const char*> at_y, kind_of(w), n_rows * N_ROW, s_hi, s_lo, s, magic,
                                 lowest, <char*> w)
