@@ -75,10 +75,12 @@ cdef struct Ahead:
     const char* read_2
     const char* written
     Py_ssize_t size_1, size_2, size_written  # bytes of an element
+    bint far  # whether there is anything
 
 
-cdef inline Ahead nothing_ahead() noexcept nogil:
+cdef inline Ahead nothing_ahead(bint far) noexcept nogil:
     cdef Ahead ahead
+    ahead.far = far
     ahead.read_1 = ahead.read_2 = ahead.written = NULL
     ahead.size_1 = ahead.size_2 = ahead.size_written = 0
     return ahead
@@ -91,6 +93,8 @@ cdef inline const char* ahead_of(Vector x, Py_ssize_t start) noexcept nogil:
 
 cdef inline void ask(Ahead ahead, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
     """Ask for n elements from `start` on."""
+    if not ahead.far:
+        return
     if ahead.read_1 != NULL:
         lsm_prefetch(ahead.read_1 + start * ahead.size_1, n * ahead.size_1, False)
     if ahead.read_2 != NULL:
@@ -294,7 +298,7 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
     cdef floating top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
     cdef Py_ssize_t block
-    cdef Ahead ahead = nothing_ahead()
+    cdef Ahead ahead = nothing_ahead(adding.far)
     ahead.size_1 = size_of(a.kind)
     ahead.size_written = size_of(y.kind)
     for block in range(first, last):
@@ -419,7 +423,7 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
     cdef Py_ssize_t start = n - n % N_BLOCK, n_rest = n % N_BLOCK, n_rows = n % N_BLOCK // N_ROW, n_edge = n % N_ROW
     cdef Py_ssize_t block = n // N_BLOCK
-    cdef Ahead ahead = nothing_ahead()
+    cdef Ahead ahead = nothing_ahead(adding.far)
     ahead.size_1 = size_of(a.kind)
     ahead.size_written = size_of(y.kind)
     if find:

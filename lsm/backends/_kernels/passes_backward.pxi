@@ -191,7 +191,7 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
     cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
     cdef bint past = can_pass(dx, kind, stream), is_large = False
     cdef Py_ssize_t block, n_bad = 0
-    cdef Ahead ahead = nothing_ahead()
+    cdef Ahead ahead = nothing_ahead(far)
     ahead.size_1 = size_of(a.kind)
     ahead.size_2 = size_of(y.kind)
     ahead.size_written = size_of(dx.kind)
@@ -282,7 +282,7 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
     cdef Py_ssize_t n_rest = n % N_BLOCK, start = n - n % N_BLOCK, n_rows = n_rest // N_ROW, n_edge = n_rest % N_ROW
     cdef Py_ssize_t n_groups = (n_edge + N_LANES - 1) // N_LANES if put else 0, q, n_bad = 0
     cdef bint is_large
-    cdef Ahead ahead = nothing_ahead()
+    cdef Ahead ahead = nothing_ahead(far)
     ahead.size_1 = size_of(a.kind)
     ahead.size_2 = size_of(y.kind)
     if find:
