@@ -139,7 +139,7 @@ cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below,
     if floating is double or n > N_BLOCK:
         clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n) * N_COLUMNS, m)
     if are_few(n, m):
-        exp_rows(<const floating*> x.at, n, of, p, n_equal)
+        exp_rows(chunk_of(x, 0, n, scratch), n, of, p, n_equal)
         clear_rows(&p[n * N_COLUMNS], n_padded(n, m) - n)
         sum_few_rows(p, n, False, total)
     for chunk in range(0 if are_few(n, m) else count_chunks(n)):
