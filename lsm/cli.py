@@ -20,6 +20,7 @@ import lsm
 from lsm import _apply
 from lsm._dispatch import OPERATIONS
 from lsm.backends import cython_
+from lsm.backends.base import DEFAULT_MAX_ULP
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
 
@@ -229,9 +230,10 @@ def _report_lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
         yield f"{name}={value}"
     yield ""
     heads = {"name": "NAME", "state": "STATE", "origin": "FROM", "devices": "DEVICES"}
-    rows = [heads | {"dtypes": "DTYPES", "reason": "", "file": ""}]
+    rows = [heads | {"dtypes": "DTYPES", "reason": "", "accuracy": "", "file": ""}]
     for info in report["backends"]:
         texts = {key: ", ".join(info[key]) or "-" for key in ("devices", "dtypes")}
+        texts["accuracy"] = _other_bounds(info["max_ulp"])
         rows.append(info | texts | {"origin": f"{info['distribution']} {info['version']}".strip()})
     widths = {key: max(len(row[key]) for row in rows) for key in heads}
     below = " " * (widths["name"] + 2)
@@ -247,8 +249,18 @@ def _report_lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
         yield from textwrap.wrap(
             row["reason"], max(n_columns, 40), initial_indent=below, subsequent_indent=below, break_on_hyphens=False
         )
+        if row["accuracy"]:
+            yield below + row["accuracy"]
         if row["file"]:
             yield below + row["file"]  # never wrapped, so that it can be copied
+
+
+def _other_bounds(bounds: dict[str, float]) -> str:
+    """The accuracy that a backend declares, where that is not lsm's own."""
+    others = {dtype: bound for dtype, bound in bounds.items() if bound != DEFAULT_MAX_ULP.get(dtype)}
+    own = ", ".join(f"{dtype} {DEFAULT_MAX_ULP[dtype]:g}" for dtype in others if dtype in DEFAULT_MAX_ULP)
+    declared = ", ".join(f"{dtype} {bound:g}" for dtype, bound in others.items())
+    return f"accuracy in ulps: {declared} (lsm: {own or 'none'})" if others else ""
 
 
 def _explain(args: argparse.Namespace) -> int:

@@ -731,6 +731,15 @@ def test_the_table_fits_the_terminal(capsys, monkeypatch, n_columns):
     assert out.count("float16") == 9
 
 
+def test_a_bound_that_is_not_lsms_own_is_shown(capsys, monkeypatch):
+    row = lsm.list_backends()[0]
+    theirs = row._replace(name="loose", max_ulp={"float32": 1e7, "float64": 4.0, "float16": 0.501})
+    monkeypatch.setattr(lsm, "list_backends", lambda: [row, theirs])
+    assert main(["backends"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "ulp" in line]
+    assert lines == ["accuracy in ulps: float32 1e+07 (lsm: float32 4)"]
+
+
 def test_backends_as_json(capsys):
     assert main(["backends", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -81,6 +81,8 @@ def test_a_good_plugin(site):
     assert out.strip() == "[43. 43. 43.]"
     out, _ = site.run("i = [i for i in lsm.list_backends() if i.name == 'acme'][0]; print(i.distribution, i.version)")
     assert out.split() == ["acme_lsm", "1.0"]
+    out, _ = site.run("i = lsm.list_backends(); print([(i.max_ulp, i.same_bits) for i in i if i.name == 'acme'])")
+    assert out.strip() == "[({'float32': 4.0}, False)]"  # what it leaves out
     out, _ = site.run("print([i.state for i in lsm.list_backends(load=False) if i.name == 'acme'])")
     assert "discovered" in out
 
@@ -117,6 +119,26 @@ BROKEN = {
         GOOD.format(name="acme", priority=0) + "\nMine.priority = '1'",
         "incompatible",
         "must be an int",
+    ),
+    "bounds that are no numbers": (
+        GOOD.format(name="acme", priority=0) + "\nMine.max_ulp = {'float32': 'good'}",
+        "incompatible",
+        "its max_ulp is {'float32': 'good'}; it must map names of dtypes to numbers above 0",
+    ),
+    "bounds of 0": (
+        GOOD.format(name="acme", priority=0) + "\nMine.max_ulp = {'float32': 0}",
+        "incompatible",
+        "numbers above 0",
+    ),
+    "same bits perhaps": (
+        GOOD.format(name="acme", priority=0) + "\nMine.same_bits = 'perhaps'",
+        "incompatible",
+        "its same_bits is 'perhaps'; it must be True or False",
+    ),
+    "empty of another signature": (
+        GOOD.format(name="acme", priority=0) + "\nMine.empty = lambda self, shape: None",
+        "incompatible",
+        "empty does not take 3 arguments",
     ),
     "available raises": (
         GOOD.format(name="acme", priority=0) + "\ndef no(self): 1 / 0\nMine.available = no",
@@ -384,3 +406,9 @@ def test_metadata_of_a_source_tree_has_its_version_in_a_file(tmp_path):
     assert [f.version for f in discovery.find([str(tmp_path)])] == [""]
     (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 3.1\n")
     assert [f.version for f in discovery.find([str(tmp_path)])] == ["3.1"]
+
+
+def test_what_built_ins_claim():
+    for row in lsm.list_backends()[:2]:
+        assert row.same_bits and set(row.max_ulp) == set(row.dtypes)
+        assert row.max_ulp["float32"] == 4 and row.max_ulp["float16"] == 0.501

@@ -25,6 +25,7 @@ class CythonBackend(Backend):
     name = "cython"
     api_version = API_VERSION
     dtypes = ("float16", "bfloat16", "float32", "float64")
+    same_bits = True
 
     def available(self) -> str | None:
         """None, or why no build of the kernels runs here."""

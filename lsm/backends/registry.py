@@ -15,6 +15,7 @@ Finding runs no code of a plugin; loading does.
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from lsm._config import normalise, settings
 from lsm._errors import BackendUnavailableError, PluginWarning, UnknownBackendError
 from lsm._version import __version__
 from lsm.backends import cython_
-from lsm.backends.base import API_VERSION
+from lsm.backends.base import API_VERSION, DEFAULT_MAX_ULP
 from lsm.backends.discovery import OWN_DISTRIBUTION, Found, find
 
 BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic choice; the names are reserved
@@ -43,6 +44,10 @@ class BackendInfo(NamedTuple):
         What it declares; empty while that is not known.
     priority : int
         Its rank among third-party backends.
+    max_ulp : dict of str to float
+        For each of `dtypes` the error that it stays within, in ulps.
+    same_bits : bool
+        Whether it claims that a frame's bits depend on the frame's values only.
     distribution, version : str
         What was installed to bring it.
     file : str
@@ -58,6 +63,8 @@ class BackendInfo(NamedTuple):
     dtypes: tuple[str, ...]
     array_types: tuple[str, ...]
     priority: int
+    max_ulp: dict[str, float]
+    same_bits: bool
     distribution: str
     version: str
     file: str
@@ -161,12 +168,20 @@ class Candidate:
             devices=tuple(self.backend.devices) if knows else (),
             dtypes=tuple(self.backend.dtypes) if knows else (),
             array_types=tuple(self.backend.array_types) if knows else (),
-            priority=int(self.backend.priority) if knows else 0,
+            priority=int(getattr(self.backend, "priority", 0)) if knows else 0,
+            max_ulp=max_ulp(self.backend) if knows else {},
+            same_bits=bool(getattr(self.backend, "same_bits", False)) if knows else False,
             distribution=self.found.distribution,
             version=self.found.version,
             file=self.found.file,
             is_built_in=self.is_built_in,
         )
+
+
+def max_ulp(backend: Any) -> dict[str, float]:
+    """For each dtype that a backend serves, the error that it stays within."""
+    bounds = {**DEFAULT_MAX_ULP, **getattr(backend, "max_ulp", {})}
+    return {dtype: float(bounds[dtype]) for dtype in backend.dtypes if dtype in bounds}
 
 
 def contract_problem(backend: Any, name: str) -> str | None:
@@ -186,7 +201,15 @@ def contract_problem(backend: Any, name: str) -> str | None:
         value = getattr(backend, attribute, None)
         if not (isinstance(value, tuple) and value and all(isinstance(item, str) for item in value)):
             return f"its {attribute} are {value!r}; they must be a tuple of str"
-    for method, n_arguments in (("available", 0), ("log_softmax", 3), ("log_softmax_backward", 4)):
+    bounds = getattr(backend, "max_ulp", {})
+    if not (isinstance(bounds, Mapping) and all(map(_is_bound, bounds.items()))):
+        return f"its max_ulp is {bounds!r}; it must map names of dtypes to numbers above 0"
+    if not isinstance(getattr(backend, "same_bits", False), bool):
+        return f"its same_bits is {backend.same_bits!r}; it must be True or False"
+    methods = {"available": 0, "log_softmax": 3, "log_softmax_backward": 4}
+    if getattr(backend, "empty", None) is not None:
+        methods["empty"] = 3
+    for method, n_arguments in methods.items():
         function = getattr(backend, method, None)
         if not callable(function):
             return f"it has no method {method}"
@@ -197,6 +220,12 @@ def contract_problem(backend: Any, name: str) -> str | None:
         except ValueError:  # a builtin that does not tell its signature
             pass
     return None
+
+
+def _is_bound(item: tuple[Any, Any]) -> bool:
+    """Whether this is the name of a dtype and an error above 0."""
+    dtype, bound = item
+    return isinstance(dtype, str) and isinstance(bound, (int, float)) and not isinstance(bound, bool) and bound > 0
 
 
 class Registry:
