@@ -78,8 +78,8 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    if dtype is None and backend is None and type(x) is ndarray:
-        quick = _dispatch.quick(x.dtype)
+    if dtype is None and type(x) is ndarray and (backend is None or type(backend) is str):
+        quick = _dispatch.quick(x.dtype if backend is None else (backend, x.dtype))
         if quick is not None:
             y = quick[0](x, axis, out)
             if y is not None:
@@ -157,8 +157,8 @@ def log_softmax_backward(
     >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    if backend is None and type(grad_output) is ndarray:
-        quick = _dispatch.quick(grad_output.dtype)
+    if type(grad_output) is ndarray and (backend is None or type(backend) is str):
+        quick = _dispatch.quick(grad_output.dtype if backend is None else (backend, grad_output.dtype))
         if quick is not None:
             dx = quick[1](grad_output, output, axis, out)
             if dx is not None:

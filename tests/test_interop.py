@@ -3,10 +3,12 @@
 Needs both, `python -m pip install '.[interop]'`; conftest.py leaves this file out where they are not installed.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 
+import agreement
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -560,3 +562,27 @@ def test_a_backend_for_jax_arrays(installed):
         assert isinstance(y, jax.Array) and y.shape == (2, 3) and y.dtype == np.float32
     assert native.calls[0][0] is x and native.calls[2][0].shape == (6,)
     assert lsm.log_softmax(x, dtype="float64", backend="native").dtype == np.float64
+
+
+def enter(how, wish):
+    """Make a wish for a backend in one of the ways that there are."""
+    if how == "set_default_backend":
+        lsm.set_default_backend(wish)
+    return lsm.use_backend(wish) if how == "use_backend" else contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("wish", ["cython", "numpy", "lsm/numpy"])
+@pytest.mark.parametrize("how", ["automatic", "set_default_backend", "use_backend"])
+def test_what_explain_says_is_what_happens(how, wish, library):
+    with agreement.watched() as ran, enter(how, wish):
+        n_served, n_refused = agreement.check(ran, how, library)
+    assert n_served > 20 and n_refused > 20
+
+
+@pytest.mark.parametrize("wish", ["cython", "numpy", "nope"])
+def test_what_explain_says_of_the_environment_is_what_happens(wish):
+    command = [sys.executable, agreement.__file__, "LSM_BACKEND", "torch", "jax"]
+    done = subprocess.run(command, env=os.environ | {"LSM_BACKEND": wish}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(int(n) > 10 for n in done.stdout.split())
