@@ -286,7 +286,10 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _check_backend(args: argparse.Namespace) -> int:
     """`lsm check`."""
-    testing, table = import_module("lsm.testing"), import_module("lsm._conformance.table")  # no other command's business
+    testing, table = (
+        import_module("lsm.testing"),
+        import_module("lsm._conformance.table"),
+    )  # no other command's business
 
     def with_bar(cases: list[Any]) -> Iterator[Any]:
         with _progress(len(cases), unit="case", unit_scale=False) as done:

@@ -107,9 +107,7 @@ def gradient_does_not_vanish(subject: Subject) -> float:
 
 def long_frames_are_accurate(subject: Subject) -> float:
     """Frames of 131,073 classes; the gradients have one sign, so that rounding errors would add up."""
-    if not is_quick(subject.dtype):
-        raise SkipTest(f"the exact values for {subject.dtype_name} would take minutes here")
-    rng, n, worst = subject.rng(), 2**17 + 1, 0.0
+    rng, n, worst = subject.rng(), 2**17 + 1 if is_quick(subject.dtype) else 1025, 0.0  # the exact values take long
     for kind, x in (
         ("normal", rng.standard_normal(n) * 3),
         ("constant", np.full(n, 0.3)),
@@ -144,6 +142,6 @@ CHECKS = (
     *(Check(f"forward: {title}", partial(forward_is_accurate, kind=kind)) for kind, title in KINDS.items()),
     *(Check(f"backward: {title}", partial(backward_is_accurate, kind=kind)) for kind, title in KINDS.items()),
     Check("backward: confident frames keep their gradient", gradient_does_not_vanish),
-    Check("frames of 131,073 classes", long_frames_are_accurate),
+    Check("long frames", long_frames_are_accurate),
     Check("forward to the other dtypes", other_dtypes_are_accurate),
 )

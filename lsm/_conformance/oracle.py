@@ -115,7 +115,7 @@ def ulps(result: Array, exact: Array, at: Array | None = None) -> float:
 
 # -- by decimal -----------------------------------------------------------------------------------------------------
 
-_CONTEXT = decimal.Context(prec=60, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[])
+_CONTEXT = decimal.Context(prec=60, Emin=-6000, Emax=6000, traps=[])  # longdouble ends at about 1e-4950 and 1e4932
 
 
 def _by_decimal(frame: Any, inputs: tuple[Array, ...], axis: int) -> tuple[Array, Array]:
@@ -153,9 +153,11 @@ def _decimal(value: Any) -> decimal.Decimal:
 
 def _split(number: decimal.Decimal) -> tuple[Any, Any]:
     """A number as the sum of two longdoubles."""
+    if not number.is_finite() or number == 0:
+        return LD(float(number)), LD(0)
+    scale = int(number.adjusted() * 3.33)  # longdouble's range is wider than that of the floats on the way
+    number *= decimal.Decimal(2) ** -scale
     high = float(number)
-    if not np.isfinite(high):
-        return LD(high), LD(0)
     low = float(number - decimal.Decimal(high))
     value = LD(high) + LD(low)
-    return value, (LD(high) - value) + LD(low)
+    return np.ldexp(value, scale), np.ldexp((LD(high) - value) + LD(low), scale)
