@@ -1,16 +1,13 @@
 """The public functions: each documents, checks, and hands the call to the backend that serves it."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy import ndarray
 
-from lsm import _check, _dispatch
-from lsm._interop import device_kind
+from lsm import _call, _dispatch
 
-Array = np.ndarray[Any, np.dtype[Any]]
+Array = Any  # an ndarray, a torch.Tensor, a jax.Array, or another that speaks DLPack
 Axis = int | Sequence[int] | None
 
 
@@ -84,17 +81,10 @@ def log_softmax(
     if dtype is None and backend is None and type(x) is ndarray:
         quick = _dispatch.quick(x.dtype)
         if quick is not None:
-            y: Array | None = quick[0](x, axis, out)
+            y = quick[0](x, axis, out)
             if y is not None:
                 return y
-    device = device_kind(x)
-    array = _check.as_array(x, "x") if device == "cpu" else _check.on_device(x, "x", device)
-    result = _check.result_dtype(array.dtype, dtype)
-    serve = _dispatch.serving(type(array), array.dtype, result, device, backend)
-    axes = _check.normalised_axes(axis, array.ndim)
-    if out is not None:
-        _check.check_out(out, array.shape, result)
-    return _run(serve.log_softmax, (array,), axes, out, result)
+    return _call.log_softmax(x, axis, out, dtype, backend)
 
 
 def log_softmax_backward(
@@ -170,57 +160,7 @@ def log_softmax_backward(
     if backend is None and type(grad_output) is ndarray:
         quick = _dispatch.quick(grad_output.dtype)
         if quick is not None:
-            dx: Array | None = quick[1](grad_output, output, axis, out)
+            dx = quick[1](grad_output, output, axis, out)
             if dx is not None:
                 return dx
-    names = ("grad_output", "output")
-    devices = [device_kind(grad_output), device_kind(output)]
-    dy, y = (
-        _check.as_array(a, name) if device == "cpu" else _check.on_device(a, name, device)
-        for a, name, device in zip((grad_output, output), names, devices, strict=True)
-    )
-    _check.same_shape(dy, y, names)
-    dtype = _check.promoted(dy, y, names)
-    device = next((device for device in devices if device != "cpu"), "cpu")
-    serve = _dispatch.serving(type(dy if devices[0] == device else y), dtype, dtype, device, backend)
-    axes = _check.normalised_axes(axis, dy.ndim)
-    if out is not None:
-        _check.check_out(out, dy.shape, dtype)
-    inputs = (dy.astype(dtype, copy=False), y.astype(dtype, copy=False))
-    return _run(serve.log_softmax_backward, inputs, axes, out, dtype)
-
-
-def _run(
-    function: Any, inputs: tuple[Array, ...], axes: tuple[int, ...], out: Array | None, dtype: np.dtype[Any]
-) -> Array:
-    """Call a backend's method on inputs and an output of one shape, with the classes on a single axis."""
-    if inputs[0].size == 0:
-        return np.empty(inputs[0].shape, dtype) if out is None else out
-    if len(axes) != 1 or (out is not None and not (out.dtype.isnative and out.flags.aligned)):
-        return _run_merged(function, inputs, axes, out, dtype)
-    if out is None:
-        result = np.empty_like(inputs[0], dtype=dtype, subok=False)
-    else:
-        result = np.asarray(out)
-        inputs = tuple(
-            x.copy() if np.may_share_memory(x, result) and not _check.same_memory(x, result) else x for x in inputs
-        )
-    function(*inputs, axes[0], result)
-    return result if out is None else out
-
-
-def _run_merged(
-    function: Any, inputs: tuple[Array, ...], axes: tuple[int, ...], out: Array | None, dtype: np.dtype[Any]
-) -> Array:
-    """The same for several axes or none as one, and for an `out` that no backend writes: through a temporary."""
-    shape = inputs[0].shape
-    order = [i for i in range(len(shape)) if i not in axes] + list(axes)
-    n_classes = math.prod(shape[i] for i in axes)
-    frames = [shape[i] for i in order[: len(shape) - len(axes)]]
-    merged = np.empty((*frames, n_classes), dtype)
-    function(*(x.transpose(order).reshape(merged.shape) for x in inputs), len(frames), merged)
-    result = merged.reshape([shape[i] for i in order]).transpose(np.argsort(order))
-    if out is None:
-        return result
-    out[...] = result
-    return out
+    return _call.log_softmax_backward(grad_output, output, axis, out, backend)

@@ -250,9 +250,9 @@ def test_automatic_choice_of_third_parties(site):
     site.add("d4", "twin", GOOD.format(name="twin", priority=99).replace('"cpu",', '"cpu", "tpu"'))
     site.add("d5", "twin", GOOD.format(name="twin", priority=98).replace('"cpu",', '"cpu", "tpu"'))
     out, _ = site.run("""
-from lsm._decide import Policy, decide
+from lsm._decide import Call, Policy, decide
 def winner(device):
-    return decide(np.ndarray, (np.dtype("f4"),), device, Policy(None, "automatic")).winner
+    return decide(Call("numpy.ndarray", device, ("float32",)), Policy(None, "automatic")).winner
 print(winner("cpu"), winner("tpu"), winner("npu"))
 """)
     assert out.split() == ["cython", "beta", "None"]

@@ -1,0 +1,121 @@
+"""From the arguments of a public function to the method of a backend, and back to the caller's kind of array."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lsm import _check
+from lsm._decide import Call
+from lsm._dispatch import Plan, serving
+from lsm._errors import BackendUnsupportedError
+from lsm._interop import NUMPY_ARRAYS, library_of
+from lsm._interop_base import Arrays
+
+FORWARD, BACKWARD = "log_softmax", "log_softmax_backward"
+
+
+def log_softmax(x: Any, axis: Any, out: Any, dtype: Any, backend: str | None) -> Any:
+    """`lsm.log_softmax`, whatever the arguments are."""
+    library = library_of(x)
+    array, device, own = library.take(x, "x")
+    result = library.result_dtype(own, dtype)
+    call = Call(library.type_name(array), device, (own, result), FORWARD)
+    return _serve(serving(call, backend), library, (array,), ("x",), call, axis, out)
+
+
+def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, backend: str | None) -> Any:
+    """`lsm.log_softmax_backward`, whatever the arguments are."""
+    names = ("grad_output", "output")
+    library = library_of(grad_output)
+    taken = [library.take(grad_output, names[0]), library_of(output).take(output, names[1])]
+    dy, y = (array for array, _, _ in taken)
+    _check_alike(library, library_of(output), taken, names)
+    _check.same_shape(dy, y, names)
+    dtype = library.result_dtype(_check.promoted(taken[0].dtype, taken[1].dtype, names), None)
+    call = Call(library.type_name(dy), taken[0].device, (dtype, dtype), BACKWARD)
+    return _serve(serving(call, backend), library, (dy, y), names, call, axis, out)
+
+
+def _check_alike(library: Arrays, other: Arrays, taken: list[Any], names: tuple[str, str]) -> None:
+    """Raise unless both arrays are of one library and on one kind of device."""
+    (a, device_a, _), (b, device_b, _) = taken
+    if device_a != device_b:
+        raise BackendUnsupportedError(
+            f"{names[0]}, {names[1]}: on {device_a} and {device_b}; nothing is moved between devices, move one of them"
+        )
+    if library.type_name(a) != other.type_name(b):
+        first, second = (names[1], library) if other is NUMPY_ARRAYS or not other.maker else (names[0], other)
+        remedy = f"give {second.maker}({first})" if second.maker else "give both as one type"
+        raise TypeError(f"{names[0]}, {names[1]}: a {library.type_name(a)} and a {other.type_name(b)}; {remedy}")
+
+
+def _serve(
+    plan: Plan, library: Arrays, arrays: tuple[Any, ...], names: tuple[str, ...], call: Call, axis: Any, out: Any
+) -> Any:
+    """Call the backend on arrays that were looked at, as NumPy's if it takes those."""
+    own, result = call.dtypes
+    if out is not None and library is not NUMPY_ARRAYS:
+        if library_of(out) is not library or library.type_name(out) != call.array_type:
+            kind = f"{type(out).__module__}.{type(out).__qualname__}"
+            raise TypeError(f"out: a {kind}; accepted: a {call.array_type} of dtype {result} on {call.device}")
+        if library.device(out) != call.device:
+            raise BackendUnsupportedError(
+                f"out: is on {library.device(out)}, the result on {call.device}; nothing is moved between devices"
+            )
+        library.check_out(out)
+    if not plan.takes_numpy:
+        axes = _check.normalised_axes(axis, arrays[0].ndim)
+        if out is not None:
+            library.check_native_out(out, tuple(arrays[0].shape), result)
+        inputs = tuple(library.converted(x, own) for x in arrays)
+        return run(plan.backend, call.op, library, inputs, axes, out, result)
+    if library is NUMPY_ARRAYS:
+        target = out
+    else:
+        arrays, like = tuple(library.as_numpy(x, name) for x, name in zip(arrays, names, strict=True)), arrays[0]
+        target = library.new_numpy(arrays[0].shape, result) if out is None else library.seen(out, "out")
+        if plan.quick is not None and own == result:
+            quick = plan.quick[call.op == BACKWARD](*arrays, axis, target)
+            if quick is not None:
+                return library.from_numpy(quick, like) if out is None else out
+    axes = _check.normalised_axes(axis, arrays[0].ndim)
+    if target is not None:
+        _check.check_out(target, arrays[0].shape, result)
+    inputs = tuple(x.astype(_check.np_dtype(own), copy=False) for x in arrays)
+    y = run(plan.backend, call.op, NUMPY_ARRAYS, inputs, axes, target, result)
+    return out if out is not None else y if library is NUMPY_ARRAYS else library.from_numpy(y, like)
+
+
+def run(
+    backend: Any, op: str, library: Arrays, inputs: tuple[Any, ...], axes: tuple[int, ...], out: Any, dtype: str
+) -> Any:
+    """Call a backend's method on inputs and an output of one shape, with the classes on a single axis."""
+    shape = tuple(inputs[0].shape)
+    if 0 in shape:
+        return library.empty(shape, dtype, inputs[0], backend) if out is None else out
+    if len(axes) != 1 or not library.can_be_written(out, inputs):
+        return _run_merged(backend, op, library, inputs, axes, out, dtype)
+    result = library.empty(shape, dtype, inputs[0], backend) if out is None else library.plain(out)
+    if out is not None:
+        inputs = tuple(x if library.is_apart(x, result) else library.copy(x) for x in inputs)
+    getattr(backend, op)(*inputs, axes[0], result)
+    return result if out is None else out
+
+
+def _run_merged(
+    backend: Any, op: str, library: Arrays, inputs: tuple[Any, ...], axes: tuple[int, ...], out: Any, dtype: str
+) -> Any:
+    """The same for several axes or none as one, and for an `out` that no backend writes: through a temporary."""
+    shape = tuple(inputs[0].shape)
+    order = [i for i in range(len(shape)) if i not in axes] + list(axes)
+    n_classes = math.prod(shape[i] for i in axes)
+    frames = tuple(shape[i] for i in order[: len(shape) - len(axes)])
+    merged = library.empty((*frames, n_classes), dtype, inputs[0], backend)
+    inputs = tuple(library.permuted(x, order).reshape(tuple(merged.shape)) for x in inputs)
+    getattr(backend, op)(*inputs, len(frames), merged)
+    result = library.permuted(merged.reshape([shape[i] for i in order]), [int(i) for i in np.argsort(order)])
+    if out is None:
+        return result
+    out[...] = result
+    return out
