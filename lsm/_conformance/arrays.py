@@ -54,6 +54,10 @@ class ArrayMaker:
         """A view with the axes in this order."""
         return array.transpose(order)
 
+    def broadcast(self, array: Any, shape: tuple[int, ...]) -> Any:
+        """A view in which elements share memory."""
+        return np.broadcast_to(array, shape)
+
     def place(self, array: Any) -> tuple[str, str, str]:
         """The type, device and dtype of an array, to compare with those of another."""
         return type(array).__name__, str(getattr(array, "device", "cpu")), str(array.dtype)
@@ -77,9 +81,6 @@ class NumpyMaker(ArrayMaker):
         return np.array(array)
 
 
-_OF_TORCH = {"rocm": "cuda", "metal": "mps", "oneapi": "xpu"}  # the names of devices in DLPack and in PyTorch
-
-
 class TorchMaker(ArrayMaker):
     """torch.Tensor, on any device that PyTorch has here."""
 
@@ -97,7 +98,7 @@ class TorchMaker(ArrayMaker):
         tensor = torch.from_numpy(bits.copy())
         tensor = tensor.view(torch.bfloat16) if bits is not array else tensor
         try:
-            return tensor.to(_OF_TORCH.get(device, device))
+            return tensor.to(device)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CannotMakeError(f"PyTorch has no {array.dtype.name} on {device} here: {reason}") from error
@@ -113,6 +114,10 @@ class TorchMaker(ArrayMaker):
     def transposed(self, array: Any, order: tuple[int, ...]) -> Any:
         """See `ArrayMaker.transposed`."""
         return array.permute(order)
+
+    def broadcast(self, array: Any, shape: tuple[int, ...]) -> Any:
+        """See `ArrayMaker.broadcast`."""
+        return array.expand(shape)
 
 
 MAKERS: tuple[ArrayMaker, ...] = (NumpyMaker(), TorchMaker())
