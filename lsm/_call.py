@@ -7,9 +7,9 @@ import numpy as np
 
 from lsm import _check
 from lsm._decide import Call
-from lsm._dispatch import Plan, serving
+from lsm._dispatch import Plan, quick, serving
 from lsm._errors import BackendUnsupportedError
-from lsm._interop import NUMPY_ARRAYS, library_of
+from lsm._interop import NUMPY_ARRAYS, TORCH_TENSORS, library_of
 from lsm._interop_base import Arrays
 
 FORWARD, BACKWARD = "log_softmax", "log_softmax_backward"
@@ -18,23 +18,50 @@ FORWARD, BACKWARD = "log_softmax", "log_softmax_backward"
 def log_softmax(x: Any, axis: Any, out: Any, dtype: Any, backend: str | None) -> Any:
     """`lsm.log_softmax`, whatever the arguments are."""
     library = library_of(x)
+    if dtype is None and backend is None and library is TORCH_TENSORS:
+        y = _quickly(FORWARD, library, (x,), axis, out)
+        if y is not None:
+            return y
     array, device, own = library.take(x, "x")
     result = library.result_dtype(own, dtype)
     call = Call(library.type_name(array), device, (own, result), FORWARD)
-    return _serve(serving(call, backend), library, (array,), ("x",), call, axis, out)
+    plan = serving(call, backend, library.quick_key(array, own))
+    return _serve(plan, library, (array,), ("x",), call, axis, out)
 
 
 def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, backend: str | None) -> Any:
     """`lsm.log_softmax_backward`, whatever the arguments are."""
     names = ("grad_output", "output")
-    library = library_of(grad_output)
-    taken = [library.take(grad_output, names[0]), library_of(output).take(output, names[1])]
+    library, other = library_of(grad_output), library_of(output)
+    if backend is None and library is other is TORCH_TENSORS:
+        dx = _quickly(BACKWARD, library, (grad_output, output), axis, out)
+        if dx is not None:
+            return dx
+    taken = [library.take(grad_output, names[0]), other.take(output, names[1])]
     dy, y = (array for array, _, _ in taken)
-    _check_alike(library, library_of(output), taken, names)
+    _check_alike(library, other, taken, names)
     _check.same_shape(dy, y, names)
     dtype = library.result_dtype(_check.promoted(taken[0].dtype, taken[1].dtype, names), None)
     call = Call(library.type_name(dy), taken[0].device, (dtype, dtype), BACKWARD)
-    return _serve(serving(call, backend), library, (dy, y), names, call, axis, out)
+    return _serve(serving(call, backend, library.quick_key(dy, dtype)), library, (dy, y), names, call, axis, out)
+
+
+def _quickly(op: str, library: Arrays, arrays: tuple[Any, ...], axis: Any, out: Any) -> Any:
+    """The result where all is ordinary and a plan is made already, which saves most of the way; else None."""
+    functions = quick(arrays[0].dtype)
+    if functions is None:
+        return None
+    views = []
+    for x in arrays if out is None else (*arrays, out):
+        view = library.quick_view(x)
+        if view is None:
+            return None
+        views.append(view)
+    if out is None:
+        y = functions[op == BACKWARD](*views, axis, None)
+        return y if y is None else library.from_numpy(y, arrays[0])
+    target = views.pop()
+    return None if functions[op == BACKWARD](*views, axis, target) is None else out
 
 
 def _check_alike(library: Arrays, other: Arrays, taken: list[Any], names: tuple[str, str]) -> None:
@@ -76,9 +103,9 @@ def _serve(
         arrays, like = tuple(library.as_numpy(x, name) for x, name in zip(arrays, names, strict=True)), arrays[0]
         target = library.new_numpy(arrays[0].shape, result) if out is None else library.seen(out, "out")
         if plan.quick is not None and own == result:
-            quick = plan.quick[call.op == BACKWARD](*arrays, axis, target)
-            if quick is not None:
-                return library.from_numpy(quick, like) if out is None else out
+            y = plan.quick[call.op == BACKWARD](*arrays, axis, target)
+            if y is not None:
+                return library.from_numpy(y, like) if out is None else out
     axes = _check.normalised_axes(axis, arrays[0].ndim)
     if target is not None:
         _check.check_out(target, arrays[0].shape, result)

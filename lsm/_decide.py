@@ -6,6 +6,7 @@ one: by priority, then by name. A backend that takes NumPy arrays takes those of
 they lie on the CPU: it is given the same memory as an ndarray.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lsm._check import BFLOAT16_BITS, NUMPY, np_dtype
@@ -202,10 +203,12 @@ def _choose(call: Call, reasons: dict[str, str]) -> Candidate | None:
     return usable[0] if usable else None
 
 
-def _own() -> list[Candidate]:
-    """The built-in backends in the order of automatic choice."""
-    found = (registry().built_in(name) for name in BUILT_IN)
-    return [candidate for candidate in found if candidate is not None]
+def _own() -> Iterator[Candidate]:
+    """The built-in backends in the order of automatic choice; nothing is searched for before the first."""
+    for name in BUILT_IN:
+        candidate = registry().built_in(name)
+        if candidate is not None:
+            yield candidate
 
 
 def _rank(candidate: Candidate) -> tuple[int, str]:

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from lsm._check import NUMPY, np_dtype
+from lsm._check import NUMPY
 from lsm._config import settings
 from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
@@ -64,8 +64,8 @@ def _environment_policy() -> Policy:
         return _default
 
 
-def serving(call: Call, backend: str | None) -> Plan:
-    """Find the backend for a call; the plan is remembered in the policy.
+def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
+    """Find the backend for a call; the plan is remembered in the policy, its quick functions by `quick_key`.
 
     Raises
     ------
@@ -83,9 +83,9 @@ def serving(call: Call, backend: str | None) -> Plan:
         plan = _plan(decision)
         if len(plans) < _PLAN_LIMIT:
             plans[key] = plan
-            own, result = call.dtypes
-            if key == (NUMPY, "cpu", (own, own), None) and own == result and plan.quick is not None:
-                quick_functions[np_dtype(own)] = plan.quick
+            is_quick = plan.takes_numpy and plan.quick is not None and len(set(call.dtypes)) == 1
+            if is_quick and backend is None and quick_key is not None:
+                quick_functions[quick_key] = plan.quick
     return plan
 
 

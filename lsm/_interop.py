@@ -44,6 +44,10 @@ class NumpyArrays(Arrays):
         """The array itself."""
         return x
 
+    def quick_key(self, x: Any, dtype: str) -> Any:
+        """What quick functions for x are remembered by: its dtype, if it is computed as what it is."""
+        return x.dtype if _check.dtype_name(x.dtype) == dtype else None
+
     def from_numpy(self, y: Any, like: Any) -> Any:
         """The result itself."""
         return y
@@ -76,15 +80,17 @@ class NumpyArrays(Arrays):
 
 
 NUMPY_ARRAYS = NumpyArrays()
-_ANY, _TORCH, _JAX = Arrays(), TorchTensors(), JaxArrays()
+TORCH_TENSORS = TorchTensors()
+_ANY, _JAX = Arrays(), JaxArrays()
+_NUMPYS = (np.ndarray, np.generic, list, tuple, float, int)
 
 
 def library_of(x: Any) -> Arrays:
     """How to take an argument; what is no array of another library is NumPy's to make one of."""
-    if isinstance(x, (np.ndarray, np.generic, list, tuple, float, int)):
+    if isinstance(x, _NUMPYS):
         return NUMPY_ARRAYS
     if isinstance(x, getattr(sys.modules.get("torch"), "Tensor", ())):
-        return _TORCH
+        return TORCH_TENSORS
     if isinstance(x, getattr(sys.modules.get("jax"), "Array", ())):
         return _JAX
     if hasattr(type(x), "__dlpack_device__"):

@@ -58,10 +58,26 @@ class TorchTensors(Arrays):
         except (RuntimeError, TypeError) as error:  # within torch.func.vmap, say
             raise TypeError(f"{name}: a tensor whose memory cannot be read ({error})") from error
 
+    def quick_key(self, x: Any, dtype: str) -> Any:
+        """What quick functions for x are remembered by: its dtype, if it is computed as what it is."""
+        return x.dtype if _names()[1][dtype] is x.dtype else None
+
+    def quick_view(self, x: Any) -> Any:
+        """The same memory as an ndarray; torch itself refuses what needs a second look, but for bfloat16."""
+        torch = sys.modules["torch"]
+        if type(x) is not torch.Tensor:
+            return None
+        try:
+            if x.dtype is not torch.bfloat16:
+                return x.numpy()
+            return None if x.requires_grad or x.is_neg() else self.seen(x, "")
+        except (RuntimeError, TypeError):
+            return None
+
     def from_numpy(self, y: Any, like: Any) -> Any:
         """A result as a tensor."""
         torch = sys.modules["torch"]
-        if y.dtype == _check.np_dtype("bfloat16"):
+        if y.dtype.kind == "V":  # bfloat16, as ml_dtypes has it or as bits
             return torch.from_numpy(y.view("int16")).view(torch.bfloat16)
         return torch.from_numpy(y)
 

@@ -19,7 +19,10 @@ import numpy as np
 
 import lsm
 from lsm import _apply
-from lsm._dispatch import OPERATIONS
+from lsm._check import DTYPES, as_array, dtype_name
+from lsm._config import ACCEPTED, WHEN_BUILT
+from lsm._decide import Call
+from lsm._dispatch import OPERATIONS, explain_call
 from lsm.backends import cython_
 from lsm.backends.base import DEFAULT_MAX_ULP
 
@@ -148,7 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     about = "tell who would serve a call and why, and why not the others; exit code 1 if nobody would"
     explain = commands.add_parser("explain", help=about, description=about)
     explain.add_argument("--dtype", type=_dtype, required=True, help="dtype of the array, such as float32")
-    explain.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it is (default: cpu)")
+    explain.add_argument("--device", default="cpu", help="where it is: cpu (default), cuda, mps, ...")
+    explain.add_argument(
+        "--array-type",
+        metavar="TYPE",
+        help="numpy.ndarray (default on cpu), cupy.ndarray (default on cuda), torch.Tensor (default elsewhere), ...",
+    )
     _add_common(explain)
     explain.set_defaults(run=_explain)
 
@@ -186,11 +194,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", metavar="NAME", help="this backend and no other")
 
 
-def _dtype(text: str) -> np.dtype[Any]:
-    """Find a dtype by its name."""
+def _dtype(text: str) -> Any:
+    """Find a dtype of lsm's by its name, or another by NumPy's."""
     try:
-        return np.dtype(import_module("ml_dtypes").bfloat16 if text == "bfloat16" else text)
-    except (TypeError, ValueError, SyntaxError, ImportError) as error:
+        return text if text in DTYPES else np.dtype(text)
+    except (TypeError, ValueError, SyntaxError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a dtype ({error}); give one such as float32") from error
 
 
@@ -212,7 +220,8 @@ def _backends(args: argparse.Namespace) -> int:
         "lsm": lsm.__version__,
         "kernels": _kernel_level(),
         "num_threads": lsm.get_num_threads(),
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("LSM_")},
+        "environment": dict.fromkeys(ACCEPTED)
+        | {name: value for name, value in sorted(os.environ.items()) if name.startswith("LSM_")},
         "backends": [info._asdict() for info in lsm.list_backends()],
     }
     if args.json:
@@ -234,7 +243,13 @@ def _report_lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
     """Lay the report out for a reader: who and where in columns, the reason and the file below."""
     yield f"lsm {report['lsm']}, kernels: {report['kernels'] or 'none'}, threads: {report['num_threads']}"
     for name, value in report["environment"].items():
-        yield f"{name}={value}"
+        if value is not None:
+            yield f"{name}={value}" + ("" if name in (*ACCEPTED, *WHEN_BUILT) else "  (lsm has no such variable)")
+    yield from textwrap.wrap(
+        f"not set: {', '.join(name for name, value in report['environment'].items() if value is None) or 'none'}",
+        max(n_columns, 40),
+        subsequent_indent=" " * 9,
+    )
     yield ""
     heads = {"name": "NAME", "state": "STATE", "origin": "FROM", "devices": "DEVICES"}
     rows = [heads | {"dtypes": "DTYPES", "reason": "", "accuracy": "", "file": ""}]
@@ -273,13 +288,10 @@ def _other_bounds(bounds: dict[str, float]) -> str:
 def _explain(args: argparse.Namespace) -> int:
     """`lsm explain`."""
     warnings.simplefilter("ignore", lsm.PluginWarning)  # as in _backends
-    maker: Any = np
-    if args.device == "cuda":
-        try:
-            maker = import_module("cupy")
-        except ImportError as error:
-            raise lsm.BackendUnavailableError(f"--device cuda needs CuPy, which cannot be imported: {error}") from error
-    decision = lsm.explain(maker.zeros(1, args.dtype), args.op, backend=args.backend)
+    usual = {"cpu": "numpy.ndarray", "cuda": "cupy.ndarray"}.get(args.device, "torch.Tensor")
+    dtype = args.dtype if args.dtype in DTYPES else dtype_name(as_array(np.zeros(1, args.dtype), "x").dtype)
+    call = Call(args.array_type or usual, args.device, (dtype, dtype), args.op)
+    decision = explain_call(call, args.backend)
     print(decision)
     return 0 if decision.winner else FAILED
 

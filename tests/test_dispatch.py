@@ -187,6 +187,8 @@ def test_data_on_another_device_is_not_moved():
         ("LSM_PLUGINS", "0", "LSM_PLUGINS is '0'; accepted"),
         ("LSM_PLUGINS_ALLOW", "a,,b", "LSM_PLUGINS_ALLOW is 'a,,b'; accepted: names of distributions"),
         ("LSM_NUM_THREADS", "many", "LSM_NUM_THREADS is 'many'; accepted"),
+        ("LSM_NUM_THREADS", "0", "LSM_NUM_THREADS is '0'; accepted: a whole number from 1, such as '4'"),
+        ("LSM_BACKEND", " numpy", "LSM_BACKEND is ' numpy'; accepted: the name of a backend"),
         ("LSM_FORCE_ISA", "avx2", "LSM_FORCE_ISA is 'avx2'; accepted: 'v4', 'v3', 'v2', 'plain'"),
     ],
 )

@@ -110,6 +110,20 @@ print(sorted(third_party), [m for m in sys.modules if m in ("entrypoints", "impo
     assert done.stdout.strip() == "[] []", done.stdout + done.stderr
 
 
+def test_a_call_that_the_default_serves_scans_nothing():
+    code = """
+import sys, numpy as np
+import lsm
+x = np.zeros((2, 3), "f4")
+lsm.log_softmax(x), lsm.log_softmax_backward(x, x), lsm.log_softmax(x, (0, 1)), lsm.log_softmax([1.0])
+with lsm.use_backend("cython"):
+    lsm.log_softmax(x, dtype="float64")
+print([m for m in sys.modules if m in ("entrypoints", "importlib.metadata")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_public_names_have_docstrings_and_are_all_there():
     for name in lsm.__all__:
         assert getattr(lsm, name) is not None
