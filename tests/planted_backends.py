@@ -159,6 +159,13 @@ class LeavesTheLast(Good):
         out[..., :-1] = forward(x, axis)[..., :-1]
 
 
+class ReshapesOut(Good):
+    def log_softmax(self, x, axis, out):
+        super().log_softmax(x, axis, out)
+        if out.flags.c_contiguous:
+            out.shape = (1, *out.shape)
+
+
 class IgnoresOut(Good):
     def log_softmax(self, x, axis, out):
         return forward(x, axis)

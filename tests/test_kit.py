@@ -1,5 +1,6 @@
 """The kit bites: each planted fault is found by the case meant for it, and what is right passes all."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import lsm
 from lsm._conformance import oracle as kit_oracle
 from lsm._conformance.run import CHECKS, cases, digest, run
 from lsm.cli import main
-from lsm.testing import BackendConformance, check_backend
+from lsm.testing import ArrayMaker, BackendConformance, check_backend
 
 # The fault, the case that must find it, and what its message says.
 FAULTS = [
@@ -36,6 +37,7 @@ FAULTS = [
     ("ChangesInput", "every axis; all of out is written, and nothing else", "log_softmax changed its input x"),
     ("ChangesOutput", "every axis; all of out is written, and nothing else", "changed its input output"),
     ("LeavesTheLast", "every axis; all of out is written, and nothing else", "left 1 of the 7 elements"),
+    ("ReshapesOut", "every axis; all of out is written, and nothing else", "of out, which was ('ndarray', 'cpu',"),
     ("IgnoresOut", "every axis; all of out is written, and nothing else", "returned a ndarray"),
     ("LastAxisOnly", "every axis; all of out is written, and nothing else", "shape (5, 9), axis 0"),
     ("WritesBeforeItReads", "in place", "out=x"),
@@ -187,6 +189,71 @@ def test_skips_are_counted_and_say_why(planted, capsys):
     assert "skipped: a numpy.ndarray is never on cuda" in shown
     assert "skipped: the kit cannot make a acme.Array" in shown.replace("\n  ", " ")
     assert "6 skipped" in shown.splitlines()[-1]
+
+
+TOY = """
+import numpy as np
+from lsm import Backend
+from plugin_planted import Good
+
+class Toy:
+    "An array type that lsm and the kit have never heard of; it speaks DLPack."
+    def __init__(self, array):
+        self.array, self.shape, self.ndim, self.dtype = array, array.shape, array.ndim, array.dtype
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+    def __getitem__(self, index):
+        return Toy(self.array[index])
+    def __setitem__(self, index, value):
+        self.array[index] = value.array
+    def reshape(self, shape):
+        return Toy(self.array.reshape(shape))
+    def transpose(self, order):
+        return Toy(self.array.transpose(order))
+    def astype(self, dtype):
+        return Toy(self.array.astype(dtype))
+    def copy(self):
+        return Toy(self.array.copy())
+
+class ToyBackend(Backend):
+    name, api_version, dtypes, array_types = NAME, 1, ("float32",), ("plugin_NAME.Toy",)
+    def empty(self, shape, dtype, like):
+        return Toy(np.empty(shape, MADE))
+    def log_softmax(self, x, axis, out):
+        Good.log_softmax(None, x.array, axis, out.array)
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        Good.log_softmax_backward(None, grad_output.array, output.array, axis, out.array)
+
+backend = ToyBackend()
+"""
+
+
+@pytest.mark.parametrize("made", ["float32", "float64"])
+def test_an_array_type_that_the_kit_is_told_of(planted, made):
+    """Its result comes back as its own type; one whose `empty` gives another dtype is found."""
+    name = f"toy{made}"
+    code = TOY.replace('"plugin_NAME', f'"plugin_{name}').replace("NAME", repr(name)).replace("MADE", repr(made))
+    planted.add(name, name, code)
+    lsm.refresh_backends()
+
+    class ToyMaker(ArrayMaker):
+        type_name = f"plugin_{name}.Toy"
+
+        def from_numpy(self, array, device):
+            return importlib.import_module(f"plugin_{name}").Toy(array.copy())
+
+        def to_numpy(self, array):
+            return array.array.copy()
+
+        def broadcast(self, array, shape):
+            return importlib.import_module(f"plugin_{name}").Toy(np.broadcast_to(array.array, shape))
+
+    report = check_backend(name, makers=(ToyMaker(),))
+    failed = {o.check for o in report.outcomes if o.outcome == "failed"}
+    assert report.count("passed") > 20
+    assert failed == set() if made == "float32" else "lsm: the result's type, shape, device, dtype" in failed, failed
 
 
 def test_a_digest_follows_the_files(planted, tmp_path, monkeypatch):

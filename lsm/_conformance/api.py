@@ -104,7 +104,7 @@ def overlap(subject: Subject) -> None:
         for first, second in ((slice(shift, shift + 200), slice(0, 200)), (slice(0, 200), slice(shift, shift + 200))):
             x = values[first].reshape(5, 40)
             memory = subject.to_device(values)
-            forward(subject, memory[first].reshape(5, 40), out=memory[second].reshape(5, 40))
+            forward(subject, memory[first].reshape((5, 40)), out=memory[second].reshape((5, 40)))
             y = subject.maker.to_numpy(memory)[second].reshape(5, 40)
             subject.agree(y, subject.forward(x), exact_log_softmax(x, x.dtype), "out overlaps x")
 

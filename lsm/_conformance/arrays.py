@@ -177,9 +177,14 @@ class Guarded:
         self._inner(self._before, NumpyMaker())[...] = values
         self._memory = maker.from_numpy(self._before, device)
         self.array = self._inner(self._memory, maker)
+        self.kind_before = self.kind()
 
     def _inner(self, memory: Any, maker: ArrayMaker) -> Any:
         return self._layout.view(memory[_MARGIN:-_MARGIN], self._shape, maker)
+
+    def kind(self) -> tuple[Any, ...]:
+        """Type, device, dtype and shape of the array."""
+        return (*self._maker.place(self.array), tuple(self.array.shape))
 
     def values(self) -> Array:
         """What the array holds now."""

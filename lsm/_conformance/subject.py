@@ -10,7 +10,7 @@ import numpy as np
 from lsm._check import dtype_name
 from lsm._conformance.arrays import CONTIGUOUS, GUARD, Array, ArrayMaker, Guarded, Layout, bits, numpy_dtype
 from lsm._conformance.oracle import Exact
-from lsm.backends.registry import max_ulp
+from lsm.backends.contract import max_ulp
 
 
 class ConformanceError(AssertionError):
@@ -102,7 +102,7 @@ class Subject:
 
     def _written(self, op: str, returned: Any, given: dict[str, Guarded], out: Guarded) -> Array:
         """What the call wrote into `out`, once nothing else has changed."""
-        if returned is not None:
+        if returned is not None and returned is not out.array:
             kind = type(returned).__name__
             raise ConformanceError(f"{op} returned a {kind}; it must write its result into out and return None")
         for name, array in given.items():
@@ -111,6 +111,9 @@ class Subject:
         if not out.guards_are_unchanged():
             raise ConformanceError(f"{op} wrote into memory outside out (around it, or between its elements)")
         result = out.values()
+        is_now, was = out.kind(), out.kind_before
+        if is_now != was:
+            raise ConformanceError(f"{op} made {is_now} of out, which was {was} (type, device, dtype, shape)")
         n_left = int((result == GUARD).sum())
         if n_left:
             raise ConformanceError(f"{op} left {n_left} of the {result.size} elements of out as they were")
