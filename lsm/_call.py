@@ -40,7 +40,6 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
     taken = [library.take(grad_output, names[0]), other.take(output, names[1])]
     dy, y = (array for array, _, _ in taken)
     _check_alike(library, other, taken, names)
-    _check.same_shape(dy, y, names)
     dtype = library.result_dtype(_check.promoted(taken[0].dtype, taken[1].dtype, names), None)
     call = Call(library.type_name(dy), taken[0].device, (dtype, dtype), BACKWARD)
     return _serve(serving(call, backend, library.quick_key(dy, dtype)), library, (dy, y), names, call, axis, out)
@@ -80,48 +79,60 @@ def _check_alike(library: Arrays, other: Arrays, taken: list[Any], names: tuple[
 def _serve(
     plan: Plan, library: Arrays, arrays: tuple[Any, ...], names: tuple[str, ...], call: Call, axis: Any, out: Any
 ) -> Any:
-    """Call the backend on arrays that were looked at, as NumPy's if it takes those."""
-    own, result = call.dtypes
+    """Call the backend on arrays that were looked at, as they are or as NumPy's."""
     if out is not None and library is not NUMPY_ARRAYS:
-        if library_of(out) is not library or library.type_name(out) != call.array_type:
-            kind = f"{type(out).__module__}.{type(out).__qualname__}"
-            raise TypeError(f"out: a {kind}; accepted: a {call.array_type} of dtype {result} on {call.device}")
-        if library.device(out) != call.device:
-            raise BackendUnsupportedError(
-                f"out: is on {library.device(out)}, the result on {call.device}; nothing is moved between devices"
-            )
-        library.check_out(out)
-    if not plan.takes_numpy:
-        axes = _check.normalised_axes(axis, arrays[0].ndim)
-        if out is not None:
-            library.check_native_out(out, tuple(arrays[0].shape), result)
-        inputs = tuple(library.converted(x, own) for x in arrays)
-        return run(plan.backend, call.op, library, inputs, axes, out, result)
-    if library is NUMPY_ARRAYS:
-        target = out
-    else:
-        arrays, like = tuple(library.as_numpy(x, name) for x, name in zip(arrays, names, strict=True)), arrays[0]
-        target = library.new_numpy(arrays[0].shape, result) if out is None else library.seen(out, "out")
-        if plan.quick is not None and own == result:
-            y = plan.quick[call.op == BACKWARD](*arrays, axis, target)
-            if y is not None:
-                return library.from_numpy(y, like) if out is None else out
+        _check_out(library, out, call)
+    if plan.takes_numpy:
+        return _serve_as_numpy(plan, library, arrays, names, call, axis, out)
+    own, result = call.dtypes
+    _check.same_shapes(arrays, names)
     axes = _check.normalised_axes(axis, arrays[0].ndim)
-    if target is not None:
-        _check.check_out(target, arrays[0].shape, result)
-    inputs = tuple(x.astype(_check.np_dtype(own), copy=False) for x in arrays)
-    y = run(plan.backend, call.op, NUMPY_ARRAYS, inputs, axes, target, result)
-    return out if out is not None else y if library is NUMPY_ARRAYS else library.from_numpy(y, like)
+    if out is not None:
+        library.check_native_out(out, tuple(arrays[0].shape), result)
+    inputs = tuple(library.converted(x, own) for x in arrays)
+    return _run(plan.backend, call.op, library, inputs, axes, out, result)
 
 
-def run(
+def _check_out(library: Arrays, out: Any, call: Call) -> None:
+    """Raise unless `out` is of the library that the inputs are of, on their device, and can be written to."""
+    if library_of(out) is not library or library.type_name(out) != call.array_type:
+        kind = f"{type(out).__module__}.{type(out).__qualname__}"
+        raise TypeError(f"out: a {kind}; accepted: a {call.array_type} of dtype {call.dtypes[1]} on {call.device}")
+    if library.device(out) != call.device:
+        raise BackendUnsupportedError(
+            f"out: is on {library.device(out)}, the result on {call.device}; nothing is moved between devices"
+        )
+    library.check_out(out)
+
+
+def _serve_as_numpy(
+    plan: Plan, library: Arrays, arrays: tuple[Any, ...], names: tuple[str, ...], call: Call, axis: Any, out: Any
+) -> Any:
+    """Call the backend on the same memory seen as ndarrays, and give the result back as the library's."""
+    own, result = call.dtypes
+    views = tuple([library.as_numpy(x, name) for x, name in zip(arrays, names, strict=True)])
+    _check.same_shapes(views, names)
+    target = library.new_numpy(views[0].shape, result) if out is None else library.seen(out, "out")
+    y = None
+    if plan.quick is not None and own == result and library is not NUMPY_ARRAYS:  # where it was tried already
+        y = plan.quick[call.op == BACKWARD](*views, axis, target)
+    if y is None:
+        axes = _check.normalised_axes(axis, views[0].ndim)
+        if target is not None:
+            _check.check_out(target, views[0].shape, result)
+        inputs = views if len(views) == 1 else tuple([x.astype(_check.np_dtype(own), copy=False) for x in views])
+        y = _run(plan.backend, call.op, NUMPY_ARRAYS, inputs, axes, target, result)
+    return library.from_numpy(y, arrays[0]) if out is None else out
+
+
+def _run(
     backend: Any, op: str, library: Arrays, inputs: tuple[Any, ...], axes: tuple[int, ...], out: Any, dtype: str
 ) -> Any:
     """Call a backend's method on inputs and an output of one shape, with the classes on a single axis."""
     shape = tuple(inputs[0].shape)
     if 0 in shape:
         return library.empty(shape, dtype, inputs[0], backend) if out is None else out
-    if len(axes) != 1 or not library.can_be_written(out, inputs):
+    if len(axes) != 1 or (out is not None and not library.can_be_written(out, inputs)):
         return _run_merged(backend, op, library, inputs, axes, out, dtype)
     result = library.empty(shape, dtype, inputs[0], backend) if out is None else library.plain(out)
     if out is not None:

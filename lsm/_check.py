@@ -116,11 +116,11 @@ def promoted(a: str, b: str, names: tuple[str, str]) -> str:
     return max(a, b, key=_WIDTHS.__getitem__)
 
 
-def same_shape(a: Any, b: Any, names: tuple[str, str]) -> None:
-    """Raise ValueError unless both shapes agree."""
-    if a.shape != b.shape:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise ValueError(f"{names[0]}, {names[1]}: shapes {shapes} differ; they must be the same")
+def same_shapes(arrays: tuple[Any, ...], names: tuple[str, ...]) -> None:
+    """Raise ValueError unless the shapes of one array or two agree."""
+    if arrays[0].shape != arrays[-1].shape:
+        shapes = " and ".join(str(tuple(array.shape)) for array in arrays)
+        raise ValueError(f"{', '.join(names)}: shapes {shapes} differ; they must be the same")
 
 
 def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:

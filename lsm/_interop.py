@@ -40,6 +40,10 @@ class NumpyArrays(Arrays):
             raise TypeError("dtype: NumPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm[bfloat16]'")
         return wanted
 
+    def as_numpy(self, x: Any, name: str) -> Any:
+        """The array itself, of which `take` made one."""
+        return x
+
     def seen(self, x: Any, name: str) -> Any:
         """The array itself."""
         return x
@@ -68,7 +72,7 @@ class NumpyArrays(Arrays):
 
     def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
         """Whether `out` is aligned and in native byte order, as backends may expect."""
-        return out is None or (out.dtype.isnative and out.flags.aligned)
+        return bool(out.dtype.isnative and out.flags.aligned)
 
     def plain(self, out: Any) -> Any:
         """Without the subclass."""

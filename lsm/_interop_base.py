@@ -116,8 +116,8 @@ class Arrays:
         return x.transpose(order)
 
     def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
-        """Whether a backend may write to `out`, or None: of an unknown array it is not known what it overlaps."""
-        return out is None or any(out is x for x in inputs)
+        """Whether a backend may write to `out` itself: of an unknown array it is not known what it overlaps."""
+        return any(out is x for x in inputs)
 
     def plain(self, out: Any) -> Any:
         """What a backend is given of `out`."""

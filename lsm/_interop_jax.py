@@ -21,6 +21,11 @@ class JaxArrays(Arrays):
         """The name by which backends declare this type."""
         return "jax.Array"
 
+    def device(self, x: Any) -> str:
+        """As DLPack names it; JAX says "gpu"."""
+        (device,) = x.sharding.device_set
+        return {"gpu": "cuda"}.get(device.platform, str(device.platform))
+
     def take(self, x: Any, name: str) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         jax = sys.modules["jax"]

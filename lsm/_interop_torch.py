@@ -63,14 +63,14 @@ class TorchTensors(Arrays):
         return x.dtype if _names()[1][dtype] is x.dtype else None
 
     def quick_view(self, x: Any) -> Any:
-        """The same memory as an ndarray; torch itself refuses what needs a second look, but for bfloat16."""
+        """The same memory as an ndarray; torch itself refuses almost all that needs a second look."""
         torch = sys.modules["torch"]
-        if type(x) is not torch.Tensor:
+        if type(x) is not torch.Tensor or x.requires_grad:
             return None
         try:
             if x.dtype is not torch.bfloat16:
                 return x.numpy()
-            return None if x.requires_grad or x.is_neg() else self.seen(x, "")
+            return None if x.is_neg() else self.seen(x, "")
         except (RuntimeError, TypeError):
             return None
 

@@ -1,5 +1,7 @@
 """Every test that takes `backend` runs on every backend; with `dtype` beside it, on every dtype it claims."""
 
+import importlib.util
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,11 +18,21 @@ DTYPES = {
 # All that lsm brings. One that is not usable here is skipped, unless --require names it.
 BACKENDS = ("cython", "numpy")
 
+# These tests need libraries that lsm does without; CI installs them and names the files.
+_missing = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is None]
+collect_ignore = ["test_interop.py"] if _missing else []
+
 
 def pytest_addoption(parser):
     parser.addoption(
         "--require", action="append", default=["cython", "numpy"], help="a backend whose tests may not be skipped"
     )
+
+
+def pytest_report_header(config):
+    if collect_ignore:
+        return f"left out: {', '.join(collect_ignore)} ({', '.join(_missing)} not installed; '.[interop]' has them)"
+    return None
 
 
 def _claims(name):
