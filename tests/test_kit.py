@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from test_registry import Site
 
 import lsm
+from lsm import cli
 from lsm._conformance import oracle as kit_oracle
 from lsm._conformance.run import CHECKS, cases, digest, run
 from lsm.cli import main
@@ -49,6 +51,7 @@ FAULTS = [
     ("NanLeaks", "a NaN spoils its frame and no other", "the frames beside"),
     ("NanStays", "a NaN spoils its frame and no other", "all must be NaN"),
     ("InfIsOne", "+inf spoils its frame and no other", "all must be NaN"),
+    ("InfiniteGradient", "+inf spoils its frame and no other", "grad_output holds minus inf"),
     ("OnlyMinusInf", "frames of -inf only", "all must be NaN"),
     ("Warns", "no warnings", "divide by zero"),
     ("ChangesErrorState", "no warnings", "numpy.geterr"),
@@ -155,6 +158,28 @@ def pytester_like(planted, tmp_path):
         return subprocess.run(command, capture_output=True, text=True, env=path, cwd=tmp_path, check=False)
 
     return run_it
+
+
+def test_the_kit_needs_neither_pytest_nor_a_library():
+    hidden = ("pytest", "mpmath", "torch", "jax", "ml_dtypes", "tqdm")
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
+    code += "from lsm.testing import check_backend\nreport = check_backend('numpy')\n"
+    code += "print({o.detail for o in report.outcomes if o.outcome == 'skipped'}, report.count('failed'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "{'NumPy has bfloat16 with ml_dtypes only: pip install ml_dtypes'} 0\n", done
+
+
+def test_progress_is_told_of_every_case(planted, monkeypatch, capsys):
+    seen = []
+
+    @contextmanager
+    def progress(n_all, **_):
+        seen.append(n_all)
+        yield seen.append
+
+    monkeypatch.setattr(cli, "_progress", progress)
+    assert main(["check", "Good"]) == 0
+    assert seen == [len(cases("Good"))] + [1] * len(cases("Good"))
 
 
 def test_lsm_check(planted, capsys, tmp_path):

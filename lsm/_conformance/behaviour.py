@@ -19,7 +19,7 @@ from lsm.backends.registry import registry
 
 N_CLASSES = (1, 3, 10, 33, 64, 257, 1000)
 N_THREADS, N_ROUNDS = 8, 5
-IMPORT_SECONDS = 0.5
+IMPORT_SECONDS, HANGS_SECONDS = 0.5, 60
 HEAVY = {"cupy", "jax", "jaxlib", "mlx", "numba", "onnxruntime", "openvino", "paddle", "pandas", "pyopencl", "scipy"}
 HEAVY |= {"tensorflow", "torch"}
 
@@ -95,8 +95,9 @@ def light_import(subject: Subject) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
     took = float("inf")
     for _ in range(3):  # the shortest of three: the machine may have other things to do
+        command = [sys.executable, "-c", _FRESH, module]
         done = subprocess.run(
-            [sys.executable, "-c", _FRESH, module], capture_output=True, text=True, env=environment, check=False
+            command, capture_output=True, text=True, env=environment, timeout=HANGS_SECONDS, check=False
         )
         require(done.returncode == 0, f"importing {module} in a fresh process failed: {done.stderr.strip()[-500:]}")
         seconds, modules = json.loads(done.stdout.splitlines()[-1])

@@ -47,16 +47,18 @@ def spoils_its_frame_only(subject: Subject, bad: float) -> None:
         exact_dx = exact_backward(dy, y)
         clean_y, clean_dx = subject.forward(x), subject.backward(dy, y)
         for i, also in product(places(n), (None, -np.inf)):
-            bad_x, bad_y, bad_dy = x.copy(), y.copy(), dy.copy()
-            for array in (bad_x, bad_y, bad_dy):
+            bad_x, bad_y, bad_dy, less_dy = x.copy(), y.copy(), dy.copy(), dy.copy()
+            for array in (bad_x, bad_y, bad_dy, less_dy):
                 if also is not None:
                     array[1, i - 1] = also
                 array[1, i] = bad
+            less_dy[1, i] = -bad
             what = f"{bad} at place {i} of {n} classes" + ("" if also is None else f" beside {also}")
             for of, result, clean, exact in (
                 ("forward, x holds", subject.forward(bad_x), clean_y, exact_y),
                 ("backward, output holds", subject.backward(dy, bad_y), clean_dx, exact_dx),
                 ("backward, grad_output holds", subject.backward(bad_dy, y), clean_dx, exact_dx),
+                ("backward, grad_output holds minus", subject.backward(less_dy, y), clean_dx, exact_dx),
             ):
                 require(np.isnan(result[1]).all(), f"{of} {what}: {show(result[1])}; all must be NaN")
                 beside = slice(None, None, 2)

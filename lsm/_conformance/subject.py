@@ -1,6 +1,7 @@
 """What is checked: a backend with one type of array, device and dtype of those it claims; and one check of it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unittest import SkipTest
@@ -8,7 +9,17 @@ from unittest import SkipTest
 import numpy as np
 
 from lsm._check import dtype_name
-from lsm._conformance.arrays import CONTIGUOUS, GUARD, Array, ArrayMaker, Guarded, Layout, bits, numpy_dtype
+from lsm._conformance.arrays import (
+    CONTIGUOUS,
+    GUARD,
+    Array,
+    ArrayMaker,
+    CannotMakeError,
+    Guarded,
+    Layout,
+    bits,
+    numpy_dtype,
+)
 from lsm._conformance.oracle import Exact
 from lsm.backends.contract import max_ulp
 
@@ -52,6 +63,14 @@ class Subject:
     def bound(self, dtype: np.dtype[Any]) -> float:
         """The error that the backend declares for results of a dtype."""
         return max_ulp(self.backend)[dtype_name(dtype)]
+
+    def other_dtypes(self) -> list[np.dtype[Any]]:
+        """The other dtypes that are claimed and that NumPy has here."""
+        found = []
+        for name in self.backend.dtypes:
+            with suppress(CannotMakeError, TypeError):  # what comes of that dtype says why
+                found += [numpy_dtype(name)] if name != self.dtype_name else []
+        return found
 
     def rng(self) -> np.random.Generator:
         """The same random numbers for every check."""

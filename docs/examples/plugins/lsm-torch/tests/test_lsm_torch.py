@@ -88,6 +88,15 @@ def test_what_torch_itself_would_reach(monkeypatch):
     assert {"forward: peaked frames", "backward: confident frames keep their gradient"} <= failed
 
 
+def test_a_tensor_that_was_made_another_is_found(monkeypatch):
+    def forward(x, axis, out):
+        out.data = torch.log_softmax(x.double(), axis)
+
+    monkeypatch.setattr(backend, "log_softmax", forward, raising=False)
+    details = [outcome.detail for outcome in check_backend("torch").outcomes if outcome.dtype == "float32"]
+    assert any("'torch.float64', (7,)) of out, which was ('Tensor'" in detail for detail in details)
+
+
 def test_what_the_entry_point_imports():
     code = "import sys, lsm_torch.backend; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
