@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 import lsm
+from lsm import _dispatch
+from lsm.backends import registry
+from lsm.backends.discovery import Found
 
 DTYPES = {
     "float16": np.dtype(np.float16),
@@ -68,3 +71,20 @@ def _clean_policy():
     """No test leaves a default backend or a thread count behind."""
     yield
     lsm.set_default_backend(None)
+
+
+@pytest.fixture
+def installed():
+    """Put a backend among those that were found, as if a distribution had brought it."""
+
+    def install(backend, distribution="acme-lsm"):
+        found = Found(backend.name, distribution, "1.0", "/site/acme/entry_points.txt", "acme:backend")
+        candidate = registry.Candidate(found, backend)
+        known = registry.registry()
+        known._others = (*known.others(), candidate)
+        _dispatch._policy().forget()
+        return backend
+
+    lsm.refresh_backends()
+    yield install
+    lsm.refresh_backends()

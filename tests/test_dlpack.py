@@ -5,9 +5,6 @@ import numpy as np
 import pytest
 
 import lsm
-from lsm import _dispatch
-from lsm.backends import registry
-from lsm.backends.discovery import Found
 
 
 class Namespace:
@@ -190,24 +187,6 @@ class Native:
     def log_softmax_backward(self, grad_output, output, axis, out):
         self.calls.append((grad_output, axis, out))
         lsm.log_softmax_backward(grad_output.held, output.held, axis, out=out.held, backend="numpy")
-
-
-@pytest.fixture
-def installed():
-    """Put a backend among those that were found, as if a distribution had brought it."""
-
-    def install(backend, distribution="acme-lsm"):
-        found = Found(backend.name, distribution, "1.0", "/site/acme/entry_points.txt", "acme:backend")
-        candidate = registry.Candidate(found, backend)
-        known = registry.registry()
-        known._others = (*known.others(), candidate)
-        for policy in (_dispatch._policy(),):
-            policy.forget()
-        return backend
-
-    lsm.refresh_backends()
-    yield install
-    lsm.refresh_backends()
 
 
 def test_a_backend_is_given_the_arrays_that_it_declares_as_they_are(installed, rng):

@@ -468,3 +468,95 @@ def test_numpy_and_threads_serve_them_too(make, rng):
         assert is_of(make, lsm.log_softmax(x))
         assert lsm.explain(x).winner == "numpy"
     assert is_of(make, lsm.log_softmax(x, 0))  # large enough for threads
+
+
+class Native:
+    """A third-party backend for tensors as they are; it computes with float64 in its own way."""
+
+    name, api_version, priority = "native", 1, 0
+    devices, dtypes, array_types = ("cpu", "meta"), ("float16", "bfloat16", "float32", "float64"), ("torch.Tensor",)
+
+    def __init__(self):
+        self.calls = []
+
+    def available(self):
+        return None
+
+    def log_softmax(self, x, axis, out):
+        self.calls.append((x, axis, out))
+        out.copy_(torch.log_softmax(x.double(), axis))
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        self.calls.append((grad_output, output, axis, out))
+        dy = grad_output.double()
+        out.copy_(dy - output.double().exp() * dy.sum(axis, keepdim=True))
+
+
+@pytest.mark.parametrize("dtype", list(TORCH))
+def test_a_backend_for_tensors_is_given_them_as_they_are(installed, dtype, rng):
+    native = installed(Native())
+    x = torch.from_numpy(rng.standard_normal((4, 6))).to(TORCH[dtype])
+    decision = lsm.explain(x, backend="native")
+    assert (decision.winner, decision.taken_as) == ("native", "torch.Tensor")
+    assert (lsm.explain(x).winner, lsm.explain(x).taken_as) == ("cython", "numpy.ndarray")  # installing changes nothing
+    with lsm.use_backend("native"):
+        for axis in (0, 1, None, (1, 0), ()):
+            native.calls.clear()
+            y = lsm.log_softmax(x, axis)
+            assert len(native.calls) == 1 and y.dtype == x.dtype
+            if isinstance(axis, int):
+                assert native.calls[0][0] is x and native.calls[0][2] is y
+            close = 0.04 if dtype == "bfloat16" else 4e-3 if dtype == "float16" else 1e-6
+            torch.testing.assert_close(y, lsm.log_softmax(x, axis, backend="cython"), atol=close, rtol=0)
+            dx = lsm.log_softmax_backward(x, y, axis)
+            torch.testing.assert_close(dx, lsm.log_softmax_backward(x, y, axis, backend="cython"), atol=close, rtol=0)
+        y = lsm.log_softmax(x)
+        assert torch.equal(lsm.log_softmax(x, out=(a := x.clone())), y) and native.calls[-1][2] is a
+        assert lsm.log_softmax(a := x.clone(), out=a) is a and torch.equal(a, y) and native.calls[-1][0] is a
+        memory = torch.empty(25, dtype=x.dtype)
+        memory[1:] = x.flatten()
+        part = memory[1:].view(4, 6)
+        lsm.log_softmax(part, out=memory[:24].view(4, 6))
+        assert torch.equal(memory[:24].view(4, 6), y)
+        assert native.calls[-1][0] is not part  # which `out` overlaps, and is not
+        assert lsm.log_softmax(x, dtype="float64").dtype == torch.float64
+        assert lsm.log_softmax(torch.arange(4)).dtype == torch.float64
+        assert lsm.log_softmax(x[:0]).shape == (0, 6)
+        assert lsm.log_softmax(x.T).stride() == x.T.stride()
+        assert lsm.log_softmax(torch.zeros(2, 3, device="meta", dtype=x.dtype)).device.type == "meta"
+        for out, error, message in (
+            (torch.empty(6, dtype=x.dtype), ValueError, "has shape"),
+            (torch.empty(4, 6, dtype=torch.int32), TypeError, "has dtype int32"),
+            (torch.empty(6, dtype=x.dtype).expand(4, 6), ValueError, "overlap one another"),
+            (torch.empty(4, 6, dtype=x.dtype, device="meta"), lsm.BackendUnsupportedError, "is on meta"),
+        ):
+            with pytest.raises(error, match=f"^out: .*{message}"):
+                lsm.log_softmax(x, out=out)
+        with pytest.raises(lsm.BackendUnsupportedError, match="serves torch.Tensor, not numpy.ndarray"):
+            lsm.log_softmax(np.zeros(3))
+    assert lsm.explain(torch.zeros(2, 3, device="meta", dtype=x.dtype)).winner == "native"  # which no built-in serves
+
+
+def test_a_tensor_that_is_not_what_was_let_in(installed):
+    native = installed(Native())
+    for spoil, what in (
+        (lambda self, x, axis, out: out.resize_(7), r"made \(\(7,\), 'float32', 'cpu'\) of `out`"),
+        (lambda self, x, axis, out: out.transpose_(0, 1), r"made \(\(3, 2\), "),
+        (lambda self, x, axis, out: torch.log_softmax(x, axis), "returned a Tensor"),
+    ):
+        native.log_softmax = spoil.__get__(native)
+        with pytest.raises(lsm.BackendFailedError, match=what):
+            lsm.log_softmax(torch.zeros(2, 3), backend="native")
+
+
+def test_a_backend_for_jax_arrays(installed):
+    native = Native()
+    native.array_types = ("jax.Array",)
+    native.log_softmax = lambda x, axis, out: native.calls.append((x, axis, out))
+    installed(native)
+    x = jnp.zeros((2, 3), "float32")
+    for axis in (1, 0, None):
+        y = lsm.log_softmax(x, axis, backend="native")
+        assert isinstance(y, jax.Array) and y.shape == (2, 3) and y.dtype == np.float32
+    assert native.calls[0][0] is x and native.calls[2][0].shape == (6,)
+    assert lsm.log_softmax(x, dtype="float64", backend="native").dtype == np.float64
