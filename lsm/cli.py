@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(explain)
     explain.set_defaults(run=_explain)
 
+    about = "hold a backend to everything that it claims (loads it); exit code 1 if a claim does not hold"
+    check = commands.add_parser("check", help=about, description=about)
+    check.add_argument("name", metavar="NAME", help="the backend, or distribution/name")
+    check.add_argument("--json", metavar="FILE", help="write the report to this file too")
+    check.set_defaults(run=_check_backend)
+
     about = "apply log-softmax or its gradient to a .npy file of any size, and write a .npy file"
     apply = commands.add_parser(
         "apply",
@@ -289,6 +296,26 @@ def _explain(args: argparse.Namespace) -> int:
     return 0 if decision.winner else FAILED
 
 
+def _check_backend(args: argparse.Namespace) -> int:
+    """`lsm check`."""
+    testing, table = (
+        import_module("lsm.testing"),
+        import_module("lsm._conformance.table"),
+    )  # no other command's business
+
+    def with_bar(cases: list[Any]) -> Iterator[Any]:
+        with _progress(len(cases), unit="case", unit_scale=False) as done:
+            for case in cases:
+                yield case
+                done(1)
+
+    report = testing.check_backend(args.name, progress=with_bar)
+    print("\n".join(table.lines(report, shutil.get_terminal_size().columns)))
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0 if report.has_passed else FAILED
+
+
 def _apply_to_files(args: argparse.Namespace) -> int:
     """`lsm apply`."""
     options = {"axis": args.axis, "backend": args.backend}
@@ -310,7 +337,7 @@ def _apply_to_files(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _progress(n_bytes: int) -> Iterator[Callable[[int], Any]]:
+def _progress(n_all: int, unit: str = "B", unit_scale: bool = True) -> Iterator[Callable[[int], Any]]:
     """Show a progress bar, where somebody looks and tqdm is installed."""
     tqdm = None
     if sys.stderr is not None and sys.stderr.isatty():
@@ -321,5 +348,5 @@ def _progress(n_bytes: int) -> Iterator[Callable[[int], Any]]:
     else:
         size = shutil.get_terminal_size()  # tqdm itself shows nothing on a terminal that says its size is 0
         shape = {"ncols": size.columns, "nrows": size.lines}
-        with tqdm(total=n_bytes, unit="B", unit_scale=True, unit_divisor=1024, **shape) as bar:
+        with tqdm(total=n_all, unit=unit, unit_scale=unit_scale, unit_divisor=1024, **shape) as bar:
             yield bar.update
