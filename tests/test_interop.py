@@ -5,8 +5,10 @@ Needs both, `python -m pip install '.[interop]'`; conftest.py leaves this file o
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import agreement
 import jax
@@ -440,6 +442,14 @@ for call in (
     assert "needs ml_dtypes for bfloat16: python -m pip install 'lsm[bfloat16]'; backend='cython' would" in numpy_
     assert dtype == "dtype: NumPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm[bfloat16]'"
     assert "structured" in structured
+
+
+def test_what_the_readme_shows():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```py\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert type(names["y"]) is torch.Tensor and names["y"].shape == (64, 1000)
 
 
 def test_lsm_imports_neither():
