@@ -68,7 +68,7 @@ class Arrays:
         return _check.as_array(self.seen(x, name), name)
 
     def seen(self, x: Any, name: str) -> Any:
-        """The same memory as an ndarray, whatever it holds."""
+        """The same memory as an ndarray, whatever it holds; read-only if the library or a NumPy before 2.1 says so."""
         try:
             return np.from_dlpack(x)
         except Exception as error:  # what a library raises here is not agreed on
