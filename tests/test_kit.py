@@ -42,6 +42,8 @@ FAULTS = [
     ("ReshapesOut", "every axis; all of out is written, and nothing else", "of out, which was ('ndarray', 'cpu',"),
     ("IgnoresOut", "every axis; all of out is written, and nothing else", "returned a ndarray"),
     ("LastAxisOnly", "every axis; all of out is written, and nothing else", "shape (5, 9), axis 0"),
+    ("ColumnsOtherwise", "every axis; all of out is written, and nothing else", "shape (5, 9), axis 0"),
+    ("LargeBatch", "two million elements", "left 1031 of the 2112519 elements"),
     ("WritesBeforeItReads", "in place", "out=x"),
     ("WritesBeforeItReadsBackward", "in place", "out=output"),
     ("NeedsWritable", "read-only inputs", "read-only"),
