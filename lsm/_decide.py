@@ -19,8 +19,8 @@ _ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types of which lsm makes ne
 class Policy:
     """A wish for a backend, or none, and the plans that were made under it.
 
-    `quick` holds, by dtype, the backend's functions for small calls on ndarrays, where a plan has found one that
-    has such functions.
+    `quick` holds, by dtype or (backend asked for, dtype), the backend's functions for small calls, where a plan has
+    found one that has such functions.
     """
 
     __slots__ = ("__weakref__", "plans", "quick", "rule", "wish")

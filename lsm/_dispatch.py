@@ -84,8 +84,8 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
         if len(plans) < _PLAN_LIMIT:
             plans[key] = plan
             is_quick = plan.takes_numpy and plan.quick is not None and len(set(call.dtypes)) == 1
-            if is_quick and backend is None and quick_key is not None:
-                quick_functions[quick_key] = plan.quick
+            if is_quick and quick_key is not None:
+                quick_functions[quick_key if backend is None else (backend, quick_key)] = plan.quick
     return plan
 
 
@@ -98,13 +98,13 @@ def _plan(decision: Decision) -> Plan:
     return Plan(Guarded(backend, origin), takes_numpy, None)
 
 
-def quick(dtype: Any) -> Any:
-    """The functions for small calls on ndarrays of this dtype; None if there are none, or no plan yet.
+def quick(key: Any) -> Any:
+    """The functions for small calls on ndarrays of this dtype, or (backend asked for, dtype); None without a plan.
 
     Each takes the positional arguments of its operation and `out`, and returns None for what it does not serve.
     """
     policy = _in_context.get() or _default
-    return None if policy is None else policy.quick.get(dtype)
+    return None if policy is None else policy.quick.get(key)
 
 
 def _checked_name(name: Any) -> str:

@@ -3,10 +3,14 @@
 Needs both, `python -m pip install '.[interop]'`; conftest.py leaves this file out where they are not installed.
 """
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import agreement
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -440,6 +444,14 @@ for call in (
     assert "structured" in structured
 
 
+def test_what_the_readme_shows():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```py\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert type(names["y"]) is torch.Tensor and names["y"].shape == (64, 1000)
+
+
 def test_lsm_imports_neither():
     code = """
 import sys, numpy as np, lsm
@@ -560,3 +572,27 @@ def test_a_backend_for_jax_arrays(installed):
         assert isinstance(y, jax.Array) and y.shape == (2, 3) and y.dtype == np.float32
     assert native.calls[0][0] is x and native.calls[2][0].shape == (6,)
     assert lsm.log_softmax(x, dtype="float64", backend="native").dtype == np.float64
+
+
+def enter(how, wish):
+    """Make a wish for a backend in one of the ways that there are."""
+    if how == "set_default_backend":
+        lsm.set_default_backend(wish)
+    return lsm.use_backend(wish) if how == "use_backend" else contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("wish", ["cython", "numpy", "lsm/numpy"])
+@pytest.mark.parametrize("how", ["automatic", "set_default_backend", "use_backend"])
+def test_what_explain_says_is_what_happens(how, wish, library):
+    with agreement.watched() as ran, enter(how, wish):
+        n_served, n_refused = agreement.check(ran, how, library)
+    assert n_served > 20 and n_refused > 20
+
+
+@pytest.mark.parametrize("wish", ["cython", "numpy", "nope"])
+def test_what_explain_says_of_the_environment_is_what_happens(wish):
+    command = [sys.executable, agreement.__file__, "LSM_BACKEND", "torch", "jax"]
+    done = subprocess.run(command, env=os.environ | {"LSM_BACKEND": wish}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(int(n) > 10 for n in done.stdout.split())
