@@ -1,4 +1,4 @@
-"""The command `lsm`: which backends there are, who would serve a call, and log-softmax of files."""
+"""The command `lsm`: which backends there are, what they keep, who would serve a call, and log-softmax of files."""
 
 import argparse
 import json
@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +17,10 @@ from typing import Any
 import numpy as np
 
 import lsm
-from lsm import _apply
+from lsm import _apply, _listing
 from lsm._check import DTYPES, as_array, dtype_name
-from lsm._config import ACCEPTED, WHEN_BUILT
 from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
-from lsm.backends import cython_
-from lsm.backends.base import DEFAULT_MAX_ULP
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
 
@@ -216,73 +212,12 @@ def _axis(text: str) -> int | tuple[int, ...] | None:
 def _backends(args: argparse.Namespace) -> int:
     """`lsm backends`."""
     warnings.simplefilter("ignore", lsm.PluginWarning)  # the list says the same
-    report = {
-        "lsm": lsm.__version__,
-        "kernels": _kernel_level(),
-        "num_threads": lsm.get_num_threads(),
-        "environment": dict.fromkeys(ACCEPTED)
-        | {name: value for name, value in sorted(os.environ.items()) if name.startswith("LSM_")},
-        "backends": [info._asdict() for info in lsm.list_backends()],
-    }
+    report = _listing.report()
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        print("\n".join(_report_lines(report, shutil.get_terminal_size().columns)))
+        print("\n".join(_listing.lines(report, shutil.get_terminal_size().columns)))
     return 0
-
-
-def _kernel_level() -> str | None:
-    """Tell the instruction level of the compiled kernels; None if they cannot be used."""
-    try:
-        return str(cython_.kernels()["level"])
-    except lsm.BackendUnavailableError:
-        return None
-
-
-def _report_lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
-    """Lay the report out for a reader: who and where in columns, the reason and the file below."""
-    yield f"lsm {report['lsm']}, kernels: {report['kernels'] or 'none'}, threads: {report['num_threads']}"
-    for name, value in report["environment"].items():
-        if value is not None:
-            yield f"{name}={value}" + ("" if name in (*ACCEPTED, *WHEN_BUILT) else "  (lsm has no such variable)")
-    yield from textwrap.wrap(
-        f"not set: {', '.join(name for name, value in report['environment'].items() if value is None) or 'none'}",
-        max(n_columns, 40),
-        subsequent_indent=" " * 9,
-    )
-    yield ""
-    heads = {"name": "NAME", "state": "STATE", "origin": "FROM", "devices": "DEVICES"}
-    rows = [heads | {"dtypes": "DTYPES", "reason": "", "accuracy": "", "file": ""}]
-    for info in report["backends"]:
-        texts = {key: ", ".join(info[key]) or "-" for key in ("devices", "dtypes")}
-        texts["accuracy"] = _other_bounds(info["max_ulp"])
-        rows.append(info | texts | {"origin": f"{info['distribution']} {info['version']}".strip()})
-    widths = {key: max(len(row[key]) for row in rows) for key in heads}
-    below = " " * (widths["name"] + 2)
-    for row in rows:
-        start = "".join(f"{row[key]:<{width}}  " for key, width in widths.items())
-        # A column for the dtypes that is too narrow to read would be worse than a line that is too long.
-        yield from textwrap.wrap(
-            row["dtypes"],
-            max(n_columns, len(start) + 24),
-            initial_indent=start,
-            subsequent_indent=" " * len(start),
-        )
-        yield from textwrap.wrap(
-            row["reason"], max(n_columns, 40), initial_indent=below, subsequent_indent=below, break_on_hyphens=False
-        )
-        if row["accuracy"]:
-            yield below + row["accuracy"]
-        if row["file"]:
-            yield below + row["file"]  # never wrapped, so that it can be copied
-
-
-def _other_bounds(bounds: dict[str, float]) -> str:
-    """The accuracy that a backend declares, where that is not lsm's own."""
-    others = {dtype: bound for dtype, bound in bounds.items() if bound != DEFAULT_MAX_ULP.get(dtype)}
-    own = ", ".join(f"{dtype} {DEFAULT_MAX_ULP[dtype]:g}" for dtype in others if dtype in DEFAULT_MAX_ULP)
-    declared = ", ".join(f"{dtype} {bound:g}" for dtype, bound in others.items())
-    return f"accuracy in ulps: {declared} (lsm: {own or 'none'})" if others else ""
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -298,10 +233,8 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _check_backend(args: argparse.Namespace) -> int:
     """`lsm check`."""
-    testing, table = (
-        import_module("lsm.testing"),
-        import_module("lsm._conformance.table"),
-    )  # no other command's business
+    # No other command needs these.
+    testing, table = import_module("lsm.testing"), import_module("lsm._conformance.table")
 
     def with_bar(cases: list[Any]) -> Iterator[Any]:
         with _progress(len(cases), unit="case", unit_scale=False) as done:

@@ -15,6 +15,7 @@ FLOORS = {
     "lsm.__main__": 9,
     "lsm.cli": 8,
     "lsm._apply": 7.5,
+    "lsm._listing": 7.5,
     "lsm.testing": 7.4,
     "lsm._conformance.table": 7.4,
     "lsm._conformance.run": 7.35,
