@@ -39,8 +39,8 @@ def log_softmax(
         Where to write the result. May be `x` itself; may overlap it in any way. (Arrays of JAX cannot be written
         to.)
     dtype : dtype or str, optional
-        The dtype of the result, as NumPy spells it or the library of `x` does; by default that of `x`. The computation is done in the wider of the two,
-        in float32 or wider for 16-bit types, and rounded once.
+        The dtype of the result, as NumPy spells it or the library of `x` does; by default that of `x`. The
+        computation is done in the wider of the two, in float32 or wider for 16-bit types, and rounded once.
     backend : str, optional
         The backend to use, and no other; see `explain`.
 

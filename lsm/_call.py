@@ -39,7 +39,7 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
             return dx
     taken = [library.take(grad_output, names[0]), other.take(output, names[1])]
     dy, y = (array for array, _, _ in taken)
-    _check_alike(library, other, taken, names)
+    _check_alike(library, other, dy, y, names)
     dtype = library.result_dtype(_check.promoted(taken[0].dtype, taken[1].dtype, names), None)
     call = Call(library.type_name(dy), taken[0].device, (dtype, dtype), BACKWARD)
     return _serve(serving(call, backend, library.quick_key(dy, dtype)), library, (dy, y), names, call, axis, out)
@@ -63,12 +63,13 @@ def _quickly(op: str, library: Arrays, arrays: tuple[Any, ...], axis: Any, out: 
     return None if functions[op == BACKWARD](*views, axis, target) is None else out
 
 
-def _check_alike(library: Arrays, other: Arrays, taken: list[Any], names: tuple[str, str]) -> None:
-    """Raise unless both arrays are of one library and on one kind of device."""
-    (a, device_a, _), (b, device_b, _) = taken
-    if device_a != device_b:
+def _check_alike(library: Arrays, other: Arrays, a: Any, b: Any, names: tuple[str, str]) -> None:
+    """Raise unless both arrays are of one library and on one device."""
+    is_apart = library.place(a) != other.place(b) if library is other else library.device(a) != other.device(b)
+    if is_apart:
+        places = f"{library.place(a)} and {other.place(b)}"
         raise BackendUnsupportedError(
-            f"{names[0]}, {names[1]}: on {device_a} and {device_b}; nothing is moved between devices, move one of them"
+            f"{', '.join(names)}: on {places}; nothing is moved between devices, move one of them"
         )
     if library.type_name(a) != other.type_name(b):
         first, second = (names[1], library) if other is NUMPY_ARRAYS or not other.maker else (names[0], other)
@@ -81,7 +82,7 @@ def _serve(
 ) -> Any:
     """Call the backend on arrays that were looked at, as they are or as NumPy's."""
     if out is not None and library is not NUMPY_ARRAYS:
-        _check_out(library, out, call)
+        _check_out(library, out, arrays[0], call)
     if plan.takes_numpy:
         return _serve_as_numpy(plan, library, arrays, names, call, axis, out)
     own, result = call.dtypes
@@ -93,14 +94,15 @@ def _serve(
     return _run(plan.backend, call.op, library, inputs, axes, out, result)
 
 
-def _check_out(library: Arrays, out: Any, call: Call) -> None:
+def _check_out(library: Arrays, out: Any, like: Any, call: Call) -> None:
     """Raise unless `out` is of the library that the inputs are of, on their device, and can be written to."""
     if library_of(out) is not library or library.type_name(out) != call.array_type:
         kind = f"{type(out).__module__}.{type(out).__qualname__}"
         raise TypeError(f"out: a {kind}; accepted: a {call.array_type} of dtype {call.dtypes[1]} on {call.device}")
-    if library.device(out) != call.device:
+    places = library.place(out), library.place(like)
+    if places[0] != places[1]:
         raise BackendUnsupportedError(
-            f"out: is on {library.device(out)}, the result on {call.device}; nothing is moved between devices"
+            f"out: is on {places[0]}, the result on {places[1]}; nothing is moved between devices"
         )
     library.check_out(out)
 

@@ -33,10 +33,10 @@ class Guarded:
             raise
         except Exception as error:
             raise self._failed(f"empty raised {type(error).__name__}: {error}") from error
-        wanted = (library.type_name(like), shape, dtype, library.device(like))
-        found: tuple[Any, ...] = (library_of(made).type_name(made),)
-        if found[0] == wanted[0]:
-            found += library.signature(made)
+        wanted = (library.type_name(like), shape, dtype, library.place(like))
+        found: tuple[Any, ...] = (f"{type(made).__module__}.{type(made).__qualname__}",)
+        if type(made) is type(like):
+            found = (library.type_name(made), *library.signature(made))
         if found != wanted:
             raise self._failed(f"empty gave {found}, and was asked for {wanted}")
         return made

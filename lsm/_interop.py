@@ -28,6 +28,10 @@ class NumpyArrays(Arrays):
         """NumPy's arrays lie in the memory of the CPU."""
         return "cpu"
 
+    def place(self, x: Any) -> str:
+        """As `device`."""
+        return "cpu"
+
     def take(self, x: Any, name: str) -> Taken:
         """Make an ndarray of the argument; raise TypeError for what lsm does not take."""
         array = _check.as_array(x, name)

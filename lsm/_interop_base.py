@@ -38,6 +38,11 @@ class Arrays:
         number = int(type(x).__dlpack_device__(x)[0])
         return "cpu" if number in _HOST else _KINDS.get(number, f"device type {number}")
 
+    def place(self, x: Any) -> str:
+        """The very device: 'cpu', 'cuda:0', 'cuda:1', ..."""
+        kind, number = self.device(x), int(type(x).__dlpack_device__(x)[1])
+        return kind if kind == "cpu" else f"{kind}:{number}"
+
     def take(self, x: Any, name: str) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         device = self.device(x)
@@ -105,7 +110,7 @@ class Arrays:
 
     def signature(self, x: Any) -> tuple[Any, ...]:
         """Shape, dtype and device of an array, by which a backend's work is looked over."""
-        return tuple(x.shape), _name(x.dtype), self.device(x)
+        return tuple(x.shape), _name(x.dtype), self.place(x)
 
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
         """Raise unless `out` can take such a result as it is."""

@@ -26,6 +26,11 @@ class JaxArrays(Arrays):
         (device,) = x.sharding.device_set
         return {"gpu": "cuda"}.get(device.platform, str(device.platform))
 
+    def place(self, x: Any) -> str:
+        """The very device: JAX may see several CPUs."""
+        (device,) = x.sharding.device_set
+        return f"{self.device(x)}:{device.id}"
+
     def take(self, x: Any, name: str) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         jax = sys.modules["jax"]

@@ -25,6 +25,10 @@ class TorchTensors(Arrays):
         """As torch names it: 'cpu', 'cuda', 'mps', ..."""
         return "cpu" if x.is_cpu else str(x.device.type)
 
+    def place(self, x: Any) -> str:
+        """The very device: 'cpu', 'cuda:0', ..."""
+        return str(x.device)
+
     def take(self, x: Any, name: str) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         torch = sys.modules["torch"]
@@ -99,7 +103,7 @@ class TorchTensors(Arrays):
 
     def signature(self, x: Any) -> tuple[Any, ...]:
         """Shape, dtype and device."""
-        return tuple(x.shape), str(x.dtype).removeprefix("torch."), str(x.device)
+        return tuple(x.shape), str(x.dtype).removeprefix("torch."), self.place(x)
 
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
         """Raise unless `out` can take such a result as it is."""

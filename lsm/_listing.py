@@ -1,4 +1,4 @@
-"""What `lsm backends` shows: every backend and the environment, as a dict for JSON or as text."""
+"""What `lsm backends` tells: every backend with its state, the kernels, and the environment."""
 
 import os
 import textwrap
@@ -12,7 +12,7 @@ from lsm.backends.base import DEFAULT_MAX_ULP
 
 
 def report() -> dict[str, Any]:
-    """Everything that is shown; loads every backend that may be loaded."""
+    """Everything, as it is written to JSON; loads every backend."""
     return {
         "lsm": lsm.__version__,
         "kernels": _kernel_level(),
@@ -21,6 +21,14 @@ def report() -> dict[str, Any]:
         | {name: value for name, value in sorted(os.environ.items()) if name.startswith("LSM_")},
         "backends": [info._asdict() for info in lsm.list_backends()],
     }
+
+
+def _kernel_level() -> str | None:
+    """Tell the instruction level of the compiled kernels; None if they cannot be used."""
+    try:
+        return str(cython_.kernels()["level"])
+    except lsm.BackendUnavailableError:
+        return None
 
 
 def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
@@ -67,11 +75,3 @@ def _other_bounds(bounds: dict[str, float]) -> str:
     own = ", ".join(f"{dtype} {DEFAULT_MAX_ULP[dtype]:g}" for dtype in others if dtype in DEFAULT_MAX_ULP)
     declared = ", ".join(f"{dtype} {bound:g}" for dtype, bound in others.items())
     return f"accuracy in ulps: {declared} (lsm: {own or 'none'})" if others else ""
-
-
-def _kernel_level() -> str | None:
-    """Tell the instruction level of the compiled kernels; None if they cannot be used."""
-    try:
-        return str(cython_.kernels()["level"])
-    except lsm.BackendUnavailableError:
-        return None

@@ -133,7 +133,7 @@ def test_out(rng):
         (Bare(np.empty_like(held)), TypeError, "a test_dlpack.Bare; accepted: a test_dlpack.Own"),
         (Own(np.empty(15, "f4")), ValueError, "has shape"),
         (Own(np.empty((3, 5))), TypeError, "has dtype float64"),
-        (Own(np.empty_like(held), (2, 0)), lsm.BackendUnsupportedError, "is on cuda, the result on cpu"),
+        (Own(np.empty_like(held), (2, 0)), lsm.BackendUnsupportedError, "is on cuda:0, the result on cpu"),
     ):
         with pytest.raises(error, match=f"^out: .*{message}"):
             lsm.log_softmax(Own(held), out=wrong)
@@ -147,8 +147,10 @@ def test_two_libraries_are_not_mixed():
         lsm.log_softmax_backward(held, Own(held))
     with pytest.raises(TypeError, match=r"a test_dlpack.Own and a test_dlpack.Bare; give both as one type"):
         lsm.log_softmax_backward(Own(held), Bare(held))
-    with pytest.raises(lsm.BackendUnsupportedError, match="on cpu and cuda; nothing is moved between devices"):
+    with pytest.raises(lsm.BackendUnsupportedError, match="on cpu and cuda:0; nothing is moved between devices"):
         lsm.log_softmax_backward(Own(held), Elsewhere(held))
+    with pytest.raises(lsm.BackendUnsupportedError, match="on cuda:0 and cuda:1; nothing is moved between devices"):
+        lsm.log_softmax_backward(Elsewhere(held), Elsewhere(held, (2, 1)))
 
 
 def test_nothing_is_moved_and_the_error_says_what_would_serve():
@@ -209,6 +211,8 @@ def test_a_backend_is_given_the_arrays_that_it_declares_as_they_are(installed, r
     assert lsm.log_softmax(Elsewhere(held[:0])).shape == (0, 4)
     assert lsm.log_softmax(Elsewhere(held), dtype="float64").dtype == np.float64
     assert lsm.log_softmax_backward(Elsewhere(held), Elsewhere(held.astype("f8"))).dtype == np.float64
+    with pytest.raises(lsm.BackendUnsupportedError, match="^out: is on cuda:1, the result on cuda:0"):
+        lsm.log_softmax(x, out=Elsewhere(np.empty_like(held), (2, 1)))
     for wrong, error in ((Elsewhere(np.empty(3, "f4")), ValueError), (Elsewhere(np.empty((3, 4))), TypeError)):
         with pytest.raises(error, match="^out: has"):
             lsm.log_softmax(Elsewhere(held), out=wrong)
@@ -225,10 +229,11 @@ def test_a_backend_for_unknown_types_must_make_their_arrays(installed):
 @pytest.mark.parametrize(
     ("empty", "message"),
     [
-        (lambda shape, dtype, like: Elsewhere(np.empty((2, 2), dtype)), r"empty gave .*\(2, 2\), 'float32', 'cuda'"),
+        (lambda shape, dtype, like: Elsewhere(np.empty((2, 2), dtype)), r"empty gave .*\(2, 2\), 'float32', 'cuda:0'"),
         (lambda shape, dtype, like: Elsewhere(np.empty(shape)), "float64"),
         (lambda shape, dtype, like: Elsewhere(np.empty(shape, dtype), (1, 0)), "'cpu'"),
         (lambda shape, dtype, like: np.empty(shape, dtype), r"empty gave \('numpy.ndarray',\), and was asked for"),
+        (lambda shape, dtype, like: None, r"empty gave \('builtins.NoneType',\)"),
         (lambda shape, dtype, like: 1 / 0, "empty raised ZeroDivisionError"),
     ],
 )

@@ -362,6 +362,12 @@ first, second = jax.devices()
 x = jax.device_put(jnp.arange(4.0), second)
 assert lsm.log_softmax(x).devices() == {second}
 assert lsm.log_softmax(jnp.arange(4.0)).devices() == {first}
+try:
+    lsm.log_softmax_backward(x, jnp.arange(4.0))
+except lsm.BackendUnsupportedError as error:
+    assert "on cpu:1 and cpu:0; nothing is moved" in str(error), error
+else:
+    raise AssertionError("it was moved")
 spread = jax.device_put(jnp.zeros((4, 3)), NamedSharding(Mesh(np.array([first, second]), "i"), PartitionSpec("i")))
 try:
     lsm.log_softmax(spread)
