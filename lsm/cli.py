@@ -1,4 +1,4 @@
-"""The command `lsm`: which backends there are, who would serve a call, and log-softmax of files."""
+"""The command `lsm`: which backends there are, what they keep, who would serve a call, and log-softmax of files."""
 
 import argparse
 import json
@@ -233,10 +233,8 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _check_backend(args: argparse.Namespace) -> int:
     """`lsm check`."""
-    testing, table = (
-        import_module("lsm.testing"),
-        import_module("lsm._conformance.table"),
-    )  # no other command's business
+    # No other command needs these.
+    testing, table = import_module("lsm.testing"), import_module("lsm._conformance.table")
 
     def with_bar(cases: list[Any]) -> Iterator[Any]:
         with _progress(len(cases), unit="case", unit_scale=False) as done:

@@ -127,6 +127,25 @@ def inputs_that_differ(subject: Subject) -> None:
     expect(ValueError, "grad_output of shape (2, 3), output of shape (3,)", backward, subject, dy, y)
 
 
+def dtypes_that_differ(subject: Subject) -> None:
+    """Give a gradient and an output of different dtypes the dtype that NumPy promotes both to."""
+    x = frames("ordinary", (3, 5), subject.dtype, subject.rng())
+    claimed = subject.backend.dtypes
+    for dtype in subject.other_dtypes():
+        y = rounded(exact_log_softmax(x, x.dtype), dtype)
+        given = subject.to_device(x), subject.to_device(y)
+        try:
+            wanted = np.promote_types(x.dtype, dtype)
+        except TypeError:
+            expect(TypeError, f"grad_output of {x.dtype}, output of {dtype}", backward, subject, *given)
+            continue
+        if dtype_name(wanted) not in claimed:
+            continue
+        dx = subject.maker.to_numpy(backward(subject, *given))
+        require(dx.dtype == wanted, f"grad_output of {x.dtype}, output of {dtype}: gives {dx.dtype}, not {wanted}")
+        subject.worst(dx, exact_backward(x.astype(wanted), y.astype(wanted)), f"output of {dtype}")
+
+
 def any_memory(subject: Subject) -> None:
     """Take byte-swapped, unaligned and read-only arrays, and a field of a structured one."""
     numpy_only(subject)
@@ -202,6 +221,7 @@ CHECKS = (
     Check("lsm: an out that overlaps the input", overlap),
     Check("lsm: empty arrays", empty),
     Check("lsm: inputs of different shapes", inputs_that_differ),
+    Check("lsm: inputs of different dtypes", dtypes_that_differ),
     Check("lsm: any memory", any_memory),
     Check("lsm: array_like", array_like, per="place"),
     Check("lsm: types that are refused", refused, per="place"),

@@ -4,10 +4,10 @@ import numpy as np
 
 from lsm._conformance.accuracy import frames, gradient, rounded
 from lsm._conformance.arrays import CONTIGUOUS, LAYOUTS, Array, Layout
-from lsm._conformance.oracle import exact_backward, exact_log_softmax
+from lsm._conformance.oracle import exact_backward, exact_log_softmax, is_quick
 from lsm._conformance.subject import Check, Subject, skip
 
-SHAPES = ((7,), (1, 1), (5, 9), (3, 4, 6), (2, 3, 2, 3, 2))
+SHAPES = ((7,), (1, 1), (5, 9), (3, 4, 6), (2, 3, 2, 3, 2), (257, 5))
 
 
 def gradient_and_output(x: Array, axis: int, subject: Subject) -> tuple[Array, Array]:
@@ -29,9 +29,31 @@ def every_axis(subject: Subject) -> float:
     """Every axis of arrays of one to five dimensions; nothing outside out is written, and all of it is."""
     worst = 0.0
     for shape in SHAPES:
-        x = frames("ordinary", shape, subject.dtype, subject.rng())
-        for axis in range(x.ndim):
-            worst = max(worst, is_right(subject, x, axis, CONTIGUOUS, CONTIGUOUS))
+        for axis in range(len(shape)):
+            for kind in ("ordinary", "peaked"):
+                others = shape[:axis] + shape[axis + 1 :]
+                x = np.moveaxis(frames(kind, (*others, shape[axis]), subject.dtype, subject.rng()), -1, axis)
+                worst = max(worst, is_right(subject, x, axis, CONTIGUOUS, CONTIGUOUS))
+    return worst
+
+
+def large_batch(subject: Subject) -> float:
+    """A million elements, of which some frames are compared with the exact values; all must be written."""
+    n_frames, n_classes = 1025, 1031
+    rng, worst = subject.rng(), 0.0
+    x = np.resize(frames("ordinary", (64, n_classes), subject.dtype, rng), (n_frames, n_classes))
+    n_looked_at = 64 if is_quick(subject.dtype) else 3
+    some = np.unique([0, n_frames - 1, *rng.integers(0, n_frames, n_looked_at - 2)])
+    exact = exact_log_softmax(x[some], x.dtype)
+    dy, y = gradient(x, rng), np.resize(rounded(exact_log_softmax(x[:1], x.dtype), x.dtype), x.shape)
+    exact_dx = exact_backward(dy[some], y[some])
+    for transposed in (False, True):
+        what = f"{n_frames} frames of {n_classes} classes, " + ("along the first axis" if transposed else "the last")
+        given = [a.T.copy() if transposed else a for a in (x, dy, y)]
+        result = subject.forward(given[0], 0 if transposed else 1)
+        worst = max(worst, subject.worst((result.T if transposed else result)[some], exact, f"forward, {what}"))
+        result = subject.backward(given[1], given[2], 0 if transposed else 1)
+        worst = max(worst, subject.worst((result.T if transposed else result)[some], exact_dx, f"backward, {what}"))
     return worst
 
 
@@ -90,6 +112,7 @@ def broadcast(subject: Subject) -> None:
 
 CHECKS = (
     Check("every axis; all of out is written, and nothing else", every_axis),
+    Check("a million elements", large_batch),
     Check("inputs in every layout", lambda subject: every_layout(subject, of_out=False)),
     Check("out in every layout", lambda subject: every_layout(subject, of_out=True)),
     Check("in place", in_place),

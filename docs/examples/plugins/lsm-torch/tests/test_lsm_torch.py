@@ -1,8 +1,10 @@
 """The backend keeps its claims, torch's own log_softmax would not, and gradients are right to the second order."""
 
+import doctest
 import subprocess
 import sys
 
+import lsm_torch
 import pytest
 import torch
 from lsm_torch import log_softmax
@@ -65,6 +67,10 @@ def test_confident_frames_keep_their_gradient_where_torchs_own_vanishes():
     (theirs,) = torch.autograd.grad(torch.log_softmax(x, -1)[0], x)
     assert ours[0] == pytest.approx(2.0611537e-09, rel=1e-6, abs=0)
     assert theirs[0] == 0
+
+
+def test_the_example():
+    assert doctest.testmod(lsm_torch) == (0, 5)  # failures, examples
 
 
 def test_functional_transforms():
