@@ -486,6 +486,9 @@ def test_numpy_and_threads_serve_them_too(make, rng):
         assert is_of(make, lsm.log_softmax(x))
         assert lsm.explain(x).winner == "numpy"
     assert is_of(make, lsm.log_softmax(x, 0))  # large enough for threads
+    for wrong in (3, ["numpy"]):
+        with pytest.raises(TypeError, match="^backend: "):
+            lsm.log_softmax(x, backend=wrong)
 
 
 class Native:
