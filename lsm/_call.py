@@ -20,7 +20,7 @@ def log_softmax(x: Any, axis: Any, out: Any, dtype: Any, backend: str | None) ->
     """`lsm.log_softmax`, whatever the arguments are."""
     library = library_of(x)
     if dtype is None and library is TORCH_TENSORS:
-        y = _quickly(FORWARD, library, (x,), axis, out, backend)
+        y = _quickly(FORWARD, (x,), axis, out, backend)
         if y is not None:
             return y
     array, device, own = library.take(x, "x")
@@ -35,7 +35,7 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
     names = ("grad_output", "output")
     library, other = library_of(grad_output), library_of(output)
     if library is other is TORCH_TENSORS:
-        dx = _quickly(BACKWARD, library, (grad_output, output), axis, out, backend)
+        dx = _quickly(BACKWARD, (grad_output, output), axis, out, backend)
         if dx is not None:
             return dx
     taken = [library.take(grad_output, names[0]), other.take(output, names[1])]
@@ -46,21 +46,21 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
     return _serve(serving(call, backend, library.quick_key(dy, dtype)), library, (dy, y), names, call, axis, out)
 
 
-def _quickly(op: str, library: Arrays, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
-    """The result where all is ordinary and a plan is made already, which saves most of the way; else None."""
+def _quickly(op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
+    """The result where all tensors are ordinary and a plan is made, which saves most of the way; else None."""
     dtype = arrays[0].dtype
     functions = quick(dtype if backend is None else (backend, dtype)) if isinstance(backend, (str, NoneType)) else None
     if functions is None:
         return None
     views = []
     for x in arrays if out is None else (*arrays, out):
-        view = library.quick_view(x)
+        view = TORCH_TENSORS.quick_view(x)
         if view is None:
             return None
         views.append(view)
     if out is None:
         y = functions[op == BACKWARD](*views, axis, None)
-        return y if y is None else library.from_numpy(y, arrays[0])
+        return y if y is None else TORCH_TENSORS.from_numpy(y, arrays[0])
     target = views.pop()
     return None if functions[op == BACKWARD](*views, axis, target) is None else out
 

@@ -81,10 +81,6 @@ class Arrays:
         """What the quick functions for x are remembered by in a policy; None if there can be none."""
         return None
 
-    def quick_view(self, x: Any) -> Any:
-        """The same memory as an ndarray if that is a matter of one call and x needs no second look, else None."""
-        return None
-
     def new_numpy(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An ndarray for a result that `from_numpy` need not copy; None if any will do."""
         return None

@@ -67,7 +67,7 @@ class TorchTensors(Arrays):
         return x.dtype if _names()[1][dtype] is x.dtype else None
 
     def quick_view(self, x: Any) -> Any:
-        """The same memory as an ndarray; torch itself refuses almost all that needs a second look."""
+        """The same memory as an ndarray; None if x needs a second look, for which torch itself refuses almost all."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor or x.requires_grad:
             return None
