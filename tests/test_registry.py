@@ -255,7 +255,7 @@ def winner(device):
     return decide(Call("numpy.ndarray", device, ("float32",)), Policy(None, "automatic")).winner
 print(winner("cpu"), winner("tpu"), winner("npu"))
 reasons = decide(Call("numpy.ndarray", "tpu", ("float32",)), Policy(None, "automatic")).reasons
-print(reasons["alpha"], reasons["zeta"], sep="\n")
+print(reasons["alpha"]), print(reasons["zeta"])
 """)
     winners, alpha, zeta = out.splitlines()
     assert winners.split() == ["cython", "beta", "None"]
