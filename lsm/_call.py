@@ -1,6 +1,7 @@
 """From the arguments of a public function to the method of a backend, and back to the caller's kind of array."""
 
 import math
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ FORWARD, BACKWARD = "log_softmax", "log_softmax_backward"
 def log_softmax(x: Any, axis: Any, out: Any, dtype: Any, backend: str | None) -> Any:
     """`lsm.log_softmax`, whatever the arguments are."""
     library = library_of(x)
-    if dtype is None and backend is None and library is TORCH_TENSORS:
-        y = _quickly(FORWARD, library, (x,), axis, out)
+    if dtype is None and library is TORCH_TENSORS:
+        y = _quickly(FORWARD, (x,), axis, out, backend)
         if y is not None:
             return y
     array, device, own = library.take(x, "x")
@@ -33,8 +34,8 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
     """`lsm.log_softmax_backward`, whatever the arguments are."""
     names = ("grad_output", "output")
     library, other = library_of(grad_output), library_of(output)
-    if backend is None and library is other is TORCH_TENSORS:
-        dx = _quickly(BACKWARD, library, (grad_output, output), axis, out)
+    if library is other is TORCH_TENSORS:
+        dx = _quickly(BACKWARD, (grad_output, output), axis, out, backend)
         if dx is not None:
             return dx
     taken = [library.take(grad_output, names[0]), other.take(output, names[1])]
@@ -45,20 +46,21 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
     return _serve(serving(call, backend, library.quick_key(dy, dtype)), library, (dy, y), names, call, axis, out)
 
 
-def _quickly(op: str, library: Arrays, arrays: tuple[Any, ...], axis: Any, out: Any) -> Any:
-    """The result where all is ordinary and a plan is made already, which saves most of the way; else None."""
-    functions = quick(arrays[0].dtype)
+def _quickly(op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
+    """The result where all tensors are ordinary and a plan is made, which saves most of the way; else None."""
+    dtype = arrays[0].dtype
+    functions = quick(dtype if backend is None else (backend, dtype)) if isinstance(backend, (str, NoneType)) else None
     if functions is None:
         return None
     views = []
     for x in arrays if out is None else (*arrays, out):
-        view = library.quick_view(x)
+        view = TORCH_TENSORS.quick_view(x)
         if view is None:
             return None
         views.append(view)
     if out is None:
         y = functions[op == BACKWARD](*views, axis, None)
-        return y if y is None else library.from_numpy(y, arrays[0])
+        return y if y is None else TORCH_TENSORS.from_numpy(y, arrays[0])
     target = views.pop()
     return None if functions[op == BACKWARD](*views, axis, target) is None else out
 

@@ -60,10 +60,6 @@ class NumpyArrays(Arrays):
         """The result itself."""
         return y
 
-    def converted(self, x: Any, dtype: str) -> Any:
-        """The array in another dtype; itself if it has that already."""
-        return x.astype(_check.np_dtype(dtype), copy=False)
-
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any, backend: Any) -> Any:
         """A new array, in the order of the axes of `like` in memory if it has the same shape."""
         if like.shape == shape:

@@ -68,7 +68,7 @@ class Arrays:
         return _check.as_array(self.seen(x, name), name)
 
     def seen(self, x: Any, name: str) -> Any:
-        """The same memory as an ndarray, whatever it holds."""
+        """The same memory as an ndarray, whatever it holds; read-only if the library or a NumPy before 2.1 says so."""
         try:
             return np.from_dlpack(x)
         except Exception as error:  # what a library raises here is not agreed on
@@ -79,10 +79,6 @@ class Arrays:
 
     def quick_key(self, x: Any, dtype: str) -> Any:
         """What the quick functions for x are remembered by in a policy; None if there can be none."""
-        return None
-
-    def quick_view(self, x: Any) -> Any:
-        """The same memory as an ndarray if that is a matter of one call and x needs no second look, else None."""
         return None
 
     def new_numpy(self, shape: tuple[int, ...], dtype: str) -> Any:

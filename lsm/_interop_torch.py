@@ -39,6 +39,11 @@ class TorchTensors(Arrays):
             )
         if x.requires_grad:
             raise TypeError(_REQUIRES_GRAD.format(name=name))
+        if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+            raise TypeError(
+                f"{name}: a dual tensor of torch.autograd.forward_ad, whose tangent lsm would lose; "
+                f"give unpack_dual({name}).primal for the values only"
+            )
         if x.is_nested:
             raise TypeError(f"{name}: a nested tensor; give its parts, {name}.unbind(), one by one")
         dtype = _names()[0].get(x.dtype)
@@ -67,11 +72,13 @@ class TorchTensors(Arrays):
         return x.dtype if _names()[1][dtype] is x.dtype else None
 
     def quick_view(self, x: Any) -> Any:
-        """The same memory as an ndarray; torch itself refuses almost all that needs a second look."""
+        """The same memory as an ndarray; None if x needs a second look, for which torch itself refuses almost all."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor or x.requires_grad:
             return None
         try:
+            if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+                return None
             if x.dtype is not torch.bfloat16:
                 return x.numpy()
             return None if x.is_neg() else self.seen(x, "")

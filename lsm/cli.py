@@ -60,6 +60,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except (_StoppedError, KeyboardInterrupt) as stop:
         number = stop.args[0] if isinstance(stop, _StoppedError) else signal.SIGINT
         return _failed(STOPPED + number, f"stopped by {signal.Signals(number).name}; nothing was changed")
+    except lsm.BackendFailedError as error:
+        return _failed(FAILED, str(error))
     except (lsm.LsmError, TypeError, ValueError) as error:
         return _failed(MISUSED, str(error))
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -68,7 +70,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except OSError as error:
         _discard_output()
         return _failed(FAILED, str(error))
-    except Exception as error:  # of a third-party backend, or MemoryError
+    except Exception as error:  # MemoryError, say
         return _failed(FAILED, f"{type(error).__name__}: {error}")
 
 

@@ -532,6 +532,7 @@ def broken(error):
     [
         (RuntimeError("a plugin is broken"), 1, "RuntimeError: a plugin is broken"),
         (MemoryError("too large"), 1, "MemoryError: too large"),
+        (lsm.BackendFailedError("backend 'acme': log_softmax raised"), 1, "backend 'acme': log_softmax raised"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
         (lsm.LsmError("something"), 2, "something"),
         (KeyboardInterrupt(), 130, "SIGINT"),

@@ -116,6 +116,10 @@ def test_out(rng):
     held = rng.standard_normal((3, 5)).astype("f4")
     expected = lsm.log_softmax(held)
     out = Own(np.empty_like(held))
+    if np.lib.NumpyVersion(np.__version__) < "2.1.0":  # which cannot write through DLPack
+        with pytest.raises(ValueError, match="^out: is read-only"):
+            lsm.log_softmax(Own(held), out=out)
+        return
     assert lsm.log_softmax(Own(held), out=out) is out
     np.testing.assert_array_equal(out.held, expected)
     memory = np.empty(16, "f4")
@@ -137,7 +141,7 @@ def test_out(rng):
     ):
         with pytest.raises(error, match=f"^out: .*{message}"):
             lsm.log_softmax(Own(held), out=wrong)
-    with pytest.raises((TypeError, ValueError), match="^out: "):  # NumPy before 2.1 cannot tell
+    with pytest.raises((TypeError, ValueError), match="^out: "):
         lsm.log_softmax(Own(held), out=Own(read_only))
 
 

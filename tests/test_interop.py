@@ -327,6 +327,16 @@ def test_within_transformations():
     with pytest.raises(TypeError, match="requires grad"):
         torch.func.grad(lambda x: lsm.log_softmax(x).sum())(torch.zeros(3))
 
+    with torch.autograd.forward_ad.dual_level():
+        for dtype in (torch.float32, torch.bfloat16):
+            lsm.log_softmax(torch.zeros(3, dtype=dtype))
+            x = torch.autograd.forward_ad.make_dual(torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype))
+            with pytest.raises(TypeError, match=r"^x: a dual tensor .*unpack_dual\(x\).primal"):
+                lsm.log_softmax(x)
+            lsm.log_softmax(torch.autograd.forward_ad.unpack_dual(x).primal)
+    with pytest.raises(TypeError, match="^x: a tensor whose memory cannot be read"):
+        torch.func.jacfwd(lsm.log_softmax)(torch.zeros(3))
+
     def called_back(x):
         return jax.pure_callback(lambda x: lsm.log_softmax(np.asarray(x)), jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
@@ -486,6 +496,9 @@ def test_numpy_and_threads_serve_them_too(make, rng):
         assert is_of(make, lsm.log_softmax(x))
         assert lsm.explain(x).winner == "numpy"
     assert is_of(make, lsm.log_softmax(x, 0))  # large enough for threads
+    for wrong in (3, ["numpy"]):
+        with pytest.raises(TypeError, match="^backend: "):
+            lsm.log_softmax(x, backend=wrong)
 
 
 class Native:

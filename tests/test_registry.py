@@ -254,8 +254,13 @@ from lsm._decide import Call, Policy, decide
 def winner(device):
     return decide(Call("numpy.ndarray", device, ("float32",)), Policy(None, "automatic")).winner
 print(winner("cpu"), winner("tpu"), winner("npu"))
+reasons = decide(Call("numpy.ndarray", "tpu", ("float32",)), Policy(None, "automatic")).reasons
+print(reasons["alpha"]), print(reasons["zeta"])
 """)
-    assert out.split() == ["cython", "beta", "None"]
+    winners, alpha, zeta = out.splitlines()
+    assert winners.split() == ["cython", "beta", "None"]
+    assert alpha == "serves it as well; beta comes first by priority 5 to 1"
+    assert zeta == "serves it as well; beta comes first by name, at the same priority 5"
 
 
 def test_plugins_can_be_switched_off_and_allowed_by_distribution(site):
