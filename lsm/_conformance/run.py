@@ -199,7 +199,7 @@ def run(case: Case) -> Outcome:
     except ConformanceError as error:
         outcome, detail = "failed", str(error)
         if isinstance(error, AccuracyError):  # which ended the case: how large does the error become?
-            with suppress(ConformanceError):
+            with suppress(Exception):  # it is left untold if something else is wrong as well
                 ulps = case.check.function(replace(case.subject, is_measuring=True))
     except Exception as error:  # it claims to serve what it then fails on
         outcome, detail = "failed", f"raised {type(error).__name__}: {error}"
