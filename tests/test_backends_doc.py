@@ -50,7 +50,9 @@ def test_the_files_are_shown_whole_and_as_they_are(title, language, file):
 
 
 def test_the_minimal_plugin_is_minimal():
-    assert len((MINIMAL / "lsm_minimal.py").read_text(encoding="utf-8").splitlines()) < 40
+    n_lines = len((MINIMAL / "lsm_minimal.py").read_text(encoding="utf-8").splitlines())
+    assert n_lines < 40
+    assert f"plugins/lsm-minimal), {n_lines} lines" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_minimal_plugin_passes_with_the_counts_that_are_shown(tmp_path, monkeypatch):

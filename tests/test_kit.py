@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ FAULTS = [
     ("TwoUlpTooMuchBackward", "backward: ordinary frames", "ulp off, where max_ulp is 1.9 for float32"),
     ("Peaked", "forward: peaked frames", "ulp off, where max_ulp is 4"),
     ("SixteenBits", "forward: ordinary frames", "where max_ulp is 0.501 for float16"),
+    ("Overflows", "long frames", "forward, a normal frame of 131073 classes: inf ulp off"),
     ("LongFrames", "long frames", "forward, a normal frame of 131073 classes"),
     ("RoundsTwice", "forward to the other dtypes", "frames, float16 to float"),
     ("Vanishing", "backward: confident frames keep their gradient", "does the gradient vanish"),
@@ -99,6 +101,18 @@ def test_every_fault_is_on_the_list():
     assert {title for _, title, _ in FAULTS} <= {check.title for check in CHECKS}
 
 
+def test_an_error_without_bound_is_measured_and_written_as_text(planted, monkeypatch):
+    monkeypatch.setattr(kit_run, "CHECKS", [check for check in CHECKS if check.title == "long frames"])
+    report = check_backend("Overflows").as_dict()
+    assert [(o["dtype"], o["ulps"], o["outcome"]) for o in report["outcomes"]] == [
+        ("float16", "inf", "passed"),  # as it declares
+        ("float32", "inf", "failed"),
+        ("float64", "inf", "failed"),
+    ]
+    assert report["claims"]["max_ulp"] == {"float16": "inf", "float32": 4, "float64": 4}
+    json.dumps(report, allow_nan=False)
+
+
 def test_what_is_right_passes_every_case(planted):
     report = check_backend("Good")
     assert [o for o in report.outcomes if o.outcome != "passed"] == []
@@ -142,7 +156,7 @@ def test_under_pytest(planted, pytester_like):
     assert "passed" in done.stdout and "failed" not in done.stdout
     done = pytester_like("class TestPeaked(BackendConformance):\n    backend = 'Peaked'\n")
     assert done.returncode == 1
-    assert "ConformanceError: forward, peaked frames of" in done.stdout
+    assert "AccuracyError: forward, peaked frames of" in done.stdout
 
 
 def test_no_case_may_be_expected_to_fail(planted, pytester_like):
@@ -197,7 +211,9 @@ def test_lsm_check(planted, capsys, tmp_path):
     assert main(["check", "Peaked", "--json", str(file)]) == 1
     shown = capsys.readouterr().out
     assert "Peaked, from planted 1.0" in shown
-    assert "forward: peaked frames" in shown and "FAILED" in shown
+    assert re.search(r"^forward: peaked frames .* 1.6\de\+07 !", shown, re.MULTILINE)
+    assert re.search(r"^largest error .* 1.6\de\+07 ", shown, re.MULTILINE)
+    assert re.search(r"^in place .* FAILED", shown, re.MULTILINE)
     assert "instead of" in shown
     report = json.loads(file.read_text())
     assert shown.splitlines()[-1] == (

@@ -122,18 +122,16 @@ def long_frames_are_accurate(subject: Subject) -> float:
     return worst
 
 
-def other_dtypes_are_accurate(subject: Subject) -> float:
+def other_dtypes_are_accurate(subject: Subject) -> None:
     """Forward with out of every other dtype that is claimed: rounded once from the wider of the two."""
-    others, worst = subject.other_dtypes(), 0.0
+    others = subject.other_dtypes()
     if not others:
         raise SkipTest(f"claims no dtype beside {subject.dtype_name}")
     for dtype in others:
         for kind in ("ordinary", "peaked", "masked"):
             x = frames(kind, (4, 65 if is_quick(dtype) else 10), subject.dtype, subject.rng())
-            result = subject.forward(x, dtype=dtype)
             what = f"forward, {KINDS[kind]}, {subject.dtype_name} to {dtype_name(dtype)}"
-            worst = max(worst, subject.worst(result, exact_log_softmax(x, dtype), what))
-    return worst
+            subject.worst(subject.forward(x, dtype=dtype), exact_log_softmax(x, dtype), what)
 
 
 CHECKS = (

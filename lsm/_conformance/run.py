@@ -5,6 +5,8 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ import numpy as np
 
 from lsm._conformance import accuracy, api, behaviour, memory, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
-from lsm._conformance.subject import Case, Check, ConformanceError, Subject, skip
+from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
 from lsm._version import __version__
 from lsm.backends.contract import max_ulp
 from lsm.backends.registry import Candidate, registry
@@ -75,9 +77,18 @@ class Report(NamedTuple):
         return self.count("failed") == 0 < self.count("passed")
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for JSON."""
+        """The report for JSON, which has no infinity: it becomes the text "inf"."""
         counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}
-        return {**self.about, **counts, "outcomes": [o._asdict() for o in self.outcomes]}
+        report: dict[str, Any] = _for_json({**self.about, **counts, "outcomes": [o._asdict() for o in self.outcomes]})
+        return report
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(item) for item in value]
+    return "inf" if value == float("inf") else value
 
 
 def cases(name: str, makers: tuple[ArrayMaker, ...] = ()) -> list[Case]:
@@ -187,6 +198,9 @@ def run(case: Case) -> Outcome:
         outcome, detail = "skipped", str(reason)
     except ConformanceError as error:
         outcome, detail = "failed", str(error)
+        if isinstance(error, AccuracyError):  # which ended the case: how large does the error become?
+            with suppress(Exception):  # it is left untold if something else is wrong as well
+                ulps = case.check.function(replace(case.subject, is_measuring=True))
     except Exception as error:  # it claims to serve what it then fails on
         outcome, detail = "failed", f"raised {type(error).__name__}: {error}"
     subject, per = case.subject, case.check.per

@@ -15,7 +15,8 @@ def lines(report: Report, n_columns: int) -> Iterator[str]:
     yield f"{about['backend']}, from {about['distribution']} {about['distribution_version']}"
     yield f"package {about['package']}, sha256 {about['sha256']}"
     yield f"lsm {about['lsm']}, Python {about['python']}, {libraries}, {about['platform']}"
-    yield f"same_bits is {'' if about['claims']['same_bits'] else 'not '}claimed; the numbers are errors in ulps"
+    claimed = "claimed" if about["claims"]["same_bits"] else "not claimed"
+    yield f"same_bits is {claimed}; the numbers are errors in ulps, with ! beyond max_ulp"
     yield ""
     width = max(len(o.check) for o in outcomes)
     for outcome in outcomes:
@@ -38,6 +39,8 @@ def _table(head: str, outcomes: list[Outcome], bounds: dict[str, float], width: 
     yield f"{head:<{width}}" + "".join(f"  {dtype:>10}" for dtype in dtypes)
     if dtypes:
         yield f"{'max_ulp':<{width}}" + "".join(f"  {bounds[dtype]:>10g}" for dtype in dtypes)
+        largest = [max((o.ulps or 0 for o in outcomes if o.dtype == dtype), default=0) for dtype in dtypes]
+        yield f"{'largest error':<{width}}" + "".join(f"  {ulps:>10.3g}" for ulps in largest)
     for check in dict.fromkeys(o.check for o in outcomes):
         row = {o.dtype: _cell(o) for o in outcomes if o.check == check}
         cells = [row[""]] if "" in row else [row.get(dtype, "") for dtype in dtypes]
@@ -46,8 +49,8 @@ def _table(head: str, outcomes: list[Outcome], bounds: dict[str, float], width: 
 
 def _cell(outcome: Outcome) -> str:
     """What stands in the table: the error if one was measured."""
-    if outcome.outcome == "passed" and outcome.ulps is not None:
-        return f"{outcome.ulps:.3g}"
+    if outcome.ulps is not None:
+        return f"{outcome.ulps:.3g}" + (" !" if outcome.outcome == "failed" else "")
     return _CELLS[outcome.outcome]
 
 
