@@ -15,6 +15,11 @@ from lsm._dispatch import (
     use_backend,
 )
 from lsm._errors import (
+    AmbiguousBackendError,
+    BackendBlockedError,
+    BackendFailedError,
+    BackendIncompatibleError,
+    BackendLoadError,
     BackendUnavailableError,
     BackendUnsupportedError,
     ConfigurationError,
@@ -28,8 +33,13 @@ from lsm.backends.base import Backend
 from lsm.backends.registry import BackendInfo
 
 __all__ = [
+    "AmbiguousBackendError",
     "Backend",
+    "BackendBlockedError",
+    "BackendFailedError",
+    "BackendIncompatibleError",
     "BackendInfo",
+    "BackendLoadError",
     "BackendUnavailableError",
     "BackendUnsupportedError",
     "ConfigurationError",

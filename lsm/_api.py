@@ -1,16 +1,13 @@
 """The public functions: each documents, checks, and hands the call to the backend that serves it."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy import ndarray
 
-from lsm import _check, _dispatch
-from lsm._interop import device_kind
+from lsm import _call, _dispatch
 
-Array = np.ndarray[Any, np.dtype[Any]]
+Array = Any  # an ndarray, a torch.Tensor, a jax.Array, or another that speaks DLPack
 Axis = int | Sequence[int] | None
 
 
@@ -32,35 +29,39 @@ def log_softmax(
 
     Parameters
     ----------
-    x : array_like of a floating dtype, integers or bool, shape (..., n_classes, ...)
-        Logits, in nats. Any strides, read-only, unaligned or byte-swapped; never changed unless it is
-        `out`. Integers and bool become float64. -inf masks a class out.
+    x : array_like, torch.Tensor, jax.Array or other DLPack array, shape (..., n_classes, ...)
+        Logits, in nats, of a floating dtype, integers or bool. Any strides, read-only, unaligned or byte-swapped;
+        never changed unless it is `out`. Integers and bool become float64. -inf masks a class out.
     axis : int, tuple of int, or None, optional
         The axis that holds the classes; several, or None for all, are taken as one. (SciPy's default is
         None, lsm's is the last axis.)
-    out : ndarray, shape, dtype and device of the result, optional
-        Where to write the result. May be `x` itself; may overlap it in any way.
-    dtype : dtype, optional
-        The dtype of the result; by default that of `x`. The computation is done in the wider of the two,
-        in float32 or wider for 16-bit types, and rounded once.
+    out : array of the result's type, shape, dtype and device, optional
+        Where to write the result. May be `x` itself; may overlap it in any way. (Arrays of JAX cannot be written
+        to.)
+    dtype : dtype or str, optional
+        The dtype of the result, as NumPy spells it or the library of `x` does; by default that of `x`. The
+        computation is done in the wider of the two, in float32 or wider for 16-bit types, and rounded once.
     backend : str, optional
         The backend to use, and no other; see `explain`.
 
     Returns
     -------
-    y : ndarray, shape of `x`
-        Log-probabilities, in nats: from -inf to 0, with ``sum(exp(y)) == 1`` along `axis`. `out` if given.
+    y : array, type, shape and device of `x`
+        Log-probabilities, in nats: from -inf to 0, with ``sum(exp(y)) == 1`` along `axis`. `out` if given. An
+        ndarray for an array_like, and for a DLPack array whose namespace has no ``from_dlpack``.
 
     Raises
     ------
     TypeError
-        `x` is complex, an object, text, structured or masked; `dtype` or `out` has a dtype that does not fit.
+        `x` is complex, an object, text, structured or masked, a tensor that requires grad, or an array that JAX
+        traces; `dtype` or `out` has a dtype that does not fit, or `out` is of another type.
     ValueError
         `out` has another shape or is read-only; `axis` names an axis twice.
     numpy.exceptions.AxisError
         `axis` is not an axis of `x`.
     LsmError
-        The backend that was asked for does not exist, cannot be used, or does not serve this dtype.
+        The backend that was asked for does not exist, cannot be used, does not serve this type, device or dtype,
+        or fails in the call. Each has a class of its own.
 
     See Also
     --------
@@ -72,7 +73,8 @@ def log_softmax(
     frame, 16-bit results are the exact value rounded once, to 0.501 ulp. A frame's result depends on its
     values, its dtype and the backend only, not on its place, the number of threads or `out`. A frame that
     holds a NaN or +inf, or -inf only, is NaN throughout. An empty axis gives an empty array. No
-    floating-point warnings are raised. Source: Blanchard, Higham & Higham (2021),
+    floating-point warnings are raised. Arrays of other libraries are read where they lie, and nothing is moved
+    between devices. Source: Blanchard, Higham & Higham (2021),
     doi:10.1093/imanum/draa038, Algorithm 4.1.
 
     Examples
@@ -81,20 +83,13 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    if dtype is None and backend is None and type(x) is ndarray:
-        quick = _dispatch.quick(x.dtype)
+    if dtype is None and type(x) is ndarray and (backend is None or type(backend) is str):
+        quick = _dispatch.quick(x.dtype if backend is None else (backend, x.dtype))
         if quick is not None:
-            y: Array | None = quick[0](x, axis, out)
+            y = quick[0](x, axis, out)
             if y is not None:
                 return y
-    device = device_kind(x)
-    array = _check.as_array(x, "x") if device == "cpu" else _check.on_device(x, "x", device)
-    result = _check.result_dtype(array.dtype, dtype)
-    serve = _dispatch.serving(type(array), array.dtype, result, device, backend)
-    axes = _check.normalised_axes(axis, array.ndim)
-    if out is not None:
-        _check.check_out(out, array.shape, result)
-    return _run(serve.log_softmax, (array,), axes, out, result)
+    return _call.log_softmax(x, axis, out, dtype, backend)
 
 
 def log_softmax_backward(
@@ -116,21 +111,21 @@ def log_softmax_backward(
 
     Parameters
     ----------
-    grad_output : array_like, shape (..., n_classes, ...)
+    grad_output : array_like, torch.Tensor, jax.Array or other DLPack array, shape (..., n_classes, ...)
         dy, the gradient of the loss by `output`.
-    output : array_like, shape of `grad_output`
+    output : array of the type, shape and device of `grad_output`
         y, what `log_softmax` returned. (Any values below 88, or 709 in float64 and wider, are taken as they
         are; a frame with greater ones is NaN, for exp(y) leaves the range.)
     axis : int, tuple of int, or None, optional
         The axis that `log_softmax` was given.
-    out : ndarray, shape, dtype and device of the result, optional
+    out : array of the result's type, shape, dtype and device, optional
         Where to write the result. May be `grad_output` or `output` itself; may overlap them in any way.
     backend : str, optional
         The backend to use, and no other; see `explain`.
 
     Returns
     -------
-    dx : ndarray, shape of `grad_output`
+    dx : array, type, shape and device of `grad_output`
         The gradient of the loss by the input; its dtype is the one that NumPy promotes both inputs to,
         integers counting as float64.
         Sums to 0 along `axis`, up to rounding.
@@ -138,13 +133,14 @@ def log_softmax_backward(
     Raises
     ------
     TypeError
-        An argument is complex, an object, text, structured or masked; `out` has another dtype.
+        An argument is complex, an object, text, structured or masked, requires grad, or is of another library than
+        the others; `out` has another dtype.
     ValueError
         The shapes differ; `out` has another shape or is read-only; `axis` names an axis twice.
     numpy.exceptions.AxisError
         `axis` is not an axis of `grad_output`.
     LsmError
-        The backend that was asked for does not exist, cannot be used, or does not serve this dtype.
+        As for `log_softmax`.
 
     See Also
     --------
@@ -167,60 +163,10 @@ def log_softmax_backward(
     >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    if backend is None and type(grad_output) is ndarray:
-        quick = _dispatch.quick(grad_output.dtype)
+    if type(grad_output) is ndarray and (backend is None or type(backend) is str):
+        quick = _dispatch.quick(grad_output.dtype if backend is None else (backend, grad_output.dtype))
         if quick is not None:
-            dx: Array | None = quick[1](grad_output, output, axis, out)
+            dx = quick[1](grad_output, output, axis, out)
             if dx is not None:
                 return dx
-    names = ("grad_output", "output")
-    devices = [device_kind(grad_output), device_kind(output)]
-    dy, y = (
-        _check.as_array(a, name) if device == "cpu" else _check.on_device(a, name, device)
-        for a, name, device in zip((grad_output, output), names, devices, strict=True)
-    )
-    _check.same_shape(dy, y, names)
-    dtype = _check.promoted(dy, y, names)
-    device = next((device for device in devices if device != "cpu"), "cpu")
-    serve = _dispatch.serving(type(dy if devices[0] == device else y), dtype, dtype, device, backend)
-    axes = _check.normalised_axes(axis, dy.ndim)
-    if out is not None:
-        _check.check_out(out, dy.shape, dtype)
-    inputs = (dy.astype(dtype, copy=False), y.astype(dtype, copy=False))
-    return _run(serve.log_softmax_backward, inputs, axes, out, dtype)
-
-
-def _run(
-    function: Any, inputs: tuple[Array, ...], axes: tuple[int, ...], out: Array | None, dtype: np.dtype[Any]
-) -> Array:
-    """Call a backend's method on inputs and an output of one shape, with the classes on a single axis."""
-    if inputs[0].size == 0:
-        return np.empty(inputs[0].shape, dtype) if out is None else out
-    if len(axes) != 1 or (out is not None and not (out.dtype.isnative and out.flags.aligned)):
-        return _run_merged(function, inputs, axes, out, dtype)
-    if out is None:
-        result = np.empty_like(inputs[0], dtype=dtype, subok=False)
-    else:
-        result = np.asarray(out)
-        inputs = tuple(
-            x.copy() if np.may_share_memory(x, result) and not _check.same_memory(x, result) else x for x in inputs
-        )
-    function(*inputs, axes[0], result)
-    return result if out is None else out
-
-
-def _run_merged(
-    function: Any, inputs: tuple[Array, ...], axes: tuple[int, ...], out: Array | None, dtype: np.dtype[Any]
-) -> Array:
-    """The same for several axes or none as one, and for an `out` that no backend writes: through a temporary."""
-    shape = inputs[0].shape
-    order = [i for i in range(len(shape)) if i not in axes] + list(axes)
-    n_classes = math.prod(shape[i] for i in axes)
-    frames = [shape[i] for i in order[: len(shape) - len(axes)]]
-    merged = np.empty((*frames, n_classes), dtype)
-    function(*(x.transpose(order).reshape(merged.shape) for x in inputs), len(frames), merged)
-    result = merged.reshape([shape[i] for i in order]).transpose(np.argsort(order))
-    if out is None:
-        return result
-    out[...] = result
-    return out
+    return _call.log_softmax_backward(grad_output, output, axis, out, backend)

@@ -3,21 +3,40 @@
 import operator
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.exceptions import AxisError
 
-from lsm._errors import BackendUnsupportedError
-
+NUMPY = "numpy.ndarray"
 DTYPES = ("float16", "bfloat16", "float32", "float64", "longdouble")
 
+# What the bits of another library's bfloat16 are seen as where ml_dtypes is not installed: no arithmetic of NumPy's
+# takes it by mistake. It is known by identity, so that nobody's own structured array is taken for one.
+BFLOAT16_BITS = np.dtype([("bfloat16", np.uint16)])
+
 _NAME_BY_CHAR = {"e": "float16", "f": "float32", "d": "float64", "g": "longdouble"}
+_CHAR_BY_NAME = {name: char for char, name in _NAME_BY_CHAR.items()}
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """'float16', 'bfloat16', 'float32', 'float64' or 'longdouble'; another dtype's own name."""
-    return _NAME_BY_CHAR.get(dtype.char) or dtype.name  # dtype.name alone takes 2 microseconds
+    name = _NAME_BY_CHAR.get(dtype.char)  # dtype.name alone takes 2 microseconds
+    return name or ("bfloat16" if dtype is BFLOAT16_BITS else dtype.name)
+
+
+@cache
+def np_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's dtype of this name; for bfloat16 that of ml_dtypes, or else `BFLOAT16_BITS`."""
+    if name != "bfloat16":
+        return np.dtype(_CHAR_BY_NAME[name])
+    try:
+        import ml_dtypes
+    except ImportError:
+        return BFLOAT16_BITS
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
 
 
 def as_array(x: Any, name: str) -> Any:
@@ -51,15 +70,6 @@ def as_array(x: Any, name: str) -> Any:
     return x
 
 
-def on_device(x: Any, name: str, device: str) -> Any:
-    """An array on another device than the CPU, which only its own backend can look into."""
-    if not isinstance(getattr(x, "dtype", None), np.dtype) or not hasattr(x, "shape"):
-        raise BackendUnsupportedError(
-            f"{name}: a {type(x).__name__} on {device}, which no backend that is installed takes; nothing is moved"
-        )
-    return x
-
-
 def _holds_mask(x: Any) -> bool:
     """Whether x is a masked array or a (nested) list or tuple that holds one."""
     if "numpy.ma" not in sys.modules:
@@ -83,37 +93,34 @@ def _why_not(dtype: np.dtype[Any], name: str) -> str:
     return f"dtype {dtype} is not accepted; accepted: {', '.join(DTYPES)}, integers and bool"
 
 
-def result_dtype(given: np.dtype[Any], dtype: Any) -> np.dtype[Any]:
-    """The dtype of the result: `dtype` if given, else that of the input."""
-    if dtype is None:
-        return given
+def result_dtype(given: str, dtype: Any) -> str:
+    """The dtype of the result by name: `dtype` if given, else that of the input."""
+    if dtype is None or (isinstance(dtype, str) and dtype in DTYPES):
+        return dtype or given
     try:
-        if isinstance(dtype, str) and dtype == "bfloat16":
-            import ml_dtypes
-
-            dtype = ml_dtypes.bfloat16
         wanted: np.dtype[Any] = np.dtype(dtype)
-    except (TypeError, ImportError) as error:
+    except TypeError as error:
         raise TypeError(f"dtype: {dtype!r} is not a dtype ({error}); accepted: {', '.join(DTYPES)}") from error
     if dtype_name(wanted) not in DTYPES:
         raise TypeError(f"dtype: {wanted} cannot hold log-probabilities; accepted: {', '.join(DTYPES)}")
-    return wanted.newbyteorder("=")
+    return dtype_name(wanted)
 
 
-def promoted(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], names: tuple[str, str]) -> np.dtype[Any]:
-    """The dtype that NumPy gives to a result of both."""
-    try:
-        return np.promote_types(a.dtype, b.dtype)
-    except TypeError as error:
-        raise TypeError(
-            f"{names[0]}, {names[1]}: NumPy has no common dtype for {a.dtype} and {b.dtype}; convert one of them"
-        ) from error
+_WIDTHS = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3, "longdouble": 4}
 
 
-def same_shape(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], names: tuple[str, str]) -> None:
-    """Raise ValueError unless both shapes agree."""
-    if a.shape != b.shape:
-        raise ValueError(f"{names[0]}, {names[1]}: shapes {a.shape} and {b.shape} differ; they must be the same")
+def promoted(a: str, b: str, names: tuple[str, str]) -> str:
+    """The dtype, by name, that NumPy gives to a result of both."""
+    if a != b and _WIDTHS[a] == _WIDTHS[b]:
+        raise TypeError(f"{names[0]}, {names[1]}: NumPy has no common dtype for {a} and {b}; convert one of them")
+    return max(a, b, key=_WIDTHS.__getitem__)
+
+
+def same_shapes(arrays: tuple[Any, ...], names: tuple[str, ...]) -> None:
+    """Raise ValueError unless the shapes of one array or two agree."""
+    if arrays[0].shape != arrays[-1].shape:
+        shapes = " and ".join(str(tuple(array.shape)) for array in arrays)
+        raise ValueError(f"{', '.join(names)}: shapes {shapes} differ; they must be the same")
 
 
 def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
@@ -142,26 +149,31 @@ def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, .
     return tuple(sorted(normalised)) if ndim else ()
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> None:
     """Raise unless `out` can take a result of this shape and dtype; its byte order is free."""
     if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or _holds_mask(out)):
         raise TypeError(f"out: a {type(out).__name__}; accepted: a numpy.ndarray of shape {shape} and dtype {dtype}")
-    if out.shape != shape:
-        raise ValueError(f"out: has shape {out.shape}; the result has shape {shape}")
-    if out.dtype != dtype and out.dtype.newbyteorder("=") != dtype:
-        raise TypeError(f"out: has dtype {out.dtype}; the result has dtype {dtype} (dtype= chooses another)")
+    check_out_like(out.shape, dtype_name(out.dtype), shape, dtype)
     if not out.flags.writeable:
         raise ValueError("out: is read-only; accepted: a writable array")
-    if not out.flags.c_contiguous and _overlaps_itself(out):
+    if not out.flags.c_contiguous and overlaps_itself(out.shape, out.strides, out.itemsize):
         raise ValueError(f"out: its elements overlap one another (strides {out.strides}); give an ordinary array")
 
 
-def _overlaps_itself(array: np.ndarray[Any, Any]) -> bool:
+def check_out_like(found: tuple[int, ...], found_dtype: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Raise unless the shape and dtype that were found are those of the result."""
+    if found != shape:
+        raise ValueError(f"out: has shape {found}; the result has shape {shape}")
+    if found_dtype != dtype:
+        raise TypeError(f"out: has dtype {found_dtype}; the result has dtype {dtype} (dtype= chooses another)")
+
+
+def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether two elements may share memory; the rare layouts that interlock without doing so count as well."""
-    extent = array.itemsize
-    for stride, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+    extent = itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
         if stride < extent:
-            return array.size > 0
+            return 0 not in shape
         extent += stride * (n - 1)
     return False
 

@@ -10,6 +10,16 @@ from lsm._errors import ConfigurationError
 
 ISA_LEVELS = ("v4", "v3", "v2", "plain")
 
+# Every variable that is read when lsm runs, and the values that are understood.
+ACCEPTED = {
+    "LSM_BACKEND": "the name of a backend, such as 'numpy'",
+    "LSM_PLUGINS": "'on', 'off'",
+    "LSM_PLUGINS_ALLOW": "names of distributions with commas between them, such as 'lsm-torch,lsm-other'",
+    "LSM_NUM_THREADS": "a whole number from 1, such as '4'",
+    "LSM_FORCE_ISA": ", ".join(map(repr, ISA_LEVELS)),
+}
+WHEN_BUILT = ("LSM_NO_OPENMP", "LSM_SANITIZE")  # read by setup.py
+
 
 class Settings(NamedTuple):
     """What the environment asks for; None where it asks for nothing."""
@@ -34,36 +44,29 @@ def read(environ: Mapping[str, str]) -> Settings:
     ConfigurationError
         A value is not understood. The message lists what would be accepted.
     """
-    plugins = environ.get("LSM_PLUGINS") or "on"
-    if plugins not in ("on", "off"):
-        raise ConfigurationError(f"LSM_PLUGINS is {plugins!r}; accepted: 'on', 'off'")
+    values = {name: environ.get(name) or None for name in ACCEPTED}
 
-    threads = environ.get("LSM_NUM_THREADS") or None
-    if threads is not None and not (re.fullmatch("[0-9]{1,9}", threads) and int(threads) > 0):
-        raise ConfigurationError(f"LSM_NUM_THREADS is {threads!r}; accepted: a whole number from 1, such as '4'")
+    def check(name: str, is_understood: bool) -> None:
+        if values[name] is not None and not is_understood:
+            raise ConfigurationError(f"{name} is {values[name]!r}; accepted: {ACCEPTED[name]}")
 
-    isa = environ.get("LSM_FORCE_ISA") or None
-    if isa is not None and isa not in ISA_LEVELS:
-        accepted = ", ".join(map(repr, ISA_LEVELS))
-        raise ConfigurationError(f"LSM_FORCE_ISA is {isa!r}; accepted: {accepted}")
-
-    allow = environ.get("LSM_PLUGINS_ALLOW") or None
-    allowed = None
-    if allow is not None:
-        names = [name.strip() for name in allow.split(",")]
-        if not all(re.fullmatch("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) for name in names):
-            raise ConfigurationError(
-                f"LSM_PLUGINS_ALLOW is {allow!r}; accepted: names of distributions with commas between them, "
-                "such as 'lsm-torch,lsm-other'"
-            )
-        allowed = frozenset(normalise(name) for name in names)
-
+    name = values["LSM_BACKEND"] or ""
+    check("LSM_BACKEND", name == name.strip() and name.isprintable())
+    check("LSM_PLUGINS", values["LSM_PLUGINS"] in ("on", "off"))
+    allowed = [name.strip() for name in (values["LSM_PLUGINS_ALLOW"] or "").split(",")]
+    check(
+        "LSM_PLUGINS_ALLOW",
+        all(re.fullmatch("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) for name in allowed),
+    )
+    threads = values["LSM_NUM_THREADS"] or ""
+    check("LSM_NUM_THREADS", re.fullmatch("[0-9]{1,9}", threads) is not None and int(threads) > 0)
+    check("LSM_FORCE_ISA", values["LSM_FORCE_ISA"] in ISA_LEVELS)
     return Settings(
-        backend=environ.get("LSM_BACKEND") or None,
-        plugins=plugins == "on",
-        plugins_allow=allowed,
-        num_threads=None if threads is None else int(threads),
-        force_isa=isa,
+        backend=values["LSM_BACKEND"],
+        plugins=values["LSM_PLUGINS"] != "off",
+        plugins_allow=frozenset(map(normalise, allowed)) if values["LSM_PLUGINS_ALLOW"] else None,
+        num_threads=int(threads) if threads else None,
+        force_isa=values["LSM_FORCE_ISA"],
     )
 
 

@@ -2,26 +2,28 @@
 
 A backend that is asked for is never replaced by another: it serves the call or the call fails with the
 reason. With no wish the built-in that serves the call is taken, and only where none does, a third-party
-one: by priority, then by name.
+one: by priority, then by name. A backend that takes NumPy arrays takes those of other libraries as well, where
+they lie on the CPU: it is given the same memory as an ndarray.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from lsm._check import dtype_name
-from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError
+from lsm._check import BFLOAT16_BITS, NUMPY, np_dtype
+from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError, UnknownBackendError
 from lsm.backends.registry import BUILT_IN, Candidate, registry
+
+_ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types of which lsm makes new arrays itself
 
 
 class Policy:
     """A wish for a backend, or none, and the plans that were made under it.
 
-    `quick` holds, by dtype, the backend's functions for small calls on ndarrays, where a plan has found one that
-    has such functions.
+    `quick` holds, by dtype or (backend asked for, dtype), the backend's functions for small calls, where a plan has
+    found one that has such functions.
     """
 
-    __slots__ = ("plans", "quick", "rule", "wish")
+    __slots__ = ("__weakref__", "plans", "quick", "rule", "wish")
 
     def __init__(self, wish: str | None, rule: str) -> None:
         self.wish = wish
@@ -31,7 +33,20 @@ class Policy:
     def forget(self) -> None:
         """Make every plan anew."""
         self.plans: dict[Any, Any] = {}
-        self.quick: dict[np.dtype[Any], Any] = {}
+        self.quick: dict[Any, Any] = {}
+
+
+class Call(NamedTuple):
+    """What of a call decides who serves it; the types, devices and dtypes are names."""
+
+    array_type: str
+    device: str
+    dtypes: tuple[str, ...]  # of the input and of the result
+    op: str = "log_softmax"
+
+    def __str__(self) -> str:
+        dtypes = " to ".join(dict.fromkeys(self.dtypes))
+        return f"{self.array_type} of {dtypes} on {self.device}"
 
 
 class Decision(NamedTuple):
@@ -44,9 +59,13 @@ class Decision(NamedTuple):
     rule : str
         What decided: "backend=", "use_backend", "set_default_backend", "LSM_BACKEND" or "automatic".
     op, array_type, device, dtype : str
-        The call.
+        The call; `dtype` is "float16 to float32" where the result has another than the input.
+    taken_as : str
+        The type of array that the winner is given: `array_type`, or "numpy.ndarray" for the same memory seen as one.
+    distribution, version, file : str
+        Where the winner comes from.
     reasons : dict of str to str
-        For every other backend, why it does not serve the call.
+        For every other backend, by its name or "distribution/name", why it does not serve the call.
     error : LsmError or None
         What the call would raise.
     backend : object or None
@@ -59,6 +78,10 @@ class Decision(NamedTuple):
     array_type: str
     device: str
     dtype: str
+    taken_as: str
+    distribution: str
+    version: str
+    file: str
     reasons: dict[str, str]
     error: LsmError | None = None
     backend: Any = None
@@ -68,96 +91,150 @@ class Decision(NamedTuple):
 
     def __str__(self) -> str:
         head = f"{self.op} of {self.array_type}, {self.dtype}, on {self.device}: "
-        head += f"served by {self.winner} ({self.rule})" if self.winner else f"fails: {self.error}"
+        if self.winner is None:
+            head += f"fails: {self.error}"
+        else:
+            head += f"served by {self.winner} ({self.rule})"
+            head += f", as {self.taken_as}" if self.taken_as != self.array_type else ""
         width = max(map(len, self.reasons), default=0)
         return "\n".join([head, *(f"  {name:<{width}}  {reason}" for name, reason in self.reasons.items())])
 
 
-def decide(
-    array_type: type, dtypes: tuple[np.dtype[Any], ...], device: str, policy: Policy, op: str = "log_softmax"
-) -> Decision:
+def decide(call: Call, policy: Policy) -> Decision:
     """Find who serves a call; loads a third-party backend only if it may be the one."""
-    names = tuple(dict.fromkeys(dtype_name(dtype) for dtype in dtypes))
-    type_name = f"{array_type.__module__}.{array_type.__qualname__}"
     reasons: dict[str, str] = {}
     winner: Candidate | None = None
     error: LsmError | None = None
     try:
         if policy.wish is None:
-            winner = _choose(type_name, names, device, reasons)
+            winner = _choose(call, reasons)
             if winner is None:
-                error = _nobody(type_name, names, device, reasons)
+                error = _nobody(call, reasons)
         else:
             asked = registry().get(policy.wish)
-            problem = _problem(asked, type_name, names, device)
+            problem = _problem(asked, call)
             if problem:
-                error = _refusal(asked, problem, policy, type_name, names, device)
-                reasons[policy.wish] = problem
+                error = _refusal(asked, problem, policy, call)
+                reasons[registry().label(asked)] = problem
             else:
                 winner = asked
-    except LsmError as caught:
-        error = caught
+    except UnknownBackendError as caught:
+        error = type(caught)(f"{caught} (asked for by {policy.rule})")
     return Decision(
         winner=winner.name if winner else None,
         rule=policy.rule,
-        op=op,
-        array_type=type_name,
-        device=device,
-        dtype=" to ".join(names),
+        op=call.op,
+        array_type=call.array_type,
+        device=call.device,
+        dtype=" to ".join(dict.fromkeys(call.dtypes)),
+        taken_as=_taken_as(winner.backend, call) if winner else "",
+        distribution=winner.found.distribution if winner else "",
+        version=winner.found.version if winner else "",
+        file=winner.found.file if winner else "",
         reasons=reasons,
         error=error,
         backend=winner.backend if winner else None,
     )
 
 
-def _problem(candidate: Candidate, type_name: str, dtypes: tuple[str, ...], device: str) -> str:
+def explained(call: Call, policy: Policy) -> Decision:
+    """The same, with the reason of every other backend; loads no more of them."""
+    decision = decide(call, policy)
+    why = "not asked for" if policy.wish else f"not needed: {decision.winner} serves the call"
+    for candidate in registry().all():
+        if candidate.backend is not decision.backend or decision.winner is None:
+            reason = why
+            if candidate.state not in ("loaded", "discovered"):
+                reason = f"{candidate.state}: {candidate.reason}"
+            elif candidate.state == "loaded":
+                reason = _problem(candidate, call) or why
+            decision.reasons.setdefault(registry().label(candidate), reason)
+    return decision
+
+
+def _taken_as(backend: Any, call: Call) -> str:
+    """The type of array that this backend is given in a call; empty if it does not serve the call's type."""
+    if call.array_type in backend.array_types:
+        return call.array_type
+    return NUMPY if call.device == "cpu" and NUMPY in backend.array_types else ""
+
+
+def _problem(candidate: Candidate, call: Call) -> str:
     """Why this backend does not serve a call; empty if it does. Loads it."""
     try:
         backend = candidate.load()
     except BackendUnavailableError:
         return f"{candidate.state}: {candidate.reason}"
-    if device not in backend.devices:
-        return f"serves the devices {', '.join(backend.devices)}, not {device}"
-    if type_name not in backend.array_types:
-        return f"serves {', '.join(backend.array_types)}, not {type_name}"
-    missing = [dtype for dtype in dtypes if dtype not in backend.dtypes]
+    if call.device not in backend.devices:
+        return f"serves the devices {', '.join(backend.devices)}, not {call.device}"
+    taken_as = _taken_as(backend, call)
+    if not taken_as:
+        return f"serves {', '.join(backend.array_types)}, not {call.array_type}"
+    if taken_as not in _ALLOCATED and getattr(backend, "empty", None) is None:
+        return f"has no method empty, which would make new arrays of {taken_as}"
+    missing = [dtype for dtype in dict.fromkeys(call.dtypes) if dtype not in backend.dtypes]
     if missing:
         return f"serves {', '.join(backend.dtypes)}, not {', '.join(missing)}"
+    takes_bits = taken_as != NUMPY or getattr(backend, "takes_bfloat16_bits", False)
+    if "bfloat16" in call.dtypes and not takes_bits and np_dtype("bfloat16") is BFLOAT16_BITS:
+        return "needs ml_dtypes for bfloat16: python -m pip install 'lsm[bfloat16]'"
     return ""
 
 
-def _choose(type_name: str, dtypes: tuple[str, ...], device: str, reasons: dict[str, str]) -> Candidate | None:
+def _choose(call: Call, reasons: dict[str, str]) -> Candidate | None:
     """The backend for a call that wishes for none; notes why those before it do not serve."""
-    for name in BUILT_IN:
-        candidate = registry().built_in(name)
-        if candidate is not None:
-            problem = _problem(candidate, type_name, dtypes, device)
-            if not problem:
-                return candidate
-            reasons[name] = problem
+    for candidate in _own():
+        problem = _problem(candidate, call)
+        if not problem:
+            return candidate
+        reasons[candidate.name] = problem
     usable = []
     for candidate in registry().third_party():
-        problem = _problem(candidate, type_name, dtypes, device)
+        problem = _problem(candidate, call)
         if problem:
             reasons[candidate.name] = problem
         else:
             usable.append(candidate)
-    return min(usable, key=lambda c: (-c.backend.priority, c.name), default=None)
+    usable.sort(key=_rank)
+    for candidate in usable[1:]:
+        first, its = usable[0].backend.priority, candidate.backend.priority
+        how = f"priority {first} to {its}" if first != its else f"name, at the same priority {its}"
+        reasons[candidate.name] = f"serves it as well; {usable[0].name} comes first by {how}"
+    return usable[0] if usable else None
 
 
-def _nobody(type_name: str, dtypes: tuple[str, ...], device: str, reasons: dict[str, str]) -> LsmError:
+def _own() -> Iterator[Candidate]:
+    """The built-in backends in the order of automatic choice; nothing is searched for before the first."""
+    for name in BUILT_IN:
+        candidate = registry().built_in(name)
+        if candidate is not None:
+            yield candidate
+
+
+def _rank(candidate: Candidate) -> tuple[int, str]:
+    return -candidate.backend.priority, candidate.name
+
+
+def _able(call: Call) -> list[str]:
+    """The names of those that would serve a call if asked; third parties are loaded only if no built-in does."""
+    own = [candidate.name for candidate in _own() if not _problem(candidate, call)]
+    theirs = [] if own else [candidate for candidate in registry().third_party() if not _problem(candidate, call)]
+    return own + [candidate.name for candidate in sorted(theirs, key=_rank)]
+
+
+def _nobody(call: Call, reasons: dict[str, str]) -> LsmError:
     why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
-    return BackendUnsupportedError(f"no backend serves {type_name} of {' to '.join(dtypes)} on {device}: {why}")
+    text = f"no backend serves {call}: {why}"
+    elsewhere = _able(call._replace(device="cpu")) if call.device != "cpu" else []
+    if elsewhere:
+        text += f"; nothing is moved between devices, and on cpu {' or '.join(map(repr, elsewhere))} would serve it"
+    return BackendUnsupportedError(text)
 
 
-def _refusal(
-    asked: Candidate, problem: str, policy: Policy, type_name: str, dtypes: tuple[str, ...], device: str
-) -> LsmError:
+def _refusal(asked: Candidate, problem: str, policy: Policy, call: Call) -> LsmError:
     """The error of a call whose wish cannot be met, with who would serve it."""
     if asked.state != "loaded":
-        error: LsmError = BackendUnavailableError(f"{asked.describe()} (asked for by {policy.rule})")
-        error.__cause__ = asked.error
-        return error
-    other = _choose(type_name, dtypes, device, {})
-    remedy = f"backend={other.name!r} would serve it" if other else "no backend that is installed would"
+        return asked.error_now(f" (asked for by {policy.rule})")
+    others = " or ".join(f"backend={name!r}" for name in _able(call))
+    remedy = f"{others} would serve it" if others else "no backend that is installed would"
     return BackendUnsupportedError(f"backend {asked.name!r} (asked for by {policy.rule}) {problem}; {remedy}")

@@ -10,23 +10,33 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
-import numpy as np
-
-from lsm._check import as_array, on_device, result_dtype
+from lsm._check import NUMPY
 from lsm._config import settings
-from lsm._decide import Decision, Policy, decide
+from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
-from lsm._interop import device_kind
-from lsm.backends.registry import BUILT_IN, BackendInfo, forget, registry
+from lsm._guard import Guarded
+from lsm._interop import library_of
+from lsm.backends.discovery import OWN_DISTRIBUTION
+from lsm.backends.registry import BackendInfo, forget, registry
 
 OPERATIONS = ("log_softmax", "log_softmax_backward")
-_PLAN_LIMIT = 512  # dtypes with metadata differ without end
+_PLAN_LIMIT = 512  # a program may have any number of array types
 
 _in_context: ContextVar[Policy | None] = ContextVar("lsm_policy", default=None)
 _default: Policy | None = None
+_in_blocks: WeakSet[Policy] = WeakSet()  # the policies of all `use_backend` blocks, also of other threads
 _lock = threading.Lock()
+
+
+class Plan(NamedTuple):
+    """How a kind of call is served: by whom, given which type of array, and the functions for small ones."""
+
+    backend: Any
+    takes_numpy: bool
+    quick: Any
 
 
 def _after_fork_in_child() -> None:
@@ -54,8 +64,8 @@ def _environment_policy() -> Policy:
         return _default
 
 
-def serving(array_type: type, dtype: np.dtype[Any], result: np.dtype[Any], device: str, backend: str | None) -> Any:
-    """The backend object for a call; the plan is remembered in the policy.
+def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
+    """Find the backend for a call; the plan is remembered in the policy, its quick functions by `quick_key`.
 
     Raises
     ------
@@ -63,29 +73,38 @@ def serving(array_type: type, dtype: np.dtype[Any], result: np.dtype[Any], devic
         As `decide` found.
     """
     policy = _policy()
-    key = (array_type, dtype, result, device, backend if backend is None else _checked_name(backend))
-    plan = policy.plans.get(key)
+    plans, quick_functions = policy.plans, policy.quick  # of now: another thread may make the policy forget them
+    key = (call.array_type, call.device, call.dtypes, backend if backend is None else _checked_name(backend))
+    plan: Plan | None = plans.get(key)
     if plan is None:
-        wish = policy if backend is None else Policy(backend, "backend=")
-        decision = decide(array_type, (dtype, result), device, wish)
+        decision = decide(call, policy if backend is None else Policy(backend, "backend="))
         if decision.error is not None:
             raise decision.error
-        plan = decision.backend
-        if len(policy.plans) < _PLAN_LIMIT:
-            policy.plans[key] = plan
-            # Not a third party's, which may have inherited them: its own methods would be passed over.
-            if key == (np.ndarray, dtype, dtype, "cpu", None) and decision.winner in BUILT_IN:
-                policy.quick[dtype] = getattr(plan, "quick_functions", None)
+        plan = _plan(decision)
+        if len(plans) < _PLAN_LIMIT:
+            plans[key] = plan
+            is_quick = plan.takes_numpy and plan.quick is not None and len(set(call.dtypes)) == 1
+            if is_quick and quick_key is not None:
+                quick_functions[quick_key if backend is None else (backend, quick_key)] = plan.quick
     return plan
 
 
-def quick(dtype: np.dtype[Any]) -> Any:
-    """The functions for small calls on ndarrays of this dtype; None if there are none, or no plan yet.
+def _plan(decision: Decision) -> Plan:
+    backend, takes_numpy = decision.backend, decision.taken_as == NUMPY
+    if decision.distribution == OWN_DISTRIBUTION:
+        return Plan(backend, takes_numpy, getattr(backend, "quick_functions", None))
+    # No quick functions, which a third party's may have inherited: its own methods would be passed over.
+    origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"
+    return Plan(Guarded(backend, origin), takes_numpy, None)
+
+
+def quick(key: Any) -> Any:
+    """The functions for small calls on ndarrays of this dtype, or (backend asked for, dtype); None without a plan.
 
     Each takes the positional arguments of its operation and `out`, and returns None for what it does not serve.
     """
     policy = _in_context.get() or _default
-    return None if policy is None else policy.quick.get(dtype)
+    return None if policy is None else policy.quick.get(key)
 
 
 def _checked_name(name: Any) -> str:
@@ -98,8 +117,8 @@ def _checked_name(name: Any) -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Use one backend for every call within a ``with`` block, in this thread or asyncio task.
 
-    A thread that is started inside the block does not see it; `set_default_backend` reaches all threads,
-    and ``contextvars.copy_context().run`` carries the block along.
+    A thread, or a worker of a pool, does not see the block in which it is started or given work:
+    ``contextvars.copy_context().run`` carries the block along, and `set_default_backend` reaches all threads.
 
     Parameters
     ----------
@@ -118,9 +137,21 @@ def use_backend(name: str) -> Iterator[None]:
     >>> import lsm
     >>> with lsm.use_backend("numpy"):
     ...     y = lsm.log_softmax([1.0, 2.0])
+
+    In a pool of threads, with the backend of the block:
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from contextvars import copy_context
+    >>> with ThreadPoolExecutor() as pool, lsm.use_backend("numpy"):
+    ...     work = pool.submit(copy_context().run, lsm.log_softmax, [1.0, 2.0])
+    >>> work.result().round(3)
+    array([-1.313, -0.313])
     """
     registry().get(_checked_name(name)).load()
-    token = _in_context.set(Policy(name, "use_backend"))
+    policy = Policy(name, "use_backend")
+    with _lock:
+        _in_blocks.add(policy)
+    token = _in_context.set(policy)
     try:
         yield
     finally:
@@ -201,9 +232,8 @@ def refresh_backends() -> None:
     forget()
     with _lock:
         _default = None if _default is None else Policy(_default.wish, _default.rule)
-    inside = _in_context.get()
-    if inside is not None:
-        inside.forget()
+        for policy in _in_blocks:
+            policy.forget()
 
 
 def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:
@@ -239,14 +269,11 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     """
     if op not in OPERATIONS:
         raise ValueError(f"op: {op!r} is not an operation; accepted: {', '.join(map(repr, OPERATIONS))}")
-    device = device_kind(x)
-    array = as_array(x, "x") if device == "cpu" else on_device(x, "x", device)
-    dtypes = (array.dtype, result_dtype(array.dtype, dtype))
-    policy = _policy() if backend is None else Policy(_checked_name(backend), "backend=")
-    decision = decide(type(array), dtypes, device, policy, op)
-    why = "not asked for" if policy.wish else f"not needed: {decision.winner} serves the call"
-    for candidate in registry().all():
-        if candidate.name != decision.winner:
-            broken = candidate.state not in ("loaded", "discovered")
-            decision.reasons.setdefault(candidate.name, f"{candidate.state}: {candidate.reason}" if broken else why)
-    return decision
+    library = library_of(x)
+    array, device, own = library.take(x, "x")
+    return explain_call(Call(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op), backend)
+
+
+def explain_call(call: Call, backend: str | None = None) -> Decision:
+    """`explain` of a call that is described, without an array."""
+    return explained(call, _policy() if backend is None else Policy(_checked_name(backend), "backend="))

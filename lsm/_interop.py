@@ -1,20 +1,102 @@
-"""Arrays that are not NumPy's: where they live."""
+"""Which library an array is of: NumPy, PyTorch, JAX, or any that speaks DLPack.
 
+Nothing here imports a library. An array of PyTorch can only come from a program that has imported it.
+"""
+
+import sys
 from typing import Any
 
 import numpy as np
 
-# DLPack's numbers for devices whose memory the CPU reads as its own: CPU, and host memory pinned by CUDA or ROCm.
-_HOST = (1, 3, 11)
-_KINDS = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda", 14: "oneapi"}
+from lsm import _check
+from lsm._interop_base import Arrays, Taken
+from lsm._interop_jax import JaxArrays
+from lsm._interop_torch import TorchTensors
 
 
-def device_kind(x: Any) -> str:
-    """'cpu', 'cuda', ...: the kind of device that holds x, by DLPack; 'cpu' for what does not say."""
-    if type(x) is np.ndarray:
+class NumpyArrays(Arrays):
+    """numpy.ndarray, and whatever NumPy makes one of."""
+
+    dtypes = _check.DTYPES
+    maker = "numpy.asarray"
+
+    def type_name(self, x: Any) -> str:
+        """The name by which backends declare this type."""
+        return _check.NUMPY
+
+    def device(self, x: Any) -> str:
+        """NumPy's arrays lie in the memory of the CPU."""
         return "cpu"
-    tell = getattr(type(x), "__dlpack_device__", None)
-    if tell is None:
+
+    def place(self, x: Any) -> str:
+        """As `device`."""
         return "cpu"
-    number = int(tell(x)[0])
-    return "cpu" if number in _HOST else _KINDS.get(number, f"device type {number}")
+
+    def take(self, x: Any, name: str) -> Taken:
+        """Make an ndarray of the argument; raise TypeError for what lsm does not take."""
+        array = _check.as_array(x, name)
+        return Taken(array, "cpu", _check.dtype_name(array.dtype))
+
+    def result_dtype(self, own: str, dtype: Any) -> str:
+        """The dtype of the result by name: `dtype`, as the user spelt it, or that of the input."""
+        wanted = _check.result_dtype(own, dtype)
+        if wanted == "bfloat16" and _check.np_dtype(wanted) is _check.BFLOAT16_BITS:
+            raise TypeError("dtype: NumPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm[bfloat16]'")
+        return wanted
+
+    def as_numpy(self, x: Any, name: str) -> Any:
+        """The array itself, of which `take` made one."""
+        return x
+
+    def seen(self, x: Any, name: str) -> Any:
+        """The array itself."""
+        return x
+
+    def quick_key(self, x: Any, dtype: str) -> Any:
+        """What quick functions for x are remembered by: its dtype, if it is computed as what it is."""
+        return x.dtype if _check.dtype_name(x.dtype) == dtype else None
+
+    def from_numpy(self, y: Any, like: Any) -> Any:
+        """The result itself."""
+        return y
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any, backend: Any) -> Any:
+        """A new array, in the order of the axes of `like` in memory if it has the same shape."""
+        if like.shape == shape:
+            return np.empty_like(like, dtype=_check.np_dtype(dtype), subok=False)
+        return np.empty(shape, _check.np_dtype(dtype))
+
+    def signature(self, x: Any) -> tuple[Any, ...]:
+        """Shape, dtype and device."""
+        return x.shape, x.dtype, "cpu"
+
+    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+        """Whether `out` is aligned and in native byte order, as backends may expect."""
+        return bool(out.dtype.isnative and out.flags.aligned)
+
+    def plain(self, out: Any) -> Any:
+        """Without the subclass."""
+        return np.asarray(out)
+
+    def is_apart(self, x: Any, out: Any) -> bool:
+        """Whether `out` is the very memory of x, or shares none with it."""
+        return not np.may_share_memory(x, out) or _check.same_memory(x, out)
+
+
+NUMPY_ARRAYS = NumpyArrays()
+TORCH_TENSORS = TorchTensors()
+_ANY, _JAX = Arrays(), JaxArrays()
+_NUMPYS = (np.ndarray, np.generic, list, tuple, float, int)
+
+
+def library_of(x: Any) -> Arrays:
+    """How to take an argument; what is no array of another library is NumPy's to make one of."""
+    if isinstance(x, _NUMPYS):
+        return NUMPY_ARRAYS
+    if isinstance(x, getattr(sys.modules.get("torch"), "Tensor", ())):
+        return TORCH_TENSORS
+    if isinstance(x, getattr(sys.modules.get("jax"), "Array", ())):
+        return _JAX
+    if hasattr(type(x), "__dlpack_device__"):
+        return _ANY
+    return NUMPY_ARRAYS

@@ -1,4 +1,4 @@
-"""The command `lsm`: which backends there are, who would serve a call, and log-softmax of files."""
+"""The command `lsm`: which backends there are, what they keep, who would serve a call, and log-softmax of files."""
 
 import argparse
 import json
@@ -6,20 +6,21 @@ import os
 import shutil
 import signal
 import sys
-import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import lsm
-from lsm import _apply
-from lsm._dispatch import OPERATIONS
-from lsm.backends import cython_
+from lsm import _apply, _listing
+from lsm._check import DTYPES, as_array, dtype_name
+from lsm._decide import Call
+from lsm._dispatch import OPERATIONS, explain_call
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
 
@@ -59,6 +60,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except (_StoppedError, KeyboardInterrupt) as stop:
         number = stop.args[0] if isinstance(stop, _StoppedError) else signal.SIGINT
         return _failed(STOPPED + number, f"stopped by {signal.Signals(number).name}; nothing was changed")
+    except lsm.BackendFailedError as error:
+        return _failed(FAILED, str(error))
     except (lsm.LsmError, TypeError, ValueError) as error:
         return _failed(MISUSED, str(error))
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -67,7 +70,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except OSError as error:
         _discard_output()
         return _failed(FAILED, str(error))
-    except Exception as error:  # of a third-party backend, or MemoryError
+    except Exception as error:  # MemoryError, say
         return _failed(FAILED, f"{type(error).__name__}: {error}")
 
 
@@ -146,9 +149,20 @@ def _parser() -> argparse.ArgumentParser:
     about = "tell who would serve a call and why, and why not the others; exit code 1 if nobody would"
     explain = commands.add_parser("explain", help=about, description=about)
     explain.add_argument("--dtype", type=_dtype, required=True, help="dtype of the array, such as float32")
-    explain.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it is (default: cpu)")
+    explain.add_argument("--device", default="cpu", help="where it is: cpu (default), cuda, mps, ...")
+    explain.add_argument(
+        "--array-type",
+        metavar="TYPE",
+        help="numpy.ndarray (default on cpu), cupy.ndarray (default on cuda), torch.Tensor (default elsewhere), ...",
+    )
     _add_common(explain)
     explain.set_defaults(run=_explain)
+
+    about = "hold a backend to everything that it claims (loads it); exit code 1 if a claim does not hold"
+    check = commands.add_parser("check", help=about, description=about)
+    check.add_argument("name", metavar="NAME", help="the backend, or distribution/name")
+    check.add_argument("--json", metavar="FILE", help="write the report to this file too")
+    check.set_defaults(run=_check_backend)
 
     about = "apply log-softmax or its gradient to a .npy file of any size, and write a .npy file"
     apply = commands.add_parser(
@@ -178,11 +192,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", metavar="NAME", help="this backend and no other")
 
 
-def _dtype(text: str) -> np.dtype[Any]:
-    """Find a dtype by its name."""
+def _dtype(text: str) -> Any:
+    """Find a dtype of lsm's by its name, or another by NumPy's."""
     try:
-        return np.dtype(import_module("ml_dtypes").bfloat16 if text == "bfloat16" else text)
-    except (TypeError, ValueError, SyntaxError, ImportError) as error:
+        return text if text in DTYPES else np.dtype(text)
+    except (TypeError, ValueError, SyntaxError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a dtype ({error}); give one such as float32") from error
 
 
@@ -200,69 +214,41 @@ def _axis(text: str) -> int | tuple[int, ...] | None:
 def _backends(args: argparse.Namespace) -> int:
     """`lsm backends`."""
     warnings.simplefilter("ignore", lsm.PluginWarning)  # the list says the same
-    report = {
-        "lsm": lsm.__version__,
-        "kernels": _kernel_level(),
-        "num_threads": lsm.get_num_threads(),
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("LSM_")},
-        "backends": [info._asdict() for info in lsm.list_backends()],
-    }
+    report = _listing.report()
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        print("\n".join(_report_lines(report, shutil.get_terminal_size().columns)))
+        print("\n".join(_listing.lines(report, shutil.get_terminal_size().columns)))
     return 0
-
-
-def _kernel_level() -> str | None:
-    """Tell the instruction level of the compiled kernels; None if they cannot be used."""
-    try:
-        return str(cython_.kernels()["level"])
-    except lsm.BackendUnavailableError:
-        return None
-
-
-def _report_lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
-    """Lay the report out for a reader: who and where in columns, the reason and the file below."""
-    yield f"lsm {report['lsm']}, kernels: {report['kernels'] or 'none'}, threads: {report['num_threads']}"
-    for name, value in report["environment"].items():
-        yield f"{name}={value}"
-    yield ""
-    heads = {"name": "NAME", "state": "STATE", "origin": "FROM", "devices": "DEVICES"}
-    rows = [heads | {"dtypes": "DTYPES", "reason": "", "file": ""}]
-    for info in report["backends"]:
-        texts = {key: ", ".join(info[key]) or "-" for key in ("devices", "dtypes")}
-        rows.append(info | texts | {"origin": f"{info['distribution']} {info['version']}".strip()})
-    widths = {key: max(len(row[key]) for row in rows) for key in heads}
-    below = " " * (widths["name"] + 2)
-    for row in rows:
-        start = "".join(f"{row[key]:<{width}}  " for key, width in widths.items())
-        # A column for the dtypes that is too narrow to read would be worse than a line that is too long.
-        yield from textwrap.wrap(
-            row["dtypes"],
-            max(n_columns, len(start) + 24),
-            initial_indent=start,
-            subsequent_indent=" " * len(start),
-        )
-        yield from textwrap.wrap(
-            row["reason"], max(n_columns, 40), initial_indent=below, subsequent_indent=below, break_on_hyphens=False
-        )
-        if row["file"]:
-            yield below + row["file"]  # never wrapped, so that it can be copied
 
 
 def _explain(args: argparse.Namespace) -> int:
     """`lsm explain`."""
     warnings.simplefilter("ignore", lsm.PluginWarning)  # as in _backends
-    maker: Any = np
-    if args.device == "cuda":
-        try:
-            maker = import_module("cupy")
-        except ImportError as error:
-            raise lsm.BackendUnavailableError(f"--device cuda needs CuPy, which cannot be imported: {error}") from error
-    decision = lsm.explain(maker.zeros(1, args.dtype), args.op, backend=args.backend)
+    usual = {"cpu": "numpy.ndarray", "cuda": "cupy.ndarray"}.get(args.device, "torch.Tensor")
+    dtype = args.dtype if args.dtype in DTYPES else dtype_name(as_array(np.zeros(1, args.dtype), "x").dtype)
+    call = Call(args.array_type or usual, args.device, (dtype, dtype), args.op)
+    decision = explain_call(call, args.backend)
     print(decision)
     return 0 if decision.winner else FAILED
+
+
+def _check_backend(args: argparse.Namespace) -> int:
+    """`lsm check`."""
+    # No other command needs these.
+    testing, table = import_module("lsm.testing"), import_module("lsm._conformance.table")
+
+    def with_bar(cases: list[Any]) -> Iterator[Any]:
+        with _progress(len(cases), unit="case", unit_scale=False) as done:
+            for case in cases:
+                yield case
+                done(1)
+
+    report = testing.check_backend(args.name, progress=with_bar)
+    print("\n".join(table.lines(report, shutil.get_terminal_size().columns)))
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0 if report.has_passed else FAILED
 
 
 def _apply_to_files(args: argparse.Namespace) -> int:
@@ -286,7 +272,7 @@ def _apply_to_files(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _progress(n_bytes: int) -> Iterator[Callable[[int], Any]]:
+def _progress(n_all: int, unit: str = "B", unit_scale: bool = True) -> Iterator[Callable[[int], Any]]:
     """Show a progress bar, where somebody looks and tqdm is installed."""
     tqdm = None
     if sys.stderr is not None and sys.stderr.isatty():
@@ -297,5 +283,5 @@ def _progress(n_bytes: int) -> Iterator[Callable[[int], Any]]:
     else:
         size = shutil.get_terminal_size()  # tqdm itself shows nothing on a terminal that says its size is 0
         shape = {"ncols": size.columns, "nrows": size.lines}
-        with tqdm(total=n_bytes, unit="B", unit_scale=True, unit_divisor=1024, **shape) as bar:
+        with tqdm(total=n_all, unit=unit, unit_scale=unit_scale, unit_divisor=1024, **shape) as bar:
             yield bar.update

@@ -1,10 +1,15 @@
 """Every test that takes `backend` runs on every backend; with `dtype` beside it, on every dtype it claims."""
 
+import importlib.util
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import lsm
+from lsm import _dispatch
+from lsm.backends import registry
+from lsm.backends.discovery import Found
 
 DTYPES = {
     "float16": np.dtype(np.float16),
@@ -16,11 +21,21 @@ DTYPES = {
 # All that lsm brings. One that is not usable here is skipped, unless --require names it.
 BACKENDS = ("cython", "numpy")
 
+# These tests need libraries that lsm does without; CI installs them and names the files.
+_missing = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is None]
+collect_ignore = ["test_interop.py"] if _missing else []
+
 
 def pytest_addoption(parser):
     parser.addoption(
         "--require", action="append", default=["cython", "numpy"], help="a backend whose tests may not be skipped"
     )
+
+
+def pytest_report_header(config):
+    if collect_ignore:
+        return f"left out: {', '.join(collect_ignore)} ({', '.join(_missing)} not installed; '.[interop]' has them)"
+    return None
 
 
 def _claims(name):
@@ -56,3 +71,20 @@ def _clean_policy():
     """No test leaves a default backend or a thread count behind."""
     yield
     lsm.set_default_backend(None)
+
+
+@pytest.fixture
+def installed():
+    """Put a backend among those that were found, as if a distribution had brought it."""
+
+    def install(backend, distribution="acme-lsm"):
+        found = Found(backend.name, distribution, "1.0", "/site/acme/entry_points.txt", "acme:backend")
+        candidate = registry.Candidate(found, backend)
+        known = registry.registry()
+        known._others = (*known.others(), candidate)
+        _dispatch._policy().forget()
+        return backend
+
+    lsm.refresh_backends()
+    yield install
+    lsm.refresh_backends()

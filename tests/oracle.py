@@ -1,37 +1,25 @@
-"""The exact values, in arithmetic wider than what is tested, and how far from them a result is.
+"""The kit's oracle, and beside it what only lsm's own tests need: long frames in pieces, and mpmath.
 
-float64 and narrower are checked in longdouble (64-bit significand on x86), longdouble against mpmath, which is imported
-where it is used: benchmarks/accuracy.py does without.
+mpmath is imported where it is used: benchmarks/accuracy.py does without.
 """
 
 import numpy as np
 
-LD = np.longdouble
+from lsm._conformance.oracle import LD, backward, log_softmax, spacing, ulps
 
-
-def log_softmax(x, axis=-1):
-    """The exact log-softmax, rounded to longdouble."""
-    x = np.moveaxis(np.asarray(x).astype(LD), axis, -1)
-    with np.errstate(all="ignore"):
-        m = x.max(axis=-1, keepdims=True)
-        d = x - m
-        p = np.exp(d)
-        np.put_along_axis(p, x.argmax(axis=-1)[..., None], 0, axis=-1)
-        return np.moveaxis(d - np.log1p(p.sum(axis=-1, keepdims=True)), -1, axis)
-
-
-def backward(dy, y, axis=-1):
-    """The exact gradient, and the largest of |dx|, |dy| and |exp(y) * S| of each element.
-
-    For float64 and longdouble S counts as sum(|dy|): their sum has no wider type.
-    """
-    has_wider = np.asarray(dy).dtype.itemsize < 8
-    dy, y = (np.asarray(a).astype(LD) for a in (dy, y))
-    with np.errstate(all="ignore"):
-        s = dy.sum(axis=axis, keepdims=True)
-        dx = np.where(y > LD(-0.5), (dy - s) - np.expm1(y) * s, dy - np.exp(y) * s)
-        total = np.abs(s) if has_wider else np.abs(dy).sum(axis=axis, keepdims=True)
-        return dx, np.maximum(np.maximum(np.abs(dx), np.abs(dy)), np.exp(y) * total)
+__all__ = [
+    "LD",
+    "backward",
+    "backward_in_pieces",
+    "log_softmax",
+    "log_softmax_in_pieces",
+    "log_softmax_mp",
+    "mp_from",
+    "mp_to_ld",
+    "pieces",
+    "spacing",
+    "ulps",
+]
 
 
 def pieces(shape, n_piece=2**18):
@@ -102,31 +90,3 @@ def mp_to_ld(value):
     fraction, exponent = mpmath.frexp(value)
     high = float(fraction)
     return np.ldexp(LD(high) + LD(float(fraction - high)), max(exponent, -40000))
-
-
-def spacing(value, dtype):
-    """One ulp of `dtype` at |value|, in longdouble."""
-    dtype = np.dtype(dtype)
-    value = np.abs(np.asarray(value).astype(LD))
-    n_digits, smallest = {
-        "float16": (11, -24),
-        "bfloat16": (8, -133),
-        "float32": (24, -149),
-        "float64": (53, -1074),
-    }.get(dtype.name, (64, -16445))
-    exponent = np.frexp(value)[1]
-    return np.ldexp(LD(1), np.maximum(exponent - n_digits, smallest))
-
-
-_LARGEST = {"float16": 65520.0, "bfloat16": 3.396e38, "float32": 3.40282356779733661637539395458142568447e38}
-
-
-def ulps(result, exact, at=None):
-    """The largest error of `result`, in ulps of its dtype at `exact` (or at `at`); equal infinities count 0."""
-    wide = np.asarray(result).astype(LD)
-    with np.errstate(all="ignore"):
-        limit = LD(_LARGEST.get(result.dtype.name, np.inf))  # what lies beyond rounds to infinity
-        exact = np.where(np.abs(exact) >= limit, np.copysign(LD(np.inf), exact), exact)
-        error = np.abs(wide - exact) / spacing(exact if at is None else at, result.dtype)
-    error[wide == exact] = 0
-    return float(error.max(initial=0))

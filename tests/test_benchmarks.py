@@ -163,3 +163,12 @@ def test_the_benchmark_of_small_calls_prints_both_tables(hidden):
     if hidden:
         assert not any("torch" in row for row in rows)
     assert table(pieces)[-1]["pieces of a call on (1, 10)"] == "the whole call"
+
+
+def test_the_front_of_a_call_is_measured_with_plugins():
+    done = run("dispatch.py", "--repeats", "2")
+    assert done.returncode == 0, done.stderr
+    rows = {row["ns, float32 (1, 10)"]: row for row in table(done.stdout)}
+    known = rows["backends known"]
+    assert int(known["10 plugins"]) == int(known["no plugin"]) + 10
+    assert all(float(rows[name]["10 plugins"]) > 0 for name in ("forward, automatic", "the kernel itself, forward"))

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 import tracemalloc
-import types
 import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -533,6 +532,7 @@ def broken(error):
     [
         (RuntimeError("a plugin is broken"), 1, "RuntimeError: a plugin is broken"),
         (MemoryError("too large"), 1, "MemoryError: too large"),
+        (lsm.BackendFailedError("backend 'acme': log_softmax raised"), 1, "backend 'acme': log_softmax raised"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
         (lsm.LsmError("something"), 2, "something"),
         (KeyboardInterrupt(), 130, "SIGINT"),
@@ -704,7 +704,8 @@ def test_backends(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"lsm {lsm.__version__}, kernels: ")
     assert f"threads: {lsm.get_num_threads()}" in lines[0]
-    assert "LSM_TEST_ONLY=shown" in lines
+    assert "LSM_TEST_ONLY=shown  (lsm has no such variable)" in lines
+    assert "not set: " in " ".join(lines)
     head = next(line for line in lines if line.startswith("NAME"))
     row = next(line for line in lines if line.startswith("numpy "))
     for title, text in (
@@ -729,6 +730,15 @@ def test_the_table_fits_the_terminal(capsys, monkeypatch, n_columns):
     assert max(map(len, out.splitlines())) <= n_columns
     assert " ".join(out.split()).count(reason.strip()) == 1
     assert out.count("float16") == 9
+
+
+def test_a_bound_that_is_not_lsms_own_is_shown(capsys, monkeypatch):
+    row = lsm.list_backends()[0]
+    theirs = row._replace(name="loose", max_ulp={"float32": 1e7, "float64": 4.0, "float16": 0.501})
+    monkeypatch.setattr(lsm, "list_backends", lambda: [row, theirs])
+    assert main(["backends"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "ulp" in line]
+    assert lines == ["accuracy in ulps: float32 1e+07 (lsm: float32 4)"]
 
 
 def test_backends_as_json(capsys):
@@ -773,18 +783,28 @@ def test_explain_of_a_call_that_would_fail(capsys):
     assert "no backend is named" not in refused(capsys, "explain", "--dtype", "complex64")
 
 
-def test_explain_on_a_gpu(capsys, monkeypatch):
-    class Array:
-        dtype, ndim, shape = np.dtype(np.float32), 1, (1,)
+def test_explain_of_other_arrays(capsys):
+    assert main(["explain", "--dtype", "float32", "--device", "cuda"]) == 1
+    assert "of cupy.ndarray, float32, on cuda: fails: no backend serves" in capsys.readouterr().out
+    assert main(["explain", "--dtype", "float32", "--device", "mps"]) == 1
+    assert "of torch.Tensor, float32, on mps: fails" in capsys.readouterr().out
+    assert main(["explain", "--dtype", "bfloat16", "--array-type", "torch.Tensor"]) == 0
+    out = capsys.readouterr().out
+    assert "of torch.Tensor, bfloat16, on cpu: served by cython (automatic), as numpy.ndarray" in out
+    assert main(["explain", "--dtype", "int32"]) == 0
+    assert "of numpy.ndarray, float64, on cpu" in capsys.readouterr().out  # as which it is computed
 
-        def __dlpack_device__(self):
-            return (2, 0)
 
-    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(zeros=lambda n, dtype: Array()))
-    assert main(["explain", "--dtype", "float32", "--device", "cuda"]) in (0, 1)
-    assert "on cuda" in capsys.readouterr().out
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    assert "needs CuPy" in refused(capsys, "explain", "--dtype", "float32", "--device", "cuda")
+def test_every_variable_is_shown():
+    values = {"LSM_BACKEND": "numpy", "LSM_PLUGINS": "on", "LSM_PLUGINS_ALLOW": "a,b", "LSM_NUM_THREADS": "1"}
+    values |= {"LSM_FORCE_ISA": lsm.backends.cython_.kernels()["level"]}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LSM_")}
+    shown = run("backends", env=clean | values).stdout.splitlines()
+    assert [line for line in shown if line.startswith("LSM_")] == [f"{n}={v}" for n, v in values.items()]
+    assert json.loads(run("backends", "--json", env=clean | values).stdout)["environment"] == values
+    assert json.loads(run("backends", "--json", env=clean).stdout)["environment"] == dict.fromkeys(values)
+    shown = run("backends", env=clean).stdout
+    assert "not set: " + ", ".join(values) in " ".join(shown.split())
 
 
 def test_version_and_help():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lsm
-from lsm import _config
+from lsm import _config, _dispatch
 
 F2, F4, LONG = np.zeros(3, "f2"), np.zeros(3, "f4"), np.zeros(3, np.longdouble)
 
@@ -117,8 +117,10 @@ def test_use_backend_checks_its_name_and_survives_exceptions():
             pass
         with pytest.raises(lsm.UnknownBackendError):
             lsm.set_default_backend(wrong)
-    with pytest.raises(KeyError), lsm.use_backend("numpy"):
-        raise KeyError
+    with lsm.use_backend("numpy"):
+        with pytest.raises(KeyError), lsm.use_backend("cython"):
+            raise KeyError
+        assert winner() == ("numpy", "use_backend")
     assert winner() == ("cython", "automatic")
     with lsm.use_backend("lsm/numpy"):
         assert winner()[0] == "numpy"
@@ -140,6 +142,99 @@ def test_threads_see_the_default_and_not_the_context():
             thread.start()
             thread.join()
     assert seen == [("numpy", "set_default_backend"), ("cython", "use_backend")]
+
+
+def test_workers_of_a_pool_see_the_default_and_by_copy_context_the_block():
+    from concurrent.futures import ThreadPoolExecutor
+    from contextvars import copy_context
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(winner).result()  # the worker is there before the wish is made
+        lsm.set_default_backend("numpy")
+        assert pool.submit(winner).result() == ("numpy", "set_default_backend")
+        with lsm.use_backend("cython"):
+            assert pool.submit(winner).result() == ("numpy", "set_default_backend")
+            assert pool.submit(copy_context().run, winner).result() == ("cython", "use_backend")
+        assert pool.submit(winner).result() == ("numpy", "set_default_backend")
+
+
+def test_tasks_keep_their_own_block():
+    import asyncio
+
+    async def task(name, turns):
+        with lsm.use_backend(name):
+            for _ in range(turns):
+                assert winner() == (name, "use_backend")
+                await asyncio.sleep(0)
+
+    async def both():
+        await asyncio.gather(task("numpy", 5), task("cython", 7))
+
+    asyncio.run(both())
+    assert winner() == ("cython", "automatic")
+
+
+def test_a_refresh_reaches_the_blocks_of_other_threads():
+    inside, refreshed, seen = threading.Event(), threading.Event(), []
+
+    def work():
+        with lsm.use_backend("cython"):
+            lsm.log_softmax(F4)
+            before = _dispatch._policy().plans
+            inside.set()
+            refreshed.wait(10)
+            seen.append(_dispatch._policy().plans is not before and not _dispatch._policy().plans)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait(10)
+    lsm.refresh_backends()
+    refreshed.set()
+    thread.join()
+    assert seen == [True]
+
+
+def test_threads_that_choose_refresh_and_call_at_once():
+    """Wishes, plans and the registry change under way; each call is served by whom it asked for."""
+    x = np.arange(6, dtype="f4").reshape(2, 3)
+    expected = {name: lsm.log_softmax(x, backend=name).tobytes() for name in ("cython", "numpy")}
+    start, wrong = threading.Barrier(6), []
+
+    def call(name):
+        for _ in range(150):
+            with lsm.use_backend(name):
+                if lsm.explain(x).winner != name or lsm.log_softmax(x).tobytes() != expected[name]:
+                    wrong.append(name)
+            if lsm.log_softmax(x, backend=name).tobytes() != expected[name]:
+                wrong.append(f"backend={name}")
+
+    def change():
+        for i in range(150):
+            lsm.set_default_backend((None, "numpy", "cython")[i % 3])
+            if lsm.log_softmax(x).tobytes() not in expected.values():
+                wrong.append("default")
+            if i % 5 == 0:
+                lsm.refresh_backends()
+
+    def run(target, *args):
+        start.wait()
+        try:
+            target(*args)
+        except BaseException as error:
+            wrong.append(error)
+
+    work = [(call, "cython"), (call, "numpy"), (call, "cython"), (call, "numpy"), (change,), (change,)]
+    threads = [threading.Thread(target=run, args=args) for args in work]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
 
 
 def test_explain_prints_a_table_and_runs_nothing():
@@ -187,6 +282,8 @@ def test_data_on_another_device_is_not_moved():
         ("LSM_PLUGINS", "0", "LSM_PLUGINS is '0'; accepted"),
         ("LSM_PLUGINS_ALLOW", "a,,b", "LSM_PLUGINS_ALLOW is 'a,,b'; accepted: names of distributions"),
         ("LSM_NUM_THREADS", "many", "LSM_NUM_THREADS is 'many'; accepted"),
+        ("LSM_NUM_THREADS", "0", "LSM_NUM_THREADS is '0'; accepted: a whole number from 1, such as '4'"),
+        ("LSM_BACKEND", " numpy", "LSM_BACKEND is ' numpy'; accepted: the name of a backend"),
         ("LSM_FORCE_ISA", "avx2", "LSM_FORCE_ISA is 'avx2'; accepted: 'v4', 'v3', 'v2', 'plain'"),
     ],
 )
@@ -218,8 +315,16 @@ def test_an_instruction_level_beyond_the_processor_is_refused():
 
 
 def test_plans_do_not_grow_without_end():
-    from lsm import _dispatch
+    class Array:
+        def __dlpack_device__(self):
+            return (1, 0)
+
+        def __dlpack__(self, **options):
+            return F4.__dlpack__(**options)
 
     for i in range(2 * _dispatch._PLAN_LIMIT):
         lsm.log_softmax(np.zeros(2, np.dtype("f4", metadata={"i": i})))
-    assert len(_dispatch._policy().plans) <= _dispatch._PLAN_LIMIT
+        lsm.log_softmax(type(f"Array{i}", (Array,), {})())
+    policy = _dispatch._policy()
+    assert len(policy.plans) == _dispatch._PLAN_LIMIT
+    assert len(policy.quick) < 10

@@ -15,13 +15,32 @@ FLOORS = {
     "lsm.__main__": 9,
     "lsm.cli": 8,
     "lsm._apply": 7.5,
+    "lsm._listing": 7.5,
+    "lsm.testing": 7.4,
+    "lsm._conformance.table": 7.4,
+    "lsm._conformance.run": 7.35,
+    "lsm._conformance.api": 7.3,
+    "lsm._conformance.behaviour": 7.3,
+    "lsm._conformance.memory": 7.3,
+    "lsm._conformance.special": 7.3,
+    "lsm._conformance.accuracy": 7.25,
+    "lsm._conformance.subject": 7.2,
+    "lsm._conformance.arrays": 7.1,
+    "lsm._conformance.oracle": 7.1,
+    "lsm._conformance": 7,
     "lsm": 7,
     "lsm._api": 6,
+    "lsm._call": 5.5,
     "lsm._dispatch": 5,
     "lsm._decide": 4.5,
+    "lsm._guard": 4.5,
+    "lsm._interop": 4.4,
+    "lsm._interop_torch": 4.3,
+    "lsm._interop_jax": 4.3,
+    "lsm._interop_base": 4.2,
     "lsm._check": 4,
-    "lsm._interop": 4,
     "lsm.backends.registry": 3,
+    "lsm.backends.contract": 2,
     "lsm.backends.discovery": 2,
     "lsm.backends.cython_": 2,
     "lsm.backends.numpy_": 2,
@@ -90,6 +109,20 @@ print(sorted(third_party), [m for m in sys.modules if m in ("entrypoints", "impo
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "[] []", done.stdout + done.stderr
+
+
+def test_a_call_that_the_default_serves_scans_nothing():
+    code = """
+import sys, numpy as np
+import lsm
+x = np.zeros((2, 3), "f4")
+lsm.log_softmax(x), lsm.log_softmax_backward(x, x), lsm.log_softmax(x, (0, 1)), lsm.log_softmax([1.0])
+with lsm.use_backend("cython"):
+    lsm.log_softmax(x, dtype="float64")
+print([m for m in sys.modules if m in ("entrypoints", "importlib.metadata")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_public_names_have_docstrings_and_are_all_there():

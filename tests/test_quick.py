@@ -179,13 +179,16 @@ def test_whoever_asked_for_numpy_gets_numpy(served):
     who()
     assert who() == ["quick"] * 2
     assert who(backend="numpy") == ["numpy"] * 2
-    assert who(backend="cython") == ["cython"] * 2
+    assert who(backend="cython") == ["cython", "quick"]  # the first makes the plan
+    assert who(backend="cython") == ["quick"] * 2
+    assert who(backend="numpy") == ["numpy"] * 2
     with lsm.use_backend("numpy"):
         assert who() == who() == ["numpy"] * 2
         with lsm.use_backend("cython"):
             assert who()[0] == "cython"  # which makes the plan
             assert who() == ["quick"] * 2
             lsm.refresh_backends()
+            assert who(backend="cython")[0] == "cython"
             assert who()[0] == "cython"
         assert who() == ["numpy"] * 2
     assert who()[0] == "cython"
@@ -237,7 +240,7 @@ def test_a_third_partys_backend_is_not_passed_over(monkeypatch):
             super().log_softmax(x, axis, out)
 
     x = np.zeros((1, 10), "f4")
-    decision = lsm.explain(x)._replace(winner="theirs", backend=Theirs())
+    decision = lsm.explain(x)._replace(winner="theirs", distribution="theirs", backend=Theirs())
     monkeypatch.setattr(_dispatch, "decide", lambda *_: decision)
     lsm.refresh_backends()
     for _ in range(3):

@@ -81,6 +81,8 @@ def test_a_good_plugin(site):
     assert out.strip() == "[43. 43. 43.]"
     out, _ = site.run("i = [i for i in lsm.list_backends() if i.name == 'acme'][0]; print(i.distribution, i.version)")
     assert out.split() == ["acme_lsm", "1.0"]
+    out, _ = site.run("i = lsm.list_backends(); print([(i.max_ulp, i.same_bits) for i in i if i.name == 'acme'])")
+    assert out.strip() == "[({'float32': 4.0}, False)]"  # what it leaves out
     out, _ = site.run("print([i.state for i in lsm.list_backends(load=False) if i.name == 'acme'])")
     assert "discovered" in out
 
@@ -117,6 +119,26 @@ BROKEN = {
         GOOD.format(name="acme", priority=0) + "\nMine.priority = '1'",
         "incompatible",
         "must be an int",
+    ),
+    "bounds that are no numbers": (
+        GOOD.format(name="acme", priority=0) + "\nMine.max_ulp = {'float32': 'good'}",
+        "incompatible",
+        "its max_ulp is {'float32': 'good'}; it must map names of dtypes to numbers above 0",
+    ),
+    "bounds of 0": (
+        GOOD.format(name="acme", priority=0) + "\nMine.max_ulp = {'float32': 0}",
+        "incompatible",
+        "numbers above 0",
+    ),
+    "same bits perhaps": (
+        GOOD.format(name="acme", priority=0) + "\nMine.same_bits = 'perhaps'",
+        "incompatible",
+        "its same_bits is 'perhaps'; it must be True or False",
+    ),
+    "empty of another signature": (
+        GOOD.format(name="acme", priority=0) + "\nMine.empty = lambda self, shape: None",
+        "incompatible",
+        "empty does not take 3 arguments",
     ),
     "available raises": (
         GOOD.format(name="acme", priority=0) + "\ndef no(self): 1 / 0\nMine.available = no",
@@ -228,12 +250,17 @@ def test_automatic_choice_of_third_parties(site):
     site.add("d4", "twin", GOOD.format(name="twin", priority=99).replace('"cpu",', '"cpu", "tpu"'))
     site.add("d5", "twin", GOOD.format(name="twin", priority=98).replace('"cpu",', '"cpu", "tpu"'))
     out, _ = site.run("""
-from lsm._decide import Policy, decide
+from lsm._decide import Call, Policy, decide
 def winner(device):
-    return decide(np.ndarray, (np.dtype("f4"),), device, Policy(None, "automatic")).winner
+    return decide(Call("numpy.ndarray", device, ("float32",)), Policy(None, "automatic")).winner
 print(winner("cpu"), winner("tpu"), winner("npu"))
+reasons = decide(Call("numpy.ndarray", "tpu", ("float32",)), Policy(None, "automatic")).reasons
+print(reasons["alpha"]), print(reasons["zeta"])
 """)
-    assert out.split() == ["cython", "beta", "None"]
+    winners, alpha, zeta = out.splitlines()
+    assert winners.split() == ["cython", "beta", "None"]
+    assert alpha == "serves it as well; beta comes first by priority 5 to 1"
+    assert zeta == "serves it as well; beta comes first by name, at the same priority 5"
 
 
 def test_plugins_can_be_switched_off_and_allowed_by_distribution(site):
@@ -265,9 +292,12 @@ def test_corrupt_metadata_does_not_end_the_scan(site, case):
     site.add("zzz", "good", GOOD.format(name="good", priority=0))
     states, err = site.states()
     assert states["good"][0] == "loaded" and states["numpy"][0] == "loaded"
-    if case == "not UTF-8":
-        assert str(file) in err and "cannot be read" in err
-        assert err.count("PluginWarning") == 1
+    if case == "empty":
+        assert not err and "acme" not in states and "?" not in states
+    else:
+        assert str(file) in err and err.count("PluginWarning") == 1
+        read = case in ("a percent sign", "a spec that is no spec")  # and its module does not exist
+        assert ("failed: ModuleNotFoundError" if read else "its metadata file cannot be read: ") in err
     out, _ = site.run("print(lsm.log_softmax(f2), lsm.log_softmax(f4, backend='good'))")
     assert "[42. 42. 42.]" in out
 
@@ -384,3 +414,9 @@ def test_metadata_of_a_source_tree_has_its_version_in_a_file(tmp_path):
     assert [f.version for f in discovery.find([str(tmp_path)])] == [""]
     (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 3.1\n")
     assert [f.version for f in discovery.find([str(tmp_path)])] == ["3.1"]
+
+
+def test_what_built_ins_claim():
+    for row in lsm.list_backends()[:2]:
+        assert row.same_bits and set(row.max_ulp) == set(row.dtypes)
+        assert row.max_ulp["float32"] == 4 and row.max_ulp["float16"] == 0.501

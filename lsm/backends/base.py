@@ -9,9 +9,16 @@ point of the group ``lsm.backends`` names; the entry point's name is the backend
 The module must import fast: whatever is heavy belongs into `available` or later.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 API_VERSION = 1
+
+# The accuracy that holds where a backend declares no other: what lsm's own backends reach, 16 bits rounded once.
+DEFAULT_MAX_ULP: Mapping[str, float] = MappingProxyType(
+    {"float16": 0.501, "bfloat16": 0.501, "float32": 4.0, "float64": 4.0, "longdouble": 4.0}
+)
 
 
 class Backend:
@@ -30,7 +37,20 @@ class Backend:
     dtypes : tuple of str
         Of "float16", "bfloat16", "float32", "float64", "longdouble".
     array_types : tuple of str
-        Full names of the types it takes as they are, such as "numpy.ndarray".
+        Full names of the types it takes as they are, such as "numpy.ndarray" or "torch.Tensor".
+    max_ulp : mapping of str to float, optional
+        By dtype, the error that it stays within, forward and backward: in ulps (units in the last place) of
+        the result, for the gradient of the largest of the result and its two terms. For a dtype that is left
+        out, `DEFAULT_MAX_ULP` holds.
+    same_bits : bool, optional
+        Whether it claims that the bits of a frame's result depend on the frame's values only: not on the size
+        of the batch, the place in it, repeats, or `out`.
+
+    Notes
+    -----
+    One more method is optional: ``empty(shape, dtype, like)`` gives a new array of the type and on the device of
+    the array `like`, of one of the dtypes by name. lsm makes results of numpy.ndarray, torch.Tensor and jax.Array
+    itself; a backend for other types must have it.
     """
 
     name: str
@@ -39,6 +59,8 @@ class Backend:
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[str, ...]
     array_types: tuple[str, ...] = ("numpy.ndarray",)
+    max_ulp: Mapping[str, float] = MappingProxyType({})
+    same_bits: bool = False
 
     def available(self) -> str | None:
         """None if it can be used here, else the reason why not, as a sentence for the user."""

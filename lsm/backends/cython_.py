@@ -25,6 +25,8 @@ class CythonBackend(Backend):
     name = "cython"
     api_version = API_VERSION
     dtypes = ("float16", "bfloat16", "float32", "float64")
+    same_bits = True
+    takes_bfloat16_bits = True  # to the kernels bfloat16 is uint16 all the same
 
     def available(self) -> str | None:
         """None, or why no build of the kernels runs here."""
@@ -82,7 +84,9 @@ def kernels() -> dict[Any, Any]:
         ) from error
     set_openmp_limit(module.max_threads())
     module.set_threads_for(threads_for, STREAM_BYTES)
-    kinds, stored = module.KINDS, {"e": "uint16_t", "E": "uint16_t", "f": "float", "d": "double"}
+    # V: the bits of bfloat16, without ml_dtypes
+    kinds = module.KINDS | {"V": module.KINDS["E"]}
+    stored = {"e": "uint16_t", "E": "uint16_t", "V": "uint16_t", "f": "float", "d": "double"}
     table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH}
     for x, kind in kinds.items():
         backward = module.log_softmax_backward[stored[x]]

@@ -13,6 +13,7 @@ class NumpyBackend(Backend):
     name = "numpy"
     api_version = API_VERSION
     dtypes = ("float16", "bfloat16", "float32", "float64", "longdouble")
+    same_bits = True
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
         """y = (x - m) - log1p(sum of exp(x - m) over all classes but one of the largest)."""

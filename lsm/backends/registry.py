@@ -19,11 +19,21 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from lsm._config import normalise, settings
-from lsm._errors import BackendUnavailableError, PluginWarning, UnknownBackendError
+from lsm._errors import (
+    AmbiguousBackendError,
+    BackendBlockedError,
+    BackendIncompatibleError,
+    BackendLoadError,
+    BackendUnavailableError,
+    PluginWarning,
+    UnknownBackendError,
+)
 from lsm._version import __version__
 from lsm.backends import cython_
-from lsm.backends.base import API_VERSION
+from lsm.backends.contract import contract_problem, max_ulp
 from lsm.backends.discovery import OWN_DISTRIBUTION, Found, find
+
+_ERRORS = {"blocked": BackendBlockedError, "failed": BackendLoadError, "incompatible": BackendIncompatibleError}
 
 BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic choice; the names are reserved
 
@@ -43,6 +53,10 @@ class BackendInfo(NamedTuple):
         What it declares; empty while that is not known.
     priority : int
         Its rank among third-party backends.
+    max_ulp : dict of str to float
+        For each of `dtypes` the error that it stays within, in ulps.
+    same_bits : bool
+        Whether it claims that a frame's bits depend on the frame's values only.
     distribution, version : str
         What was installed to bring it.
     file : str
@@ -58,6 +72,8 @@ class BackendInfo(NamedTuple):
     dtypes: tuple[str, ...]
     array_types: tuple[str, ...]
     priority: int
+    max_ulp: dict[str, float]
+    same_bits: bool
     distribution: str
     version: str
     file: str
@@ -110,20 +126,40 @@ class Candidate:
                 if self.state == "discovered":
                     self._load()
         if self.state != "loaded":
-            raise BackendUnavailableError(self.describe()) from self.error
+            raise self.error_now()
         return self.backend
+
+    def error_now(self, addition: str = "") -> BackendUnavailableError:
+        """The error of whoever needs it although it is not loaded, with the cause."""
+        error = _ERRORS.get(self.state, BackendUnavailableError)(self.describe() + addition)
+        error.__cause__ = self.error
+        return error
 
     def renew_lock(self) -> None:
         """As `Registry.renew_locks`."""
         self._lock = threading.RLock()
         self._is_loading = False
 
+    def origin(self) -> str:
+        """Its name, and what was installed to bring it."""
+        brought = f" (from {self.found.distribution} {self.found.version}, {self.found.file})"
+        return f"backend {self.name!r}" + ("" if self.is_built_in else brought)
+
     def describe(self) -> str:
-        """What keeps it from being used, with its origin."""
-        origin = (
-            "" if self.is_built_in else f" (from {self.found.distribution} {self.found.version}, {self.found.file})"
-        )
-        return f"backend {self.name!r}{origin} is {self.state}: {self.reason}"
+        """What keeps it from being used, with its origin and the remedy."""
+        return f"{self.origin()} is {self.state}: {self.reason}{self._remedy()}"
+
+    def _remedy(self) -> str:
+        distribution = self.found.distribution
+        if self.is_built_in:
+            return ""
+        if self.state == "failed":
+            return f"; repair, upgrade or uninstall {distribution}"
+        if self.state == "incompatible":
+            return f"; install a release of {distribution} that was made for this lsm, or uninstall it"
+        if self.state == "blocked" and self.name not in BUILT_IN:
+            return f"; LSM_PLUGINS=on without LSM_PLUGINS_ALLOW, or with {distribution} in it, would let it be loaded"
+        return ""
 
     def _load(self) -> None:
         if self._is_loading:  # its own import asks for it
@@ -161,42 +197,14 @@ class Candidate:
             devices=tuple(self.backend.devices) if knows else (),
             dtypes=tuple(self.backend.dtypes) if knows else (),
             array_types=tuple(self.backend.array_types) if knows else (),
-            priority=int(self.backend.priority) if knows else 0,
+            priority=int(getattr(self.backend, "priority", 0)) if knows else 0,
+            max_ulp=max_ulp(self.backend) if knows else {},
+            same_bits=bool(getattr(self.backend, "same_bits", False)) if knows else False,
             distribution=self.found.distribution,
             version=self.found.version,
             file=self.found.file,
             is_built_in=self.is_built_in,
         )
-
-
-def contract_problem(backend: Any, name: str) -> str | None:
-    """Why this object cannot serve as the backend `name`; None if it can."""
-    import inspect  # 5 ms, which `import lsm` shall not cost
-
-    if isinstance(backend, type):
-        return f"the entry point names the class {backend.__name__}; it must name an instance of it"
-    version = getattr(backend, "api_version", None)
-    if version != API_VERSION:
-        return f"its api_version is {version!r}; this lsm speaks {API_VERSION}"
-    if getattr(backend, "name", None) != name:
-        return f"its name is {getattr(backend, 'name', None)!r}; the entry point calls it {name!r}"
-    if not isinstance(getattr(backend, "priority", 0), int):
-        return f"its priority is {backend.priority!r}; it must be an int"
-    for attribute in ("devices", "dtypes", "array_types"):
-        value = getattr(backend, attribute, None)
-        if not (isinstance(value, tuple) and value and all(isinstance(item, str) for item in value)):
-            return f"its {attribute} are {value!r}; they must be a tuple of str"
-    for method, n_arguments in (("available", 0), ("log_softmax", 3), ("log_softmax_backward", 4)):
-        function = getattr(backend, method, None)
-        if not callable(function):
-            return f"it has no method {method}"
-        try:
-            inspect.signature(function).bind(*[None] * n_arguments)
-        except TypeError as error:
-            return f"its method {method} does not take {n_arguments} arguments: {error}"
-        except ValueError:  # a builtin that does not tell its signature
-            pass
-    return None
 
 
 class Registry:
@@ -241,13 +249,20 @@ class Registry:
         names = [c.name for c in self.others() if not c.is_built_in]
         return tuple(c for c in theirs if names.count(c.name) == 1)
 
+    def label(self, candidate: Candidate) -> str:
+        """The name by which this backend, and no other, can be asked for."""
+        alone = [c for c in self.all() if c.name == candidate.name] == [candidate]
+        return candidate.name if alone or candidate is self.built_in(candidate.name) else candidate.address
+
     def get(self, name: str) -> Candidate:
         """The backend of this name, or of this "distribution/name".
 
         Raises
         ------
         UnknownBackendError
-            There is none, or several distributions bring one.
+            There is none.
+        AmbiguousBackendError
+            Several distributions bring one.
         """
         if name == self.default.name:
             return self.default
@@ -259,7 +274,7 @@ class Registry:
             return matches[0]
         if matches:
             addresses = ", ".join(repr(c.address) for c in matches)
-            raise UnknownBackendError(f"backend {name!r} is brought by several distributions; name one: {addresses}")
+            raise AmbiguousBackendError(f"backend {name!r} is brought by several distributions; name one: {addresses}")
         known = ", ".join(repr(c.name) for c in self.all())
         raise UnknownBackendError(f"no backend is named {name!r}; known: {known}")
 

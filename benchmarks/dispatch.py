@@ -1,0 +1,148 @@
+"""Print what lsm takes in front of the kernel, in nanoseconds, with ten plugins installed and with none.
+
+    python benchmarks/dispatch.py [--repeats 300]
+
+The plugins are written to a temporary folder, as pip would leave them, and all are loaded. A call is measured as a user
+makes it, under each kind of policy; what the kernel itself takes, called directly with checked arguments, is measured
+beside it and taken off. Each number is the least of many turns, which go round, so that a slow while of the machine
+falls on all alike. Tensors of PyTorch and arrays of JAX are measured if
+those are installed; there the libraries' own way from and to NumPy is counted as front too.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import timeit
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import lsm
+from lsm.backends.cython_ import kernels
+
+N_PLUGINS = 10
+TURN = 100  # calls
+
+PLUGIN = """
+class Mine:
+    name, api_version, priority = "plugin{i}", 1, {i}
+    devices, dtypes, array_types = ("cpu", "npu"), ("float32", "float64"), ("numpy.ndarray", "torch.Tensor")
+    def available(self):
+        return None
+    def log_softmax(self, x, axis, out):
+        raise AssertionError("nobody asked for this")
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        raise AssertionError("nobody asked for this")
+backend = Mine()
+"""
+
+
+def install(folder: Path) -> None:
+    """Leave ten plugins in a folder."""
+    for i in range(N_PLUGINS):
+        (folder / f"plugin{i}.py").write_text(PLUGIN.format(i=i))
+        info = folder / f"lsm_plugin{i}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lsm-plugin{i}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[lsm.backends]\nplugin{i} = plugin{i}:backend\n")
+
+
+class Statement(NamedTuple):
+    """What is measured, and under which wish."""
+
+    code: str
+    wish: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+def least(statements: dict[str, Statement], names: dict[str, Any], n_repeats: int) -> dict[str, float]:
+    """The least time of each statement in ns; the turns go round."""
+    timers = {name: timeit.Timer(statement.code, globals=names) for name, statement in statements.items()}
+    found = dict.fromkeys(statements, float("inf"))
+    for _ in range(n_repeats):
+        for name, timer in timers.items():
+            with statements[name].wish():
+                timer.timeit(2)  # the first call makes the plan
+                found[name] = min(found[name], timer.timeit(TURN) / TURN * 1e9)
+    return found
+
+
+@contextmanager
+def default(name: str) -> Iterator[None]:
+    """`lsm.set_default_backend` for a while."""
+    lsm.set_default_backend(name)
+    yield
+    lsm.set_default_backend(None)
+
+
+def measure(n_repeats: int) -> dict[str, float]:
+    """Every number, in a process that has the plugins on its path or has not."""
+    x = np.zeros((1, 10), np.float32)
+    names = {"x": x, "y": x, "lsm": lsm, "log_softmax": lsm.log_softmax, "backward": lsm.log_softmax_backward}
+    names["forward_kernel"], names["backward_kernel"] = kernels()["quick"]
+    front = {
+        "forward, automatic": Statement("log_softmax(x)"),
+        "forward, set_default_backend": Statement("log_softmax(x)", lambda: default("cython")),
+        "forward, use_backend": Statement("log_softmax(x)", lambda: lsm.use_backend("cython")),
+        "forward, backend=": Statement("log_softmax(x, backend='cython')"),
+        "backward, automatic": Statement("backward(x, y)"),
+    }
+    others = {
+        "the kernel itself, forward": Statement("forward_kernel(x, -1, None)"),
+        "the kernel itself, backward": Statement("backward_kernel(x, y, -1, None)"),
+        "to enter and leave use_backend": Statement("with lsm.use_backend('numpy'): pass"),
+    }
+    if find_spec("torch"):
+        names["torch"] = torch = import_module("torch")
+        names |= {"t": torch.from_numpy(x), "out": torch.empty(1, 10)}
+        others |= {
+            "torch.Tensor: lsm": Statement("log_softmax(t)"),
+            "torch.Tensor: lsm, out=": Statement("log_softmax(t, out=out)"),
+            "torch.Tensor: to NumPy and back alone": Statement("torch.from_numpy(t.numpy())"),
+            "torch.Tensor: torch.log_softmax": Statement("torch.log_softmax(t, -1)"),
+        }
+    if find_spec("jax"):
+        names["jax"] = jax = import_module("jax")
+        names["j"] = jax.numpy.asarray(x)
+        others |= {
+            "jax.Array: lsm": Statement("log_softmax(j)"),
+            "jax.Array: jax.device_put alone": Statement("jax.device_put(x, j.sharding)"),
+            "jax.Array: jax.nn.log_softmax": Statement("jax.nn.log_softmax(j)"),
+        }
+    known = len(lsm.list_backends())
+    found = least(front | others, names, n_repeats)
+    for name in front:
+        found[name] -= found[f"the kernel itself, {name.split(',')[0]}"]
+    return {"backends known": known} | found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=300, help="turns of each (default 300)")
+    parser.add_argument("--as-json", action="store_true", help="measure with the plugins that there are")
+    options = parser.parse_args()
+    if options.as_json:
+        print(json.dumps(measure(options.repeats)))
+        return
+    columns = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in ([], [folder]):
+            if path:
+                install(Path(folder))
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, *filter(None, sys.path[1:])])}
+            command = [sys.executable, __file__, "--as-json", "--repeats", str(options.repeats)]
+            columns.append(json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout))
+    print(f"| ns, float32 (1, 10) | no plugin | {N_PLUGINS} plugins |\n|---|---|---|")
+    for name, without in columns[0].items():
+        print(f"| {name} | {without:.0f} | {columns[1][name]:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+from lsm.testing import BackendConformance
+
+
+class TestMinimal(BackendConformance):
+    backend = "minimal"

@@ -1,0 +1,163 @@
+"""The exact values, in arithmetic wider than what is tested, and how far from them a result is.
+
+longdouble serves where it has 8 bits more than what is tested: on x86 for float64 and narrower. What it is too
+narrow for is computed by the standard library's decimal, with 60 digits and slowly.
+"""
+
+import decimal
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lsm._check import dtype_name
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LD = np.longdouble
+_SPARE_BITS = 8  # an oracle's own error then is below 0.01 ulp of what is tested
+
+_PRECISION = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149), "float64": (53, -1074)}
+_PRECISION["longdouble"] = (int(np.finfo(LD).nmant) + 1, int(np.finfo(LD).minexp) - int(np.finfo(LD).nmant))
+
+# From here on a value rounds to infinity.
+_LARGEST = {"float16": 65520.0, "bfloat16": 3.396e38, "float32": 3.40282356779733661637539395458142568447e38}
+
+
+class Exact(NamedTuple):
+    """Exact values as the sum of two longdoubles, and where an error in them counts: at this size one ulp is taken."""
+
+    value: Array
+    rest: Array
+    at: Array
+
+    def part(self, index: Any) -> "Exact":
+        """Those of some elements."""
+        return Exact(self.value[index], self.rest[index], self.at[index])
+
+    def ulps(self, result: Array) -> Array:
+        """How far a result is off, element by element, in ulps of its dtype."""
+        wide = result.astype(LD)
+        with np.errstate(all="ignore"):
+            limit = LD(_LARGEST.get(dtype_name(result.dtype), np.inf))
+            value = np.where(np.abs(self.value) >= limit, np.copysign(LD(np.inf), self.value), self.value)
+            error: Array = np.abs((wide - value) - self.rest) / spacing(self.at, result.dtype)
+        error[(wide == value) & ((self.rest == 0) | np.isinf(value))] = 0  # an infinity has no distance to itself
+        return error
+
+
+def n_digits(dtype: np.dtype[Any]) -> int:
+    """Binary digits of a number of this dtype."""
+    return _PRECISION[dtype_name(dtype)][0]
+
+
+def is_quick(dtype: np.dtype[Any]) -> bool:
+    """Whether longdouble is wide enough to check a result of this dtype."""
+    return n_digits(dtype) + _SPARE_BITS <= _PRECISION["longdouble"][0]
+
+
+def exact_log_softmax(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
+    """The exact log-softmax of finite values and -inf, to check a result of `dtype`."""
+    if is_quick(dtype):
+        value = log_softmax(x, axis)
+        return Exact(value, np.zeros_like(value), value)
+    value, rest = _by_decimal(_log_softmax_frame, (x,), axis)
+    return Exact(value, rest, value)
+
+
+def exact_backward(dy: Array, y: Array, axis: int = -1) -> Exact:
+    """The exact gradient; an error counts in ulps of the largest of |dx|, |dy| and |exp(y) * S|."""
+    value, at = backward(dy, y, axis)
+    if is_quick(dy.dtype):
+        return Exact(value, np.zeros_like(value), at)
+    return Exact(*_by_decimal(_backward_frame, (dy, y), axis), at)
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """The log-softmax in longdouble."""
+    x = np.moveaxis(np.asarray(x).astype(LD), axis, -1)
+    with np.errstate(all="ignore"):
+        m = x.max(axis=-1, keepdims=True)
+        d = x - m
+        p = np.exp(d)
+        np.put_along_axis(p, x.argmax(axis=-1)[..., None], 0, axis=-1)
+        return np.moveaxis(d - np.log1p(p.sum(axis=-1, keepdims=True)), -1, axis)
+
+
+def backward(dy: Array, y: Array, axis: int = -1) -> tuple[Array, Array]:
+    """The gradient in longdouble, and the largest of |dx|, |dy| and |exp(y) * S| of each element.
+
+    For float64 and longdouble S counts as sum(|dy|): their sum has no wider type.
+    """
+    has_wider = np.asarray(dy).dtype.itemsize < 8
+    dy, y = (np.asarray(a).astype(LD) for a in (dy, y))
+    with np.errstate(all="ignore"):
+        s = dy.sum(axis=axis, keepdims=True)
+        dx = np.where(y > LD(-0.5), (dy - s) - np.expm1(y) * s, dy - np.exp(y) * s)
+        total = np.abs(s) if has_wider else np.abs(dy).sum(axis=axis, keepdims=True)
+        return dx, np.maximum(np.maximum(np.abs(dx), np.abs(dy)), np.exp(y) * total)
+
+
+def spacing(value: Any, dtype: Any) -> Array:
+    """One ulp of `dtype` at |value|, in longdouble."""
+    digits, smallest = _PRECISION[dtype_name(np.dtype(dtype))]
+    value = np.abs(np.asarray(value).astype(LD))
+    exponent = np.where(value == 0, smallest, np.frexp(value)[1] - digits)
+    return np.asarray(np.ldexp(LD(1), np.maximum(exponent, smallest)))
+
+
+def ulps(result: Array, exact: Array, at: Array | None = None) -> float:
+    """The largest error of `result`, in ulps of its dtype at `exact` (or at `at`); equal infinities count 0."""
+    value = np.asarray(exact).astype(LD)
+    errors = Exact(value, np.zeros_like(value), value if at is None else at).ulps(np.asarray(result))
+    return float(errors.max(initial=0))
+
+
+# -- by decimal -----------------------------------------------------------------------------------------------------
+
+_CONTEXT = decimal.Context(prec=60, Emin=-6000, Emax=6000, traps=[])  # longdouble ends at about 1e-4950 and 1e4932
+
+
+def _by_decimal(frame: Any, inputs: tuple[Array, ...], axis: int) -> tuple[Array, Array]:
+    """Apply a function of one frame to all of them, and split what it gives into two longdoubles."""
+    lasts = [np.moveaxis(a, axis, -1) for a in inputs]
+    value, rest = np.empty(lasts[0].shape, LD), np.empty(lasts[0].shape, LD)
+    with decimal.localcontext(_CONTEXT):
+        for i in np.ndindex(value.shape[:-1]):
+            numbers = frame(*([_decimal(v) for v in a[i]] for a in lasts))
+            value[i], rest[i] = zip(*map(_split, numbers), strict=True)
+    return np.moveaxis(value, -1, axis), np.moveaxis(rest, -1, axis)
+
+
+def _log_softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
+    m = max(x)
+    k = x.index(m)
+    log = _log1p(sum(((v - m).exp() for i, v in enumerate(x) if i != k), decimal.Decimal(0)))
+    return ((v - m) - log for v in x)
+
+
+def _backward_frame(dy: list[decimal.Decimal], y: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
+    s = sum(dy, decimal.Decimal(0))
+    return (g - v.exp() * s for g, v in zip(dy, y, strict=True))
+
+
+def _log1p(s: decimal.Decimal) -> decimal.Decimal:
+    return s - s * s / 2 if s < decimal.Decimal("1e-25") else (1 + s).ln()
+
+
+def _decimal(value: Any) -> decimal.Decimal:
+    """A number of any dtype, exactly."""
+    high = float(value)
+    return decimal.Decimal(high) + decimal.Decimal(float(LD(value) - LD(high)) if np.isfinite(high) else 0.0)
+
+
+def _split(number: decimal.Decimal) -> tuple[Any, Any]:
+    """A number as the sum of two longdoubles."""
+    if not number.is_finite() or number == 0:
+        return LD(float(number)), LD(0)
+    scale = int(number.adjusted() * 3.33)  # longdouble's range is wider than that of the floats on the way
+    number *= decimal.Decimal(2) ** -scale
+    high = float(number)
+    low = float(number - decimal.Decimal(high))
+    value = LD(high) + LD(low)
+    return np.ldexp(value, scale), np.ldexp((LD(high) - value) + LD(low), scale)

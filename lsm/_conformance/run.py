@@ -1,0 +1,256 @@
+"""Make the cases from what a backend claims, run them, and keep what came of it."""
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import SkipTest
+
+import numpy as np
+
+from lsm._conformance import accuracy, api, behaviour, memory, special
+from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
+from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
+from lsm._version import __version__
+from lsm.backends.contract import max_ulp
+from lsm.backends.registry import Candidate, registry
+
+CHECKS = (*accuracy.CHECKS, *memory.CHECKS, *special.CHECKS, *behaviour.CHECKS, *api.CHECKS)
+
+
+class Outcome(NamedTuple):
+    """What came of one case.
+
+    Attributes
+    ----------
+    check : str
+        What was checked.
+    array_type, device, dtype : str
+        With what; empty where that plays no role.
+    outcome : str
+        "passed", "failed" or "skipped".
+    detail : str
+        Why it failed or was skipped.
+    ulps : float or None
+        The largest error that was measured, in units in the last place.
+    seconds : float
+        How long it took.
+    """
+
+    check: str
+    array_type: str
+    device: str
+    dtype: str
+    outcome: str
+    detail: str
+    ulps: float | None
+    seconds: float
+
+
+class Report(NamedTuple):
+    """What the kit found: of whom, where, and every outcome.
+
+    Attributes
+    ----------
+    about : dict
+        The backend, its distribution, version and digest, what it claims, and the platform.
+    outcomes : list of Outcome
+        One for each case.
+    """
+
+    about: dict[str, Any]
+    outcomes: list[Outcome]
+
+    def count(self, outcome: str) -> int:
+        """How many cases "passed", "failed" or were "skipped"."""
+        return sum(o.outcome == outcome for o in self.outcomes)
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether something passed and nothing failed."""
+        return self.count("failed") == 0 < self.count("passed")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for JSON, which has no infinity: it becomes the text "inf"."""
+        counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}
+        report: dict[str, Any] = _for_json({**self.about, **counts, "outcomes": [o._asdict() for o in self.outcomes]})
+        return report
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(item) for item in value]
+    return "inf" if value == float("inf") else value
+
+
+def cases(name: str, makers: tuple[ArrayMaker, ...] = ()) -> list[Case]:
+    """All cases for a backend: every check of every claimed array type, device and dtype.
+
+    Raises
+    ------
+    UnknownBackendError, BackendUnavailableError
+        There is no such backend, or it cannot be used here.
+    """
+    return list(_cases(name, registry().get(name).load(), {maker.type_name: maker for maker in (*MAKERS, *makers)}))
+
+
+def _cases(name: str, backend: Any, makers: dict[str, ArrayMaker]) -> Iterator[Case]:
+    known = [dtype for dtype in backend.dtypes if dtype in max_ulp(backend)]
+    anything = Subject(name, backend, MAKERS[0], backend.devices[0], (known or ["float64"])[0])
+    yield from (Case(check, anything) for check in CHECKS if check.per == "backend")
+    for type_name in backend.array_types:
+        for device in backend.devices:
+            maker = makers.get(type_name) or _Unknown(type_name)
+            problem = _why_not(maker, device)
+            if problem:
+                subject = Subject(name, backend, maker, device, anything.dtype_name)
+                yield Case(Check("everything", _skipping(problem), per="place"), subject)
+                continue
+            subjects = [Subject(name, backend, maker, device, dtype) for dtype in known]
+            yield from (Case(check, subjects[0]) for check in CHECKS if check.per == "place" and subjects)
+            for subject in subjects:
+                problem = _why_not(maker, device, subject.dtype_name)
+                checks = [check for check in CHECKS if check.per == "dtype"]
+                yield from (Case(check, subject) for check in checks if not problem)
+                if problem:
+                    yield Case(Check("everything", _skipping(problem)), subject)
+
+
+class _Unknown(ArrayMaker):
+    """A type that the kit cannot make."""
+
+    def __init__(self, type_name: str) -> None:
+        self.type_name = type_name
+
+    def from_numpy(self, array: Any, device: str) -> Any:
+        raise CannotMakeError(
+            f"the kit cannot make a {self.type_name}; "
+            "name an ArrayMaker for it in the attribute makers of a subclass of BackendConformance"
+        )
+
+
+def _why_not(maker: ArrayMaker, device: str, dtype: str = "float32") -> str:
+    """Why the kit has no such arrays here; empty if it has."""
+    try:
+        maker.from_numpy(np.zeros(1, numpy_dtype(dtype)), device)
+    except CannotMakeError as error:
+        return str(error)
+    return ""
+
+
+def _skipping(reason: str) -> Callable[[Subject], None]:
+    return lambda _: skip(reason)
+
+
+def check_backend(
+    name: str,
+    *,
+    makers: tuple[ArrayMaker, ...] = (),
+    progress: Callable[[list[Case]], Any] = iter,
+) -> Report:
+    """Hold a backend to everything that it claims.
+
+    Parameters
+    ----------
+    name : str
+        The backend, as `lsm.list_backends` has it, or "distribution/name".
+    makers : tuple of ArrayMaker, optional
+        How to make arrays of types that the kit does not know. It knows numpy.ndarray and torch.Tensor.
+    progress : callable, optional
+        Given the cases, what is iterated over instead: ``tqdm.tqdm`` shows a bar.
+
+    Returns
+    -------
+    Report
+        With one outcome for each case.
+
+    Raises
+    ------
+    UnknownBackendError, BackendUnavailableError
+        There is no such backend, or it cannot be used here.
+
+    Examples
+    --------
+    >>> from lsm.testing import check_backend
+    >>> report = check_backend("cython")
+    >>> report.has_passed, report.count("failed")
+    (True, 0)
+    """
+    todo = cases(name, makers)
+    return Report(about(registry().get(name)), [run(case) for case in progress(todo)])
+
+
+def run(case: Case) -> Outcome:
+    """Run one case; whatever the backend raises is a failure."""
+    start = time.perf_counter()
+    outcome, detail, ulps = "passed", "", None
+    try:
+        ulps = case.run()
+    except SkipTest as reason:
+        outcome, detail = "skipped", str(reason)
+    except ConformanceError as error:
+        outcome, detail = "failed", str(error)
+        if isinstance(error, AccuracyError):  # which ended the case: how large does the error become?
+            with suppress(Exception):  # it is left untold if something else is wrong as well
+                ulps = case.check.function(replace(case.subject, is_measuring=True))
+    except Exception as error:  # it claims to serve what it then fails on
+        outcome, detail = "failed", f"raised {type(error).__name__}: {error}"
+    subject, per = case.subject, case.check.per
+    return Outcome(
+        check=case.check.title,
+        array_type="" if per == "backend" else subject.maker.type_name,
+        device="" if per == "backend" else subject.device,
+        dtype=subject.dtype_name if per == "dtype" else "",
+        outcome=outcome,
+        detail=detail,
+        ulps=ulps,
+        seconds=round(time.perf_counter() - start, 4),
+    )
+
+
+def about(candidate: Candidate) -> dict[str, Any]:
+    """Of what a report is: the backend, what was installed to bring it, and the machine."""
+    info = candidate.info()
+    package = candidate.found.value.partition(":")[0].partition(".")[0]
+    libraries = sorted({name.partition(".")[0] for name in info.array_types} | {"numpy"})
+    return {
+        "backend": info.name,
+        "distribution": info.distribution,
+        "distribution_version": info.version,
+        "package": package,
+        "sha256": digest(package),
+        "claims": {
+            "devices": list(info.devices),
+            "dtypes": list(info.dtypes),
+            "array_types": list(info.array_types),
+            "max_ulp": info.max_ulp,
+            "same_bits": info.same_bits,
+        },
+        "lsm": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: str(getattr(sys.modules.get(name), "__version__", "not imported")) for name in libraries},
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+    }
+
+
+def digest(package: str) -> str:
+    """The SHA-256 of a package's files: of each its path, its length and its bytes, in the order of the paths."""
+    file = Path(str(import_module(package).__file__))
+    root = file.parent if file.name.startswith("__init__.") else file
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    total = hashlib.sha256()
+    for path in files:
+        if path.is_file() and "__pycache__" not in path.parts:
+            data = path.read_bytes()
+            total.update(f"{path.relative_to(root.parent).as_posix()}\0{len(data)}\0".encode())
+            total.update(data)
+    return total.hexdigest()

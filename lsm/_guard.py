@@ -1,0 +1,65 @@
+"""What a third-party backend does in a call is looked over: its errors, and the shape, dtype and device of `out`."""
+
+from typing import Any
+
+from lsm._errors import BackendFailedError
+from lsm._interop import library_of
+
+
+class Guarded:
+    """A backend of another distribution, whose faults become errors that say whose they are.
+
+    No value is looked at: that is for the kit that tests a backend.
+    """
+
+    def __init__(self, backend: Any, origin: str) -> None:
+        self.backend = backend
+        self.origin = origin
+
+    def log_softmax(self, x: Any, axis: int, out: Any) -> None:
+        """See `Backend.log_softmax`."""
+        self._call("log_softmax", x, axis, out)
+
+    def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
+        """See `Backend.log_softmax_backward`."""
+        self._call("log_softmax_backward", grad_output, output, axis, out)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """See `Backend`: a new array, checked to be the one that was asked for."""
+        library = library_of(like)
+        try:
+            made = self.backend.empty(shape, dtype, like)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise self._failed(f"empty raised {type(error).__name__}: {error}") from error
+        wanted = (library.type_name(like), shape, dtype, library.place(like))
+        found: tuple[Any, ...] = (f"{type(made).__module__}.{type(made).__qualname__}",)
+        if type(made) is type(like):
+            found = (library.type_name(made), *library.signature(made))
+        if found != wanted:
+            raise self._failed(f"empty gave {found}, and was asked for {wanted}")
+        return made
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        out = arguments[-1]
+        library = library_of(out)
+        before = library.signature(out)
+        try:
+            returned = getattr(self.backend, method)(*arguments)
+        except MemoryError:  # the machine's fault
+            raise
+        except Exception as error:
+            raise self._failed(f"{method} raised {type(error).__name__}: {error}") from error
+        if returned is not None and returned is not out:
+            raise self._failed(
+                f"{method} returned a {type(returned).__name__}; it must write the result into `out` and return None"
+            )
+        after = library.signature(out)
+        if after != before:
+            raise self._failed(f"{method} made {after} of `out`, which was {before} (shape, dtype, device)")
+
+    def _failed(self, what: str) -> BackendFailedError:
+        return BackendFailedError(
+            f"{self.origin}: {what}. The fault is the backend's: report it there; lsm.explain lists who else serves"
+        )

@@ -1,0 +1,144 @@
+"""Arrays of any library: how lsm takes them and gives a result back, by DLPack and the array API alone."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lsm import _check
+
+# DLPack's numbers for devices whose memory the CPU reads as its own: CPU, and host memory pinned by CUDA or ROCm.
+_HOST = (1, 3, 11)
+_KINDS = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda", 14: "oneapi"}
+
+
+class Taken(NamedTuple):
+    """An argument that lsm takes: the array, the kind of its device, and the dtype that it is computed as."""
+
+    array: Any
+    device: str
+    dtype: str
+
+
+class Arrays:
+    """What lsm must know of a library's arrays; here of one of which it knows nothing but DLPack.
+
+    The first methods serve backends that take NumPy arrays: the same memory is seen as one, and a result that NumPy
+    holds is given back as the library's own. The others serve backends that take the arrays as they are.
+    """
+
+    dtypes: tuple[str, ...] = _check.DTYPES[:-1]  # longdouble is NumPy's alone
+    maker = ""  # what makes such an array of another one
+
+    def type_name(self, x: Any) -> str:
+        """The name by which backends declare this type."""
+        return f"{type(x).__module__}.{type(x).__qualname__}"
+
+    def device(self, x: Any) -> str:
+        """'cpu', 'cuda', ...: the kind of device that holds x."""
+        number = int(type(x).__dlpack_device__(x)[0])
+        return "cpu" if number in _HOST else _KINDS.get(number, f"device type {number}")
+
+    def place(self, x: Any) -> str:
+        """The very device: 'cpu', 'cuda:0', 'cuda:1', ..."""
+        kind, number = self.device(x), int(type(x).__dlpack_device__(x)[1])
+        return kind if kind == "cpu" else f"{kind}:{number}"
+
+    def take(self, x: Any, name: str) -> Taken:
+        """Look at an argument; raise TypeError for what lsm does not take."""
+        try:
+            device = self.device(x)
+        except Exception as error:  # what a library raises here is not agreed on
+            raise TypeError(
+                f"{name}: this {type(x).__name__} does not say on which device it is ({error}); "
+                f"give numpy.asarray({name}) if a copy will do"
+            ) from error
+        own = getattr(x, "dtype", None)
+        dtype = _name(own)
+        if isinstance(own, np.dtype) and own.kind in "iub":
+            dtype = "float64"
+        elif dtype not in self.dtypes:
+            if device != "cpu":
+                raise TypeError(f"{name}: dtype {own} on {device} is not accepted; accepted: {', '.join(self.dtypes)}")
+            dtype = _check.dtype_name(self.as_numpy(x, name).dtype)
+        return Taken(x, device, dtype)
+
+    def result_dtype(self, own: str, dtype: Any) -> str:
+        """The dtype of the result by name: `dtype`, as the user spelt it, or that of the input."""
+        wanted = _check.result_dtype(own, dtype)
+        if wanted not in self.dtypes:
+            raise TypeError(f"dtype: {wanted} is NumPy's alone; accepted for this array: {', '.join(self.dtypes)}")
+        return wanted
+
+    def as_numpy(self, x: Any, name: str) -> Any:
+        """The same memory as an ndarray that lsm computes with; copied only if it holds no dtype of lsm's."""
+        return _check.as_array(self.seen(x, name), name)
+
+    def seen(self, x: Any, name: str) -> Any:
+        """The same memory as an ndarray, whatever it holds; read-only if the library or a NumPy before 2.1 says so."""
+        try:
+            return np.from_dlpack(x)
+        except Exception as error:  # what a library raises here is not agreed on
+            raise TypeError(
+                f"{name}: this {type(x).__name__} cannot be taken through DLPack ({error}); "
+                f"give numpy.asarray({name}) if a copy will do"
+            ) from error
+
+    def quick_key(self, x: Any, dtype: str) -> Any:
+        """What the quick functions for x are remembered by in a policy; None if there can be none."""
+        return None
+
+    def new_numpy(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """An ndarray for a result that `from_numpy` need not copy; None if any will do."""
+        return None
+
+    def from_numpy(self, y: Any, like: Any) -> Any:
+        """A result as the library's own array if its namespace has from_dlpack, else as the ndarray that it is."""
+        namespace = getattr(like, "__array_namespace__", None)
+        convert = None if namespace is None else getattr(namespace(), "from_dlpack", None)
+        return y if convert is None else convert(y)
+
+    def check_out(self, out: Any) -> None:
+        """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
+
+    # For backends that take the arrays as they are
+
+    def converted(self, x: Any, dtype: str) -> Any:
+        """The array in another dtype; itself if it has that already."""
+        return x if _name(x.dtype) == dtype else x.astype(_check.np_dtype(dtype))
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any, backend: Any) -> Any:
+        """A new array of the type and on the device of `like`; of an unknown type the backend makes it."""
+        return backend.empty(shape, dtype, like)
+
+    def signature(self, x: Any) -> tuple[Any, ...]:
+        """Shape, dtype and device of an array, by which a backend's work is looked over."""
+        return tuple(x.shape), _name(x.dtype), self.place(x)
+
+    def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
+        """Raise unless `out` can take such a result as it is."""
+        _check.check_out_like(tuple(out.shape), _name(out.dtype), shape, dtype)
+
+    def permuted(self, x: Any, order: list[int]) -> Any:
+        """The array with its axes in another order."""
+        return x.transpose(order)
+
+    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+        """Whether a backend may write to `out` itself: of an unknown array it is not known what it overlaps."""
+        return any(out is x for x in inputs)
+
+    def plain(self, out: Any) -> Any:
+        """What a backend is given of `out`."""
+        return out
+
+    def is_apart(self, x: Any, out: Any) -> bool:
+        """Whether `out` is the very memory of x, or shares none with it."""
+        return True
+
+    def copy(self, x: Any) -> Any:
+        """A copy of the array."""
+        return x.copy()
+
+
+def _name(dtype: Any) -> str:
+    """A library's dtype by name: torch.float32 and its like, or one of NumPy's."""
+    return _check.dtype_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]

@@ -1,0 +1,77 @@
+"""What `lsm backends` tells: every backend with its state, the kernels, and the environment."""
+
+import os
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import lsm
+from lsm._config import ACCEPTED, WHEN_BUILT
+from lsm.backends import cython_
+from lsm.backends.base import DEFAULT_MAX_ULP
+
+
+def report() -> dict[str, Any]:
+    """Everything, as it is written to JSON; loads every backend."""
+    return {
+        "lsm": lsm.__version__,
+        "kernels": _kernel_level(),
+        "num_threads": lsm.get_num_threads(),
+        "environment": dict.fromkeys(ACCEPTED)
+        | {name: value for name, value in sorted(os.environ.items()) if name.startswith("LSM_")},
+        "backends": [info._asdict() for info in lsm.list_backends()],
+    }
+
+
+def _kernel_level() -> str | None:
+    """Tell the instruction level of the compiled kernels; None if they cannot be used."""
+    try:
+        return str(cython_.kernels()["level"])
+    except lsm.BackendUnavailableError:
+        return None
+
+
+def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
+    """Lay the report out for a reader: who and where in columns, the reason and the file below."""
+    yield f"lsm {report['lsm']}, kernels: {report['kernels'] or 'none'}, threads: {report['num_threads']}"
+    for name, value in report["environment"].items():
+        if value is not None:
+            yield f"{name}={value}" + ("" if name in (*ACCEPTED, *WHEN_BUILT) else "  (lsm has no such variable)")
+    yield from textwrap.wrap(
+        f"not set: {', '.join(name for name, value in report['environment'].items() if value is None) or 'none'}",
+        max(n_columns, 40),
+        subsequent_indent=" " * 9,
+    )
+    yield ""
+    heads = {"name": "NAME", "state": "STATE", "origin": "FROM", "devices": "DEVICES"}
+    rows = [heads | {"dtypes": "DTYPES", "reason": "", "accuracy": "", "file": ""}]
+    for info in report["backends"]:
+        texts = {key: ", ".join(info[key]) or "-" for key in ("devices", "dtypes")}
+        texts["accuracy"] = _other_bounds(info["max_ulp"])
+        rows.append(info | texts | {"origin": f"{info['distribution']} {info['version']}".strip()})
+    widths = {key: max(len(row[key]) for row in rows) for key in heads}
+    below = " " * (widths["name"] + 2)
+    for row in rows:
+        start = "".join(f"{row[key]:<{width}}  " for key, width in widths.items())
+        # A column for the dtypes that is too narrow to read would be worse than a line that is too long.
+        yield from textwrap.wrap(
+            row["dtypes"],
+            max(n_columns, len(start) + 24),
+            initial_indent=start,
+            subsequent_indent=" " * len(start),
+        )
+        yield from textwrap.wrap(
+            row["reason"], max(n_columns, 40), initial_indent=below, subsequent_indent=below, break_on_hyphens=False
+        )
+        if row["accuracy"]:
+            yield below + row["accuracy"]
+        if row["file"]:
+            yield below + row["file"]  # never wrapped, so that it can be copied
+
+
+def _other_bounds(bounds: dict[str, float]) -> str:
+    """The accuracy that a backend declares, where that is not lsm's own."""
+    others = {dtype: bound for dtype, bound in bounds.items() if bound != DEFAULT_MAX_ULP.get(dtype)}
+    own = ", ".join(f"{dtype} {DEFAULT_MAX_ULP[dtype]:g}" for dtype in others if dtype in DEFAULT_MAX_ULP)
+    declared = ", ".join(f"{dtype} {bound:g}" for dtype, bound in others.items())
+    return f"accuracy in ulps: {declared} (lsm: {own or 'none'})" if others else ""

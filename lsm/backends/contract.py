@@ -1,0 +1,56 @@
+"""Whether an object fulfils the contract of a backend, as far as that can be seen without calling it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lsm.backends.base import API_VERSION, DEFAULT_MAX_ULP
+
+
+def max_ulp(backend: Any) -> dict[str, float]:
+    """For each dtype that a backend serves, the error that it stays within."""
+    bounds = {**DEFAULT_MAX_ULP, **getattr(backend, "max_ulp", {})}
+    return {dtype: float(bounds[dtype]) for dtype in backend.dtypes if dtype in bounds}
+
+
+def contract_problem(backend: Any, name: str) -> str | None:
+    """Why this object cannot serve as the backend `name`; None if it can."""
+    import inspect  # 5 ms, which `import lsm` shall not cost
+
+    if isinstance(backend, type):
+        return f"the entry point names the class {backend.__name__}; it must name an instance of it"
+    version = getattr(backend, "api_version", None)
+    if version != API_VERSION:
+        return f"its api_version is {version!r}; this lsm speaks {API_VERSION}"
+    if getattr(backend, "name", None) != name:
+        return f"its name is {getattr(backend, 'name', None)!r}; the entry point calls it {name!r}"
+    if not isinstance(getattr(backend, "priority", 0), int):
+        return f"its priority is {backend.priority!r}; it must be an int"
+    for attribute in ("devices", "dtypes", "array_types"):
+        value = getattr(backend, attribute, None)
+        if not (isinstance(value, tuple) and value and all(isinstance(item, str) for item in value)):
+            return f"its {attribute} are {value!r}; they must be a tuple of str"
+    bounds = getattr(backend, "max_ulp", {})
+    if not (isinstance(bounds, Mapping) and all(map(_is_bound, bounds.items()))):
+        return f"its max_ulp is {bounds!r}; it must map names of dtypes to numbers above 0"
+    if not isinstance(getattr(backend, "same_bits", False), bool):
+        return f"its same_bits is {backend.same_bits!r}; it must be True or False"
+    methods = {"available": 0, "log_softmax": 3, "log_softmax_backward": 4}
+    if getattr(backend, "empty", None) is not None:
+        methods["empty"] = 3
+    for method, n_arguments in methods.items():
+        function = getattr(backend, method, None)
+        if not callable(function):
+            return f"it has no method {method}"
+        try:
+            inspect.signature(function).bind(*[None] * n_arguments)
+        except TypeError as error:
+            return f"its method {method} does not take {n_arguments} arguments: {error}"
+        except ValueError:  # a builtin that does not tell its signature
+            pass
+    return None
+
+
+def _is_bound(item: tuple[Any, Any]) -> bool:
+    """Whether this is the name of a dtype and an error above 0."""
+    dtype, bound = item
+    return isinstance(dtype, str) and isinstance(bound, (int, float)) and not isinstance(bound, bool) and bound > 0

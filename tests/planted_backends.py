@@ -1,0 +1,337 @@
+"""Backends with one fault each, for test_kit.py to see that the kit finds it; `Good` has none.
+
+Installed as a plugin of this one module: every class but the base becomes a backend of its own name.
+"""
+
+import time
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from lsm.backends.numpy_ import NumpyBackend
+
+
+class Good(NumpyBackend):
+    name = "good"
+    dtypes = ("float16", "float32", "float64")
+
+
+def forward(x, axis):
+    """What the good backend gives, in a new array."""
+    out = np.empty(x.shape, x.dtype)
+    NumpyBackend.log_softmax(None, x, axis, out)
+    return out
+
+
+def backward(dy, y, axis):
+    out = np.empty(dy.shape, dy.dtype)
+    NumpyBackend.log_softmax_backward(None, dy, y, axis, out)
+    return out
+
+
+def naive(x, axis):
+    """What is often pasted: right to one's eye."""
+    with np.errstate(all="ignore"):
+        m = x.max(axis=axis, keepdims=True)
+        return x - m - np.log(np.exp(x - m).sum(axis=axis, keepdims=True))
+
+
+def memory_of(array):
+    while array.base is not None:
+        array = array.base
+    return array
+
+
+class Mistaken(Good):
+    """Works in float64, and says that it serves longdouble."""
+
+    dtypes = ("longdouble",)
+
+    def log_softmax(self, x, axis, out):
+        out[...] = forward(x.astype(np.float64), axis)
+
+
+class Float8(Good):
+    dtypes = ("float32", "float8")
+
+
+class BoundOfAnother(Good):
+    max_ulp = {"longdouble": 4}  # noqa: RUF012
+
+
+class TwoUlpTooMuch(Good):
+    max_ulp = {"float32": 1.9}  # noqa: RUF012
+
+    def log_softmax(self, x, axis, out):
+        y = forward(x, axis)
+        out[...] = y - 2 * np.spacing(y)
+
+
+class TwoUlpTooMuchBackward(Good):
+    max_ulp = {"float32": 1.9}  # noqa: RUF012
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        dx = backward(grad_output, output, axis)
+        out[...] = dx + 2 * np.spacing(np.abs(grad_output) + np.abs(dx))
+
+
+class Peaked(Good):
+    def log_softmax(self, x, axis, out):
+        out[...] = naive(x, axis)
+
+
+class SixteenBits(Good):
+    """Works in float16 where it is given float16."""
+
+    dtypes = ("float16",)
+
+    def log_softmax(self, x, axis, out):
+        out[...] = naive(x, axis)
+
+
+class Overflows(Good):
+    """Gives -inf for a long frame."""
+
+    max_ulp = {"float16": float("inf")}  # noqa: RUF012
+
+    def log_softmax(self, x, axis, out):
+        super().log_softmax(x, axis, out)
+        if x.shape[axis] > 2**17:
+            out[...] = -np.inf
+
+
+class LongFrames(Good):
+    """Adds up one by one in float32."""
+
+    dtypes = ("float32",)
+
+    def log_softmax(self, x, axis, out):
+        out[...] = forward(x, axis)
+        if x.shape[axis] > 2**17:
+            m = x.max()
+            out[...] = x - m - np.log(np.cumsum(np.exp(x - m), dtype=np.float32)[-1])
+
+
+class RoundsTwice(Good):
+    """Rounds to the dtype of x on the way to a wider result."""
+
+    def log_softmax(self, x, axis, out):
+        out[...] = forward(x, axis)
+
+
+class Vanishing(Good):
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        with np.errstate(all="ignore"):
+            s = grad_output.sum(axis=axis, keepdims=True)
+            out[...] = grad_output - np.exp(output) * s
+
+
+class WritesOutside(Good):
+    def log_softmax(self, x, axis, out):
+        super().log_softmax(x, axis, out)
+        memory_of(out)[0] = 0
+
+
+class WritesBetween(Good):
+    def log_softmax(self, x, axis, out):
+        if not out.flags.c_contiguous:
+            memory_of(out)[len(memory_of(out)) // 4 :][:100] = 0
+        super().log_softmax(x, axis, out)
+
+
+class IgnoresStrides(Good):
+    def log_softmax(self, x, axis, out):
+        strides = np.empty(x.shape, x.dtype).strides
+        super().log_softmax(as_strided(x, x.shape, strides), axis, out)
+
+
+class IgnoresStridesOfOut(Good):
+    def log_softmax(self, x, axis, out):
+        strides = np.empty(x.shape, x.dtype).strides
+        super().log_softmax(x, axis, as_strided(out, out.shape, strides))
+
+
+class ChangesInput(Good):
+    def log_softmax(self, x, axis, out):
+        super().log_softmax(x, axis, out)
+        if x is not out:
+            x -= x.max()
+
+
+class ChangesOutput(Good):
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        super().log_softmax_backward(grad_output, output, axis, out)
+        if output is not out:
+            output *= 0
+
+
+class LeavesTheLast(Good):
+    def log_softmax(self, x, axis, out):
+        out[..., :-1] = forward(x, axis)[..., :-1]
+
+
+class ReshapesOut(Good):
+    def log_softmax(self, x, axis, out):
+        super().log_softmax(x, axis, out)
+        if out.flags.c_contiguous:
+            out.shape = (1, *out.shape)
+
+
+class IgnoresOut(Good):
+    def log_softmax(self, x, axis, out):
+        return forward(x, axis)
+
+
+class LastAxisOnly(Good):
+    def log_softmax(self, x, axis, out):
+        super().log_softmax(x, x.ndim - 1, out)
+
+
+class ColumnsOtherwise(Good):
+    """A kernel of its own for axes other than the last, and less care in it."""
+
+    def log_softmax(self, x, axis, out):
+        super().log_softmax(x, axis, out)
+        if axis < x.ndim - 1:
+            out[...] = naive(x, axis)
+
+
+class LargeBatch(Good):
+    """Counts blocks of frames, and forgets what is left at the end."""
+
+    def log_softmax(self, x, axis, out):
+        n = len(x) - len(x) % 1024 if x.size > 2**20 and axis else len(x)
+        super().log_softmax(x[:n], axis, out[:n])
+
+
+class WritesBeforeItReads(Good):
+    def log_softmax(self, x, axis, out):
+        out[...] = x[...].max(axis=axis, keepdims=True)
+        super().log_softmax(x, axis, out)
+
+
+class WritesBeforeItReadsBackward(Good):
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        out[...] = grad_output
+        super().log_softmax_backward(grad_output, output, axis, out)
+
+
+class NeedsWritable(Good):
+    def log_softmax(self, x, axis, out):
+        x[...] = x
+        super().log_softmax(x, axis, out)
+
+
+class DividesByStride(Good):
+    def log_softmax(self, x, axis, out):
+        [x.itemsize // stride for stride in x.strides]
+        super().log_softmax(x, axis, out)
+
+
+class MinusInf(Good):
+    def log_softmax(self, x, axis, out):
+        out[...] = np.maximum(forward(x, axis), np.finfo(x.dtype).min)
+
+
+class MinusInfBackward(Good):
+    """Multiplies where it must not: 0 * inf."""
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        dx = backward(grad_output, output, axis)
+        out[...] = np.where(np.isneginf(output), np.nan, dx)
+
+
+class NanLeaks(Good):
+    """Looks for NaN in all frames at once."""
+
+    def log_softmax(self, x, axis, out):
+        super().log_softmax(x, axis, out)
+        if np.isnan(x).any():
+            out[...] = np.nan
+
+
+class NanStays(Good):
+    """Makes the entry NaN, and not its frame."""
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        isnan = np.isnan(grad_output)
+        super().log_softmax_backward(np.where(isnan, 0, grad_output).astype(out.dtype), output, axis, out)
+        out[isnan] = np.nan
+
+
+class InfiniteGradient(Good):
+    """Lets an infinite gradient reach its own class only."""
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        s = np.where(np.isneginf(grad_output), 0, grad_output).astype(out.dtype)
+        super().log_softmax_backward(s, output, axis, out)
+        out[np.isneginf(grad_output)] = -np.inf
+
+
+class InfIsOne(Good):
+    """Gives +inf the probability 1."""
+
+    def log_softmax(self, x, axis, out):
+        y = forward(np.where(np.isposinf(x), np.finfo(x.dtype).max, x).astype(x.dtype), axis)
+        out[...] = y
+
+
+class OnlyMinusInf(Good):
+    def log_softmax(self, x, axis, out):
+        y = forward(x, axis)
+        out[...] = np.where((x == -np.inf).all(axis=axis, keepdims=True), x, y)
+
+
+class Warns(Good):
+    def log_softmax(self, x, axis, out):
+        np.log(np.zeros(1))
+        super().log_softmax(x, axis, out)
+
+
+class ChangesErrorState(Good):
+    def log_softmax(self, x, axis, out):
+        np.seterr(all="ignore")
+        super().log_softmax(x, axis, out)
+
+
+class Batch(Good):
+    """One ulp of difference from 64 frames on, within the bound of accuracy."""
+
+    def log_softmax(self, x, axis, out):
+        y = forward(x, axis)
+        out[...] = y - np.spacing(y) if x.size > 64 * x.shape[axis] else y
+
+
+class Alternates(Good):
+    """Another bit at every second call."""
+
+    count = 0
+
+    def log_softmax(self, x, axis, out):
+        y = forward(x, axis)
+        Alternates.count += 1
+        out[...] = y - np.spacing(y) * (Alternates.count % 2)
+
+
+class SharedScratch(Good):
+    scratch = np.zeros(10**6)
+
+    def log_softmax(self, x, axis, out):
+        scratch = self.scratch[: x.size].reshape(x.shape)
+        scratch[...] = x
+        time.sleep(1e-4)
+        super().log_softmax(scratch.astype(x.dtype), axis, out)
+
+
+class Float16Fails(Good):
+    def log_softmax(self, x, axis, out):
+        if x.dtype == np.float16:
+            raise NotImplementedError("no kernel for half")
+        super().log_softmax(x, axis, out)
+
+
+BACKENDS = {}
+for base in list(vars().values()):
+    if isinstance(base, type) and issubclass(base, Good):
+        BACKENDS[base.__name__] = type(base.__name__, (base,), {"name": base.__name__})()
+vars().update({f"backend_{name}": backend for name, backend in BACKENDS.items()})

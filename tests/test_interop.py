@@ -1,0 +1,618 @@
+"""Tensors of PyTorch and arrays of JAX: no copy, their own type back, and a clear error for the rest.
+
+Needs both, `python -m pip install '.[interop]'`; conftest.py leaves this file out where they are not installed.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import agreement
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+import torch
+
+import lsm
+from lsm import _interop
+from lsm.backends import cython_
+
+TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+@pytest.fixture(autouse=True)
+def _with_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def to_numpy(a):
+    """The values of any array as an ndarray, by way that lsm does not take."""
+    if isinstance(a, torch.Tensor):
+        return np.array(a.float().tolist() if a.dtype != torch.float64 else a.tolist()).reshape(a.shape)
+    return np.asarray(a).astype(np.float64)
+
+
+LIBRARIES = {
+    "torch": (lambda a, dtype: torch.from_numpy(np.array(a, order="C")).to(TORCH[dtype]), torch.Tensor),
+    "jax": (lambda a, dtype: jnp.asarray(a).astype(dtype), jax.Array),
+}
+
+
+@pytest.fixture(params=list(LIBRARIES))
+def make(request):
+    return LIBRARIES[request.param][0]
+
+
+def is_of(make, a):
+    return isinstance(a, next(kind for maker, kind in LIBRARIES.values() if maker is make))
+
+
+def dtype_of(a):
+    return str(a.dtype).removeprefix("torch.")
+
+
+def address(a):
+    if isinstance(a, torch.Tensor):
+        return a.data_ptr()
+    return a.unsafe_buffer_pointer() if isinstance(a, jax.Array) else a.__array_interface__["data"][0]
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The arrays that the Cython backend's functions are given, and what they return."""
+    seen = []
+    lsm.refresh_backends()
+
+    def watched(function):
+        def call(*arguments):
+            result = function(*arguments)
+            if len(arguments) == 3 + function.__name__.endswith("backward"):
+                seen.append((*[a for a in arguments if isinstance(a, np.ndarray)], result))
+            return result
+
+        return call
+
+    monkeypatch.setitem(cython_.kernels(), "quick", tuple(map(watched, cython_.kernels()["quick"])))
+    yield seen
+    lsm.refresh_backends()
+
+
+@pytest.mark.parametrize("dtype", list(TORCH))
+def test_no_copy_and_its_own_type_back(make, dtype, rng, given):
+    a, g = rng.standard_normal((2, 30, 40))
+    x, dy = make(a, dtype), make(g, dtype)
+    for _ in range(3):  # the first call makes the plan, the others may take the short way
+        given.clear()
+        y = lsm.log_softmax(x)
+        dx = lsm.log_softmax_backward(dy, y)
+        assert is_of(make, y) and is_of(make, dx)
+        assert dtype_of(y) == dtype_of(dx) == dtype
+        assert oracle.ulps(to_numpy(y).astype(np_dtype(dtype)), oracle.log_softmax(to_numpy(x))) <= bound(dtype)
+        forward, backward = given
+        assert address(forward[0]) == address(x) and address(forward[-1]) == address(y)
+        assert [address(b) for b in backward[:2]] == [address(dy), address(y)] and address(backward[-1]) == address(dx)
+    same = lsm.log_softmax(to_numpy(x).astype(np_dtype(dtype)))
+    np.testing.assert_array_equal(to_numpy(y), same.astype(float))
+
+
+def np_dtype(dtype):
+    return ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+
+
+def bound(dtype):
+    return 0.501 if dtype.endswith("16") else 4
+
+
+@pytest.mark.parametrize("dtype", list(TORCH))
+@pytest.mark.parametrize("result", list(TORCH))
+def test_dtype(make, dtype, result, rng):
+    x = make(rng.standard_normal((3, 50)), dtype)
+    spellings = [result, TORCH[result]] if is_of(make, x) and isinstance(x, torch.Tensor) else [result]
+    spellings.append(getattr(jnp, result))
+    for spelling in spellings:
+        y = lsm.log_softmax(x, dtype=spelling)
+        assert dtype_of(y) == result and is_of(make, y)
+        expected = lsm.log_softmax(to_numpy(x).astype(np_dtype(dtype)), dtype=np_dtype(result))
+        np.testing.assert_array_equal(to_numpy(y), expected.astype(float))
+
+
+def test_integers_and_bool_become_float64(make):
+    for x in (
+        torch.arange(5),
+        torch.arange(5, dtype=torch.uint8),
+        torch.arange(5) > 2,
+        jnp.arange(5),
+        jnp.arange(5) > 2,
+    ):
+        y = lsm.log_softmax(x)
+        assert type(y) is type(x) and dtype_of(y) == "float64"
+        np.testing.assert_array_equal(to_numpy(y), lsm.log_softmax(to_numpy(x)))
+        dx = lsm.log_softmax_backward(x, y)
+        assert type(dx) is type(x) and dtype_of(dx) == "float64"
+
+
+def test_axes_shapes_and_layouts(make, rng):
+    a = rng.standard_normal((3, 4, 5))
+    for axis in (-1, 0, 1, (0, 2), None, ()):
+        y = lsm.log_softmax(make(a, "float64"), axis)
+        np.testing.assert_array_equal(to_numpy(y), lsm.log_softmax(a, axis))
+        dx = lsm.log_softmax_backward(make(a, "float64"), y, axis)
+        np.testing.assert_array_equal(to_numpy(dx), lsm.log_softmax_backward(a, lsm.log_softmax(a, axis), axis))
+    for shape in ((), (0,), (2, 0), (0, 3)):
+        for dtype in ("bfloat16", "float32"):
+            y = lsm.log_softmax(make(np.zeros(shape), dtype))
+            assert tuple(y.shape) == shape and is_of(make, y) and dtype_of(y) == dtype
+    with pytest.raises(np.exceptions.AxisError):
+        lsm.log_softmax(make(a, "float32"), 3)
+    for wrong in (1.0, True):
+        with pytest.raises(TypeError, match="^axis: "):
+            lsm.log_softmax(make(a, "float32"), wrong)
+    with pytest.raises(ValueError, match=r"^grad_output, output: shapes \(3, 4, 5\) and \(4, 5\) differ"):
+        lsm.log_softmax_backward(make(a, "float32"), make(a[0], "float32"))
+
+
+@pytest.mark.parametrize("dtype", list(TORCH))
+def test_special_values(make, dtype, rng):
+    a = rng.standard_normal((6, 7))
+    a[0, 1], a[1, 2], a[2], a[3, 4] = np.nan, np.inf, -np.inf, -np.inf
+    x = make(a, dtype)
+    held = to_numpy(x).astype(np_dtype(dtype))
+    for axis in (0, 1):
+        y = lsm.log_softmax(x, axis)
+        np.testing.assert_array_equal(to_numpy(y), lsm.log_softmax(held, axis).astype(float))
+        dx = lsm.log_softmax_backward(make(np.cos(np.arange(42.0)).reshape(6, 7), dtype), y, axis)
+        assert (np.isnan(to_numpy(dx)) >= np.isnan(to_numpy(y))).all()
+
+
+def test_strides_of_torch(rng):
+    a = rng.standard_normal((6, 8)).astype("f4")
+    t = torch.from_numpy(a)
+    for view, held in (
+        (t.T, a.T),
+        (t[:, ::2], a[:, ::2]),
+        (t[2:, 1:], a[2:, 1:]),
+        (t[0].expand(4, 8), np.broadcast_to(a[0], (4, 8))),
+        (torch.from_numpy(np.frombuffer(b"\0" + a.tobytes(), "u1", offset=1).copy().view("f4").reshape(6, 8)), a),
+    ):
+        for x in (view, view.bfloat16()):
+            before = x.clone()
+            for axis in (0, 1):
+                y = lsm.log_softmax(x, axis)
+                expected = lsm.log_softmax(held.astype(np_dtype(dtype_of(x))), axis)
+                np.testing.assert_array_equal(to_numpy(y), expected.astype(float))
+            assert torch.equal(x, before)
+    image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert lsm.log_softmax(image, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", list(TORCH))
+def test_out_of_torch(dtype, rng):
+    x = torch.from_numpy(rng.standard_normal((5, 6))).to(TORCH[dtype])
+    y = lsm.log_softmax(x)
+    dx = lsm.log_softmax_backward(x, y)
+    for _ in range(2):
+        for out in (torch.empty_like(x), torch.empty(6, 5, dtype=x.dtype).T, torch.empty(5, 12, dtype=x.dtype)[:, ::2]):
+            assert lsm.log_softmax(x, out=out) is out
+            assert torch.equal(out, y)
+            assert lsm.log_softmax_backward(x, y, out=out) is out
+            assert torch.equal(out, dx)
+    for function, inputs, expected in ((lsm.log_softmax, (x,), y), (lsm.log_softmax_backward, (x, y), dx)):
+        for i in range(len(inputs)):
+            copies = [a.clone() for a in inputs]
+            assert function(*copies, out=copies[i]) is copies[i]
+            assert torch.equal(copies[i], expected)
+    memory = torch.empty(31, dtype=x.dtype)
+    memory[1:] = x.flatten()
+    lsm.log_softmax(memory[1:].view(5, 6), out=memory[:30].view(5, 6))
+    assert torch.equal(memory[:30].view(5, 6), y)
+    wide = torch.empty(5, 6, dtype=torch.float64)
+    assert lsm.log_softmax(x, out=wide, dtype=torch.float64) is wide
+
+
+def test_out_that_is_refused():
+    x = torch.zeros(2, 3)
+    for out, error, message in (
+        (np.zeros((2, 3), "f4"), TypeError, "a numpy.ndarray; accepted: a torch.Tensor of dtype float32 on cpu"),
+        (jnp.zeros((2, 3)), TypeError, "accepted: a torch.Tensor"),
+        (torch.zeros(3, 2), ValueError, "has shape"),
+        (torch.zeros(2, 3).double(), TypeError, "has dtype float64; the result has dtype float32"),
+        (torch.zeros(2, 3).bfloat16(), TypeError, "has dtype bfloat16"),
+        (torch.zeros(2, 3, dtype=torch.int32), TypeError, "has dtype int32"),
+        (torch.zeros(2, 3, requires_grad=True), TypeError, "requires grad"),
+        (torch.zeros(3).expand(2, 3), ValueError, "overlap one another"),
+        (torch.zeros(2, 3, device="meta"), lsm.BackendUnsupportedError, "is on meta, the result on cpu"),
+        (torch._neg_view(torch.zeros(2, 3)), TypeError, "negative bit"),
+        (torch.zeros(2, 3).to_sparse(), TypeError, "layout"),
+    ):
+        for call in (
+            lambda out=out: lsm.log_softmax(x, out=out),
+            lambda out=out: lsm.log_softmax_backward(x, x, out=out),
+        ):
+            with pytest.raises(error, match=f"^out: .*{message}"):
+                call()
+    with pytest.raises(TypeError, match=r"^out: a Tensor; accepted: a numpy.ndarray"):
+        lsm.log_softmax(np.zeros((2, 3), "f4"), out=x)
+    j = jnp.zeros((2, 3))
+    with pytest.raises(TypeError, match="^out: a JAX array, which cannot be written to; leave out= away"):
+        lsm.log_softmax(j, out=j)
+    with pytest.raises(TypeError, match="accepted: a jax.Array of dtype float64"):
+        lsm.log_softmax(j, out=np.zeros((2, 3)))
+
+
+def masked():
+    from torch.masked import masked_tensor
+
+    return masked_tensor(torch.zeros(2), torch.tensor([True, False]))
+
+
+def quantised():
+    return torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, requires_grad=True), r"requires grad, .*\n    \w+\.detach\(\) .*\n    lsm_torch.log_softmax"),
+        (torch.zeros(2, requires_grad=True) * 2, "requires grad"),
+        (torch.zeros(2, dtype=torch.bfloat16, requires_grad=True), "requires grad"),
+        (torch.nn.Parameter(torch.zeros(2)), "requires grad"),
+        (torch.zeros(2, dtype=torch.complex64), r"complex64 has no largest class; give \w+.real or abs"),
+        (torch.zeros(2, dtype=torch.complex64).conj(), "complex64"),
+        (torch.zeros(2).to_sparse(), r"layout torch.sparse_coo; give \w+.to_dense\(\)"),
+        (torch.zeros(2).to_mkldnn(), "layout torch._mkldnn"),
+        (torch.zeros(2, dtype=torch.float8_e5m2), "dtype torch.float8_e5m2 is not accepted; accepted: float16"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested tensor; give its parts"),
+        (quantised, r"quantised tensor \(torch.qint8\); give \w+.dequantize"),
+        (masked, r"a MaskedTensor, a subclass of torch.Tensor .*as_subclass"),
+        (lambda: jnp.zeros(2, "complex64"), "complex64 has no largest class"),
+        (lambda: jnp.zeros(2, "float8_e5m2"), "dtype float8_e5m2 is not accepted"),
+        (lambda: jax.random.key(0), "cannot be read"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's prototypes say so
+def test_what_is_refused(x, message):
+    x = x if isinstance(x, torch.Tensor) else x()
+    good = torch.zeros(2) if isinstance(x, torch.Tensor) else jnp.zeros(2)
+    lsm.log_softmax(good)  # so that there is a plan, and the short way is tried
+    lsm.log_softmax(torch.zeros(2, dtype=torch.bfloat16))
+    for _ in range(2):
+        with pytest.raises(TypeError, match=message) as caught:
+            lsm.log_softmax(x)
+        assert str(caught.value).startswith("x: ")
+        with pytest.raises(TypeError, match=message):
+            lsm.log_softmax_backward(x, good)
+        with pytest.raises(TypeError):
+            lsm.log_softmax_backward(good, x)
+    with pytest.raises(TypeError, match=message):
+        lsm.explain(x)
+
+
+def test_a_device_that_nobody_serves():
+    x = torch.zeros(2, device="meta")
+    message = (
+        "no backend serves torch.Tensor of float32 on meta: .* nothing is moved .* on cpu 'cython' or 'numpy' would"
+    )
+    for call in (lambda: lsm.log_softmax(x), lambda: lsm.log_softmax_backward(x, x), lambda: lsm.log_softmax(x, out=x)):
+        with pytest.raises(lsm.BackendUnsupportedError, match=message):
+            call()
+    assert lsm.explain(x).device == "meta" and lsm.explain(x).winner is None
+
+
+def test_what_is_taken_after_all():
+    z = torch.complex(torch.zeros(3), torch.arange(3.0)).conj().imag  # real, and carries the negative bit
+    assert z.is_neg()
+    assert torch.equal(lsm.log_softmax(z), lsm.log_softmax(-torch.arange(3.0)))
+    assert torch.equal(lsm.log_softmax(z.bfloat16()), lsm.log_softmax(-torch.arange(3.0).bfloat16()))
+    frozen = torch.nn.Parameter(torch.arange(3.0), requires_grad=False)
+    assert type(lsm.log_softmax(frozen)) is torch.Tensor
+    with torch.no_grad(), pytest.raises(TypeError, match="requires grad"):  # whatever the mode, never a guess
+        lsm.log_softmax(torch.zeros(2, requires_grad=True))
+    with torch.inference_mode():
+        assert lsm.log_softmax(torch.zeros(2)).shape == (2,)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # make_dual calls it
+def test_within_transformations():
+    for transformed in (jax.jit, jax.grad, jax.vmap):
+        with pytest.raises(TypeError, match=r"^x: an array that JAX traces .*jax.pure_callback"):
+            transformed(lambda x: lsm.log_softmax(x).sum())(jnp.zeros((2, 3)))
+    with pytest.raises(TypeError, match="^x: a tensor whose memory cannot be read"):
+        torch.func.vmap(lsm.log_softmax)(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="requires grad"):
+        torch.func.grad(lambda x: lsm.log_softmax(x).sum())(torch.zeros(3))
+
+    with torch.autograd.forward_ad.dual_level():
+        for dtype in (torch.float32, torch.bfloat16):
+            lsm.log_softmax(torch.zeros(3, dtype=dtype))
+            x = torch.autograd.forward_ad.make_dual(torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype))
+            with pytest.raises(TypeError, match=r"^x: a dual tensor .*unpack_dual\(x\).primal"):
+                lsm.log_softmax(x)
+            lsm.log_softmax(torch.autograd.forward_ad.unpack_dual(x).primal)
+    with pytest.raises(TypeError, match="^x: a dual tensor"):
+        torch.func.jacfwd(lsm.log_softmax)(torch.zeros(3))
+
+    def called_back(x):
+        return jax.pure_callback(lambda x: lsm.log_softmax(np.asarray(x)), jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    x = jnp.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(jax.jit(called_back)(x), lsm.log_softmax(x))  # what the message proposes
+
+
+def test_jax_without_float64():
+    with jax.enable_x64(False):
+        assert lsm.log_softmax(jnp.zeros(3)).dtype == np.float32
+        for call in (
+            lambda: lsm.log_softmax(jnp.arange(3)),
+            lambda: lsm.log_softmax(jnp.zeros(3), dtype="float64"),
+            lambda: lsm.log_softmax_backward(jnp.arange(3), jnp.zeros(3)),
+        ):
+            with pytest.raises(TypeError, match="^dtype: .*jax_enable_x64.*; or give dtype='float32'"):
+                call()
+        assert lsm.log_softmax(jnp.arange(3), dtype="float32").dtype == np.float32
+
+
+def test_jax_arrays_that_are_gone():
+    x = jnp.ones(3)
+    x.delete()
+    with pytest.raises(TypeError, match="^x: a JAX array that cannot be read .*deleted"):
+        lsm.log_softmax(x)
+
+
+def test_several_jax_devices():
+    code = """
+import jax, jax.numpy as jnp, numpy as np, lsm
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+first, second = jax.devices()
+x = jax.device_put(jnp.arange(4.0), second)
+assert lsm.log_softmax(x).devices() == {second}
+assert lsm.log_softmax(jnp.arange(4.0)).devices() == {first}
+try:
+    lsm.log_softmax_backward(x, jnp.arange(4.0))
+except lsm.BackendUnsupportedError as error:
+    assert "on cpu:1 and cpu:0; nothing is moved" in str(error), error
+else:
+    raise AssertionError("it was moved")
+spread = jax.device_put(jnp.zeros((4, 3)), NamedSharding(Mesh(np.array([first, second]), "i"), PartitionSpec("i")))
+try:
+    lsm.log_softmax(spread)
+except TypeError as error:
+    assert "x: an array over 2 devices; give its parts" in str(error), error
+    parts = [lsm.log_softmax(shard.data) for shard in spread.addressable_shards]
+    assert [part.devices() for part in parts] == [{first}, {second}]
+    print("done")
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["done"], done.stderr
+
+
+def test_libraries_are_not_mixed():
+    n, t, j = np.zeros(3, "f4"), torch.zeros(3), jnp.zeros(3, "float32")
+    for a, b, message in (
+        (t, n, r"a torch.Tensor and a numpy.ndarray; give torch.as_tensor\(output\)"),
+        (n, t, r"a numpy.ndarray and a torch.Tensor; give torch.as_tensor\(grad_output\)"),
+        (j, n, r"a jax.Array and a numpy.ndarray; give jax.numpy.asarray\(output\)"),
+        (t, j, r"a torch.Tensor and a jax.Array; give"),
+        (t, [0.0] * 3, r"torch.as_tensor\(output\)"),
+    ):
+        with pytest.raises(TypeError, match=f"^grad_output, output: .*{message}"):
+            lsm.log_softmax_backward(a, b)
+    with pytest.raises(lsm.BackendUnsupportedError, match="on cpu and meta; nothing is moved"):
+        lsm.log_softmax_backward(t, torch.zeros(3, device="meta"))
+
+
+def test_dtypes_of_the_gradient_promote_as_numpys_do(make):
+    a = np.zeros(3)
+    for first, second, expected in (
+        ("float32", "float64", "float64"),
+        ("bfloat16", "float32", "float32"),
+        ("float16", "float64", "float64"),
+    ):
+        for pair in ((first, second), (second, first)):
+            assert dtype_of(lsm.log_softmax_backward(*(make(a, dtype) for dtype in pair))) == expected
+    with pytest.raises(TypeError, match="NumPy has no common dtype for float16 and bfloat16"):
+        lsm.log_softmax_backward(make(a, "float16"), make(a, "bfloat16"))
+
+
+def test_bfloat16_needs_no_ml_dtypes():
+    """PyTorch does without; the bits are passed as they are, and the reference says what it needs."""
+    code = """
+import sys
+sys.modules["ml_dtypes"] = None
+import numpy as np, torch, lsm
+x = torch.randn(7, 300).bfloat16()
+y = lsm.log_softmax(x)
+assert y.dtype == torch.bfloat16
+wide = lsm.log_softmax(x.double())
+assert ((y.double() - wide).abs() <= wide.abs() * 2.0**-8).all()
+assert torch.equal(lsm.log_softmax(x, dtype=torch.float32), lsm.log_softmax(x.float()))
+assert torch.equal(lsm.log_softmax(x.float(), dtype="bfloat16"), y)
+for axis in (0, 1, None):
+    out = torch.empty_like(x)
+    assert lsm.log_softmax(x, axis, out=out) is out
+    assert torch.equal(lsm.log_softmax(x, axis), out)
+    dx = lsm.log_softmax_backward(x, out, axis)
+    assert dx.dtype == torch.bfloat16 and dx.isfinite().all()
+assert torch.equal(lsm.log_softmax(x.T.contiguous().T), y)
+assert lsm.log_softmax_backward(x.float(), y).dtype == torch.float32
+assert lsm.log_softmax(x[:0]).dtype == torch.bfloat16
+for call in (
+    lambda: lsm.log_softmax(x, backend="numpy"),
+    lambda: lsm.log_softmax(np.zeros(3, "f4"), dtype="bfloat16"),
+    lambda: lsm.log_softmax(np.zeros(3, [("bfloat16", "u2")])),
+):
+    try:
+        call()
+    except TypeError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    numpy_, dtype, structured = done.stdout.splitlines()
+    assert "needs ml_dtypes for bfloat16: python -m pip install 'lsm[bfloat16]'; backend='cython' would" in numpy_
+    assert dtype == "dtype: NumPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm[bfloat16]'"
+    assert "structured" in structured
+
+
+def test_what_the_readme_shows():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```py\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert type(names["y"]) is torch.Tensor and names["y"].shape == (64, 1000)
+
+
+def test_lsm_imports_neither():
+    code = """
+import sys, numpy as np, lsm
+lsm.log_softmax(np.zeros(3)), lsm.explain([1.0]), lsm.list_backends()
+print([name for name in ("torch", "jax", "ml_dtypes") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["[]"], done.stderr
+
+
+def test_half_an_import_is_no_library(monkeypatch):
+    import types
+
+    for name in ("torch", "jax"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))  # another thread is importing it
+        assert _interop.library_of(3.0 + 0j) is _interop.NUMPY_ARRAYS
+        monkeypatch.setitem(sys.modules, name, None)
+        assert lsm.log_softmax(np.zeros(3)).shape == (3,)
+
+
+def test_numpy_and_threads_serve_them_too(make, rng):
+    a = rng.standard_normal((300, 200))
+    x = make(a, "float32")
+    np.testing.assert_allclose(to_numpy(lsm.log_softmax(x, backend="numpy")), to_numpy(lsm.log_softmax(x)), rtol=1e-6)
+    with lsm.use_backend("numpy"):
+        assert is_of(make, lsm.log_softmax(x))
+        assert lsm.explain(x).winner == "numpy"
+    assert is_of(make, lsm.log_softmax(x, 0))  # large enough for threads
+    for wrong in (3, ["numpy"]):
+        with pytest.raises(TypeError, match="^backend: "):
+            lsm.log_softmax(x, backend=wrong)
+
+
+class Native:
+    """A third-party backend for tensors as they are; it computes with float64 in its own way."""
+
+    name, api_version, priority = "native", 1, 0
+    devices, dtypes, array_types = ("cpu", "meta"), ("float16", "bfloat16", "float32", "float64"), ("torch.Tensor",)
+
+    def __init__(self):
+        self.calls = []
+
+    def available(self):
+        return None
+
+    def log_softmax(self, x, axis, out):
+        self.calls.append((x, axis, out))
+        out.copy_(torch.log_softmax(x.double(), axis))
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        self.calls.append((grad_output, output, axis, out))
+        dy = grad_output.double()
+        out.copy_(dy - output.double().exp() * dy.sum(axis, keepdim=True))
+
+
+@pytest.mark.parametrize("dtype", list(TORCH))
+def test_a_backend_for_tensors_is_given_them_as_they_are(installed, dtype, rng):
+    native = installed(Native())
+    x = torch.from_numpy(rng.standard_normal((4, 6))).to(TORCH[dtype])
+    decision = lsm.explain(x, backend="native")
+    assert (decision.winner, decision.taken_as) == ("native", "torch.Tensor")
+    assert (lsm.explain(x).winner, lsm.explain(x).taken_as) == ("cython", "numpy.ndarray")  # installing changes nothing
+    with lsm.use_backend("native"):
+        for axis in (0, 1, None, (1, 0), ()):
+            native.calls.clear()
+            y = lsm.log_softmax(x, axis)
+            assert len(native.calls) == 1 and y.dtype == x.dtype
+            if isinstance(axis, int):
+                assert native.calls[0][0] is x and native.calls[0][2] is y
+            close = 0.04 if dtype == "bfloat16" else 4e-3 if dtype == "float16" else 1e-6
+            torch.testing.assert_close(y, lsm.log_softmax(x, axis, backend="cython"), atol=close, rtol=0)
+            dx = lsm.log_softmax_backward(x, y, axis)
+            torch.testing.assert_close(dx, lsm.log_softmax_backward(x, y, axis, backend="cython"), atol=close, rtol=0)
+        y = lsm.log_softmax(x)
+        assert torch.equal(lsm.log_softmax(x, out=(a := x.clone())), y) and native.calls[-1][2] is a
+        assert lsm.log_softmax(a := x.clone(), out=a) is a and torch.equal(a, y) and native.calls[-1][0] is a
+        memory = torch.empty(25, dtype=x.dtype)
+        memory[1:] = x.flatten()
+        part = memory[1:].view(4, 6)
+        lsm.log_softmax(part, out=memory[:24].view(4, 6))
+        assert torch.equal(memory[:24].view(4, 6), y)
+        assert native.calls[-1][0] is not part  # which `out` overlaps, and is not
+        assert lsm.log_softmax(x, dtype="float64").dtype == torch.float64
+        assert lsm.log_softmax(torch.arange(4)).dtype == torch.float64
+        assert lsm.log_softmax(x[:0]).shape == (0, 6)
+        assert lsm.log_softmax(x.T).stride() == x.T.stride()
+        assert lsm.log_softmax(torch.zeros(2, 3, device="meta", dtype=x.dtype)).device.type == "meta"
+        for out, error, message in (
+            (torch.empty(6, dtype=x.dtype), ValueError, "has shape"),
+            (torch.empty(4, 6, dtype=torch.int32), TypeError, "has dtype int32"),
+            (torch.empty(6, dtype=x.dtype).expand(4, 6), ValueError, "overlap one another"),
+            (torch.empty(4, 6, dtype=x.dtype, device="meta"), lsm.BackendUnsupportedError, "is on meta"),
+        ):
+            with pytest.raises(error, match=f"^out: .*{message}"):
+                lsm.log_softmax(x, out=out)
+        with pytest.raises(lsm.BackendUnsupportedError, match="serves torch.Tensor, not numpy.ndarray"):
+            lsm.log_softmax(np.zeros(3))
+    assert lsm.explain(torch.zeros(2, 3, device="meta", dtype=x.dtype)).winner == "native"  # which no built-in serves
+
+
+def test_a_tensor_that_is_not_what_was_let_in(installed):
+    native = installed(Native())
+    for spoil, what in (
+        (lambda self, x, axis, out: out.resize_(7), r"made \(\(7,\), 'float32', 'cpu'\) of `out`"),
+        (lambda self, x, axis, out: out.transpose_(0, 1), r"made \(\(3, 2\), "),
+        (lambda self, x, axis, out: torch.log_softmax(x, axis), "returned a Tensor"),
+    ):
+        native.log_softmax = spoil.__get__(native)
+        with pytest.raises(lsm.BackendFailedError, match=what):
+            lsm.log_softmax(torch.zeros(2, 3), backend="native")
+
+
+def test_a_backend_for_jax_arrays(installed):
+    native = Native()
+    native.array_types = ("jax.Array",)
+    native.log_softmax = lambda x, axis, out: native.calls.append((x, axis, out))
+    installed(native)
+    x = jnp.zeros((2, 3), "float32")
+    for axis in (1, 0, None):
+        y = lsm.log_softmax(x, axis, backend="native")
+        assert isinstance(y, jax.Array) and y.shape == (2, 3) and y.dtype == np.float32
+    assert native.calls[0][0] is x and native.calls[2][0].shape == (6,)
+    assert lsm.log_softmax(x, dtype="float64", backend="native").dtype == np.float64
+
+
+def enter(how, wish):
+    """Make a wish for a backend in one of the ways that there are."""
+    if how == "set_default_backend":
+        lsm.set_default_backend(wish)
+    return lsm.use_backend(wish) if how == "use_backend" else contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("wish", ["cython", "numpy", "lsm/numpy"])
+@pytest.mark.parametrize("how", ["automatic", "set_default_backend", "use_backend"])
+def test_what_explain_says_is_what_happens(how, wish, library):
+    with agreement.watched() as ran, enter(how, wish):
+        n_served, n_refused = agreement.check(ran, how, library)
+    assert n_served > 20 and n_refused > 20
+
+
+@pytest.mark.parametrize("wish", ["cython", "numpy", "nope"])
+def test_what_explain_says_of_the_environment_is_what_happens(wish):
+    command = [sys.executable, agreement.__file__, "LSM_BACKEND", "torch", "jax"]
+    done = subprocess.run(command, env=os.environ | {"LSM_BACKEND": wish}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(int(n) > 10 for n in done.stdout.split())

@@ -1,0 +1,352 @@
+"""The kit bites: each planted fault is found by the case meant for it, and what is right passes all."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import oracle
+import planted_backends
+import pytest
+from test_registry import Site
+
+import lsm
+from lsm import cli
+from lsm._conformance import oracle as kit_oracle
+from lsm._conformance import run as kit_run
+from lsm._conformance.run import CHECKS, cases, digest, run
+from lsm.cli import main
+from lsm.testing import ArrayMaker, BackendConformance, check_backend
+
+# The fault, the case that must find it, and what its message says.
+FAULTS = [
+    ("Mistaken", "forward: ordinary frames", "ulp off, where max_ulp is 4 for longdouble"),
+    ("Float8", "the declaration", "lsm knows no 'float8'"),
+    ("BoundOfAnother", "the declaration", "max_ulp has a bound for 'longdouble', which dtypes does not name"),
+    ("TwoUlpTooMuch", "forward: ordinary frames", "ulp off, where max_ulp is 1.9 for float32"),
+    ("TwoUlpTooMuchBackward", "backward: ordinary frames", "ulp off, where max_ulp is 1.9 for float32"),
+    ("Peaked", "forward: peaked frames", "ulp off, where max_ulp is 4"),
+    ("SixteenBits", "forward: ordinary frames", "where max_ulp is 0.501 for float16"),
+    ("Overflows", "long frames", "forward, a normal frame of 131073 classes: inf ulp off"),
+    ("LongFrames", "long frames", "forward, a normal frame of 131073 classes"),
+    ("RoundsTwice", "forward to the other dtypes", "frames, float16 to float"),
+    ("Vanishing", "backward: confident frames keep their gradient", "does the gradient vanish"),
+    ("WritesOutside", "every axis; all of out is written, and nothing else", "wrote into memory outside out"),
+    ("WritesBetween", "out in every layout", "wrote into memory outside out"),
+    ("IgnoresStrides", "inputs in every layout", "inputs: Fortran order"),
+    ("IgnoresStridesOfOut", "out in every layout", ""),
+    ("ChangesInput", "every axis; all of out is written, and nothing else", "log_softmax changed its input x"),
+    ("ChangesOutput", "every axis; all of out is written, and nothing else", "changed its input output"),
+    ("LeavesTheLast", "every axis; all of out is written, and nothing else", "left 1 of the 7 elements"),
+    ("ReshapesOut", "every axis; all of out is written, and nothing else", "of out, which was ('ndarray', 'cpu',"),
+    ("IgnoresOut", "every axis; all of out is written, and nothing else", "returned a ndarray"),
+    ("LastAxisOnly", "every axis; all of out is written, and nothing else", "shape (5, 9), axis 0"),
+    ("ColumnsOtherwise", "every axis; all of out is written, and nothing else", "shape (5, 9), axis 0"),
+    ("LargeBatch", "a million elements", "left 1031 of the 1056775 elements"),
+    ("WritesBeforeItReads", "in place", "out=x"),
+    ("WritesBeforeItReadsBackward", "in place", "out=output"),
+    ("NeedsWritable", "read-only inputs", "read-only"),
+    ("DividesByStride", "broadcast inputs", "ZeroDivisionError"),
+    ("MinusInf", "-inf entries", "not -inf"),
+    ("MinusInfBackward", "-inf entries", "not dy itself"),
+    ("NanLeaks", "a NaN spoils its frame and no other", "the frames beside"),
+    ("NanStays", "a NaN spoils its frame and no other", "all must be NaN"),
+    ("InfIsOne", "+inf spoils its frame and no other", "all must be NaN"),
+    ("InfiniteGradient", "+inf spoils its frame and no other", "grad_output holds minus inf"),
+    ("OnlyMinusInf", "frames of -inf only", "all must be NaN"),
+    ("Warns", "no warnings", "divide by zero"),
+    ("ChangesErrorState", "no warnings", "numpy.geterr"),
+    ("Batch", "same bits, whatever the surroundings", "other bits in a batch of 300"),
+    ("Alternates", "same bits, whatever the surroundings", "other bits"),
+    ("SharedScratch", "calls from several threads", "from several threads"),
+    ("Float16Fails", "forward: ordinary frames", "raised NotImplementedError: no kernel for half"),
+]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """The planted backends, installed; each is found by the name of its class."""
+    site = Site(tmp_path_factory.mktemp("site"))
+    points = site.add("planted", "good", Path(planted_backends.__file__).read_text())
+    names = planted_backends.BACKENDS
+    points.write_text("[lsm.backends]\n" + "".join(f"{n} = plugin_planted:backend_{n}\n" for n in names))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site.folder))
+        lsm.refresh_backends()
+        yield site
+    lsm.refresh_backends()
+
+
+def outcomes_of(name, title):
+    return [run(case) for case in cases(name) if case.check.title == title]
+
+
+@pytest.mark.parametrize(("name", "title", "message"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_the_fault_is_found_by_the_case_meant_for_it(planted, name, title, message):
+    before = np.geterr()
+    try:
+        failed = [outcome for outcome in outcomes_of(name, title) if outcome.outcome == "failed"]
+    finally:
+        np.seterr(**before)
+    assert failed
+    assert any(message in outcome.detail for outcome in failed), failed
+
+
+def test_every_fault_is_on_the_list():
+    assert {name for name, _, _ in FAULTS} == set(planted_backends.BACKENDS) - {"Good"}
+    assert {title for _, title, _ in FAULTS} <= {check.title for check in CHECKS}
+
+
+def test_an_error_without_bound_is_measured_and_written_as_text(planted, monkeypatch):
+    monkeypatch.setattr(kit_run, "CHECKS", [check for check in CHECKS if check.title == "long frames"])
+    report = check_backend("Overflows").as_dict()
+    assert [(o["dtype"], o["ulps"], o["outcome"]) for o in report["outcomes"]] == [
+        ("float16", "inf", "passed"),  # as it declares
+        ("float32", "inf", "failed"),
+        ("float64", "inf", "failed"),
+    ]
+    assert report["claims"]["max_ulp"] == {"float16": "inf", "float32": 4, "float64": 4}
+    json.dumps(report, allow_nan=False)
+
+
+def test_what_is_right_passes_every_case(planted):
+    report = check_backend("Good")
+    assert [o for o in report.outcomes if o.outcome != "passed"] == []
+    assert report.has_passed
+    assert report.about["sha256"] == digest("plugin_planted") and len(report.about["sha256"]) == 64
+    assert (report.about["distribution"], report.about["distribution_version"]) == ("planted", "1.0")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import time; time.sleep(0.7)", "the limit is 0.5 s"),
+        ("import pyopencl", "imports pyopencl; do that in available()"),
+    ],
+)
+def test_an_import_that_is_not_light(planted, code, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyopencl", None)  # what the plugin imports here is not to stay
+    monkeypatch.delitem(sys.modules, "pyopencl")
+    name = "heavy" + code.split()[1].strip(";")
+    code += f"\nfrom plugin_planted import Good\nbackend = Good()\nbackend.name = {name!r}\n"
+    planted.add(name, name, code)
+    (planted.folder / "pyopencl.py").write_text("")
+    lsm.refresh_backends()
+    (outcome,) = outcomes_of(name, "a light import")
+    (planted.folder / "pyopencl.py").unlink()
+    assert outcome.outcome == "failed"
+    assert message in outcome.detail
+
+
+class TestCython(BackendConformance):
+    backend = "cython"
+
+
+class TestNumpy(BackendConformance):
+    backend = "numpy"
+
+
+def test_under_pytest(planted, pytester_like):
+    done = pytester_like("class TestGood(BackendConformance):\n    backend = 'Good'\n")
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout and "failed" not in done.stdout
+    done = pytester_like("class TestPeaked(BackendConformance):\n    backend = 'Peaked'\n")
+    assert done.returncode == 1
+    assert "AccuracyError: forward, peaked frames of" in done.stdout
+
+
+def test_no_case_may_be_expected_to_fail(planted, pytester_like):
+    done = pytester_like("@pytest.mark.xfail\nclass TestPeaked(BackendConformance):\n    backend = 'Peaked'\n")
+    assert done.returncode != 0
+    assert "a claim holds, or it is not to be made" in done.stdout
+    done = pytester_like(
+        "pytestmark = pytest.mark.xfail\nclass TestPeaked(BackendConformance):\n    backend = 'Peaked'\n"
+    )
+    assert done.returncode != 0
+
+
+@pytest.fixture
+def pytester_like(planted, tmp_path):
+    """Run pytest on a file with these tests, in a process of its own."""
+
+    def run_it(code):
+        (tmp_path / "test_it.py").write_text(f"import pytest\nfrom lsm.testing import BackendConformance\n{code}")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
+        path = {"PYTHONPATH": f"{planted.folder}:{Path(lsm.__file__).parents[1]}"}
+        return subprocess.run(command, capture_output=True, text=True, env=path, cwd=tmp_path, check=False)
+
+    return run_it
+
+
+def test_the_kit_needs_neither_pytest_nor_a_library():
+    hidden = ("pytest", "mpmath", "torch", "jax", "ml_dtypes", "tqdm")
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
+    code += "from lsm.testing import check_backend\nreport = check_backend('cython')\n"
+    code += "print({o.detail for o in report.outcomes if o.outcome == 'skipped'}, report.count('failed'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "{'NumPy has bfloat16 with ml_dtypes only: pip install ml_dtypes'} 0\n", done
+
+
+def test_progress_is_told_of_every_case(planted, monkeypatch, capsys):
+    seen = []
+
+    @contextmanager
+    def progress(n_all, **_):
+        seen.append(n_all)
+        yield seen.append
+
+    monkeypatch.setattr(cli, "_progress", progress)
+    monkeypatch.setattr(kit_run, "CHECKS", CHECKS[:3])
+    assert main(["check", "Good"]) == 0
+    assert "Good: 9 passed, 0 failed, 0 skipped" in capsys.readouterr().out
+    assert seen == [len(cases("Good"))] + [1] * len(cases("Good"))
+
+
+def test_lsm_check(planted, capsys, tmp_path):
+    file = tmp_path / "report.json"
+    assert main(["check", "Peaked", "--json", str(file)]) == 1
+    shown = capsys.readouterr().out
+    assert "Peaked, from planted 1.0" in shown
+    assert re.search(r"^forward: peaked frames .* 1.6\de\+07 !", shown, re.MULTILINE)
+    assert re.search(r"^largest error .* 1.6\de\+07 ", shown, re.MULTILINE)
+    assert re.search(r"^in place .* FAILED", shown, re.MULTILINE)
+    assert "instead of" in shown
+    report = json.loads(file.read_text())
+    assert shown.splitlines()[-1] == (
+        f"Peaked: {report['passed']} passed, {report['failed']} failed, {report['skipped']} skipped"
+    )
+    assert {o["check"] for o in report["outcomes"] if o["outcome"] == "failed"} >= {"forward: peaked frames"}
+    assert len(report["outcomes"]) == report["passed"] + report["failed"] + report["skipped"]
+    assert report["lsm"] == lsm.__version__ and report["libraries"]["numpy"] == np.__version__
+    assert main(["check", "absent"]) == 2
+    assert "no backend is named 'absent'" in capsys.readouterr().err
+
+
+def test_skips_are_counted_and_say_why(planted, capsys):
+    code = "from plugin_planted import Good\nbackend = Good()\nbackend.name = 'modest'\nbackend.same_bits = False\n"
+    code += "backend.dtypes = ('float32',)\nbackend.array_types = ('numpy.ndarray', 'acme.Array')\n"
+    code += "backend.devices = ('cpu', 'cuda')\nbackend.empty = lambda shape, dtype, like: None\n"
+    planted.add("modest", "modest", code)
+    lsm.refresh_backends()
+    assert main(["check", "modest"]) == 0
+    shown = capsys.readouterr().out
+    assert "skipped: same_bits is not claimed" in shown
+    assert "skipped: a numpy.ndarray is never on cuda" in shown
+    assert "skipped: the kit cannot make a acme.Array" in shown.replace("\n  ", " ")
+    assert "6 skipped" in shown.splitlines()[-1]
+
+
+TOY = """
+import numpy as np
+from lsm import Backend
+from plugin_planted import Good
+
+class Toy:
+    "An array type that lsm and the kit have never heard of; it speaks DLPack."
+    def __init__(self, array):
+        self.array, self.shape, self.ndim, self.dtype = array, array.shape, array.ndim, array.dtype
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+    def __getitem__(self, index):
+        return Toy(self.array[index])
+    def __setitem__(self, index, value):
+        self.array[index] = value.array
+    def reshape(self, shape):
+        return Toy(self.array.reshape(shape))
+    def transpose(self, order):
+        return Toy(self.array.transpose(order))
+    def astype(self, dtype):
+        return Toy(self.array.astype(dtype))
+    def copy(self):
+        return Toy(self.array.copy())
+
+class ToyBackend(Backend):
+    name, api_version, dtypes, array_types = NAME, 1, ("float32",), ("plugin_NAME.Toy",)
+    def empty(self, shape, dtype, like):
+        return Toy(np.empty(shape, MADE))
+    def log_softmax(self, x, axis, out):
+        Good.log_softmax(None, x.array, axis, out.array)
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        Good.log_softmax_backward(None, grad_output.array, output.array, axis, out.array)
+
+backend = ToyBackend()
+"""
+
+
+@pytest.mark.parametrize("made", ["float32", "float64"])
+def test_an_array_type_that_the_kit_is_told_of(planted, made):
+    """Its result comes back as its own type; one whose `empty` gives another dtype is found."""
+    name = f"toy{made}"
+    code = TOY.replace('"plugin_NAME', f'"plugin_{name}').replace("NAME", repr(name)).replace("MADE", repr(made))
+    planted.add(name, name, code)
+    lsm.refresh_backends()
+
+    class ToyMaker(ArrayMaker):
+        type_name = f"plugin_{name}.Toy"
+
+        def from_numpy(self, array, device):
+            return importlib.import_module(f"plugin_{name}").Toy(array.copy())
+
+        def to_numpy(self, array):
+            return array.array.copy()
+
+        def broadcast(self, array, shape):
+            return importlib.import_module(f"plugin_{name}").Toy(np.broadcast_to(array.array, shape))
+
+    report = check_backend(name, makers=(ToyMaker(),))
+    failed = {o.check for o in report.outcomes if o.outcome == "failed"}
+    assert report.count("passed") > 20
+    assert failed == set() if made == "float32" else "lsm: the result's type, shape, device, dtype" in failed, failed
+
+
+def test_a_digest_follows_the_files(planted, tmp_path, monkeypatch):
+    package = tmp_path / "some_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "other.py").write_text("a = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = digest("some_package")
+    assert digest("some_package") == before  # and what importing it compiled does not count
+    (package / "other.py").write_text("a = 2")
+    assert digest("some_package") != before
+
+
+# -- the oracle -----------------------------------------------------------------------------------------------------
+
+
+def test_the_decimal_oracle_against_mpmath(rng):
+    for lead in (0, 5, 20, 90, 1000):
+        x = rng.standard_normal(20).astype(np.longdouble) * 3
+        x[7] = x.max() + lead
+        x[3] = -np.inf
+        exact = kit_oracle.exact_log_softmax(x, x.dtype)
+        right = oracle.log_softmax_mp(x)
+        assert exact.value[3] == right[3] == -np.inf
+        assert oracle.ulps(exact.value, right) <= 1  # both are rounded to longdouble
+
+
+def test_where_longdouble_is_no_wider_decimal_takes_over(rng, monkeypatch):
+    """As on processors whose longdouble is float64: the same errors are found, and none where there is none."""
+    x = rng.standard_normal((3, 40)) * 3
+    x[:, 5] += 30
+    y, dy = lsm.log_softmax(x), rng.standard_normal((3, 40))
+    dx = lsm.log_softmax_backward(dy, y)
+    quick = kit_oracle.exact_log_softmax(x, x.dtype).ulps(y), kit_oracle.exact_backward(dy, y).ulps(dx)
+    monkeypatch.setattr(kit_oracle, "_SPARE_BITS", 64)
+    assert not kit_oracle.is_quick(x.dtype)
+    slow = kit_oracle.exact_log_softmax(x, x.dtype).ulps(y), kit_oracle.exact_backward(dy, y).ulps(dx)
+    for a, b in zip(quick, slow, strict=True):
+        np.testing.assert_allclose(a.astype(float), b.astype(float), atol=0.01)
+    assert kit_oracle.exact_log_softmax(x, x.dtype).ulps(y - 9 * np.spacing(y)).min() > 8
+
+
+def test_an_exact_zero_allows_nothing_else():
+    exact = kit_oracle.exact_log_softmax(np.zeros((1, 1)), np.dtype(np.float32))
+    assert exact.ulps(np.array([[1e-30]], np.float32)) > 1e10
+    assert exact.ulps(np.array([[0.0]], np.float32)) == 0
