@@ -45,7 +45,13 @@ class Arrays:
 
     def take(self, x: Any, name: str) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
-        device = self.device(x)
+        try:
+            device = self.device(x)
+        except Exception as error:  # what a library raises here is not agreed on
+            raise TypeError(
+                f"{name}: this {type(x).__name__} does not say on which device it is ({error}); "
+                f"give numpy.asarray({name}) if a copy will do"
+            ) from error
         own = getattr(x, "dtype", None)
         dtype = _name(own)
         if isinstance(own, np.dtype) and own.kind in "iub":

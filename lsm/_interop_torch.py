@@ -39,7 +39,7 @@ class TorchTensors(Arrays):
             )
         if x.requires_grad:
             raise TypeError(_REQUIRES_GRAD.format(name=name))
-        if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+        if _has_tangent(torch, x):
             raise TypeError(
                 f"{name}: a dual tensor of torch.autograd.forward_ad, whose tangent lsm would lose; "
                 f"give unpack_dual({name}).primal for the values only"
@@ -77,7 +77,7 @@ class TorchTensors(Arrays):
         if type(x) is not torch.Tensor or x.requires_grad:
             return None
         try:
-            if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+            if _has_tangent(torch, x):
                 return None
             if x.dtype is not torch.bfloat16:
                 return x.numpy()
@@ -145,6 +145,12 @@ def _names() -> tuple[dict[Any, str], dict[str, Any]]:
     whole = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
     computed = {getattr(torch, name): "float64" for name in whole if hasattr(torch, name)}
     return computed | {dtype: name for name, dtype in own.items()}, own
+
+
+def _has_tangent(torch: Any, x: Any) -> bool:
+    """Whether this is a dual tensor of forward-mode differentiation; `_current_level` saves asking, which is slow."""
+    forward = torch.autograd.forward_ad
+    return getattr(forward, "_current_level", 0) >= 0 and forward.unpack_dual(x).tangent is not None
 
 
 def _extent(x: Any) -> tuple[int, int]:

@@ -112,6 +112,22 @@ def test_semantics_are_those_of_numpy(rng):
         lsm.log_softmax_backward(Own(held), Own(held[0]))
 
 
+def test_libraries_that_fail_to_say_what_they_have():
+    class Silent(Bare):
+        def __dlpack_device__(self):
+            raise NotImplementedError("not yet")
+
+    class Empty(Own):
+        def __dlpack__(self, **options):
+            raise BufferError("on strike")
+
+    with pytest.raises(TypeError, match=r"^x: this Silent does not say on which device it is \(not yet\); give numpy"):
+        lsm.log_softmax(Silent(np.zeros(3)))
+    for call in (lsm.log_softmax, lambda x: lsm.log_softmax_backward(x, x)):
+        with pytest.raises(TypeError, match=r": this Empty cannot be taken through DLPack \(on strike\)"):
+            call(Empty(np.zeros(3)))
+
+
 def test_out(rng):
     held = rng.standard_normal((3, 5)).astype("f4")
     expected = lsm.log_softmax(held)

@@ -318,6 +318,7 @@ def test_what_is_taken_after_all():
         assert lsm.log_softmax(torch.zeros(2)).shape == (2,)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # make_dual calls it
 def test_within_transformations():
     for transformed in (jax.jit, jax.grad, jax.vmap):
         with pytest.raises(TypeError, match=r"^x: an array that JAX traces .*jax.pure_callback"):
@@ -334,7 +335,7 @@ def test_within_transformations():
             with pytest.raises(TypeError, match=r"^x: a dual tensor .*unpack_dual\(x\).primal"):
                 lsm.log_softmax(x)
             lsm.log_softmax(torch.autograd.forward_ad.unpack_dual(x).primal)
-    with pytest.raises(TypeError, match="^x: a tensor whose memory cannot be read"):
+    with pytest.raises(TypeError, match="^x: a dual tensor"):
         torch.func.jacfwd(lsm.log_softmax)(torch.zeros(3))
 
     def called_back(x):
