@@ -80,6 +80,15 @@ class Peaked(Good):
         out[...] = naive(x, axis)
 
 
+class PeakedAndMore(Good):
+    """The same, and an error on the way to learning how far off it is."""
+
+    def log_softmax(self, x, axis, out):
+        if x.shape[axis] > 1000:
+            raise NotImplementedError
+        out[...] = naive(x, axis)
+
+
 class SixteenBits(Good):
     """Works in float16 where it is given float16."""
 

@@ -30,6 +30,7 @@ FAULTS = [
     ("TwoUlpTooMuch", "forward: ordinary frames", "ulp off, where max_ulp is 1.9 for float32"),
     ("TwoUlpTooMuchBackward", "backward: ordinary frames", "ulp off, where max_ulp is 1.9 for float32"),
     ("Peaked", "forward: peaked frames", "ulp off, where max_ulp is 4"),
+    ("PeakedAndMore", "forward: peaked frames", "ulp off, where max_ulp is 4"),
     ("SixteenBits", "forward: ordinary frames", "where max_ulp is 0.501 for float16"),
     ("Overflows", "long frames", "forward, a normal frame of 131073 classes: inf ulp off"),
     ("LongFrames", "long frames", "forward, a normal frame of 131073 classes"),
