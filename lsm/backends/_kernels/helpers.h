@@ -141,8 +141,10 @@ static inline double lsm_split(double u, double *f)
     return k - 4503599627370496.0;
 }
 
-/* Whether 16 bits are widened within the passes, which makes three of each: where there are instructions for it. */
-#if defined(__AVX2__) && defined(__F16C__)
+/* Whether 16 bits are widened within the passes, which makes three of each: where there are instructions for it, and
+   nobody says otherwise (benchmarks/vectorised.py). */
+#if defined(LSM_WIDENS)
+#elif defined(__AVX2__) && defined(__F16C__)
 #define LSM_WIDENS 1
 #else
 #define LSM_WIDENS 0

@@ -361,27 +361,19 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
                                 double* total, double* error, bint put,
                                 const floating* x, floating c_hi, floating c_lo, floating* y, Py_ssize_t n_rows,
                                 Py_ssize_t n_edge, Ahead ahead) noexcept nogil:
-    """pass_block of n_rows < 4 rows, a constant to the compiler, and n_edge classes after them."""
+    """pass_block of n_rows < 4 rows, and n_edge classes after them."""
     cdef floating p[N_ROW]
     cdef floating high[N_ROW]
     cdef floating edge[N_ROW]
-    cdef Py_ssize_t whole = n_rows * N_ROW, width = (n_edge + N_LANES - 1) // N_LANES * N_LANES, g, k
+    cdef Py_ssize_t whole = n_rows * N_ROW, width = (n_edge + N_LANES - 1) // N_LANES * N_LANES, r, i, g, k
     for k in range(N_ROW):
         p[k] = 0
         high[k] = -INFINITY
-    if n_rows > 0:
-        ask(ahead, 0, N_ROW)
-        pass_row(find, <const char*> a, high, add, <const char*> v, 0, top, magic, floor, some_equal, p, put,
-                 <const char*> x, c_hi, c_lo, <char*> y, kind_of(p), kind_of(p), False)
-    if n_rows > 1:
-        ask(ahead, N_ROW, N_ROW)
-        pass_row(find, <const char*> &a[N_ROW], high, add, <const char*> &v[N_ROW], 0, top, magic, floor, some_equal, p,
-                 put, <const char*> &x[N_ROW], c_hi, c_lo, <char*> &y[N_ROW], kind_of(p), kind_of(p), False)
-    if n_rows > 2:
-        ask(ahead, 2 * N_ROW, N_ROW)
-        pass_row(find, <const char*> &a[2 * N_ROW], high, add, <const char*> &v[2 * N_ROW], 0, top, magic, floor,
-                 some_equal, p, put, <const char*> &x[2 * N_ROW], c_hi, c_lo, <char*> &y[2 * N_ROW], kind_of(p),
-                 kind_of(p), False)
+    for r in range(n_rows):
+        i = r * N_ROW
+        ask(ahead, i, N_ROW)
+        pass_row(find, <const char*> &a[i], high, add, <const char*> &v[i], 0, top, magic, floor, some_equal, p, put,
+                 <const char*> &x[i], c_hi, c_lo, <char*> &y[i], kind_of(p), kind_of(p), False)
     ask(ahead, whole, n_edge)
     if n_edge and add:
         pad(edge, &v[whole], n_edge, width, -INFINITY)
@@ -440,30 +432,11 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
         at_y = <floating*> y.at + start if direct else w
     if add and some_equal:
         adding.n_equal += count_equal(at_v, n_rest, top)
-    if add and some_equal and n_rows == 3:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 3, n_edge, ahead)
-    elif add and some_equal and n_rows == 2:
-        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 2, n_edge, ahead)
-    elif add and some_equal and n_rows == 1:
-        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 1, n_edge, ahead)
-    elif add and some_equal:
-        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, True, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 0, n_edge, ahead)
-    elif n_rows == 3:
-        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 3, n_edge, ahead)
-    elif n_rows == 2:
-        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 2, n_edge, ahead)
-    elif n_rows == 1:
-        pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 1, n_edge, ahead)
+                       c_lo, at_y, n_rows, n_edge, ahead)
     else:
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
-                       c_lo, at_y, 0, n_edge, ahead)
+                       c_lo, at_y, n_rows, n_edge, ahead)
     if put and not direct:
         write(y, start, n_rest, w, stream)
 

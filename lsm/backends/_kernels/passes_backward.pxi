@@ -76,7 +76,7 @@ cdef inline bint pass_block_backward(bint find, const char** a, double* total, d
                                      char* to, bint past, Ahead ahead) noexcept nogil:
     """Whether some y of the block is_large: its gradient is then to be computed again.
 
-    n_rows, a constant to the compiler, and n_groups: how many rows, and groups of N_LANES in the edge, are written.
+    n_rows and n_groups: how many rows, and groups of N_LANES in the edge, are written.
     """
     cdef double v[N_ROW]
     cdef uint32_t most_f[N_LANES]
@@ -304,22 +304,9 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
         at_y = load(y, start, n_rest, buffer_y)
         pad(edge, &at_dy[n_rows * N_ROW], n_edge, N_ROW, 0)
         pad(edge_y, &at_y[n_rows * N_ROW], n_edge, N_ROW, -INFINITY)
-    if n_rows == 3:
-        is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y,
-                                       kind_of(w), 3, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w,
-                                       False, ahead)
-    elif n_rows == 2:
-        is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y,
-                                       kind_of(w), 2, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w,
-                                       False, ahead)
-    elif n_rows == 1:
-        is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y,
-                                       kind_of(w), 1, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w,
-                                       False, ahead)
-    else:
-        is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y,
-                                       kind_of(w), 0, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w,
-                                       False, ahead)
+    is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y, kind_of(w),
+                                   n_rows, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w, False,
+                                   ahead)
     if put and is_large:
         n_bad += gradient_large(<const char*> at_dy, <const char*> at_y, kind_of(w), n_rows * N_ROW, s_hi, s_lo, s, magic,
                                 lowest, <char*> w)
