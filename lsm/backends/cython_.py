@@ -86,14 +86,11 @@ def kernels() -> dict[Any, Any]:
     module.set_threads_for(threads_for, STREAM_BYTES)
     # V: the bits of bfloat16, without ml_dtypes
     kinds = module.KINDS | {"V": module.KINDS["E"]}
-    stored = {"e": "uint16_t", "E": "uint16_t", "V": "uint16_t", "f": "float", "d": "double"}
     table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH}
     for x, kind in kinds.items():
-        backward = module.log_softmax_backward[stored[x]]
-        table["log_softmax_backward", x] = _bind(backward, kind)
+        table["log_softmax_backward", x] = _bind(module.log_softmax_backward, kind)
         for y, kind_y in kinds.items():
-            forward = module.log_softmax[stored[x], stored[y]]
-            table["log_softmax", x, y] = _bind(forward, kind, kind_y)
+            table["log_softmax", x, y] = _bind(module.log_softmax, kind, kind_y)
     table["stream_copy"], table["stream_add"] = module.stream_copy, module.stream_add
     table["quick"] = (module.quick_log_softmax, module.quick_log_softmax_backward)
     return table
@@ -117,17 +114,17 @@ def _run(quick: Any, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
     with threads_for(out.size) as n_threads:
         for views in frame_views(arrays, axis):
             # The stride of a single class may be any: to the kernels it is another one than here.
-            is_native = out.shape[axis] > 1 and all(view.strides[1] == view.itemsize == itemsize for view in views)
+            is_native = out.shape[axis] > 1 and all(view.strides[1] == view.shape[3] == itemsize for view in views)
             if scratch is None or not is_native:
                 n_bytes = 0 if is_native else kernels()["scratch"]
                 scratch = np.empty((n_threads, n_bytes + 64), np.uint8)
-            views = tuple(view.view(np.uint16) if view.itemsize == 2 else view for view in views)
             kernel(*views, scratch, n_threads, stream)
 
 
 def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]:
-    """Yield views of shape (outer, classes, inner) that together cover arrays of one shape, without copies.
+    """Yield views of shape (outer, classes, inner, bytes of an element) that together cover arrays of one shape.
 
+    No copy is made. The kernels take bytes, and are told the dtype: one function for all of them is small.
     Axes that lie evenly one after the other in all the arrays count as one, and the order of frames is
     free. Where more than two axes of frames remain, the shortest is walked through here.
     """
@@ -136,8 +133,8 @@ def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]
         if not array.flags.c_contiguous:
             break
     else:
-        merged = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
-        yield tuple([array.reshape(merged) for array in arrays])
+        merged = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]), 1)
+        yield tuple([array.reshape(merged).view(np.uint8) for array in arrays])
         return
     groups: list[tuple[int, tuple[int, ...], int]] = []  # (length, strides, last axis), widest stride first
     others = [i for i, n in enumerate(shape) if i != axis and n > 1]
@@ -159,10 +156,10 @@ def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]
     yield tuple(
         as_strided(
             array,
-            shape=(n_outer, shape[axis], n_inner),
-            strides=(outer_strides[a], array.strides[axis], inner_strides[a]),
+            shape=(n_outer, shape[axis], n_inner, 1),
+            strides=(outer_strides[a], array.strides[axis], inner_strides[a], array.itemsize),
             writeable=array is arrays[-1],
-        )
+        ).view(np.uint8)
         for a, array in enumerate(arrays)
     )
 

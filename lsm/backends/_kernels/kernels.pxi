@@ -77,16 +77,6 @@ ctypedef fused floating:  # what is computed in
     float
     double
 
-ctypedef fused stored:  # what lies in memory; which 16 bits, `kind` tells
-    uint16_t
-    float
-    double
-
-ctypedef fused stored_result:
-    uint16_t
-    float
-    double
-
 cdef enum:
     N_LANES = 16      # virtual lanes, in double
     N_PAIR = 32       # two of them: as much of 16 bits as a register holds
@@ -160,14 +150,14 @@ cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nog
     return array
 
 
-def log_softmax(const stored[:, :, :] x, int kind_x, stored_result[:, :, :] y, int kind_y,
+def log_softmax(const unsigned char[:, :, :, ::1] x, int kind_x, unsigned char[:, :, :, ::1] y, int kind_y,
                 unsigned char[:, ::1] scratch, int n_threads, bint stream):
-    """y = log_softmax(x) over axis 1 of (outer, classes, inner); y may be x.
+    """y = log_softmax(x) over axis 1 of (outer, classes, inner, bytes of an element); y may be x.
 
-    The kinds say which 16-bit type uint16 stands for; scratch: (n_threads, SCRATCH and 64 bytes).
+    The kinds are values of KINDS, and say what the bytes are; scratch: (n_threads, SCRATCH and 64 bytes).
     """
-    cdef Array a = array_of(<char*> &x[0, 0, 0], x.strides, kind_x)
-    cdef Array b = array_of(<char*> &y[0, 0, 0], y.strides, kind_y)
+    cdef Array a = array_of(<char*> &x[0, 0, 0, 0], x.strides, kind_x)
+    cdef Array b = array_of(<char*> &y[0, 0, 0, 0], y.strides, kind_y)
     cdef Py_ssize_t* shape = x.shape
     cdef char* s = <char*> &scratch[0, 0]
     with nogil:
@@ -177,12 +167,13 @@ def log_softmax(const stored[:, :, :] x, int kind_x, stored_result[:, :, :] y, i
             log_softmax_frames(a, b, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1], n_threads, stream)
 
 
-def log_softmax_backward(const stored[:, :, :] dy, const stored[:, :, :] y, stored[:, :, :] dx, int kind,
-                         unsigned char[:, ::1] scratch, int n_threads, bint stream):
-    """dx = dy - exp(y) * sum(dy) over axis 1 of (outer, classes, inner); dx may be dy or y. See log_softmax."""
-    cdef Array a = array_of(<char*> &dy[0, 0, 0], dy.strides, kind)
-    cdef Array b = array_of(<char*> &y[0, 0, 0], y.strides, kind)
-    cdef Array c = array_of(<char*> &dx[0, 0, 0], dx.strides, kind)
+def log_softmax_backward(const unsigned char[:, :, :, ::1] dy, const unsigned char[:, :, :, ::1] y,
+                         unsigned char[:, :, :, ::1] dx, int kind, unsigned char[:, ::1] scratch, int n_threads,
+                         bint stream):
+    """dx = dy - exp(y) * sum(dy) over axis 1; dx may be dy or y. See log_softmax."""
+    cdef Array a = array_of(<char*> &dy[0, 0, 0, 0], dy.strides, kind)
+    cdef Array b = array_of(<char*> &y[0, 0, 0, 0], y.strides, kind)
+    cdef Array c = array_of(<char*> &dx[0, 0, 0, 0], dx.strides, kind)
     cdef Py_ssize_t* shape = dy.shape
     cdef char* s = <char*> &scratch[0, 0]
     with nogil:
