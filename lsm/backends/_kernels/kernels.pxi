@@ -150,7 +150,7 @@ cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nog
     return array
 
 
-def log_softmax(const unsigned char[:, :, :, ::1] x, int kind_x, unsigned char[:, :, :, ::1] y, int kind_y,
+def log_softmax(const unsigned char[:, :, :, :] x, int kind_x, unsigned char[:, :, :, :] y, int kind_y,
                 unsigned char[:, ::1] scratch, int n_threads, bint stream):
     """y = log_softmax(x) over axis 1 of (outer, classes, inner, bytes of an element); y may be x.
 
@@ -167,8 +167,8 @@ def log_softmax(const unsigned char[:, :, :, ::1] x, int kind_x, unsigned char[:
             log_softmax_frames(a, b, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1], n_threads, stream)
 
 
-def log_softmax_backward(const unsigned char[:, :, :, ::1] dy, const unsigned char[:, :, :, ::1] y,
-                         unsigned char[:, :, :, ::1] dx, int kind, unsigned char[:, ::1] scratch, int n_threads,
+def log_softmax_backward(const unsigned char[:, :, :, :] dy, const unsigned char[:, :, :, :] y,
+                         unsigned char[:, :, :, :] dx, int kind, unsigned char[:, ::1] scratch, int n_threads,
                          bint stream):
     """dx = dy - exp(y) * sum(dy) over axis 1; dx may be dy or y. See log_softmax."""
     cdef Array a = array_of(<char*> &dy[0, 0, 0, 0], dy.strides, kind)
