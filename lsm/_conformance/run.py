@@ -18,8 +18,9 @@ from lsm._conformance import accuracy, api, behaviour, memory, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
 from lsm._version import __version__
+from lsm.backends.candidate import Candidate
 from lsm.backends.contract import max_ulp
-from lsm.backends.registry import Candidate, registry
+from lsm.backends.registry import registry
 
 CHECKS = (*accuracy.CHECKS, *memory.CHECKS, *special.CHECKS, *behaviour.CHECKS, *api.CHECKS)
 
