@@ -48,8 +48,7 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
 
 def _quickly(op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
     """The result where all tensors are ordinary and a plan is made, which saves most of the way; else None."""
-    dtype = arrays[0].dtype
-    functions = quick(dtype if backend is None else (backend, dtype)) if isinstance(backend, (str, NoneType)) else None
+    functions = quick(arrays[0].dtype, backend) if isinstance(backend, (str, NoneType)) else None
     if functions is None:
         return None
     views = []

@@ -184,6 +184,7 @@ def test_whoever_asked_for_numpy_gets_numpy(served):
     assert who(backend="numpy") == ["numpy"] * 2
     with lsm.use_backend("numpy"):
         assert who() == who() == ["numpy"] * 2
+        assert who(backend="cython") == ["quick"] * 2  # whatever is in force around it
         with lsm.use_backend("cython"):
             assert who()[0] == "cython"  # which makes the plan
             assert who() == ["quick"] * 2
@@ -221,7 +222,7 @@ type(numpy_.backend).log_softmax = lambda self, *a: n.append(1) or own(*a)
 x = np.zeros((1, 10), "f4")
 for _ in range(3):
     lsm.log_softmax(x)
-print(len(n), _dispatch.quick(x.dtype))
+print(len(n), _dispatch.quick(x.dtype, None))
 """
     environment = os.environ | {"LSM_BACKEND": "numpy"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
