@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from lsm._check import NUMPY
 from lsm._config import settings
@@ -28,7 +28,9 @@ _PLAN_LIMIT = 512  # a program may have any number of array types
 
 _in_context: ContextVar[Policy | None] = ContextVar("lsm_policy", default=None)
 _default: Policy | None = None
-_in_blocks: WeakSet[Policy] = WeakSet()  # the policies of all `use_backend` blocks, also of other threads
+# The policies of all `use_backend` blocks, also of other threads, by id. A WeakSet cannot be gone through while one of
+# them ends elsewhere.
+_in_blocks: WeakValueDictionary[int, Policy] = WeakValueDictionary()
 _asked: dict[str, Policy] = {}  # by the name that ``backend=`` gave; those alone that have served a call
 _lock = threading.Lock()
 
@@ -155,7 +157,7 @@ def use_backend(name: str) -> Iterator[None]:
     registry().get(_checked_name(name)).load()
     policy = Policy(name, "use_backend")
     with _lock:
-        _in_blocks.add(policy)
+        _in_blocks[id(policy)] = policy
     token = _in_context.set(policy)
     try:
         yield
@@ -238,8 +240,10 @@ def refresh_backends() -> None:
     with _lock:
         _asked = {}
         _default = None if _default is None else Policy(_default.wish, _default.rule)
-        for policy in _in_blocks:
-            policy.forget()
+        for reference in _in_blocks.valuerefs():
+            policy = reference()
+            if policy is not None:
+                policy.forget()
 
 
 def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:
