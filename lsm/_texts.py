@@ -1,4 +1,6 @@
-"""Texts that a plugin brought, such as an error's, made fit to be shown: one line, without what a terminal obeys."""
+"""What a plugin brought, made fit to be shown: texts on one line without what a terminal obeys, numbers for JSON."""
+
+from typing import Any
 
 _LONGEST = 1000  # characters; an error that quotes itself has no end
 
@@ -16,3 +18,12 @@ def told(error: BaseException) -> str:
         return printable(f"{type(error).__name__}: {error}")
     except Exception as another:
         return f"{type(error).__name__} (its text raises {type(another).__name__})"
+
+
+def for_json(value: Any) -> Any:
+    """The same for JSON, which has no infinity: it becomes the text "inf"."""
+    if isinstance(value, dict):
+        return {key: for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [for_json(item) for item in value]
+    return "inf" if value == float("inf") else value
