@@ -808,6 +808,12 @@ def test_every_variable_is_shown():
     assert "not set: " + ", ".join(values) in " ".join(shown.split())
 
 
+def test_a_backend_that_nobody_brings_is_pointed_out():
+    for value, note in (("torhc", "  (no backend has this name)"), ("numpy", ""), ("lsm/numpy", "")):
+        shown = run("backends", env=os.environ | {"LSM_BACKEND": value}).stdout.splitlines()
+        assert f"LSM_BACKEND={value}{note}" in shown
+
+
 def test_version_and_help():
     assert run("--version").stdout == f"lsm {lsm.__version__}\n"
     alone = run()
