@@ -35,7 +35,7 @@ TORCH = {
 PIECES = {
     "a Python function of this signature": "like(x)",
     "asking for the type and the dtype": "type(x) is ndarray; x.dtype",
-    "looking up who serves": "quick_of(dtype)",
+    "looking up who serves": "quick_of(dtype, None)",
     "checking and computing, no new array": "quick(x, -1, out)",
     "checking, computing, a new array": "quick(x, -1, None)",
     "the whole call": "log_softmax(x)",

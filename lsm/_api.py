@@ -5,7 +5,8 @@ from typing import Any
 
 from numpy import ndarray
 
-from lsm import _call, _dispatch
+from lsm import _call
+from lsm._dispatch import quick as quick_functions
 
 Array = Any  # an ndarray, a torch.Tensor, a jax.Array, or another that speaks DLPack
 Axis = int | Sequence[int] | None
@@ -84,7 +85,7 @@ def log_softmax(
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
     if dtype is None and type(x) is ndarray and (backend is None or type(backend) is str):
-        quick = _dispatch.quick(x.dtype if backend is None else (backend, x.dtype))
+        quick = quick_functions(x.dtype, backend)
         if quick is not None:
             y = quick[0](x, axis, out)
             if y is not None:
@@ -164,7 +165,7 @@ def log_softmax_backward(
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
     if type(grad_output) is ndarray and (backend is None or type(backend) is str):
-        quick = _dispatch.quick(grad_output.dtype if backend is None else (backend, grad_output.dtype))
+        quick = quick_functions(grad_output.dtype, backend)
         if quick is not None:
             dx = quick[1](grad_output, output, axis, out)
             if dx is not None:

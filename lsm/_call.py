@@ -48,8 +48,7 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
 
 def _quickly(op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
     """The result where all tensors are ordinary and a plan is made, which saves most of the way; else None."""
-    dtype = arrays[0].dtype
-    functions = quick(dtype if backend is None else (backend, dtype)) if isinstance(backend, (str, NoneType)) else None
+    functions = quick(arrays[0].dtype, backend) if isinstance(backend, (str, NoneType)) else None
     if functions is None:
         return None
     views = []
@@ -118,7 +117,7 @@ def _serve_as_numpy(
     _check.same_shapes(views, names)
     target = library.new_numpy(views[0].shape, result) if out is None else library.seen(out, "out")
     y = None
-    if plan.quick is not None and own == result and library is not NUMPY_ARRAYS:  # where it was tried already
+    if plan.quick is not None and own == result:  # which was tried already on an ndarray, but refuses at once
         y = plan.quick[call.op == BACKWARD](*views, axis, target)
     if y is None:
         axes = _check.normalised_axes(axis, views[0].ndim)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from lsm._check import BFLOAT16_BITS, NUMPY, np_dtype
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError, UnknownBackendError
-from lsm.backends.registry import BUILT_IN, Candidate, registry
+from lsm.backends.candidate import BUILT_IN, Candidate
+from lsm.backends.contract import Declared
+from lsm.backends.registry import registry
 
 _ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types of which lsm makes new arrays itself
 
@@ -19,8 +21,7 @@ _ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types of which lsm makes ne
 class Policy:
     """A wish for a backend, or none, and the plans that were made under it.
 
-    `quick` holds, by dtype or (backend asked for, dtype), the backend's functions for small calls, where a plan has
-    found one that has such functions.
+    `quick` holds, by dtype, the functions for small calls of the backend that a plan has found, if it has such.
     """
 
     __slots__ = ("__weakref__", "plans", "quick", "rule", "wish")
@@ -127,7 +128,7 @@ def decide(call: Call, policy: Policy) -> Decision:
         array_type=call.array_type,
         device=call.device,
         dtype=" to ".join(dict.fromkeys(call.dtypes)),
-        taken_as=_taken_as(winner.backend, call) if winner else "",
+        taken_as=_taken_as(winner.declared, call) if winner else "",
         distribution=winner.found.distribution if winner else "",
         version=winner.found.version if winner else "",
         file=winner.found.file if winner else "",
@@ -152,30 +153,31 @@ def explained(call: Call, policy: Policy) -> Decision:
     return decision
 
 
-def _taken_as(backend: Any, call: Call) -> str:
-    """The type of array that this backend is given in a call; empty if it does not serve the call's type."""
-    if call.array_type in backend.array_types:
+def _taken_as(declared: Declared, call: Call) -> str:
+    """The type of array that a backend is given in a call; empty if it does not serve the call's type."""
+    if call.array_type in declared.array_types:
         return call.array_type
-    return NUMPY if call.device == "cpu" and NUMPY in backend.array_types else ""
+    return NUMPY if call.device == "cpu" and NUMPY in declared.array_types else ""
 
 
 def _problem(candidate: Candidate, call: Call) -> str:
     """Why this backend does not serve a call; empty if it does. Loads it."""
     try:
-        backend = candidate.load()
+        candidate.load()
     except BackendUnavailableError:
         return f"{candidate.state}: {candidate.reason}"
-    if call.device not in backend.devices:
-        return f"serves the devices {', '.join(backend.devices)}, not {call.device}"
-    taken_as = _taken_as(backend, call)
+    declared = candidate.declared
+    if call.device not in declared.devices:
+        return f"serves the devices {', '.join(declared.devices)}, not {call.device}"
+    taken_as = _taken_as(declared, call)
     if not taken_as:
-        return f"serves {', '.join(backend.array_types)}, not {call.array_type}"
-    if taken_as not in _ALLOCATED and getattr(backend, "empty", None) is None:
+        return f"serves {', '.join(declared.array_types)}, not {call.array_type}"
+    if taken_as not in _ALLOCATED and not declared.has_empty:
         return f"has no method empty, which would make new arrays of {taken_as}"
-    missing = [dtype for dtype in dict.fromkeys(call.dtypes) if dtype not in backend.dtypes]
+    missing = [dtype for dtype in dict.fromkeys(call.dtypes) if dtype not in declared.dtypes]
     if missing:
-        return f"serves {', '.join(backend.dtypes)}, not {', '.join(missing)}"
-    takes_bits = taken_as != NUMPY or getattr(backend, "takes_bfloat16_bits", False)
+        return f"serves {', '.join(declared.dtypes)}, not {', '.join(missing)}"
+    takes_bits = taken_as != NUMPY or declared.takes_bfloat16_bits
     if "bfloat16" in call.dtypes and not takes_bits and np_dtype("bfloat16") is BFLOAT16_BITS:
         return "needs ml_dtypes for bfloat16: python -m pip install 'lsm[bfloat16]'"
     return ""
@@ -197,7 +199,7 @@ def _choose(call: Call, reasons: dict[str, str]) -> Candidate | None:
             usable.append(candidate)
     usable.sort(key=_rank)
     for candidate in usable[1:]:
-        first, its = usable[0].backend.priority, candidate.backend.priority
+        first, its = usable[0].declared.priority, candidate.declared.priority
         how = f"priority {first} to {its}" if first != its else f"name, at the same priority {its}"
         reasons[candidate.name] = f"serves it as well; {usable[0].name} comes first by {how}"
     return usable[0] if usable else None
@@ -212,7 +214,7 @@ def _own() -> Iterator[Candidate]:
 
 
 def _rank(candidate: Candidate) -> tuple[int, str]:
-    return -candidate.backend.priority, candidate.name
+    return -candidate.declared.priority, candidate.name
 
 
 def _able(call: Call) -> list[str]:
@@ -228,6 +230,8 @@ def _nobody(call: Call, reasons: dict[str, str]) -> LsmError:
     elsewhere = _able(call._replace(device="cpu")) if call.device != "cpu" else []
     if elsewhere:
         text += f"; nothing is moved between devices, and on cpu {' or '.join(map(repr, elsewhere))} would serve it"
+    else:
+        text += "; install a backend that serves it: lsm backends lists what there is"
     return BackendUnsupportedError(text)
 
 

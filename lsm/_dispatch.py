@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from lsm._check import NUMPY
 from lsm._config import settings
@@ -19,15 +19,19 @@ from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
 from lsm._guard import Guarded
 from lsm._interop import library_of
+from lsm.backends.candidate import BackendInfo
 from lsm.backends.discovery import OWN_DISTRIBUTION
-from lsm.backends.registry import BackendInfo, forget, registry
+from lsm.backends.registry import forget, registry
 
 OPERATIONS = ("log_softmax", "log_softmax_backward")
 _PLAN_LIMIT = 512  # a program may have any number of array types
 
 _in_context: ContextVar[Policy | None] = ContextVar("lsm_policy", default=None)
 _default: Policy | None = None
-_in_blocks: WeakSet[Policy] = WeakSet()  # the policies of all `use_backend` blocks, also of other threads
+# The policies of all `use_backend` blocks, also of other threads, by id. A WeakSet cannot be gone through while one of
+# them ends elsewhere.
+_in_blocks: WeakValueDictionary[int, Policy] = WeakValueDictionary()
+_asked: dict[str, Policy] = {}  # by the name that ``backend=`` gave; those alone that have served a call
 _lock = threading.Lock()
 
 
@@ -72,12 +76,13 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
     UnknownBackendError, BackendUnavailableError, BackendUnsupportedError
         As `decide` found.
     """
-    policy = _policy()
-    plans, quick_functions = policy.plans, policy.quick  # of now: another thread may make the policy forget them
-    key = (call.array_type, call.device, call.dtypes, backend if backend is None else _checked_name(backend))
+    asked = _asked  # of now, as are the plans: another thread may make lsm forget them
+    policy = _policy() if backend is None else asked.get(_checked_name(backend)) or Policy(backend, "backend=")
+    plans, quick_functions = policy.plans, policy.quick
+    key = (call.array_type, call.device, call.dtypes)
     plan: Plan | None = plans.get(key)
     if plan is None:
-        decision = decide(call, policy if backend is None else Policy(backend, "backend="))
+        decision = decide(call, policy)
         if decision.error is not None:
             raise decision.error
         plan = _plan(decision)
@@ -85,7 +90,9 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
             plans[key] = plan
             is_quick = plan.takes_numpy and plan.quick is not None and len(set(call.dtypes)) == 1
             if is_quick and quick_key is not None:
-                quick_functions[quick_key if backend is None else (backend, quick_key)] = plan.quick
+                quick_functions[quick_key] = plan.quick
+        if backend is not None:
+            asked.setdefault(backend, policy)
     return plan
 
 
@@ -98,13 +105,13 @@ def _plan(decision: Decision) -> Plan:
     return Plan(Guarded(backend, origin), takes_numpy, None)
 
 
-def quick(key: Any) -> Any:
-    """The functions for small calls on ndarrays of this dtype, or (backend asked for, dtype); None without a plan.
+def quick(dtype: Any, backend: str | None) -> Any:
+    """The functions for small calls on arrays of this dtype by whom `backend` names; None without a plan.
 
     Each takes the positional arguments of its operation and `out`, and returns None for what it does not serve.
     """
-    policy = _in_context.get() or _default
-    return None if policy is None else policy.quick.get(key)
+    policy = _in_context.get() or _default if backend is None else _asked.get(backend)
+    return None if policy is None else policy.quick.get(dtype)
 
 
 def _checked_name(name: Any) -> str:
@@ -150,7 +157,7 @@ def use_backend(name: str) -> Iterator[None]:
     registry().get(_checked_name(name)).load()
     policy = Policy(name, "use_backend")
     with _lock:
-        _in_blocks.add(policy)
+        _in_blocks[id(policy)] = policy
     token = _in_context.set(policy)
     try:
         yield
@@ -228,12 +235,15 @@ def refresh_backends() -> None:
     >>> import lsm
     >>> lsm.refresh_backends()
     """
-    global _default
+    global _asked, _default
     forget()
     with _lock:
+        _asked = {}
         _default = None if _default is None else Policy(_default.wish, _default.rule)
-        for policy in _in_blocks:
-            policy.forget()
+        for reference in _in_blocks.valuerefs():
+            policy = reference()
+            if policy is not None:
+                policy.forget()
 
 
 def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:

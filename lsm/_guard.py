@@ -4,6 +4,7 @@ from typing import Any
 
 from lsm._errors import BackendFailedError
 from lsm._interop import library_of
+from lsm._texts import told
 
 
 class Guarded:
@@ -32,7 +33,7 @@ class Guarded:
         except MemoryError:
             raise
         except Exception as error:
-            raise self._failed(f"empty raised {type(error).__name__}: {error}") from error
+            raise self._failed(f"empty raised {told(error)}") from error
         wanted = (library.type_name(like), shape, dtype, library.place(like))
         found: tuple[Any, ...] = (f"{type(made).__module__}.{type(made).__qualname__}",)
         if type(made) is type(like):
@@ -50,7 +51,7 @@ class Guarded:
         except MemoryError:  # the machine's fault
             raise
         except Exception as error:
-            raise self._failed(f"{method} raised {type(error).__name__}: {error}") from error
+            raise self._failed(f"{method} raised {told(error)}") from error
         if returned is not None and returned is not out:
             raise self._failed(
                 f"{method} returned a {type(returned).__name__}; it must write the result into `out` and return None"

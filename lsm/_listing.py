@@ -34,9 +34,12 @@ def _kernel_level() -> str | None:
 def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
     """Lay the report out for a reader: who and where in columns, the reason and the file below."""
     yield f"lsm {report['lsm']}, kernels: {report['kernels'] or 'none'}, threads: {report['num_threads']}"
+    known = {name for info in report["backends"] for name in (info["name"], f"{info['distribution']}/{info['name']}")}
     for name, value in report["environment"].items():
         if value is not None:
-            yield f"{name}={value}" + ("" if name in (*ACCEPTED, *WHEN_BUILT) else "  (lsm has no such variable)")
+            note = "" if name in (*ACCEPTED, *WHEN_BUILT) else "  (lsm has no such variable)"
+            note = "  (no backend has this name)" if name == "LSM_BACKEND" and value not in known else note
+            yield f"{name}={value}{note}"
     yield from textwrap.wrap(
         f"not set: {', '.join(name for name, value in report['environment'].items() if value is None) or 'none'}",
         max(n_columns, 40),

@@ -21,6 +21,7 @@ from lsm import _apply, _listing
 from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
+from lsm._texts import for_json
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
 
@@ -216,7 +217,7 @@ def _backends(args: argparse.Namespace) -> int:
     warnings.simplefilter("ignore", lsm.PluginWarning)  # the list says the same
     report = _listing.report()
     if args.json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(for_json(report), indent=2))
     else:
         print("\n".join(_listing.lines(report, shutil.get_terminal_size().columns)))
     return 0

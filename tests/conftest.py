@@ -9,6 +9,7 @@ import pytest
 import lsm
 from lsm import _dispatch
 from lsm.backends import registry
+from lsm.backends.candidate import Candidate
 from lsm.backends.discovery import Found
 
 DTYPES = {
@@ -79,7 +80,7 @@ def installed():
 
     def install(backend, distribution="acme-lsm"):
         found = Found(backend.name, distribution, "1.0", "/site/acme/entry_points.txt", "acme:backend")
-        candidate = registry.Candidate(found, backend)
+        candidate = Candidate(found, backend)
         known = registry.registry()
         known._others = (*known.others(), candidate)
         _dispatch._policy().forget()

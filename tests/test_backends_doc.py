@@ -8,7 +8,7 @@ from test_registry import Site
 
 import lsm
 from lsm import _config, testing
-from lsm.backends import base, registry
+from lsm.backends import base, candidate
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL = ROOT / "docs" / "examples" / "plugins" / "lsm-minimal"
@@ -78,7 +78,7 @@ def test_every_variable_is_named():
 
 
 def test_every_state_and_error_is_named():
-    states = re.findall(r"^(\w+) {2,}\S", registry.__doc__, re.MULTILINE)
+    states = re.findall(r"^(\w+) {2,}\S", candidate.__doc__, re.MULTILINE)
     shown = section("## What can go wrong")
     assert set(states) == set(re.findall(r"^\| (\w+) \| ", shown, re.MULTILINE)) - {"state"}
     for name in re.findall(r"`(\w+Error)`", TEXT):

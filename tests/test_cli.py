@@ -784,10 +784,11 @@ def test_explain_of_a_call_that_would_fail(capsys):
 
 
 def test_explain_of_other_arrays(capsys):
-    assert main(["explain", "--dtype", "float32", "--device", "cuda"]) == 1
-    assert "of cupy.ndarray, float32, on cuda: fails: no backend serves" in capsys.readouterr().out
-    assert main(["explain", "--dtype", "float32", "--device", "mps"]) == 1
-    assert "of torch.Tensor, float32, on mps: fails" in capsys.readouterr().out
+    own = os.environ | {"LSM_PLUGINS": "off"}  # a plugin that is installed beside may serve what lsm does not
+    for device, array_type in (("cuda", "cupy.ndarray"), ("mps", "torch.Tensor")):
+        done = run("explain", "--dtype", "float32", "--device", device, env=own)
+        assert done.returncode == 1
+        assert f"of {array_type}, float32, on {device}: fails: no backend serves" in done.stdout
     assert main(["explain", "--dtype", "bfloat16", "--array-type", "torch.Tensor"]) == 0
     out = capsys.readouterr().out
     assert "of torch.Tensor, bfloat16, on cpu: served by cython (automatic), as numpy.ndarray" in out
@@ -805,6 +806,12 @@ def test_every_variable_is_shown():
     assert json.loads(run("backends", "--json", env=clean).stdout)["environment"] == dict.fromkeys(values)
     shown = run("backends", env=clean).stdout
     assert "not set: " + ", ".join(values) in " ".join(shown.split())
+
+
+def test_a_backend_that_nobody_brings_is_pointed_out():
+    for value, note in (("torhc", "  (no backend has this name)"), ("numpy", ""), ("lsm/numpy", "")):
+        shown = run("backends", env=os.environ | {"LSM_BACKEND": value}).stdout.splitlines()
+        assert f"LSM_BACKEND={value}{note}" in shown
 
 
 def test_version_and_help():

@@ -68,13 +68,15 @@ def test_what_explain_says_is_what_happens(monkeypatch):
     lsm.refresh_backends()
     for x in (F2, F4, np.zeros(3), np.zeros(3, "g"), [1, 2]):
         for wish in (None, "cython", "numpy"):
-            for how in ("backend=", "use_backend", "set_default_backend"):
+            for how in ("backend=", "use_backend", "LSM_BACKEND", "set_default_backend"):
                 kwargs = {"backend": wish} if how == "backend=" else {}
-                if how == "set_default_backend":
-                    lsm.set_default_backend(wish)
+                asked = wish if how == "LSM_BACKEND" else None
+                monkeypatch.setattr(_dispatch, "settings", lambda asked=asked: _config.Settings(backend=asked))
+                lsm.set_default_backend(wish if how == "set_default_backend" else None)
                 context = lsm.use_backend(wish) if how == "use_backend" and wish else lsm.num_threads(1)
                 with context:
                     decision = lsm.explain(x, **kwargs)
+                    assert decision.rule == (how if wish else "automatic")
                     ran.clear()
                     if decision.winner is None:
                         with pytest.raises(type(decision.error)) as caught:

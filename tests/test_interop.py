@@ -102,6 +102,13 @@ def test_no_copy_and_its_own_type_back(make, dtype, rng, given):
     np.testing.assert_array_equal(to_numpy(y), same.astype(float))
 
 
+def test_an_array_that_jax_is_free_to_move_gives_another_such():
+    """As JAX's own functions do: else the result could not be combined with an array on another device."""
+    x = jnp.zeros(3)
+    bound_to_it = jax.device_put(x, x.device)
+    assert not lsm.log_softmax(x).committed and lsm.log_softmax(bound_to_it).committed
+
+
 def np_dtype(dtype):
     return ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
 

@@ -140,6 +140,32 @@ BROKEN = {
         "incompatible",
         "empty does not take 3 arguments",
     ),
+    "bounds that no float holds": (
+        GOOD.format(name="acme", priority=0) + "\nMine.max_ulp = {'float32': 10**400}",
+        "incompatible",
+        "its max_ulp is {'float32': 1000",
+    ),
+    "available says False": (
+        GOOD.format(name="acme", priority=0) + "\nMine.available = lambda self: False",
+        "incompatible",
+        "its method available returned False; it must return None, or why not as text",
+    ),
+    "available says nothing": (
+        GOOD.format(name="acme", priority=0) + "\nMine.available = lambda self: ' '",
+        "incompatible",
+        "its method available returned ' '",
+    ),
+    "an error that cannot be told": (
+        "class E(Exception):\n    def __str__(self): 1 / 0\nraise E",
+        "failed",
+        "E (its text raises ZeroDivisionError)",
+    ),
+    "an error for the terminal": (
+        "raise OSError('\\x1b[2J\\nlost' + '\\udc80' + 5000 * 'x')",
+        "failed",
+        "OSError: \\x1b[2J lost\\udc80xxx",
+    ),
+    "an exit": ("raise SystemExit(3)", "failed", "SystemExit: 3"),
     "available raises": (
         GOOD.format(name="acme", priority=0) + "\ndef no(self): 1 / 0\nMine.available = no",
         "failed",
@@ -199,16 +225,83 @@ print(time.perf_counter() - start)
     assert float(out) < 10
 
 
-def test_exit_and_interrupt_pass_through(site):
-    site.add("acme-lsm", "acme", "raise KeyboardInterrupt")
-    site.run("""
+def test_an_interrupt_passes_through_and_is_forgotten(site):
+    site.add(
+        "acme-lsm",
+        "acme",
+        "import os\nif 'NO' in os.environ: raise KeyboardInterrupt\n" + GOOD.format(name="acme", priority=0),
+    )
+    out, _ = site.run("""
+import os
+os.environ["NO"] = ""
 try:
     lsm.log_softmax(f4, backend="acme")
 except KeyboardInterrupt:
-    pass
-else:
-    raise SystemExit("it was caught")
+    print(lsm.list_backends(load=False)[-1].reason)
+del os.environ["NO"]
+print(lsm.log_softmax(f4, backend="acme"))
 """)
+    assert out.splitlines() == ["not loaded: nothing has needed it", "[42. 42. 42.]"]
+
+
+def test_a_backend_that_changes_its_mind_is_not_asked_again(site):
+    more = """
+asked = []
+def devices(self):
+    asked.append(1)
+    if len(asked) > 3:
+        raise RuntimeError("no more")
+    return ("cpu",)
+Mine.devices = property(devices)
+"""
+    site.add("acme-lsm", "acme", GOOD.format(name="acme", priority=0) + more)
+    out, err = site.run("""
+for _ in range(5):
+    rows, decision = lsm.list_backends(), lsm.explain(f4, backend="acme")
+print(rows[-1].devices, decision.winner, lsm.log_softmax(f4, backend="acme"))
+""")
+    assert out.split() == ["('cpu',)", "acme", "[42.", "42.", "42.]"] and not err
+
+
+def test_json_has_no_infinity(site):
+    code = GOOD.format(name="acme", priority=0) + "\nMine.max_ulp = {'float32': float('inf')}"
+    site.add("acme-lsm", "acme", code)
+    out, _ = site.run("from lsm.cli import main\nmain(['backends', '--json'])")
+    report = json.loads(out, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+    assert report["backends"][-1]["max_ulp"]["float32"] == "inf"
+
+
+@pytest.mark.parametrize("name", ["n" * 10_000, "\x1b[31mred", "lsm/numpy"])
+def test_a_name_that_cannot_be_shown_or_typed(site, name):
+    file = site.add("acme-lsm", name, GOOD.format(name=name, priority=0))
+    out, err = site.run("""
+row = lsm.list_backends()[-1]
+print(row.name, row.state, row.reason)
+print(lsm.log_softmax(f4, backend="lsm/numpy"))
+""")
+    shown, served = out.splitlines()
+    assert shown.startswith("? failed an entry point has a name of ") and len(shown) < 300 and shown.isprintable()
+    assert served.startswith("[-1.09") and err.count("PluginWarning") == 1 and str(file) in err
+
+
+def test_the_remedy_for_each_state(site):
+    site.add("acme-a", "absent", GOOD.format(name="absent", priority=0).replace("return None", "return 'no such chip'"))
+    site.add("acme-b", "cython", "")
+    site.add("acme-c", "itself", "import lsm\nlsm.log_softmax([1.0], backend='itself')")
+    out, _ = site.run("""
+import warnings
+warnings.simplefilter("ignore")
+for name in ("absent", "acme_b/cython", "itself", "nope"):
+    try:
+        lsm.log_softmax(f4, backend=name)
+    except lsm.LsmError as error:
+        print(error)
+""")
+    absent, reserved, itself, nope = out.splitlines()
+    assert "no such chip; once that is remedied, lsm.refresh_backends() makes lsm ask it again" in absent
+    assert "reserved for lsm's own backend; its author must give it another name, or you uninstall acme_b" in reserved
+    assert "neither its import nor its method available may ask for it" in itself
+    assert "known: 'cython', 'absent', " in nope and "After installing another, lsm.refresh_backends() finds it" in nope
 
 
 @pytest.mark.parametrize("name", ["cython", "numpy", "cupy"])

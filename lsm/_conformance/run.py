@@ -17,9 +17,11 @@ import numpy as np
 from lsm._conformance import accuracy, api, behaviour, memory, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
+from lsm._texts import for_json
 from lsm._version import __version__
+from lsm.backends.candidate import Candidate
 from lsm.backends.contract import max_ulp
-from lsm.backends.registry import Candidate, registry
+from lsm.backends.registry import registry
 
 CHECKS = (*accuracy.CHECKS, *memory.CHECKS, *special.CHECKS, *behaviour.CHECKS, *api.CHECKS)
 
@@ -79,16 +81,8 @@ class Report(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """The report for JSON, which has no infinity: it becomes the text "inf"."""
         counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}
-        report: dict[str, Any] = _for_json({**self.about, **counts, "outcomes": [o._asdict() for o in self.outcomes]})
+        report: dict[str, Any] = for_json({**self.about, **counts, "outcomes": [o._asdict() for o in self.outcomes]})
         return report
-
-
-def _for_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _for_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_for_json(item) for item in value]
-    return "inf" if value == float("inf") else value
 
 
 def cases(name: str, makers: tuple[ArrayMaker, ...] = ()) -> list[Case]:

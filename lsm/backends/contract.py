@@ -1,7 +1,9 @@
-"""Whether an object fulfils the contract of a backend, as far as that can be seen without calling it."""
+"""What a backend declares, and whether it fulfils the contract as far as that can be seen without calling it."""
 
+import sys
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from lsm.backends.base import API_VERSION, DEFAULT_MAX_ULP
 
@@ -10,6 +12,33 @@ def max_ulp(backend: Any) -> dict[str, float]:
     """For each dtype that a backend serves, the error that it stays within."""
     bounds = {**DEFAULT_MAX_ULP, **getattr(backend, "max_ulp", {})}
     return {dtype: float(bounds[dtype]) for dtype in backend.dtypes if dtype in bounds}
+
+
+class Declared(NamedTuple):
+    """What a backend declared when it was loaded; it is not asked again, for it may change its mind or raise."""
+
+    devices: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    array_types: tuple[str, ...] = ()
+    priority: int = 0
+    max_ulp: Mapping[str, float] = MappingProxyType({})
+    same_bits: bool = False
+    has_empty: bool = False
+    takes_bfloat16_bits: bool = False  # lsm's own alone
+
+
+def declared(backend: Any) -> Declared:
+    """What a backend declares that has no `contract_problem`."""
+    return Declared(
+        devices=tuple(backend.devices),
+        dtypes=tuple(backend.dtypes),
+        array_types=tuple(backend.array_types),
+        priority=int(getattr(backend, "priority", 0)),
+        max_ulp=max_ulp(backend),
+        same_bits=getattr(backend, "same_bits", False),
+        has_empty=getattr(backend, "empty", None) is not None,
+        takes_bfloat16_bits=bool(getattr(backend, "takes_bfloat16_bits", False)),
+    )
 
 
 def contract_problem(backend: Any, name: str) -> str | None:
@@ -51,6 +80,7 @@ def contract_problem(backend: Any, name: str) -> str | None:
 
 
 def _is_bound(item: tuple[Any, Any]) -> bool:
-    """Whether this is the name of a dtype and an error above 0."""
+    """Whether this is the name of a dtype and an error above 0; infinity is honest, what no float holds is not."""
     dtype, bound = item
-    return isinstance(dtype, str) and isinstance(bound, (int, float)) and not isinstance(bound, bool) and bound > 0
+    is_number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
+    return isinstance(dtype, str) and is_number and (0 < bound <= sys.float_info.max or bound == float("inf"))

@@ -75,12 +75,14 @@ def kernels() -> dict[Any, Any]:
         ) from error
     level = settings().force_isa or best
     if ISA_LEVELS.index(level) < ISA_LEVELS.index(best):
-        raise BackendUnavailableError(f"LSM_FORCE_ISA asks for {level}, and this processor has {best}")
+        raise BackendUnavailableError(
+            f"LSM_FORCE_ISA asks for {level}, and this processor has {best}; leave it unset, or ask for that"
+        )
     try:
         module = import_module(f"lsm.backends._kernels.{level}")
     except ImportError as error:
         raise BackendUnavailableError(
-            f"the kernels for instruction level {level} are not part of this build"
+            f"the kernels for level {level} are not part of this build; unset LSM_FORCE_ISA, or install lsm anew"
         ) from error
     set_openmp_limit(module.max_threads())
     module.set_threads_for(threads_for, STREAM_BYTES)

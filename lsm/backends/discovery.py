@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lsm._config import normalise
+from lsm._texts import printable, told
 
 GROUP = "lsm.backends"
 OWN_DISTRIBUTION = "lsm"
+_LONGEST_NAME = 100  # characters of a backend's name
 
 
 class Found(NamedTuple):
@@ -52,11 +54,23 @@ def find(path: list[str] | None = None) -> list[Found]:
         in_folder = _read_folder(folder)
         if path is None and _is_current(folder):  # lsm itself may have been installed there
             in_folder = [item for item in in_folder if normalise(item.distribution) == OWN_DISTRIBUTION]
-        for item in in_folder:
+        for item in map(_named, in_folder):
             if normalise(item.distribution) not in hidden:
                 found.setdefault((normalise(item.distribution), item.name), item)
         hidden.update(normalise(item.distribution) for item in in_folder)
     return sorted(found.values(), key=lambda item: (item.name, normalise(item.distribution)))
+
+
+def _named(item: Found) -> Found:
+    """The same, or a fault with no name if the name could not be shown, or taken for "distribution/name"."""
+    if len(item.name) <= _LONGEST_NAME and item.name.isprintable() and "/" not in item.name:
+        return item
+    shown = printable(item.name[:_LONGEST_NAME])
+    problem = (
+        f"an entry point has a name of {len(item.name)} characters, '{shown}'; "
+        f"accepted: at most {_LONGEST_NAME}, all of them printable and none a slash"
+    )
+    return item._replace(name="?", problem=problem)
 
 
 def _current() -> str:
@@ -132,8 +146,8 @@ def _read_folder_by_file(folder: str) -> list[Found]:
             points = _parsed(text)
         except Exception as error:
             if not isinstance(error, UnicodeError) or _mentions_group(Path(file)):
-                what = " ".join(f"{type(error).__name__}: {error}".split())
-                items.append(Found("?", name, version, file, "", f"its metadata file cannot be read: {what}"))
+                what = f"its metadata file cannot be read: {told(error)}"
+                items.append(Found("?", name, version, file, "", what))
             continue
         items += [Found(key, name, version, file, value.partition("[")[0].strip()) for key, value in points.items()]
     return sorted(items, key=lambda item: (item.distribution, item.version, item.name), reverse=True)

@@ -1,0 +1,213 @@
+"""One backend on its way from a line of metadata to an object that serves calls.
+
+A third-party backend passes through these states:
+
+discovered    an entry point names it; none of its code has run
+blocked       LSM_PLUGINS or LSM_PLUGINS_ALLOW excludes it, or its name is reserved for lsm
+failed        importing it, or asking it, raised; the exception is kept
+incompatible  it is no backend, or was written for another version of the contract
+unavailable   it says itself that it cannot be used here, and why
+loaded        ready
+
+Only loading runs code of a plugin.
+"""
+
+import threading
+import warnings
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from lsm._config import normalise, settings
+from lsm._errors import (
+    BackendBlockedError,
+    BackendIncompatibleError,
+    BackendLoadError,
+    BackendUnavailableError,
+    PluginWarning,
+)
+from lsm._texts import printable, told
+from lsm.backends.contract import Declared, contract_problem, declared
+from lsm.backends.discovery import OWN_DISTRIBUTION, Found
+
+_ERRORS = {"blocked": BackendBlockedError, "failed": BackendLoadError, "incompatible": BackendIncompatibleError}
+
+BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic choice; the names are reserved
+
+_NOT_LOADED = "not loaded: nothing has needed it"
+
+
+class BackendInfo(NamedTuple):
+    """What is known of one backend; a row of `lsm.list_backends`.
+
+    Attributes
+    ----------
+    name : str
+        As an entry point names it.
+    state : str
+        "discovered", "blocked", "failed", "incompatible", "unavailable" or "loaded".
+    reason : str
+        Why it is not loaded; empty if it is.
+    devices, dtypes, array_types : tuple of str
+        What it declares; empty while that is not known.
+    priority : int
+        Its rank among third-party backends.
+    max_ulp : dict of str to float
+        For each of `dtypes` the error that it stays within, in ulps.
+    same_bits : bool
+        Whether it claims that a frame's bits depend on the frame's values only.
+    distribution, version : str
+        What was installed to bring it.
+    file : str
+        The metadata file that names it, or for the built-in default the module.
+    is_built_in : bool
+        Whether it is lsm's own.
+    """
+
+    name: str
+    state: str
+    reason: str
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    array_types: tuple[str, ...]
+    priority: int
+    max_ulp: dict[str, float]
+    same_bits: bool
+    distribution: str
+    version: str
+    file: str
+    is_built_in: bool
+
+
+class Candidate:
+    """One backend: what was found of it, its state, and the object once it is loaded."""
+
+    def __init__(self, found: Found, backend: Any = None) -> None:
+        self.found = found
+        self.name = found.name
+        self.address = f"{found.distribution}/{found.name}"
+        self.is_built_in = normalise(found.distribution) == OWN_DISTRIBUTION
+        self.backend = backend
+        self.declared = Declared()  # which is filled once it is loaded or unavailable
+        self.state = "discovered"
+        self.reason = _NOT_LOADED
+        self.error: BaseException | None = None
+        self._lock = threading.RLock()
+        self._is_loading = False
+        self._screen()
+
+    def _screen(self) -> None:
+        """Settle what can be settled without running any of its code."""
+        allow = settings().plugins_allow
+        if self.found.problem:
+            self._settle("failed", self.found.problem)
+        elif self.is_built_in:
+            return
+        elif self.name in BUILT_IN:
+            self._settle("blocked", f"the name {self.name!r} is reserved for lsm's own backend")
+        elif not settings().plugins:
+            self._settle("blocked", "LSM_PLUGINS is 'off'")
+        elif allow is not None and normalise(self.found.distribution) not in allow:
+            self._settle("blocked", f"LSM_PLUGINS_ALLOW does not name {self.found.distribution!r}")
+
+    def _settle(self, state: str, reason: str, error: BaseException | None = None) -> None:
+        self.state, self.reason, self.error = state, reason, error
+
+    def load(self) -> Any:
+        """The backend object; loaded once, and a failure is remembered.
+
+        Raises
+        ------
+        BackendUnavailableError
+            It cannot be used; the text says why, and the cause is chained.
+        """
+        if self.state != "loaded":
+            with self._lock:
+                if self.state == "discovered":
+                    self._load()
+        if self.state != "loaded":
+            raise self.error_now()
+        return self.backend
+
+    def error_now(self, addition: str = "") -> BackendUnavailableError:
+        """The error of whoever needs it although it is not loaded, with the cause."""
+        error = _ERRORS.get(self.state, BackendUnavailableError)(self.describe() + addition)
+        error.__cause__ = self.error
+        return error
+
+    def renew_lock(self) -> None:
+        """As `Registry.renew_locks`."""
+        self._lock = threading.RLock()
+        self._is_loading = False
+
+    def origin(self) -> str:
+        """Its name, and what was installed to bring it."""
+        brought = f" (from {self.found.distribution} {self.found.version}, {self.found.file})"
+        return f"backend {self.name!r}" + ("" if self.is_built_in else brought)
+
+    def describe(self) -> str:
+        """What keeps it from being used, with its origin and the remedy."""
+        return f"{self.origin()} is {self.state}: {self.reason}{self._remedy()}"
+
+    def _remedy(self) -> str:
+        distribution = self.found.distribution
+        if self.is_built_in:
+            return ""
+        if self.state == "discovered":
+            return "; neither its import nor its method available may ask for it"
+        if self.state == "unavailable":
+            return "; once that is remedied, lsm.refresh_backends() makes lsm ask it again"
+        if self.state == "failed":
+            return f"; repair, upgrade or uninstall {distribution}"
+        if self.state == "incompatible":
+            return f"; install a release of {distribution} that was made for this lsm, or uninstall it"
+        if self.name in BUILT_IN:
+            return f"; its author must give it another name, or you uninstall {distribution}"
+        return f"; LSM_PLUGINS=on without LSM_PLUGINS_ALLOW, or with {distribution} in it, would let it be loaded"
+
+    def _load(self) -> None:
+        if self._is_loading:  # its own import asks for it
+            raise BackendUnavailableError(self.describe())
+        self._is_loading = True
+        self.reason = "it is being loaded, and what it imports uses it"
+        try:
+            backend = self.backend or self.found.load()
+            problem = contract_problem(backend, self.name)
+            if not problem:
+                declaration, missing = declared(backend), backend.available()
+                if missing is None or (isinstance(missing, str) and missing.strip()):
+                    self.backend, self.declared = backend, declaration
+                    self._settle("loaded" if missing is None else "unavailable", printable(missing or ""))
+                    return
+                problem = f"its method available returned {missing!r}; it must return None, or why not as text"
+            self._settle("incompatible", printable(problem))
+        except (Exception, SystemExit) as error:  # whatever a plugin raises is its own affair, and so is its exit
+            self._settle("failed", told(error), error)
+        finally:
+            self._is_loading = False
+            if self.state == "discovered":  # it was interrupted
+                self.reason = _NOT_LOADED
+        self.warn()
+
+    def warn(self) -> None:
+        """Say once that this plugin is broken."""
+        with suppress(PluginWarning):  # where warnings are errors, a call that does not need it shall go on
+            warnings.warn(f"lsm goes on without it: {self.describe()}", PluginWarning, stacklevel=2)
+
+    def info(self) -> BackendInfo:
+        """This candidate as a row for the user."""
+        known = self.declared
+        return BackendInfo(
+            name=self.name,
+            state=self.state,
+            reason=self.reason,
+            devices=known.devices,
+            dtypes=known.dtypes,
+            array_types=known.array_types,
+            priority=known.priority,
+            max_ulp=dict(known.max_ulp),
+            same_bits=known.same_bits,
+            distribution=self.found.distribution,
+            version=self.found.version,
+            file=self.found.file,
+            is_built_in=self.is_built_in,
+        )
