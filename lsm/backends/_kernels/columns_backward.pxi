@@ -143,7 +143,8 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
     cdef Vector row, row_y, ahead
     cdef Py_ssize_t i, j, tile, n_tiles = (n_frames + N_COLUMNS - 1) // N_COLUMNS, n_whole = 0
     cdef floating least
-    cdef bint past = False, direct = False, odd, low, few = n_of_tile < N_ROW  # of few classes one is large in most rows
+    cdef bint few = n_of_tile < N_ROW  # of few classes one is large in most rows
+    cdef bint past = False, direct = False, odd, low
     if is_native(row_of(dx, 0), buffer):
         past = can_pass(row_of(dx, 0), kind_of(buffer), stream) and dx.step % 64 == 0
         n_whole = n_frames // N_COLUMNS if past or not stream else 0

@@ -4,6 +4,7 @@
 #   exp.pxi       one exponential, one logarithm, one gradient: functions of one number
 #   lanes.pxi     sums in a fixed order, and what they say of a frame
 #   careful.pxi   frames that are masked, sums that leave their type: rare, and slow
+#   registers.pxi how numbers come into registers and leave them
 #   passes.pxi    what is done with a row or a block of classes; passes_backward.pxi: for the gradient
 #   rows.pxi      frames one at a time, three under way, the vectors along the classes; rows_backward.pxi
 #   groups.pxi    the ends of sums, of sixteen frames together
@@ -122,6 +123,7 @@ include "memory.pxi"
 include "exp.pxi"
 include "lanes.pxi"
 include "careful.pxi"
+include "registers.pxi"
 include "passes.pxi"
 include "rows.pxi"
 include "passes_backward.pxi"

@@ -136,7 +136,7 @@ cdef inline const floating* load_block(Vector x, Py_ssize_t start, floating* buf
 
 
 cdef inline const char* block_at(Vector x, Py_ssize_t start, int kind, floating* buffer) noexcept nogil:
-    """Where N_BLOCK elements are as numbers of this kind: 16 bits lie so, what is computed with may go to the buffer."""
+    """Where N_BLOCK elements are as numbers of this kind: 16 bits lie so, others may go to the buffer."""
     if kind <= BFLOAT16:
         return x.at + start * size_of(kind)
     return <const char*> load_block(x, start, buffer)

@@ -11,22 +11,6 @@ cdef inline floating larger(floating a, floating b) noexcept nogil:
     return a if a > b else b
 
 
-cdef inline void pad(floating* to, const floating* x, Py_ssize_t n, Py_ssize_t width, floating fill) noexcept nogil:
-    """Copy n < N_ROW numbers, and fill up to `width`, a multiple of N_LANES."""
-    if floating is float:
-        lsm_pad_f(to, x, n, width, fill)
-    else:
-        lsm_pad_d(to, x, n, width, fill)
-
-
-cdef inline void put_some(floating* to, const floating* x, Py_ssize_t n) noexcept nogil:
-    """Copy n <= N_LANES of N_LANES numbers."""
-    if floating is float:
-        lsm_put_some_f(to, x, n)
-    else:
-        lsm_put_some_d(to, x, n)
-
-
 cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, floating* buffer) noexcept nogil:
     """x - h, in the buffer if h is not 0."""
     cdef Py_ssize_t k
@@ -68,120 +52,11 @@ cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
     return n_peaks != 0
 
 
-# What is asked for ahead of time while a block is passed over, row by row: many lines at once hold up those that are
-# needed now. NULL for nothing.
-cdef struct Ahead:
-    const char* read_1
-    const char* read_2
-    const char* written
-    Py_ssize_t size_1, size_2, size_written  # bytes of an element
-    bint far  # whether there is anything
-
-
-cdef inline Ahead nothing_ahead(bint far) noexcept nogil:
-    cdef Ahead ahead
-    ahead.far = far
-    ahead.read_1 = ahead.read_2 = ahead.written = NULL
-    ahead.size_1 = ahead.size_2 = ahead.size_written = 0
-    return ahead
-
-
-cdef inline const char* ahead_of(Vector x, Py_ssize_t start) noexcept nogil:
-    """What lies N_AHEAD elements beyond `start`."""
-    return x.at + (start + N_AHEAD) * x.step
-
-
-cdef inline void ask(Ahead ahead, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
-    """Ask for n elements from `start` on."""
-    if not ahead.far:
-        return
-    if ahead.read_1 != NULL:
-        lsm_prefetch(ahead.read_1 + start * ahead.size_1, n * ahead.size_1, False)
-    if ahead.read_2 != NULL:
-        lsm_prefetch(ahead.read_2 + start * ahead.size_2, n * ahead.size_2, False)
-    if ahead.written != NULL:
-        lsm_prefetch(ahead.written + start * ahead.size_written, n * ahead.size_written, False)
-
-
 # What adding up needs and finds besides the sum.
 cdef struct Adding:
     Shift shift
     Py_ssize_t n_equal  # how many classes were left out
     bint far  # whether what is passed over must come from memory: it is then asked for ahead of time
-
-
-cdef inline void put_lanes(floating* to, const floating* x, bint past) noexcept nogil:
-    """Copy N_LANES numbers; past the cache if `past`, a constant to the compiler: `to` is then aligned."""
-    if floating is float:
-        if past:
-            lsm_put_past_f(to, x)
-        else:
-            lsm_put_f(to, x)
-    elif past:
-        lsm_put_past_d(to, x)
-    else:
-        lsm_put_d(to, x)
-
-
-cdef inline bint can_pass(Vector y, int kind, bint stream) noexcept nogil:
-    """Whether give_lanes may write y past the cache, as numbers of this kind."""
-    return stream and lies_as(y, kind) and <uintptr_t> y.at % 64 == 0
-
-
-cdef inline void take_lanes(floating* to, const char* at, int kind) noexcept nogil:
-    """N_LANES numbers that lie side by side: 16 bits, or as they are computed with. kind is a constant to the compiler."""
-    if floating is float:
-        if kind == HALF:
-            lsm_from_half_lanes(to, <const uint16_t*> at)
-        elif kind == BFLOAT16:
-            lsm_from_bfloat16s(to, <const uint16_t*> at, N_LANES)
-        else:
-            lsm_put_f(to, <const float*> at)
-    else:
-        lsm_put_d(to, <const double*> at)
-
-
-cdef inline void give_lanes(char* to, const floating* x, int kind, bint past) noexcept nogil:
-    """Write N_LANES numbers likewise; past the cache if `past`, a constant to the compiler: `to` is then aligned."""
-    cdef uint16_t bits[N_LANES]
-    if kind > BFLOAT16:
-        put_lanes(<floating*> to, x, past)
-    elif floating is float:
-        if kind == HALF:
-            lsm_to_half_lanes(bits, x)
-        else:
-            lsm_to_bfloat16s(bits, x, N_LANES)
-        lsm_put_16(to, bits, past)
-
-
-cdef inline void take_some(floating* to, const char* at, Py_ssize_t n, int kind) noexcept nogil:
-    """take_lanes of n numbers, N_LANES or N_PAIR; a pair of BFLOAT16 has those at even places first."""
-    if floating is float and kind == BFLOAT16 and n == N_PAIR:
-        lsm_from_bfloat16_pair(to, <const uint16_t*> at)
-    else:
-        take_lanes(to, at, kind)
-
-
-cdef inline void give_some(char* to, const floating* x, Py_ssize_t n, int kind, bint past) noexcept nogil:
-    """give_lanes of n numbers in the order of take_some."""
-    cdef uint16_t bits[N_PAIR]
-    if floating is float and kind == BFLOAT16 and n == N_PAIR:
-        lsm_to_bfloat16_pair(bits, x)
-        lsm_put_32(to, bits, past)
-    else:
-        give_lanes(to, x, kind, past)
-
-
-cdef inline void put_in_order(floating* to, const floating* x, Py_ssize_t n, int kind) noexcept nogil:
-    """N_PAIR numbers that are in the order of take_some, n at a time, as they lay."""
-    cdef Py_ssize_t k
-    if kind == BFLOAT16 and n == N_PAIR:
-        for k in range(N_LANES):
-            to[2 * k] = x[k]
-            to[2 * k + 1] = x[N_LANES + k]
-    else:
-        for k in range(N_PAIR):
-            to[k] = x[k]
 
 
 cdef inline void pass_lanes(bint find, const char* a, floating* high, bint add, const char* v, floating h, floating top,
@@ -222,7 +97,8 @@ cdef inline void pass_row(bint find, const char* a, floating* high, bint add, co
                           floating magic, floating floor, bint some_equal, floating* p, bint put, const char* x,
                           floating c_hi, floating c_lo, char* y, int kind, int kind_y, bint past) noexcept nogil:
     """pass_lanes of a row."""
-    cdef Py_ssize_t n = lanes_at_once(kind, kind_y, put), size = N_LANES * size_of(kind), size_y = N_LANES * size_of(kind_y)
+    cdef Py_ssize_t size = N_LANES * size_of(kind), size_y = N_LANES * size_of(kind_y)
+    cdef Py_ssize_t n = lanes_at_once(kind, kind_y, put)
     pass_lanes(find, a, high, add, v, h, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, n, kind, kind_y, past)
     if n == N_LANES:
         pass_lanes(find, a + size, &high[N_LANES], add, v + size, h, top, magic, floor, some_equal, &p[N_LANES], put,
@@ -252,7 +128,8 @@ cdef inline void pass_block(bint find, const char* a, floating* peaks, Py_ssize_
     cdef floating p[N_ROW]
     cdef floating high[N_ROW]
     cdef floating q[N_ROW]
-    cdef Py_ssize_t k, n = lanes_at_once(kind, kind_y, put), size = N_ROW * size_of(kind), size_y = N_ROW * size_of(kind_y)
+    cdef Py_ssize_t size = N_ROW * size_of(kind), size_y = N_ROW * size_of(kind_y)
+    cdef Py_ssize_t k, n = lanes_at_once(kind, kind_y, put)
     for k in range(N_ROW):
         p[k] = 0
         high[k] = -INFINITY
@@ -281,7 +158,7 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
                              int kind_y) noexcept nogil:
     """The passes that are wished, over blocks `first` to last - 1 of each of three parts.
 
-    kind: of what is read, which lies densely, if it is 16 bits; else it may be of any kind. kind_y: then of y, likewise.
+    kind: of what is read, which lies densely, if it is 16 bits; else it may be of any kind. kind_y: then that of y.
     """
     cdef floating buffer_a[N_BLOCK]
     cdef floating buffer_v[N_BLOCK]
@@ -334,7 +211,7 @@ cdef inline void pass_kinds(bint find, Vector a, floating* peaks_a, bint add, Ad
                             const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
                             floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
                             Py_ssize_t last) noexcept nogil:
-    """pass_blocks with kinds that are constants to the compiler. A pass by itself, at a frame's end, is not worth its own."""
+    """pass_blocks with kinds that are constants to the compiler; not at the end of a frame, where one pass goes alone."""
     cdef int native = kind_of(peaks_a), kind = (a if find else v if add else x).kind
     cdef bint alike = LSM_WIDENS and (put or (find and add)) and (not find or lies_as(a, kind))
     alike &= not add or lies_as(v, kind)
@@ -452,19 +329,19 @@ cdef void pass_three(Vector a, Py_ssize_t n_a, floating* peaks_a, Adding* adding
     cdef Py_ssize_t last_a = n_a // N_BLOCK, last_v = n_v // N_BLOCK, last_x = n_x // N_BLOCK
     if together:
         pass_kinds(True, a, peaks_a, True, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream, 0,
-                    together)
+                   together)
     if two > together:
         pass_kinds(True, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream,
-                    together, two)
+                   together, two)
     if last_a > two:
         pass_kinds(True, a, peaks_a, False, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, two,
-                    last_a)
+                   last_a)
     if last_v > two:
         pass_kinds(False, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, two,
-                    last_v)
+                   last_v)
     if last_x > together:
         pass_kinds(False, a, peaks_a, False, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream,
-                    together, last_x)
+                   together, last_x)
     if n_a == n_v == n_x and n_a % N_BLOCK:
         pass_edge(True, a, peaks_a, True, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream,
                   n_a)

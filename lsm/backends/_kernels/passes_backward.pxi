@@ -114,8 +114,8 @@ cdef inline bint pass_block_backward(bint find, const char** a, double* total, d
         sum_rows(a, 3 * N_LANES, N_LANES, kind, v, edge_y)
     for g in range(n_groups):
         gradient_lanes(<const char*> &edge_dy[g * N_LANES], <const char*> &edge_y[g * N_LANES], N_LANES,
-                       kind_of(edge_y), s_hi, s_lo, s, magic, lowest, to + n_rows * size + g * N_LANES * <Py_ssize_t> sizeof(floating), past,
-                       most_f, most_d)
+                       kind_of(edge_y), s_hi, s_lo, s, magic, lowest,
+                       to + n_rows * size + g * N_LANES * <Py_ssize_t> sizeof(floating), past, most_f, most_d)
     if find:
         add_groups(total, error, v, N_LANES, 4, floating is double)
     if floating is float:
@@ -308,8 +308,8 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
                                    n_rows, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w, False,
                                    ahead)
     if put and is_large:
-        n_bad += gradient_large(<const char*> at_dy, <const char*> at_y, kind_of(w), n_rows * N_ROW, s_hi, s_lo, s, magic,
-                                lowest, <char*> w)
+        n_bad += gradient_large(<const char*> at_dy, <const char*> at_y, kind_of(w), n_rows * N_ROW, s_hi, s_lo, s,
+                                magic, lowest, <char*> w)
         n_bad += gradient_large(<const char*> edge, <const char*> edge_y, kind_of(w), n_groups * N_LANES, s_hi, s_lo, s,
                                 magic, lowest, <char*> &w[n_rows * N_ROW])
     if put:
