@@ -34,8 +34,8 @@ PROBED_FLAGS = ["--param=max-completely-peel-times=4"]
 
 # What is inline in the kernels is so in earnest: the passes of rows.pxi are one function, of which each use leaves
 # out what it does not wish. gcc thinks it too large, and looks at every row what is wished: a third more time, at v3
-# twice. Not at v2, where half a megabyte saves a tenth of the time at most; nor where the sanitizers are: there it takes
-# long to compile, and nothing is gained.
+# twice. Not at v2, where half a megabyte saves a tenth of the time at most; nor where the sanitizers are: there it
+# takes long to compile, and nothing is gained.
 INLINE = [("CYTHON_INLINE", "inline __attribute__((always_inline))")]
 
 # Built with NumPy 2, the kernels run with every NumPy from this one on.

@@ -132,8 +132,8 @@ def compile_kernels(folder: Path, levels: list[str], to: Path) -> None:
 
     import setup as build
 
-    # Without -g the same code is made in less time. gcc keeps its records in memory, 13 GB for a level: so one level at a
-    # time, and the passes without their copies for 16 bits, which are the same loops after loads by name.
+    # Without -g the same code is made in less time. gcc keeps its records in memory, 13 GB for a level: so one level at
+    # a time, and the passes without their copies for 16 bits, which are the same loops after loads by name.
     os.environ["CFLAGS"] = os.environ.get("CFLAGS", "") + " -g0 -fsave-optimization-record -DLSM_WIDENS=0"
     modules = build.extensions(levels, folder, build_dir=str(to / "c"), emit_linenums=True, force=True, quiet=True)
     for module in modules:

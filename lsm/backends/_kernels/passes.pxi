@@ -211,7 +211,7 @@ cdef inline void pass_kinds(bint find, Vector a, floating* peaks_a, bint add, Ad
                             const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
                             floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
                             Py_ssize_t last) noexcept nogil:
-    """pass_blocks with kinds that are constants to the compiler; not at the end of a frame, where one pass goes alone."""
+    """pass_blocks with kinds that are constants to the compiler; not for one pass alone, at the end of a frame."""
     cdef int native = kind_of(peaks_a), kind = (a if find else v if add else x).kind
     cdef bint alike = LSM_WIDENS and (put or (find and add)) and (not find or lies_as(a, kind))
     alike &= not add or lies_as(v, kind)
