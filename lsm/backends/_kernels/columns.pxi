@@ -67,15 +67,15 @@ cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floati
         n_equal[j] = found[j]
 
 
-cdef inline void exp_rows(const floating* x, Py_ssize_t n, const floating* of, floating* p,
-                          floating* n_equal) noexcept nogil:
+cdef inline void exp_rows(const float* x, Py_ssize_t n, const float* of, float* p, float* n_equal) noexcept nogil:
     """p = exp(x - h) below the maxima, of n rows; how many are the largest; `of` as add_block_of_tile has it."""
-    cdef floating h[N_COLUMNS]
-    cdef floating top[N_COLUMNS]
-    cdef floating magic[N_COLUMNS]
-    cdef floating floor[N_COLUMNS]
-    cdef floating found[N_COLUMNS]
-    cdef floating v
+    cdef float h[N_COLUMNS]
+    cdef float top[N_COLUMNS]
+    cdef float magic[N_COLUMNS]
+    cdef float floor[N_COLUMNS]
+    cdef float found[N_COLUMNS]
+    cdef float w[N_COLUMNS]
+    cdef float v
     cdef Py_ssize_t i, j
     for j in range(N_COLUMNS):
         h[j] = of[j]
@@ -86,8 +86,9 @@ cdef inline void exp_rows(const floating* x, Py_ssize_t n, const floating* of, f
     for i in range(n):
         for j in range(N_COLUMNS):  # hot
             v = x[i * N_COLUMNS + j] - h[j]
-            p[i * N_COLUMNS + j] = exp_below(v, magic[j], floor[j], top[j], True)
-            found[j] += <floating> 1 if v == top[j] else <floating> 0
+            w[j] = exp_below(v, magic[j], floor[j], top[j], True)
+            found[j] += <float> 1 if v == top[j] else <float> 0
+        copy_columns(&p[i * N_COLUMNS], w)
     for j in range(N_COLUMNS):
         n_equal[j] = found[j]
 
@@ -138,10 +139,11 @@ cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below,
     error[0] = 0
     if floating is double or n > N_BLOCK:
         clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n) * N_COLUMNS, m)
-    if are_few(n, m):
-        exp_rows(chunk_of(x, 0, n, scratch), n, of, p, n_equal)
-        clear_rows(&p[n * N_COLUMNS], n_padded(n, m) - n)
-        sum_few_rows(p, n, False, total)
+    if floating is float:
+        if are_few(n, m):
+            exp_rows(chunk_of(x, 0, n, scratch), n, of, p, n_equal)
+            clear_rows(&p[n * N_COLUMNS], n_padded(n, m) - n)
+            sum_few_rows(p, n, False, total)
     for chunk in range(0 if are_few(n, m) else count_chunks(n)):
         start = chunk * N_CHUNK
         n_part = min(<Py_ssize_t> N_CHUNK, n - start)

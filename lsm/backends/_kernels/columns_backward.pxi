@@ -48,9 +48,10 @@ cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floati
     for j in range(N_COLUMNS):
         totals[j] = 0
         errors[j] = 0
-    if are_few(n, scratch):
-        sum_few_rows(<const floating*> dy.at, n, True, totals)
-        return
+    if floating is float:
+        if are_few(n, scratch):
+            sum_few_rows(<const float*> dy.at, n, True, totals)
+            return
     for part in range(count_slices(n)):
         start = part * N_SLICE
         n_slice = min(<Py_ssize_t> N_SLICE, n - start)

@@ -105,7 +105,7 @@ cdef inline void fold_lanes(double* total, double* error, Py_ssize_t n_lanes, Py
     fold_once(total, error, 1, n_lanes, n, of)
 
 
-cdef inline double lane_of_rows(const floating* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
+cdef inline double lane_of_rows(const float* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
     """Lane k of a column, of rows N_COLUMNS apart: the tree of rows k, k + N_LANES, ... of n_halves half sets of lanes.
 
     widen: each number is made double before it is added.
@@ -125,13 +125,13 @@ cdef inline double lane_of_rows(const floating* x, Py_ssize_t k, Py_ssize_t n_ha
     return (<double> x[0] + <double> x[n]) + (<double> x[2 * n] + <double> x[3 * n])
 
 
-cdef inline double four_lanes_of_rows(const floating* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
+cdef inline double four_lanes_of_rows(const float* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
     """Lanes k, k + 8, k + 4 and k + 12, as fold_lanes adds them up."""
     return ((lane_of_rows(x, k, n_halves, widen) + lane_of_rows(x, k + 8, n_halves, widen))
             + (lane_of_rows(x, k + 4, n_halves, widen) + lane_of_rows(x, k + 12, n_halves, widen)))
 
 
-cdef inline void sum_half_sets(const floating* x, Py_ssize_t n_halves, bint widen, double* total) noexcept nogil:
+cdef inline void sum_half_sets(const float* x, Py_ssize_t n_halves, bint widen, double* total) noexcept nogil:
     """sum_few_rows of n_halves, a constant to the compiler."""
     cdef Py_ssize_t j
     for j in range(N_COLUMNS):  # hot
@@ -141,7 +141,7 @@ cdef inline void sum_half_sets(const floating* x, Py_ssize_t n_halves, bint wide
         )
 
 
-cdef void sum_few_rows(const floating* x, Py_ssize_t n, bint widen, double* total) noexcept nogil:
+cdef void sum_few_rows(const float* x, Py_ssize_t n, bint widen, double* total) noexcept nogil:
     """The sums of n <= N_SHORT rows of N_COLUMNS float32, as add_groups and fold_lanes have them, all in registers.
 
     Rows after the last one are 0 up to a multiple of 8: n_padded.

@@ -185,13 +185,14 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
     if is_native(y, p):
         put(y.at, p, n * sizeof(floating), stream)
     elif y.kind == DOUBLE:
-        if is_dense:
-            for k in range(n):  # hot
-                wide[k] = p[k]
-            put(y.at, wide, n * sizeof(double), stream)
-        else:
-            for k in range(n):
-                (<double*> (y.at + k * y.step))[0] = p[k]
+        if floating is float:  # dense double would be native
+            if is_dense:
+                for k in range(n):  # hot
+                    wide[k] = p[k]
+                put(y.at, wide, n * sizeof(double), stream)
+                return
+        for k in range(n):
+            (<double*> (y.at + k * y.step))[0] = p[k]
     else:
         if floating is float:
             source = p
