@@ -8,12 +8,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from time import monotonic
 
 from lsm._config import settings
 
 # Below this many elements a parallel region costs more than it saves: starting one takes 1 to 2
 # microseconds, in which one thread gets through about 4,000 float32 elements; 16 times that.
 MIN_PARALLEL_SIZE = 32_768
+
+# Seconds for which calls believe the affinity mask that one of them has read in the same thread. To read it takes 0.4
+# microseconds, and programs that change it do so once.
+LIMIT_HOLDS = 0.01
 
 _chosen: int | None = None  # set_num_threads
 _in_context: ContextVar[int | None] = ContextVar("lsm_num_threads", default=None)  # num_threads
@@ -27,22 +32,24 @@ def cpu_limit(cgroup_root: str = "/sys/fs/cgroup") -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     n_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = _cgroup_quota(cgroup_root)
-    return n_cpus if quota is None else max(1, min(n_cpus, math.ceil(quota)))
+    return n_cpus if quota is None or quota >= n_cpus else quota
 
 
 @cache  # two files, 60 microseconds: too much for every call
-def _cgroup_quota(folder: str) -> float | None:
-    """Processors' worth of time that the cgroup grants; None where there is no limit or no cgroup."""
+def _cgroup_quota(folder: str) -> int | None:
+    """How many processors the cgroup grants, at least 1; None where there is no limit or no cgroup."""
     root = Path(folder)
     try:  # version 2
-        quota, period = (root / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        pass
-    try:  # version 1
-        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
-        return None if quota_us <= 0 else quota_us / int((root / "cpu" / "cpu.cfs_period_us").read_text())
-    except (OSError, ValueError, ZeroDivisionError):
+        texts = (root / "cpu.max").read_text().split()
+    except OSError:
+        try:  # version 1
+            texts = [(root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
+        except OSError:
+            return None
+    try:
+        quota, period = map(int, texts)  # "max" and -1 are no limit
+        return None if quota <= 0 else max(1, math.ceil(quota / period))
+    except (ValueError, ZeroDivisionError):
         return None
 
 
@@ -76,11 +83,15 @@ def get_num_threads() -> int:
     ...     lsm.get_num_threads()
     1
     """
+    return _num_threads(cpu_limit())
+
+
+def _num_threads(limit: int) -> int:
+    """The same, where at most `limit` processors may be used."""
     if _is_forked_child or _openmp_limit == 0:
         return 1
-    limit = cpu_limit()
-    wanted = _in_context.get() or _chosen or settings().num_threads or _openmp_limit or _omp_num_threads()
-    return limit if wanted is None else min(wanted, limit)
+    wanted = _in_context.get() or _chosen or settings().num_threads or _openmp_limit or _omp_num_threads() or limit
+    return wanted if wanted < limit else limit
 
 
 def _omp_num_threads() -> int | None:
@@ -152,27 +163,45 @@ def _checked(n: int) -> int:
     return n
 
 
-class threads_for:  # noqa: N801 (a context manager, written as a class because that is 2 microseconds faster)
-    """How many threads a call over `size` elements shall use, and nobody else meanwhile.
+class _Lately(threading.local):
+    """What `cpu_limit` said in this thread, which has a mask of its own, and when."""
+
+    limit = 1
+    since = -math.inf
+
+
+_lately = _Lately()
+
+
+def begin_region(size: int) -> int:
+    """How many threads a call over `size` elements shall use, and nobody else until `end_region`.
 
     OpenMP keeps one pool of threads for every thread that opens a region. So only one region runs at a
     time: a second Python thread, which has found itself a processor already, works alone.
     """
+    if size < MIN_PARALLEL_SIZE:
+        return 1
+    now = monotonic()
+    if now - _lately.since > LIMIT_HOLDS:
+        _lately.limit, _lately.since = cpu_limit(), now
+    n = _num_threads(_lately.limit)
+    return n if n > 1 and _region.acquire(False) else 1
 
-    __slots__ = ("_n", "_region")
 
-    def __init__(self, size: int) -> None:
-        self._n = get_num_threads() if size >= MIN_PARALLEL_SIZE else 1
-        self._region = _region
+def end_region(n: int) -> None:
+    """End the region that `begin_region` gave `n` threads."""
+    if n > 1:
+        _region.release()
 
-    def __enter__(self) -> int:
-        if self._n > 1 and not self._region.acquire(blocking=False):
-            self._n = 1
-        return self._n
 
-    def __exit__(self, *exception: object) -> None:
-        if self._n > 1:
-            self._region.release()
+@contextmanager
+def threads_for(size: int) -> Iterator[int]:
+    """`begin_region` and `end_region` around a ``with`` block."""
+    n = begin_region(size)
+    try:
+        yield n
+    finally:
+        end_region(n)
 
 
 def _after_fork_in_child() -> None:

@@ -248,7 +248,7 @@ def test_a_third_partys_backend_is_not_passed_over(monkeypatch):
 
 def test_large_calls_ask_how_many_threads(served, monkeypatch):
     function, asked = cython_.kernels()["quick"][0], []
-    monkeypatch.setattr(_threads, "get_num_threads", lambda: asked.append(1) or 2)
+    monkeypatch.setattr(_threads, "_num_threads", lambda limit: asked.append(1) or 2)
     for dtype in ("f2", "f4", "f8"):
         for size, n_threads, n_asked in (
             (_threads.MIN_PARALLEL_SIZE - 1, 0, 0),
@@ -264,7 +264,7 @@ def test_what_is_read_is_not_streamed_over(served, monkeypatch, rng):
     """Results of `stream_bytes` and more go past the cache, unless they take the place of an array that is read."""
     module = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
     monkeypatch.setattr(cython_, "STREAM_BYTES", 1)
-    module.set_threads_for(_threads.threads_for, 1)
+    module.set_regions(_threads.begin_region, _threads.end_region, 1)
     try:
         for shape in ((7, 10), (5, 300), (2, 20_000)):
             x, dy = rng.standard_normal((2, *shape)).astype("f4")
@@ -277,7 +277,7 @@ def test_what_is_read_is_not_streamed_over(served, monkeypatch, rng):
             np.testing.assert_array_equal(lsm.log_softmax_backward(in_place := dy.copy(), y, out=in_place), dx)
             np.testing.assert_array_equal(lsm.log_softmax_backward(dy, in_place := y.copy(), out=in_place), dx)
     finally:
-        module.set_threads_for(_threads.threads_for, 16 * 2**20)
+        module.set_regions(_threads.begin_region, _threads.end_region, 16 * 2**20)
 
 
 def test_threads_at_once(rng):

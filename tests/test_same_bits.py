@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 
 import numpy as np
@@ -56,15 +57,15 @@ def test_batch_size_place_axis_alignment_and_out(backend, dtype, n, rng):
 def kernels_get(monkeypatch):
     """Call with a number of threads and the size from which results are streamed: the kernels get both."""
     module = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
-    ours = cython_.threads_for, cython_.STREAM_BYTES
+    ours = cython_.begin_region, cython_.end_region, cython_.STREAM_BYTES
 
     def give(n_threads, stream_bytes):
-        module.set_threads_for(lambda size: _Given(n_threads), stream_bytes)
-        monkeypatch.setattr(cython_, "threads_for", lambda size: _Given(n_threads))  # for what is no plain array
+        module.set_regions(lambda size: n_threads, lambda n: None, stream_bytes)
+        monkeypatch.setattr(cython_, "threads_for", lambda size: nullcontext(n_threads))  # for what is no plain array
         monkeypatch.setattr(cython_, "STREAM_BYTES", stream_bytes)
 
     yield give
-    module.set_threads_for(*ours)
+    module.set_regions(*ours)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -110,17 +111,6 @@ def test_hard_frames_among_others(backend, dtype, n, rng):
     for i in range(40):
         equal(lsm.log_softmax_backward(dy[i].copy(), y[i].copy(), backend=backend), dx[i])
     equal(lsm.log_softmax_backward(dy.T.copy(), y.T.copy(), 0, backend=backend).T, dx)
-
-
-class _Given:
-    def __init__(self, n):
-        self.n = n
-
-    def __enter__(self):
-        return self.n
-
-    def __exit__(self, *_):
-        return None
 
 
 LEVEL_SCRIPT = """

@@ -63,6 +63,22 @@ def test_affinity_mask_is_obeyed():
     assert run(code, LSM_NUM_THREADS="64").stdout.strip() == "1"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks here")
+def test_a_mask_that_changes_is_obeyed_soon():
+    code = """
+import os, time, lsm
+from lsm import _threads
+lsm.set_num_threads(64)
+_threads.end_region(_threads.begin_region(10**9))
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+print(lsm.get_num_threads())
+time.sleep(2 * _threads.LIMIT_HOLDS)
+print(_threads.begin_region(10**9))
+"""
+    done = run(code)
+    assert done.stdout.split() == ["1", "1"], done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("files", "limit"),
     [
@@ -87,6 +103,7 @@ def test_cgroup_quota(files, limit, tmp_path, monkeypatch):
 def eight_processors(monkeypatch):
     """A machine with eight, as far as the counting goes."""
     monkeypatch.setattr(_threads, "cpu_limit", lambda: 8)
+    monkeypatch.setattr(_threads, "_lately", _threads._Lately())
     monkeypatch.setattr(_threads, "_openmp_limit", 8)
     monkeypatch.setattr(_threads, "_chosen", None)
 

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from lsm._config import ISA_LEVELS, settings
 from lsm._errors import BackendUnavailableError
-from lsm._threads import set_openmp_limit, threads_for
+from lsm._threads import begin_region, end_region, set_openmp_limit, threads_for
 from lsm.backends.base import API_VERSION, Backend
 
 # A result of this many bytes does not stay in the caches for whoever reads it next: it is written past
@@ -85,7 +85,7 @@ def kernels() -> dict[Any, Any]:
             f"the kernels for level {level} are not part of this build; unset LSM_FORCE_ISA, or install lsm anew"
         ) from error
     set_openmp_limit(module.max_threads())
-    module.set_threads_for(threads_for, STREAM_BYTES)
+    module.set_regions(begin_region, end_region, STREAM_BYTES)
     # V: the bits of bfloat16, without ml_dtypes
     kinds = module.KINDS | {"V": module.KINDS["E"]}
     table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH}

@@ -46,9 +46,18 @@ cdef inline void maxima_of_vectors(const floating* x, Py_ssize_t step, Py_ssize_
                                          larger(larger(v[k + 32], v[k + 40]), larger(v[k + 48], v[k + 56])))
 
 
+cdef inline void ask_for_next(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors) noexcept nogil:
+    """Ask for the frame that takes this one's place in the next group: one at a time while there is much to compute."""
+    lsm_prefetch(&x[N_GROUP * step], n_vectors * N_LANES * sizeof(floating), True)
+
+
 cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
-                             const floating* of, double* half, double* half_error, floating* n_equal) noexcept nogil:
-    """The sums of the exponentials of each frame, in eight lanes, and how many classes are the largest, of all."""
+                             bint in_place, const floating* of, double* half, double* half_error,
+                             floating* n_equal) noexcept nogil:
+    """The sums of the exponentials of each frame, in eight lanes, and how many classes are the largest, of all.
+
+    in_place: whether the frames lie where the user has them.
+    """
     cdef floating p[N_SHORT]
     cdef floating found[N_LANES]
     cdef floating h, top, magic, floor
@@ -60,6 +69,8 @@ cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_ve
         found[k] = 0
     for f in range(n_frames):
         v = &x[f * step]
+        if in_place:
+            ask_for_next(v, step, n_vectors)
         h = of[f]
         top = of[N_GROUP + f]
         magic = of[2 * N_GROUP + f]
@@ -142,13 +153,13 @@ cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py
     end_maxima(half_m, m)
     shift_group(m, shifts)
     if n_vectors == 1:
-        sum_vectors(v, step, 1, n_frames, shifts, half, half_error, n_equal)
+        sum_vectors(v, step, 1, n_frames, v != padded, shifts, half, half_error, n_equal)
     elif n_vectors == 2:
-        sum_vectors(v, step, 2, n_frames, shifts, half, half_error, n_equal)
+        sum_vectors(v, step, 2, n_frames, v != padded, shifts, half, half_error, n_equal)
     elif n_vectors == 3:
-        sum_vectors(v, step, 3, n_frames, shifts, half, half_error, n_equal)
+        sum_vectors(v, step, 3, n_frames, v != padded, shifts, half, half_error, n_equal)
     else:
-        sum_vectors(v, step, 4, n_frames, shifts, half, half_error, n_equal)
+        sum_vectors(v, step, 4, n_frames, v != padded, shifts, half, half_error, n_equal)
     for k in range(N_GROUP):
         n_largest[k] = 1
     if not is_one_each(n_equal, m, n_frames):

@@ -69,8 +69,8 @@ cdef inline floating sum_gradient_vectors(const floating* dy, Py_ssize_t step, c
 
 
 cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const floating* y, Py_ssize_t step_y,
-                                  Py_ssize_t n_vectors, Py_ssize_t n_frames, const floating* of, bint some_low,
-                                  floating* dx, Py_ssize_t step_dx, Py_ssize_t n_last) noexcept nogil:
+                                  Py_ssize_t n_vectors, Py_ssize_t n_frames, bint in_place, const floating* of,
+                                  bint some_low, floating* dx, Py_ssize_t step_dx, Py_ssize_t n_last) noexcept nogil:
     """dx = dy - exp(y) * S of each frame. Of few classes one is large in most frames: `gradient` is told so."""
     cdef floating p[N_SHORT]
     cdef floating s_hi, s_lo, s, magic, lowest
@@ -80,6 +80,10 @@ cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const flo
     for f in range(n_frames):
         v = &dy[f * step]
         w = &y[f * step_y]
+        if floating is float:  # d500000x32: 11.9 ns without, 13.0 with it, 2 threads; 1000000x32 4.70 and 4.47
+            if in_place:
+                ask_for_next(v, step, n_vectors)
+                ask_for_next(w, step_y, n_vectors)
         s_hi = of[f]
         s_lo = of[N_GROUP + f]
         s = of[2 * N_GROUP + f]
@@ -112,13 +116,13 @@ cdef inline bint reach_low(const floating* lowest, floating least) noexcept nogi
 
 
 cdef inline void gradient_group(const floating* dy, Py_ssize_t step, const floating* y, Py_ssize_t step_y,
-                                Py_ssize_t n_vectors, Py_ssize_t n_frames, const floating* of, floating least,
-                                floating* dx, Py_ssize_t step_dx, Py_ssize_t n_last) noexcept nogil:
+                                Py_ssize_t n_vectors, Py_ssize_t n_frames, bint in_place, const floating* of,
+                                floating least, floating* dx, Py_ssize_t step_dx, Py_ssize_t n_last) noexcept nogil:
     """gradient_vectors, told whether some y may be too low for it."""
     if reach_low(&of[4 * N_GROUP], least):
-        gradient_vectors(dy, step, y, step_y, n_vectors, n_frames, of, True, dx, step_dx, n_last)
+        gradient_vectors(dy, step, y, step_y, n_vectors, n_frames, in_place, of, True, dx, step_dx, n_last)
     else:
-        gradient_vectors(dy, step, y, step_y, n_vectors, n_frames, of, False, dx, step_dx, n_last)
+        gradient_vectors(dy, step, y, step_y, n_vectors, n_frames, in_place, of, False, dx, step_dx, n_last)
 
 
 cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
@@ -136,7 +140,7 @@ cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, 
     cdef const floating* v = find_short(dy, i, first, n_frames, n, <floating> 0, padded, &step)
     cdef const floating* w = find_short(y, i, first, n_frames, n, <floating> -1, padded_y, &step_y)
     cdef floating least
-    cdef bint easy
+    cdef bint easy, in_place = v != padded and w != padded_y
     for k in range(n_frames * 8, N_GROUP * 8):
         half[k] = half_error[k] = 0
     if n_vectors == 1:
@@ -166,12 +170,12 @@ cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, 
         step_dx = dx.gap // <Py_ssize_t> sizeof(floating)
         n_last = n - (n_vectors - 1) * N_LANES
     if n_vectors == 1:
-        gradient_group(v, step, w, step_y, 1, n_frames, of, least, to, step_dx, n_last)
+        gradient_group(v, step, w, step_y, 1, n_frames, in_place, of, least, to, step_dx, n_last)
     elif n_vectors == 2:
-        gradient_group(v, step, w, step_y, 2, n_frames, of, least, to, step_dx, n_last)
+        gradient_group(v, step, w, step_y, 2, n_frames, in_place, of, least, to, step_dx, n_last)
     elif n_vectors == 3:
-        gradient_group(v, step, w, step_y, 3, n_frames, of, least, to, step_dx, n_last)
+        gradient_group(v, step, w, step_y, 3, n_frames, in_place, of, least, to, step_dx, n_last)
     else:
-        gradient_group(v, step, w, step_y, 4, n_frames, of, least, to, step_dx, n_last)
+        gradient_group(v, step, w, step_y, 4, n_frames, in_place, of, least, to, step_dx, n_last)
     if to == stage:
         write_group(stage, dx, i, first, n_frames, n, stream)
