@@ -118,33 +118,28 @@ cdef void find_maxima(Tile x, Py_ssize_t n, floating* m, floating* scratch) noex
         raise_maxima(chunk_of(x, chunk * N_CHUNK, n_part, scratch), n_part, m)
 
 
-cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below, floating* n_equal,
-                         floating* scratch) noexcept nogil:
-    """The sums of exp(x - m) below the maxima m, and how many classes equal m, of N_COLUMNS frames."""
+cdef void sum_few(const float* x, Py_ssize_t n, const float* of, double* total, float* n_equal) noexcept nogil:
+    """The sums of the exponentials of n <= N_SHORT classes of a tile, and how many are the largest."""
+    cdef float p[N_SHORT * N_COLUMNS]
+    exp_rows(x, n, of, p, n_equal)
+    clear_rows(&p[n * N_COLUMNS], n_padded(n, x) - n)
+    sum_few_rows(p, n, False, total)
+
+
+cdef void sum_many(Tile x, Py_ssize_t n, const floating* of, double* totals, double* errors, floating* n_equal,
+                   floating* scratch) noexcept nogil:
+    """The same of n <= N_SLICE classes, with what rounding lost."""
     cdef double total[N_LANES * N_COLUMNS]
     cdef double error[N_LANES * N_COLUMNS]
-    cdef floating of[4 * N_COLUMNS]
-    cdef floating p[N_SHORT * N_COLUMNS]
     cdef const floating* source
     cdef const floating* at
-    cdef Shift shift
     cdef Py_ssize_t chunk, start, n_part, block, n_block, j
-    for j in range(N_COLUMNS):  # hot
-        shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)
-        of[j] = <floating> shift.h
-        of[N_COLUMNS + j] = <floating> (shift.m - shift.h)
-        of[2 * N_COLUMNS + j] = <floating> shift.magic
-        of[3 * N_COLUMNS + j] = <floating> shift.floor
-        n_equal[j] = 0
     error[0] = 0
     if floating is double or n > N_BLOCK:
-        clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n) * N_COLUMNS, m)
-    if floating is float:
-        if are_few(n, m):
-            exp_rows(chunk_of(x, 0, n, scratch), n, of, p, n_equal)
-            clear_rows(&p[n * N_COLUMNS], n_padded(n, m) - n)
-            sum_few_rows(p, n, False, total)
-    for chunk in range(0 if are_few(n, m) else count_chunks(n)):
+        clear_lanes(total, error, min(<Py_ssize_t> N_LANES, n) * N_COLUMNS, of)
+    for j in range(N_COLUMNS):
+        n_equal[j] = 0
+    for chunk in range(count_chunks(n)):
         start = chunk * N_CHUNK
         n_part = min(<Py_ssize_t> N_CHUNK, n - start)
         source = chunk_of(x, start, n_part, scratch)
@@ -152,11 +147,37 @@ cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below,
             at = &source[block * N_BLOCK * N_COLUMNS]
             n_block = min(<Py_ssize_t> N_BLOCK, n_part - block * N_BLOCK)
             add_block_of_tile(at, n_block, of, n <= N_BLOCK, total, error, n_equal)
-    if not are_few(n, m):
-        fold_lanes(total, error, min(<Py_ssize_t> N_LANES, n), N_COLUMNS, m)
+    fold_lanes(total, error, min(<Py_ssize_t> N_LANES, n), N_COLUMNS, of)
+    for j in range(N_COLUMNS):
+        totals[j] = total[j]
+        errors[j] = error[0 if floating is float else j]
+
+
+cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below, floating* n_equal,
+                         floating* scratch) noexcept nogil:
+    """The sums of exp(x - m) below the maxima m, and how many classes equal m, of N_COLUMNS frames."""
+    cdef double total[N_COLUMNS]
+    cdef double error[N_COLUMNS]
+    cdef floating of[4 * N_COLUMNS]
+    cdef Shift shift
+    cdef Py_ssize_t j
     for j in range(N_COLUMNS):  # hot
         shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)
-        below[j] = finish(total[j], error[0 if floating is float else j], shift, floating is float)
+        of[j] = <floating> shift.h
+        of[N_COLUMNS + j] = <floating> (shift.m - shift.h)
+        of[2 * N_COLUMNS + j] = <floating> shift.magic
+        of[3 * N_COLUMNS + j] = <floating> shift.floor
+        error[j] = 0
+    if floating is float:
+        if are_few(n, m):
+            sum_few(chunk_of(x, 0, n, scratch), n, of, total, n_equal)
+        else:
+            sum_many(x, n, of, total, error, n_equal, scratch)
+    else:
+        sum_many(x, n, of, total, error, n_equal, scratch)
+    for j in range(N_COLUMNS):  # hot
+        shift = shift_to(m[j] if m[j] > -INFINITY else <floating> 0, m)
+        below[j] = finish(total[j], error[j], shift, floating is float)
 
 
 cdef void end_tile(Tile x, Py_ssize_t n, floating* m, floating* c_hi, floating* c_lo, floating* scratch) noexcept nogil:

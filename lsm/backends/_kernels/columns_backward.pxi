@@ -72,15 +72,6 @@ cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floati
             errors[j] += error[0 if floating is float else j]
 
 
-# What `gradient` needs of the S of a band's frames, see Scaled.
-cdef struct ScaledBand:
-    double s_hi[N_BAND_COLUMNS]
-    double s_lo[N_BAND_COLUMNS]
-    double s[N_BAND_COLUMNS]
-    double magic[N_BAND_COLUMNS]
-    double lowest[N_BAND_COLUMNS]
-
-
 cdef inline void gradient_row(const floating* dy, const floating* y, const floating* of, bint some_large, bint some_low,
                               floating* dx, bint past) noexcept nogil:
     """dx = dy - exp(y) * S of one class of a tile; `of`: s_hi, s_lo, s, magic and lowest, N_BAND_COLUMNS apart."""
@@ -187,8 +178,8 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
             write(row, n_whole * N_COLUMNS, n_frames - n_whole * N_COLUMNS, &buffer[n_whole * N_COLUMNS], stream)
 
 
-cdef bint scale_tile(Tile dy, Py_ssize_t n, Py_ssize_t first, ScaledBand* to, floating* scratch) noexcept nogil:
-    """The sums of a tile's frames, prepared, from `first` on; False where one would leave the range of its type."""
+cdef bint scale_tile(Tile dy, Py_ssize_t n, floating* to, floating* scratch) noexcept nogil:
+    """The sums of a tile's frames, prepared, as gradient_row takes them; False where one leaves the range of its type."""
     cdef double total[N_COLUMNS]
     cdef double error[N_COLUMNS]
     cdef Scaled of
@@ -197,11 +188,11 @@ cdef bint scale_tile(Tile dy, Py_ssize_t n, Py_ssize_t first, ScaledBand* to, fl
     sum_tile(dy, n, total, error, scratch)
     for j in range(N_COLUMNS):  # hot
         n_easy += scale_sum(total[j], error[j], &of, floating is float)
-        to.s_hi[first + j] = of.s_hi
-        to.s_lo[first + j] = of.s_lo
-        to.s[first + j] = of.s
-        to.magic[first + j] = of.magic
-        to.lowest[first + j] = of.lowest
+        to[j] = <floating> of.s_hi
+        to[N_BAND_COLUMNS + j] = <floating> of.s_lo
+        to[2 * N_BAND_COLUMNS + j] = <floating> of.s
+        to[3 * N_BAND_COLUMNS + j] = <floating> of.magic
+        to[4 * N_BAND_COLUMNS + j] = <floating> of.lowest
     return n_easy == N_COLUMNS
 
 
@@ -220,20 +211,14 @@ cdef bint some_masked(Tile y, Py_ssize_t n, Py_ssize_t n_frames, const floating*
     return False
 
 
-cdef inline floating round_band(const ScaledBand* of, Py_ssize_t n_frames, floating* to) noexcept nogil:
-    """The same in the type that is computed in, as gradient_row takes it; the highest `lowest` of all frames."""
+cdef inline floating highest(const floating* x, Py_ssize_t n) noexcept nogil:
+    """The largest of n numbers, a multiple of N_COLUMNS."""
     cdef floating high[N_COLUMNS]
     cdef Py_ssize_t tile, j
-    for j in range(n_frames):  # hot
-        to[j] = <floating> of.s_hi[j]
-        to[N_BAND_COLUMNS + j] = <floating> of.s_lo[j]
-        to[2 * N_BAND_COLUMNS + j] = <floating> of.s[j]
-        to[3 * N_BAND_COLUMNS + j] = <floating> of.magic[j]
-        to[4 * N_BAND_COLUMNS + j] = <floating> of.lowest[j]
     for j in range(N_COLUMNS):
         high[j] = -INFINITY
-    for tile in range(n_frames // N_COLUMNS):
-        raise_lanes(high, &to[4 * N_BAND_COLUMNS + tile * N_COLUMNS])
+    for tile in range(n // N_COLUMNS):
+        raise_lanes(high, &x[tile * N_COLUMNS])
     for j in range(N_COLUMNS):
         high[0] = larger(high[j], high[0])
     return high[0]
@@ -242,7 +227,6 @@ cdef inline floating round_band(const ScaledBand* of, Py_ssize_t n_frames, float
 cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
                                     bint stream) noexcept nogil:
     """log_softmax_backward_frame for n_frames neighbouring frames, as log_softmax_band has them."""
-    cdef ScaledBand scaled
     cdef floating of[5 * N_BAND_COLUMNS]
     cdef floating n_bad[N_BAND_COLUMNS]
     cdef floating bad[N_COLUMNS]
@@ -255,14 +239,14 @@ cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_s
         copy_rows(dy, y, n, n_frames, n_of_tile, scratch, <floating*> NULL)
         for tile in range(n_tiles):
             clear_rows(scratch + (tile * n_of_tile + n) * N_COLUMNS, n_of_tile - n)
-            easy &= scale_tile(tile_in(scratch + tile * n_of_tile * N_COLUMNS), n, tile * N_COLUMNS, &scaled, scratch)
+            easy &= scale_tile(tile_in(scratch + tile * n_of_tile * N_COLUMNS), n, &of[tile * N_COLUMNS], scratch)
     else:
-        easy = scale_tile(dy, n, 0, &scaled, scratch)
+        easy = scale_tile(dy, n, of, scratch)
     if not easy or some_masked(y, n, n_frames, scratch):
         for j in range(n_frames):
             log_softmax_backward_frame(frame_of(dy, j), frame_of(y, j), frame_of(dx, j), n, scratch, stream)
         return
-    highest_low = round_band(&scaled, n_tiles * N_COLUMNS, of)
+    highest_low = highest(&of[4 * N_BAND_COLUMNS], n_tiles * N_COLUMNS)
     if fits(n):
         gradient_rows(scratch, y, dx, beyond(dy, 0, n_frames), n, n_frames, n_of_tile, of, highest_low, n_bad, stream)
     else:
