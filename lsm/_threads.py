@@ -17,7 +17,7 @@ from lsm._config import settings
 MIN_PARALLEL_SIZE = 32_768
 
 # Seconds for which calls believe the affinity mask that one of them has read in the same thread. To read it takes 0.4
-# microseconds, and programs that change it do so once.
+# microseconds, where a call may take 12; and a program that changes it does so once.
 LIMIT_HOLDS = 0.01
 
 _chosen: int | None = None  # set_num_threads
@@ -83,15 +83,19 @@ def get_num_threads() -> int:
     ...     lsm.get_num_threads()
     1
     """
-    return _num_threads(cpu_limit())
+    limit = _limit()
+    wanted = _in_context.get() or _chosen or _usual() or limit
+    return min(wanted, limit)
 
 
-def _num_threads(limit: int) -> int:
-    """The same, where at most `limit` processors may be used."""
-    if _is_forked_child or _openmp_limit == 0:
-        return 1
-    wanted = _in_context.get() or _chosen or settings().num_threads or _openmp_limit or _omp_num_threads() or limit
-    return wanted if wanted < limit else limit
+def _limit() -> int:
+    """How many threads may be used, whatever is wished."""
+    return 1 if _is_forked_child or _openmp_limit == 0 else cpu_limit()
+
+
+def _usual() -> int | None:
+    """How many threads are used where the program has not said."""
+    return settings().num_threads or _openmp_limit or _omp_num_threads()
 
 
 def _omp_num_threads() -> int | None:
@@ -164,10 +168,11 @@ def _checked(n: int) -> int:
 
 
 class _Lately(threading.local):
-    """What `cpu_limit` said in this thread, which has a mask of its own, and when."""
+    """What this thread, which has an affinity mask of its own, was told of late, and until when it holds."""
 
+    until = -math.inf
     limit = 1
-    since = -math.inf
+    usual = 1
 
 
 _lately = _Lately()
@@ -176,15 +181,22 @@ _lately = _Lately()
 def begin_region(size: int) -> int:
     """How many threads a call over `size` elements shall use, and nobody else until `end_region`.
 
-    OpenMP keeps one pool of threads for every thread that opens a region. So only one region runs at a
-    time: a second Python thread, which has found itself a processor already, works alone.
+    It is `get_num_threads`, except that a new affinity mask is seen `LIMIT_HOLDS` later. OpenMP keeps one pool of
+    threads for every thread that opens a region. So only one region runs at a time: a second Python thread, which has
+    found itself a processor already, works alone.
     """
     if size < MIN_PARALLEL_SIZE:
         return 1
-    now = monotonic()
-    if now - _lately.since > LIMIT_HOLDS:
-        _lately.limit, _lately.since = cpu_limit(), now
-    n = _num_threads(_lately.limit)
+    lately, now = _lately, monotonic()
+    if now > lately.until:
+        lately.limit = limit = _limit()
+        lately.usual = min(_usual() or limit, limit)
+        lately.until = now + LIMIT_HOLDS
+    n = _in_context.get() or _chosen
+    if n is None:
+        n = lately.usual
+    elif n > lately.limit:
+        n = lately.limit
     return n if n > 1 and _region.acquire(False) else 1
 
 
@@ -205,8 +217,9 @@ def threads_for(size: int) -> Iterator[int]:
 
 
 def _after_fork_in_child() -> None:
-    global _is_forked_child, _region
+    global _is_forked_child, _lately, _region
     _is_forked_child = True
+    _lately = _Lately()
     _region = threading.Lock()  # the parent may have held it
 
 
