@@ -88,6 +88,31 @@ def test_thread_count_and_streaming(shape, dtype, rng, kernels_get):
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("n", [1, 3, 8, 10, 15, 17, 24, 31, 33, 50, 63])
+def test_short_frames_end_where_they_end(backend, dtype, n, rng):
+    """They are written as whole vectors where the next frame takes the rest: no further than that, also in place."""
+    for n_frames in (1, 2, 7, 15, 16, 17, 33, 40):
+        x, dy = (rng.standard_normal((2, n_frames, n)) * 4).astype(dtype)
+        alone = np.array([lsm.log_softmax(row.copy(), backend=backend) for row in x])
+        frames = zip(dy, alone, strict=True)
+        gradients = np.array([lsm.log_softmax_backward(a.copy(), b.copy(), backend=backend) for a, b in frames])
+        for gap in (0, 1, 70):  # between frames
+            memory = np.full((n_frames + 2) * (n + gap) + 140, 99, dtype)
+            out = memory[70 : 70 + n_frames * (n + gap)].reshape(n_frames, n + gap)[:, :n]
+            for first in (x, dy, alone, None):  # what is there before: an input in place, or 99
+                memory[:] = 99
+                if first is not None:
+                    out[...] = first
+                a, b = (out if first is which else which for which in (dy, alone))
+                if first is x:
+                    lsm.log_softmax(out, out=out, backend=backend)
+                else:
+                    lsm.log_softmax_backward(a, b, out=out, backend=backend)
+                np.testing.assert_array_equal(out, alone if first is x else gradients)
+                out[...] = 99
+                assert (memory == 99).all()
+
+
 @pytest.mark.parametrize("n", [1, 10, 40, 64, 100, 1000, 3000, 20000])
 def test_hard_frames_among_others(backend, dtype, n, rng):
     """Frames that are NaN, masked or enormous leave their neighbours as they would be alone, and are so themselves."""

@@ -57,6 +57,7 @@ cdef extern from "fold.h" nogil:
     void lsm_fold_sum(double* to, const double* x)
 
 cdef extern from "moves.h" nogil:
+    bint LSM_PUTS_SOME
     void lsm_pad_f(float* to, const float* x, Py_ssize_t n, Py_ssize_t width, float fill)
     void lsm_pad_d(double* to, const double* x, Py_ssize_t n, Py_ssize_t width, double fill)
     void lsm_put_f(float* to, const float* x)

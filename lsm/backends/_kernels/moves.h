@@ -19,12 +19,20 @@ static inline void lsm_pad_f(float *to, const float *x, ptrdiff_t n, ptrdiff_t w
     for (ptrdiff_t i = 0; i < width; i += 16, mask >>= 16)
         _mm512_storeu_ps(to + i, _mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)mask, x + i));
 #elif defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
-    __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), count = _mm256_set1_epi32((int)n);
-    for (ptrdiff_t i = 0; i < width; i += 8, lane = _mm256_add_epi32(lane, _mm256_set1_epi32(8))) {
-        __m256i mask = _mm256_cmpgt_epi32(count, lane);
-        __m256 v = _mm256_maskload_ps(x + i, mask);
+    __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), left = _mm256_set1_epi32((int)(n & 7));
+    __m256i mask = _mm256_cmpgt_epi32(left, lane);
+    __m256 v;
+    ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_loadu_ps(x + i));
+    if (n >= 8) /* the last 8 numbers, turned so that those that are left come first */
+        v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x + n - 8), _mm256_add_epi32(lane, _mm256_sub_epi32(_mm256_set1_epi32(8), left)));
+    else
+        v = _mm256_maskload_ps(x, mask);
+    if (i < width)
         _mm256_storeu_ps(to + i, _mm256_blendv_ps(_mm256_set1_ps(fill), v, _mm256_castsi256_ps(mask)));
-    }
+    for (i += 8; i < width; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_set1_ps(fill));
 #else
     for (ptrdiff_t i = 0; i < width; i++)
         to[i] = fill;
@@ -154,6 +162,11 @@ static inline void lsm_put_32(void *to, const uint16_t *x, int past)
 }
 
 /* The first n <= 16 of the numbers at x. */
+#if defined(__AVX512F__)
+#define LSM_PUTS_SOME 1 /* as fast as whole vectors */
+#else
+#define LSM_PUTS_SOME 0
+#endif
 static inline void lsm_put_some_f(float *to, const float *x, ptrdiff_t n)
 {
 #if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)

@@ -70,7 +70,8 @@ cdef inline floating sum_gradient_vectors(const floating* dy, Py_ssize_t step, c
 
 cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const floating* y, Py_ssize_t step_y,
                                   Py_ssize_t n_vectors, Py_ssize_t n_frames, bint in_place, const floating* of,
-                                  bint some_low, floating* dx, Py_ssize_t step_dx, Py_ssize_t n_last) noexcept nogil:
+                                  bint some_low, floating* dx, Py_ssize_t step_dx, Py_ssize_t n_whole,
+                                  Py_ssize_t n_last) noexcept nogil:
     """dx = dy - exp(y) * S of each frame. Of few classes one is large in most frames: `gradient` is told so."""
     cdef floating p[N_SHORT]
     cdef floating s_hi, s_lo, s, magic, lowest
@@ -91,7 +92,7 @@ cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const flo
         lowest = of[4 * N_GROUP + f]
         for k in range(n_vectors * N_LANES):  # hot
             p[k] = gradient(v[k], w[k], s_hi, s_lo, s, magic, lowest, True, some_low)
-        put_vectors(&dx[f * step_dx], p, n_vectors, n_last)
+        put_vectors(&dx[f * step_dx], p, n_vectors, n_last if LSM_PUTS_SOME or f >= n_whole else <Py_ssize_t> N_LANES)
 
 
 cdef inline bint is_careful_group(const floating* y, Py_ssize_t step, Py_ssize_t n_frames, Py_ssize_t n,
@@ -117,12 +118,15 @@ cdef inline bint reach_low(const floating* lowest, floating least) noexcept nogi
 
 cdef inline void gradient_group(const floating* dy, Py_ssize_t step, const floating* y, Py_ssize_t step_y,
                                 Py_ssize_t n_vectors, Py_ssize_t n_frames, bint in_place, const floating* of,
-                                floating least, floating* dx, Py_ssize_t step_dx, Py_ssize_t n_last) noexcept nogil:
+                                floating least, floating* dx, Py_ssize_t step_dx, Py_ssize_t n_whole,
+                                Py_ssize_t n_last) noexcept nogil:
     """gradient_vectors, told whether some y may be too low for it."""
     if reach_low(&of[4 * N_GROUP], least):
-        gradient_vectors(dy, step, y, step_y, n_vectors, n_frames, in_place, of, True, dx, step_dx, n_last)
+        gradient_vectors(dy, step, y, step_y, n_vectors, n_frames, in_place, of, True, dx, step_dx, n_whole,
+                         n_last)
     else:
-        gradient_vectors(dy, step, y, step_y, n_vectors, n_frames, in_place, of, False, dx, step_dx, n_last)
+        gradient_vectors(dy, step, y, step_y, n_vectors, n_frames, in_place, of, False, dx, step_dx, n_whole,
+                         n_last)
 
 
 cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
@@ -136,11 +140,12 @@ cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, 
     cdef double half_error[8 * N_GROUP]
     cdef ScaledGroup scaled
     cdef floating* to = stage
-    cdef Py_ssize_t n_vectors = count_vectors(n), step = 0, step_y = 0, step_dx = n, n_last = N_LANES, f, k
+    cdef Py_ssize_t n_vectors = count_vectors(n), step = 0, step_y = 0, step_dx = n, n_last = N_LANES
+    cdef Py_ssize_t n_whole = 0, f, k
     cdef const floating* v = find_short(dy, i, first, n_frames, n, <floating> 0, padded, &step)
     cdef const floating* w = find_short(y, i, first, n_frames, n, <floating> -1, padded_y, &step_y)
     cdef floating least
-    cdef bint easy, in_place = v != padded and w != padded_y
+    cdef bint easy, direct, in_place = v != padded and w != padded_y
     for k in range(n_frames * 8, N_GROUP * 8):
         half[k] = half_error[k] = 0
     if n_vectors == 1:
@@ -163,19 +168,23 @@ cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, 
         of[2 * N_GROUP + f] = <floating> scaled.s[f]
         of[3 * N_GROUP + f] = <floating> scaled.magic[f]
         of[4 * N_GROUP + f] = <floating> scaled.lowest[f]
-    if floating is double:
-        stream = False  # d500000x32: 14.0 ns past the cache, 12.0 through it; float32 at 1000000x32 4.7 and 5.2
-    if not stream and is_native(frame_at(dx, i, first), v) and dx.gap % <Py_ssize_t> sizeof(floating) == 0:
+    direct = is_native(frame_at(dx, i, first), v) and dx.gap % <Py_ssize_t> sizeof(floating) == 0
+    # Past the cache float64 takes 14.0 ns at 500000x32, through it 12.0; padded frames 8.6 and 7.6 at 1000000x20.
+    # float32 as it lies takes 4.8 at 1000000x32, and 5.5; 16 bits 7.2 and 7.7.
+    if floating is double or (direct and not in_place):
+        stream = False
+    if direct and not stream:
         to = <floating*> frame_at(dx, i, first).at
         step_dx = dx.gap // <Py_ssize_t> sizeof(floating)
         n_last = n - (n_vectors - 1) * N_LANES
+        n_whole = count_whole(n_frames, n, step_dx)
     if n_vectors == 1:
-        gradient_group(v, step, w, step_y, 1, n_frames, in_place, of, least, to, step_dx, n_last)
+        gradient_group(v, step, w, step_y, 1, n_frames, in_place, of, least, to, step_dx, n_whole, n_last)
     elif n_vectors == 2:
-        gradient_group(v, step, w, step_y, 2, n_frames, in_place, of, least, to, step_dx, n_last)
+        gradient_group(v, step, w, step_y, 2, n_frames, in_place, of, least, to, step_dx, n_whole, n_last)
     elif n_vectors == 3:
-        gradient_group(v, step, w, step_y, 3, n_frames, in_place, of, least, to, step_dx, n_last)
+        gradient_group(v, step, w, step_y, 3, n_frames, in_place, of, least, to, step_dx, n_whole, n_last)
     else:
-        gradient_group(v, step, w, step_y, 4, n_frames, in_place, of, least, to, step_dx, n_last)
+        gradient_group(v, step, w, step_y, 4, n_frames, in_place, of, least, to, step_dx, n_whole, n_last)
     if to == stage:
         write_group(stage, dx, i, first, n_frames, n, stream)
