@@ -6,6 +6,7 @@
 #   careful.pxi   frames that are masked, sums that leave their type: rare, and slow
 #   registers.pxi how numbers come into registers and leave them
 #   passes.pxi    what is done with a row or a block of classes; passes_backward.pxi: for the gradient
+#   edges.pxi     the classes after the last block, and three parts from end to end
 #   rows.pxi      frames one at a time, three under way, the vectors along the classes; rows_backward.pxi
 #   groups.pxi    the ends of sums, of sixteen frames together
 #   short.pxi     frames of at most 64 classes, sixteen at a time; short_backward.pxi
@@ -126,6 +127,7 @@ include "lanes.pxi"
 include "careful.pxi"
 include "registers.pxi"
 include "passes.pxi"
+include "edges.pxi"
 include "rows.pxi"
 include "passes_backward.pxi"
 include "rows_backward.pxi"
