@@ -127,7 +127,7 @@ def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str,
         f"-DLSM_X={_TYPES[dtype]}",
         f"-DLSM_Y={_TYPES[out_dtype]}",
         f"-DLSM_{way}",
-        f"-DLSM_{family.name.upper()}",
+        "-DLSM_" + {"columns": "COLUMNS_ON_CHIP"}.get(family.name, family.name.upper()),
         *(f"-D{name}={number}" for name, number in zip(names, family.numbers, strict=True)),
     )
 
@@ -216,12 +216,11 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
             return Family("columns", (N_COLUMN_THREADS // team, team, leaves))
     share = limits.shared_per_multiprocessor // 3 - 1024  # the system takes 1 KB of each block
     for n_bytes, limit in ((128, share), (64, share), (32, limits.shared_per_block)):
-        columns = n_bytes // max(4, call.size)  # of 16 bits: half as wide, a thread for each column
-        columns *= 2 if call.size == 2 else 1
-        numbers = _team(columns, n_leaves)
+        numbers = _team(n_bytes // call.size, n_leaves)
         if columns_shared(call, numbers, call.n_slices) <= min(limit, limits.shared_per_block):
             return Family("columns", numbers)
-    return Family("columns_split", _team(32, 64))
+    fits = columns_shared(call, _team(64 // call.size, 64), 1) <= min(share, limits.shared_per_block)
+    return Family("columns_split", _team((64 if fits else 32) // call.size, 64))
 
 
 def _team(columns: int, n_leaves: int) -> tuple[int, int, int]:

@@ -293,6 +293,17 @@ INLINE Number gradient(Number dy, Number y, const Total &s)
     return fused(-factor, power(k - k / 2, v), dy);
 }
 
+template <int depth, class AnyTeam>
+INLINE Sum fold_parts(const Part *parts, Index step, Share mine, const AnyTeam &team, bool smaller)
+{
+    Fold<depth> fold;
+    for (Index k = mine.first; k < mine.last; k++) {
+        Part of = parts[k * step];
+        fold.push(smaller && !of.is_smaller ? made_smaller(of.sum) : of.sum);
+    }
+    return team.sum(fold.result());
+}
+
 // S from the parts of a frame, `step` apart.
 template <int depth, class AnyTeam>
 INLINE Total merge(const Part *parts, Index step, Index n_slices, const AnyTeam &team, int n_team)
@@ -305,17 +316,15 @@ INLINE Total merge(const Part *parts, Index step, Index n_slices, const AnyTeam 
             n_smaller += parts[k * step].is_smaller;
         smaller = team.count(n_smaller) != 0;
     }
-    while (true) {
-        Fold<depth> fold;
-        for (Index k = mine.first; k < mine.last; k++) {
-            Part of = parts[k * step];
-            fold.push(smaller && !of.is_smaller ? made_smaller(of.sum) : of.sum);
+    Sum s = fold_parts<depth>(parts, step, mine, team, smaller);
+    if (sizeof(Number) == 8) { // both, for all threads of a block go the same way
+        Sum again = fold_parts<depth>(parts, step, mine, team, true);
+        if (left_the_range(s)) {
+            s = again;
+            smaller = true;
         }
-        Sum s = team.sum(fold.result());
-        if (smaller || !left_the_range(s))
-            return total_of(s, smaller, false);
-        smaller = true;
     }
+    return total_of(s, smaller, false);
 }
 
 // Whether a frame's y is one that makes all of the frame NaN: exp(y) is out of range, or y is NaN, or -inf throughout.
