@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax(FORWARD
     Index i = blockIdx.x / n_blocks;
     Tile tile(lsm_shared);
     const Record *records = (const Record *)workspace + i * n_slices * LSM_COLUMNS + tile.column;
-    Normaliser c = merge<20>(records, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
+    Normaliser c = merge<LSM_DEPTH>(records, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
     Column column(i, tile.column, first_frame, n_frames, n_inner, n_classes);
     x += column.outer * x_outer + column.inner;
     y += column.outer * y_outer + column.inner;

@@ -118,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_backwar
     const Part *parts = (const Part *)workspace;
     int *marks = (int *)(parts + n_tiles * n_slices * LSM_COLUMNS);
     Index place = f * n_slices * LSM_COLUMNS + tile.column;
-    Total s = merge<20>(parts + place, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
+    Total s = merge<LSM_DEPTH>(parts + place, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
     Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
     dy += column.outer * dy_outer + column.inner;
     y += column.outer * y_outer + column.inner;

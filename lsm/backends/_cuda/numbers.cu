@@ -153,61 +153,100 @@ template <int n, class T> struct Pieces {
     static INLINE bool fit(const T *at) { return (unsigned long long)at % n_bytes == 0; }
 };
 
+// What a thread holds: n elements, two of 16 bits in a register.
+template <int n, class T, int size = sizeof(T)> struct Held {
+    T x[n];
+    INLINE T at(int i) const { return x[i]; }
+    INLINE void put(int i, T value) { x[i] = value; }
+};
+template <int n, class T> struct Held<n, T, 2> {
+    unsigned words[n / 2];
+    INLINE T at(int i) const
+    {
+        T value = {(unsigned short)(words[i / 2] >> 16 * (i % 2))};
+        return value;
+    }
+    INLINE void put(int i, T value) // in order
+    {
+        words[i / 2] = i % 2 ? words[i / 2] | (unsigned)value.bits << 16 : value.bits;
+    }
+};
+
+// Let the compiler forget what it has made of 16 bits: it would rather keep all the numbers than widen them again, and
+// has not the registers for it.
+template <int n, class T, int size> INLINE void forget(Held<n, T, size> &) {}
+template <int n, class T> INLINE void forget(Held<n, T, 2> &held)
+{
+#ifndef LSM_ON_CPU
+#pragma unroll
+    for (int i = 0; i < n / 2; i++)
+        asm volatile("" : "+r"(held.words[i]));
+#endif
+}
+
+template <int n, class T> union Both { // what is held, and how it lies in memory
+    typename Pieces<n, T>::type piece[Pieces<n, T>::count];
+    Held<n, T> held;
+    INLINE Both() {}
+};
+
 // Read x[0] to x[n - 1] of which `valid` exist, the rest is `filler`. Which thread has which element does not depend
 // on the alignment: where pieces do not fit, the same elements are read one by one.
-template <int n, class T> INLINE void read(T (&to)[n], const T *x, Index valid, bool fits, T filler)
+template <int n, class T> INLINE void read(Held<n, T> &to, const T *x, int valid, bool fits, T filler)
 {
     typedef Pieces<n, T> P;
-    union Both { typename P::type piece[P::count]; T x[n]; INLINE Both() {} } both;
     if (fits && valid >= n) {
+        Both<n, T> both;
 #pragma unroll
         for (int i = 0; i < P::count; i++)
             both.piece[i] = reinterpret_cast<const typename P::type *>(x)[i];
-#pragma unroll
-        for (int i = 0; i < n; i++)
-            to[i] = both.x[i];
+        to = both.held;
     } else {
 #pragma unroll
         for (int i = 0; i < n; i++)
-            to[i] = i < valid ? x[i] : filler;
+            to.put(i, i < valid ? x[i] : filler);
     }
 }
 
-template <int n, class T> INLINE void round_all(T (&to)[n], const Number (&y)[n])
-{
-#pragma unroll
-    for (int i = 0; i < n; i++)
-        set(to[i], y[i]);
-}
-template <int n> INLINE void round_all(bfloat16 (&to)[n], const Number (&y)[n]) // two by one instruction
-{
-#pragma unroll
-    for (int i = 0; i < n; i += 2) {
-        unsigned pair = to_bfloat16_pair(before_rounding(y[i]), before_rounding(y[i + 1]));
-        to[i].bits = (unsigned short)pair;
-        to[i + 1].bits = (unsigned short)(pair >> 16);
-    }
-}
-
-// Write likewise.
-template <int n, class T> INLINE void write(T *to, const Number (&y)[n], Index valid, bool fits)
+// Write where pieces fit.
+template <int n, class T> INLINE void put_whole(T *to, const Held<n, T> &held)
 {
     typedef Pieces<n, T> P;
-    union Both { typename P::type piece[P::count]; T x[n]; INLINE Both() {} } both;
-    T rounded[n];
+    Both<n, T> both;
+    both.held = held;
+#pragma unroll
+    for (int i = 0; i < P::count; i++)
+        reinterpret_cast<typename P::type *>(to)[i] = both.piece[i];
+}
+
+template <int n, class T, int size> INLINE void round_all(Held<n, T, size> &to, const Number (&y)[n])
+{
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+        T value;
+        set(value, y[i]);
+        to.put(i, value);
+    }
+}
+template <int n> INLINE void round_all(Held<n, bfloat16, 2> &to, const Number (&y)[n]) // two by one instruction
+{
+#pragma unroll
+    for (int i = 0; i < n; i += 2)
+        to.words[i / 2] = to_bfloat16_pair(before_rounding(y[i]), before_rounding(y[i + 1]));
+}
+
+// Round, and write likewise.
+template <int n, class T> INLINE void write(T *to, const Number (&y)[n], int valid, bool fits)
+{
+    Held<n, T> rounded;
     round_all(rounded, y);
     if (fits && valid >= n) {
-#pragma unroll
-        for (int i = 0; i < n; i++)
-            both.x[i] = rounded[i];
-#pragma unroll
-        for (int i = 0; i < P::count; i++)
-            reinterpret_cast<typename P::type *>(to)[i] = both.piece[i];
+        put_whole(to, rounded);
     } else {
 #pragma unroll
         for (int i = 0; i < n; i++)
             if (i < valid)
-                to[i] = rounded[i];
+                to[i] = rounded.at(i);
     }
 }
 
@@ -266,20 +305,23 @@ template <> struct Constants<double> {
 // How to sum exponentials of numbers up to m: x is reduced as it is, and exp(-m) brought in at the end. So the terms of
 // one x differ by powers of two for different m, and by no digit.
 struct Shift {
-    double m, h, power;
-    Number less, magic, floor, top;
+    Number m;
+    Number less;  // h: is subtracted first, 0, or m where m is so large that x - m is exact for all that count
+    Number magic; // and in it the power of two nearest to exp(h - m)
+    Number floor, top; // of x - h
 };
 
-INLINE Shift shift_to(Number largest)
+INLINE Shift shift_to(Number m)
 {
     Shift to;
-    to.m = largest > minus_infinity() ? as_double(largest) : 0; // all that m is of may be -inf
-    to.h = (to.m < 0 ? -to.m : to.m) < 8192 ? 0 : to.m;
-    to.power = fused(to.m - to.h, 1.4426950408889634, MAGIC_DOUBLE) - MAGIC_DOUBLE;
-    to.less = number(to.h);
-    to.magic = number(Constants<Number>::magic() - to.power);
-    to.floor = number((to.m - to.h) + Constants<Number>::floor());
-    to.top = number(to.m - to.h);
+    to.m = m > minus_infinity() ? m : 0; // all that m is of may be -inf
+    bool is_far = !((to.m < 0 ? -to.m : to.m) < 8192);
+    to.less = is_far ? to.m : 0;
+    to.top = is_far ? to.m - to.m : to.m; // NaN for inf
+    double top = as_double(to.top);
+    double power = fused(top, 1.4426950408889634, MAGIC_DOUBLE) - MAGIC_DOUBLE;
+    to.magic = number(Constants<Number>::magic() - power);
+    to.floor = number(top + Constants<Number>::floor());
     return to;
 }
 
@@ -303,8 +345,8 @@ INLINE int exponent_of(double x) { return (int)((unsigned long long)__double_as_
 // The sum of exp_below as one of exp(x - m).
 INLINE double finish(double total, double error, const Shift &of)
 {
-    double v = of.m - of.h;
-    double w = fused(of.power, LN2_LO, fused(of.power, LN2_HI, -v));
+    double v = as_double(of.top), power = Constants<Number>::magic() - as_double(of.magic);
+    double w = fused(power, LN2_LO, fused(power, LN2_HI, -v));
     if (sizeof(Number) == 4)
         w = fused(v, LN2_ERROR, w);
     double s = (total + (error + total * expm1_reduced(w))) * Constants<Number>::unbias();

@@ -15,7 +15,7 @@ _TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "flo
 MAX_GRID = 2**31 - 1
 N_GROUP_THREADS = 128  # of a block that has several frames a warp, or a warp a frame
 N_SPLIT_WARPS = 8  # of a block that has a part of a frame: a slice for each
-N_SHARED_WARPS = 32
+N_BLOCK_WARPS = 16  # of a block that is not alone on its multiprocessor
 MAX_MERGING_BLOCKS = 256  # of one frame: every one of them merges all its slices
 N_COLUMN_THREADS = 256
 
@@ -86,10 +86,6 @@ class _Call(NamedTuple):
         """Bytes that are known of a slice: Record or Part in sums.cu."""
         return 24 if self.is_double or self.op == "log_softmax_backward" else 16
 
-    @property
-    def slices_a_warp(self) -> int:
-        return 2 if self.size == 2 and not self.is_double else 1
-
 
 def plan(
     op: Op, dtype: str, out_dtype: str, n_outer: int, n_classes: int, n_inner: int, limits: Limits
@@ -103,7 +99,7 @@ def plan(
         family = rows_family(call.op, dtype, out_dtype, n_classes, limits)
         if family.name == "split":
             return _split_rows(call, family, n_frames, limits)
-        return Plan(_rows(call, family, n_frames), 0, family)
+        return Plan(_rows(call, family, n_frames, limits), 0, family)
     family = columns_family(call.op, dtype, out_dtype, n_classes, limits)
     if family.name == "columns_split":
         return _split_columns(call, family, n_frames, limits)
@@ -116,9 +112,10 @@ def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str,
     """The options that the source is compiled with for one family: the key of its module."""
     names = {
         "group": ("LSM_LANES", "LSM_PIECES"),
-        "block": ("LSM_SLICES", "LSM_THREADS"),
+        "block": ("LSM_BLOCKS",),
+        "split": ("LSM_DEPTH",),
         "columns": ("LSM_COLUMNS", "LSM_TEAM", "LSM_LEAVES"),
-        "columns_split": ("LSM_COLUMNS", "LSM_TEAM", "LSM_LEAVES"),
+        "columns_split": ("LSM_COLUMNS", "LSM_TEAM", "LSM_LEAVES", "LSM_DEPTH"),
     }.get(family.name, ())
     way = "BACKWARD" if op == "log_softmax_backward" else "FORWARD"
     return (
@@ -138,8 +135,8 @@ def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str,
 def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limits) -> Family:
     """How frames of consecutive classes are served.
 
-    group: 2 to 16 lanes of a warp, or all of it, have a frame in registers; block: a warp has one slice of the frame
-    or two in registers; shared: the frame is in shared memory; split: it is read twice, by several blocks.
+    group: 2 to 16 lanes of a warp, or all of it, have a frame in registers; block: each warp of a block has a slice in
+    registers; shared: the frame is in the block's shared memory; split: it is read twice, by several blocks.
     """
     call = _Call(op, SIZES[dtype], "float64" in (dtype, out_dtype), n_classes)
     if n_classes <= call.n_slice:
@@ -147,26 +144,31 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limi
         while lanes < 32 and lanes * call.n_piece < n_classes:
             lanes *= 2
         return Family("group", (lanes, -(-n_classes // (lanes * call.n_piece))))
-    n_warps = -(-call.n_slices // call.slices_a_warp)
-    if n_warps <= (16 if call.is_double else 32):
-        return Family("block", (call.slices_a_warp, 512 if n_warps <= 16 else 1024))
+    if call.n_slices <= N_BLOCK_WARPS:
+        return Family("block", (1 if call.is_double else 2,))
     if shared_of_frame(call) <= limits.shared_per_block:
         return Family("shared")
-    return Family("split")
+    return Family("split", (_depth(call.n_slices, 32 * N_SPLIT_WARPS),))
+
+
+def _depth(n_slices: int, n_threads: int) -> int:
+    """How high the fold of one thread's share of the slices can be (Fold and Share in sums.cu)."""
+    return max(4, (-(-n_slices // n_threads) - 1).bit_length() + 1)
 
 
 def shared_of_frame(call: _Call) -> int:
     """Bytes of shared memory of a block that has a frame there."""
-    return call.n_slices * (call.n_slice * call.size + call.record) + 4 * N_SHARED_WARPS
+    return call.n_slices * (call.n_slice * call.size + call.record) + 4 * 2 * N_BLOCK_WARPS
 
 
-def _rows(call: _Call, family: Family, n_frames: int) -> tuple[Launch, ...]:
+def _rows(call: _Call, family: Family, n_frames: int, limits: Limits) -> tuple[Launch, ...]:
     if family.name == "group":
         return _over(n_frames, N_GROUP_THREADS // family.numbers[0], call.op, N_GROUP_THREADS, 0)
     if family.name == "block":
-        n_warps = -(-call.n_slices // call.slices_a_warp)
-        return _over(n_frames, 1, call.op, 32 * n_warps, call.n_slices * call.record + 4 * n_warps)
-    return _over(n_frames, 1, call.op, 32 * N_SHARED_WARPS, shared_of_frame(call))
+        return _over(n_frames, 1, call.op, 32 * call.n_slices, call.n_slices * (call.record + 4))
+    shared = shared_of_frame(call)
+    n_warps = N_BLOCK_WARPS if 2 * (shared + 1024) <= limits.shared_per_multiprocessor else 2 * N_BLOCK_WARPS
+    return _over(n_frames, 1, call.op, 32 * n_warps, shared)
 
 
 def _over(n_frames: int, per_block: int, kernel: str, block: int, shared: int) -> tuple[Launch, ...]:
@@ -220,7 +222,8 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
         if columns_shared(call, numbers, call.n_slices) <= min(limit, limits.shared_per_block):
             return Family("columns", numbers)
     fits = columns_shared(call, _team(64 // call.size, 64), 1) <= min(share, limits.shared_per_block)
-    return Family("columns_split", _team((64 if fits else 32) // call.size, 64))
+    numbers = _team((64 if fits else 32) // call.size, 64)
+    return Family("columns_split", (*numbers, _depth(call.n_slices, numbers[1])))
 
 
 def _team(columns: int, n_leaves: int) -> tuple[int, int, int]:
@@ -234,7 +237,7 @@ def _team(columns: int, n_leaves: int) -> tuple[int, int, int]:
 
 def columns_shared(call: _Call, numbers: tuple[int, ...], n_slices: int) -> int:
     """Bytes of shared memory of a tile: what threads hold, records of slices, and what teams exchange."""
-    columns, team, leaves = numbers
+    columns, team, leaves = numbers[:3]
     n_rows = min(-(-call.n_classes // (64 * call.n_leaf)), 4 * n_slices)
     held = n_rows * leaves * call.n_leaf * columns * team * call.size
     return held + n_slices * columns * call.record + 16 * columns * team
@@ -242,7 +245,7 @@ def columns_shared(call: _Call, numbers: tuple[int, ...], n_slices: int) -> int:
 
 def _split_columns(call: _Call, family: Family, n_columns: int, limits: Limits) -> Plan:
     """Summing, then writing, a block for a tile's slice; groups of tiles as in _split_rows."""
-    width, team, _ = family.numbers
+    width, team = family.numbers[:2]
     n_writing = min(call.n_slices, MAX_MERGING_BLOCKS)
     n_arrays = 2 if call.op == "log_softmax_backward" else 1
     n_tiles = -(-n_columns // width)

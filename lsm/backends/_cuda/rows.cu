@@ -17,33 +17,25 @@ const int N_PIECE = IS_PAIRED ? 2 * N_LEAF : N_LEAF;
 const int N_PIECES = N_SLICE / (32 * N_PIECE); // of a slice, for each lane of a warp
 const int N_SPLIT_WARPS = 8;
 
-// Where the i-th piece of a lane begins in its slice.
-template <int n_lanes> INLINE int piece_at(int i) { return (i * n_lanes + threadIdx.x % n_lanes) * N_PIECE; }
+typedef Held<N_PIECE, X> Unit;
 
-template <int n_lanes, int n_pieces, class T>
-INLINE void read_slice(T (&to)[n_pieces][N_PIECE], const T *frame, Index at, Index n, bool fits, T filler)
+// A lane's first element in the slice that begins at `at`; its pieces are n_lanes * N_PIECE apart. And how many classes
+// there are from it on, as an int: those of this slice count.
+template <int n_lanes> INLINE Index lane_at(Index at) { return at + threadIdx.x % n_lanes * N_PIECE; }
+template <int n_lanes> INLINE int left_of(Index at, Index n)
 {
-#pragma unroll
-    for (int i = 0; i < n_pieces; i++) {
-        Index k = at + piece_at<n_lanes>(i);
-        read(to[i], frame + k, n - k, fits, filler);
-    }
+    Index left = n - lane_at<n_lanes>(at);
+    return left < 0 ? 0 : left < N_SLICE ? (int)left : N_SLICE;
 }
 
-// Keep a slice in shared memory, as it lies in the frame.
-INLINE void keep_slice(X *to, const X (&x)[N_PIECES][N_PIECE])
+template <int n_lanes, int n_pieces>
+INLINE void read_slice(Unit (&to)[n_pieces], const X *frame, Index at, Index n, bool fits, X filler)
 {
-    typedef Pieces<N_PIECE, X> P;
-    union Both { typename P::type piece[P::count]; X x[N_PIECE]; INLINE Both() {} } both;
+    frame += lane_at<n_lanes>(at);
+    int left = left_of<n_lanes>(at, n);
 #pragma unroll
-    for (int i = 0; i < N_PIECES; i++) {
-#pragma unroll
-        for (int j = 0; j < N_PIECE; j++)
-            both.x[j] = x[i][j];
-#pragma unroll
-        for (int j = 0; j < P::count; j++)
-            reinterpret_cast<typename P::type *>(to + piece_at<32>(i))[j] = both.piece[j];
-    }
+    for (int i = 0; i < n_pieces; i++)
+        read(to[i], frame + i * n_lanes * N_PIECE, left - i * n_lanes * N_PIECE, fits, filler);
 }
 
 INLINE double leaf(const Number *e)
@@ -68,7 +60,7 @@ template <int n_lanes> INLINE Sum fold_row(const Sum (&sums)[2], bool has_two)
 }
 
 // The record of a slice that n_lanes lanes hold.
-template <int n_lanes, int n_pieces> INLINE Record record_of(const X (&x)[n_pieces][N_PIECE])
+template <int n_lanes, int n_pieces> INLINE Record record_of(Unit (&x)[n_pieces])
 {
     Record found;
     found.m = minus_infinity();
@@ -76,7 +68,7 @@ template <int n_lanes, int n_pieces> INLINE Record record_of(const X (&x)[n_piec
     for (int i = 0; i < n_pieces; i++)
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++)
-            found.m = maximum(found.m, load(x[i][j]));
+            found.m = maximum(found.m, load(x[i].at(j)));
     for (int k = 1; k < n_lanes; k *= 2)
         found.m = maximum(found.m, __shfl_xor_sync(ALL, found.m, k));
     Shift shift = shift_to(found.m);
@@ -85,9 +77,10 @@ template <int n_lanes, int n_pieces> INLINE Record record_of(const X (&x)[n_piec
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
         Number e[N_PIECE];
+        forget(x[i]);
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++) {
-            Number v = load(x[i][j]);
+            Number v = load(x[i].at(j));
             found.n_largest += is_largest(v, shift);
             e[j] = exp_below(v, shift);
         }
@@ -104,16 +97,18 @@ template <int n_lanes, int n_pieces> INLINE Record record_of(const X (&x)[n_piec
 }
 
 template <int n_lanes, int n_pieces>
-INLINE void write_slice(Y *frame, Index at, Index n, bool fits, const X (&x)[n_pieces][N_PIECE], Normaliser c)
+INLINE void write_slice(Y *frame, Index at, Index n, bool fits, Unit (&x)[n_pieces], Normaliser c)
 {
+    frame += lane_at<n_lanes>(at);
+    int left = left_of<n_lanes>(at, n);
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
-        Index k = at + piece_at<n_lanes>(i);
         Number r[N_PIECE];
+        forget(x[i]);
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++)
-            r[j] = normalised(load(x[i][j]), c);
-        write(frame + k, r, n - k, fits);
+            r[j] = normalised(load(x[i].at(j)), c);
+        write(frame + i * n_lanes * N_PIECE, r, left - i * n_lanes * N_PIECE, fits);
     }
 }
 
@@ -129,13 +124,13 @@ INLINE Warp this_warp()
 #ifdef LSM_FORWARD
 
 #ifdef LSM_GROUP
-extern "C" __global__ void __launch_bounds__(128) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMENTS)
 {
     Index i = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LSM_LANES;
     Index n = i < n_frames ? n_classes : 0; // a lane without a frame goes along, for the others of its warp
     x += (first_frame + i) * x_outer;
     y += (first_frame + i) * y_outer;
-    X held[LSM_PIECES][N_PIECE];
+    Unit held[LSM_PIECES];
     read_slice<LSM_LANES>(held, x, 0, n, Pieces<N_PIECE, X>::fit(x), Of<X>::low());
     Record of = record_of<LSM_LANES>(held);
     write_slice<LSM_LANES>(y, 0, n, Pieces<N_PIECE, Y>::fit(y), held, normaliser(of.m, of.n_largest, of.below));
@@ -143,30 +138,23 @@ extern "C" __global__ void __launch_bounds__(128) log_softmax(FORWARD_ARGUMENTS)
 #endif
 
 #ifdef LSM_BLOCK
-extern "C" __global__ void __launch_bounds__(LSM_THREADS) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(512, LSM_BLOCKS) log_softmax(FORWARD_ARGUMENTS)
 {
     Record *records = (Record *)lsm_shared;
     int warp = threadIdx.x / 32;
-    Index n_slices = count_slices(n_classes), first = warp * LSM_SLICES;
+    Index n_slices = count_slices(n_classes);
     x += (first_frame + blockIdx.x) * x_outer;
     y += (first_frame + blockIdx.x) * y_outer;
-    X held[LSM_SLICES][N_PIECES][N_PIECE];
+    Unit held[N_PIECES];
     bool fits = Pieces<N_PIECE, X>::fit(x);
-#pragma unroll
-    for (int k = 0; k < LSM_SLICES; k++)
-        read_slice<32>(held[k], x, (first + k) * N_SLICE, n_classes, fits, Of<X>::low());
-#pragma unroll
-    for (int k = 0; k < LSM_SLICES; k++) {
-        Record of = record_of<32>(held[k]);
-        if (threadIdx.x % 32 == 0 && first + k < n_slices)
-            records[first + k] = of;
-    }
+    read_slice<32>(held, x, warp * N_SLICE, n_classes, fits, Of<X>::low());
+    Record of = record_of<32>(held);
+    if (threadIdx.x % 32 == 0)
+        records[warp] = of;
     __syncthreads();
-    Normaliser c = merge<3>(records, 1, n_slices, this_warp(), 32); // of up to 64 slices
+    Normaliser c = merge<1>(records, 1, n_slices, this_warp(), 32); // a slice for each lane
     fits = Pieces<N_PIECE, Y>::fit(y);
-#pragma unroll
-    for (int k = 0; k < LSM_SLICES; k++)
-        write_slice<32>(y, (first + k) * N_SLICE, n_classes, fits, held[k], c);
+    write_slice<32>(y, warp * N_SLICE, n_classes, fits, held, c);
 }
 #endif
 
@@ -180,18 +168,20 @@ extern "C" __global__ void __launch_bounds__(1024) log_softmax(FORWARD_ARGUMENTS
     x += (first_frame + blockIdx.x) * x_outer;
     y += (first_frame + blockIdx.x) * y_outer;
     bool fits = Pieces<N_PIECE, X>::fit(x);
-    X held[N_PIECES][N_PIECE];
-    for (Index k = threadIdx.x / 32; k < n_slices; k += 32) {
+    Unit held[N_PIECES];
+    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
         read_slice<32>(held, x, k * N_SLICE, n_classes, fits, Of<X>::low());
-        keep_slice(frame + k * N_SLICE, held);
+#pragma unroll
+        for (int i = 0; i < N_PIECES; i++)
+            put_whole(frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE, held[i]);
         Record of = record_of<32>(held);
         if (threadIdx.x % 32 == 0)
             records[k] = of;
     }
     __syncthreads();
-    Normaliser c = merge<4>(records, 1, n_slices, this_warp(), 32); // of up to 128 slices
+    Normaliser c = merge<3>(records, 1, n_slices, this_warp(), 32); // of up to 128 slices
     fits = Pieces<N_PIECE, Y>::fit(y);
-    for (Index k = threadIdx.x / 32; k < n_slices; k += 32) {
+    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
         read_slice<32>(held, (const X *)frame, k * N_SLICE, n_slices * N_SLICE, true, Of<X>::low());
         write_slice<32>(y, k * N_SLICE, n_classes, fits, held, c);
     }
@@ -199,29 +189,29 @@ extern "C" __global__ void __launch_bounds__(1024) log_softmax(FORWARD_ARGUMENTS
 #endif
 
 #ifdef LSM_SPLIT
-extern "C" __global__ void __launch_bounds__(256) log_softmax_sums(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_sums(FORWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
     Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     x += (first_frame + i) * x_outer;
-    X held[N_PIECES][N_PIECE];
+    Unit held[N_PIECES];
     read_slice<32>(held, x, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(x), Of<X>::low());
     Record of = record_of<32>(held);
     if (threadIdx.x % 32 == 0 && k < n_slices)
         ((Record *)workspace)[i * n_slices + k] = of;
 }
 
-extern "C" __global__ void __launch_bounds__(256) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax(FORWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
     Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     Team<1, 32 * N_SPLIT_WARPS> team(lsm_shared);
-    Normaliser c = merge<20>((Record *)workspace + i * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
+    Normaliser c = merge<LSM_DEPTH>((Record *)workspace + i * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
     x += (first_frame + i) * x_outer;
     y += (first_frame + i) * y_outer;
     bool fits = Pieces<N_PIECE, X>::fit(x), fits_y = Pieces<N_PIECE, Y>::fit(y);
     for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
-        X held[N_PIECES][N_PIECE];
+        Unit held[N_PIECES];
         read_slice<32>(held, x, k * N_SLICE, n_classes, fits, Of<X>::low());
         write_slice<32>(y, k * N_SLICE, n_classes, fits_y, held, c);
     }

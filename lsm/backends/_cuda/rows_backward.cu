@@ -1,6 +1,6 @@
 // Backward, frames of consecutive classes, by the same kernels: dy is held where forward holds x, y passes by once.
 
-template <int n_lanes, int n_pieces> INLINE Part part_at(const X (&dy)[n_pieces][N_PIECE], bool smaller)
+template <int n_lanes, int n_pieces> INLINE Part part_at(Unit (&dy)[n_pieces], bool smaller)
 {
     Sum sums[2] = {nothing(), nothing()};
 #pragma unroll
@@ -8,7 +8,7 @@ template <int n_lanes, int n_pieces> INLINE Part part_at(const X (&dy)[n_pieces]
         double e[N_PIECE];
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++)
-            e[j] = as_double(load(dy[i][j])) * (smaller ? SMALLER : 1);
+            e[j] = as_double(load(dy[i].at(j))) * (smaller ? SMALLER : 1);
 #pragma unroll
         for (int j = 0; j < N_PIECE; j += N_LEAF) {
             int at = IS_PAIRED ? j / N_LEAF : i % 2;
@@ -23,7 +23,7 @@ template <int n_lanes, int n_pieces> INLINE Part part_at(const X (&dy)[n_pieces]
 }
 
 // The sum of a slice that n_lanes lanes hold.
-template <int n_lanes, int n_pieces> INLINE Part part_of(const X (&dy)[n_pieces][N_PIECE])
+template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
 {
     Part part = part_at<n_lanes>(dy, false);
     if (sizeof(Number) == 8 && __any_sync(ALL, left_the_range(part.sum))) {
@@ -37,22 +37,25 @@ template <int n_lanes, int n_pieces> INLINE Part part_of(const X (&dy)[n_pieces]
 // dx of a slice, and what marks_of is of its y.
 template <int n_pieces>
 INLINE int write_gradients(X *dx, const X *y, Index at, Index n, bool fits_y, bool fits_dx,
-                           const X (&dy)[n_pieces][N_PIECE], const Total &s)
+                           Unit (&dy)[n_pieces], const Total &s)
 {
-    int marks = 0;
+    int marks = 0, left = left_of<32>(at, n);
+    y += lane_at<32>(at);
+    dx += lane_at<32>(at);
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
-        Index k = at + piece_at<32>(i);
-        X of_y[N_PIECE];
+        const int k = i * 32 * N_PIECE;
+        Unit of_y;
         Number r[N_PIECE];
-        read(of_y, y + k, n - k, fits_y, Of<X>::low());
+        forget(dy[i]);
+        read(of_y, y + k, left - k, fits_y, Of<X>::low());
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++) {
-            Number v = load(of_y[j]);
+            Number v = load(of_y.at(j));
             marks |= marks_of(v);
-            r[j] = gradient(load(dy[i][j]), v, s);
+            r[j] = gradient(load(dy[i].at(j)), v, s);
         }
-        write(dx + k, r, n - k, fits_dx);
+        write(dx + k, r, left - k, fits_dx);
     }
     return marks;
 }
@@ -63,11 +66,11 @@ INLINE void write_nan(X *dx, Index at, Index n, bool fits)
 #pragma unroll
     for (int j = 0; j < N_PIECE; j++)
         r[j] = number(not_a_number());
+    dx += lane_at<32>(at);
+    int left = left_of<32>(at, n);
 #pragma unroll
-    for (int i = 0; i < N_PIECES; i++) {
-        Index k = at + piece_at<32>(i);
-        write(dx + k, r, n - k, fits);
-    }
+    for (int i = 0; i < N_PIECES; i++)
+        write(dx + i * 32 * N_PIECE, r, left - i * 32 * N_PIECE, fits);
 }
 
 INLINE int marks_of_warp(int marks)
@@ -91,14 +94,14 @@ INLINE int marks_of_block(int marks, int *of_warps)
 #ifdef LSM_BACKWARD
 
 #ifdef LSM_GROUP
-extern "C" __global__ void __launch_bounds__(128) log_softmax_backward(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index f = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LSM_LANES;
     Index n = f < n_frames ? n_classes : 0; // a lane without a frame goes along, for the others of its warp
     dy += (first_frame + f) * dy_outer;
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
-    X held[LSM_PIECES][N_PIECE], held_y[LSM_PIECES][N_PIECE];
+    Unit held[LSM_PIECES], held_y[LSM_PIECES];
     X zero;
     set(zero, (Number)0);
     read_slice<LSM_LANES>(held, dy, 0, n, Pieces<N_PIECE, X>::fit(dy), zero);
@@ -108,56 +111,49 @@ extern "C" __global__ void __launch_bounds__(128) log_softmax_backward(BACKWARD_
     for (int i = 0; i < LSM_PIECES; i++)
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++)
-            marks |= marks_of(load(held_y[i][j]));
+            marks |= marks_of(load(held_y[i].at(j)));
     for (int k = 1; k < LSM_LANES; k *= 2)
         marks |= __shfl_xor_sync(ALL, marks, k);
     Part part = part_of<LSM_LANES>(held);
     Total s = total_of(part.sum, part.is_smaller, makes_nan(marks));
     bool fits = Pieces<N_PIECE, X>::fit(dx);
+    dx += lane_at<LSM_LANES>(0);
+    int left = left_of<LSM_LANES>(0, n);
 #pragma unroll
     for (int i = 0; i < LSM_PIECES; i++) {
-        Index k = piece_at<LSM_LANES>(i);
+        const int k = i * LSM_LANES * N_PIECE;
         Number r[N_PIECE];
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++)
-            r[j] = gradient(load(held[i][j]), load(held_y[i][j]), s);
-        write(dx + k, r, n - k, fits);
+            r[j] = gradient(load(held[i].at(j)), load(held_y[i].at(j)), s);
+        write(dx + k, r, left - k, fits);
     }
 }
 #endif
 
 #ifdef LSM_BLOCK
-extern "C" __global__ void __launch_bounds__(LSM_THREADS) log_softmax_backward(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(512, LSM_BLOCKS) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Part *parts = (Part *)lsm_shared;
     int warp = threadIdx.x / 32;
-    Index n_slices = count_slices(n_classes), first = warp * LSM_SLICES;
+    Index n_slices = count_slices(n_classes);
     dy += (first_frame + blockIdx.x) * dy_outer;
     y += (first_frame + blockIdx.x) * y_outer;
     dx += (first_frame + blockIdx.x) * dx_outer;
-    X held[LSM_SLICES][N_PIECES][N_PIECE];
+    Unit held[N_PIECES];
     X zero;
     set(zero, (Number)0);
     bool fits = Pieces<N_PIECE, X>::fit(dy);
-#pragma unroll
-    for (int k = 0; k < LSM_SLICES; k++)
-        read_slice<32>(held[k], dy, (first + k) * N_SLICE, n_classes, fits, zero);
-#pragma unroll
-    for (int k = 0; k < LSM_SLICES; k++) {
-        Part of = part_of<32>(held[k]);
-        if (threadIdx.x % 32 == 0 && first + k < n_slices)
-            parts[first + k] = of;
-    }
+    read_slice<32>(held, dy, warp * N_SLICE, n_classes, fits, zero);
+    Part of = part_of<32>(held);
+    if (threadIdx.x % 32 == 0)
+        parts[warp] = of;
     __syncthreads();
-    Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // of up to 64 slices
-    int marks = 0;
+    Total s = merge<1>(parts, 1, n_slices, this_warp(), 32); // a slice for each lane
     fits = Pieces<N_PIECE, X>::fit(dx);
-#pragma unroll
-    for (int k = 0; k < LSM_SLICES; k++)
-        marks |= write_gradients(dx, y, (first + k) * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(y), fits, held[k], s);
+    int marks = write_gradients(dx, y, warp * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(y), fits, held, s);
     if (makes_nan(marks_of_block(marks, (int *)(parts + n_slices))))
-        for (int k = 0; k < LSM_SLICES; k++)
-            write_nan(dx, (first + k) * N_SLICE, n_classes, fits);
+        write_nan(dx, warp * N_SLICE, n_classes, fits);
 }
 #endif
 
@@ -170,38 +166,40 @@ extern "C" __global__ void __launch_bounds__(1024) log_softmax_backward(BACKWARD
     dy += (first_frame + blockIdx.x) * dy_outer;
     y += (first_frame + blockIdx.x) * y_outer;
     dx += (first_frame + blockIdx.x) * dx_outer;
-    X held[N_PIECES][N_PIECE];
+    Unit held[N_PIECES];
     X zero;
     set(zero, (Number)0);
     bool fits = Pieces<N_PIECE, X>::fit(dy);
-    for (Index k = threadIdx.x / 32; k < n_slices; k += 32) {
+    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
         read_slice<32>(held, dy, k * N_SLICE, n_classes, fits, zero);
-        keep_slice(frame + k * N_SLICE, held);
+#pragma unroll
+        for (int i = 0; i < N_PIECES; i++)
+            put_whole(frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE, held[i]);
         Part of = part_of<32>(held);
         if (threadIdx.x % 32 == 0)
             parts[k] = of;
     }
     __syncthreads();
-    Total s = merge<4>(parts, 1, n_slices, this_warp(), 32); // of up to 128 slices
+    Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // of up to 128 slices
     int marks = 0;
     fits = Pieces<N_PIECE, X>::fit(dx);
-    for (Index k = threadIdx.x / 32; k < n_slices; k += 32) {
+    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
         read_slice<32>(held, (const X *)frame, k * N_SLICE, n_slices * N_SLICE, true, zero);
         marks |= write_gradients(dx, y, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(y), fits, held, s);
     }
     if (makes_nan(marks_of_block(marks, (int *)(parts + n_slices))))
-        for (Index k = threadIdx.x / 32; k < n_slices; k += 32)
+        for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
             write_nan(dx, k * N_SLICE, n_classes, fits);
 }
 #endif
 
 #ifdef LSM_SPLIT
-extern "C" __global__ void __launch_bounds__(256) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
     Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     dy += (first_frame + f) * dy_outer;
-    X held[N_PIECES][N_PIECE];
+    Unit held[N_PIECES];
     X zero;
     set(zero, (Number)0);
     read_slice<32>(held, dy, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(dy), zero);
@@ -211,14 +209,14 @@ extern "C" __global__ void __launch_bounds__(256) log_softmax_backward_sums(BACK
 }
 
 // Leaves the marks of each slice behind the parts: a frame that they make NaN is known when all of it is written.
-extern "C" __global__ void __launch_bounds__(256) log_softmax_backward(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
     Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     Part *parts = (Part *)workspace;
     int *marks = (int *)(parts + n_frames * n_slices) + f * n_slices;
     Team<1, 32 * N_SPLIT_WARPS> team(lsm_shared);
-    Total s = merge<20>(parts + f * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
+    Total s = merge<LSM_DEPTH>(parts + f * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
     dy += (first_frame + f) * dy_outer;
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
@@ -226,7 +224,7 @@ extern "C" __global__ void __launch_bounds__(256) log_softmax_backward(BACKWARD_
     X zero;
     set(zero, (Number)0);
     for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
-        X held[N_PIECES][N_PIECE];
+        Unit held[N_PIECES];
         read_slice<32>(held, dy, k * N_SLICE, n_classes, fits, zero);
         int found = marks_of_warp(write_gradients(dx, y, k * N_SLICE, n_classes, fits_y, fits_dx, held, s));
         if (threadIdx.x % 32 == 0)
@@ -234,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(256) log_softmax_backward(BACKWARD_
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
     Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
