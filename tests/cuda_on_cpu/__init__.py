@@ -20,7 +20,7 @@ COMPILER = shutil.which("g++")
 # The kernels' arithmetic is to be the same to the bit: no contraction; -march=native for its FMA, which else is slow.
 FLAGS = ("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-march=native")
 FLAGS += ("-fno-strict-aliasing", "-w")  # as nvcc does; of pragmas that it does not know
-SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+SANITIZE = ("-O0", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 
 H100 = Limits(232448, 233472, 132, 50 * 2**20, 90)
