@@ -74,7 +74,7 @@ INLINE Record record_of_column(const X *held, Index n_rows, const Tile &tile)
 }
 
 #ifdef LSM_COLUMNS_ON_CHIP
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, 3) log_softmax(FORWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     X *held = (X *)lsm_shared;
@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax(FORWARD
 #endif
 
 #ifdef LSM_COLUMNS_SPLIT
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_sums(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, 3) log_softmax_sums(FORWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index i = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
@@ -120,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_sums(FO
         ((Record *)workspace)[(i * n_slices + k) * LSM_COLUMNS + tile.column] = of;
 }
 
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, 3) log_softmax(FORWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index n_blocks = gridDim.x / ((n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS);
