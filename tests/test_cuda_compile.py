@@ -47,7 +47,7 @@ def test_every_family_for_hopper(op, name):
 @pytest.mark.parametrize("given", NAMES)
 def test_every_pair_of_dtypes(given):
     for result in NAMES:
-        for family in families("log_softmax", given, result, [(300, 1), (200_000, 1), (300, 7)]):
+        for family in families("log_softmax", given, result, [(300, 1), (300, 7)]):
             compile_for(13, 90, "log_softmax", given, result, family)
 
 
