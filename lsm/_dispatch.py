@@ -214,8 +214,8 @@ def list_backends(*, load: bool = True) -> list[BackendInfo]:
     Examples
     --------
     >>> import lsm
-    >>> [info.name for info in lsm.list_backends()][:2]
-    ['cython', 'numpy']
+    >>> [info.name for info in lsm.list_backends()][:3]
+    ['cython', 'cupy', 'numpy']
     """
     candidates = sorted(registry().all(), key=lambda c: not c.is_built_in)
     for candidate in candidates:
