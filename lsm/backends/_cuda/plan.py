@@ -15,7 +15,7 @@ _TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "flo
 MAX_GRID = 2**31 - 1
 N_GROUP_THREADS = 128  # of a block that has several frames a warp, or a warp a frame
 N_SPLIT_WARPS = 8  # of a block that has a part of a frame: a slice for each
-N_BLOCK_WARPS = 16  # of a block that is not alone on its multiprocessor
+SYSTEM_SHARED = 1024  # bytes that the system takes of every block's shared memory
 MAX_MERGING_BLOCKS = 256  # of one frame: every one of them merges all its slices
 N_COLUMN_THREADS = 256
 
@@ -99,7 +99,7 @@ def plan(
         family = rows_family(call.op, dtype, out_dtype, n_classes, limits)
         if family.name == "split":
             return _split_rows(call, family, n_frames, limits)
-        return Plan(_rows(call, family, n_frames, limits), 0, family)
+        return Plan(_rows(call, family, n_frames), 0, family)
     family = columns_family(call.op, dtype, out_dtype, n_classes, limits)
     if family.name == "columns_split":
         return _split_columns(call, family, n_frames, limits)
@@ -112,7 +112,7 @@ def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str,
     """The options that the source is compiled with for one family: the key of its module."""
     names = {
         "group": ("LSM_LANES", "LSM_PIECES"),
-        "block": ("LSM_BLOCKS",),
+        "shared": ("LSM_THREADS", "LSM_BLOCKS"),
         "split": ("LSM_DEPTH",),
         "columns": ("LSM_COLUMNS", "LSM_TEAM", "LSM_LEAVES"),
         "columns_split": ("LSM_COLUMNS", "LSM_TEAM", "LSM_LEAVES", "LSM_DEPTH"),
@@ -135,8 +135,8 @@ def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str,
 def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limits) -> Family:
     """How frames of consecutive classes are served.
 
-    group: 2 to 16 lanes of a warp, or all of it, have a frame in registers; block: each warp of a block has a slice in
-    registers; shared: the frame is in the block's shared memory; split: it is read twice, by several blocks.
+    group: 2 to 16 lanes of a warp, or all of it, have a frame in registers; shared: a block has it in shared memory,
+    two blocks or more a multiprocessor where they fit; split: it is read twice, by several blocks.
     """
     call = _Call(op, SIZES[dtype], "float64" in (dtype, out_dtype), n_classes)
     if n_classes <= call.n_slice:
@@ -144,10 +144,12 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limi
         while lanes < 32 and lanes * call.n_piece < n_classes:
             lanes *= 2
         return Family("group", (lanes, -(-n_classes // (lanes * call.n_piece))))
-    if call.n_slices <= N_BLOCK_WARPS:
-        return Family("block", (1 if call.is_double else 2,))
-    if shared_of_frame(call) <= limits.shared_per_block:
-        return Family("shared")
+    shared = shared_of_frame(call)
+    if shared <= limits.shared_per_block:
+        if call.is_double:
+            return Family("shared", (512, 1))
+        pair_fits = 2 * (shared + SYSTEM_SHARED) <= limits.shared_per_multiprocessor
+        return Family("shared", (512, 2) if call.n_slices <= 16 or pair_fits else (1024, 1))
     return Family("split", (_depth(call.n_slices, 32 * N_SPLIT_WARPS),))
 
 
@@ -158,17 +160,14 @@ def _depth(n_slices: int, n_threads: int) -> int:
 
 def shared_of_frame(call: _Call) -> int:
     """Bytes of shared memory of a block that has a frame there."""
-    return call.n_slices * (call.n_slice * call.size + call.record) + 4 * 2 * N_BLOCK_WARPS
+    return call.n_slices * (call.n_slice * call.size + call.record) + 4 * 32
 
 
-def _rows(call: _Call, family: Family, n_frames: int, limits: Limits) -> tuple[Launch, ...]:
+def _rows(call: _Call, family: Family, n_frames: int) -> tuple[Launch, ...]:
     if family.name == "group":
         return _over(n_frames, N_GROUP_THREADS // family.numbers[0], call.op, N_GROUP_THREADS, 0)
-    if family.name == "block":
-        return _over(n_frames, 1, call.op, 32 * call.n_slices, call.n_slices * (call.record + 4))
-    shared = shared_of_frame(call)
-    n_warps = N_BLOCK_WARPS if 2 * (shared + 1024) <= limits.shared_per_multiprocessor else 2 * N_BLOCK_WARPS
-    return _over(n_frames, 1, call.op, 32 * n_warps, shared)
+    block = min(family.numbers[0], 32 * call.n_slices)
+    return _over(n_frames, 1, call.op, block, shared_of_frame(call))
 
 
 def _over(n_frames: int, per_block: int, kernel: str, block: int, shared: int) -> tuple[Launch, ...]:
@@ -216,7 +215,7 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
             while leaves * team < n_leaves:
                 leaves *= 2
             return Family("columns", (N_COLUMN_THREADS // team, team, leaves))
-    share = limits.shared_per_multiprocessor // 3 - 1024  # the system takes 1 KB of each block
+    share = limits.shared_per_multiprocessor // 3 - SYSTEM_SHARED
     for n_bytes, limit in ((128, share), (64, share), (32, limits.shared_per_block)):
         numbers = _team(n_bytes // call.size, n_leaves)
         if columns_shared(call, numbers, call.n_slices) <= min(limit, limits.shared_per_block):

@@ -1,5 +1,5 @@
-// Forward, frames of consecutive classes: several frames a warp, a frame in the registers of a block, in its shared
-// memory, or split over blocks.
+// Forward, frames of consecutive classes: a frame or several in the registers of a warp, a frame in the shared memory of
+// a block, or one split over blocks.
 
 #define FORWARD_ARGUMENTS                                                                                             \
     const X *x, Y *y, void *workspace, Index n_outer, Index n_classes, Index n_inner, Index x_outer, Index x_class,   \
@@ -137,30 +137,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMEN
 }
 #endif
 
-#ifdef LSM_BLOCK
-extern "C" __global__ void __launch_bounds__(512, LSM_BLOCKS) log_softmax(FORWARD_ARGUMENTS)
-{
-    Record *records = (Record *)lsm_shared;
-    int warp = threadIdx.x / 32;
-    Index n_slices = count_slices(n_classes);
-    x += (first_frame + blockIdx.x) * x_outer;
-    y += (first_frame + blockIdx.x) * y_outer;
-    Unit held[N_PIECES];
-    bool fits = Pieces<N_PIECE, X>::fit(x);
-    read_slice<32>(held, x, warp * N_SLICE, n_classes, fits, Of<X>::low());
-    Record of = record_of<32>(held);
-    if (threadIdx.x % 32 == 0)
-        records[warp] = of;
-    __syncthreads();
-    Normaliser c = merge<1>(records, 1, n_slices, this_warp(), 32); // a slice for each lane
-    fits = Pieces<N_PIECE, Y>::fit(y);
-    write_slice<32>(y, warp * N_SLICE, n_classes, fits, held, c);
-}
-#endif
-
 #ifdef LSM_SHARED
 // What a thread keeps in shared memory it reads itself: nobody waits for it.
-extern "C" __global__ void __launch_bounds__(1024) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softmax(FORWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes);
     X *frame = (X *)lsm_shared;

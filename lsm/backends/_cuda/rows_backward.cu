@@ -131,34 +131,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWA
 }
 #endif
 
-#ifdef LSM_BLOCK
-extern "C" __global__ void __launch_bounds__(512, LSM_BLOCKS) log_softmax_backward(BACKWARD_ARGUMENTS)
-{
-    Part *parts = (Part *)lsm_shared;
-    int warp = threadIdx.x / 32;
-    Index n_slices = count_slices(n_classes);
-    dy += (first_frame + blockIdx.x) * dy_outer;
-    y += (first_frame + blockIdx.x) * y_outer;
-    dx += (first_frame + blockIdx.x) * dx_outer;
-    Unit held[N_PIECES];
-    X zero;
-    set(zero, (Number)0);
-    bool fits = Pieces<N_PIECE, X>::fit(dy);
-    read_slice<32>(held, dy, warp * N_SLICE, n_classes, fits, zero);
-    Part of = part_of<32>(held);
-    if (threadIdx.x % 32 == 0)
-        parts[warp] = of;
-    __syncthreads();
-    Total s = merge<1>(parts, 1, n_slices, this_warp(), 32); // a slice for each lane
-    fits = Pieces<N_PIECE, X>::fit(dx);
-    int marks = write_gradients(dx, y, warp * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(y), fits, held, s);
-    if (makes_nan(marks_of_block(marks, (int *)(parts + n_slices))))
-        write_nan(dx, warp * N_SLICE, n_classes, fits);
-}
-#endif
-
 #ifdef LSM_SHARED
-extern "C" __global__ void __launch_bounds__(1024) log_softmax_backward(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes);
     X *frame = (X *)lsm_shared;
