@@ -358,14 +358,18 @@ def test_a_library_without_from_dlpack_gets_cupys_array(cupy, monkeypatch):
 
 def test_what_dlpack_refuses_is_an_error_that_says_so(cupy, monkeypatch):
     monkeypatch.setattr(cupy, "from_dlpack", fails(NotImplementedError("CuPy does not support bfloat16")))
-    with pytest.raises(TypeError, match="^x: this Tensor cannot be taken through DLPack .*CuPy does not support bfloat16"):
+    with pytest.raises(
+        TypeError, match="^x: this Tensor cannot be taken through DLPack .*CuPy does not support bfloat16"
+    ):
         lsm.log_softmax(Tensor(np.zeros(3, "f4")))
 
 
 def test_without_a_gpu_the_error_says_what_is_missing():
-    with built_in(CupyBackend(cupy_on_cpu.module(getDeviceCount=lambda: 0))):
-        with pytest.raises(lsm.BackendUnsupportedError, match="cupy unavailable: there is a driver, but no CUDA device"):
-            lsm.log_softmax(Tensor(np.zeros(3, "f4")))
+    with (
+        built_in(CupyBackend(cupy_on_cpu.module(getDeviceCount=lambda: 0))),
+        pytest.raises(lsm.BackendUnsupportedError, match="cupy unavailable: there is a driver, but no CUDA device"),
+    ):
+        lsm.log_softmax(Tensor(np.zeros(3, "f4")))
 
 
 # -- the whole kit --------------------------------------------------------------------------------------------------

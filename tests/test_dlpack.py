@@ -179,8 +179,8 @@ def test_nothing_is_moved_and_the_error_says_what_would_serve():
         lsm.log_softmax(x)
     assert str(caught.value) == (
         "no backend serves test_dlpack.Elsewhere of float32 on rocm: cython serves the devices cpu, not rocm; cupy "
-        "serves the devices cuda, not rocm; numpy serves the devices cpu, not rocm; nothing is moved between devices, and on cpu 'cython' or 'numpy' would "
-        "serve it"
+        "serves the devices cuda, not rocm; numpy serves the devices cpu, not rocm; nothing is moved between devices, "
+        "and on cpu 'cython' or 'numpy' would serve it"
     )
     assert str(lsm.explain(x).error) == str(caught.value)
     with pytest.raises(TypeError, match="^x: dtype complex64 on rocm is not accepted"):

@@ -15,7 +15,18 @@ SHIM = Path(__file__).with_name("shim.h")
 COMPILER = shutil.which("g++")
 
 # The kernels' arithmetic is to be the same to the bit: no contraction; -march=native for its FMA, which else is slow.
-FLAGS = ("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-march=native", "-fno-strict-aliasing", "-w")
+FLAGS = (
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-shared",
+    "-ffp-contract=off",
+    "-march=native",
+    "-fno-strict-aliasing",
+    "-w",
+)
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 
 

@@ -7,10 +7,10 @@ CuPy itself, on a GPU.
 from ctypes import c_uint8
 
 import numpy as np
-from cuda_on_cpu import COMPILER
-from cuda_on_cpu.cupy_on_cpu import module, ndarray
 from numpy.lib.array_utils import byte_bounds
 
+from cuda_on_cpu import COMPILER
+from cuda_on_cpu.cupy_on_cpu import module, ndarray
 from lsm.backends.cupy_ import CupyBackend
 
 _ALIGNMENT = 256  # bytes: where an array lies within them is kept

@@ -9,6 +9,7 @@ import threading
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+
 from cuda_on_cpu import HostModule
 
 MAX_GRID = 2**31 - 1
