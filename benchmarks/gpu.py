@@ -5,7 +5,9 @@
     python benchmarks/gpu.py --list                           # what would be measured; needs no GPU
 
 Needs a checkout with `python -m pip install '.[cuda13,test]'` (or cuda12), and for the sanitizers compute-sanitizer,
-which the CUDA toolkit brings. Peers take part if they are installed: PyTorch with CUDA, JAX with CUDA, Triton; cupyx comes with CuPy.
+which the CUDA toolkit brings. Peers take part if they are installed: PyTorch with CUDA, JAX with CUDA, Triton; cupyx
+comes with CuPy.
+
 What is done is written to the JSON file at once, and not done again; remove an entry, or the file, to repeat it.
 
 Contestants take turns; in a turn one enqueues its work often enough to fill some milliseconds, and is waited for. The

@@ -41,7 +41,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--require",
         action="append",
-        default=["cython", "numpy", "cuda-on-cpu"],
+        default=["cython", "numpy"],
         help="a backend whose tests may not be skipped",
     )
 
