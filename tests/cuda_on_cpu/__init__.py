@@ -11,23 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
+from lsm.backends import _cuda
+from lsm.backends._cuda.plan import Limits, module_key, plan
+
 SHIM = Path(__file__).with_name("shim.h")
 COMPILER = shutil.which("g++")
 
 # The kernels' arithmetic is to be the same to the bit: no contraction; -march=native for its FMA, which else is slow.
-FLAGS = (
-    "-x",
-    "c++",
-    "-std=c++17",
-    "-O1",
-    "-fPIC",
-    "-shared",
-    "-ffp-contract=off",
-    "-march=native",
-    "-fno-strict-aliasing",
-    "-w",
-)
-SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+FLAGS = ("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-march=native")
+FLAGS += ("-fno-strict-aliasing", "-w")  # as nvcc does; of pragmas that it does not know
+SANITIZE = ("-O0", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+
+
+H100 = Limits(232448, 233472, 132, 50 * 2**20, 90)
+# The least that the kernels need, so that frames of few classes are split: of 9,217 and more in float32, and of 1,025
+# and more where they lie side by side.
+SMALL = Limits(40960, 65536, 1, 2**17, 75)
 
 
 class LaunchError(Exception):
@@ -62,11 +61,7 @@ class HostModule:
     """What RawModule is: a source compiled with options, and its kernels by name."""
 
     def __init__(self, options=(), source=None, flags=()):
-        if source is None:
-            from lsm.backends._cuda import source as read_source
-
-            source = read_source()
-        self.library = ctypes.CDLL(str(build(source, options, flags)))
+        self.library = ctypes.CDLL(str(build(source or _cuda.source(), options, flags)))
         self.library.lsm_launch.restype = ctypes.c_char_p
 
     def get_function(self, name):
@@ -104,3 +99,25 @@ class HostKernel:
         )
         if error:
             raise LaunchError(f"{self.name}: {error.decode()}")
+
+
+@functools.cache
+def module(options):
+    """A part of lsm's kernels."""
+    return HostModule(options)
+
+
+def apply(op, arrays, out, limits=H100):
+    """Run a plan's launches on arrays (outer, classes, inner), whose inner stride is 1; the plan."""
+    dtype, out_dtype = arrays[0].dtype.name, out.dtype.name
+    wanted = plan(op, dtype, out_dtype, *out.shape, limits)
+    workspace = np.full(wanted.workspace + 8, 0xFF, np.uint8)  # NaN, if it is read before it is written
+    strides = [np.int64(a.strides[i] // a.itemsize) for a in (*arrays, out) for i in (0, 1)]
+    for launch in wanted.launches:
+        kernel = module(module_key(op, dtype, out_dtype, wanted.family)).get_function(launch.kernel)
+        kernel.max_dynamic_shared_size_bytes = limits.shared_per_block
+        counts = [np.int64(n) for n in out.shape]
+        part = (np.int64(launch.first_frame), np.int64(launch.n_frames))
+        arguments = (*arrays, out, workspace, *counts, *strides, *part)
+        kernel((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared)
+    return wanted
