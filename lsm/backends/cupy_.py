@@ -90,13 +90,13 @@ class CupyBackend(Backend):
 
 
 class _Ready(NamedTuple):
-    """A launch but for the addresses: the kernel, and its arguments after them."""
+    """A launch but for the addresses: the kernel, and its arguments after them, as CuPy passes them on."""
 
     kernel: Any
     grid: tuple[int]
     block: tuple[int]
     shared: int
-    numbers: tuple[int, ...]
+    numbers: tuple[np.int64, ...]
 
 
 class _Device:
@@ -129,8 +129,7 @@ class _Device:
         lies = layout(shape, strides, axis)
         made = None
         if lies is not None:
-            n_outer, n_classes, n_inner, steps = lies
-            plan = plans.plan(op, dtypes[0], dtypes[-1], n_outer, n_classes, n_inner, self.limits)
+            plan = plans.plan(op, dtypes[0], dtypes[-1], *lies[:3], self.limits)
             made = (
                 tuple(
                     _Ready(
@@ -138,7 +137,7 @@ class _Device:
                         (launch.grid,),
                         (launch.block,),
                         launch.shared,
-                        (n_outer, n_classes, n_inner, *steps, launch.first_frame, launch.n_frames),
+                        tuple(map(np.int64, (*lies[:3], *lies.strides, launch.first_frame, launch.n_frames))),
                     )
                     for launch in plan.launches
                 ),

@@ -121,7 +121,7 @@ class Device:
 
 
 class _Kernel:
-    """A RawKernel: an int argument is passed on as 64 bits."""
+    """A RawKernel, which passes an int on as 64 bits."""
 
     def __init__(self, kernel, name):
         self._kernel, self._name = kernel, name
@@ -132,7 +132,7 @@ class _Kernel:
     )
 
     def __call__(self, grid, block, args, shared_mem=0, stream=None):
-        assert all(type(argument) is int for argument in args)
+        assert all(type(argument) in (int, np.int64) for argument in args)
         assert 1 <= grid[0] <= MAX_GRID and 1 <= block[0] <= 1024 and shared_mem <= 232448
         _state.launches.append((self._name, _state.device, None if stream is None else stream.ptr))
         with _one_at_a_time:
