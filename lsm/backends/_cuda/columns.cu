@@ -7,6 +7,7 @@
 
 typedef Team<LSM_COLUMNS, LSM_TEAM> Tile;
 const int N_TILE_THREADS = LSM_COLUMNS * LSM_TEAM;
+const int N_TILES = sizeof(Number) == 4 ? 3 : 2; // a multiprocessor has registers for so many
 const int N_OWN = LSM_LEAVES * N_LEAF; // classes of a thread in each row
 const int N_TILE_ROW = LSM_TEAM * N_OWN; // 64 leaves, or all there are
 
@@ -74,7 +75,7 @@ INLINE Record record_of_column(const X *held, Index n_rows, const Tile &tile)
 }
 
 #ifdef LSM_COLUMNS_ON_CHIP
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax(FORWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     X *held = (X *)lsm_shared;
@@ -104,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax(FORWARD
 #endif
 
 #ifdef LSM_COLUMNS_SPLIT
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_sums(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_sums(FORWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index i = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
@@ -120,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_sums(FO
         ((Record *)workspace)[(i * n_slices + k) * LSM_COLUMNS + tile.column] = of;
 }
 
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax(FORWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index n_blocks = gridDim.x / ((n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS);

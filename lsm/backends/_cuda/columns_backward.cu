@@ -51,7 +51,7 @@ INLINE void write_nan_rows(X *dx, Index dx_class, Index first_row, Index n_rows,
 }
 
 #ifdef LSM_COLUMNS_ON_CHIP
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_backward(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     X *held = (X *)lsm_shared;
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_backwar
 #endif
 
 #ifdef LSM_COLUMNS_SPLIT
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index f = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_backwar
 }
 
 // Leaves the marks of each column's slices behind the parts, as for rows.
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_backward(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS, n_blocks = gridDim.x / n_tiles;
@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_backwar
     }
 }
 
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS, n_blocks = gridDim.x / n_tiles;
