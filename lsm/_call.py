@@ -10,7 +10,7 @@ from lsm import _check
 from lsm._decide import Call
 from lsm._dispatch import Plan, quick, serving
 from lsm._errors import BackendUnsupportedError
-from lsm._interop import NUMPY_ARRAYS, TORCH_TENSORS, library_of
+from lsm._interop import CUPY_ARRAYS, NUMPY_ARRAYS, TORCH_TENSORS, library_of
 from lsm._interop_base import Arrays
 
 FORWARD, BACKWARD = "log_softmax", "log_softmax_backward"
@@ -81,11 +81,21 @@ def _check_alike(library: Arrays, other: Arrays, a: Any, b: Any, names: tuple[st
 def _serve(
     plan: Plan, library: Arrays, arrays: tuple[Any, ...], names: tuple[str, ...], call: Call, axis: Any, out: Any
 ) -> Any:
-    """Call the backend on arrays that were looked at, as they are or as NumPy's."""
+    """Call the backend on arrays that were looked at, as they are or as NumPy's or CuPy's."""
     if out is not None and library is not NUMPY_ARRAYS:
         _check_out(library, out, arrays[0], call)
-    if plan.takes_numpy:
+    if plan.taken_as == _check.NUMPY:
         return _serve_as_numpy(plan, library, arrays, names, call, axis, out)
+    if plan.taken_as != call.array_type:
+        return _serve_as_cupy(plan, library, arrays, names, call, axis, out)
+    with library.on_device(arrays[0]):
+        return _serve_as_is(plan, library, arrays, names, call, axis, out)
+
+
+def _serve_as_is(
+    plan: Plan, library: Arrays, arrays: tuple[Any, ...], names: tuple[str, ...], call: Call, axis: Any, out: Any
+) -> Any:
+    """Call the backend on arrays of a type that it declares."""
     own, result = call.dtypes
     _check.same_shapes(arrays, names)
     axes = _check.normalised_axes(axis, arrays[0].ndim)
@@ -93,6 +103,20 @@ def _serve(
         library.check_native_out(out, tuple(arrays[0].shape), result)
     inputs = tuple(library.converted(x, own) for x in arrays)
     return _run(plan.backend, call.op, library, inputs, axes, out, result)
+
+
+def _serve_as_cupy(
+    plan: Plan, library: Arrays, arrays: tuple[Any, ...], names: tuple[str, ...], call: Call, axis: Any, out: Any
+) -> Any:
+    """Call the backend on the same memory seen as CuPy's arrays, and give the result back as the library's."""
+    views = tuple([library.as_cupy(x, name) for x, name in zip(arrays, names, strict=True)])
+    target = None if out is None else library.as_cupy(out, "out")
+    with CUPY_ARRAYS.on_device(views[0]):
+        y = _serve_as_is(plan, CUPY_ARRAYS, views, names, call, axis, target)
+        if out is None:
+            return library.from_cupy(y, arrays[0])
+        CUPY_ARRAYS.wait()  # DLPack tells a library to wait for what it is given, not for what is written later
+    return out
 
 
 def _check_out(library: Arrays, out: Any, like: Any, call: Call) -> None:

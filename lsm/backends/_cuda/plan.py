@@ -87,9 +87,7 @@ class _Call(NamedTuple):
         return 24 if self.is_double or self.op == "log_softmax_backward" else 16
 
 
-def plan(
-    op: Op, dtype: str, out_dtype: str, n_outer: int, n_classes: int, n_inner: int, limits: Limits
-) -> Plan:
+def plan(op: Op, dtype: str, out_dtype: str, n_outer: int, n_classes: int, n_inner: int, limits: Limits) -> Plan:
     """The launches for an array seen as (outer, classes, inner); none where it is empty."""
     call = _Call(op, SIZES[dtype], "float64" in (dtype, out_dtype), n_classes)
     n_frames = n_outer * n_inner
