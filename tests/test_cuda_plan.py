@@ -151,6 +151,6 @@ def test_the_key_of_a_module_is_all_that_it_is_compiled_with():
 def test_the_source_needs_no_header_and_names_its_files():
     source = _cuda.source()
     assert "#include" not in source
-    assert source.count("#line 1") == 6
+    assert source.count("#line 1") == 7
     assert source.isascii()
     assert max(map(len, source.splitlines())) <= 120
