@@ -49,6 +49,10 @@ class CupyArrays(Arrays):
                 raise TypeError("dtype: CuPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm[bfloat16]'")
         return wanted
 
+    def quick_key(self, x: Any, dtype: str) -> Any:
+        """What quick functions for x are remembered by: its dtype, if it is computed as what it is."""
+        return ("cupy", x.dtype) if _check.dtype_name(x.dtype) == dtype else None
+
     def on_device(self, x: Any) -> AbstractContextManager[Any]:
         """Make the device of x the current one, on which CuPy makes new arrays."""
         cuda = sys.modules["cupy"].cuda
