@@ -6,7 +6,7 @@ import importlib.util
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_on_cpu import adapter
+from cuda_on_cpu import adapter, nvrtc
 
 import lsm
 from lsm import _dispatch
@@ -35,6 +35,9 @@ ADAPTERS = {
 # These tests need libraries that lsm does without; CI installs them and names the files.
 _missing = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is None]
 collect_ignore = ["test_interop.py"] if _missing else []
+_no_nvrtc = [name for major, name in nvrtc.WHEELS.items() if nvrtc.library(major) is None]
+if _no_nvrtc:
+    collect_ignore.append("test_cuda_compile.py")
 
 
 def pytest_addoption(parser):
@@ -48,10 +51,12 @@ def pytest_addoption(parser):
 
 def pytest_report_header(config):
     lines = []
-    if collect_ignore:
-        lines.append(
-            f"left out: {', '.join(collect_ignore)} ({', '.join(_missing)} not installed; '.[interop]' has them)"
-        )
+    for file, missing, extra in (
+        ("test_interop.py", _missing, "interop"),
+        ("test_cuda_compile.py", _no_nvrtc, "cuda-test"),
+    ):
+        if missing:
+            lines.append(f"left out: {file} ({', '.join(missing)} not installed; '.[{extra}]' has them)")
     if _claims("cupy") is None:
         lines.append(f"left out: the tests of cupy on a GPU ({ADAPTERS['cupy'].reason})")
     return lines

@@ -70,7 +70,8 @@ def test_what_the_compiler_says_is_understood():
             nvrtc.compile_cubin(13, source.format(body=body), ("-arch=sm_90",))
     spilling = source.format(
         body="float a[64]; for (int i = 0; i < 64; i++) a[i] = x[i * 128 + threadIdx.x]; __syncthreads();"
-        "for (int k = 0; k < 64; k++) { float s = 0; for (int i = 0; i < 64; i++) s += a[i] * a[(i + k) % 64]; x[k] = s; }"
+        "for (int k = 0; k < 64; k++) { float s = 0;"
+        "for (int i = 0; i < 64; i++) s += a[i] * a[(i + k) % 64]; x[k] = s; }"
     )
     use = nvrtc.compile_cubin(13, spilling, ("-arch=sm_90", "-maxrregcount=32"))["kernel"]
     assert use.spilled > 0 and use.registers <= 32

@@ -1,5 +1,6 @@
 """The harness for CUDA code bites: kernels with a fault of each kind that it looks for do fail."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -8,6 +9,10 @@ from pathlib import Path
 import cuda_on_cpu
 import numpy as np
 import pytest
+
+from lsm.backends import _cuda
+
+N_BARRIERS = _cuda.source().count("__syncthreads();")
 
 SHARED = "extern __shared__ __align__(16) unsigned char lsm_shared[];\n"
 KERNEL = SHARED + 'extern "C" __global__ void kernel(float *x, long long n)\n{{\n{body}\n}}\n'
@@ -176,3 +181,41 @@ def test_the_kernels_under_the_sanitizers():
     shapes = [(5, 10, 1), (3, 1001, 1), (2, 4099, 1), (2, 20001, 1), (2, 11, 21), (2, 300, 5), (1, 2501, 9)]
     done = run_sanitized(WHOLE.format(shapes=shapes))
     assert "it ran" in done.stdout, done.stderr[-3000:]
+
+
+def barriers():
+    """The source without one of its barriers, for each of them."""
+    parts = _cuda.source().split("__syncthreads();")
+    for i in range(1, len(parts)):
+        yield "__syncthreads();".join(parts[:i]) + "__syncthreads();".join(["", *parts[i:]])[len("__syncthreads();") :]
+
+
+def results(modules, shape, limits):
+    """Forward and backward in one order of warps."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x[:, -1] = 3000  # a maximum in the last slice, which must not be missed
+    y, dx = np.empty_like(x), np.empty_like(x)
+    cuda_on_cpu.apply("log_softmax", (x,), y, limits, modules)
+    cuda_on_cpu.apply("log_softmax_backward", (x, y), dx, limits, modules)
+    return y.tobytes() + dx.tobytes()
+
+
+@pytest.mark.parametrize("missing", range(N_BARRIERS))
+def test_no_barrier_of_the_kernels_can_be_left_out(missing):
+    """In some order of warps something else comes out, in frames that are in shared memory, split, or in a tile."""
+    source = list(barriers())[missing]
+    assert source.count("__syncthreads();") == N_BARRIERS - 1
+    without = functools.cache(lambda options: cuda_on_cpu.HostModule(options, source))
+    for shape, limits in (
+        ((1, 3000, 1), cuda_on_cpu.SMALL),
+        ((1, 6000, 8), cuda_on_cpu.H100),
+        ((1, 40000, 1), cuda_on_cpu.SMALL),
+    ):
+        want = results(cuda_on_cpu.module, shape, limits)
+        for seed in range(12):
+            cuda_on_cpu.HostKernel.seed = seed
+            found = results(without, shape, limits)
+            cuda_on_cpu.HostKernel.seed = 0
+            if found != want:
+                return
+    raise AssertionError("a barrier that nothing needs, or that the harness does not see")

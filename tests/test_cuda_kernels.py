@@ -122,7 +122,9 @@ def test_layouts_alignment_and_in_place(name, n, inner, rng):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("n", "inner"), [(1, 1), (5, 1), (1000, 1), (4100, 1), (20000, 1), (3, 7), (257, 7), (2500, 7)])
+@pytest.mark.parametrize(
+    ("n", "inner"), [(1, 1), (5, 1), (1000, 1), (4100, 1), (20000, 1), (3, 7), (257, 7), (2500, 7)]
+)
 def test_special_values(name, n, inner, rng):
     dtype = DTYPES[name]
     clean = rng.standard_normal((4, n, inner)).astype(dtype)

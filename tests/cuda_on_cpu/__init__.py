@@ -107,7 +107,7 @@ def module(options):
     return HostModule(options)
 
 
-def apply(op, arrays, out, limits=H100):
+def apply(op, arrays, out, limits=H100, module=module):
     """Run a plan's launches on arrays (outer, classes, inner), whose inner stride is 1; the plan."""
     dtype, out_dtype = arrays[0].dtype.name, out.dtype.name
     wanted = plan(op, dtype, out_dtype, *out.shape, limits)

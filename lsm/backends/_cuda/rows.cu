@@ -1,5 +1,5 @@
-// Forward, frames of consecutive classes: a frame or several in the registers of a warp, a frame in the shared memory of
-// a block, or one split over blocks.
+// Forward, frames of consecutive classes: a frame or several in the registers of a warp, one in the shared memory of a
+// block, or one split over blocks.
 
 #define FORWARD_ARGUMENTS                                                                                             \
     const X *x, Y *y, void *workspace, Index n_outer, Index n_classes, Index n_inner, Index x_outer, Index x_class,   \
