@@ -23,6 +23,11 @@ def log_softmax(x: Any, axis: Any, out: Any, dtype: Any, backend: str | None) ->
         y = _quickly(FORWARD, (x,), axis, out, backend)
         if y is not None:
             return y
+    elif dtype is None and library is CUPY_ARRAYS:
+        functions = _functions(("cupy", x.dtype), backend)
+        y = None if functions is None else functions[0](x, axis, out)
+        if y is not None:
+            return y
     array, device, own = library.take(x, "x")
     result = library.result_dtype(own, dtype)
     call = Call(library.type_name(array), device, (own, result), FORWARD)
@@ -38,6 +43,11 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
         dx = _quickly(BACKWARD, (grad_output, output), axis, out, backend)
         if dx is not None:
             return dx
+    elif library is other is CUPY_ARRAYS:
+        functions = _functions(("cupy", grad_output.dtype), backend)
+        dx = None if functions is None else functions[1](grad_output, output, axis, out)
+        if dx is not None:
+            return dx
     taken = [library.take(grad_output, names[0]), other.take(output, names[1])]
     dy, y = (array for array, _, _ in taken)
     _check_alike(library, other, dy, y, names)
@@ -46,9 +56,14 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
     return _serve(serving(call, backend, library.quick_key(dy, dtype)), library, (dy, y), names, call, axis, out)
 
 
+def _functions(key: Any, backend: Any) -> Any:
+    """The quick functions that a plan has found; None if there is none, or `backend` is no name."""
+    return quick(key, backend) if isinstance(backend, (str, NoneType)) else None
+
+
 def _quickly(op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
     """The result where all tensors are ordinary and a plan is made, which saves most of the way; else None."""
-    functions = quick(arrays[0].dtype, backend) if isinstance(backend, (str, NoneType)) else None
+    functions = _functions(arrays[0].dtype, backend)
     if functions is None:
         return None
     views = []

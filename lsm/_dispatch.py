@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from lsm._check import NUMPY
+from lsm._check import CUPY, NUMPY
 from lsm._config import settings
 from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
@@ -88,7 +88,7 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
         plan = _plan(decision)
         if len(plans) < _PLAN_LIMIT:
             plans[key] = plan
-            is_quick = plan.taken_as == NUMPY and plan.quick is not None and len(set(call.dtypes)) == 1
+            is_quick = plan.taken_as in (NUMPY, CUPY) and plan.quick is not None and len(set(call.dtypes)) == 1
             if is_quick and quick_key is not None:
                 quick_functions[quick_key] = plan.quick
         if backend is not None:

@@ -49,6 +49,10 @@ class CupyArrays(Arrays):
                 raise TypeError("dtype: CuPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm[bfloat16]'")
         return wanted
 
+    def quick_key(self, x: Any, dtype: str) -> Any:
+        """What quick functions for x are remembered by: its dtype, if it is computed as what it is."""
+        return ("cupy", x.dtype) if _check.dtype_name(x.dtype) == dtype else None
+
     def on_device(self, x: Any) -> AbstractContextManager[Any]:
         """Make the device of x the current one, on which CuPy makes new arrays."""
         cuda = sys.modules["cupy"].cuda
@@ -68,7 +72,7 @@ class CupyArrays(Arrays):
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
         """Raise unless `out` can take such a result as it is."""
         super().check_native_out(out, shape, dtype)
-        if _check.overlaps_itself(tuple(out.shape), out.strides, out.itemsize):
+        if not out.flags.c_contiguous and _check.overlaps_itself(tuple(out.shape), out.strides, out.itemsize):
             raise ValueError(f"out: its elements overlap one another (strides {out.strides}); give an ordinary array")
 
     def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
@@ -80,13 +84,16 @@ class CupyArrays(Arrays):
 
         CuPy's own may_share_memory takes two views that came through DLPack for two pieces of memory.
         """
-        same = x.data.ptr == out.data.ptr and x.strides == out.strides and x.dtype == out.dtype
+        if x.data.ptr == out.data.ptr and x.strides == out.strides and x.dtype == out.dtype:
+            return True
         (start, end), (first, last) = _extent(x), _extent(out)
-        return same or end <= first or last <= start or x.data.device_id != out.data.device_id
+        return end <= first or last <= start or bool(x.data.device_id != out.data.device_id)
 
 
 def _extent(x: Any) -> tuple[int, int]:
     """The addresses between which an array that is not empty lies."""
-    steps = [(n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True)]
     start: int = x.data.ptr
+    if x.flags.c_contiguous:
+        return start, start + x.nbytes
+    steps = [(n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True)]
     return start + sum(min(step, 0) for step in steps), start + sum(max(step, 0) for step in steps) + x.itemsize

@@ -14,6 +14,7 @@ from conftest import ADAPTERS
 from cuda_on_cpu import cupy_on_cpu
 
 import lsm
+from lsm import _interop_cupy
 from lsm._conformance.run import check_backend
 from lsm.backends import cupy_, registry
 from lsm.backends._cuda.layout import Layout, layout
@@ -283,6 +284,64 @@ def test_shared_memory_is_asked_for(cupy, rng):
     assert exact(lsm.log_softmax(cupy.asarray(x)).held, x)  # the shim refuses a launch beyond what was asked for
     x = rng.standard_normal((1, 40_000)).astype("f4")
     assert exact(lsm.log_softmax(cupy.asarray(x)).held, x)
+
+
+@pytest.fixture
+def warm(cupy, monkeypatch, rng):
+    """The stand-in, after calls of the kinds that follow; `ordinary` is called whenever one goes the ordinary way."""
+    x, out = (cupy.asarray(rng.standard_normal((5, 10)).astype("f4")) for _ in range(2))
+    for axis in (0, 1):
+        for target in (None, out):
+            lsm.log_softmax_backward(x, lsm.log_softmax(x, axis, out=target), axis, out=target)
+    cupy.ordinary = []
+    take = _interop_cupy.CupyArrays.take
+    monkeypatch.setattr(_interop_cupy.CupyArrays, "take", lambda *a: cupy.ordinary.append(a[1:]) or take(*a))
+    return cupy
+
+
+def test_a_kind_of_call_that_was_served_is_served_again_at_once(warm, rng):
+    for axis in (0, 1, -1, -2):
+        held = rng.standard_normal((5, 10)).astype("f4")
+        x, out = warm.asarray(held), warm.asarray(np.zeros_like(held))
+        y = lsm.log_softmax(x, axis)
+        assert lsm.log_softmax(x, axis, out=out) is out and (out.held == y.held).all()
+        np.testing.assert_allclose(y.held, lsm.log_softmax(held, axis), rtol=1e-6)
+        dx = lsm.log_softmax_backward(x, y, axis, backend=None)
+        assert lsm.log_softmax_backward(x, y, axis, out=out) is out and (out.held == dx.held).all()
+        np.testing.assert_allclose(dx.held, lsm.log_softmax_backward(held, y.held, axis), rtol=1e-5, atol=1e-6)
+        assert lsm.log_softmax(x, axis, out=x) is x and (x.held == y.held).all()
+    assert warm.ordinary == []
+
+
+def test_what_must_be_looked_at_is_not_served_at_once(warm, rng):
+    memory = rng.standard_normal(70).astype("f4")
+    x = warm.ndarray(memory[:50].reshape(5, 10), 0)
+    expected = lsm.log_softmax(warm.asarray(x.held))
+    out = warm.ndarray(memory[3:53].reshape(5, 10), 0)
+    assert lsm.log_softmax(x, out=out) is out and (out.held == expected.held).all()
+    there = warm.ndarray(memory[:50].reshape(5, 10), 1)
+    assert lsm.log_softmax(there).data.device_id == 1
+    unaligned = warm.ndarray(np.zeros(201, np.uint8)[1:].view("f4").reshape(5, 10), 0)
+    for error, arguments, options in (
+        (np.exceptions.AxisError, (x, 2), {}),
+        (TypeError, (x, 1.0), {}),
+        (TypeError, (x, True), {}),
+        (TypeError, (unaligned,), {}),
+        (TypeError, (x,), {"out": unaligned}),
+        (TypeError, (x,), {"out": np.zeros((5, 10), "f4")}),
+        (TypeError, (x,), {"out": warm.asarray(np.zeros((5, 10)))}),
+        (ValueError, (x,), {"out": warm.asarray(np.zeros((10, 5), "f4"))}),
+        (lsm.BackendUnsupportedError, (x,), {"out": there}),
+        (lsm.BackendUnsupportedError, (x,), {"backend": "numpy"}),
+        (TypeError, (x,), {"backend": 3}),
+    ):
+        with pytest.raises(error):
+            lsm.log_softmax(*arguments, **options)
+    with pytest.raises(ValueError, match="shapes"):
+        lsm.log_softmax_backward(x, warm.asarray(np.zeros((10, 5), "f4")))
+    with pytest.raises(lsm.BackendUnsupportedError, match="on cuda:0 and cuda:1"):
+        lsm.log_softmax_backward(x, there)
+    assert lsm.log_softmax_backward(x, warm.asarray(np.zeros((5, 10)))).dtype == np.float64
 
 
 # -- arrays of other libraries, through DLPack ----------------------------------------------------------------------

@@ -65,6 +65,51 @@ class CupyBackend(Backend):
             return self._library.empty_like(like, dtype=np.dtype(own))
         return self._library.empty(shape, np.dtype(own))
 
+    @property
+    def quick_functions(self) -> tuple[Any, Any]:
+        """Both operations on arrays of CuPy: (x, axis, out) and (grad_output, output, axis, out).
+
+        They take arguments as the user gave them, and return the result, or None for what was not served before or
+        must be looked at.
+        """
+        return (
+            lambda x, axis, out: self._quickly("log_softmax", (x,), axis, out),
+            lambda dy, y, axis, out: self._quickly("log_softmax_backward", (dy, y), axis, out),
+        )
+
+    def _quickly(self, op: plans.Op, inputs: tuple[Any, ...], axis: Any, out: Any) -> Any:
+        """The result of a call of a kind that has been served, on plain arrays of the current device; else None.
+
+        That it was served says that shape, strides and dtypes are right. Whether memory overlaps is asked anew, and
+        must be plain to see.
+        """
+        library, x = self._library, inputs[0]
+        number, n_axes = x.data.device_id, x.ndim
+        device = self._devices.get(number)
+        if device is None or type(axis) is not int or not -n_axes <= axis < n_axes:
+            return None
+        if library.cuda.runtime.getDevice() != number:
+            return None
+        result = library.empty_like(x) if out is None else out
+        arrays = (*inputs, result)
+        for a in arrays:
+            if type(a) is not library.ndarray or a.shape != x.shape or a.dtype != x.dtype:
+                return None
+            if a.data.device_id != number or a.data.ptr % a.itemsize:
+                return None
+            if not (a.flags.c_contiguous or out is None):
+                return None
+        if out is not None:
+            apart = [abs(a.data.ptr - out.data.ptr) for a in inputs]
+            if any(0 < distance < out.nbytes for distance in apart):
+                return None
+        own = CupyArrays(library)
+        ready = device.ready.get(_kind(own, op, arrays, axis % n_axes))
+        if ready is None:
+            return None
+        _enqueue(device, own, ready, arrays)
+        return result
+
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax`."""
         self._call("log_softmax", (x, out), axis)
@@ -166,21 +211,30 @@ class _Device:
 def _launch(device: _Device, own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> None:
     """Launch what serves a call on the current device; arrays in a layout that no kernel takes are copied."""
     out = arrays[-1]
-    shape = tuple(out.shape)
-    key = (op, axis, shape, *[(x.dtype, own.strides(x)) for x in arrays])
+    key = _kind(own, op, arrays, axis)
     try:
         ready = device.ready[key]
     except KeyError:
         dtypes = tuple([str(x.dtype).removeprefix("torch.") for x in arrays])
-        ready = device.make_ready(key, op, dtypes, shape, [own.elements(x) for x in arrays], axis)
+        ready = device.make_ready(key, op, dtypes, tuple(out.shape), [own.elements(x) for x in arrays], axis)
     if ready is None:
         room = own.room(out)
         _launch(device, own, op, (*[own.in_order(x) for x in arrays[:-1]], room), axis)
         if room is not out:
             own.write(out, room)
         return
+    _enqueue(device, own, ready, arrays)
+
+
+def _kind(own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+    """What a call has in common with others that are served by the same launches."""
+    return (op, axis, arrays[-1].shape, *[(x.dtype, own.strides(x)) for x in arrays])
+
+
+def _enqueue(device: _Device, own: Any, ready: tuple[tuple[_Ready, ...], int], arrays: tuple[Any, ...]) -> None:
+    """Launch what was made ready."""
     launches, n_bytes = ready
-    owner, workspace = own.workspace(n_bytes, out) if n_bytes else (None, 0)
+    owner, workspace = own.workspace(n_bytes, arrays[-1]) if n_bytes else (None, 0)
     pointers = (*[own.pointer(x) for x in arrays], workspace)
     stream = own.stream(device.number)
     for kernel, grid, block, shared, numbers in launches:

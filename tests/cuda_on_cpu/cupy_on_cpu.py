@@ -38,6 +38,7 @@ class ndarray:  # noqa: N801
     shape = property(lambda self: self.held.shape)
     ndim = property(lambda self: self.held.ndim)
     size = property(lambda self: self.held.size)
+    nbytes = property(lambda self: self.held.nbytes)
     strides = property(lambda self: self.held.strides)
     dtype = property(lambda self: self.held.dtype)
     itemsize = property(lambda self: self.held.itemsize)
