@@ -8,7 +8,7 @@ from numpy import ndarray
 from lsm import _call
 from lsm._dispatch import quick as quick_functions
 
-Array = Any  # an ndarray, a torch.Tensor, a jax.Array, or another that speaks DLPack
+Array = Any  # an ndarray, a torch.Tensor, a jax.Array, a cupy.ndarray, or another that speaks DLPack
 Axis = int | Sequence[int] | None
 
 
@@ -30,7 +30,7 @@ def log_softmax(
 
     Parameters
     ----------
-    x : array_like, torch.Tensor, jax.Array or other DLPack array, shape (..., n_classes, ...)
+    x : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
         Logits, in nats, of a floating dtype, integers or bool. Any strides, read-only, unaligned or byte-swapped;
         never changed unless it is `out`. Integers and bool become float64. -inf masks a class out.
     axis : int, tuple of int, or None, optional
@@ -49,7 +49,8 @@ def log_softmax(
     -------
     y : array, type, shape and device of `x`
         Log-probabilities, in nats: from -inf to 0, with ``sum(exp(y)) == 1`` along `axis`. `out` if given. An
-        ndarray for an array_like, and for a DLPack array whose namespace has no ``from_dlpack``.
+        ndarray for an array_like, and for a DLPack array whose namespace has no ``from_dlpack`` (on a CUDA device an
+        array of CuPy).
 
     Raises
     ------
@@ -112,7 +113,7 @@ def log_softmax_backward(
 
     Parameters
     ----------
-    grad_output : array_like, torch.Tensor, jax.Array or other DLPack array, shape (..., n_classes, ...)
+    grad_output : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
         dy, the gradient of the loss by `output`.
     output : array of the type, shape and device of `grad_output`
         y, what `log_softmax` returned. (Any values below 88, or 709 in float64 and wider, are taken as they

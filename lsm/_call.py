@@ -10,7 +10,7 @@ from lsm import _check
 from lsm._decide import Call
 from lsm._dispatch import Plan, quick, serving
 from lsm._errors import BackendUnsupportedError
-from lsm._interop import NUMPY_ARRAYS, TORCH_TENSORS, library_of
+from lsm._interop import CUPY_ARRAYS, NUMPY_ARRAYS, TORCH_TENSORS, library_of
 from lsm._interop_base import Arrays
 
 FORWARD, BACKWARD = "log_softmax", "log_softmax_backward"
@@ -21,6 +21,11 @@ def log_softmax(x: Any, axis: Any, out: Any, dtype: Any, backend: str | None) ->
     library = library_of(x)
     if dtype is None and library is TORCH_TENSORS:
         y = _quickly(FORWARD, (x,), axis, out, backend)
+        if y is not None:
+            return y
+    elif dtype is None and library is CUPY_ARRAYS:
+        functions = _functions(("cupy", x.dtype), backend)
+        y = None if functions is None else functions[0](x, axis, out)
         if y is not None:
             return y
     array, device, own = library.take(x, "x")
@@ -38,6 +43,11 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
         dx = _quickly(BACKWARD, (grad_output, output), axis, out, backend)
         if dx is not None:
             return dx
+    elif library is other is CUPY_ARRAYS:
+        functions = _functions(("cupy", grad_output.dtype), backend)
+        dx = None if functions is None else functions[1](grad_output, output, axis, out)
+        if dx is not None:
+            return dx
     taken = [library.take(grad_output, names[0]), other.take(output, names[1])]
     dy, y = (array for array, _, _ in taken)
     _check_alike(library, other, dy, y, names)
@@ -46,9 +56,14 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
     return _serve(serving(call, backend, library.quick_key(dy, dtype)), library, (dy, y), names, call, axis, out)
 
 
+def _functions(key: Any, backend: Any) -> Any:
+    """The quick functions that a plan has found; None if there is none, or `backend` is no name."""
+    return quick(key, backend) if isinstance(backend, (str, NoneType)) else None
+
+
 def _quickly(op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
     """The result where all tensors are ordinary and a plan is made, which saves most of the way; else None."""
-    functions = quick(arrays[0].dtype, backend) if isinstance(backend, (str, NoneType)) else None
+    functions = _functions(arrays[0].dtype, backend)
     if functions is None:
         return None
     views = []
@@ -81,11 +96,21 @@ def _check_alike(library: Arrays, other: Arrays, a: Any, b: Any, names: tuple[st
 def _serve(
     plan: Plan, library: Arrays, arrays: tuple[Any, ...], names: tuple[str, ...], call: Call, axis: Any, out: Any
 ) -> Any:
-    """Call the backend on arrays that were looked at, as they are or as NumPy's."""
+    """Call the backend on arrays that were looked at, as they are or as NumPy's or CuPy's."""
     if out is not None and library is not NUMPY_ARRAYS:
         _check_out(library, out, arrays[0], call)
-    if plan.takes_numpy:
+    if plan.taken_as == _check.NUMPY:
         return _serve_as_numpy(plan, library, arrays, names, call, axis, out)
+    if plan.taken_as != call.array_type:
+        return _serve_as_cupy(plan, library, arrays, names, call, axis, out)
+    with library.on_device(arrays[0]):
+        return _serve_as_is(plan, library, arrays, names, call, axis, out)
+
+
+def _serve_as_is(
+    plan: Plan, library: Arrays, arrays: tuple[Any, ...], names: tuple[str, ...], call: Call, axis: Any, out: Any
+) -> Any:
+    """Call the backend on arrays of a type that it declares."""
     own, result = call.dtypes
     _check.same_shapes(arrays, names)
     axes = _check.normalised_axes(axis, arrays[0].ndim)
@@ -93,6 +118,20 @@ def _serve(
         library.check_native_out(out, tuple(arrays[0].shape), result)
     inputs = tuple(library.converted(x, own) for x in arrays)
     return _run(plan.backend, call.op, library, inputs, axes, out, result)
+
+
+def _serve_as_cupy(
+    plan: Plan, library: Arrays, arrays: tuple[Any, ...], names: tuple[str, ...], call: Call, axis: Any, out: Any
+) -> Any:
+    """Call the backend on the same memory seen as CuPy's arrays, and give the result back as the library's."""
+    views = tuple([library.as_cupy(x, name) for x, name in zip(arrays, names, strict=True)])
+    target = None if out is None else library.as_cupy(out, "out")
+    with CUPY_ARRAYS.on_device(views[0]):
+        y = _serve_as_is(plan, CUPY_ARRAYS, views, names, call, axis, target)
+        if out is None:
+            return library.from_cupy(y, arrays[0])
+        CUPY_ARRAYS.wait()  # DLPack tells a library to wait for what it is given, not for what is written later
+    return out
 
 
 def _check_out(library: Arrays, out: Any, like: Any, call: Call) -> None:

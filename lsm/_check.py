@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.exceptions import AxisError
 
-NUMPY = "numpy.ndarray"
+NUMPY, CUPY = "numpy.ndarray", "cupy.ndarray"
 DTYPES = ("float16", "bfloat16", "float32", "float64", "longdouble")
 
 # What the bits of another library's bfloat16 are seen as where ml_dtypes is not installed: no arithmetic of NumPy's

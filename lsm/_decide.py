@@ -3,19 +3,22 @@
 A backend that is asked for is never replaced by another: it serves the call or the call fails with the
 reason. With no wish the built-in that serves the call is taken, and only where none does, a third-party
 one: by priority, then by name. A backend that takes NumPy arrays takes those of other libraries as well, where
-they lie on the CPU: it is given the same memory as an ndarray.
+they lie on the CPU: it is given the same memory as an ndarray. So does one that takes CuPy's, on a CUDA device.
 """
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from lsm._check import BFLOAT16_BITS, NUMPY, np_dtype
+from lsm._check import BFLOAT16_BITS, CUPY, NUMPY, np_dtype
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError, UnknownBackendError
 from lsm.backends.candidate import BUILT_IN, Candidate
 from lsm.backends.contract import Declared
 from lsm.backends.registry import registry
 
 _ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types of which lsm makes new arrays itself
+
+# By kind of device, the type as which a backend that takes it is given the memory of any other library's array.
+_SEEN_AS = {"cpu": NUMPY, "cuda": CUPY}
 
 
 class Policy:
@@ -62,7 +65,8 @@ class Decision(NamedTuple):
     op, array_type, device, dtype : str
         The call; `dtype` is "float16 to float32" where the result has another than the input.
     taken_as : str
-        The type of array that the winner is given: `array_type`, or "numpy.ndarray" for the same memory seen as one.
+        The type of array that the winner is given: `array_type`, or for the same memory seen as one "numpy.ndarray"
+        or, on a CUDA device, "cupy.ndarray".
     distribution, version, file : str
         Where the winner comes from.
     reasons : dict of str to str
@@ -157,16 +161,25 @@ def _taken_as(declared: Declared, call: Call) -> str:
     """The type of array that a backend is given in a call; empty if it does not serve the call's type."""
     if call.array_type in declared.array_types:
         return call.array_type
-    return NUMPY if call.device == "cpu" and NUMPY in declared.array_types else ""
+    common = _SEEN_AS.get(call.device, "")
+    return common if common in declared.array_types else ""
 
 
 def _problem(candidate: Candidate, call: Call) -> str:
-    """Why this backend does not serve a call; empty if it does. Loads it."""
+    """Why this backend does not serve a call; empty if it does. Loads it, unless it is lsm's own and not for such."""
+    if candidate.is_built_in and candidate.state == "discovered":
+        problem = _mismatch(candidate.claims(), call)
+        if problem:
+            return problem
     try:
         candidate.load()
     except BackendUnavailableError:
         return f"{candidate.state}: {candidate.reason}"
-    declared = candidate.declared
+    return _mismatch(candidate.declared, call)
+
+
+def _mismatch(declared: Declared, call: Call) -> str:
+    """What of a call a backend does not claim to serve; empty if it claims all of it."""
     if call.device not in declared.devices:
         return f"serves the devices {', '.join(declared.devices)}, not {call.device}"
     taken_as = _taken_as(declared, call)
@@ -237,7 +250,8 @@ def _nobody(call: Call, reasons: dict[str, str]) -> LsmError:
 
 def _refusal(asked: Candidate, problem: str, policy: Policy, call: Call) -> LsmError:
     """The error of a call whose wish cannot be met, with who would serve it."""
-    if asked.state != "loaded":
+    is_usable = asked.state == "loaded" or (asked.is_built_in and asked.state == "discovered")
+    if not is_usable:
         return asked.error_now(f" (asked for by {policy.rule})")
     others = " or ".join(f"backend={name!r}" for name in _able(call))
     remedy = f"{others} would serve it" if others else "no backend that is installed would"

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from lsm._check import NUMPY
+from lsm._check import CUPY, NUMPY
 from lsm._config import settings
 from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     """How a kind of call is served: by whom, given which type of array, and the functions for small ones."""
 
     backend: Any
-    takes_numpy: bool
+    taken_as: str
     quick: Any
 
 
@@ -88,7 +88,7 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
         plan = _plan(decision)
         if len(plans) < _PLAN_LIMIT:
             plans[key] = plan
-            is_quick = plan.takes_numpy and plan.quick is not None and len(set(call.dtypes)) == 1
+            is_quick = plan.taken_as in (NUMPY, CUPY) and plan.quick is not None and len(set(call.dtypes)) == 1
             if is_quick and quick_key is not None:
                 quick_functions[quick_key] = plan.quick
         if backend is not None:
@@ -97,12 +97,12 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
 
 
 def _plan(decision: Decision) -> Plan:
-    backend, takes_numpy = decision.backend, decision.taken_as == NUMPY
+    backend, taken_as = decision.backend, decision.taken_as
     if decision.distribution == OWN_DISTRIBUTION:
-        return Plan(backend, takes_numpy, getattr(backend, "quick_functions", None))
+        return Plan(backend, taken_as, getattr(backend, "quick_functions", None))
     # No quick functions, which a third party's may have inherited: its own methods would be passed over.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"
-    return Plan(Guarded(backend, origin), takes_numpy, None)
+    return Plan(Guarded(backend, origin), taken_as, None)
 
 
 def quick(dtype: Any, backend: str | None) -> Any:
@@ -214,8 +214,8 @@ def list_backends(*, load: bool = True) -> list[BackendInfo]:
     Examples
     --------
     >>> import lsm
-    >>> [info.name for info in lsm.list_backends()][:2]
-    ['cython', 'numpy']
+    >>> [info.name for info in lsm.list_backends()][:3]
+    ['cython', 'cupy', 'numpy']
     """
     candidates = sorted(registry().all(), key=lambda c: not c.is_built_in)
     for candidate in candidates:

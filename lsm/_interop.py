@@ -1,4 +1,4 @@
-"""Which library an array is of: NumPy, PyTorch, JAX, or any that speaks DLPack.
+"""Which library an array is of: NumPy, PyTorch, JAX, CuPy, or any that speaks DLPack.
 
 Nothing here imports a library. An array of PyTorch can only come from a program that has imported it.
 """
@@ -10,6 +10,7 @@ import numpy as np
 
 from lsm import _check
 from lsm._interop_base import Arrays, Taken
+from lsm._interop_cupy import CupyArrays
 from lsm._interop_jax import JaxArrays
 from lsm._interop_torch import TorchTensors
 
@@ -85,6 +86,7 @@ class NumpyArrays(Arrays):
 
 NUMPY_ARRAYS = NumpyArrays()
 TORCH_TENSORS = TorchTensors()
+CUPY_ARRAYS = CupyArrays()
 _ANY, _JAX = Arrays(), JaxArrays()
 _NUMPYS = (np.ndarray, np.generic, list, tuple, float, int)
 
@@ -97,6 +99,8 @@ def library_of(x: Any) -> Arrays:
         return TORCH_TENSORS
     if isinstance(x, getattr(sys.modules.get("jax"), "Array", ())):
         return _JAX
+    if isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ())):
+        return CUPY_ARRAYS
     if hasattr(type(x), "__dlpack_device__"):
         return _ANY
     return NUMPY_ARRAYS

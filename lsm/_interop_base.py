@@ -1,10 +1,14 @@
 """Arrays of any library: how lsm takes them and gives a result back, by DLPack and the array API alone."""
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lsm import _check
+
+_NO_CHANGE: AbstractContextManager[Any] = nullcontext()
 
 # DLPack's numbers for devices whose memory the CPU reads as its own: CPU, and host memory pinned by CUDA or ROCm.
 _HOST = (1, 3, 11)
@@ -23,7 +27,8 @@ class Arrays:
     """What lsm must know of a library's arrays; here of one of which it knows nothing but DLPack.
 
     The first methods serve backends that take NumPy arrays: the same memory is seen as one, and a result that NumPy
-    holds is given back as the library's own. The others serve backends that take the arrays as they are.
+    holds is given back as the library's own; two do the same with CuPy's arrays on a CUDA device. The others serve
+    backends that take the arrays as they are.
     """
 
     dtypes: tuple[str, ...] = _check.DTYPES[:-1]  # longdouble is NumPy's alone
@@ -75,13 +80,7 @@ class Arrays:
 
     def seen(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray, whatever it holds; read-only if the library or a NumPy before 2.1 says so."""
-        try:
-            return np.from_dlpack(x)
-        except Exception as error:  # what a library raises here is not agreed on
-            raise TypeError(
-                f"{name}: this {type(x).__name__} cannot be taken through DLPack ({error}); "
-                f"give numpy.asarray({name}) if a copy will do"
-            ) from error
+        return self._through_dlpack(np, x, name, f"give numpy.asarray({name}) if a copy will do")
 
     def quick_key(self, x: Any, dtype: str) -> Any:
         """What the quick functions for x are remembered by in a policy; None if there can be none."""
@@ -91,8 +90,27 @@ class Arrays:
         """An ndarray for a result that `from_numpy` need not copy; None if any will do."""
         return None
 
+    def as_cupy(self, x: Any, name: str) -> Any:
+        """The same memory on a CUDA device as an array of CuPy, whose current stream waits for what x waits for."""
+        return self._through_dlpack(sys.modules["cupy"], x, name, "and copied to an array of CuPy it may be")
+
+    def _through_dlpack(self, namespace: Any, x: Any, name: str, remedy: str) -> Any:
+        try:
+            return namespace.from_dlpack(x)
+        except Exception as error:  # what a library raises here is not agreed on
+            raise TypeError(
+                f"{name}: this {type(x).__name__} cannot be taken through DLPack ({error}); {remedy}"
+            ) from error
+
     def from_numpy(self, y: Any, like: Any) -> Any:
         """A result as the library's own array if its namespace has from_dlpack, else as the ndarray that it is."""
+        return self._given_back(y, like)
+
+    def from_cupy(self, y: Any, like: Any) -> Any:
+        """The same for a result of CuPy's; the library's stream waits for CuPy's."""
+        return self._given_back(y, like)
+
+    def _given_back(self, y: Any, like: Any) -> Any:
         namespace = getattr(like, "__array_namespace__", None)
         convert = None if namespace is None else getattr(namespace(), "from_dlpack", None)
         return y if convert is None else convert(y)
@@ -101,6 +119,10 @@ class Arrays:
         """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
 
     # For backends that take the arrays as they are
+
+    def on_device(self, x: Any) -> AbstractContextManager[Any]:
+        """Make the device of x the current one, if the library has such a thing and lsm itself makes arrays there."""
+        return _NO_CHANGE
 
     def converted(self, x: Any, dtype: str) -> Any:
         """The array in another dtype; itself if it has that already."""

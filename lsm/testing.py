@@ -37,7 +37,7 @@ class BackendConformance:
     backend : str
         The backend, as `lsm.list_backends` has it, or "distribution/name". It must be installed.
     makers : tuple of ArrayMaker
-        How to make arrays of types that the kit does not know. It knows numpy.ndarray and torch.Tensor.
+        How to make arrays of types that the kit does not know. It knows numpy.ndarray, torch.Tensor and cupy.ndarray.
     """
 
     backend: str

@@ -1,10 +1,12 @@
 """Every test that takes `backend` runs on every backend; with `dtype` beside it, on every dtype it claims."""
 
+import contextlib
 import importlib.util
 
 import ml_dtypes
 import numpy as np
 import pytest
+from cuda_on_cpu import adapter, nvrtc
 
 import lsm
 from lsm import _dispatch
@@ -19,28 +21,54 @@ DTYPES = {
     "float64": np.dtype(np.float64),
     "longdouble": np.dtype(np.longdouble),
 }
-# All that lsm brings. One that is not usable here is skipped, unless --require names it.
-BACKENDS = ("cython", "numpy")
+# All that lsm brings; the CUDA kernels twice, for NumPy's arrays: on the CPU, and on a GPU by CuPy (which is what
+# --require cupy asks for). One that cannot be used here is skipped, or left out if it needs a GPU, unless required.
+BACKENDS = ("cython", "numpy", "cuda-on-cpu", "cupy")
+ADAPTERS = {
+    key: Candidate(Found(made.name, "lsm", lsm.__version__, adapter.__file__, f"cuda_on_cpu.adapter:{attribute}"), made)
+    for key, attribute, made in (
+        ("cuda-on-cpu", "on_cpu", adapter.on_cpu),
+        ("cupy", "on_gpu", adapter.on_gpu),
+    )
+}
 
 # These tests need libraries that lsm does without; CI installs them and names the files.
 _missing = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is None]
 collect_ignore = ["test_interop.py"] if _missing else []
+_no_nvrtc = [name for major, name in nvrtc.WHEELS.items() if nvrtc.library(major) is None]
+if _no_nvrtc:
+    collect_ignore.append("test_cuda_compile.py")
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--require", action="append", default=["cython", "numpy"], help="a backend whose tests may not be skipped"
+        "--require",
+        action="append",
+        default=["cython", "numpy"],
+        help="a backend whose tests may not be skipped",
     )
 
 
 def pytest_report_header(config):
-    if collect_ignore:
-        return f"left out: {', '.join(collect_ignore)} ({', '.join(_missing)} not installed; '.[interop]' has them)"
-    return None
+    lines = []
+    for file, missing, extra in (
+        ("test_interop.py", _missing, "interop"),
+        ("test_cuda_compile.py", _no_nvrtc, "cuda-test"),
+    ):
+        if missing:
+            lines.append(f"left out: {file} ({', '.join(missing)} not installed; '.[{extra}]' has them)")
+    if _claims("cupy") is None:
+        lines.append(f"left out: the tests of cupy on a GPU ({ADAPTERS['cupy'].reason})")
+    return lines
 
 
 def _claims(name):
-    info = next((info for info in lsm.list_backends() if info.name == name and info.is_built_in), None)
+    if name in ADAPTERS:
+        with contextlib.suppress(lsm.BackendUnavailableError):
+            ADAPTERS[name].load()
+        info = ADAPTERS[name].info()
+    else:
+        info = next((info for info in lsm.list_backends() if info.name == name and info.is_built_in), None)
     return info if info is not None and info.state == "loaded" else None
 
 
@@ -53,13 +81,30 @@ def pytest_generate_tests(metafunc):
     for name in BACKENDS:
         info = _claims(name)
         if info is None and name in required:
-            raise pytest.UsageError(f"backend {name} is required and cannot be used here")
+            reason = f": {ADAPTERS[name].reason}" if name in ADAPTERS else ""
+            raise pytest.UsageError(f"backend {name} is required and cannot be used here{reason}")
+        if info is None and name == "cupy":
+            continue
         marks = [] if info else [pytest.mark.skip(reason=f"backend {name} cannot be used here")]
         if not with_dtype:
             cases.append(pytest.param(name, id=name, marks=marks))
         for dtype in (info.dtypes if info else ("float32",)) if with_dtype else ():
             cases.append(pytest.param(name, DTYPES[dtype], id=f"{name}-{dtype}", marks=marks))
-    metafunc.parametrize(["backend", "dtype"] if with_dtype else "backend", cases)
+    metafunc.parametrize(["backend", "dtype"] if with_dtype else "backend", cases, indirect=["backend"])
+
+
+@pytest.fixture
+def backend(request):
+    """The name of a backend that lsm has, as long as the test runs."""
+    if request.param not in ADAPTERS:
+        yield request.param
+        return
+    candidate = ADAPTERS[request.param]
+    known = registry.registry()
+    known._others = (*known.others(), candidate)
+    yield candidate.name
+    known._others = tuple(other for other in known.others() if other is not candidate)
+    _dispatch._asked.pop(candidate.name, None)
 
 
 @pytest.fixture

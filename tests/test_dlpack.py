@@ -66,9 +66,9 @@ class Own(Bare):
 
 
 class Elsewhere(Own):
-    """On another device, whose memory nobody here can read."""
+    """On another device, whose memory nobody here can read; ROCm's, for which lsm has no backend of its own."""
 
-    def __init__(self, held, where=(2, 0)):
+    def __init__(self, held, where=(10, 0)):
         super().__init__(held, where)
 
 
@@ -153,7 +153,7 @@ def test_out(rng):
         (Bare(np.empty_like(held)), TypeError, "a test_dlpack.Bare; accepted: a test_dlpack.Own"),
         (Own(np.empty(15, "f4")), ValueError, "has shape"),
         (Own(np.empty((3, 5))), TypeError, "has dtype float64"),
-        (Own(np.empty_like(held), (2, 0)), lsm.BackendUnsupportedError, "is on cuda:0, the result on cpu"),
+        (Own(np.empty_like(held), (10, 0)), lsm.BackendUnsupportedError, "is on rocm:0, the result on cpu"),
     ):
         with pytest.raises(error, match=f"^out: .*{message}"):
             lsm.log_softmax(Own(held), out=wrong)
@@ -167,10 +167,10 @@ def test_two_libraries_are_not_mixed():
         lsm.log_softmax_backward(held, Own(held))
     with pytest.raises(TypeError, match=r"a test_dlpack.Own and a test_dlpack.Bare; give both as one type"):
         lsm.log_softmax_backward(Own(held), Bare(held))
-    with pytest.raises(lsm.BackendUnsupportedError, match="on cpu and cuda:0; nothing is moved between devices"):
+    with pytest.raises(lsm.BackendUnsupportedError, match="on cpu and rocm:0; nothing is moved between devices"):
         lsm.log_softmax_backward(Own(held), Elsewhere(held))
-    with pytest.raises(lsm.BackendUnsupportedError, match="on cuda:0 and cuda:1; nothing is moved between devices"):
-        lsm.log_softmax_backward(Elsewhere(held), Elsewhere(held, (2, 1)))
+    with pytest.raises(lsm.BackendUnsupportedError, match="on rocm:0 and rocm:1; nothing is moved between devices"):
+        lsm.log_softmax_backward(Elsewhere(held), Elsewhere(held, (10, 1)))
 
 
 def test_nothing_is_moved_and_the_error_says_what_would_serve():
@@ -178,12 +178,12 @@ def test_nothing_is_moved_and_the_error_says_what_would_serve():
     with pytest.raises(lsm.BackendUnsupportedError) as caught:
         lsm.log_softmax(x)
     assert str(caught.value) == (
-        "no backend serves test_dlpack.Elsewhere of float32 on cuda: cython serves the devices cpu, not cuda; numpy "
-        "serves the devices cpu, not cuda; nothing is moved between devices, and on cpu 'cython' or 'numpy' would "
-        "serve it"
+        "no backend serves test_dlpack.Elsewhere of float32 on rocm: cython serves the devices cpu, not rocm; cupy "
+        "serves the devices cuda, not rocm; numpy serves the devices cpu, not rocm; nothing is moved between devices, "
+        "and on cpu 'cython' or 'numpy' would serve it"
     )
     assert str(lsm.explain(x).error) == str(caught.value)
-    with pytest.raises(TypeError, match="^x: dtype complex64 on cuda is not accepted"):
+    with pytest.raises(TypeError, match="^x: dtype complex64 on rocm is not accepted"):
         lsm.log_softmax(Elsewhere(np.zeros(3, "c8")))
 
 
@@ -191,7 +191,7 @@ class Native:
     """A third-party backend for the arrays above on a device of theirs, by way of NumPy."""
 
     name, api_version, priority = "native", 1, 0
-    devices, dtypes, array_types = ("cuda",), ("float32", "float64"), ("test_dlpack.Elsewhere",)
+    devices, dtypes, array_types = ("rocm",), ("float32", "float64"), ("test_dlpack.Elsewhere",)
 
     def __init__(self):
         self.calls = []
@@ -231,8 +231,8 @@ def test_a_backend_is_given_the_arrays_that_it_declares_as_they_are(installed, r
     assert lsm.log_softmax(Elsewhere(held[:0])).shape == (0, 4)
     assert lsm.log_softmax(Elsewhere(held), dtype="float64").dtype == np.float64
     assert lsm.log_softmax_backward(Elsewhere(held), Elsewhere(held.astype("f8"))).dtype == np.float64
-    with pytest.raises(lsm.BackendUnsupportedError, match="^out: is on cuda:1, the result on cuda:0"):
-        lsm.log_softmax(x, out=Elsewhere(np.empty_like(held), (2, 1)))
+    with pytest.raises(lsm.BackendUnsupportedError, match="^out: is on rocm:1, the result on rocm:0"):
+        lsm.log_softmax(x, out=Elsewhere(np.empty_like(held), (10, 1)))
     for wrong, error in ((Elsewhere(np.empty(3, "f4")), ValueError), (Elsewhere(np.empty((3, 4))), TypeError)):
         with pytest.raises(error, match="^out: has"):
             lsm.log_softmax(Elsewhere(held), out=wrong)
@@ -249,7 +249,7 @@ def test_a_backend_for_unknown_types_must_make_their_arrays(installed):
 @pytest.mark.parametrize(
     ("empty", "message"),
     [
-        (lambda shape, dtype, like: Elsewhere(np.empty((2, 2), dtype)), r"empty gave .*\(2, 2\), 'float32', 'cuda:0'"),
+        (lambda shape, dtype, like: Elsewhere(np.empty((2, 2), dtype)), r"empty gave .*\(2, 2\), 'float32', 'rocm:0'"),
         (lambda shape, dtype, like: Elsewhere(np.empty(shape)), "float64"),
         (lambda shape, dtype, like: Elsewhere(np.empty(shape, dtype), (1, 0)), "'cpu'"),
         (lambda shape, dtype, like: np.empty(shape, dtype), r"empty gave \('numpy.ndarray',\), and was asked for"),

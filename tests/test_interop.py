@@ -18,10 +18,13 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from cuda_on_cpu import cupy_on_cpu
 
 import lsm
 from lsm import _interop
+from lsm._conformance.run import cases, run
 from lsm.backends import cython_
+from lsm.backends.cupy_ import CupyBackend
 
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -623,3 +626,69 @@ def test_what_explain_says_of_the_environment_is_what_happens(wish):
     done = subprocess.run(command, env=os.environ | {"LSM_BACKEND": wish}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(int(n) > 10 for n in done.stdout.split())
+
+
+# -- the CuPy backend, which takes CUDA tensors as they are ---------------------------------------------------------
+
+
+class ForTensors(CupyBackend):
+    """The backend for tensors on the CPU, as if that were a device: the kernels run there too."""
+
+    name, devices, array_types = "cuda-for-tensors", ("cpu",), ("torch.Tensor",)
+
+    def __init__(self):
+        super().__init__(cupy_on_cpu.module())
+        self._tensors.device = lambda x: 0
+
+
+@pytest.fixture
+def for_tensors(installed, monkeypatch):
+    stream = type("Stream", (), {"cuda_stream": 77})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(cupy_on_cpu._state, "launches", [])
+    return installed(ForTensors()).name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_cupy_backend_takes_tensors_as_they_are(for_tensors, dtype):
+    x = (torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
+    for view in (x, x.transpose(0, 2), x[:, ::2], x[:, :, 1:], x[1:]):
+        for axis in (0, 1, 2, (0, 2), None):
+            y = lsm.log_softmax(view, axis, backend=for_tensors)
+            expected = lsm.log_softmax(view, axis, backend="numpy")
+            assert (type(y), y.dtype, y.shape) == (torch.Tensor, dtype, view.shape)
+            torch.testing.assert_close(y, expected)
+            out = torch.full_like(view, 7)
+            assert lsm.log_softmax(view, axis, out=out, backend=for_tensors) is out
+            assert torch.equal(out, y)
+            dx = lsm.log_softmax_backward(view, y, axis, backend=for_tensors)
+            torch.testing.assert_close(dx, lsm.log_softmax_backward(view, y, axis, backend="numpy"))
+    assert lsm.log_softmax(x, dtype=torch.float32, backend=for_tensors).dtype == torch.float32
+    streams = {stream for _, _, stream in cupy_on_cpu.state().launches}
+    assert streams == {77}  # PyTorch's current one, and not CuPy's
+
+
+def test_the_cupy_backend_writes_tensors_in_place_and_between_others(for_tensors):
+    memory = torch.randn(6, 8)
+    before, x = memory.clone(), memory[:, ::2]
+    expected = lsm.log_softmax(x, backend=for_tensors)
+    assert lsm.log_softmax(x, out=x, backend=for_tensors) is x
+    assert torch.equal(x, expected) and torch.equal(memory[:, 1::2], before[:, 1::2])
+    with pytest.raises(TypeError, match="requires grad"):
+        lsm.log_softmax(torch.zeros(3, requires_grad=True), backend=for_tensors)
+
+
+def test_long_frames_of_tensors_get_their_workspace_from_pytorch(for_tensors, monkeypatch):
+    made = []
+    original = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, n, **k: made.append(n) or original(x, n, **k))
+    x = torch.randn(2, 70_000)
+    torch.testing.assert_close(lsm.log_softmax(x, backend=for_tensors), lsm.log_softmax(x))
+    assert len(made) == 1
+
+
+def test_the_cupy_backend_keeps_its_claims_for_tensors(for_tensors):
+    outcomes = [run(case) for case in cases(for_tensors) if case.check.per != "backend"]
+    failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
+    assert not failed, failed[0]
+    assert sum(outcome.outcome == "passed" for outcome in outcomes) > 100

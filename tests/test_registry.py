@@ -493,11 +493,12 @@ def test_a_plugin_that_uses_lsm_while_it_is_imported(site):
 
 def test_built_ins_are_listed_first_with_their_file():
     rows = lsm.list_backends()
-    assert [row.name for row in rows[:2]] == ["cython", "numpy"]
-    for row in rows[:2]:
-        assert (row.state, row.reason, row.distribution, row.is_built_in) == ("loaded", "", "lsm", True)
+    assert [row.name for row in rows[:3]] == ["cython", "cupy", "numpy"]
+    for row in rows[:3]:
+        assert (row.distribution, row.is_built_in) == ("lsm", True)
         assert row.version == lsm.__version__ and Path(row.file).is_file()
-        assert row.devices == ("cpu",) and "float32" in row.dtypes
+        assert row.devices == (("cuda",) if row.name == "cupy" else ("cpu",)) and "float32" in row.dtypes
+        assert (row.state, row.reason) == ("loaded", "") or row.name == "cupy"
 
 
 def test_metadata_of_a_source_tree_has_its_version_in_a_file(tmp_path):

@@ -120,7 +120,33 @@ class TorchMaker(ArrayMaker):
         return array.expand(shape)
 
 
-MAKERS: tuple[ArrayMaker, ...] = (NumpyMaker(), TorchMaker())
+class CupyMaker(ArrayMaker):
+    """cupy.ndarray, on the current CUDA device."""
+
+    type_name = "cupy.ndarray"
+    has_negative_strides = True
+
+    def from_numpy(self, array: Array, device: str) -> Any:
+        """See `ArrayMaker.from_numpy`."""
+        if device != "cuda":
+            raise CannotMakeError(f"a cupy.ndarray is never on {device}")
+        try:
+            return import_module("cupy").asarray(array)
+        except ImportError as error:
+            raise CannotMakeError(f"CuPy cannot be imported: {error}") from error
+        except Exception as error:  # no driver, no device, a dtype that this version has not
+            raise CannotMakeError(f"CuPy makes no {array.dtype.name} here: {error}") from error
+
+    def to_numpy(self, array: Any) -> Array:
+        """See `ArrayMaker.to_numpy`."""
+        return np.array(array.get())
+
+    def broadcast(self, array: Any, shape: tuple[int, ...]) -> Any:
+        """See `ArrayMaker.broadcast`."""
+        return import_module("cupy").broadcast_to(array, shape)
+
+
+MAKERS: tuple[ArrayMaker, ...] = (NumpyMaker(), TorchMaker(), CupyMaker())
 
 
 class Layout(NamedTuple):

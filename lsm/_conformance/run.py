@@ -157,7 +157,7 @@ def check_backend(
     name : str
         The backend, as `lsm.list_backends` has it, or "distribution/name".
     makers : tuple of ArrayMaker, optional
-        How to make arrays of types that the kit does not know. It knows numpy.ndarray and torch.Tensor.
+        How to make arrays of types that the kit does not know. It knows numpy.ndarray, torch.Tensor and cupy.ndarray.
     progress : callable, optional
         Given the cases, what is iterated over instead: ``tqdm.tqdm`` shows a bar.
 

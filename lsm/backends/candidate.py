@@ -128,6 +128,15 @@ class Candidate:
             raise self.error_now()
         return self.backend
 
+    def claims(self) -> Declared:
+        """What one of lsm's own declares, read without asking whether it is available, which may import much.
+
+        Of a third party's nothing is known, and none of its code runs, before it is loaded.
+        """
+        if self.is_built_in and self.state == "discovered":
+            return declared(self.backend or self.found.load())
+        return self.declared
+
     def error_now(self, addition: str = "") -> BackendUnavailableError:
         """The error of whoever needs it although it is not loaded, with the cause."""
         error = _ERRORS.get(self.state, BackendUnavailableError)(self.describe() + addition)

@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 from lsm._config import ISA_LEVELS, settings
 from lsm._errors import BackendUnavailableError
 from lsm._threads import begin_region, end_region, set_openmp_limit, threads_for
+from lsm.backends._frames import Group, groups
 from lsm.backends.base import API_VERSION, Backend
 
 # A result of this many bytes does not stay in the caches for whoever reads it next: it is written past
@@ -138,23 +139,16 @@ def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]
         merged = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]), 1)
         yield tuple([array.reshape(merged).view(np.uint8) for array in arrays])
         return
-    groups: list[tuple[int, tuple[int, ...], int]] = []  # (length, strides, last axis), widest stride first
-    others = [i for i, n in enumerate(shape) if i != axis and n > 1]
-    for i in sorted(others, key=lambda i: [-abs(array.strides[i]) for array in reversed(arrays)]):
-        n, strides = shape[i], tuple(array.strides[i] for array in arrays)
-        if groups and groups[-1][1] == tuple(n * stride for stride in strides):
-            groups[-1] = (groups[-1][0] * n, strides, i)
-        else:
-            groups.append((n, strides, i))
-    if len(groups) > 2:
-        walked = min(groups)[2]
+    axes = groups(shape, [array.strides for array in arrays], axis)
+    if len(axes) > 2:
+        walked = min(axes).last_axis
         before = (slice(None),) * walked
         for k in range(shape[walked]):
             yield from frame_views(tuple(array[(*before, k)] for array in arrays), axis - (walked < axis))
         return
-    absent = (1, (0,) * len(arrays), -1)
-    (n_inner, inner_strides, _) = groups.pop() if groups else absent
-    (n_outer, outer_strides, _) = groups.pop() if groups else absent
+    absent = Group(1, (0,) * len(arrays), -1)
+    n_inner, inner_strides, _ = axes.pop() if axes else absent
+    n_outer, outer_strides, _ = axes.pop() if axes else absent
     yield tuple(
         as_strided(
             array,

@@ -1,0 +1,99 @@
+"""Arrays of CuPy, which is never imported here: whoever has an array has imported it."""
+
+import sys
+from contextlib import AbstractContextManager
+from typing import Any
+
+from lsm import _check
+from lsm._interop_base import Arrays, Taken
+
+
+class CupyArrays(Arrays):
+    """cupy.ndarray; a subclass may hold more than one device does."""
+
+    maker = "cupy.asarray"
+
+    def type_name(self, x: Any) -> str:
+        """The name by which backends declare this type."""
+        return _check.CUPY
+
+    def device(self, x: Any) -> str:
+        """CuPy's arrays lie on a CUDA device; its build for ROCm has no backend here."""
+        return "cuda"
+
+    def place(self, x: Any) -> str:
+        """The very device: 'cuda:0', 'cuda:1', ..."""
+        return f"cuda:{x.data.device_id}"
+
+    def take(self, x: Any, name: str) -> Taken:
+        """Look at an argument; raise TypeError for what lsm does not take."""
+        if type(x) is not sys.modules["cupy"].ndarray:
+            raise TypeError(
+                f"{name}: a {type(x).__name__}, a subclass of cupy.ndarray that may hold more than its values; "
+                f"give {name}.view(cupy.ndarray) if they are all that counts"
+            )
+        if x.data.ptr % x.itemsize:
+            raise TypeError(
+                f"{name}: its elements are not aligned to their {x.itemsize} bytes, and a CUDA device reads no others; "
+                "copy the bytes to where they are"
+            )
+        return super().take(x, name)
+
+    def result_dtype(self, own: str, dtype: Any) -> str:
+        """The dtype of the result by name; bfloat16 only where CuPy has it."""
+        wanted = super().result_dtype(own, dtype)
+        if wanted == "bfloat16" != own:
+            if int(sys.modules["cupy"].__version__.partition(".")[0]) < 14:
+                raise TypeError("dtype: CuPy has bfloat16 from version 14 on; accepted here: float16, float32, float64")
+            if _check.np_dtype(wanted) is _check.BFLOAT16_BITS:
+                raise TypeError("dtype: CuPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm[bfloat16]'")
+        return wanted
+
+    def quick_key(self, x: Any, dtype: str) -> Any:
+        """What quick functions for x are remembered by: its dtype, if it is computed as what it is."""
+        return ("cupy", x.dtype) if _check.dtype_name(x.dtype) == dtype else None
+
+    def on_device(self, x: Any) -> AbstractContextManager[Any]:
+        """Make the device of x the current one, on which CuPy makes new arrays."""
+        cuda = sys.modules["cupy"].cuda
+        if cuda.runtime.getDevice() == x.data.device_id:
+            return super().on_device(x)
+        device: AbstractContextManager[Any] = cuda.Device(x.data.device_id)
+        return device
+
+    def wait(self) -> None:
+        """Wait until what was launched on the current stream is done."""
+        sys.modules["cupy"].cuda.get_current_stream().synchronize()
+
+    def check_out(self, out: Any) -> None:
+        """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
+        self.take(out, "out")
+
+    def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
+        """Raise unless `out` can take such a result as it is."""
+        super().check_native_out(out, shape, dtype)
+        if not out.flags.c_contiguous and _check.overlaps_itself(tuple(out.shape), out.strides, out.itemsize):
+            raise ValueError(f"out: its elements overlap one another (strides {out.strides}); give an ordinary array")
+
+    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+        """Any array that was let in."""
+        return True
+
+    def is_apart(self, x: Any, out: Any) -> bool:
+        """Whether `out` is the very memory of x, or shares none with it.
+
+        CuPy's own may_share_memory takes two views that came through DLPack for two pieces of memory.
+        """
+        if x.data.ptr == out.data.ptr and x.strides == out.strides and x.dtype == out.dtype:
+            return True
+        (start, end), (first, last) = _extent(x), _extent(out)
+        return end <= first or last <= start or bool(x.data.device_id != out.data.device_id)
+
+
+def _extent(x: Any) -> tuple[int, int]:
+    """The addresses between which an array that is not empty lies."""
+    start: int = x.data.ptr
+    if x.flags.c_contiguous:
+        return start, start + x.nbytes
+    steps = [(n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True)]
+    return start + sum(min(step, 0) for step in steps), start + sum(max(step, 0) for step in steps) + x.itemsize

@@ -1,0 +1,149 @@
+// Forward, frames that lie side by side (inner > 1): a block has a tile of them, a team of threads each frame.
+//
+// Columns are counted over outer and inner together, so that a tile is full where inner is small as well. A thread
+// reads the same places of each row of its column, and keeps them in shared memory, where only it reads them.
+
+#if defined(LSM_COLUMNS)
+
+typedef Team<LSM_COLUMNS, LSM_TEAM> Tile;
+const int N_TILE_THREADS = LSM_COLUMNS * LSM_TEAM;
+const int N_TILES = sizeof(Number) == 4 ? 3 : 2; // a multiprocessor has registers for so many
+const int N_OWN = LSM_LEAVES * N_LEAF; // classes of a thread in each row
+const int N_TILE_ROW = LSM_TEAM * N_OWN; // 64 leaves, or all there are
+
+// The column of a thread: where it begins, and how many classes it has, 0 beyond the last column.
+struct Column {
+    Index outer, inner, n;
+    INLINE Column(Index tile, int column, Index first, Index n_columns, Index n_inner, Index n_classes)
+    {
+        Index i = tile * LSM_COLUMNS + column;
+        n = i < n_columns ? n_classes : 0;
+        outer = (first + i) / n_inner;
+        inner = (first + i) % n_inner;
+    }
+};
+
+// The class that the i-th of a thread's own in a row is.
+INLINE Index class_of(Index row, int q, int i) { return (row * LSM_TEAM + q) * N_OWN + i; }
+INLINE Index count_tile_rows(Index n) { return (n + N_TILE_ROW - 1) / N_TILE_ROW; }
+
+// Keep rows of a column; the i-th of a thread's own in row r is then at (r * N_OWN + i) * N_TILE_THREADS.
+INLINE void hold(X *held, const X *x, Index x_class, Index first_row, Index n_rows, int q, Index n, X filler)
+{
+    for (Index r = 0; r < n_rows; r++) {
+#pragma unroll 8
+        for (int i = 0; i < N_OWN; i++) {
+            Index k = class_of(first_row + r, q, i);
+            held[(r * N_OWN + i) * N_TILE_THREADS] = k < n ? x[k * x_class] : filler;
+        }
+    }
+}
+
+// How many rows the k-th slice has, of which the whole frame has n_rows.
+INLINE Index rows_of_slice(Index k, Index n_rows) { return n_rows - 4 * k < 4 ? n_rows - 4 * k : 4; }
+
+#ifdef LSM_FORWARD
+
+INLINE Record record_of_column(const X *held, Index n_rows, const Tile &tile)
+{
+    Record found;
+    found.m = minus_infinity();
+    for (int i = 0; i < n_rows * N_OWN; i++)
+        found.m = maximum(found.m, load(held[i * N_TILE_THREADS]));
+    found.m = tile.largest(found.m);
+    Shift shift = shift_to(found.m);
+    int n_largest = 0;
+    Fold<5> fold; // LSM_LEAVES <= 16
+    for (int a = 0; a < LSM_LEAVES; a++) {
+        Sum s = nothing();
+        for (int r = 0; r < n_rows; r++) {
+            Number e[N_LEAF];
+#pragma unroll
+            for (int j = 0; j < N_LEAF; j++) {
+                Number v = load(held[(r * N_OWN + a * N_LEAF + j) * N_TILE_THREADS]);
+                n_largest += is_largest(v, shift);
+                e[j] = exp_below(v, shift);
+            }
+            s = plus(s, leaf(e));
+        }
+        fold.push(s);
+    }
+    found.n_largest = (int)tile.count(n_largest);
+    Sum s = tile.sum(fold.result());
+    found.below = finish(s.total, s.error, shift);
+    return found;
+}
+
+#ifdef LSM_COLUMNS_ON_CHIP
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax(FORWARD_ARGUMENTS)
+{
+    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    X *held = (X *)lsm_shared;
+    Record *records = (Record *)(held + n_rows * N_OWN * N_TILE_THREADS);
+    Tile tile(records + n_slices * LSM_COLUMNS);
+    Column column(blockIdx.x, tile.column, first_frame, n_frames, n_inner, n_classes);
+    x += column.outer * x_outer + column.inner;
+    y += column.outer * y_outer + column.inner;
+    held += threadIdx.x;
+    hold(held, x, x_class, 0, n_rows, tile.q, column.n, Of<X>::low());
+    for (Index k = 0; k < n_slices; k++) {
+        Record of = record_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_rows), tile);
+        if (tile.q == 0)
+            records[k * LSM_COLUMNS + tile.column] = of;
+    }
+    __syncthreads();
+    Normaliser c = merge<8>(records + tile.column, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
+    for (Index r = 0; r < n_rows; r++) {
+#pragma unroll 4
+        for (int i = 0; i < N_OWN; i++) {
+            Index k = class_of(r, tile.q, i);
+            if (k < column.n)
+                set(y[k * y_class], normalised(load(held[(r * N_OWN + i) * N_TILE_THREADS]), c));
+        }
+    }
+}
+#endif
+
+#ifdef LSM_COLUMNS_SPLIT
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_sums(FORWARD_ARGUMENTS)
+{
+    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    Index i = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
+    X *held = (X *)lsm_shared;
+    Tile tile(held + 4 * N_OWN * N_TILE_THREADS);
+    Column column(i, tile.column, first_frame, n_frames, n_inner, n_classes);
+    x += column.outer * x_outer + column.inner;
+    held += threadIdx.x;
+    Index n_here = rows_of_slice(k, n_rows);
+    hold(held, x, x_class, 4 * k, n_here, tile.q, column.n, Of<X>::low());
+    Record of = record_of_column(held, n_here, tile);
+    if (tile.q == 0)
+        ((Record *)workspace)[(i * n_slices + k) * LSM_COLUMNS + tile.column] = of;
+}
+
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax(FORWARD_ARGUMENTS)
+{
+    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    Index n_blocks = gridDim.x / ((n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS);
+    Index i = blockIdx.x / n_blocks;
+    Tile tile(lsm_shared);
+    const Record *records = (const Record *)workspace + i * n_slices * LSM_COLUMNS + tile.column;
+    Normaliser c = merge<LSM_DEPTH>(records, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
+    Column column(i, tile.column, first_frame, n_frames, n_inner, n_classes);
+    x += column.outer * x_outer + column.inner;
+    y += column.outer * y_outer + column.inner;
+    for (Index slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
+        for (Index r = 4 * slice; r < 4 * slice + rows_of_slice(slice, n_rows); r++) {
+#pragma unroll 8
+            for (int j = 0; j < N_OWN; j++) {
+                Index k = class_of(r, tile.q, j);
+                if (k < column.n)
+                    set(y[k * y_class], normalised(load(x[k * x_class]), c));
+            }
+        }
+    }
+}
+#endif
+
+#endif
+#endif

@@ -1,0 +1,164 @@
+// Backward, frames that lie side by side: dy is held where forward holds x, y passes by once.
+
+#if defined(LSM_COLUMNS) && defined(LSM_BACKWARD)
+
+INLINE Sum sum_of_column(const X *held, Index n_rows, const Tile &tile, double scale)
+{
+    Fold<5> fold; // LSM_LEAVES <= 16
+    for (int a = 0; a < LSM_LEAVES; a++) {
+        Sum s = nothing();
+        for (int r = 0; r < n_rows; r++) {
+            double e[N_LEAF];
+#pragma unroll
+            for (int j = 0; j < N_LEAF; j++)
+                e[j] = as_double(load(held[(r * N_OWN + a * N_LEAF + j) * N_TILE_THREADS])) * scale;
+            s = plus(s, N_LEAF == 4 ? (e[0] + e[1]) + (e[N_LEAF - 2] + e[N_LEAF - 1]) : e[0] + e[1]);
+        }
+        fold.push(s);
+    }
+    return tile.sum(fold.result());
+}
+
+INLINE Part part_of_column(const X *held, Index n_rows, const Tile &tile)
+{
+    Part part = {sum_of_column(held, n_rows, tile, 1), false};
+    if (sizeof(Number) == 8 && __syncthreads_or(left_the_range(part.sum))) {
+        Sum smaller = sum_of_column(held, n_rows, tile, SMALLER);
+        if (left_the_range(part.sum)) {
+            part.sum = smaller;
+            part.is_smaller = true;
+        }
+    }
+    return part;
+}
+
+// The marks of a column from those of its threads.
+INLINE int marks_of_column(int marks, const Tile &tile)
+{
+    Index n = tile.count((marks & IS_BAD ? 1 : 0) + (marks & IS_OPEN ? (Index)1 << 32 : 0));
+    return (n & 0xffffffff ? IS_BAD : 0) | (n >> 32 ? IS_OPEN : 0);
+}
+
+INLINE void write_nan_rows(X *dx, Index dx_class, Index first_row, Index n_rows, int q, Index n)
+{
+    for (Index r = first_row; r < first_row + n_rows; r++) {
+        for (int i = 0; i < N_OWN; i++) {
+            Index k = class_of(r, q, i);
+            if (k < n)
+                set(dx[k * dx_class], number(not_a_number()));
+        }
+    }
+}
+
+#ifdef LSM_COLUMNS_ON_CHIP
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward(BACKWARD_ARGUMENTS)
+{
+    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    X *held = (X *)lsm_shared;
+    Part *parts = (Part *)(held + n_rows * N_OWN * N_TILE_THREADS);
+    Tile tile(parts + n_slices * LSM_COLUMNS);
+    Column column(blockIdx.x, tile.column, first_frame, n_frames, n_inner, n_classes);
+    dy += column.outer * dy_outer + column.inner;
+    y += column.outer * y_outer + column.inner;
+    dx += column.outer * dx_outer + column.inner;
+    held += threadIdx.x;
+    X zero;
+    set(zero, (Number)0);
+    hold(held, dy, dy_class, 0, n_rows, tile.q, column.n, zero);
+    for (Index k = 0; k < n_slices; k++) {
+        Part of = part_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_rows), tile);
+        if (tile.q == 0)
+            parts[k * LSM_COLUMNS + tile.column] = of;
+    }
+    __syncthreads();
+    Total s = merge<8>(parts + tile.column, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
+    int marks = 0;
+    for (Index r = 0; r < n_rows; r++) {
+#pragma unroll 4
+        for (int i = 0; i < N_OWN; i++) {
+            Index k = class_of(r, tile.q, i);
+            if (k < column.n) {
+                Number v = load(y[k * y_class]);
+                marks |= marks_of(v);
+                set(dx[k * dx_class], gradient(load(held[(r * N_OWN + i) * N_TILE_THREADS]), v, s));
+            }
+        }
+    }
+    if (makes_nan(marks_of_column(marks, tile)))
+        write_nan_rows(dx, dx_class, 0, n_rows, tile.q, column.n);
+}
+#endif
+
+#ifdef LSM_COLUMNS_SPLIT
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
+{
+    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    Index f = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
+    X *held = (X *)lsm_shared;
+    Tile tile(held + 4 * N_OWN * N_TILE_THREADS);
+    Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
+    dy += column.outer * dy_outer + column.inner;
+    held += threadIdx.x;
+    X zero;
+    set(zero, (Number)0);
+    Index n_here = rows_of_slice(k, n_rows);
+    hold(held, dy, dy_class, 4 * k, n_here, tile.q, column.n, zero);
+    Part of = part_of_column(held, n_here, tile);
+    if (tile.q == 0)
+        ((Part *)workspace)[(f * n_slices + k) * LSM_COLUMNS + tile.column] = of;
+}
+
+// Leaves the marks of each column's slices behind the parts, as for rows.
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward(BACKWARD_ARGUMENTS)
+{
+    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    Index n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS, n_blocks = gridDim.x / n_tiles;
+    Index f = blockIdx.x / n_blocks;
+    Tile tile(lsm_shared);
+    const Part *parts = (const Part *)workspace;
+    int *marks = (int *)(parts + n_tiles * n_slices * LSM_COLUMNS);
+    Index place = f * n_slices * LSM_COLUMNS + tile.column;
+    Total s = merge<LSM_DEPTH>(parts + place, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
+    Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
+    dy += column.outer * dy_outer + column.inner;
+    y += column.outer * y_outer + column.inner;
+    dx += column.outer * dx_outer + column.inner;
+    for (Index slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
+        int found = 0;
+        for (Index r = 4 * slice; r < 4 * slice + rows_of_slice(slice, n_rows); r++) {
+#pragma unroll 4
+            for (int i = 0; i < N_OWN; i++) {
+                Index k = class_of(r, tile.q, i);
+                if (k < column.n) {
+                    Number v = load(y[k * y_class]);
+                    found |= marks_of(v);
+                    set(dx[k * dx_class], gradient(load(dy[k * dy_class]), v, s));
+                }
+            }
+        }
+        found = marks_of_column(found, tile);
+        if (tile.q == 0)
+            marks[place + slice * LSM_COLUMNS] = found;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
+{
+    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    Index n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS, n_blocks = gridDim.x / n_tiles;
+    Index f = blockIdx.x / n_blocks;
+    Tile tile(lsm_shared);
+    const int *marks = (const int *)((const Part *)workspace + n_tiles * n_slices * LSM_COLUMNS);
+    Index place = f * n_slices * LSM_COLUMNS + tile.column;
+    int found = 0;
+    for (Index k = tile.q; k < n_slices; k += LSM_TEAM)
+        found |= marks[place + k * LSM_COLUMNS];
+    bool is_nan = makes_nan(marks_of_column(found, tile));
+    Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
+    dx += column.outer * dx_outer + column.inner;
+    for (Index slice = blockIdx.x % n_blocks; is_nan && slice < n_slices; slice += n_blocks)
+        write_nan_rows(dx, dx_class, 4 * slice, rows_of_slice(slice, n_rows), tile.q, column.n);
+}
+#endif
+
+#endif

@@ -1,0 +1,251 @@
+// Numbers: how they are read, written and converted.
+//
+// Everything rounds as it stands here: compiled with -fmad=false, every FMA by name, no function of any library. So the
+// same source gives the same bits on a GPU and, in the tests, on a CPU. CuPy compiles with -ftz=true, under which
+// float32 operations take subnormal numbers for 0. Where one may matter, the operation is written in PTX, which
+// -ftz=true does not reach: maximum, fused, minus, as_double, as_float and what is made of them.
+
+typedef long long Index;
+
+struct float16 { unsigned short bits; };
+struct bfloat16 { unsigned short bits; };
+
+typedef LSM_X X;
+typedef LSM_Y Y;
+
+template <int n_bytes> struct Computed { typedef float type; };
+template <> struct Computed<8> { typedef double type; };
+typedef Computed<(sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y))>::type Number; // what is computed in
+
+#define INLINE __device__ __forceinline__
+
+#ifdef LSM_ON_CPU
+INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+INLINE double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+INLINE float maximum(float a, float b) { return a > b || !(b == b) ? a : b; }
+INLINE double as_double(float x) { return x; }
+INLINE float as_float(double x) { return (float)x; }
+INLINE float from_half(unsigned short bits) { return lsm_from_half(bits); }
+INLINE unsigned short to_half(float x) { return lsm_to_half(x); }
+INLINE unsigned to_bfloat16_pair(float low, float high) { return lsm_to_bfloat16(low) | lsm_to_bfloat16(high) << 16; }
+#else
+INLINE float fused(float a, float b, float c)
+{
+    float d;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));
+    return d;
+}
+INLINE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
+INLINE float maximum(float a, float b)
+{
+    float d;
+    asm("max.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+INLINE double as_double(float x)
+{
+    double d;
+    asm("cvt.f64.f32 %0, %1;" : "=d"(d) : "f"(x));
+    return d;
+}
+INLINE float as_float(double x)
+{
+    float d;
+    asm("cvt.rn.f32.f64 %0, %1;" : "=f"(d) : "d"(x));
+    return d;
+}
+INLINE float from_half(unsigned short bits)
+{
+    float d;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(d) : "h"(bits));
+    return d;
+}
+INLINE unsigned short to_half(float x)
+{
+    unsigned short d;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(d) : "f"(x));
+    return d;
+}
+#if __CUDA_ARCH__ >= 800
+INLINE unsigned to_bfloat16_pair(float low, float high)
+{
+    unsigned d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+#else
+INLINE unsigned to_bfloat16_bits(float x)
+{
+    unsigned bits = __float_as_uint(x);
+    bits = (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : bits + 0x7fffu + (bits >> 16 & 1u);
+    return bits >> 16;
+}
+INLINE unsigned to_bfloat16_pair(float low, float high)
+{
+    return to_bfloat16_bits(low) | to_bfloat16_bits(high) << 16;
+}
+#endif
+#endif
+
+INLINE double maximum(double a, double b) { return a > b || !(b == b) ? a : b; }
+INLINE float minus(float a, float b) { return fused(b, -1.0f, a); }
+INLINE double minus(double a, double b) { return a - b; }
+INLINE double as_double(double x) { return x; }
+INLINE double bits_to_double(unsigned long long bits) { return __longlong_as_double((long long)bits); }
+
+INLINE void set(float &to, double x) { to = as_float(x); }
+INLINE void set(double &to, double x) { to = x; }
+INLINE Number number(double x)
+{
+    Number y;
+    set(y, x);
+    return y;
+}
+
+INLINE float widen(float16 x) { return from_half(x.bits); }
+INLINE float widen(bfloat16 x) { return __uint_as_float((unsigned)x.bits << 16); }
+INLINE float widen(float x) { return x; }
+INLINE double widen(double x) { return x; }
+INLINE void set(float &to, float x) { to = x; }
+INLINE void set(double &to, float x) { to = as_double(x); }
+template <class T> INLINE Number load(T x)
+{
+    Number y;
+    set(y, widen(x));
+    return y;
+}
+
+// For a result of 16 bits: a float of which the rounding to 16 bits is that of x. That is rounded to odd, so that no
+// number is rounded to a tie.
+INLINE float before_rounding(float x) { return x; }
+INLINE float before_rounding(double x)
+{
+    float y = as_float(x);
+    double back = as_double(y);
+    unsigned bits = __float_as_uint(y);
+    if (back == back && back != x && !(bits & 1u))
+        bits += (back < 0 ? -back : back) < (x < 0 ? -x : x) ? 1u : ~0u;
+    return __uint_as_float(bits);
+}
+INLINE void set(float16 &to, Number x) { to.bits = to_half(before_rounding(x)); }
+INLINE void set(bfloat16 &to, Number x) { to.bits = (unsigned short)to_bfloat16_pair(before_rounding(x), 0); }
+
+template <class T> struct Of; // the bits of -inf and NaN
+template <> struct Of<float16> { static INLINE float16 low() { float16 x = {0xfc00}; return x; } };
+template <> struct Of<bfloat16> { static INLINE bfloat16 low() { bfloat16 x = {0xff80}; return x; } };
+template <> struct Of<float> { static INLINE float low() { return __uint_as_float(0xff800000u); } };
+template <> struct Of<double> { static INLINE double low() { return bits_to_double(0xfff0000000000000ull); } };
+INLINE Number minus_infinity() { return Of<Number>::low(); }
+INLINE double not_a_number() { return bits_to_double(0x7ff8000000000000ull); }
+INLINE bool is_finite(double x) { return (x < 0 ? -x : x) < bits_to_double(0x7ff0000000000000ull); }
+
+// -- memory: n consecutive elements of one thread, in pieces of up to 16 bytes --------------------------------------
+
+template <int n_bytes> struct Piece;
+template <> struct Piece<16> { typedef uint4 type; };
+template <> struct Piece<8> { typedef uint2 type; };
+template <> struct Piece<4> { typedef unsigned type; };
+
+template <int n, class T> struct Pieces {
+    static const int n_bytes = n * (int)sizeof(T) < 16 ? n * (int)sizeof(T) : 16;
+    typedef typename Piece<n_bytes>::type type;
+    static const int count = n * (int)sizeof(T) / n_bytes;
+    static INLINE bool fit(const T *at) { return (unsigned long long)at % n_bytes == 0; }
+};
+
+// What a thread holds: n elements, two of 16 bits in a register.
+template <int n, class T, int size = sizeof(T)> struct Held {
+    T x[n];
+    INLINE T at(int i) const { return x[i]; }
+    INLINE void put(int i, T value) { x[i] = value; }
+};
+template <int n, class T> struct Held<n, T, 2> {
+    unsigned words[n / 2];
+    INLINE T at(int i) const
+    {
+        T value = {(unsigned short)(words[i / 2] >> 16 * (i % 2))};
+        return value;
+    }
+    INLINE void put(int i, T value) // in order
+    {
+        words[i / 2] = i % 2 ? words[i / 2] | (unsigned)value.bits << 16 : value.bits;
+    }
+};
+
+// Let the compiler forget what it has made of 16 bits: it would rather keep all the numbers than widen them again, and
+// has not the registers for it.
+template <int n, class T, int size> INLINE void forget(Held<n, T, size> &) {}
+template <int n, class T> INLINE void forget(Held<n, T, 2> &held)
+{
+#ifndef LSM_ON_CPU
+#pragma unroll
+    for (int i = 0; i < n / 2; i++)
+        asm volatile("" : "+r"(held.words[i]));
+#endif
+}
+
+template <int n, class T> union Both { // what is held, and how it lies in memory
+    typename Pieces<n, T>::type piece[Pieces<n, T>::count];
+    Held<n, T> held;
+    INLINE Both() {}
+};
+
+// Read x[0] to x[n - 1] of which `valid` exist, the rest is `filler`. Which thread has which element does not depend
+// on the alignment: where pieces do not fit, the same elements are read one by one.
+template <int n, class T> INLINE void read(Held<n, T> &to, const T *x, int valid, bool fits, T filler)
+{
+    typedef Pieces<n, T> P;
+    if (fits && valid >= n) {
+        Both<n, T> both;
+#pragma unroll
+        for (int i = 0; i < P::count; i++)
+            both.piece[i] = reinterpret_cast<const typename P::type *>(x)[i];
+        to = both.held;
+    } else {
+#pragma unroll
+        for (int i = 0; i < n; i++)
+            to.put(i, i < valid ? x[i] : filler);
+    }
+}
+
+// Write where pieces fit.
+template <int n, class T> INLINE void put_whole(T *to, const Held<n, T> &held)
+{
+    typedef Pieces<n, T> P;
+    Both<n, T> both;
+    both.held = held;
+#pragma unroll
+    for (int i = 0; i < P::count; i++)
+        reinterpret_cast<typename P::type *>(to)[i] = both.piece[i];
+}
+
+template <int n, class T, int size> INLINE void round_all(Held<n, T, size> &to, const Number (&y)[n])
+{
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+        T value;
+        set(value, y[i]);
+        to.put(i, value);
+    }
+}
+template <int n> INLINE void round_all(Held<n, bfloat16, 2> &to, const Number (&y)[n]) // two by one instruction
+{
+#pragma unroll
+    for (int i = 0; i < n; i += 2)
+        to.words[i / 2] = to_bfloat16_pair(before_rounding(y[i]), before_rounding(y[i + 1]));
+}
+
+// Round, and write likewise.
+template <int n, class T> INLINE void write(T *to, const Number (&y)[n], int valid, bool fits)
+{
+    Held<n, T> rounded;
+    round_all(rounded, y);
+    if (fits && valid >= n) {
+        put_whole(to, rounded);
+    } else {
+#pragma unroll
+        for (int i = 0; i < n; i++)
+            if (i < valid)
+                to[i] = rounded.at(i);
+    }
+}

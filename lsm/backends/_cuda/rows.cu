@@ -1,0 +1,200 @@
+// Forward, frames of consecutive classes: a frame or several in the registers of a warp, one in the shared memory of a
+// block, or one split over blocks.
+
+#define FORWARD_ARGUMENTS                                                                                             \
+    const X *x, Y *y, void *workspace, Index n_outer, Index n_classes, Index n_inner, Index x_outer, Index x_class,   \
+        Index y_outer, Index y_class, Index first_frame, Index n_frames
+#define BACKWARD_ARGUMENTS                                                                                            \
+    const X *dy, const X *y, X *dx, void *workspace, Index n_outer, Index n_classes, Index n_inner, Index dy_outer,   \
+        Index dy_class, Index y_outer, Index y_class, Index dx_outer, Index dx_class, Index first_frame,              \
+        Index n_frames
+
+extern __shared__ __align__(16) unsigned char lsm_shared[];
+
+// A thread's consecutive elements: one leaf, or two of 16 bits, so that they are 16 bytes.
+const bool IS_PAIRED = sizeof(X) == 2;
+const int N_PIECE = IS_PAIRED ? 2 * N_LEAF : N_LEAF;
+const int N_PIECES = N_SLICE / (32 * N_PIECE); // of a slice, for each lane of a warp
+const int N_SPLIT_WARPS = 8;
+
+typedef Held<N_PIECE, X> Unit;
+
+// A lane's first element in the slice that begins at `at`; its pieces are n_lanes * N_PIECE apart. And how many classes
+// there are from it on, as an int: those of this slice count.
+template <int n_lanes> INLINE Index lane_at(Index at) { return at + threadIdx.x % n_lanes * N_PIECE; }
+template <int n_lanes> INLINE int left_of(Index at, Index n)
+{
+    Index left = n - lane_at<n_lanes>(at);
+    return left < 0 ? 0 : left < N_SLICE ? (int)left : N_SLICE;
+}
+
+template <int n_lanes, int n_pieces>
+INLINE void read_slice(Unit (&to)[n_pieces], const X *frame, Index at, Index n, bool fits, X filler)
+{
+    frame += lane_at<n_lanes>(at);
+    int left = left_of<n_lanes>(at, n);
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++)
+        read(to[i], frame + i * n_lanes * N_PIECE, left - i * n_lanes * N_PIECE, fits, filler);
+}
+
+INLINE double leaf(const Number *e)
+{
+    if (N_LEAF == 4)
+        return as_double((e[0] + e[1]) + (e[2] + e[3]));
+    return as_double(e[0] + e[1]);
+}
+
+// The fold of the leaves' places in a row: sums[0] and [1] are of neighbours, or of places 32 apart.
+template <int n_lanes> INLINE Sum fold_row(const Sum (&sums)[2], bool has_two)
+{
+    Sum a = sums[0], b = sums[1];
+    if (IS_PAIRED)
+        a = plus(a, b);
+    for (int k = 1; k < n_lanes; k *= 2) {
+        a = plus(a, from_lane(a, k));
+        if (has_two && !IS_PAIRED)
+            b = plus(b, from_lane(b, k));
+    }
+    return IS_PAIRED || !has_two ? a : plus(a, b);
+}
+
+// The record of a slice that n_lanes lanes hold.
+template <int n_lanes, int n_pieces> INLINE Record record_of(Unit (&x)[n_pieces])
+{
+    Record found;
+    found.m = minus_infinity();
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++)
+#pragma unroll
+        for (int j = 0; j < N_PIECE; j++)
+            found.m = maximum(found.m, load(x[i].at(j)));
+    for (int k = 1; k < n_lanes; k *= 2)
+        found.m = maximum(found.m, __shfl_xor_sync(ALL, found.m, k));
+    Shift shift = shift_to(found.m);
+    Sum sums[2] = {nothing(), nothing()};
+    found.n_largest = 0;
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++) {
+        Number e[N_PIECE];
+        forget(x[i]);
+#pragma unroll
+        for (int j = 0; j < N_PIECE; j++) {
+            Number v = load(x[i].at(j));
+            found.n_largest += is_largest(v, shift);
+            e[j] = exp_below(v, shift);
+        }
+        int at = IS_PAIRED ? 0 : i % 2;
+        sums[at] = plus(sums[at], leaf(e));
+        if (IS_PAIRED)
+            sums[1] = plus(sums[1], leaf(e + N_PIECE - N_LEAF));
+    }
+    for (int k = 1; k < n_lanes; k *= 2)
+        found.n_largest += __shfl_xor_sync(ALL, found.n_largest, k);
+    Sum s = fold_row<n_lanes>(sums, n_pieces > 1);
+    found.below = finish(s.total, s.error, shift);
+    return found;
+}
+
+template <int n_lanes, int n_pieces>
+INLINE void write_slice(Y *frame, Index at, Index n, bool fits, Unit (&x)[n_pieces], Normaliser c)
+{
+    frame += lane_at<n_lanes>(at);
+    int left = left_of<n_lanes>(at, n);
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++) {
+        Number r[N_PIECE];
+        forget(x[i]);
+#pragma unroll
+        for (int j = 0; j < N_PIECE; j++)
+            r[j] = normalised(load(x[i].at(j)), c);
+        write(frame + i * n_lanes * N_PIECE, r, left - i * n_lanes * N_PIECE, fits);
+    }
+}
+
+// The warp as a team of 32, each with its share of the slices.
+typedef Team<1, 32> Warp;
+INLINE Warp this_warp()
+{
+    Warp warp(nullptr);
+    warp.q = threadIdx.x % 32;
+    return warp;
+}
+
+#ifdef LSM_FORWARD
+
+#ifdef LSM_GROUP
+extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMENTS)
+{
+    Index i = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LSM_LANES;
+    Index n = i < n_frames ? n_classes : 0; // a lane without a frame goes along, for the others of its warp
+    x += (first_frame + i) * x_outer;
+    y += (first_frame + i) * y_outer;
+    Unit held[LSM_PIECES];
+    read_slice<LSM_LANES>(held, x, 0, n, Pieces<N_PIECE, X>::fit(x), Of<X>::low());
+    Record of = record_of<LSM_LANES>(held);
+    write_slice<LSM_LANES>(y, 0, n, Pieces<N_PIECE, Y>::fit(y), held, normaliser(of.m, of.n_largest, of.below));
+}
+#endif
+
+#ifdef LSM_SHARED
+// What a thread keeps in shared memory it reads itself: nobody waits for it.
+extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softmax(FORWARD_ARGUMENTS)
+{
+    Index n_slices = count_slices(n_classes);
+    X *frame = (X *)lsm_shared;
+    Record *records = (Record *)(frame + n_slices * N_SLICE);
+    x += (first_frame + blockIdx.x) * x_outer;
+    y += (first_frame + blockIdx.x) * y_outer;
+    bool fits = Pieces<N_PIECE, X>::fit(x);
+    Unit held[N_PIECES];
+    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
+        read_slice<32>(held, x, k * N_SLICE, n_classes, fits, Of<X>::low());
+#pragma unroll
+        for (int i = 0; i < N_PIECES; i++)
+            put_whole(frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE, held[i]);
+        Record of = record_of<32>(held);
+        if (threadIdx.x % 32 == 0)
+            records[k] = of;
+    }
+    __syncthreads();
+    Normaliser c = merge<3>(records, 1, n_slices, this_warp(), 32); // of up to 128 slices
+    fits = Pieces<N_PIECE, Y>::fit(y);
+    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
+        read_slice<32>(held, (const X *)frame, k * N_SLICE, n_slices * N_SLICE, true, Of<X>::low());
+        write_slice<32>(y, k * N_SLICE, n_classes, fits, held, c);
+    }
+}
+#endif
+
+#ifdef LSM_SPLIT
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_sums(FORWARD_ARGUMENTS)
+{
+    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    x += (first_frame + i) * x_outer;
+    Unit held[N_PIECES];
+    read_slice<32>(held, x, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(x), Of<X>::low());
+    Record of = record_of<32>(held);
+    if (threadIdx.x % 32 == 0 && k < n_slices)
+        ((Record *)workspace)[i * n_slices + k] = of;
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax(FORWARD_ARGUMENTS)
+{
+    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    Team<1, 32 * N_SPLIT_WARPS> team(lsm_shared);
+    Normaliser c = merge<LSM_DEPTH>((Record *)workspace + i * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
+    x += (first_frame + i) * x_outer;
+    y += (first_frame + i) * y_outer;
+    bool fits = Pieces<N_PIECE, X>::fit(x), fits_y = Pieces<N_PIECE, Y>::fit(y);
+    for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
+        Unit held[N_PIECES];
+        read_slice<32>(held, x, k * N_SLICE, n_classes, fits, Of<X>::low());
+        write_slice<32>(y, k * N_SLICE, n_classes, fits_y, held, c);
+    }
+}
+#endif
+
+#endif

@@ -1,0 +1,225 @@
+// Backward, frames of consecutive classes, by the same kernels: dy is held where forward holds x, y passes by once.
+
+template <int n_lanes, int n_pieces> INLINE Part part_at(Unit (&dy)[n_pieces], bool smaller)
+{
+    Sum sums[2] = {nothing(), nothing()};
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++) {
+        double e[N_PIECE];
+#pragma unroll
+        for (int j = 0; j < N_PIECE; j++)
+            e[j] = as_double(load(dy[i].at(j))) * (smaller ? SMALLER : 1);
+#pragma unroll
+        for (int j = 0; j < N_PIECE; j += N_LEAF) {
+            int at = IS_PAIRED ? j / N_LEAF : i % 2;
+            sums[at] = plus(sums[at], N_LEAF == 4 ? (e[j] + e[j + 1]) + (e[j + N_LEAF - 2] + e[j + N_LEAF - 1])
+                                                  : e[j] + e[j + 1]);
+        }
+    }
+    Part part;
+    part.sum = fold_row<n_lanes>(sums, n_pieces > 1);
+    part.is_smaller = smaller;
+    return part;
+}
+
+// The sum of a slice that n_lanes lanes hold.
+template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
+{
+    Part part = part_at<n_lanes>(dy, false);
+    if (sizeof(Number) == 8 && __any_sync(ALL, left_the_range(part.sum))) {
+        Part again = part_at<n_lanes>(dy, true);
+        if (left_the_range(part.sum))
+            part = again;
+    }
+    return part;
+}
+
+// dx of a slice, and what marks_of is of its y.
+template <int n_pieces>
+INLINE int write_gradients(X *dx, const X *y, Index at, Index n, bool fits_y, bool fits_dx,
+                           Unit (&dy)[n_pieces], const Total &s)
+{
+    int marks = 0, left = left_of<32>(at, n);
+    y += lane_at<32>(at);
+    dx += lane_at<32>(at);
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++) {
+        const int k = i * 32 * N_PIECE;
+        Unit of_y;
+        Number r[N_PIECE];
+        forget(dy[i]);
+        read(of_y, y + k, left - k, fits_y, Of<X>::low());
+#pragma unroll
+        for (int j = 0; j < N_PIECE; j++) {
+            Number v = load(of_y.at(j));
+            marks |= marks_of(v);
+            r[j] = gradient(load(dy[i].at(j)), v, s);
+        }
+        write(dx + k, r, left - k, fits_dx);
+    }
+    return marks;
+}
+
+INLINE void write_nan(X *dx, Index at, Index n, bool fits)
+{
+    Number r[N_PIECE];
+#pragma unroll
+    for (int j = 0; j < N_PIECE; j++)
+        r[j] = number(not_a_number());
+    dx += lane_at<32>(at);
+    int left = left_of<32>(at, n);
+#pragma unroll
+    for (int i = 0; i < N_PIECES; i++)
+        write(dx + i * 32 * N_PIECE, r, left - i * 32 * N_PIECE, fits);
+}
+
+INLINE int marks_of_warp(int marks)
+{
+    return (__any_sync(ALL, marks & IS_BAD) ? IS_BAD : 0) | (__any_sync(ALL, marks & IS_OPEN) ? IS_OPEN : 0);
+}
+
+// The marks of a whole block; `of_warps` has a place for each warp.
+INLINE int marks_of_block(int marks, int *of_warps)
+{
+    marks = marks_of_warp(marks);
+    if (threadIdx.x % 32 == 0)
+        of_warps[threadIdx.x / 32] = marks;
+    __syncthreads();
+    marks = 0;
+    for (int warp = 0; warp < blockDim.x / 32; warp++)
+        marks |= of_warps[warp];
+    return marks;
+}
+
+#ifdef LSM_BACKWARD
+
+#ifdef LSM_GROUP
+extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWARD_ARGUMENTS)
+{
+    Index f = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LSM_LANES;
+    Index n = f < n_frames ? n_classes : 0; // a lane without a frame goes along, for the others of its warp
+    dy += (first_frame + f) * dy_outer;
+    y += (first_frame + f) * y_outer;
+    dx += (first_frame + f) * dx_outer;
+    Unit held[LSM_PIECES], held_y[LSM_PIECES];
+    X zero;
+    set(zero, (Number)0);
+    read_slice<LSM_LANES>(held, dy, 0, n, Pieces<N_PIECE, X>::fit(dy), zero);
+    read_slice<LSM_LANES>(held_y, y, 0, n, Pieces<N_PIECE, X>::fit(y), Of<X>::low());
+    int marks = 0;
+#pragma unroll
+    for (int i = 0; i < LSM_PIECES; i++)
+#pragma unroll
+        for (int j = 0; j < N_PIECE; j++)
+            marks |= marks_of(load(held_y[i].at(j)));
+    for (int k = 1; k < LSM_LANES; k *= 2)
+        marks |= __shfl_xor_sync(ALL, marks, k);
+    Part part = part_of<LSM_LANES>(held);
+    Total s = total_of(part.sum, part.is_smaller, makes_nan(marks));
+    bool fits = Pieces<N_PIECE, X>::fit(dx);
+    dx += lane_at<LSM_LANES>(0);
+    int left = left_of<LSM_LANES>(0, n);
+#pragma unroll
+    for (int i = 0; i < LSM_PIECES; i++) {
+        const int k = i * LSM_LANES * N_PIECE;
+        Number r[N_PIECE];
+#pragma unroll
+        for (int j = 0; j < N_PIECE; j++)
+            r[j] = gradient(load(held[i].at(j)), load(held_y[i].at(j)), s);
+        write(dx + k, r, left - k, fits);
+    }
+}
+#endif
+
+#ifdef LSM_SHARED
+extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softmax_backward(BACKWARD_ARGUMENTS)
+{
+    Index n_slices = count_slices(n_classes);
+    X *frame = (X *)lsm_shared;
+    Part *parts = (Part *)(frame + n_slices * N_SLICE);
+    dy += (first_frame + blockIdx.x) * dy_outer;
+    y += (first_frame + blockIdx.x) * y_outer;
+    dx += (first_frame + blockIdx.x) * dx_outer;
+    Unit held[N_PIECES];
+    X zero;
+    set(zero, (Number)0);
+    bool fits = Pieces<N_PIECE, X>::fit(dy);
+    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
+        read_slice<32>(held, dy, k * N_SLICE, n_classes, fits, zero);
+#pragma unroll
+        for (int i = 0; i < N_PIECES; i++)
+            put_whole(frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE, held[i]);
+        Part of = part_of<32>(held);
+        if (threadIdx.x % 32 == 0)
+            parts[k] = of;
+    }
+    __syncthreads();
+    Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // of up to 128 slices
+    int marks = 0;
+    fits = Pieces<N_PIECE, X>::fit(dx);
+    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
+        read_slice<32>(held, (const X *)frame, k * N_SLICE, n_slices * N_SLICE, true, zero);
+        marks |= write_gradients(dx, y, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(y), fits, held, s);
+    }
+    if (makes_nan(marks_of_block(marks, (int *)(parts + n_slices))))
+        for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
+            write_nan(dx, k * N_SLICE, n_classes, fits);
+}
+#endif
+
+#ifdef LSM_SPLIT
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
+{
+    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    dy += (first_frame + f) * dy_outer;
+    Unit held[N_PIECES];
+    X zero;
+    set(zero, (Number)0);
+    read_slice<32>(held, dy, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(dy), zero);
+    Part of = part_of<32>(held);
+    if (threadIdx.x % 32 == 0 && k < n_slices)
+        ((Part *)workspace)[f * n_slices + k] = of;
+}
+
+// Leaves the marks of each slice behind the parts: a frame that they make NaN is known when all of it is written.
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward(BACKWARD_ARGUMENTS)
+{
+    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    Part *parts = (Part *)workspace;
+    int *marks = (int *)(parts + n_frames * n_slices) + f * n_slices;
+    Team<1, 32 * N_SPLIT_WARPS> team(lsm_shared);
+    Total s = merge<LSM_DEPTH>(parts + f * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
+    dy += (first_frame + f) * dy_outer;
+    y += (first_frame + f) * y_outer;
+    dx += (first_frame + f) * dx_outer;
+    bool fits = Pieces<N_PIECE, X>::fit(dy), fits_y = Pieces<N_PIECE, X>::fit(y), fits_dx = Pieces<N_PIECE, X>::fit(dx);
+    X zero;
+    set(zero, (Number)0);
+    for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
+        Unit held[N_PIECES];
+        read_slice<32>(held, dy, k * N_SLICE, n_classes, fits, zero);
+        int found = marks_of_warp(write_gradients(dx, y, k * N_SLICE, n_classes, fits_y, fits_dx, held, s));
+        if (threadIdx.x % 32 == 0)
+            marks[k] = found;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
+{
+    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    const int *marks = (const int *)((Part *)workspace + n_frames * n_slices) + f * n_slices;
+    int found = 0;
+    for (Index i = threadIdx.x; i < n_slices; i += blockDim.x)
+        found |= marks[i];
+    if (!makes_nan(marks_of_block(found, (int *)lsm_shared)))
+        return;
+    dx += (first_frame + f) * dx_outer;
+    for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS)
+        write_nan(dx, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(dx));
+}
+#endif
+
+#endif

@@ -1,0 +1,336 @@
+// Sums: in which order a frame's classes are added, whatever kernel does it, and what is then known of the frame.
+//
+// The order is a tree that stands on the class's index alone, so every kernel gives the same bits. A leaf is 4 classes
+// (2 where double is computed in), a row 64 leaves, a slice 4 rows: 1024 classes, or 512. The leaves that have one
+// place in their rows are added row by row. The 64 places are folded: neighbours first (1), then neighbours of those
+// (2, 4, 8, 16, 32). Slices, each brought to the frame's maximum, are folded in the same way. What is absent is 0.
+
+const int N_LEAF = sizeof(Number) == 4 ? 4 : 2;
+const int N_ROW = 64 * N_LEAF;
+const int N_SLICE = 4 * N_ROW;
+const unsigned ALL = 0xffffffffu;
+
+INLINE Index count_slices(Index n) { return (n + N_SLICE - 1) / N_SLICE; }
+
+// A sum in double; where there is no wider type than what is summed, with the rounding errors (Knuth's TwoSum).
+struct Sum { double total, error; };
+
+INLINE Sum nothing()
+{
+    Sum s = {0, 0};
+    return s;
+}
+INLINE Sum plus(Sum a, Sum b)
+{
+    Sum s;
+    s.total = a.total + b.total;
+    s.error = 0;
+    if (sizeof(Number) == 8) {
+        double v = s.total - a.total;
+        s.error = (a.error + b.error) + ((a.total - (s.total - v)) + (b.total - v));
+    }
+    return s;
+}
+INLINE Sum plus(Sum a, double b)
+{
+    Sum s = {b, 0};
+    return plus(a, s);
+}
+INLINE Sum from_lane(Sum s, int distance)
+{
+    s.total = __shfl_xor_sync(ALL, s.total, distance);
+    if (sizeof(Number) == 8)
+        s.error = __shfl_xor_sync(ALL, s.error, distance);
+    return s;
+}
+
+// The fold of up to 2**(depth - 1) sums that come one after the other: of equal height are added, as a counter carries.
+template <int depth> struct Fold {
+    Sum waiting[depth];
+    unsigned n;
+    INLINE Fold() : n(0) {}
+    INLINE void push(Sum s)
+    {
+        bool carries = true;
+#pragma unroll
+        for (int height = 0; height < depth; height++) {
+            if (carries) {
+                if (n >> height & 1u) {
+                    s = plus(waiting[height], s);
+                } else {
+                    waiting[height] = s;
+                    carries = false;
+                }
+            }
+        }
+        n++;
+    }
+    INLINE Sum result() const
+    {
+        Sum s = nothing();
+#pragma unroll
+        for (int height = 0; height < depth; height++)
+            if (n >> height & 1u)
+                s = plus(waiting[height], s);
+        return s;
+    }
+};
+
+// Threads of a block that work on the same frame: thread q of n_team; n_columns frames side by side, as columns.
+// What they find is folded, lane by lane within a warp, then warp by warp by way of shared memory.
+template <int n_columns, int n_team> struct Team {
+    static const int n_in_warp = n_columns >= 32 ? 1 : n_columns * n_team < 32 ? n_team : 32 / n_columns;
+    static const int n_groups = n_team / n_in_warp;
+    static const int n_scratch = n_columns * n_groups; // of Sum
+    Sum *scratch;
+    int q, column;
+
+    INLINE Team(void *memory) : scratch((Sum *)memory), q(threadIdx.x / n_columns), column(threadIdx.x % n_columns) {}
+
+    INLINE int place() const { return q / n_in_warp * n_columns + column; }
+    INLINE int place_of(int group) const { return group * n_columns + column; }
+
+    INLINE Sum sum(Sum s) const
+    {
+        for (int k = 1; k < n_in_warp; k *= 2)
+            s = plus(s, from_lane(s, k * n_columns));
+        if (n_groups == 1)
+            return s;
+        if (q % n_in_warp == 0)
+            scratch[place()] = s;
+        __syncthreads();
+        Fold<8> fold; // n_groups <= 64
+        for (int g = 0; g < n_groups; g++)
+            fold.push(scratch[place_of(g)]);
+        s = fold.result();
+        __syncthreads();
+        return s;
+    }
+    INLINE Number largest(Number m) const
+    {
+        for (int k = 1; k < n_in_warp; k *= 2)
+            m = maximum(m, __shfl_xor_sync(ALL, m, k * n_columns));
+        if (n_groups == 1)
+            return m;
+        Number *all = (Number *)scratch;
+        if (q % n_in_warp == 0)
+            all[place()] = m;
+        __syncthreads();
+        for (int g = 0; g < n_groups; g++)
+            m = maximum(m, all[place_of(g)]);
+        __syncthreads();
+        return m;
+    }
+    INLINE Index count(Index n) const
+    {
+        for (int k = 1; k < n_in_warp; k *= 2)
+            n += __shfl_xor_sync(ALL, n, k * n_columns);
+        if (n_groups == 1)
+            return n;
+        Index *all = (Index *)scratch;
+        if (q % n_in_warp == 0)
+            all[place()] = n;
+        __syncthreads();
+        n = 0;
+        for (int g = 0; g < n_groups; g++)
+            n += all[place_of(g)];
+        __syncthreads();
+        return n;
+    }
+};
+
+// Which slices thread q of a team folds: a power of two of them, so that the teams' fold goes on from there.
+struct Share {
+    Index first, last;
+    INLINE Share(Index n_slices, int q, int n_team)
+    {
+        Index size = 1;
+        while (size * n_team < n_slices)
+            size *= 2;
+        first = q * size < n_slices ? q * size : n_slices;
+        last = first + size < n_slices ? first + size : n_slices;
+    }
+};
+
+// -- forward --------------------------------------------------------------------------------------------------------
+
+// What is known of a slice: its maximum m, how many classes equal it, and the sum of exp(x - m) of the others.
+struct Record {
+    Number m;
+    int n_largest;
+    double below;
+};
+
+// A frame's normaliser c = m + log(sum of exp(x - m)), as two numbers: y = (x - high) - low.
+struct Normaliser { Number high, low; };
+
+INLINE float rounded(double c, float) { return as_float(c); }
+INLINE double rounded(double c, double) { return c; }
+
+INLINE Normaliser normaliser(Number m, Index n_largest, double below)
+{
+    Normaliser c;
+    double wide = as_double(m), log_sum = log1p_of(below + (double)(n_largest - 1));
+    c.high = rounded(wide + log_sum, m);
+    c.low = number((wide - as_double(c.high)) + log_sum);
+    return c;
+}
+
+// (x - c) of a class; -inf stays -inf.
+INLINE Number normalised(Number x, Normaliser c) { return minus(minus(x, c.high), c.low); }
+
+// What a slice adds to the sum of its frame, if m is the frame's maximum.
+INLINE double brought_to(Record of, Number m)
+{
+    if (of.m == m)
+        return of.below;
+    if (of.m == minus_infinity())
+        return of.below; // 0, or NaN
+    double a = as_double(of.m), b = as_double(m), d = a - b, v = d - a;
+    double e = (a - (d - v)) + (-b - v);
+    return (of.n_largest + of.below) * exp_of_difference(d, e);
+}
+
+// The normaliser of a frame from the records of its slices, `step` apart.
+template <int depth, class AnyTeam>
+INLINE Normaliser merge(const Record *records, Index step, Index n_slices, const AnyTeam &team, int n_team)
+{
+    Share mine(n_slices, team.q, n_team);
+    Number m = minus_infinity();
+    for (Index k = mine.first; k < mine.last; k++)
+        m = maximum(m, records[k * step].m);
+    m = team.largest(m);
+    Index n_largest = 0;
+    Fold<depth> fold;
+    for (Index k = mine.first; k < mine.last; k++) {
+        Record of = records[k * step];
+        n_largest += of.m == m ? of.n_largest : 0;
+        Sum s = {brought_to(of, m), 0};
+        fold.push(s);
+    }
+    Sum s = team.sum(fold.result());
+    return normaliser(m, team.count(n_largest), s.total + s.error);
+}
+
+// -- backward -------------------------------------------------------------------------------------------------------
+
+// Sums of float64 gradients may leave the range where the gradient does not. One that does is taken of gradients that
+// are 2**-64 as large.
+#define SMALLER 5.421010862427522e-20
+
+// The sum of dy of a slice.
+struct Part {
+    Sum sum;
+    int is_smaller;
+};
+
+INLINE bool left_the_range(Sum s) { return sizeof(Number) == 8 && !is_finite(s.total + s.error); }
+
+INLINE Sum made_smaller(Sum s)
+{
+    s.total *= SMALLER;
+    s.error *= SMALLER;
+    return s;
+}
+
+// What the gradient needs of S = sum of dy: S = high + low, and S = fraction * 2**exponent.
+struct Total {
+    Number high, low, fraction;
+    int exponent;
+    bool is_moderate;
+};
+
+INLINE Total total_of(Sum of, bool is_smaller, bool is_bad)
+{
+    Total to;
+    double s = is_bad ? not_a_number() : of.total + of.error;
+    to.exponent = exponent_of(s);
+    to.high = number(s);
+    to.low = number(sizeof(Number) == 8 ? (of.total - s) + of.error : s - as_double(to.high));
+    if (!is_finite(s)) {
+        s = not_a_number();
+        to.exponent = 0;
+    } else if (to.exponent == -1022) {
+        s *= power_of_two_d(1022); // 0 or subnormal, exactly
+    } else {
+        s = bits_to_double(((unsigned long long)__double_as_longlong(s) & 0x800fffffffffffffull) | 1022ull << 52);
+    }
+    to.fraction = number(s);
+    to.is_moderate = !is_smaller && to.exponent < (sizeof(Number) == 4 ? 120 : 1000);
+    to.exponent += is_smaller ? 64 : 0;
+    return to;
+}
+
+// dy - exp(y) * S, as (dy - S) - expm1(y) * S where y > -ln 2. Twice times half of the power of two, so that neither
+// leaves the range unless the product does; the last product is not rounded before dy is met.
+INLINE int low_bits(float t) { return (int)(__float_as_uint(t) & 0x7fffffu) - 0x400000; }
+INLINE int low_bits(double t) { return (int)__double_as_longlong(t); }
+INLINE float power(int n, float) { return power_of_two_f(n); }
+INLINE double power(int n, double) { return power_of_two_d(n); }
+
+INLINE Number gradient(Number dy, Number y, const Total &s)
+{
+    const int most = sizeof(Number) == 4 ? 246 : 2040;
+    const Number magic = sizeof(Number) == 4 ? (Number)MAGIC_FLOAT : (Number)MAGIC_DOUBLE;
+    const Number floor = sizeof(Number) == 4 ? (Number)-400 : (Number)-4000; // nothing is left of any S
+    Number v = y < floor ? floor : y;
+    Number t = fused(v, (Number)1.4426950408889634, magic);
+    Number n = t - magic;
+    Number r = sizeof(Number) == 4 ? fused(n, (Number)2.1219444005469058e-4, fused(n, (Number)-0.693359375, v))
+                                   : fused(n, (Number)-LN2_LO, fused(n, (Number)-LN2_HI, v));
+    Number factor = expm1_reduced(r);
+    int k = s.exponent;
+    if (y > (Number)-0.6931471805599453 && s.is_moderate) {
+        Number scale = power(low_bits(t), v);
+        factor = fused(scale, factor, scale - 1);
+        dy = minus(minus(dy, s.high), s.low);
+    } else {
+        factor += 1;
+        k += low_bits(t);
+    }
+    k = k < -most ? -most : k > most ? most : k;
+    factor = fused(fused(factor, s.fraction, (Number)0), power(k / 2, v), (Number)0);
+    return fused(-factor, power(k - k / 2, v), dy);
+}
+
+template <int depth, class AnyTeam>
+INLINE Sum fold_parts(const Part *parts, Index step, Share mine, const AnyTeam &team, bool smaller)
+{
+    Fold<depth> fold;
+    for (Index k = mine.first; k < mine.last; k++) {
+        Part of = parts[k * step];
+        fold.push(smaller && !of.is_smaller ? made_smaller(of.sum) : of.sum);
+    }
+    return team.sum(fold.result());
+}
+
+// S from the parts of a frame, `step` apart.
+template <int depth, class AnyTeam>
+INLINE Total merge(const Part *parts, Index step, Index n_slices, const AnyTeam &team, int n_team)
+{
+    Share mine(n_slices, team.q, n_team);
+    bool smaller = false;
+    if (sizeof(Number) == 8) {
+        Index n_smaller = 0;
+        for (Index k = mine.first; k < mine.last; k++)
+            n_smaller += parts[k * step].is_smaller;
+        smaller = team.count(n_smaller) != 0;
+    }
+    Sum s = fold_parts<depth>(parts, step, mine, team, smaller);
+    if (sizeof(Number) == 8) { // both, for all threads of a block go the same way
+        Sum again = fold_parts<depth>(parts, step, mine, team, true);
+        if (left_the_range(s)) {
+            s = again;
+            smaller = true;
+        }
+    }
+    return total_of(s, smaller, false);
+}
+
+// Whether a frame's y is one that makes all of the frame NaN: exp(y) is out of range, or y is NaN, or -inf throughout.
+const int IS_BAD = 1, IS_OPEN = 2;
+INLINE int marks_of(Number y)
+{
+    return (y < Constants<Number>::limit() ? 0 : IS_BAD) | (y == minus_infinity() ? 0 : IS_OPEN);
+}
+INLINE bool makes_nan(int marks) { return marks != IS_OPEN; }

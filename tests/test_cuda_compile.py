@@ -1,0 +1,77 @@
+"""NVIDIA's compiler takes the kernels for every supported architecture, and spills no register. No GPU is needed.
+
+The kernels are tried as CuPy compiles them, with -ftz=true. To take two minutes or so: all kinds of families in every
+dtype, and all pairs of dtypes, for one architecture; for each of the others four kernels, of all dtypes.
+"""
+
+import pytest
+from cuda_on_cpu import H100, SMALL, nvrtc
+
+from lsm.backends import _cuda
+from lsm.backends._cuda.plan import module_key, plan
+
+NAMES = ("float16", "bfloat16", "float32", "float64")
+OPS = ("log_softmax", "log_softmax_backward")
+
+# Classes and inner that lead to families of every kind.
+SHAPES = [(12, 1), (100, 1), (700, 1), (1024, 1), (5000, 1), (40000, 1), (200_000, 1)]
+SHAPES += [(16, 7), (30, 7), (100, 7), (1000, 7), (4000, 7), (100_000, 7)]
+
+ARCHITECTURES = [(13, a) for a in (75, 80, 86, 89, 100, 103, 120)] + [(12, a) for a in (70, 75, 90)]
+
+
+def families(op, name, out, shapes, limits=H100):
+    return sorted({plan(op, name, out, 5, *shape, limits).family for shape in shapes})
+
+
+def compile_for(major, architecture, op, name, out, family):
+    if nvrtc.library(major) is None:
+        pytest.fail(f"no NVRTC {major}: pip install '.[cuda-test]'")
+    options = (*module_key(op, name, out, family), f"-arch=sm_{architecture}", "-ftz=true")
+    kernels = nvrtc.compile_cubin(major, _cuda.source(), options)
+    assert op in kernels
+    for kernel, use in kernels.items():
+        assert use.spilled == 0 and use.stack == 0, (kernel, family, use)
+    return kernels
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("op", OPS)
+def test_every_family_for_hopper(op, name):
+    for family in families(op, name, name, SHAPES):
+        for kernel, use in compile_for(13, 90, op, name, name, family).items():
+            if family.name == "shared":  # as many registers as let the blocks be there together
+                assert use.registers * family.numbers[0] * family.numbers[1] <= 65536, (kernel, family, use)
+
+
+@pytest.mark.parametrize("given", NAMES)
+def test_every_pair_of_dtypes(given):
+    for result in NAMES:
+        for family in families("log_softmax", given, result, [(300, 1), (300, 7)]):
+            compile_for(13, 90, "log_softmax", given, result, family)
+
+
+@pytest.mark.parametrize(("major", "architecture"), ARCHITECTURES)
+def test_every_architecture(major, architecture):
+    limits = SMALL if architecture == 75 else H100
+    for op, name, shape in (
+        ("log_softmax", "float16", (700, 1)),
+        ("log_softmax", "float32", (5000, 1)),
+        ("log_softmax_backward", "bfloat16", (5000, 1)),
+        ("log_softmax_backward", "float64", (500, 7)),
+    ):
+        compile_for(major, architecture, op, name, name, families(op, name, name, [shape], limits)[0])
+
+
+def test_what_the_compiler_says_is_understood():
+    source = 'extern "C" __global__ void kernel(float *x) {{ {body} }}'
+    for body, error in (("x[0] = y;", 'identifier "y" is undefined'), ("int i;", "warning")):
+        with pytest.raises(nvrtc.CompileError, match=error):
+            nvrtc.compile_cubin(13, source.format(body=body), ("-arch=sm_90",))
+    spilling = source.format(
+        body="float a[64]; for (int i = 0; i < 64; i++) a[i] = x[i * 128 + threadIdx.x]; __syncthreads();"
+        "for (int k = 0; k < 64; k++) { float s = 0;"
+        "for (int i = 0; i < 64; i++) s += a[i] * a[(i + k) % 64]; x[k] = s; }"
+    )
+    use = nvrtc.compile_cubin(13, spilling, ("-arch=sm_90", "-maxrregcount=32"))["kernel"]
+    assert use.spilled > 0 and use.registers <= 32

@@ -1,0 +1,238 @@
+"""The CUDA kernels on the CPU (cuda_on_cpu): exact values, special ones, and the same bits, in every regime."""
+
+import cuda_on_cpu
+import numpy as np
+import oracle
+import pytest
+from conftest import DTYPES
+from cuda_on_cpu import H100, SMALL
+from test_accuracy import KINDS, bound, bound_of_cast, frames
+
+from lsm.backends._cuda.plan import plan
+
+NAMES = ("float16", "bfloat16", "float32", "float64")
+
+# At the borders of lanes, pieces and slices; with SMALL, the last two are in shared memory and split, if they are long.
+ROWS = (1, 2, 7, 31, 33, 64, 129, 1000, 1024, 1025, 4100, 20000)
+COLUMNS = (1, 3, 16, 17, 100, 256, 257, 1000, 1025, 2500)
+
+
+def forward(x, dtype=None, limits=SMALL):
+    y = np.full(x.shape, 7, dtype or x.dtype)
+    cuda_on_cpu.apply("log_softmax", (x,), y, limits)
+    return y
+
+
+def backward(dy, y, limits=SMALL):
+    dx = np.full(dy.shape, 7, dy.dtype)
+    cuda_on_cpu.apply("log_softmax_backward", (dy, y), dx, limits)
+    return dx
+
+
+CASES = [(n, 1) for n in ROWS] + [(n, 37) for n in COLUMNS]
+
+
+def rows(a):
+    """(outer, classes, inner) as frames of consecutive classes."""
+    return np.ascontiguousarray(a.transpose(0, 2, 1)).reshape(-1, a.shape[1], 1)
+
+
+def equal(a, b):
+    np.testing.assert_array_equal(a.astype(np.longdouble), b.astype(np.longdouble))  # which knows NaN of 16 bits too
+
+
+def test_the_cases_are_of_every_family():
+    for op in ("log_softmax", "log_softmax_backward"):
+        for name in NAMES:
+            families = {plan(op, name, name, 3, n, inner, SMALL).family.name for n, inner in CASES}
+            assert families == {"group", "shared", "split", "columns", "columns_split"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("n", "inner"), CASES)
+def test_within_the_bound(name, n, inner, rng):
+    """Of about as many numbers for every n, and a last block or tile that is not full."""
+    dtype, n_outer = DTYPES[name], max(1, (1500 if inner == 1 else 40) // n)
+    for kind in KINDS:
+        x = np.ascontiguousarray(frames(kind, (n_outer, inner, n), dtype, rng).transpose(0, 2, 1))
+        y = forward(x)
+        assert oracle.ulps(y, oracle.log_softmax(x, 1)) <= bound(dtype), kind
+        dy = rng.standard_normal(x.shape).astype(dtype)
+        exact, at = oracle.backward(dy, y, 1)
+        assert oracle.ulps(backward(dy, y), exact, at) <= bound(dtype), kind
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", [2, 5, 16, 100, 257, 1000, 1025, 2500, 10000])
+def test_every_regime_gives_the_same_bits(name, n, rng):
+    """Rows and columns, on chip and split, alone and in a batch, in any order of warps."""
+    dtype = DTYPES[name]
+    x = (rng.standard_normal((2, n, 5)) * 4).astype(dtype)
+    x[0, n // 2, 1], x[1, 0, 2], x[0, :, 3] = np.nan, -np.inf, 5
+    dy = rng.standard_normal(x.shape).astype(dtype)
+    y = forward(x)
+    dx = backward(dy, y)
+    for limits in (SMALL, H100):
+        for seed in (0, 1, 2):
+            cuda_on_cpu.HostKernel.seed = seed
+            equal(forward(x, limits=limits), y)
+            equal(backward(dy, y, limits), dx)
+            equal(forward(rows(x), limits=limits), rows(y))
+            equal(backward(rows(dy), rows(y), limits), rows(dx))
+        cuda_on_cpu.HostKernel.seed = 0
+        alone = np.ascontiguousarray(x[1:, :, 2:3])
+        equal(forward(alone, limits=limits), y[1:, :, 2:3])
+        equal(backward(dy[1:, :, 2:3].copy(), y[1:, :, 2:3].copy(), limits), dx[1:, :, 2:3])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("n", "inner"), [(10, 1), (1000, 1), (4100, 1), (20000, 1), (17, 37), (257, 37), (2500, 37)])
+def test_layouts_alignment_and_in_place(name, n, inner, rng):
+    """Every array has strides of its own, any start; a result may be written over what it is made of."""
+    dtype = DTYPES[name]
+    shape = (3, n, inner)
+    x, dy = (rng.standard_normal((2, *shape)) * 2).astype(dtype)
+    y = forward(x)
+    dx = backward(dy, y)
+
+    def laid_out(values, start, gap):
+        """From `start` on, with a gap after every frame (inner = 1) or row of a class."""
+        step = n + gap if inner == 1 else n * (inner + gap)
+        memory = np.full(start + 3 * step + 9, 99, dtype)
+        strides = (step, 1, 1) if inner == 1 else (step, inner + gap, 1)
+        bytes_ = [s * dtype.itemsize for s in strides]
+        view = np.lib.stride_tricks.as_strided(memory[start:], shape, bytes_, writeable=True)
+        view[...] = values
+        return view, memory
+
+    for start, gap in ((0, 0), (1, 0), (3, 1), (8, 5), (4, 16)):
+        places = ((x, start, gap), (dy, 5 - start % 5, gap + 1), (y, start + 2, 3), (0, start + 1, gap))
+        (a, _), (b, _), (c, _), (out, memory) = (laid_out(*place) for place in places)
+        cuda_on_cpu.apply("log_softmax", (a,), out, SMALL)
+        equal(out, y)
+        cuda_on_cpu.apply("log_softmax_backward", (b, c), out, SMALL)
+        equal(out, dx)
+        assert (memory.astype(float) == 99).sum() == memory.size - out.size  # what lies between is as it was
+        cuda_on_cpu.apply("log_softmax", (a,), a, SMALL)
+        equal(a, y)
+        for k in (0, 1):
+            pair = [laid_out(dy, start, gap)[0], laid_out(y, start, gap)[0]]
+            cuda_on_cpu.apply("log_softmax_backward", pair, pair[k], SMALL)
+            equal(pair[k], dx)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("n", "inner"), [(1, 1), (5, 1), (1000, 1), (4100, 1), (20000, 1), (3, 7), (257, 7), (2500, 7)]
+)
+def test_special_values(name, n, inner, rng):
+    dtype = DTYPES[name]
+    clean = rng.standard_normal((4, n, inner)).astype(dtype)
+    dy = rng.standard_normal(clean.shape).astype(dtype)
+    want = forward(clean)
+    want_dx = backward(dy, want)
+    places = sorted({0, n // 2, n - 1})
+    for value in (np.nan, np.inf):
+        for place in places:
+            for also in (value, -np.inf):
+                x, y, g = clean.copy(), want.copy(), dy.copy()
+                for a in (x, y, g):
+                    a[1, 0 if n > 1 else place, inner - 1] = also
+                    a[1, place, inner - 1] = value
+                for got, expected in (
+                    (forward(x), want),
+                    (backward(dy, y), want_dx),
+                    (backward(g, want), want_dx),
+                ):
+                    assert np.isnan(got[1, :, inner - 1].astype(float)).all()
+                    got[1, :, inner - 1] = expected[1, :, inner - 1]
+                    equal(got, expected)
+    x = clean.copy()
+    x[2, :, 0] = -np.inf
+    y = forward(x)
+    assert np.isnan(y[2, :, 0].astype(float)).all()
+    y[2, :, 0] = -np.inf
+    assert np.isnan(backward(dy, y)[2, :, 0].astype(float)).all()
+    if n > 2:
+        x = clean.copy()
+        x[0, : n - 1, 0] = -np.inf  # all but one, whole slices among them
+        x[3, ::2, 0] = -np.inf
+        y = forward(x)
+        np.testing.assert_array_equal(np.isneginf(y.astype(float)), np.isneginf(x.astype(float)))
+        assert oracle.ulps(y, oracle.log_softmax(x, 1)) <= bound(dtype)
+        assert y[0, n - 1, 0] == 0
+        masked = np.isneginf(y.astype(float))
+        np.testing.assert_array_equal(backward(dy, y)[masked], dy[masked])
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_output_that_is_too_large_makes_its_frame_nan(name, inner, rng):
+    dtype = DTYPES[name]
+    limit = 709 if name == "float64" else 88
+    for n in (4, 1000, 4100, 20000):
+        dy, y = np.full((2, 3, n, inner), 2.0**-100 if dtype.itemsize > 2 else 0, dtype)
+        y[...] = -30
+        y[1, n - 1] = limit
+        y[2, n - 1] = limit - 1
+        dx = backward(dy, y)
+        assert np.isnan(dx[1].astype(float)).all() and np.isfinite(dx[::2].astype(float)).all()
+
+
+@pytest.mark.parametrize("result", NAMES)
+@pytest.mark.parametrize("given", NAMES)
+def test_every_combination_of_dtypes(given, result, rng):
+    given, result = DTYPES[given], DTYPES[result]
+    for n, inner in ((10, 1), (300, 1), (4100, 1), (20000, 1), (40, 9), (2500, 9)):
+        for kind in ("ordinary", "peaked"):
+            x = np.ascontiguousarray(frames(kind, (3, inner, n), given, rng).transpose(0, 2, 1))
+            y = forward(x, result)
+            assert oracle.ulps(y, oracle.log_softmax(x, 1)) <= bound_of_cast(given, result), (n, inner, kind)
+            equal(forward(rows(x), result), rows(y))
+
+
+@pytest.mark.parametrize("lead", [5, 16, 20, 40, 80, 90, 100])
+def test_peaked_frames_keep_their_digits(lead):
+    for dtype in (np.float32, np.float64):
+        for other in (0.0, 1e-39, -7.3, 1234.5, 1e4):
+            for n in (2, 5000):  # the second class in another slice, which knows another maximum
+                x = np.full((2, n, 1), -np.inf, dtype)
+                x[0, 0], x[0, n - 1] = other, other + lead
+                x[1, 0], x[1, n - 1] = other + lead, other
+                y = forward(x)
+                assert oracle.ulps(y, oracle.log_softmax(x, 1)) <= 4, (other, n)
+                dy = np.where(y > -1, dtype(-1), dtype(0))
+                dx = backward(dy, y)
+                exact, _ = oracle.backward(dy, y, 1)
+                assert oracle.ulps(dx, exact) <= 4
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+def test_gradients_over_the_range(inner):
+    """S from subnormal to beyond the type, y down to where exp(y) is nothing."""
+    for dtype, scales in (
+        (np.float32, (1e-44, 1e-30, 1.0, 1e20, 1e30, 1e38)),
+        (np.float64, (5e-324, 1e-300, 1.0, 1e200, 1.7e308)),
+    ):
+        for n in (1001, 12000):
+            for scale in scales:
+                y = np.repeat(np.linspace(-800, 20, n).astype(dtype).reshape(1, n, 1), inner, axis=2)
+                dy = np.zeros_like(y)
+                dy[0, n // 2], dy[0, n - 1], dy[0, 3] = scale, scale, scale / 8
+                dx = backward(dy, y)
+                exact, at = oracle.backward(dy, y, 1)
+                fits = np.abs(exact) < np.finfo(dtype).max
+                assert oracle.ulps(dx[fits], exact[fits], at[fits]) <= 4, (n, scale)
+                assert np.isinf(dx[~fits]).all()
+
+
+def test_long_frames(rng):
+    """A thread that folds many slices, several launches, and blocks that write more than one part."""
+    for name in ("float16", "float32", "float64"):
+        dtype = DTYPES[name]
+        x = (rng.standard_normal((2, 2**20 + 3, 1)) * 3).astype(dtype)
+        y = forward(x)
+        assert oracle.ulps(y, oracle.log_softmax(x, 1)) <= bound(dtype)
+        dy = rng.random(x.shape).astype(dtype)
+        exact, at = oracle.backward(dy, y, 1)
+        assert oracle.ulps(backward(dy, y), exact, at) <= bound(dtype)
