@@ -1,0 +1,91 @@
+"""How rows, contestants and numbers of a benchmark run are written."""
+
+from collections.abc import Iterable
+
+from lsm.bench.result import Entry, Row
+
+DISTURBED = 0.1  # processors in use by others; what the system itself needs is less
+
+
+def number(value: float) -> str:
+    """Three digits at least, and none behind the point from 100 on."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio as a multiplier."""
+    return "" if ratio is None else f"{number(ratio)}x"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """From the 20th to the 80th percentile."""
+    return "" if low is None or high is None else f"{number(low)}..{number(high)}"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes as people say them."""
+    for unit, bytes_each in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if abs(n_bytes) >= bytes_each:
+            return f"{number(n_bytes / bytes_each)} {unit}"
+    return f"{n_bytes} B"
+
+
+def plural(n: int, word: str) -> str:
+    """'1 thread', '2 threads'."""
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def shape(row: Row) -> str:
+    """'64x128256', with what is not usual about the array."""
+    axis = "" if row.axis in (-1, len(row.shape) - 1) else f" axis {row.axis}"
+    order = "" if row.order == "C" else f" order {row.order}"
+    return "x".join(map(str, row.shape)) + axis + order
+
+
+def types(row: Row) -> str:
+    """'float16', or 'float16 to float32'."""
+    return row.dtype if row.out_dtype == row.dtype else f"{row.dtype} to {row.out_dtype}"
+
+
+def place(row: Row) -> str:
+    """A row without its operation: what stands on an axis of a chart."""
+    data = "" if row.data == "logits" else f" {row.data}"
+    return f"{row.workload} {shape(row)} {types(row)}{data}"
+
+
+def where(row: Row) -> str:
+    """A row in one line."""
+    device = "" if row.device == "cpu" else f", on {row.device}"
+    return f"{place(row)}, {row.op}, {plural(row.threads, 'thread')}{device}"
+
+
+def who(entry: Entry) -> str:
+    """A contestant, and how it is called where that is not the best way."""
+    return entry.name + (", new result" if entry.way == "new" else "")
+
+
+def reference(rows: Iterable[Row]) -> Entry | None:
+    """Whom the ratios are taken to: the first backend of lsm that writes into a given result."""
+    entries = (entry for row in rows for entry in row.contestants)
+    return next((e for e in entries if e.library == "lsm" and e.backend and e.way == "out"), None)
+
+
+def best_first(row: Row) -> list[Entry]:
+    """The ranked ones, then those whose result is not right, then those that raised."""
+
+    def key(entry: Entry) -> tuple[bool, bool, bool, float, float]:
+        unknown = float("inf")
+        ratio = unknown if entry.ratio is None else entry.ratio
+        us = unknown if entry.us is None else entry.us
+        return entry.error is not None, not entry.is_right, entry.us is None, ratio, us
+
+    return sorted(row.contestants, key=key)
+
+
+def error_text(entry: Entry) -> str:
+    """The largest error in ulps; beside the bound where it is beyond it."""
+    if entry.max_ulp is None:
+        return "" if entry.is_right or entry.error is not None else "not finite"
+    is_beyond = entry.bound_ulp is not None and entry.max_ulp > entry.bound_ulp
+    beyond = f" > {entry.bound_ulp:g}" if is_beyond else ""
+    return f"{entry.max_ulp:.3g}{beyond}"
