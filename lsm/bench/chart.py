@@ -26,40 +26,44 @@ Look = dict[str, tuple[str, str, str]]
 
 def svg(result: Result) -> str:
     """Draw it for a light and for a dark page; the same result gives the same text."""
-    text = io.StringIO()
-    figure(result).savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return text.getvalue().replace(INK, "currentColor").replace("<defs>", f"{STYLE}\n <defs>", 1)
+    text = _drawn(result, format="svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
+    return text.replace(INK, "currentColor").replace("<defs>", f"{STYLE}\n <defs>", 1)
 
 
 def png(result: Result) -> bytes:
     """Draw it on white."""
+    return _drawn(result, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def _drawn(result: Result, **how: Any) -> bytes:
+    """Draw and save it, both with settings of our own; names of contestants may have a $ in them."""
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings: dict[Any, Any] = dict.fromkeys(inks, INK) | {"font.size": 9, "legend.frameon": False}
+    settings |= {"svg.fonttype": "none", "svg.hashsalt": "lsm", "text.parse_math": False}
     data = io.BytesIO()
-    figure(result).savefig(data, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    with mpl.rc_context(settings):
+        _figure(result).savefig(data, **how)
     return data.getvalue()
 
 
-def figure(result: Result) -> Figure:
+def _figure(result: Result) -> Figure:
     """Bars above, curves below."""
-    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "lsm", "font.size": 9, "legend.frameon": False}
-    with mpl.rc_context(settings | dict.fromkeys(inks, INK)):
-        rows = [row for row in result.rows if row.sweep is None]
-        look = looks(result.rows)
-        bars = _bars(rows, max(result.header.threads))
-        curves = [draw for draw, is_there in _curves(result, rows) if is_there]
-        heights = [1.4 + BAR * _height(bars)] * bool(bars) + [CURVES] * math.ceil(len(curves) / 2)
-        drawing = Figure(figsize=(WIDTH, sum(heights) or 1), layout="constrained")
-        parts = iter(drawing.subfigures(len(heights) or 1, 1, height_ratios=heights or [1], squeeze=False)[:, 0])
-        if bars:
-            _draw_bars(next(parts), bars, look, max(result.header.threads))
-        for i in range(0, len(curves), 2):
-            places = next(parts).subplots(1, 2)
-            for axes, draw in zip(places, curves[i : i + 2], strict=False):
-                draw(axes, look)
-            for axes in places[len(curves[i:]) :]:
-                axes.set_axis_off()
-        drawing.canvas.draw()  # while the settings hold
-    return drawing
+    rows = [row for row in result.rows if row.sweep is None]
+    n_threads = max(result.header.threads)
+    look, bars = looks(result.rows), _bars(rows, n_threads)
+    curves = [draw for draw, is_there in _curves(result, rows) if is_there]
+    heights = [1.4 + BAR * _height(bars)] * bool(bars) + [CURVES] * math.ceil(len(curves) / 2)
+    figure = Figure(figsize=(WIDTH, sum(heights) or 1), layout="constrained")
+    parts = iter(figure.subfigures(len(heights) or 1, 1, height_ratios=heights or [1], squeeze=False)[:, 0])
+    if bars:
+        _draw_bars(next(parts), bars, look, n_threads)
+    for i in range(0, len(curves), 2):
+        places = next(parts).subplots(1, 2)
+        for axes, draw in zip(places, curves[i : i + 2], strict=False):
+            draw(axes, look)
+        for axes in places[len(curves[i:]) :]:
+            axes.set_axis_off()
+    return figure
 
 
 def looks(rows: list[Row]) -> Look:

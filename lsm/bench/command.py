@@ -111,9 +111,12 @@ def _measured(args: argparse.Namespace) -> Result:
 def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> bool:
     """Write all outputs; tell whether something of lsm became worse."""
     contents, tables = import_module("lsm.bench.contents"), import_module("lsm.bench.tables")
-    report, is_worse = contents.report(result), False
+    fit_to_show = import_module("lsm.bench.wording").fit_to_show
+    shown, is_worse = fit_to_show(result), False
+    report = contents.report(shown)
     if old is not None:
-        comparison = import_module("lsm.bench.compare").compared(old, result, args.tolerance, args.compare)
+        compared = import_module("lsm.bench.compare").compared
+        comparison = compared(fit_to_show(old), shown, args.tolerance, args.compare)
         report = replace(
             report,
             overall=(*report.overall, *comparison.tables),
@@ -129,9 +132,9 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> b
         if args.chart:
             chart, ending = import_module("lsm.bench.chart"), Path(args.chart).suffix.lower()
             if ending == ".png":
-                files.write(args.chart, chart.png(result))
+                files.write(args.chart, chart.png(shown))
             elif ending == ".svg":
-                files.write(args.chart, chart.svg(result))
+                files.write(args.chart, chart.svg(shown))
             else:
-                files.write(args.chart, import_module("lsm.bench.page").page(report, chart.svg(result)))
+                files.write(args.chart, import_module("lsm.bench.page").page(report, chart.svg(shown)))
     return is_worse

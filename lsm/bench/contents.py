@@ -132,9 +132,8 @@ def _gathered(found: list[tuple[str, Row]], n_rows: int) -> Iterator[str]:
     """Each text once, with the rows that it holds for."""
     for text, pairs in groupby(sorted(found, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
         rows = list(dict.fromkeys(where(row) for _, row in pairs))
-        named = "; ".join(rows[:MOST_NAMED])
-        more = len(rows) - MOST_NAMED
-        yield f"{text} ({'every row' if len(rows) == n_rows > 1 else named}{f'; and {more} more' if more > 0 else ''})"
+        named = [*rows[:MOST_NAMED], *[f"and {len(rows) - MOST_NAMED} more"] * (len(rows) > MOST_NAMED)]
+        yield f"{text} ({'every row' if len(rows) == n_rows > 1 else '; '.join(named)})"
 
 
 def _legend(result: Result) -> Iterator[str]:

@@ -1,10 +1,26 @@
 """How rows, contestants and numbers of a benchmark run are written."""
 
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
+from lsm._texts import printable
 from lsm.bench.result import Entry, Row
 
 DISTURBED = 0.1  # processors in use by others; what the system itself needs is less
+
+
+def fit_to_show(value: Any) -> Any:
+    """A result with every text in it on one line, without what a terminal obeys: names come from plugins and files."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [fit_to_show(item) for item in value]
+    if isinstance(value, dict):
+        return {fit_to_show(key): fit_to_show(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: fit_to_show(getattr(value, field.name)) for field in fields(value)})
+    return value
 
 
 def number(value: float) -> str:
