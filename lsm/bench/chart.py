@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter
 
 from lsm.bench.overall import elements, geometric_means, speed_ups
 from lsm.bench.result import Result, Row
@@ -17,6 +19,7 @@ from lsm.bench.wording import plural, shape, times, types, who
 BLUE, OTHERS = "#0072B2", ("#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D31", "#7F7F7F")
 SIGNS = "osD^vPX*<>"
 INK, GREY = "#010203", "#808080"  # the first stands for the colour of the page's text, until the SVG is written
+FONT = "DejaVu Sans"  # comes with matplotlib
 STYLE = "<style>svg{color:#24292f}@media (prefers-color-scheme: dark){svg{color:#e6edf3}}</style>"
 WIDTH, BAR, CURVES = 11.0, 0.13, 4.2  # inches: of the figure, of a bar, and the height of the curves
 DOTS_PER_INCH = 150
@@ -27,6 +30,8 @@ Look = dict[str, tuple[str, str, str]]
 def svg(result: Result) -> str:
     """Draw it for a light and for a dark page; the same result gives the same text."""
     text = _drawn(result, format="svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
+    # One family instead of matplotlib's list of ten with every word; it was laid out for this width.
+    text = text.replace(f"'{FONT}'", "Verdana, sans-serif")
     return text.replace(INK, "currentColor").replace("<defs>", f"{STYLE}\n <defs>", 1)
 
 
@@ -39,7 +44,7 @@ def _drawn(result: Result, **how: Any) -> bytes:
     """Draw and save it, both with settings of our own; names of contestants may have a $ in them."""
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     settings: dict[Any, Any] = dict.fromkeys(inks, INK) | {"font.size": 9, "legend.frameon": False}
-    settings |= {"svg.fonttype": "none", "svg.hashsalt": "lsm", "text.parse_math": False}
+    settings |= {"font.family": FONT, "svg.fonttype": "none", "svg.hashsalt": "lsm", "text.parse_math": False}
     data = io.BytesIO()
     with mpl.rc_context(settings):
         _figure(result).savefig(data, **how)
@@ -134,7 +139,7 @@ def _draw_bars(part: Any, bars: Bars, look: Look, n_threads: int) -> None:
     text = "shorter is faster, left of 1 is faster than lsm; grey: 20th to 80th percentile"
     part.supxlabel(f"time over that of lsm, {plural(n_threads, 'thread')} (log scale): {text}", fontsize=9)
     patches = [
-        mpl.patches.Patch(facecolor=colour, hatch=hatch, edgecolor="#ffffff", linewidth=0, label=name)
+        Patch(facecolor=colour, hatch=hatch, edgecolor="#ffffff", linewidth=0, label=name)
         for name, (colour, _, hatch) in look.items()
         if any(name == other for _, other in places)
     ]
@@ -172,10 +177,9 @@ def _draw_sizes(axes: Any, look: Look, op: str, rows: list[Row], caches: dict[st
     for name, n_bytes in caches.items():
         axes.axvline(n_bytes, color=GREY, linewidth=0.8, linestyle=":")
         axes.annotate(name, (n_bytes, 1), xycoords=("data", "axes fraction"), fontsize=8, ha="right", va="top")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("bytes read and written")
+    _logarithmic(axes)
+    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.set_xlabel("read and written")
     axes.set_title(f"GB/s against size, {op}")
     axes.legend(fontsize=7, loc="best")
     _tidy(axes, "both")
@@ -204,13 +208,19 @@ def _draw_sweep(axes: Any, look: Look, title: str, rows: list[Row]) -> None:
             points = [(n, us * 1e3 / n) for n, us in found]
             style = "--" if hatch else "-"
             axes.plot(*zip(*points, strict=True), style, marker=sign, markersize=4, color=colour, label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    _logarithmic(axes)
     axes.set_xlabel("elements")
     axes.set_title(f"ns an element, {title}")
     axes.legend(fontsize=7)
     _tidy(axes, "both")
+
+
+def _logarithmic(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _tidy(axes: Any, grid: str) -> None:

@@ -65,7 +65,7 @@ def _refuse_with_from(args: argparse.Namespace) -> None:
     """Say so if something was asked for that a run would need which is over."""
     flags = ["quick", "usual", "full", "only", "op", "dtype", "data", "shape", "axis", "sweep", "memory"]
     flags += ["contestants", "threads", "rounds", "device"]
-    given = [f"--{flag}" for flag in flags if getattr(args, flag) not in (None, False)]
+    given = [f"--{flag}" for flag in flags if getattr(args, flag) is not None and getattr(args, flag) is not False]
     if given:
         raise MisusedError(f"{', '.join(given)}: --from reports what was measured before; leave one of them out")
 

@@ -1,6 +1,7 @@
 """A report as text: in colours on a terminal, plain elsewhere; columns that matter least go where there is no room."""
 
 import textwrap
+from collections.abc import Iterable
 from typing import TextIO
 
 from rich.cells import cell_len
@@ -21,19 +22,14 @@ def write(report: Report, file: TextIO) -> None:
     # Wide enough that whoever reads a file or a pipe gets every column, on one line.
     console = Console(file=file, width=max(width, NARROWEST) if width else 10_000, markup=False, highlight=False)
     room = console.width if width else PLAIN_WIDTH
-    _lines(console, [f"{name}: {text}" for name, text in report.head], room)
-    for table in (*report.rows, *report.sweeps, *report.overall):
-        _table(console, table, room)
-    for title, lines in report.remarks:
-        console.print()
-        _lines(console, [title], room, "bold")
-        _lines(console, lines, room)
+    parts = [_lines(console, [f"{name}: {text}" for name, text in report.head], room)]
+    parts += [_table(console, table, room) for table in (*report.rows, *report.sweeps, *report.overall)]
+    parts += [_lines(console, [title], room, "bold") + _lines(console, lines, room) for title, lines in report.remarks]
+    file.write("\n".join(parts))  # by ourselves: rich ends the process where nobody reads
 
 
-def _table(console: Console, table: Table, room: int) -> None:
+def _table(console: Console, table: Table, room: int) -> str:
     shown = fitting(table, console.width)
-    console.print()
-    _lines(console, [table.title], room, "bold")
     grid = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for i in shown:
         column = table.columns[i]
@@ -42,11 +38,15 @@ def _table(console: Console, table: Table, room: int) -> None:
     for line in table.lines:
         cells = (_encodable(line.cells[i], console) for i in shown)
         grid.add_row(*(Text(cell) for cell in cells), style=STYLES.get(line.mark, ""))
+    title, notes = _lines(console, [table.title], room, "bold"), _lines(console, table.notes, room, "dim")
+    return title + _rendered(console, grid) + notes
+
+
+def _rendered(console: Console, what: RichTable | Text) -> str:
+    """As it is printed, without the spaces that rich fills lines up with."""
     with console.capture() as capture:
-        console.print(grid)
-    for text in capture.get().splitlines():  # rich fills lines up with spaces, which a file has no use for
-        console.file.write(text.rstrip() + "\n")
-    _lines(console, table.notes, room, "dim")
+        console.print(what)
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
 def fitting(table: Table, n_columns: int) -> list[int]:
@@ -64,11 +64,10 @@ def fitting(table: Table, n_columns: int) -> list[int]:
     return shown
 
 
-def _lines(console: Console, lines: tuple[str, ...] | list[str], room: int, style: str = "") -> None:
-    for line in lines:
-        # Not broken at hyphens: names of types and options are copied from here.
-        for part in textwrap.wrap(line, room, subsequent_indent="  ", break_on_hyphens=False) or [""]:
-            console.print(Text(_encodable(part, console), style=style))
+def _lines(console: Console, lines: Iterable[str], room: int, style: str = "") -> str:
+    """Paragraphs, not broken at hyphens: names of types and options are copied from here."""
+    wrapped = (textwrap.wrap(line, room, subsequent_indent="  ", break_on_hyphens=False) or [""] for line in lines)
+    return "".join(_rendered(console, Text(_encodable(part, console), style)) for parts in wrapped for part in parts)
 
 
 def _encodable(text: str, console: Console) -> str:
