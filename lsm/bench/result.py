@@ -29,8 +29,7 @@ class Limit:
 class Entry:
     """One way to call one contestant, in one row.
 
-    `max_ulp` and `max_abs_error` are None where they were not measured, and where they are not finite: `is_right` tells
-    them apart, for it is False then.
+    The errors are None where they were not measured, and where they are not finite; then `is_right` is False.
     """
 
     name: str  # "lsm cython", "torch", ...
@@ -48,9 +47,11 @@ class Entry:
     gb_s: float | None = None
     share: float | None = None  # of the limit
     first_call_ms: float | None = None
-    max_ulp: float | None = None
+    max_ulp: float | None = None  # in ulps of the exact value of each element
+    max_frame_ulp: float | None = None  # in ulps of the largest of each frame
     max_abs_error: float | None = None
     bound_ulp: float | None = None
+    bound_is_declared: bool = False  # then max_ulp is held to it, else, for peers declare none, max_frame_ulp
     is_right: bool = False
     extra_bytes: int | None = None
     error: str | None = None

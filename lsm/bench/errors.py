@@ -1,0 +1,89 @@
+"""Error beside speed: how far a result is from the exact values, on the same data as the time.
+
+The exact values come from the conformance kit's oracle, which is slow: of large arrays some frames are checked, evenly
+chosen. Forward, an error counts in ulps of the exact output. Backward it counts in ulps of the largest of the gradient
+and its two terms, as a function of the dy and y that were given. Forward+backward it is held to the exact gradient by
+x, and y's own rounding, which moves the second term by exp(y) * S * |y| for each relative error, counts as a term too;
+the bound is that of both steps together.
+
+A backend of lsm is held to the bound that it declares, element by element. The peers declare none, and near 0 all lose
+every digit, which the figures show; they are held to lsm's bound in ulps of the largest result of each frame. Whoever
+is beyond that does not compute log-softmax in this dtype.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lsm._check import dtype_name
+from lsm._conformance import oracle
+from lsm.backends.base import DEFAULT_MAX_ULP
+from lsm.bench.data import Array, Data
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
+
+N_ELEMENTS = 2**20  # checked in a row: about a second
+N_BY_DECIMAL = 2**10  # the same where longdouble is not wide enough
+# Two steps err twice; and exp of y's rounding error, of up to 1/16 in bfloat16, is not quite linear.
+BOTH_STEPS = 2.1
+
+
+class Found(NamedTuple):
+    """How far off a result is at most; None where that is not finite."""
+
+    max_ulp: float | None
+    max_frame_ulp: float | None
+    max_abs_error: float | None
+    bound_ulp: float
+    is_right: bool
+
+
+class Reference:
+    """The exact values of some frames of a case."""
+
+    def __init__(self, case: Case, data: Data, n_elements: int = N_ELEMENTS) -> None:
+        dtype = data.out.dtype
+        n = n_elements if oracle.is_quick(dtype) else N_BY_DECIMAL
+        self._op, self._dtype, self._axis, self._shape = case.op, dtype, case.axis, data.out.shape
+        self.n_frames = max(1, min(case.n_frames, n // case.n_classes))
+        moved = np.moveaxis(data.out, case.axis, -1).shape[:-1]
+        evenly = np.linspace(0, case.n_frames - 1, self.n_frames).astype(int)
+        self._index: Any = np.unravel_index(evenly, moved) if moved else ()
+        if case.op == FORWARD:
+            self._exact = oracle.exact_log_softmax(self._of(data.x), dtype)
+        elif case.op == BACKWARD:
+            self._exact = oracle.exact_backward(self._of(data.dy), self._of(data.y))
+        else:
+            self._exact = oracle.exact_gradient(self._of(data.dy), self._of(data.x))
+        sizes = np.where(np.isfinite(self._exact.at), np.abs(self._exact.at), 0)
+        self._frame_ulp = oracle.spacing(sizes.max(axis=-1), dtype)
+
+    def spoil(self, out: Array) -> None:
+        """Make the checked frames of a preallocated result NaN, so that an old result does not pass for a new one."""
+        np.moveaxis(out, self._axis, -1)[self._index] = np.nan
+
+    def check(self, result: Array, declared_ulp: float | None) -> Found:
+        """Compare a result; without a declared bound it is held to lsm's own, by frames."""
+        bound = DEFAULT_MAX_ULP[dtype_name(self._dtype)] if declared_ulp is None else declared_ulp
+        bound *= BOTH_STEPS if self._op == BOTH else 1
+        if result.dtype != self._dtype or result.shape != self._shape:
+            return Found(None, None, None, bound, is_right=False)
+        frames = self._of(result)
+        exact = self._exact
+        with np.errstate(all="ignore"):
+            off = np.abs((frames.astype(oracle.LD) - exact.value) - exact.rest)
+            off[frames == exact.value] = 0  # infinities
+            # NaN, if there is any, is the largest.
+            ulps, largest = float(exact.ulps(frames).max(initial=0)), float(off.max(initial=0))
+            frame_ulps = float((off.max(axis=-1) / self._frame_ulp).max(initial=0))
+        is_right = (frame_ulps if declared_ulp is None else ulps) <= bound
+        return Found(_finite(ulps), _finite(frame_ulps), _finite(largest), bound, is_right)
+
+    def _of(self, array: Any) -> Array:
+        """The checked frames of an array, along the last axis."""
+        frames: Array = np.moveaxis(array, self._axis, -1)[self._index]
+        return frames
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
