@@ -89,7 +89,7 @@ def refused(capsys, *args):
 
 def test_the_plain_command_asks_for_the_quick_set(work, engine, capsys):
     assert bench() == 0
-    assert engine.options == Options(set="quick", with_memory=False, command="lsm bench")
+    assert engine.options == Options(set="quick", command="lsm bench")
     assert list(work.iterdir()) == []
 
 
@@ -112,7 +112,9 @@ def test_every_argument_reaches_the_engine(work, engine, capsys):
     )
     assert bench("--full", "--shape", "64x128256", "--axis", "0") == 0
     assert (engine.options.set, engine.options.shape, engine.options.axis) == ("full", (64, 128256), 0)
-    assert engine.options.with_memory
+    assert engine.options.with_memory is None  # the engine's own choice
+    assert bench("--no-memory") == 0
+    assert engine.options.with_memory is False
     assert bench("--sweep", "classes") == 0
     assert engine.options.sweep == "classes"
 

@@ -8,6 +8,11 @@ from pathlib import Path
 # and beside the peers, and 2 beyond 1.25; by the clock alone 16 went beyond 1.3.
 TOLERANCE = 1.3
 CHARTS = (".svg", ".png", ".html")
+SETS = {
+    "quick": "a choice that ends within a minute on 2 cores (default)",
+    "usual": "every workload, in the dtypes that it usually has",
+    "full": "everything, which takes hours",
+}
 ABOUT = "compare every backend and every library installed: speed, share of the machine's limit, and error"
 EPILOG = """exit codes: 0 done; 1 something of lsm is slower than --compare FILE by more than --tolerance, or not right
 any more; 2 arguments or files that cannot be used; 130 interrupted, and what was measured is reported"""
@@ -17,9 +22,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     """Describe what is measured, with whom, and what is made of it."""
     what = parser.add_argument_group("what is measured")
     sets = what.add_mutually_exclusive_group()
-    sets.add_argument("--quick", action="store_true", help="a choice that ends within a minute on 2 cores (default)")
-    sets.add_argument("--usual", action="store_true", help="every workload, in the types it usually has")
-    sets.add_argument("--full", action="store_true", help="everything: hours")
+    for name, about in SETS.items():
+        sets.add_argument(f"--{name}", dest="set", action="store_const", const=name, help=about)
     _add_list(what, "--only", "NAME", "workloads with one of these in their name")
     _add_list(what, "--op", "OP", "of forward, backward, forward+backward")
     _add_list(what, "--dtype", "DTYPE", "of float16, bfloat16, float32, float64")
@@ -27,7 +31,11 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--shape", type=_shape, metavar="64x128256", help="a shape of your own")
     what.add_argument("--axis", type=int, metavar="N", help="the axis of the classes of --shape (default: -1)")
     what.add_argument("--sweep", choices=("classes", "frames"), help="time against the amount of work")
-    what.add_argument("--memory", action="store_true", help="also the memory that a call needs, in a run of its own")
+    what.add_argument(
+        "--memory",
+        action=argparse.BooleanOptionalAction,
+        help="also the memory that a call needs, in a process of its own (default: not in the quick set)",
+    )
     how = parser.add_argument_group("with whom, and how")
     _add_list(how, "--contestants", "NAME", "those with one of these in their name (default: all that are installed)")
     how.add_argument("--threads", type=_counts, metavar="N,...", help="numbers of threads (default: all)")

@@ -63,9 +63,9 @@ def _need(*libraries: str) -> None:
 
 def _refuse_with_from(args: argparse.Namespace) -> None:
     """Say so if something was asked for that a run would need which is over."""
-    flags = ["quick", "usual", "full", "only", "op", "dtype", "data", "shape", "axis", "sweep", "memory"]
+    flags = ["set", "only", "op", "dtype", "data", "shape", "axis", "sweep", "memory"]
     flags += ["contestants", "threads", "rounds", "device"]
-    given = [f"--{flag}" for flag in flags if getattr(args, flag) is not None and getattr(args, flag) is not False]
+    given = [f"--{args.set if flag == 'set' else flag}" for flag in flags if getattr(args, flag) is not None]
     if given:
         raise MisusedError(f"{', '.join(given)}: --from reports what was measured before; leave one of them out")
 
@@ -75,7 +75,7 @@ def options(args: argparse.Namespace) -> Options:
     if args.axis is not None and args.shape is None:
         raise MisusedError(f"--axis {args.axis}: it is for --shape; each named workload has its own")
     return Options(
-        set="full" if args.full else "usual" if args.usual else "quick",
+        set=args.set or "quick",
         workloads=names(args.only),
         ops=names(args.op),
         dtypes=names(args.dtype),
@@ -86,7 +86,7 @@ def options(args: argparse.Namespace) -> Options:
         sweep=args.sweep,
         rounds=args.rounds,
         contestants=names(args.contestants),
-        with_memory=args.memory or args.full,
+        with_memory=args.memory,
         device=args.device or "cpu",
         command=shlex.join(args.command_line),
     )

@@ -9,7 +9,7 @@ from lsm.bench.result import Entry, Header, Result, Row
 from lsm.bench.wording import (
     DISTURBED,
     best_first,
-    error_text,
+    error_texts,
     number,
     plural,
     reference,
@@ -70,13 +70,14 @@ def row_table(row: Row) -> Table:
         (Column("p20..p80", dropped=4), [span(e.p20_ratio, e.p80_ratio) for e in entries]),
         (Column("GB/s", dropped=3), [_known(e.gb_s) for e in entries]),
         (Column("of limit", dropped=2), ["" if e.share is None else f"{e.share:.2f}" for e in entries]),
-        (Column("max ulp", dropped=1), [error_text(e) for e in entries]),
+        (Column("max ulp", dropped=1), [error_texts(e)[0] for e in entries]),
+        (Column("of frame", dropped=5), [error_texts(e)[1] for e in entries]),
         (
-            Column("max error", dropped=6),
+            Column("max error", dropped=7),
             ["" if e.max_abs_error is None else f"{e.max_abs_error:.1e}" for e in entries],
         ),
-        (Column("first ms", dropped=5), [_known(e.first_call_ms) for e in entries]),
-        (Column("extra memory", dropped=7), ["" if e.extra_bytes is None else size(e.extra_bytes) for e in entries]),
+        (Column("first ms", dropped=6), [_known(e.first_call_ms) for e in entries]),
+        (Column("extra memory", dropped=8), ["" if e.extra_bytes is None else size(e.extra_bytes) for e in entries]),
     ]
     # A column that is empty throughout tells nothing: the share within the caches, the memory that nobody measured.
     columns = [(column, cells) for column, cells in columns if any(cells) or not column.dropped]
@@ -142,7 +143,8 @@ def _legend(result: Result) -> Iterator[str]:
     yield f"ratio: how many times as long as {name} with out=, the median of the ratios within each turn; 1x is as fast"
     yield "GB/s: each input read once and each result written once, over the median time"
     yield "of limit: the share of what a copy (forward) or an addition (backward) of the same bytes reaches"
-    yield "max ulp, max error: against the exact values on the same data; whoever is beyond its bound has no rank"
+    yield "max ulp, max error: against the exact values on the same data, in ulps of each element, and absolute"
+    yield "of frame: in ulps of the largest element of each frame; peers, which declare no bound, are held to this one"
     yield "new result: called without out=; first ms: the first call, with what is compiled or loaded in it"
 
 

@@ -98,10 +98,15 @@ def best_first(row: Row) -> list[Entry]:
     return sorted(row.contestants, key=key)
 
 
-def error_text(entry: Entry) -> str:
-    """The largest error in ulps; beside the bound where it is beyond it."""
-    if entry.max_ulp is None:
-        return "" if entry.is_right or entry.error is not None else "not finite"
-    is_beyond = entry.bound_ulp is not None and entry.max_ulp > entry.bound_ulp
-    beyond = f" > {entry.bound_ulp:g}" if is_beyond else ""
-    return f"{entry.max_ulp:.3g}{beyond}"
+def error_texts(entry: Entry) -> tuple[str, str]:
+    """The largest errors in ulps of each element and of each frame; beside the bound where that is held to one."""
+    held = (entry.bound_is_declared, not entry.bound_is_declared)
+    texts = []
+    for ulps, is_held in zip((entry.max_ulp, entry.max_frame_ulp), held, strict=True):
+        if ulps is None:
+            is_lost = is_held and not entry.is_right and entry.error is None
+            texts.append("not finite" if is_lost else "")
+        else:
+            is_beyond = is_held and entry.bound_ulp is not None and ulps > entry.bound_ulp
+            texts.append(f"{ulps:.3g} > {entry.bound_ulp:g}" if is_beyond else f"{ulps:.3g}")
+    return texts[0], texts[1]
