@@ -44,8 +44,10 @@ def entry(name="lsm cython", us=100.0, ratio=1.0, **changed):
         share=0.5,
         first_call_ms=1.5,
         max_ulp=1.25,
+        max_frame_ulp=0.75,
         max_abs_error=2e-7,
         bound_ulp=4.0,
+        bound_is_declared=library == "lsm",
         is_right=True,
     )
     return Entry(**parts | changed)
@@ -78,7 +80,7 @@ def result(rows=None, **changed):
     return Result(**parts | changed)
 
 
-WRONG = dict(is_right=False, max_ulp=37.0)
+WRONG = dict(is_right=False, max_ulp=370.0, max_frame_ulp=37.0)
 RAISED = dict(error="RuntimeError: in the third turn", is_right=False)
 
 

@@ -3,17 +3,20 @@
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
-from lsm.bench.overall import elements, geometric_means, speed_ups
-from lsm.bench.result import Result, Row
-from lsm.bench.wording import plural, shape, times, types, who
+from lsm.bench.overall import elements, speed_ups
+from lsm.bench.result import Entry, Result, Row
+from lsm.bench.wording import plural, shape, times, types
 
 # Okabe and Ito (2008): told apart by the colour-blind too; with a sign of its own each, for print in black and white.
 BLUE, OTHERS = "#0072B2", ("#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D31", "#7F7F7F")
@@ -24,7 +27,7 @@ STYLE = "<style>svg{color:#24292f}@media (prefers-color-scheme: dark){svg{color:
 WIDTH, BAR, CURVES = 11.0, 0.13, 4.2  # inches: of the figure, of a bar, and the height of the curves
 DOTS_PER_INCH = 150
 
-Look = dict[str, tuple[str, str, str]]
+Look = dict[str, tuple[str, str]]
 
 
 def svg(result: Result) -> str:
@@ -53,56 +56,65 @@ def _drawn(result: Result, **how: Any) -> bytes:
 
 def _figure(result: Result) -> Figure:
     """Bars above, curves below."""
-    rows = [row for row in result.rows if row.sweep is None]
-    n_threads = max(result.header.threads)
-    look, bars = looks(result.rows), _bars(rows, n_threads)
-    curves = [draw for draw, is_there in _curves(result, rows) if is_there]
+    rows, n_threads = [one_way(row) for row in result.rows], max(result.header.threads)
+    look, bars = looks(rows), _bars(rows, n_threads)
+    curves = list(_curves(rows, n_threads, result.header.caches))
     heights = [1.4 + BAR * _height(bars)] * bool(bars) + [CURVES] * math.ceil(len(curves) / 2)
     figure = Figure(figsize=(WIDTH, sum(heights) or 1), layout="constrained")
     parts = iter(figure.subfigures(len(heights) or 1, 1, height_ratios=heights or [1], squeeze=False)[:, 0])
     if bars:
         _draw_bars(next(parts), bars, look, n_threads)
     for i in range(0, len(curves), 2):
-        places = next(parts).subplots(1, 2)
+        part = next(parts)
+        places = part.subplots(1, 2)
         for axes, draw in zip(places, curves[i : i + 2], strict=False):
             draw(axes, look)
+        _legend(part, [Line2D([], [], color=c, marker=sign, label=name) for name, (c, sign) in look.items()])
         for axes in places[len(curves[i:]) :]:
             axes.set_axis_off()
     return figure
 
 
+def one_way(row: Row) -> Row:
+    """Each contestant once, as it is at its best: writing into a given result, where it can."""
+    chosen: dict[str, Entry] = {}
+    for entry in row.contestants:
+        if entry.error is None and entry.us and (entry.name not in chosen or entry.way == "out"):
+            chosen[entry.name] = replace(entry, way="out")
+    return replace(row, contestants=list(chosen.values()))
+
+
 def looks(rows: list[Row]) -> Look:
-    """A colour, a sign and a hatch for each contestant: lsm's own first and blue; a new result is hatched."""
-    entries = {who(entry): entry for row in rows for entry in row.contestants}
-    of_lsm = {entry.name for entry in entries.values() if entry.backend is not None}
-    names = sorted({entry.name for entry in entries.values()}, key=lambda name: (name not in of_lsm, name))
-    found = {}
-    for i, name in enumerate(names):
-        colour = BLUE if i == 0 else OTHERS[(i - 1) % len(OTHERS)]
-        for label, entry in entries.items():
-            if entry.name == name:
-                found[label] = colour, SIGNS[i % len(SIGNS)], "////" if entry.way == "new" else ""
-    return found
+    """A colour and a sign for each contestant: the backends first, lsm's default blue."""
+    is_peer = {entry.name: entry.backend is None for row in rows for entry in row.contestants}
+    names = sorted(is_peer, key=lambda name: (is_peer[name], name))
+    colours = [BLUE, *(OTHERS[i % len(OTHERS)] for i in range(len(names)))]
+    return {name: (colour, SIGNS[i % len(SIGNS)]) for i, (name, colour) in enumerate(zip(names, colours, strict=False))}
 
 
-Bars = dict[str, dict[str, dict[str, tuple[float, float, float]]]]
+Bars = dict[str, dict[str, dict[str, tuple[float, float, float, bool]]]]
 
 
 def _bars(rows: list[Row], n_threads: int) -> Bars:
-    """By operation, workload with dtype, and contestant: the mean ratio and how far it spreads."""
-    groups: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    """By operation, workload with dtype, and contestant: the mean ratio, its spread, whether it is right."""
+    found: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
     for row in rows:
-        if row.threads == n_threads:
-            groups[row.op][f"{row.workload} {shape(row)}\n{types(row)}"].append(row)
+        for entry in row.contestants:
+            if row.threads == n_threads and row.sweep is None and entry.ratio:
+                found[row.op, f"{row.workload} {shape(row)}\n{types(row)}", entry.name].append(entry)
     bars: Bars = {}
-    for op, by_place in groups.items():
-        for place, here in by_place.items():
-            for name, (mean, _) in geometric_means(here).items():
-                ranked = [e for row in here for e in row.contestants if who(e) == name and e.is_ranked and e.ratio]
-                low = min(e.p20_ratio or mean for e in ranked)
-                high = max(e.p80_ratio or mean for e in ranked)
-                bars.setdefault(op, {}).setdefault(place, {})[name] = mean, low, high
+    for (op, place, name), entries in found.items():
+        ratios = [entry.ratio or 1 for entry in entries]
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        low = min(entry.p20_ratio or mean for entry in entries)
+        high = max(entry.p80_ratio or mean for entry in entries)
+        is_right = all(entry.is_right for entry in entries)
+        bars.setdefault(op, {}).setdefault(place, {})[name] = mean, low, high, is_right
     return bars
+
+
+def _legend(part: Any, handles: list[Any]) -> None:
+    part.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
 
 
 def _height(bars: Bars) -> int:
@@ -123,11 +135,13 @@ def _draw_bars(part: Any, bars: Bars, look: Look, n_threads: int) -> None:
     all_axes = part.subplots(1, len(bars), squeeze=False, sharey=True)[0]
     for axes, (op, groups) in zip(all_axes, bars.items(), strict=True):
         for place, by_name in groups.items():
-            for name, (mean, low, high) in by_name.items():
-                (colour, _, hatch), at = look[name], places[place, name]
-                axes.barh(at, mean - 1, 0.86, left=1, color=colour, hatch=hatch, edgecolor="#ffffff", linewidth=0)
+            for name, (mean, low, high, is_right) in by_name.items():
+                (colour, _), at = look[name], places[place, name]
+                fill = {"color": colour} if is_right else {"facecolor": "none", "edgecolor": colour, "hatch": "////"}
+                axes.barh(at, mean - 1, 0.86, left=1, **fill)
                 axes.plot([low, high], [at, at], color=GREY, linewidth=1)
-                axes.annotate(times(mean), (max(high, 1), at), (3, 0), textcoords="offset points", va="center", size=6)
+                text = times(mean) + (" wrong" if not is_right else "")
+                axes.annotate(text, (max(high, 1), at), (3, 0), textcoords="offset points", va="center", size=6)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.margins(x=0.12)
@@ -138,80 +152,73 @@ def _draw_bars(part: Any, bars: Bars, look: Look, n_threads: int) -> None:
     all_axes[0].set_ylim(y - 1, -1)
     text = "shorter is faster, left of 1 is faster than lsm; grey: 20th to 80th percentile"
     part.supxlabel(f"time over that of lsm, {plural(n_threads, 'thread')} (log scale): {text}", fontsize=9)
-    patches = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="#ffffff", linewidth=0, label=name)
-        for name, (colour, _, hatch) in look.items()
-        if any(name == other for _, other in places)
-    ]
-    part.legend(handles=patches, loc="outside upper center", ncols=min(len(patches), 5))
+    _legend(part, [Patch(color=look[name][0], label=name) for name in look if any(name == n for _, n in places)])
 
 
-def _curves(result: Result, rows: list[Row]) -> Iterable[tuple[Any, bool]]:
-    """How to draw each of the curves, and whether there is anything to draw."""
+def _curves(rows: list[Row], n_threads: int, caches: dict[str, int]) -> Iterator[Any]:
+    """Functions that draw each of the curves for which there is anything."""
+    named = [row for row in rows if row.sweep is None and row.contestants]
+    for op in dict.fromkeys(row.op for row in named if row.threads == n_threads):
+        here = sorted((row for row in named if (row.op, row.threads) == (op, n_threads)), key=lambda row: row.bytes)
+        yield partial(_draw_sizes, op=op, rows=here, caches=caches)
+    ups = speed_ups(named)
+    if any(len(by) > 1 for by in ups.values()):
+        yield partial(_draw_speed_ups, ups=ups)
     sweeps = defaultdict(list)
-    for row in result.rows:
-        if row.sweep is not None and row.threads == max(result.header.threads):
-            sweeps[row.sweep, row.op, types(row)].append(row)
-    sizes = [row for row in rows if row.threads == max(result.header.threads)]
-    for op in dict.fromkeys(row.op for row in sizes):
-        here = [row for row in sizes if row.op == op]
-        yield lambda axes, look, op=op, here=here: _draw_sizes(axes, look, op, here, result.header.caches), True
-    ups = speed_ups(rows)
-    yield lambda axes, look: _draw_speed_ups(axes, look, ups), len(result.header.threads) > 1 and bool(ups)
-    for key, swept in sweeps.items():
-        title = f"{key[1]}, {key[2]}: more {key[0]}"
-        yield lambda axes, look, title=title, swept=swept: _draw_sweep(axes, look, title, swept), True
+    for row in rows:
+        if row.sweep is not None and row.threads == n_threads:
+            sweeps[f"{row.op}, {types(row)}: more {row.sweep}"].append(row)
+    for title, swept in sweeps.items():
+        yield partial(_draw_sweep, title=title, rows=sorted(swept, key=elements))
 
 
 def _draw_sizes(axes: Any, look: Look, op: str, rows: list[Row], caches: dict[str, int]) -> None:
-    """Draw GB/s against bytes below the machine's limit, as a roofline is drawn."""
-    rows = sorted(rows, key=lambda row: row.bytes)
-    for name, (colour, sign, hatch) in look.items():
-        points = [(r.bytes, e.gb_s) for r in rows for e in r.contestants if who(e) == name and e.is_ranked and e.gb_s]
-        if points:
-            fill = "none" if hatch else colour
-            axes.plot(*zip(*points, strict=True), sign, color=colour, markerfacecolor=fill, markersize=5, label=name)
+    """Draw GB/s against bytes below the machine's limit, as a roofline is drawn; hollow for what is not right."""
+    for row in rows:
+        for entry in row.contestants:
+            if entry.gb_s:
+                colour, sign = look[entry.name]
+                fill = colour if entry.is_right else "none"
+                axes.plot(row.bytes, entry.gb_s, sign, color=colour, markerfacecolor=fill, markersize=5)
     for limit in dict.fromkeys(row.limit.name for row in rows if row.limit):
         points = [(row.bytes, row.limit.gb_s) for row in rows if row.limit and row.limit.name == limit]
         axes.plot(*zip(*points, strict=True), "-_", color=INK, linewidth=1, label=f"limit: {limit}")
     for name, n_bytes in caches.items():
         axes.axvline(n_bytes, color=GREY, linewidth=0.8, linestyle=":")
-        axes.annotate(name, (n_bytes, 1), xycoords=("data", "axes fraction"), fontsize=8, ha="right", va="top")
+        axes.annotate(name, (n_bytes, 0), xycoords=("data", "axes fraction"), fontsize=8, ha="right", va="bottom")
     _logarithmic(axes)
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.set_xlabel("read and written")
     axes.set_title(f"GB/s against size, {op}")
-    axes.legend(fontsize=7, loc="best")
+    if any(row.limit for row in rows):
+        axes.legend(loc="best")
     _tidy(axes, "both")
 
 
 def _draw_speed_ups(axes: Any, look: Look, ups: dict[str, dict[int, float]]) -> None:
     """Draw how many times as fast each is with more threads."""
-    for name, by in ups.items():
-        colour, sign, hatch = look[name]
-        axes.plot(list(by), list(by.values()), "--" if hatch else "-", marker=sign, color=colour, label=name)
     counts = sorted({n for by in ups.values() for n in by})
+    for name, by in ups.items():
+        colour, sign = look[name]
+        axes.plot(list(by), list(by.values()), marker=sign, color=colour)
     axes.plot(counts, [n / counts[0] for n in counts], color=INK, linewidth=1, label="in proportion")
     axes.set_xticks(counts)
     axes.set_xlabel("threads")
     axes.set_title(f"times as fast as with {plural(counts[0], 'thread')}")
-    axes.legend(fontsize=7)
+    axes.legend(loc="best")
     _tidy(axes, "both")
 
 
 def _draw_sweep(axes: Any, look: Look, title: str, rows: list[Row]) -> None:
     """Nanoseconds an element: flat where time grows in proportion to the work."""
-    rows = sorted(rows, key=elements)
-    for name, (colour, sign, hatch) in look.items():
-        found = [(elements(r), e.us) for r in rows for e in r.contestants if who(e) == name and e.is_ranked and e.us]
+    for name, (colour, sign) in look.items():
+        found = [(elements(r), e.us) for r in rows for e in r.contestants if e.name == name and e.is_ranked and e.us]
         if found:
             points = [(n, us * 1e3 / n) for n, us in found]
-            style = "--" if hatch else "-"
-            axes.plot(*zip(*points, strict=True), style, marker=sign, markersize=4, color=colour, label=name)
+            axes.plot(*zip(*points, strict=True), marker=sign, markersize=4, color=colour)
     _logarithmic(axes)
     axes.set_xlabel("elements")
     axes.set_title(f"ns an element, {title}")
-    axes.legend(fontsize=7)
     _tidy(axes, "both")
 
 
