@@ -307,6 +307,16 @@ def test_markdown_has_everything_and_its_tables_are_whole(report):
     assert text.index("geometric mean") < text.index("## Each row") < text.index("## Did not take part")
 
 
+def test_markdown_goes_into_its_place_on_a_page(report):
+    page = f"# Ours\n\n{markdown.BEGIN}\nwhat was there\n{markdown.END}\n\nThe end.\n"
+    text = markdown.markdown(report, page)
+    assert text.startswith("# Ours\n") and text.endswith("\nThe end.\n") and "what was there" not in text
+    assert "\n### Each row\n" in text and "# lsm bench\n" not in text
+    assert markdown.markdown(report, text) == text  # once more changes nothing
+    for other in ("# Ours\n", f"{markdown.END}\n{markdown.BEGIN}\n", f"{markdown.BEGIN}\nno end\n"):
+        assert markdown.markdown(report, other) == markdown.markdown(report)
+
+
 # As a chart and a page
 
 

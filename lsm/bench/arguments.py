@@ -43,7 +43,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", metavar="DEVICE", help="cpu (default) or cuda")
     output = parser.add_argument_group("what is made of it")
     output.add_argument("--json", metavar="FILE", help="everything, written after each row")
-    output.add_argument("--markdown", metavar="FILE", help="the tables")
+    output.add_argument("--markdown", metavar="FILE", help="the tables; into the marked place of a page that has one")
     output.add_argument(
         "--chart", type=_chart, metavar="FILE", help="ratios, and GB/s against size: .svg, .png or .html"
     )

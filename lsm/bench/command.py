@@ -128,7 +128,8 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> b
         if args.json:
             files.write(args.json, result.to_json())
         if args.markdown:
-            files.write(args.markdown, import_module("lsm.bench.markdown").markdown(report))
+            markdown, page = import_module("lsm.bench.markdown").markdown, files.text_there(args.markdown)
+            files.write(args.markdown, markdown(report, page))
         if args.chart:
             chart, ending = import_module("lsm.bench.chart"), Path(args.chart).suffix.lower()
             if ending == ".png":

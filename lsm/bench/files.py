@@ -24,6 +24,14 @@ def write(name: str, data: str | bytes) -> None:
         write_all(file, memoryview(data.encode() if isinstance(data, str) else data))
 
 
+def text_there(name: str) -> str:
+    """What a file holds that is to be replaced; nothing if there is none, or none that is text."""
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+
+
 def read(name: str) -> Result:
     """Read a result that `--json` wrote, or say what is wrong with it."""
     try:

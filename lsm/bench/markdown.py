@@ -7,19 +7,33 @@ from lsm.bench.layout import BEST, Report, Table
 _SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # llm_step needs no escape
 
 
-def markdown(report: Report) -> str:
-    """Lay out everything, what was fastest overall first."""
-    parts = ["# lsm bench", "\n".join(f"- {escaped(name)}: {escaped(text)}" for name, text in report.head)]
-    parts += [text for table in report.overall for text in _table(table)]
+BEGIN, END = "<!-- lsm bench: begin -->", "<!-- lsm bench: end -->"
+
+
+def markdown(report: Report, page: str = "") -> str:
+    """Lay out everything, what was fastest overall first.
+
+    On a page that has a place for it, between a line BEGIN and a line END, it goes there and the rest of the page stays.
+    """
+    before, begin, rest = page.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(f"{END}\n")
+    if begin and end:
+        return f"{before}{begin}\n{_body(report, '###')}\n{end}{after}"
+    return f"# lsm bench\n\n{_body(report, '##')}"
+
+
+def _body(report: Report, level: str) -> str:
+    parts = ["\n".join(f"- {escaped(name)}: {escaped(text)}" for name, text in report.head)]
+    parts += [text for table in report.overall for text in _table(table, level)]
     if report.rows:
-        parts.append("## Each row")
-    parts += [text for table in (*report.rows, *report.sweeps) for text in _table(table, "###")]
+        parts.append(f"{level} Each row")
+    parts += [text for table in (*report.rows, *report.sweeps) for text in _table(table, f"{level}#")]
     for title, lines in (*report.remarks, *report.calls):
-        parts += [f"## {escaped(title)}", "\n".join(f"- {escaped(line)}" for line in lines)]
+        parts += [f"{level} {escaped(title)}", "\n".join(f"- {escaped(line)}" for line in lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table, level: str = "##") -> list[str]:
+def _table(table: Table, level: str) -> list[str]:
     rows = [[escaped(column.head) for column in table.columns]]
     rows.append(["---:" if column.is_number else "---" for column in table.columns])
     for line in table.lines:
