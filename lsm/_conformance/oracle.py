@@ -103,7 +103,12 @@ def backward(dy: Array, y: Array, axis: int = -1) -> tuple[Array, Array]:
     total = _total(dy, axis)
     dy, y = (np.asarray(a).astype(LD) for a in (dy, y))
     with np.errstate(all="ignore"):
-        s = dy.sum(axis=axis, keepdims=True)
+        return backward_by_sums(dy, y, dy.sum(axis=axis, keepdims=True), total)
+
+
+def backward_by_sums(dy: Array, y: Array, s: Any, total: Any) -> tuple[Array, Array]:
+    """`backward` of longdoubles whose S, and what S counts as, are known: they may be some classes of a frame only."""
+    with np.errstate(all="ignore"):
         dx = np.where(y > LD(-0.5), (dy - s) - np.expm1(y) * s, dy - np.exp(y) * s)
         return dx, np.maximum(np.maximum(np.abs(dx), np.abs(dy)), np.exp(y) * total)
 
@@ -112,10 +117,9 @@ def _total(dy: Array, axis: int) -> Array:
     """|S|, or sum(|dy|) where the sum has no wider type."""
     wide = np.asarray(dy).astype(LD)
     with np.errstate(all="ignore"):
-        if np.asarray(dy).dtype.itemsize < 8:
-            return np.abs(wide.sum(axis=axis, keepdims=True))
-        total: Array = np.abs(wide).sum(axis=axis, keepdims=True)
-        return total
+        has_wider = np.asarray(dy).dtype.itemsize < 8
+        total: Array = (wide if has_wider else np.abs(wide)).sum(axis=axis, keepdims=True)
+        return np.abs(total)
 
 
 def spacing(value: Any, dtype: Any) -> Array:

@@ -91,7 +91,7 @@ def _order(case: Case) -> Any:
 def _normal(rng: np.random.Generator, case: Case, dtype: Any) -> Array:
     """N(0, 1); as float32 where that is enough, for the largest array as float64 would take 1.6 GB."""
     wide = np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
-    return rng.standard_normal(case.shape, wide)  # type: ignore[arg-type]
+    return rng.standard_normal(case.shape, wide)
 
 
 def _logits(case: Case, rng: np.random.Generator) -> Array:

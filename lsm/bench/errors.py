@@ -23,6 +23,8 @@ from lsm.bench.data import Array, Data
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
 
 N_ELEMENTS = 2**20  # checked in a row: about a second
+LONG = 2**21  # classes from which on not all of a frame is checked
+PIECE = 2**18
 N_BY_DECIMAL = 2**10  # the same where longdouble is not wide enough
 # Two steps err twice; and exp of y's rounding error, of up to 1/16 in bfloat16, is not quite linear.
 BOTH_STEPS = 2.1
@@ -39,17 +41,22 @@ class Found(NamedTuple):
 
 
 class Reference:
-    """The exact values of some frames of a case."""
+    """The exact values of some frames of a case; of a single long one those of some classes."""
 
     def __init__(self, case: Case, data: Data, n_elements: int = N_ELEMENTS) -> None:
         dtype = data.out.dtype
         n = n_elements if oracle.is_quick(dtype) else N_BY_DECIMAL
         self._op, self._dtype, self._axis, self._shape = case.op, dtype, case.axis, data.out.shape
         self.n_frames = max(1, min(case.n_frames, n // case.n_classes))
-        moved = np.moveaxis(data.out, case.axis, -1).shape[:-1]
-        evenly = np.linspace(0, case.n_frames - 1, self.n_frames).astype(int)
-        self._index: Any = np.unravel_index(evenly, moved) if moved else ()
-        if case.op == FORWARD:
+        frames = np.linspace(0, case.n_frames - 1, self.n_frames).astype(int)
+        shape = np.moveaxis(data.out, case.axis, -1).shape[:-1]
+        self._index: Any = np.unravel_index(frames, shape) if shape else ()
+        if case.n_classes > LONG:
+            first = tuple(int(i[0]) for i in self._index)
+            classes = np.linspace(0, case.n_classes - 1, n).astype(int)
+            self._index = (*first, classes)
+            self._exact = _of_long_frame(case, data, first, classes)
+        elif case.op == FORWARD:
             self._exact = oracle.exact_log_softmax(self._of(data.x), dtype)
         elif case.op == BACKWARD:
             self._exact = oracle.exact_backward(self._of(data.dy), self._of(data.y))
@@ -80,9 +87,40 @@ class Reference:
         return Found(_finite(ulps), _finite(frame_ulps), _finite(largest), bound, is_right)
 
     def _of(self, array: Any) -> Array:
-        """The checked frames of an array, along the last axis."""
+        """What is checked of an array; classes along the last axis."""
         frames: Array = np.moveaxis(array, self._axis, -1)[self._index]
         return frames
+
+
+def _of_long_frame(case: Case, data: Data, frame: tuple[int, ...], classes: Any) -> oracle.Exact:
+    """The exact values of some classes: its sums go over the whole frame, in pieces, for longdoubles take 16 bytes."""
+
+    def frame_of(array: Any) -> Array:
+        of_it: Array = np.moveaxis(array, case.axis, -1)[frame]
+        return of_it
+
+    def summed(array: Array, function: Any) -> Any:
+        pieces = (array[i : i + PIECE].astype(oracle.LD) for i in range(0, len(array), PIECE))
+        return sum((function(piece).sum() for piece in pieces), oracle.LD(0))
+
+    y = None
+    if case.op != BACKWARD:
+        x = frame_of(data.x)
+        k = int(x.argmax())
+        m = oracle.LD(x[k])
+        s = summed(x[:k], lambda piece: np.exp(piece - m)) + summed(x[k + 1 :], lambda piece: np.exp(piece - m))
+        y = (x[classes].astype(oracle.LD) - m) - np.log1p(s)
+        if case.op == FORWARD:
+            return oracle.Exact(y, np.zeros_like(y), y)
+    dy = frame_of(data.dy)
+    s = summed(dy, lambda piece: piece)
+    total = np.abs(s) if dy.dtype.itemsize < 8 else summed(dy, np.abs)
+    given = frame_of(data.y)[classes].astype(oracle.LD) if y is None else y
+    value, at = oracle.backward_by_sums(dy[classes].astype(oracle.LD), given, s, total)
+    if y is not None:
+        with np.errstate(all="ignore"):
+            at = np.fmax(at, np.exp(y) * total * np.abs(y))
+    return oracle.Exact(value, np.zeros_like(value), at)
 
 
 def _finite(value: float) -> float | None:

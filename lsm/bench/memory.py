@@ -28,6 +28,8 @@ SMALL = 2**14  # elements of the call before
 LONGEST = 600  # seconds for one case
 
 _START = "import sys; sys.path[:] = {path!r}; from lsm.bench.memory import serve; serve()"
+# What glibc would keep of one call's memory for the next would be missing in the next one's peak.
+_NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
 
 Found = dict[tuple[str, str], int]
 
@@ -43,8 +45,8 @@ class Probe:
         """Peak extra memory of each contestant by name and way; of those alone for which it could be measured."""
         if self._child is None:
             command = [sys.executable, "-c", _START.format(path=[p for p in sys.path if isinstance(p, str)])]
-            pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-            self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, text=True)
+            pipe, nowhere, environment = subprocess.PIPE, subprocess.DEVNULL, os.environ | _NOTHING_KEPT
+            self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, text=True, env=environment)
         stdin: Any = self._child.stdin
         stdout: Any = self._child.stdout
         limit = Timer(LONGEST, self._child.kill)

@@ -37,8 +37,8 @@ def contestants(case: Case, data: Data, n_threads: int) -> Iterator[Contestant |
             FORWARD: "compiled(x)",
             BACKWARD: "compiled(dy, y)",
             BOTH: "torch.autograd.grad(compiled(leaf), leaf, dy)[0]",
-        }
-        yield Contestant(name="torch.compile", way=NEW, code=code[case.op], names=names, **about)
+        }[case.op]
+        yield Contestant(name="torch.compile", way=NEW, code=code, names=names, **about)
 
 
 def _codes(case: Case) -> dict[str, str]:

@@ -190,15 +190,16 @@ def _built(kind: Any, value: Any, where: str) -> Any:
         if unknown or missing:
             raise ValueError(f"{where} lacks {missing or 'nothing'} and has {unknown or 'nothing'} beyond the format")
         return kind(**{key: _built(hints[key], item, f"{where}.{key}") for key, item in value.items()})  # type: ignore[operator]
-    accepted = (int, float) if origin is float else (origin,)
+    accepted: Any = (int, float) if origin is float else (origin,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and origin is not bool):
         raise ValueError(f"{where} is {_shown(value)}; it must be of type {origin.__name__}")
+    items: Any = value
     if origin is list:
         (part,) = get_args(kind)
-        return [_built(part, item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_built(part, item, f"{where}[{i}]") for i, item in enumerate(items)]
     if origin is dict:
         _, part = get_args(kind)
-        return {key: _built(part, item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {key: _built(part, item, f"{where}[{key!r}]") for key, item in items.items()}
     if origin is float and not math.isfinite(value):
         raise ValueError(f"{where} is {value}; it must be finite or null")
     return value

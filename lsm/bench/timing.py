@@ -10,6 +10,7 @@ import time
 import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,7 +106,7 @@ def in_turns(
     too few. One that raises takes no further part; what it took before stays. Each has been called once before.
     """
     start = clock()
-    times = Times()
+    times = Times({contestant.key: [] for contestant in contestants})
     watches: dict[Key, Watch] = {}
 
     def attempt(key: Key, what: Callable[[], Any]) -> Any:
@@ -117,12 +118,8 @@ def in_turns(
             return None
 
     for contestant in contestants:
-        key = contestant.key
-        times.turns_us[key] = []
-        watch = attempt(key, lambda one=contestant: Watch(one))
-        if watch is not None:
-            watches[key] = watch
-            attempt(key, lambda watch=watch: watch.calibrate(turn_s))
+        watch = watches[contestant.key] = Watch(contestant)
+        attempt(contestant.key, partial(watch.calibrate, turn_s))
     gc.collect()
     for i in range(n_rounds):
         round_start = clock()

@@ -98,11 +98,10 @@ class Case:
     @property
     def label(self) -> str:
         """A line that names it."""
-        shape = "x".join(map(str, self.shape))
-        words = [self.workload, shape, self.dtype, self.out_dtype and f"to {self.out_dtype}"]
-        words += [self.axis != -1 and f"axis {self.axis}", self.order == "F" and "Fortran order", self.op]
-        words += [self.data != "logits" and self.data]
-        return " ".join(filter(None, words))
+        words = [self.workload, "x".join(map(str, self.shape)), self.dtype]
+        words += [f"to {self.out_dtype}"] * bool(self.out_dtype) + [f"axis {self.axis}"] * (self.axis != -1)
+        words += ["Fortran order"] * (self.order == "F") + [self.op] + [self.data] * (self.data != "logits")
+        return " ".join(words)
 
 
 def cases(options: Options) -> list[Case]:
