@@ -141,6 +141,7 @@ def _legend(result: Result) -> Iterator[str]:
     of = reference(result.rows)
     name = of.name if of else "the first backend of lsm"
     yield f"ratio: how many times as long as {name} with out=, the median of the ratios within each turn; 1x is as fast"
+    yield "geometric mean: of the ratios in the rows in which a contestant is ranked, which are not the same for all"
     yield "GB/s: each input read once and each result written once, over the median time"
     yield "of limit: the share of what a copy (forward) or an addition (backward) of the same bytes reaches"
     yield "max ulp, max error: against the exact values on the same data, in ulps of each element, and absolute"
