@@ -50,8 +50,9 @@ def instruction_levels() -> dict[str, str]:
     found = {}
     with contextlib.suppress(lsm.BackendUnavailableError):
         found["lsm"] = str(kernels()["level"])
-    if "torch" in sys.modules:
-        found["torch"] = str(sys.modules["torch"].backends.cpu.get_cpu_capability())
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        found["torch"] = str(torch.backends.cpu.get_cpu_capability())
     return found
 
 
@@ -68,8 +69,9 @@ def gpu(device: str) -> str | None:
     """The name of the device that was measured; None for the CPU."""
     if device == "cpu":
         return None
-    if "torch" in sys.modules:
-        return str(sys.modules["torch"].cuda.get_device_name())
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        return str(torch.cuda.get_device_name())
     cupy: Any = sys.modules["cupy"]
     return str(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
 

@@ -86,7 +86,7 @@ def _extra_bytes(families: list[str], wanted: tuple[str, ...], case: Case, n_thr
     families = [name for name in usable(wanted, "cpu")[0] if name in families]
     found: Found = {}
     with equal_threads(n_threads, families):
-        small_case = replace(case, shape=_shrunk(case.shape))
+        small_case = replace(case, shape=shrunk(case.shape))
         small = taking_part(families, wanted, small_case, Data(small_case, [case.op]), n_threads)[0]
         data = Data(case, [case.op])
         for array in (data.out, data.y_out):
@@ -114,7 +114,7 @@ def _n_bytes(result: Any) -> int:
     return int(result.nbytes)
 
 
-def _shrunk(shape: tuple[int, ...]) -> tuple[int, ...]:
+def shrunk(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape of the same dimensions with SMALL elements at most."""
     sizes, size = list(shape), 1
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):

@@ -1,6 +1,5 @@
 """Every backend of lsm as contestants, those of plugins too."""
 
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -38,9 +37,13 @@ def contestants(case: Case, data: Data, n_threads: int) -> Iterator[Contestant |
         if errors:
             yield Absent(name, info.reason or str(errors[0]))
             continue
-        bound = info.max_ulp.get(case.result_dtype)
+        is_automatic = all(explain_call(call).winner == label for call in calls)
         for way in (OUT, NEW):
-            yield _contestant(name, label, way, case, arrays, bound)
+            code = _code(case, way, asks=not is_automatic)
+            names = {"log_softmax": lsm.log_softmax, "log_softmax_backward": lsm.log_softmax_backward, **arrays}
+            names |= {"backend": label, "dtype": case.result_dtype}
+            bound = info.max_ulp.get(case.result_dtype)
+            yield Contestant(name, "lsm", way, code, names, label, bound_ulp=bound, **_of_device(arrays))
 
 
 def _library(case: Case, data: Data, array_types: tuple[str, ...]) -> tuple[str, dict[str, Any]] | None:
@@ -48,7 +51,7 @@ def _library(case: Case, data: Data, array_types: tuple[str, ...]) -> tuple[str,
 
     CUDA tensors are seen as CuPy's arrays, and NumPy's are usual on a CPU.
     """
-    has_torch = "torch" in sys.modules or find_spec("torch") is not None
+    has_torch = find_spec("torch") is not None
     if data.device == "cpu":
         if "torch.Tensor" in array_types and "numpy.ndarray" not in array_types and has_torch:
             return "torch.Tensor", data.torch
@@ -60,18 +63,18 @@ def _library(case: Case, data: Data, array_types: tuple[str, ...]) -> tuple[str,
     return None
 
 
-def _contestant(name: str, label: str, way: str, case: Case, arrays: dict[str, Any], bound: float | None) -> Contestant:
+def _code(case: Case, way: str, asks: bool) -> str:
+    """The call; whoever would be served by the backend anyway does not ask for it."""
     axis = "" if case.axis == -1 else f", {case.axis}"
     dtype = ", dtype=dtype" if case.out_dtype else ""
+    backend = ", backend=backend" if asks else ""
     out, y_out = (", out=out", ", out=y_out") if way == OUT else ("", "")
-    code = {
-        FORWARD: f"lsm.log_softmax(x{axis}{out}{dtype}, backend=backend)",
-        BACKWARD: f"lsm.log_softmax_backward(dy, y{axis}{out}, backend=backend)",
-        BOTH: f"lsm.log_softmax_backward(dy, lsm.log_softmax(x{axis}{y_out}{dtype}, backend=backend){axis}{out}, "
-        "backend=backend)",
+    y = f"log_softmax(x{axis}{y_out}{dtype}{backend})"
+    return {
+        FORWARD: f"log_softmax(x{axis}{out}{dtype}{backend})",
+        BACKWARD: f"log_softmax_backward(dy, y{axis}{out}{backend})",
+        BOTH: f"log_softmax_backward(dy, {y}{axis}{out}{backend})",
     }[case.op]
-    names = {"lsm": lsm, "backend": label, "dtype": case.result_dtype, **arrays}
-    return Contestant(name, "lsm", way, code, names, label, bound_ulp=bound, **_of_device(arrays))
 
 
 def _of_device(arrays: dict[str, Any]) -> dict[str, Any]:

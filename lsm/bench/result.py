@@ -123,13 +123,18 @@ class Result:
         return json.dumps(_finite(asdict(self)), indent=1, allow_nan=False) + "\n"
 
     def save(self, file: Path) -> None:
-        """Write it all or nothing: an interruption leaves the file as it was."""
-        beside = file.with_name(f".{file.name}.{os.getpid()}.part")
-        try:
-            beside.write_text(self.to_json(), encoding="utf-8")
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
+        """Write it as JSON."""
+        write(file, self.to_json())
+
+
+def write(file: Path, text: str) -> None:
+    """Write all or nothing: an interruption leaves the file as it was."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def from_json(text: str, name: str = "the file") -> Result:
