@@ -73,6 +73,10 @@ def text_of_html(text):
     return " ".join(reader.words), reader.attributes
 
 
+def row_table(row):
+    return contents.row_table(row, n_processors=2)
+
+
 def lines_of(table):
     """A table's lines by the contestant in them: heads and cells."""
     heads = [column.head for column in table.columns]
@@ -83,7 +87,7 @@ def lines_of(table):
 
 
 def test_a_row_is_best_first_with_multipliers():
-    table = contents.row_table(planted.row())
+    table = row_table(planted.row())
     assert [line.cells[:4] for line in table.lines] == [
         ("1", "lsm cython", "100", "1.00x"),
         ("2", "torch", "200", "2.00x"),
@@ -108,7 +112,7 @@ def test_who_is_wrong_or_raised_is_shown_and_not_ranked(report):
     ]
     # One that declares no bound is held to lsm's own in ulps of each frame, for near 0 all lose every digit.
     assert (lines_of(table)["hasty"]["max ulp"], lines_of(table)["hasty"]["of frame"]) == ("370", "37 > 4")
-    wrong = contents.row_table(planted.row([planted.entry(**planted.WRONG)]))
+    wrong = row_table(planted.row([planted.entry(**planted.WRONG)]))
     assert (lines_of(wrong)["lsm cython"]["max ulp"], lines_of(wrong)["lsm cython"]["of frame"]) == ("370 > 4", "37")
     assert [line.mark for line in table.lines] == ["best", "", "wrong", "raised"]
     assert "onnxruntime raised after 5 turns: RuntimeError: in the third turn" in table.notes
@@ -120,7 +124,7 @@ def test_who_is_wrong_or_raised_is_shown_and_not_ranked(report):
 
 
 def test_one_that_is_nowhere_near_is_not_finite():
-    table = contents.row_table(planted.row([planted.entry(), planted.entry("nan", is_right=False, max_frame_ulp=None)]))
+    table = row_table(planted.row([planted.entry(), planted.entry("nan", is_right=False, max_frame_ulp=None)]))
     assert lines_of(table)["nan"]["of frame"] == "not finite"
 
 
@@ -135,12 +139,12 @@ def test_one_that_raised_at_once_has_no_time():
         max_abs_error=None,
         first_call_ms=None,
     )
-    table = contents.row_table(planted.row([planted.entry(), planted.entry("dud", **never, **planted.RAISED)]))
+    table = row_table(planted.row([planted.entry(), planted.entry("dud", **never, **planted.RAISED)]))
     assert set(lines_of(table)["dud"].values()) == {"raised", "dud", ""}
 
 
 def test_a_row_in_which_nobody_is_right_has_no_best():
-    table = contents.row_table(planted.row([planted.entry(**planted.WRONG)]))
+    table = row_table(planted.row([planted.entry(**planted.WRONG)]))
     assert [line.mark for line in table.lines] == ["wrong"]
     assert contents.report(planted.result([planted.row([planted.entry(**planted.WRONG)])])).overall == ()
 
@@ -206,9 +210,9 @@ def test_more_threads_and_more_work_have_tables():
 
 
 def test_memory_has_a_column_if_it_was_measured():
-    assert "extra memory" not in lines_of(contents.row_table(planted.row()))["torch"]
+    assert "extra memory" not in lines_of(row_table(planted.row()))["torch"]
     entries = [planted.entry(extra_bytes=0), planted.entry("torch", extra_bytes=12_300_000)]
-    assert lines_of(contents.row_table(planted.row(entries)))["torch"]["extra memory"] == "12.3 MB"
+    assert lines_of(row_table(planted.row(entries)))["torch"]["extra memory"] == "12.3 MB"
 
 
 def test_few_frames_checked_and_busy_neighbours_are_told(report):
@@ -441,6 +445,19 @@ def test_a_peer_that_became_slower_is_nobodys_fault():
     comparison = compared(*two_runs(torch_us=900.0))
     assert not comparison.is_worse
     assert comparison.tables[0].lines[0].mark == ""
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_row_with_neighbours_is_shown_and_not_judged(which):
+    runs = two_runs(lsm_us=150.0)
+    runs[which].rows[0].others = 0.7
+    comparison = compared(*runs)
+    assert not comparison.is_worse
+    assert comparison.tables[0].lines[0].cells[1:5] == ("lsm cython", "100", "150", "1.50x")
+    title = "Not judged, for others wanted the same processors"
+    assert dict(comparison.remarks)[title] == ("llm_step 1x151936 float32, forward, 2 threads",)
+    runs[which].rows[0].threads = runs[1 - which].rows[0].threads = 1  # there are two processors
+    assert compared(*runs).is_worse
 
 
 @pytest.mark.parametrize("change", [planted.WRONG, planted.RAISED])

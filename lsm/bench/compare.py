@@ -2,7 +2,8 @@
 
 A machine is not as fast today as yesterday. The peers in a row, measured in the same turns and of the same version as
 before, tell by how much: the median of their ratios is the *drift* of the row. A backend counts as slower if it is so
-both by the clock and beside the peers. The limit is no such measure: it drifts by itself.
+both by the clock and beside the peers. The limit is no such measure: it drifts by itself. Where others wanted the same
+processors no figure helps: such a row is shown and not judged.
 """
 
 import statistics
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from lsm.bench.layout import BEST, WRONG, Column, Line, Remark, Table
 from lsm.bench.result import Entry, Header, Result, Row
-from lsm.bench.wording import number, times, where, who
+from lsm.bench.wording import is_disturbed, number, times, where, who
 
 # All that makes two rows the same one: workload, operation, array, threads, device.
 Key = tuple[object, ...]
@@ -26,11 +27,12 @@ class Change:
     old: Entry
     new: Entry
     drift: float | None  # of the row; None where no other was measured both times
+    is_disturbed: bool = False  # in either run
 
     @property
-    def is_own(self) -> bool:
-        """Whether it is a backend, a plugin's too, and not a peer."""
-        return self.new.backend is not None
+    def is_judged(self) -> bool:
+        """Whether it counts: a backend, a plugin's too, and no peer, in a row without neighbours."""
+        return self.new.backend is not None and not self.is_disturbed
 
     @property
     def by_the_clock(self) -> float:
@@ -73,23 +75,28 @@ def compared(old: Result, new: Result, tolerance: float, name: str) -> Compariso
     olds, news = _rows(old), _rows(new)
     changes, broken = [], []
     for key in news.keys() & olds.keys():
-        row, now = news[key]
-        before = olds[key][1]
+        (old_row, before), (row, now) = olds[key], news[key]
+        was_disturbed = any(
+            is_disturbed(*of) for of in ((old_row, old.header.n_processors), (row, new.header.n_processors))
+        )
         ratios = _peer_ratios(before, now, old.header, new.header)
         for name_of in before.keys() & now.keys():
             was, is_ = before[name_of], now[name_of]
             if was.is_ranked and is_.is_ranked:
                 others = [ratio for other, ratio in ratios.items() if other != name_of]
-                changes.append(Change(row, was, is_, statistics.median(others) if others else None))
+                drift = statistics.median(others) if others else None
+                changes.append(Change(row, was, is_, drift, was_disturbed))
             elif was.is_ranked and is_.backend is not None:
                 broken.append(f"{name_of}, {where(row)}: {is_.error or 'the error is beyond the bound'}")
     if not changes and not broken:
         raise ValueError(f"{name!r} has nobody ranked in a row that this run has too; compare runs of the same choice")
     changes.sort(key=lambda change: (-change.slower, where(change.row), who(change.new)))
-    slower = [change for change in changes if change.is_own and change.slower > tolerance]
+    slower = [change for change in changes if change.is_judged and change.slower > tolerance]
+    unjudged = list(dict.fromkeys(where(change.row) for change in changes if change.is_disturbed))
     remarks = (
         (f"Slower by more than {tolerance:g}", [_line(change) for change in slower]),
         ("Not right any more, or raises now", sorted(broken)),
+        ("Not judged, for others wanted the same processors", unjudged),
         ("Not the same in both runs", list(_differences(old.header, new.header))),
         (f"Only in {name}", list(_only(olds, news))),
         ("Only in this run", list(_only(news, olds))),
@@ -132,7 +139,7 @@ def _table(old: Header, changes: list[Change], tolerance: float, name: str) -> T
         us = [number(entry.us or 0) for entry in (change.old, change.new)]
         cells = (where(change.row), who(change.new), *us, times(change.by_the_clock), times(change.beside_others))
         mark = WRONG if change.slower > tolerance else BEST if change.faster > tolerance else ""
-        lines.append(Line(cells, mark if change.is_own else ""))
+        lines.append(Line(cells, mark if change.is_judged else ""))
     columns = tuple(Column(head, i > 1, dropped) for i, (head, dropped) in enumerate(heads))
     since = f"{old.date}, lsm {old.versions.get('lsm', 'unknown')}, commit {old.commit or 'unknown'}"
     faster = sum(line.mark == BEST for line in lines)

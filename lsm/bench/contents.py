@@ -7,9 +7,9 @@ from lsm.bench import overall
 from lsm.bench.layout import BEST, RAISED, WRONG, Column, Line, Remark, Report, Table
 from lsm.bench.result import Entry, Header, Result, Row
 from lsm.bench.wording import (
-    DISTURBED,
     best_first,
     error_texts,
+    is_disturbed,
     number,
     plural,
     reference,
@@ -28,7 +28,7 @@ def report(result: Result) -> Report:
     return Report(
         head=tuple(head(result)),
         overall=tuple(overall.tables(result)),
-        rows=tuple(row_table(row) for row in result.rows if row.sweep is None),
+        rows=tuple(row_table(row, result.header.n_processors) for row in result.rows if row.sweep is None),
         sweeps=tuple(overall.sweep_tables(result)),
         remarks=tuple((title, tuple(lines)) for title, lines in _remarks(result) if lines),
         calls=tuple(_calls(result)),
@@ -59,7 +59,7 @@ def _versions(header: Header) -> str:
     return ", ".join(f"{name} {version}{levels.get(name, '')}" for name, version in header.versions.items())
 
 
-def row_table(row: Row) -> Table:
+def row_table(row: Row, n_processors: int) -> Table:
     """One row, best first; whoever cannot be compared stands below the others and has no rank."""
     entries = best_first(row)
     columns = [
@@ -85,7 +85,7 @@ def row_table(row: Row) -> Table:
     if entries and entries[0].is_ranked:
         marks[0] = BEST
     lines = tuple(map(Line, zip(*(cells for _, cells in columns), strict=True), marks))
-    return Table(where(row), tuple(column for column, _ in columns), lines, tuple(_notes(row)))
+    return Table(where(row), tuple(column for column, _ in columns), lines, tuple(_notes(row, n_processors)))
 
 
 def _known(value: float | None) -> str:
@@ -102,7 +102,7 @@ def _ranks(entries: list[Entry]) -> list[str]:
     return [str(i) if entry.is_ranked else _mark(entry) for i, entry in enumerate(entries, 1)]
 
 
-def _notes(row: Row) -> Iterator[str]:
+def _notes(row: Row, n_processors: int) -> Iterator[str]:
     """What has to be said below a row's table."""
     if row.limit is not None:
         took = f"{number(row.limit.us)} us ({span(row.limit.p20_us, row.limit.p80_us)})"
@@ -112,7 +112,7 @@ def _notes(row: Row) -> Iterator[str]:
             yield f"{who(entry)} raised after {plural(len(entry.turns_us), 'turn')}: {entry.error}"
     if row.n_checked_frames < row.n_frames:
         yield f"errors: of {row.n_checked_frames:,} of {row.n_frames:,} frames"
-    if (row.others or 0) > DISTURBED:
+    if is_disturbed(row, n_processors):
         yield f"others used {row.others:.1f} processors meanwhile: not to be relied on"
 
 

@@ -13,7 +13,7 @@ BEGIN, END = "<!-- lsm bench: begin -->", "<!-- lsm bench: end -->"
 def markdown(report: Report, page: str = "") -> str:
     """Lay out everything, what was fastest overall first.
 
-    On a page that has a place for it, between a line BEGIN and a line END, it goes there and the rest of the page stays.
+    On a page that has a place for it, between the lines BEGIN and END, it goes there and the rest of the page stays.
     """
     before, begin, rest = page.partition(f"{BEGIN}\n")
     _, end, after = rest.partition(f"{END}\n")

@@ -7,7 +7,7 @@ from typing import Any
 from lsm._texts import printable
 from lsm.bench.result import Entry, Row
 
-DISTURBED = 0.1  # processors in use by others; what the system itself needs is less
+DISTURBED = 0.1  # processors; what the system itself needs is less
 
 
 def fit_to_show(value: Any) -> Any:
@@ -78,6 +78,11 @@ def where(row: Row) -> str:
 def who(entry: Entry) -> str:
     """A contestant, and how it is called where that is not the best way."""
     return entry.name + (", new result" if entry.way == "new" else "")
+
+
+def is_disturbed(row: Row, n_processors: int) -> bool:
+    """Whether others wanted processors meanwhile that the row's threads needed."""
+    return row.others is not None and row.others + row.threads > n_processors + DISTURBED
 
 
 def reference(rows: Iterable[Row]) -> Entry | None:
