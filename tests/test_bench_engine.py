@@ -5,6 +5,7 @@ import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -482,3 +483,44 @@ def test_of_a_long_frame_some_classes_are_checked(op, dtype, monkeypatch):
     chosen = np.linspace(0, 4999, 100).astype(int)
     assert np.allclose(of_part.value, exact.value[0][chosen], rtol=1e-17, atol=0)
     assert np.allclose(of_part.at, exact.at[0][chosen], rtol=1e-17, atol=0)
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    """CuPy as far as a run uses it, on the CPU; tells how often the device was waited for."""
+    waits = []
+    stream = SimpleNamespace(synchronize=lambda: waits.append(1))
+    properties = SimpleNamespace(getDeviceProperties=lambda i: {"name": b"Fake 9000"})
+    cuda = {"is_available": lambda: True, "runtime": properties, "Device": lambda: SimpleNamespace(id=0)}
+    fakes = {
+        "cupy": {"asarray": np.array, "asnumpy": np.asarray, "copyto": np.copyto, "add": np.add, "__version__": "0"},
+        "cupyx": {},
+        "cupyx.scipy": {},
+        "cupyx.scipy.special": {"log_softmax": of_numpy.log_softmax},
+    }
+    fakes["cupy"]["cuda"] = SimpleNamespace(**cuda, get_current_stream=lambda: stream)
+    for name, attributes in fakes.items():
+        module = ModuleType(name)
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    return waits
+
+
+def test_a_run_on_a_device_waits_for_it(fake_cupy, monkeypatch):
+    monkeypatch.setattr("lsm.bench.machine.last_cache", lambda sizes: 1)
+    result = run(Options(**SMALL | {"ops": OPS[:2]}, device="cuda", contestants=("cupyx", "cython")))
+    assert result.header.gpu == "Fake 9000" and result.header.versions["cupy"] == "0"
+    forward, backward = result.rows
+    assert forward.device == "cuda" and forward.limit.name == "streaming copy"
+    assert forward.absent["lsm cython"] == "serves cpu, not cuda"
+    assert entry(forward, "cupyx").is_ranked and entry(forward, "cupyx").share > 0
+    assert backward.absent["cupyx"] == "has no gradient" and backward.limit.us > 0
+    assert len(fake_cupy) > 2 * 3  # around every turn
+
+
+def test_a_run_on_a_device_that_is_not_there_is_refused(monkeypatch):
+    for name in ("torch", "cupy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match="device: cuda: neither PyTorch nor CuPy finds a CUDA device here"):
+        run(Options(device="cuda"))

@@ -184,7 +184,7 @@ def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
         "-q",
     ]
     wish += ["--bench-workloads=small", "--bench-contestants=cython,idiom", f"--benchmark-storage={tmp_path}"]
-    wish += ["-k", "test_workload or test_call_backward"]
+    wish += ["-q", "-p", "no:cacheprovider", "-k", "test_workload or test_call_backward"]
     command = [sys.executable, "-m", "pytest", str(BENCHMARKS), *wish]
     saved = subprocess.run([*command, "--benchmark-save=before"], capture_output=True, text=True, cwd=BENCHMARKS.parent)
     assert saved.returncode == 0, saved.stdout + saved.stderr

@@ -6,7 +6,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,29 @@ def versions(modules: Iterable[str]) -> dict[str, str]:
 
 
 def gpu(device: str) -> str | None:
-    """The name of the device that was measured; None for the CPU."""
+    """The name of the device that is measured; None for the CPU.
+
+    Raises
+    ------
+    ValueError
+        There is none that a library can use.
+    """
     if device == "cpu":
         return None
-    torch: Any = sys.modules.get("torch")
-    if torch is not None:
-        return str(torch.cuda.get_device_name())
-    cupy: Any = sys.modules["cupy"]
-    return str(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
+    for name, named in _GPU_NAMES.items():
+        with contextlib.suppress(ImportError):
+            library = import_module(name)
+            if library.cuda.is_available():
+                return str(named(library))
+    raise ValueError(f"device: {device}: neither PyTorch nor CuPy finds a CUDA device here; accepted here: cpu")
+
+
+def _cupy_name(cupy: Any) -> str:
+    name: str = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    return name
+
+
+_GPU_NAMES: dict[str, Callable[[Any], str]] = {"torch": lambda torch: torch.cuda.get_device_name(), "cupy": _cupy_name}
 
 
 def commit() -> str | None:

@@ -26,6 +26,9 @@ def contestants(case: Case, data: Data, n_threads: int) -> Iterator[Contestant |
     """Each backend that serves the case, with `out` and without."""
     for label, info in labels().items():
         name = f"lsm {label}"
+        if info.state == "loaded" and data.device not in info.devices:
+            yield Absent(name, f"serves {', '.join(info.devices)}, not {data.device}")
+            continue
         library = _library(case, data, info.array_types)
         if library is None:
             yield Absent(name, info.reason or "torch is not installed")

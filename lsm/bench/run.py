@@ -83,12 +83,13 @@ def run(options: Options, progress: Progress | None = None, save: Callable[[Resu
     """
     n_threads = options.threads or (lsm.get_num_threads(),)
     check_threads(n_threads)
+    gpu = machine.gpu(options.device)
     families, absent = usable(options.contestants, options.device)
     if not families:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
         raise ValueError(f"contestants: nobody can take part ({reasons})")
     wanted = _measurable(cases(options), absent)
-    result = Result(_header(options, n_threads, families), absent)
+    result = Result(_header(options, n_threads, families, gpu), absent)
     progress, save = progress or Silent(), save or (lambda _: None)
     with_memory = options.set != "quick" if options.with_memory is None else options.with_memory
     probe = Probe(families, options.contestants) if with_memory else None
@@ -159,7 +160,7 @@ def _rows(
                 gc.collect()
 
 
-def _header(options: Options, n_threads: tuple[int, ...], families: list[str]) -> Header:
+def _header(options: Options, n_threads: tuple[int, ...], families: list[str], gpu: str | None) -> Header:
     sizes = machine.caches()
     return Header(
         processor=machine.processor(),
@@ -169,7 +170,7 @@ def _header(options: Options, n_threads: tuple[int, ...], families: list[str]) -
         caches=sizes,
         last_cache=machine.last_cache(sizes),
         instruction_levels=machine.instruction_levels(),
-        gpu=machine.gpu(options.device),
+        gpu=gpu,
         versions=machine.versions(module for name in families for module in FAMILIES[name].modules),
         commit=machine.commit(),
         command=options.command,
