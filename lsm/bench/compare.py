@@ -76,18 +76,16 @@ def compared(old: Result, new: Result, tolerance: float, name: str) -> Compariso
     changes, broken = [], []
     for key in news.keys() & olds.keys():
         (old_row, before), (row, now) = olds[key], news[key]
-        was_disturbed = any(
-            is_disturbed(*of) for of in ((old_row, old.header.n_processors), (row, new.header.n_processors))
-        )
+        was_disturbed = is_disturbed(old_row, old.header.n_processors) or is_disturbed(row, new.header.n_processors)
         ratios = _peer_ratios(before, now, old.header, new.header)
         for name_of in before.keys() & now.keys():
-            was, is_ = before[name_of], now[name_of]
-            if was.is_ranked and is_.is_ranked:
+            then, entry = before[name_of], now[name_of]
+            if then.is_ranked and entry.is_ranked:
                 others = [ratio for other, ratio in ratios.items() if other != name_of]
                 drift = statistics.median(others) if others else None
-                changes.append(Change(row, was, is_, drift, was_disturbed))
-            elif was.is_ranked and is_.backend is not None:
-                broken.append(f"{name_of}, {where(row)}: {is_.error or 'the error is beyond the bound'}")
+                changes.append(Change(row, then, entry, drift, was_disturbed))
+            elif then.is_ranked and entry.backend is not None:
+                broken.append(f"{name_of}, {where(row)}: {entry.error or 'the error is beyond the bound'}")
     if not changes and not broken:
         raise ValueError(f"{name!r} has nobody ranked in a row that this run has too; compare runs of the same choice")
     changes.sort(key=lambda change: (-change.slower, where(change.row), who(change.new)))
