@@ -90,7 +90,7 @@ def test_a_row_has_every_figure():
             assert len(e.turns_us) == 3 and e.p20_us <= e.us <= e.p80_us and e.is_ranked
             assert e.first_call_ms > 0 and e.max_ulp >= 0 and e.gb_s == pytest.approx(found.bytes / e.us / 1e3)
         assert entry(found, "lsm cython", OUT).ratio == 1
-        assert entry(found, "lsm cython", OUT).bound_ulp == (4 if found.op != BOTH else pytest.approx(8.4))
+        assert entry(found, "lsm cython", OUT).bound_ulp == (4 if found.op != BOTH else pytest.approx(12.4))
     assert (
         diary.told[0] == 3 and diary.told[1] == "own 4x6 float32 forward, 1 thread" and diary.told[2] is result.rows[0]
     )
@@ -102,7 +102,7 @@ def test_a_row_has_every_figure():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_kind_of_data_is_computed_right(op, dtype):
     for data in KINDS_OF_DATA:
-        for shape, axis, order in [((5, 7), -1, "C"), ((3, 8, 2, 2), 1, "C"), ((6, 4), 0, "F"), ((9,), 0, "C")]:
+        for shape, axis, order in [((1500, 32), -1, "C"), ((5, 7), -1, "C"), ((3, 8, 2, 2), 1, "C"), ((6, 4), 0, "F"), ((9,), 0, "C")]:
             case = Case("own", shape, axis, dtype, order=order, op=op, data=data)
             arrays = Data(case, [op])
             assert arrays.x.flags.f_contiguous if order == "F" else arrays.x.flags.c_contiguous
