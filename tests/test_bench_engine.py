@@ -27,6 +27,7 @@ from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, WORKLOADS, Case, cases
 
 SMALL = {"shape": (4, 6), "ops": (FORWARD,), "rounds": 3, "set": "quick", "threads": (1,)}
 LSM = ("lsm cython", "lsm numpy")
+SHAPES = [((1500, 32), -1, "C"), ((5, 7), -1, "C"), ((3, 8, 2, 2), 1, "C"), ((6, 4), 0, "F"), ((9,), 0, "C")]
 
 
 @pytest.fixture
