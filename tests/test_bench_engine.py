@@ -326,7 +326,7 @@ def test_a_pool_that_keeps_its_number_is_found_out(monkeypatch):
         pass
 
 
-def test_a_copy_is_seen_and_none_is_made_up():
+def test_memory_of_a_copy_is_seen_and_none_is_made_up():
     probe = memory.Probe(["lsm", "numpy idiom"], ("cython", "numpy idiom"))
     case = Case("own", (64, 2**17))  # 32 MiB
     try:
@@ -340,7 +340,7 @@ def test_a_copy_is_seen_and_none_is_made_up():
         assert abs(one["numpy idiom", NEW] - 2**25) < 2 * memory.TOLERANCE  # exp(...) or so, as large as the result
 
 
-def test_a_probe_that_dies_is_replaced(monkeypatch):
+def test_a_memory_probe_that_dies_is_replaced(monkeypatch):
     probe = memory.Probe(["lsm"], ("cython",))
     monkeypatch.setattr(memory, "_START", "raise SystemExit  # {path}")
     assert probe.extra_bytes(Case("own", (4, 5)), 1) == {}
