@@ -25,7 +25,7 @@ from lsm.bench.workloads import Case, cases
 EFFORTS = {
     # A minute for the whole run on 2 processors: what rows may take follows from what is left.
     "quick": Effort(rounds=5, turn_s=0.01, n_checked=2**17, budget_s=2.0),
-    "usual": Effort(rounds=11, budget_s=8.0),
+    "usual": Effort(rounds=11, budget_s=6.0),
     "full": Effort(rounds=15, budget_s=60.0),
 }
 QUICK_S = 30.0  # seconds after which a quick run's rows get the fewest rounds: imports and exact values come on top

@@ -32,13 +32,13 @@ def check_threads(numbers: Iterable[int]) -> None:
 
 @contextmanager
 def equal_threads(n_threads: int, families: Iterable[str]) -> Iterator[list[str]]:
-    """Give everybody the same number; ONNX Runtime gets it with each session.
+    """Give everybody the same number; ONNX Runtime gets it with each session, and does not tell.
 
     Parameters
     ----------
     n_threads : int
     families : iterable of str
-        Those whose libraries have a setting of their own: "torch" and "jax". They are imported already.
+        Those who take part, of which "torch" and "jax" have a setting of their own. They are imported already.
 
     Yields
     ------
@@ -67,6 +67,8 @@ def equal_threads(n_threads: int, families: Iterable[str]) -> Iterator[list[str]
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(n_threads)
             verified.append(_checked("torch", torch.get_num_threads(), n_threads))
+        if "onnxruntime" in families:
+            verified.append(f"onnxruntime: {n_threads} (given to each session)")
         if "jax" in families:
             verified.append(Pool.set(n_threads))
         for pool in threadpool_info():
