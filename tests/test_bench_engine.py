@@ -103,13 +103,7 @@ def test_a_row_has_every_figure():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_kind_of_data_is_computed_right(op, dtype):
     for data in KINDS_OF_DATA:
-        for shape, axis, order in [
-            ((1500, 32), -1, "C"),
-            ((5, 7), -1, "C"),
-            ((3, 8, 2, 2), 1, "C"),
-            ((6, 4), 0, "F"),
-            ((9,), 0, "C"),
-        ]:
+        for shape, axis, order in SHAPES:
             case = Case("own", shape, axis, dtype, order=order, op=op, data=data)
             arrays = Data(case, [op])
             assert arrays.x.flags.f_contiguous if order == "F" else arrays.x.flags.c_contiguous
