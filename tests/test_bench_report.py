@@ -222,6 +222,11 @@ def test_few_frames_checked_and_busy_neighbours_are_told(report):
     )
 
 
+def test_a_row_for_which_there_was_little_time_says_so():
+    (_, note) = row_table(planted.row([planted.entry(), planted.entry("torch", turns_us=[200.0])])).notes
+    assert note == "only 1 turn of each, for time ran out: the spread means little"
+
+
 # As text
 
 

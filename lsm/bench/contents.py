@@ -21,6 +21,7 @@ from lsm.bench.wording import (
 )
 
 MOST_NAMED = 3  # rows that a line names before it counts the others
+FEW_TURNS = 3  # of which a median says more than one turn does
 
 
 def report(result: Result) -> Report:
@@ -110,6 +111,9 @@ def _notes(row: Row, n_processors: int) -> Iterator[str]:
     for entry in row.contestants:
         if entry.error is not None:
             yield f"{who(entry)} raised after {plural(len(entry.turns_us), 'turn')}: {entry.error}"
+    fewest = min((len(entry.turns_us) for entry in row.contestants if entry.error is None), default=FEW_TURNS)
+    if fewest < FEW_TURNS:
+        yield f"only {plural(fewest, 'turn')} of each, for time ran out: the spread means little"
     if row.n_checked_frames < row.n_frames:
         yield f"errors: of {row.n_checked_frames:,} of {row.n_frames:,} frames"
     if is_disturbed(row, n_processors):
