@@ -30,7 +30,8 @@ import numpy as np
 
 import lsm
 from lsm.backends import cython_
-from promises import LIBRARIES, installed, processor
+from lsm.bench.machine import processor
+from promises import LIBRARIES, installed
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import oracle

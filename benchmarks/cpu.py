@@ -24,113 +24,80 @@ import json
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import cpu_chart
 import cpu_report
 import lsm
-from cpu_contestants import LIMIT, PAUSE, PEERS, TURN, Others, in_turns, set_threads, taking_part
-from cpu_workloads import BACKWARD, QUICK_SIZE, SWEEP, WORKLOADS, Data, Workload, absent_dtype
-from lsm.backends.cython_ import kernels
-from promises import installed, processor
-
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-USUAL_LAST_CACHE = 32 * 2**20  # bytes, where the system does not tell
-ENVIRONMENT = ("LSM_FORCE_ISA", "ATEN_CPU_CAPABILITY", "LSM_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
-
-
-def caches() -> dict[str, int]:
-    """Bytes of each cache that the first processor can use, by level: {"L1": 32768, ...}."""
-    sizes = {}
-    for index in sorted(CACHES.glob("index*")):
-        with contextlib.suppress(OSError, ValueError):
-            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
-            if kind != "Instruction":
-                sizes[f"L{level}"] = int(size.rstrip("KM")) * {"K": 2**10, "M": 2**20}.get(size[-1], 1)
-    return sizes
+from cpu_contestants import LIMIT, PEERS, taking_part
+from cpu_workloads import QUICK_SIZE, SWEEP, WORKLOADS, Workload
+from lsm.bench import contestants, machine
+from lsm.bench.data import Data
+from lsm.bench.limits import is_out_of_cache
+from lsm.bench.result import write
+from lsm.bench.threads import check_threads, equal_threads
+from lsm.bench.timing import PAUSE, TURN, in_turns
 
 
-def usable_peers(wanted: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Those that can be imported, and why others cannot."""
-    usable, absent = [], {}
-    for name in PEERS:
-        try:
-            if name not in wanted:
-                absent[name] = "not asked for"
-                continue
-            for module in {"onnxruntime": ("onnx", "onnxruntime")}.get(name, (name,)):
-                import_module(module)
-            usable.append(name)
-        except Exception as error:  # an installation can be broken in many ways
-            missing = isinstance(error, ModuleNotFoundError)
-            absent[name] = f"{error.name} is not installed" if missing else f"{type(error).__name__}: {error}"
-    return usable, absent
-
-
-def levels(peers: list[str]) -> dict[str, str]:
-    """Which instructions each uses, as far as it tells."""
-    found = {"lsm": kernels()["level"]}
-    if "torch" in peers:
-        import torch
-
-        found["torch"] = torch.backends.cpu.get_cpu_capability()
-    return found
+def absent_dtype(workload: Workload) -> str | None:
+    """Say why a workload cannot be measured here, if so."""
+    is_missing = workload.case.dtype == "bfloat16" and find_spec("ml_dtypes") is None
+    return "ml_dtypes is not installed" if is_missing else None
 
 
 def header(threads: list[int], n_rounds: int, peers: list[str], absent: dict[str, str]) -> dict[str, Any]:
     """What was measured on and with."""
-    sizes = caches()
+    sizes = machine.caches()
     return {
-        "processor": processor(),
+        "processor": machine.processor(),
         "n_processors": os.cpu_count(),
         "system": platform.system(),
-        "date": time.strftime("%Y-%m-%d"),
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "date": machine.today(),
+        "load_before": machine.load(),
         "caches": sizes,
-        "last_cache": sizes[max(sizes)] if sizes else USUAL_LAST_CACHE,
-        "levels": levels(peers),
+        "last_cache": machine.last_cache(sizes),
+        "levels": machine.instruction_levels(),
         "threads": threads,
         "rounds": n_rounds,
         "pause_s": PAUSE,
         "turn_s": TURN,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "lsm": lsm.__version__}
-        | {name: installed(name) for name in peers},
+        "versions": machine.versions(peers),
         "absent_peers": absent,
-        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "environment": machine.environment(),
     }
 
 
 def measure(
-    workload: Workload, data: Data, op: str, n_threads: int, n_rounds: int, peers: list[str], last_cache: int
+    workload: Workload, data: Data, op: str, n_threads: int, n_rounds: int, peers: Sequence[str], last_cache: int
 ) -> dict[str, Any]:
     """One row."""
-    n_bytes = 2 * data.dy.nbytes + data.out.nbytes if op == BACKWARD else data.x.nbytes + data.out.nbytes
-    contestants, absent = taking_part(workload, data, op, n_threads, peers, with_limit=n_bytes > last_cache)
-    others = Others()
-    times = in_turns(contestants, n_rounds)
+    case = workload.of(op)
+    with_limit = is_out_of_cache(case, data, last_cache)
+    found, absent = taking_part(workload, data, op, n_threads, peers, with_limit)
+    others = machine.Others()
+    times = in_turns(found, n_rounds)
+    absent |= {name: error for (name, _), error in times.errors.items()}
+    turns_us = {name: turns for (name, way), turns in times.turns_us.items() if (name, way) not in times.errors}
     row = {
         "workload": workload.name,
-        "group": workload.group,
-        "shape": workload.shape,
-        "axis": workload.axis,
+        "group": case.workload,
+        "shape": case.shape,
+        "axis": case.axis,
         "types": workload.types,
-        "is_16_bit": workload.is_16_bit,
+        "is_16_bit": case.dtype in ("float16", "bfloat16"),
         "op": op,
         "threads": n_threads,
-        "size": workload.size,
-        "bytes": n_bytes,
-        "calls": {contestant.name: contestant.code for contestant in contestants},
+        "size": case.size,
+        "bytes": data.n_bytes(case.op),
+        "calls": {one.name: one.code for one in found},
         "absent": absent,
         "others": others.processors(),
-        "turns_us": {name: [round(t, 4) for t in turns] for name, turns in times.items()},
+        "turns_us": {name: [round(t, 4) for t in turns] for name, turns in turns_us.items()},
     }
-    return row | cpu_report.figures(times, n_bytes, LIMIT)
+    return row | cpu_report.figures(turns_us, row["bytes"], LIMIT)
 
 
 def chosen(arguments: argparse.Namespace) -> list[Workload]:
@@ -142,7 +109,7 @@ def chosen(arguments: argparse.Namespace) -> list[Workload]:
             names = "\n  ".join(workload.name for workload in workloads)
             raise SystemExit(f"--only {' '.join(unknown)}: no such workload. There are:\n  {names}")
         workloads = [workload for workload in workloads if any(text in workload.name for text in arguments.only)]
-    return [workload for workload in workloads if not arguments.quick or workload.size <= QUICK_SIZE]
+    return [workload for workload in workloads if not arguments.quick or workload.case.size <= QUICK_SIZE]
 
 
 @contextlib.contextmanager
@@ -164,13 +131,6 @@ def progress(n_rows: int) -> Iterator[Callable[[str], None]]:
             bar.update()
 
         yield tell
-
-
-def write(file: Path, text: str) -> None:
-    """All of it or nothing: an interruption leaves the file as it was."""
-    beside = file.with_name(file.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)
 
 
 def report(result: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -215,16 +175,16 @@ def measure_all(
     """Add the rows to the result, and to its file after each, so that an interruption loses one at most."""
     with progress(len(arguments.threads) * sum(len(workload.ops) for workload in workloads)) as tell:
         for workload in workloads:
-            data = Data(workload)
+            data = Data(workload.case, workload.ops)
             for n_threads in arguments.threads:
-                set_threads(n_threads, peers)
-                for op in workload.ops:
-                    last_cache = result["header"]["last_cache"]
-                    row = measure(workload, data, op, n_threads, arguments.rounds, peers, last_cache)
-                    result["rows"].append(row)
-                    if arguments.json:
-                        write(arguments.json, json.dumps(result, indent=1) + "\n")
-                    tell(cpu_report.one_line(row))
+                with equal_threads(n_threads, peers):
+                    for op in workload.ops:
+                        last_cache = result["header"]["last_cache"]
+                        row = measure(workload, data, op, n_threads, arguments.rounds, peers, last_cache)
+                        result["rows"].append(row)
+                        if arguments.json:
+                            write(arguments.json, json.dumps(result, indent=1) + "\n")
+                        tell(cpu_report.one_line(row))
             del data  # before the next one is made: some take gigabytes
             gc.collect()
 
@@ -234,7 +194,13 @@ def main() -> int:
     if arguments.measured:
         report(json.loads(arguments.measured.read_text(encoding="utf-8")), arguments)
         return 0
-    peers, absent = usable_peers(arguments.peers)
+    try:
+        check_threads(arguments.threads)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    found, reasons = contestants.usable(arguments.peers or ["lsm"], "cpu")
+    peers = [name for name in PEERS if name in found]
+    absent = {name: reasons[name] for name in PEERS if name not in found}
     workloads = chosen(arguments)
     reasons = {workload.name: absent_dtype(workload) for workload in workloads}
     result = {

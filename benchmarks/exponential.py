@@ -31,7 +31,7 @@ import numpy as np
 
 import lsm
 from lsm.backends import cython_
-from promises import processor
+from lsm.bench.machine import processor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -14,15 +14,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import lsm
+from lsm.bench.memory import TOLERANCE, forget_peak, peak
 
 PROMISED = 256 * 2**10  # bytes for each thread
-TOLERANCE = 2**20
 # Frames so long that room for one of them in each thread would be seen as well.
 N_FRAMES = 8
 
@@ -61,29 +60,6 @@ CASES = {
     "bfloat16, backward": Case("bfloat16", is_backward=True),
     "float32, every second class, backward": Case(is_backward=True, layout=every_second),
 }
-
-
-def status(field: str) -> int:
-    """Bytes, from what Linux tells of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith(f"{field}:"))
-
-
-def peak() -> int:
-    """Bytes that were resident at most, since `forget_peak` where there is that."""
-    if Path("/proc/self/status").exists():
-        return status("VmHWM")
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def forget_peak() -> None:
-    """Make the peak what is resident now; where that cannot be done it is nearly so, for all is written in place."""
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")
 
 
 def measure(name: str, n_bytes: int) -> dict[str, int]:

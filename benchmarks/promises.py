@@ -219,15 +219,6 @@ def installed(distribution: str) -> str | None:
         return None
 
 
-def processor() -> str:
-    """Name the model of the CPU, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def served_by() -> str:
     """Tell which backend of lsm the rows measure."""
     import lsm
@@ -250,7 +241,9 @@ def main() -> int:
         print(json.dumps(measure(args.peer, json.loads(args.rows))))
         return 0
 
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    from lsm.bench.machine import load, processor  # not where a peer is alone
+
+    busy = load()
     table: dict[str, dict[str, str]] = {}
     missing = []
     for distribution, (name, _) in LIBRARIES.items():
@@ -269,7 +262,7 @@ def main() -> int:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "lsm": served_by(),
-        "load": f"{load:.1f} processors",
+        "load": "unknown" if busy is None else f"{busy:.1f} processors",
     }
     print(f"{facts['processor']}, {facts['n_processors']} processors; {facts['system']};", end=" ")
     print(f"Python {facts['python']}, NumPy {facts['numpy']}; lsm serves {facts['lsm']}")

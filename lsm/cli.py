@@ -1,4 +1,4 @@
-"""The command `lsm`: which backends there are, what they keep, who would serve a call, and log-softmax of files."""
+"""The command `lsm`: which backends there are, what they keep, who would serve a call, log-softmax of files, speed."""
 
 import argparse
 import json
@@ -22,13 +22,14 @@ from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
 from lsm._texts import for_json
+from lsm.bench import arguments
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
 
 _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class _StoppedError(BaseException):
+class _StoppedError(KeyboardInterrupt):
     """A signal asked the command to end; not an Exception, so that nothing on the way takes it for a failure."""
 
 
@@ -46,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 for a failure on the way, 2 for arguments or files that cannot be used,
         128 plus the number of the signal that ended it.
     """
-    with _stop_signals(), warnings.catch_warnings():
+    with _stop_signals() as stopped_by, warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        return _run(argv)
+        code = _run(argv)
+        # `lsm bench` ends in order after a signal, with what it has measured by then.
+        return STOPPED + stopped_by[0] if stopped_by else code
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -58,7 +61,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
-    except (_StoppedError, KeyboardInterrupt) as stop:
+    except KeyboardInterrupt as stop:
         number = stop.args[0] if isinstance(stop, _StoppedError) else signal.SIGINT
         return _failed(STOPPED + number, f"stopped by {signal.Signals(number).name}; nothing was changed")
     except lsm.BackendFailedError as error:
@@ -79,6 +82,7 @@ def _parsed_and_run(argv: Sequence[str] | None) -> int:
     """Run the command that the arguments name."""
     try:
         args = _parser().parse_args(argv)
+        args.command_line = ["lsm", *(sys.argv[1:] if argv is None else argv)]
         return int(args.run(args))
     except SystemExit as stop:  # argparse has said what there is to say
         return int(stop.code or 0)
@@ -111,10 +115,12 @@ def _discard_output() -> None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[None]:
-    """Let the signals that ask a process to end raise, so that no temporary file is left behind."""
+def _stop_signals() -> Iterator[list[int]]:
+    """Let the signals that ask a process to end raise, so that no temporary file is left behind; tell which came."""
+    stopped_by: list[int] = []
 
     def stop(number: int, _: Any) -> None:
+        stopped_by.append(number)
         for other in ours:
             signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the tidying up
         raise _StoppedError(number)
@@ -124,7 +130,7 @@ def _stop_signals() -> Iterator[None]:
     ours = [number for number in _STOPS if is_main and signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = {number: signal.signal(number, stop) for number in ours}
     try:
-        yield
+        yield stopped_by
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -185,6 +191,10 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("--dtype", help="dtype of the result (default: that of x; for log_softmax)")
     _add_common(apply)
     apply.set_defaults(run=_apply_to_files, usage_error=apply.error)
+
+    bench = commands.add_parser("bench", help=arguments.ABOUT, description=arguments.ABOUT)
+    arguments.add_to(bench)
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -270,6 +280,11 @@ def _apply_to_files(args: argparse.Namespace) -> int:
         options["dtype"] = args.dtype
     _apply.apply(args.op, inputs, args.target, _progress, **options)
     return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    """`lsm bench`."""
+    return int(import_module("lsm.bench.command").run(args))  # no other command needs it
 
 
 @contextmanager

@@ -172,3 +172,29 @@ def test_the_front_of_a_call_is_measured_with_plugins():
     known = rows["backends known"]
     assert int(known["10 plugins"]) == int(known["no plugin"]) + 10
     assert all(float(rows[name]["10 plugins"]) > 0 for name in ("forward, automatic", "the kernel itself, forward"))
+
+
+def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
+    wish = [
+        "--benchmark-only",
+        "--benchmark-max-time=0.001",
+        "--benchmark-min-rounds=1",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+    ]
+    wish += ["--bench-workloads=small", "--bench-contestants=cython,idiom", f"--benchmark-storage={tmp_path}"]
+    wish += ["-q", "-p", "no:cacheprovider", "-k", "test_workload or test_call_backward"]
+    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), *wish]
+    saved = subprocess.run([*command, "--benchmark-save=before"], capture_output=True, text=True, cwd=BENCHMARKS.parent)
+    assert saved.returncode == 0, saved.stdout + saved.stderr
+    (file,) = tmp_path.rglob("*_before.json")
+    found = json.loads(file.read_text())["benchmarks"]
+    groups = {one["group"] for one in found}
+    assert {f"small 32x10 float32 {op}" for op in ("forward", "backward", "forward+backward")} < groups
+    assert "a call on 1x10 float32, backward" in groups
+    extra = next(one["extra_info"] for one in found if "cython-out" in one["name"])
+    assert extra["is_right"] and extra["max_ulp"] <= 4 and extra["gb_s"] > 0 and extra["call"].startswith("log_softmax")
+    compared = subprocess.run([*command, "--benchmark-compare"], capture_output=True, text=True, cwd=BENCHMARKS.parent)
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert "(0001_before)" in compared.stdout and "(NOW)" in compared.stdout

@@ -16,6 +16,40 @@ FLOORS = {
     "lsm.cli": 8,
     "lsm._apply": 7.5,
     "lsm._listing": 7.5,
+    "lsm.bench.command": 7.95,
+    "lsm.bench.chart": 7.9,
+    "lsm.bench.compare": 7.9,
+    "lsm.bench.contents": 7.9,
+    "lsm.bench.run": 7.9,
+    "lsm.bench.overall": 7.85,
+    "lsm.bench.progress": 7.85,
+    "lsm.bench.files": 7.8,
+    "lsm.bench.markdown": 7.8,
+    "lsm.bench.page": 7.8,
+    "lsm.bench.tables": 7.8,
+    "lsm.bench.wording": 7.8,
+    "lsm.bench.row": 7.8,
+    "lsm.bench.memory": 7.7,
+    "lsm.bench.threads": 7.6,
+    "lsm.bench.contestants": 7.5,
+    "lsm.bench.of_cupy": 7.4,
+    "lsm.bench.of_jax": 7.4,
+    "lsm.bench.of_lsm": 7.4,
+    "lsm.bench.of_numpy": 7.4,
+    "lsm.bench.of_onnxruntime": 7.4,
+    "lsm.bench.of_torch": 7.4,
+    "lsm.bench.limits": 7.4,
+    "lsm.bench.timing": 7.4,
+    "lsm.bench.contestant": 7.35,
+    "lsm.bench.errors": 7.35,
+    "lsm.bench.data": 7.3,
+    "lsm.bench.workloads": 7.2,
+    "lsm.bench.arguments": 7.1,
+    "lsm.bench.layout": 7.1,
+    "lsm.bench.machine": 7.1,
+    "lsm.bench.options": 7.1,
+    "lsm.bench.result": 7.1,
+    "lsm.bench": 7,
     "lsm.testing": 7.4,
     "lsm._conformance.table": 7.4,
     "lsm._conformance.run": 7.35,
@@ -112,6 +146,7 @@ import sys
 import numpy
 before = set(sys.modules)
 import lsm
+assert not [m for m in sys.modules if m.startswith("lsm.bench")]
 new = {m.split(".")[0] for m in set(sys.modules) - before} - {"lsm"}
 third_party = {m for m in new if m not in sys.stdlib_module_names}
 print(sorted(third_party), [m for m in sys.modules if m in ("entrypoints", "importlib.metadata", "inspect")

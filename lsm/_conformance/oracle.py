@@ -73,6 +73,17 @@ def exact_backward(dy: Array, y: Array, axis: int = -1) -> Exact:
     return Exact(*_by_decimal(_backward_frame, (dy, y), axis), at)
 
 
+def exact_gradient(dy: Array, x: Array, axis: int = -1) -> Exact:
+    """The exact gradient by x; an error counts as in `exact_backward`, and that of y in |exp(y) * S * y| as well."""
+    y = log_softmax(x, axis)
+    value, at = backward(dy, y, axis)
+    with np.errstate(all="ignore"):
+        at = np.fmax(at, np.exp(y) * _total(dy, axis) * np.abs(y))  # a masked class, 0 * inf, has no such term
+    if is_quick(dy.dtype):
+        return Exact(value, np.zeros_like(value), at)
+    return Exact(*_by_decimal(_gradient_frame, (dy, x), axis), at)
+
+
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """The log-softmax in longdouble."""
     x = np.moveaxis(np.asarray(x).astype(LD), axis, -1)
@@ -89,13 +100,26 @@ def backward(dy: Array, y: Array, axis: int = -1) -> tuple[Array, Array]:
 
     For float64 and longdouble S counts as sum(|dy|): their sum has no wider type.
     """
-    has_wider = np.asarray(dy).dtype.itemsize < 8
+    total = _total(dy, axis)
     dy, y = (np.asarray(a).astype(LD) for a in (dy, y))
     with np.errstate(all="ignore"):
-        s = dy.sum(axis=axis, keepdims=True)
+        return backward_by_sums(dy, y, dy.sum(axis=axis, keepdims=True), total)
+
+
+def backward_by_sums(dy: Array, y: Array, s: Any, total: Any) -> tuple[Array, Array]:
+    """`backward` of longdoubles whose S, and what S counts as, are known: they may be some classes of a frame only."""
+    with np.errstate(all="ignore"):
         dx = np.where(y > LD(-0.5), (dy - s) - np.expm1(y) * s, dy - np.exp(y) * s)
-        total = np.abs(s) if has_wider else np.abs(dy).sum(axis=axis, keepdims=True)
         return dx, np.maximum(np.maximum(np.abs(dx), np.abs(dy)), np.exp(y) * total)
+
+
+def _total(dy: Array, axis: int) -> Array:
+    """|S|, or sum(|dy|) where the sum has no wider type."""
+    wide = np.asarray(dy).astype(LD)
+    with np.errstate(all="ignore"):
+        has_wider = np.asarray(dy).dtype.itemsize < 8
+        total: Array = (wide if has_wider else np.abs(wide)).sum(axis=axis, keepdims=True)
+        return np.abs(total)
 
 
 def spacing(value: Any, dtype: Any) -> Array:
@@ -139,6 +163,10 @@ def _log_softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
 def _backward_frame(dy: list[decimal.Decimal], y: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
     s = sum(dy, decimal.Decimal(0))
     return (g - v.exp() * s for g, v in zip(dy, y, strict=True))
+
+
+def _gradient_frame(dy: list[decimal.Decimal], x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
+    return _backward_frame(dy, list(_log_softmax_frame(x)))
 
 
 def _log1p(s: decimal.Decimal) -> decimal.Decimal:

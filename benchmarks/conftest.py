@@ -1,0 +1,85 @@
+"""What `pytest benchmarks` measures: the cases and contestants of lsm.bench, made once for the benchmarks on them."""
+
+import gc
+import warnings
+from dataclasses import replace
+
+import pytest
+
+import lsm
+from lsm.bench import contestants
+from lsm.bench.data import Data
+from lsm.bench.memory import shrunk
+from lsm.bench.options import SETS, Options
+from lsm.bench.threads import equal_threads
+from lsm.bench.workloads import cases
+
+LISTS = {"workloads": "parts of names of workloads", "contestants": "parts of names of contestants"}
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("lsm")
+    group.addoption("--bench-set", choices=SETS, default="quick", help="which workloads (default: quick)")
+    group.addoption("--bench-threads", type=int, help="threads of everybody (default: those of lsm)")
+    for name, about in LISTS.items():
+        group.addoption(f"--bench-{name}", default="", metavar="NAME,...", help=f"{about} (default: all)")
+
+
+def _named(config, name):
+    return tuple(filter(None, config.getoption(f"--bench-{name}").split(",")))
+
+
+class Stage:
+    """The contestants of a session, and the arrays of the case that is measured."""
+
+    def __init__(self, config):
+        self.wanted = _named(config, "contestants")
+        self.n_threads = config.getoption("--bench-threads") or lsm.get_num_threads()
+        self.cases = cases(Options(set=config.getoption("--bench-set"), workloads=_named(config, "workloads")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the peers' own, when they are imported
+            self.families, self.absent = contestants.usable(self.wanted, "cpu")
+        self._case = self.data = None
+
+    def contestants(self, case):
+        """Those of a case, on its arrays."""
+        if self._case is None or self._case.arrays != case.arrays:
+            self._case = self.data = None
+            gc.collect()
+            self.data = Data(case, [each.op for each in self.cases if each.arrays == case.arrays])
+        self._case = case
+        return self._made(case, self.data)
+
+    def names(self, case):
+        """Who takes part in a case, found out on small arrays."""
+        small = replace(case, shape=shrunk(case.shape))
+        return [one.key for one in self._made(small, Data(small, [case.op]))]
+
+    def _made(self, case, data):
+        return contestants.taking_part(self.families, self.wanted, case, data, self.n_threads)[0]
+
+
+@pytest.fixture(scope="session")
+def stage(pytestconfig):
+    made = pytestconfig.stash[STAGE]
+    with equal_threads(made.n_threads, made.families):
+        yield made
+
+
+STAGE = pytest.StashKey()
+
+
+def pytest_generate_tests(metafunc):
+    if "contestant" not in metafunc.fixturenames:
+        return
+    if STAGE not in metafunc.config.stash:
+        metafunc.config.stash[STAGE] = Stage(metafunc.config)
+    made = metafunc.config.stash[STAGE]
+    found = [(case, key) for case in made.cases for key in made.names(case)]
+    ids = [f"{case.label}-{name}-{way}".replace(" ", "_") for case, (name, way) in found]
+    metafunc.parametrize(("case", "contestant"), found, ids=ids)
+
+
+def pytest_report_header(config):
+    made = config.stash.get(STAGE, None)
+    return [f"{name}: {reason}" for name, reason in made.absent.items()] if made else []

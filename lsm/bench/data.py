@@ -1,0 +1,111 @@
+"""The arrays of a case, on the host or on a device, as each library sees them."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+import lsm
+from lsm._check import np_dtype
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+NAMES = ("x", "dy", "y", "out", "y_out")
+
+
+class Data:
+    """x, the gradient dy, the log-probabilities y, and what is written: out, and y_out for forward+backward.
+
+    Those that no operation of `ops` needs are None. Where x is spread over the axes is the case's `order`.
+    """
+
+    def __init__(self, case: Case, ops: Iterable[str] = (FORWARD,), device: str = "cpu") -> None:
+        ops = set(ops)
+        rng = np.random.default_rng(0)
+        in_type, out_type = np_dtype(case.dtype), np_dtype(case.result_dtype)
+        self.case, self.device = case.arrays, device
+        self.x = _logits(case, rng).astype(in_type, order=_order(case), copy=False)
+        self.out = np.empty_like(self.x, dtype=out_type)
+        self.dy: Array | None = None
+        self.y: Array | None = None
+        self.y_out: Array | None = None
+        if ops & {BACKWARD, BOTH}:
+            self.dy = _normal(rng, case, out_type).astype(out_type, order=_order(case), copy=False)
+        if BACKWARD in ops:
+            self.y = lsm.log_softmax(self.x, case.axis, out=np.empty_like(self.out), dtype=out_type)
+        if BOTH in ops:
+            self.y_out = np.empty_like(self.out)
+
+    @property
+    def host(self) -> dict[str, Array]:
+        """As NumPy arrays."""
+        return {name: array for name in NAMES if (array := getattr(self, name)) is not None}
+
+    @cached_property
+    def torch(self) -> dict[str, Any]:
+        """As tensors of PyTorch, on the CPU the same memory."""
+        return {name: torch_tensor(array).to(self.device) for name, array in self.host.items()}
+
+    @cached_property
+    def cupy(self) -> dict[str, Any]:
+        """As arrays of CuPy, which are those of PyTorch where it is there, so that the device holds them once."""
+        import cupy
+
+        if "torch" in self.__dict__:
+            return {name: cupy.from_dlpack(tensor) for name, tensor in self.torch.items()}
+        return {name: cupy.asarray(array) for name, array in self.host.items()}
+
+    def n_bytes(self, op: str) -> int:
+        """Stated count of bytes: each input read once, each result written once, for each call of an operation."""
+        forward, backward = self.x.nbytes + self.out.nbytes, 3 * self.out.nbytes
+        return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[op]
+
+
+def torch_tensor(array: Array) -> Any:
+    """The same memory as a tensor; torch knows NumPy's own types only, so bfloat16 goes as 16 bits of something."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def from_torch(tensor: Any) -> Array:
+    """The other way round."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        bits: Array = tensor.view(torch.int16).numpy()
+        return bits.view(np_dtype("bfloat16"))
+    array: Array = tensor.numpy()
+    return array
+
+
+def _order(case: Case) -> Any:
+    return case.order
+
+
+def _normal(rng: np.random.Generator, case: Case, dtype: Any) -> Array:
+    """N(0, 1); as float32 where that is enough, for the largest array as float64 would take 1.6 GB."""
+    wide = np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+    return rng.standard_normal(case.shape, wide)
+
+
+def _logits(case: Case, rng: np.random.Generator) -> Array:
+    """Logits of one kind, in float32 or float64."""
+    x = _normal(rng, case, np_dtype(case.dtype))
+    x *= 4
+    frames = np.moveaxis(x, case.axis, -1)
+    if case.data == "peaked":  # one class leads by 5 to 90
+        k = rng.integers(0, case.n_classes, (*frames.shape[:-1], 1))
+        lead = rng.uniform(5, 90, k.shape).astype(x.dtype)
+        np.put_along_axis(frames, k, frames.max(axis=-1, keepdims=True) + lead, axis=-1)
+    elif case.data == "masked":  # every other class or so; never all
+        frames[rng.random(frames.shape, np.float32) < 0.5] = -np.inf
+        frames[..., 0] = 1
+    elif case.data == "constant":
+        frames[...] = frames[..., :1].copy()
+    return x

@@ -1,0 +1,130 @@
+"""One row: who takes part, first calls, errors, turns, and what follows from the times."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lsm._texts import told
+from lsm.bench.contestant import OUT, Contestant
+from lsm.bench.contestants import taking_part
+from lsm.bench.data import Data
+from lsm.bench.errors import Reference
+from lsm.bench.limits import LIMITS, gb_s, is_out_of_cache, limit
+from lsm.bench.machine import Others
+from lsm.bench.memory import MIN_BYTES, Probe
+from lsm.bench.result import Entry, Limit, Row
+from lsm.bench.timing import TURN, Times, in_turns, paired, spread
+from lsm.bench.workloads import Case
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much time a row may take."""
+
+    rounds: int
+    turn_s: float = TURN
+    n_checked: int = 2**20  # elements that are held to the exact values
+    budget_s: float = 30.0  # after which no further round begins
+
+
+def measure(
+    case: Case,
+    data: Data,
+    n_threads: int,
+    families: Sequence[str],
+    wanted: tuple[str, ...],
+    last_cache: int,
+    effort: Effort,
+    probe: Probe | None = None,
+) -> Row:
+    """Measure one row; its memory too, if there is a probe."""
+    contestants, absent = taking_part(families, wanted, case, data, n_threads)
+    row = _empty_row(case, data, n_threads)
+    row.absent = absent
+    reference = Reference(case, data, effort.n_checked)
+    row.n_checked_frames = reference.n_frames
+    row.contestants = [first_call(one, data, reference) for one in contestants]
+    timed = [one for one, entry in zip(contestants, row.contestants, strict=True) if entry.error is None]
+    if is_out_of_cache(case, data, last_cache):
+        try:
+            timed.append(limit(case, data, n_threads))
+        except Exception as error:  # a build of the kernels without it, say
+            row.absent[LIMITS[case.op]] = told(error)
+    others = Others()
+    times = in_turns(timed, effort.rounds, effort.budget_s, effort.turn_s)
+    row.others = others.processors()
+    fill(row, times)
+    if probe is not None and data.device == "cpu" and data.out.nbytes >= MIN_BYTES:
+        found = probe.extra_bytes(case, n_threads)
+        for entry in row.contestants:
+            entry.extra_bytes = found.get((entry.name, entry.way))
+    return row
+
+
+def _empty_row(case: Case, data: Data, n_threads: int) -> Row:
+    return Row(
+        workload=case.workload,
+        op=case.op,
+        dtype=case.dtype,
+        out_dtype=case.result_dtype,
+        data=case.data,
+        shape=list(case.shape),
+        axis=case.axis,
+        order=case.order,
+        threads=n_threads,
+        device=data.device,
+        bytes=data.n_bytes(case.op),
+        sweep=case.sweep,
+        n_frames=case.n_frames,
+    )
+
+
+def first_call(contestant: Contestant, data: Data, reference: Reference) -> Entry:
+    """The first call, timed apart, and how far its result is off; one that raises says so."""
+    entry = Entry(contestant.name, contestant.library, contestant.way, contestant.code, contestant.backend)
+    try:
+        is_preallocated, on_device = contestant.way == OUT, data.device != "cpu"
+        # An old result shall not pass for a new one.
+        if is_preallocated and on_device:
+            contestant.names["out"][...] = float("nan")
+        elif is_preallocated:
+            reference.spoil(data.out)
+        start = time.perf_counter()
+        value: Any = contestant.call()
+        entry.first_call_ms = contestant.setup_ms + (time.perf_counter() - start) * 1e3
+        if is_preallocated and on_device:
+            value = contestant.names["out"]
+        result = data.out if is_preallocated and not on_device else contestant.to_numpy(value)
+        found = reference.check(result, contestant.bound_ulp)
+        entry.max_ulp, entry.max_frame_ulp, entry.max_abs_error, entry.bound_ulp, entry.is_right = found
+        entry.bound_is_declared = contestant.bound_ulp is not None
+    except Exception as error:  # the row goes on without it
+        entry.error = told(error)
+    return entry
+
+
+def fill(row: Row, times: Times) -> None:
+    """Put in what follows from the times: medians, ratios to the reference, shares of the limit.
+
+    The reference is the first backend of lsm that writes into a preallocated result.
+    """
+    reference = next((e for e in row.contestants if e.library == "lsm" and e.way == OUT), None)
+    of = times.turns_us.get((reference.name, reference.way), []) if reference else []
+    limit_us = times.turns_us.get((LIMITS[row.op], OUT), [])
+    if limit_us:
+        median = spread(limit_us)
+        row.limit = Limit(LIMITS[row.op], *median, gb_s(row.bytes, median.median))
+    for entry in row.contestants:
+        key = (entry.name, entry.way)
+        entry.error = entry.error or times.errors.get(key)
+        turns = times.turns_us.get(key)
+        if not turns:
+            continue
+        entry.turns_us = [round(us, 4) for us in turns]
+        entry.us, entry.p20_us, entry.p80_us = spread(turns)
+        entry.gb_s = gb_s(row.bytes, entry.us)
+        if (ratio := paired(turns, of)) is not None:
+            entry.ratio, entry.p20_ratio, entry.p80_ratio = ratio
+        if (share := paired(limit_us, turns)) is not None:
+            entry.share = share.median

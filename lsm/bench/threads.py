@@ -1,0 +1,86 @@
+"""The same number of threads for all contestants, set and verified, and set back at the end.
+
+Several runtimes of OpenMP may be in one process, lsm's and one that a wheel brought along; each has a setting of its
+own. threadpoolctl finds them all, sets them, and tells what they then say.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import lsm
+from lsm.backends.cython_ import kernels
+from lsm.bench.of_jax import Pool
+
+
+def check_threads(numbers: Iterable[int]) -> None:
+    """Refuse numbers of threads that lsm would not use, before anything is measured.
+
+    Raises
+    ------
+    ValueError
+        One is more than this process may use.
+    """
+    for n_threads in numbers:
+        with lsm.num_threads(n_threads):
+            if lsm.get_num_threads() != n_threads:
+                raise ValueError(
+                    f"threads: {n_threads} threads were asked for; lsm would use {lsm.get_num_threads()}, "
+                    "as many as the processors that this process may use"
+                )
+
+
+@contextmanager
+def equal_threads(n_threads: int, families: Iterable[str]) -> Iterator[list[str]]:
+    """Give everybody the same number; ONNX Runtime gets it with each session, and does not tell.
+
+    Parameters
+    ----------
+    n_threads : int
+    families : iterable of str
+        Those who take part, of which "torch" and "jax" have a setting of their own. They are imported already.
+
+    Yields
+    ------
+    list of str
+        Each pool of threads, and the number that it was verified to have.
+
+    Raises
+    ------
+    ValueError
+        lsm would use another number.
+    RuntimeError
+        A pool has another number after it was set.
+    """
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    kernels()  # loads lsm's own OpenMP, so that it is among those that are set
+    families = set(families)
+    check_threads([n_threads])
+    verified = [f"lsm: {n_threads}"]
+    with ExitStack() as stack:
+        stack.enter_context(lsm.num_threads(n_threads))
+        stack.enter_context(threadpool_limits(limits=n_threads))
+        if "torch" in families:
+            import torch
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(n_threads)
+            verified.append(_checked("torch", torch.get_num_threads(), n_threads))
+        if "onnxruntime" in families:
+            verified.append(f"onnxruntime: {n_threads} (given to each session)")
+        if "jax" in families:
+            verified.append(Pool.set(n_threads))
+        for pool in threadpool_info():
+            file = Path(pool["filepath"])
+            _, is_of_a_package, rest = str(file).partition("site-packages")
+            of = Path(rest).parts[1].removesuffix(".libs") if is_of_a_package else "the system"
+            name = f"{pool['internal_api']} {file.name} of {of}"
+            verified.append(_checked(name, pool["num_threads"], n_threads))
+        yield list(dict.fromkeys(verified))
+
+
+def _checked(name: str, found: int, n_threads: int) -> str:
+    if found != n_threads:
+        raise RuntimeError(f"{n_threads} threads were asked for; {name} has {found}")
+    return f"{name}: {found}"
