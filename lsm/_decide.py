@@ -167,8 +167,9 @@ def _taken_as(declared: Declared, call: Call) -> str:
 
 def _problem(candidate: Candidate, call: Call) -> str:
     """Why this backend does not serve a call; empty if it does. Loads it, unless it is lsm's own and not for such."""
-    if candidate.is_built_in and candidate.state == "discovered":
-        problem = _mismatch(candidate.claims(), call)
+    claims = candidate.claims() if candidate.is_built_in else None
+    if claims is not None and claims.devices:  # the same answer whether it has been found unavailable by now or not
+        problem = _mismatch(claims, call)
         if problem:
             return problem
     try:

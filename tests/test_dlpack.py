@@ -173,7 +173,10 @@ def test_two_libraries_are_not_mixed():
         lsm.log_softmax_backward(Elsewhere(held), Elsewhere(held, (10, 1)))
 
 
-def test_nothing_is_moved_and_the_error_says_what_would_serve():
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_nothing_is_moved_and_the_error_says_what_would_serve(is_loaded):
+    lsm.refresh_backends()
+    lsm.list_backends(load=is_loaded)
     x = Elsewhere(np.zeros((2, 3), "f4"))
     with pytest.raises(lsm.BackendUnsupportedError) as caught:
         lsm.log_softmax(x)
