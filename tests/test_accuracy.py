@@ -3,9 +3,9 @@
 import numpy as np
 import oracle
 import pytest
-from conftest import DTYPES
 
 import lsm
+from conftest import DTYPES
 
 # forward, and backward in ulps of the largest of the result and its terms; longdouble has no wider C library
 BOUND = {"float16": 0.501, "bfloat16": 0.501, "float32": 4, "float64": 4, "longdouble": 4}

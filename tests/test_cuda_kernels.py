@@ -4,10 +4,10 @@ import cuda_on_cpu
 import numpy as np
 import oracle
 import pytest
-from conftest import DTYPES
 from cuda_on_cpu import H100, SMALL
 from test_accuracy import KINDS, bound, bound_of_cast, frames
 
+from conftest import DTYPES
 from lsm.backends._cuda.plan import plan
 
 NAMES = ("float16", "bfloat16", "float32", "float64")

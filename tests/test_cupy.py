@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
-from conftest import ADAPTERS
 from cuda_on_cpu import cupy_on_cpu
 
 import lsm
+from conftest import ADAPTERS
 from lsm import _interop_cupy
 from lsm._conformance.run import check_backend
 from lsm.backends import cupy_, registry
