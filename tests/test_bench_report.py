@@ -223,8 +223,11 @@ def test_few_frames_checked_and_busy_neighbours_are_told(report):
 
 
 def test_a_row_for_which_there_was_little_time_says_so():
-    (_, note) = row_table(planted.row([planted.entry(), planted.entry("torch", turns_us=[200.0])])).notes
-    assert note == "only 1 turn of each, for time ran out: the spread means little"
+    slow = planted.entry("torch", turns_us=[200.0])
+    (_, note) = row_table(planted.row([planted.entry(), slow])).notes
+    assert note == "1 turn only of torch, for lack of time"
+    (_, note) = row_table(planted.row([planted.entry(turns_us=[100.0]), slow])).notes
+    assert note == "1 turn of each at least, for time ran out: the spread means little"
 
 
 # As text

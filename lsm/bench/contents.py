@@ -111,9 +111,12 @@ def _notes(row: Row, n_processors: int) -> Iterator[str]:
     for entry in row.contestants:
         if entry.error is not None:
             yield f"{who(entry)} raised after {plural(len(entry.turns_us), 'turn')}: {entry.error}"
-    fewest = min((len(entry.turns_us) for entry in row.contestants if entry.error is None), default=FEW_TURNS)
-    if fewest < FEW_TURNS:
-        yield f"only {plural(fewest, 'turn')} of each, for time ran out: the spread means little"
+    turns = [len(entry.turns_us) for entry in row.contestants if entry.error is None]
+    few = [who(entry) for entry in row.contestants if entry.error is None and len(entry.turns_us) < FEW_TURNS]
+    if len(few) > len(turns) // 2:
+        yield f"{plural(min(turns), 'turn')} of each at least, for time ran out: the spread means little"
+    elif few:
+        yield f"{plural(min(turns), 'turn')} only of {', '.join(few)}, for lack of time"
     if row.n_checked_frames < row.n_frames:
         yield f"errors: of {row.n_checked_frames:,} of {row.n_frames:,} frames"
     if is_disturbed(row, n_processors):

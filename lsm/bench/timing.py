@@ -103,9 +103,11 @@ def in_turns(
     """Let the contestants take turns, for so many rounds, or as many as the budget allows, but MIN_ROUNDS.
 
     One that takes more than its part of the budget is in the first rounds only, or the slowest would leave the others
-    too few. One that raises takes no further part; what it took before stays. Each has been called once before.
+    too few; one whose turns are short is not left out before MIN_ROUNDS, however little time there is. One that raises
+    takes no further part; what it took before stays. Each has been called once before.
     """
     start = clock()
+    part_s = max(budget_s / max(1, len(contestants)), MIN_ROUNDS * 2 * turn_s)
     times = Times({contestant.key: [] for contestant in contestants})
     watches: dict[Key, Watch] = {}
 
@@ -124,7 +126,7 @@ def in_turns(
     for i in range(n_rounds):
         round_start = clock()
         for key, watch in list(watches.items()):
-            if watch.spent_s > budget_s / len(contestants):
+            if watch.spent_s > part_s:
                 del watches[key]
                 continue
             took = attempt(key, watch.turn_us)
