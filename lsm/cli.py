@@ -9,9 +9,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -255,10 +254,13 @@ def _check_backend(args: argparse.Namespace) -> int:
                 yield case
                 done(1)
 
-    report = testing.check_backend(args.name, progress=with_bar)
-    print("\n".join(table.lines(report, shutil.get_terminal_size().columns)))
-    if args.json is not None:
-        Path(args.json).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    with ExitStack() as stack:
+        # Opened first: a place where nothing can be written shows before a minute of checks, not after.
+        file = None if args.json is None else stack.enter_context(_apply.replacing(args.json))
+        report = testing.check_backend(args.name, progress=with_bar)
+        print("\n".join(table.lines(report, shutil.get_terminal_size().columns)))
+        if file is not None:
+            _apply.write_all(file, memoryview((json.dumps(report.as_dict(), indent=2) + "\n").encode()))
     return 0 if report.has_passed else FAILED
 
 

@@ -223,8 +223,13 @@ def test_lsm_check(planted, capsys, tmp_path):
     assert {o["check"] for o in report["outcomes"] if o["outcome"] == "failed"} >= {"forward: peaked frames"}
     assert len(report["outcomes"]) == report["passed"] + report["failed"] + report["skipped"]
     assert report["lsm"] == lsm.__version__ and report["libraries"]["numpy"] == np.__version__
-    assert main(["check", "absent"]) == 2
+    before = file.read_bytes()
+    assert main(["check", "absent", "--json", str(file)]) == 2
     assert "no backend is named 'absent'" in capsys.readouterr().err
+    assert main(["check", "Good", "--json", str(tmp_path / "no" / "such.json")]) == 2  # before anything is checked
+    shown = capsys.readouterr()
+    assert "such.json' cannot be written" in shown.err and not shown.out
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
 
 
 def test_skips_are_counted_and_say_why(planted, capsys):

@@ -232,3 +232,46 @@ assert not errors, errors
 """
     done = run(code)
     assert done.returncode == 0, done.stderr
+
+
+POLICIES = """
+import sys, threading
+import numpy as np
+is_enabled = getattr(sys, "_is_gil_enabled", lambda: True)
+was_enabled = is_enabled()
+import lsm
+rng = np.random.default_rng(0)
+shapes = ((1, 10), (32, 10), (10, 500), (64, 5000), (3, 100_000))
+cases = [(rng.standard_normal(shape) * 4).astype(dtype) for shape in shapes for dtype in ("f2", "f4", "f8")]
+expected = [lsm.log_softmax(x, backend="cython") for x in cases]
+assert is_enabled() == was_enabled, "the kernels have brought the GIL back"
+failures = []
+
+def work(seed):
+    rng = np.random.default_rng(seed)
+    try:
+        for round in range(60):
+            i = rng.integers(len(cases))
+            with lsm.num_threads(int(rng.integers(1, 4))), lsm.use_backend(("cython", "numpy")[round % 2]):
+                lsm.log_softmax([1.0, 2.0])
+                y = lsm.log_softmax(cases[i], backend="cython")
+            assert (y == expected[i]).all() and (lsm.log_softmax(cases[i]) == expected[i]).all()
+            if round % 20 == seed:
+                lsm.refresh_backends()
+                lsm.set_default_backend(None)
+    except BaseException as error:
+        failures.append(error)
+
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(failures), *failures)
+"""
+
+
+def test_policies_of_many_threads_at_once():
+    """Also without the GIL, where Python has none: see docs/development.md."""
+    done = run(POLICIES)
+    assert done.stdout.split()[:1] == ["0"], done.stdout + done.stderr
