@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import re
 import pty
 import select
 import signal
@@ -770,7 +769,7 @@ def test_backends_without_kernels(capsys, monkeypatch):
         assert main(["backends"]) == 0
     lsm.refresh_backends()  # no later test shall find it unavailable
     shown = capsys.readouterr().out
-    assert "kernels: none" in shown and re.search("^cython +unavailable .*no compiler", shown, re.MULTILINE)
+    assert "kernels: none" in shown and "unavailable" in shown and "no compiler" in shown
 
 
 def test_explain(capsys):
