@@ -126,12 +126,16 @@ def _serve_as_cupy(
     """Call the backend on the same memory seen as CuPy's arrays, and give the result back as the library's."""
     views = tuple([library.as_cupy(x, name) for x, name in zip(arrays, names, strict=True)])
     target = None if out is None else library.as_cupy(out, "out")
+    for view, name in zip(views, names, strict=True):
+        CUPY_ARRAYS.check_aligned(view, name)
+    if target is not None:
+        CUPY_ARRAYS.check_aligned(target, "out")
     with CUPY_ARRAYS.on_device(views[0]):
         y = _serve_as_is(plan, CUPY_ARRAYS, views, names, call, axis, target)
-        if out is None:
-            return library.from_cupy(y, arrays[0])
-        CUPY_ARRAYS.wait()  # DLPack tells a library to wait for what it is given, not for what is written later
-    return out
+        # DLPack tells a library to wait for what it is given, not for what is written later; nor does it tell that an
+        # input is still being read when its view goes, after which the library may give the memory to something else.
+        CUPY_ARRAYS.wait()
+        return library.from_cupy(y, arrays[0]) if out is None else out
 
 
 def _check_out(library: Arrays, out: Any, like: Any, call: Call) -> None:

@@ -5,6 +5,8 @@ What a GPU alone can show is what `--require cupy` asks for.
 
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
+from weakref import ref
 
 import ml_dtypes
 import numpy as np
@@ -209,6 +211,13 @@ def test_semantics_of_arrays_of_cupy(cupy, rng):
     unaligned = np.zeros(13, np.uint8)[1:].view("f4")
     with pytest.raises(TypeError, match="^x: its elements are not aligned to their 4 bytes"):
         lsm.log_softmax(cupy.ndarray(unaligned, 0))
+    rows = np.zeros((4, 22), np.uint8)[:, :20].view("f4")  # whose strides are (22, 4): the second starts in between
+    for arguments, options in (((rows,), {}), ((np.zeros((4, 5), "f4"),), {"out": rows}), ((rows, rows), {})):
+        options = {key: cupy.ndarray(value, 0) for key, value in options.items()}
+        function = lsm.log_softmax if len(arguments) == 1 else lsm.log_softmax_backward
+        with pytest.raises(TypeError, match="(x|out|grad_output): its elements are not aligned to their 4 bytes"):
+            function(*[cupy.ndarray(a, 0) for a in arguments], **options)
+    assert exact(lsm.log_softmax(cupy.ndarray(rows[:1], 0)).held, rows[:1])  # of a single row it does not matter
     with pytest.raises(lsm.BackendUnsupportedError, match="backend 'cython' .*serves the devices cpu, not cuda; "):
         lsm.log_softmax(x, backend="cython")
 
@@ -394,11 +403,31 @@ def test_any_dlpack_array_on_cuda_is_taken_without_a_copy(cupy, number, monkeypa
     assert (decision.winner, decision.taken_as) == ("cupy", "cupy.ndarray")
     assert ", as cupy.ndarray" in str(decision)
     out = Tensor(np.zeros_like(held), number)
-    assert cupy_on_cpu.state().n_waits == 0
     assert lsm.log_softmax(x, out=out) is out
     np.testing.assert_array_equal(out.held, y.held)
-    assert cupy_on_cpu.state().n_waits == 1  # DLPack has no way to tell that out was written
+    assert cupy_on_cpu.state().n_waits == 3  # DLPack has no way to tell that x is still read, or that out was written
     assert cupy_on_cpu.state().device == 0
+
+
+def test_a_view_through_dlpack_is_there_until_it_was_read(cupy, monkeypatch):
+    alive = []
+    original = cupy.from_dlpack
+    monkeypatch.setattr(cupy, "from_dlpack", lambda x: alive.append(ref(view := original(x))) or view)
+    stream = SimpleNamespace(ptr=0, synchronize=lambda: alive.append(alive[0]() is not None))
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream)
+    lsm.log_softmax(Tensor(np.zeros((3, 5), "f4")))
+    assert alive[1:] == [True]
+
+
+def test_what_is_not_aligned_through_dlpack_is_refused(cupy):
+    x, unaligned = Tensor(np.zeros((2, 3), "f4")), Tensor(np.zeros(25, np.uint8)[1:].view("f4").reshape(2, 3))
+    for name, call in (
+        ("x", lambda: lsm.log_softmax(unaligned)),
+        ("out", lambda: lsm.log_softmax(x, out=unaligned)),
+        ("output", lambda: lsm.log_softmax_backward(x, unaligned)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: its elements are not aligned to their 4 bytes"):
+            call()
 
 
 def test_integers_and_promotion_through_dlpack(cupy, rng):
