@@ -75,8 +75,10 @@ def _quickly(op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any
     if out is None:
         y = functions[op == BACKWARD](*views, axis, None)
         return y if y is None else TORCH_TENSORS.from_numpy(y, arrays[0])
-    target = views.pop()
-    return None if functions[op == BACKWARD](*views, axis, target) is None else out
+    if functions[op == BACKWARD](*views[:-1], axis, views[-1]) is None:
+        return None
+    TORCH_TENSORS.written(out)
+    return out
 
 
 def _check_alike(library: Arrays, other: Arrays, a: Any, b: Any, names: tuple[str, str]) -> None:
@@ -100,11 +102,15 @@ def _serve(
     if out is not None and library is not NUMPY_ARRAYS:
         _check_out(library, out, arrays[0], call)
     if plan.taken_as == _check.NUMPY:
-        return _serve_as_numpy(plan, library, arrays, names, call, axis, out)
-    if plan.taken_as != call.array_type:
-        return _serve_as_cupy(plan, library, arrays, names, call, axis, out)
-    with library.on_device(arrays[0]):
-        return _serve_as_is(plan, library, arrays, names, call, axis, out)
+        result = _serve_as_numpy(plan, library, arrays, names, call, axis, out)
+    elif plan.taken_as != call.array_type:
+        result = _serve_as_cupy(plan, library, arrays, names, call, axis, out)
+    else:
+        with library.on_device(arrays[0]):
+            result = _serve_as_is(plan, library, arrays, names, call, axis, out)
+    if out is not None:
+        library.written(out)
+    return result
 
 
 def _serve_as_is(

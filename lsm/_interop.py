@@ -35,6 +35,11 @@ class NumpyArrays(Arrays):
 
     def take(self, x: Any, name: str) -> Taken:
         """Make an ndarray of the argument; raise TypeError for what lsm does not take."""
+        if type(x) is not np.ndarray and hasattr(type(x), "__cuda_array_interface__"):
+            raise TypeError(
+                f"{name}: a {type(x).__name__} on a CUDA device, of which NumPy would make a copy on the CPU; "
+                f"give cupy.asarray({name})"
+            )
         array = _check.as_array(x, name)
         return Taken(array, "cpu", _check.dtype_name(array.dtype))
 

@@ -118,6 +118,9 @@ class Arrays:
     def check_out(self, out: Any) -> None:
         """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
 
+    def written(self, out: Any) -> None:
+        """Tell the library that `out` has been written to, where it wants to know."""
+
     # For backends that take the arrays as they are
 
     def on_device(self, x: Any) -> AbstractContextManager[Any]:

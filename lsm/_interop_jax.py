@@ -22,9 +22,9 @@ class JaxArrays(Arrays):
         return "jax.Array"
 
     def device(self, x: Any) -> str:
-        """As DLPack names it; JAX says "gpu"."""
+        """As DLPack names it, where JAX says "gpu": of CUDA or of ROCm, or memory of the host that such a one reads."""
         (device,) = x.sharding.device_set
-        return {"gpu": "cuda"}.get(device.platform, str(device.platform))
+        return super().device(x) if device.platform == "gpu" else str(device.platform)
 
     def place(self, x: Any) -> str:
         """The very device: JAX may see several CPUs."""

@@ -74,7 +74,7 @@ class TorchTensors(Arrays):
     def quick_view(self, x: Any) -> Any:
         """The same memory as an ndarray; None if x needs a second look, for which torch itself refuses almost all."""
         torch = sys.modules["torch"]
-        if type(x) is not torch.Tensor or x.requires_grad:
+        if type(x) is not torch.Tensor or x.requires_grad or not x.is_cpu:
             return None
         try:
             if _has_tangent(torch, x):
@@ -97,6 +97,11 @@ class TorchTensors(Arrays):
         self.take(out, "out")
         if out.is_neg():
             raise TypeError("out: a tensor with the negative bit, which is no memory to write to; give an ordinary one")
+
+    def written(self, out: Any) -> None:
+        """Count a new version: autograd may have saved what was there, and must not take this for it."""
+        if not out.is_inference():  # which has no versions
+            sys.modules["torch"].autograd.graph.increment_version(out)
 
     def converted(self, x: Any, dtype: str) -> Any:
         """The tensor in another dtype; itself if it has that already."""

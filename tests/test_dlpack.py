@@ -267,3 +267,14 @@ def test_an_array_that_is_not_what_was_asked_for(installed, empty, message):
     with pytest.raises(lsm.BackendFailedError, match=message) as caught:
         lsm.log_softmax(Elsewhere(np.zeros(3, "f4")))
     assert "backend 'native' (from acme-lsm 1.0, /site/acme/entry_points.txt)" in str(caught.value)
+
+
+def test_a_device_array_without_dlpack_is_not_copied_to_the_cpu():
+    class DeviceArray:
+        __cuda_array_interface__ = {"shape": (3,), "typestr": "<f4", "data": (0, False), "version": 3}  # noqa: RUF012
+
+        def __array__(self, *args, **kwargs):
+            return np.zeros(3, "f4")
+
+    with pytest.raises(TypeError, match=r"^x: a DeviceArray on a CUDA device, .*cupy\.asarray\(x\)"):
+        lsm.log_softmax(DeviceArray())

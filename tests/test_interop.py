@@ -692,3 +692,38 @@ def test_the_cupy_backend_keeps_its_claims_for_tensors(for_tensors):
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     assert not failed, failed[0]
     assert sum(outcome.outcome == "passed" for outcome in outcomes) > 100
+
+
+@pytest.mark.parametrize("axis", [-1, (0, 1)], ids=["straight to the kernels", "the ordinary way"])
+def test_autograd_finds_out_that_out_was_written(axis):
+    """Otherwise it would take the result for what it had saved, and give a wrong gradient without a word."""
+    a = torch.randn(3, 4)
+    lsm.log_softmax(a)  # a plan is made
+    for write in (
+        lambda out: lsm.log_softmax(a, axis, out=out),
+        lambda out: lsm.log_softmax_backward(a, a, axis, out=out),
+    ):
+        x = torch.zeros(3, 4, requires_grad=True)
+        w = (x * 2).exp()
+        write(w.detach())
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            w.sum().backward()
+    with torch.inference_mode():
+        out = torch.empty(3, 4)
+        assert lsm.log_softmax(a, axis, out=out) is out
+
+
+@pytest.mark.parametrize(("number", "kind"), [(2, "cuda"), (10, "rocm"), (3, "cpu")])
+def test_jax_calls_every_gpu_gpu(number, kind):
+    """DLPack tells CUDA's from ROCm's, and both from pinned memory of the host."""
+
+    class Sharding:
+        device_set = {type("Device", (), {"platform": "gpu", "id": 0})}  # noqa: RUF012
+
+    class Array:
+        sharding = Sharding
+
+        def __dlpack_device__(self):
+            return number, 0
+
+    assert _interop._JAX.device(Array()) == kind
