@@ -19,13 +19,9 @@ FORWARD, BACKWARD = "log_softmax", "log_softmax_backward"
 def log_softmax(x: Any, axis: Any, out: Any, dtype: Any, backend: str | None) -> Any:
     """`lsm.log_softmax`, whatever the arguments are."""
     library = library_of(x)
-    if dtype is None and library is TORCH_TENSORS:
-        y = _quickly(FORWARD, (x,), axis, out, backend)
-        if y is not None:
-            return y
-    elif dtype is None and library is CUPY_ARRAYS:
-        functions = _functions(("cupy", x.dtype), backend)
-        y = None if functions is None else functions[0](x, axis, out)
+    if dtype is None and (library is TORCH_TENSORS or library is CUPY_ARRAYS):
+        served = _quickly if library is TORCH_TENSORS and not x.is_cuda else _quickly_on_cuda
+        y = served(library, FORWARD, (x,), axis, out, backend)
         if y is not None:
             return y
     array, device, own = library.take(x, "x")
@@ -39,13 +35,9 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
     """`lsm.log_softmax_backward`, whatever the arguments are."""
     names = ("grad_output", "output")
     library, other = library_of(grad_output), library_of(output)
-    if library is other is TORCH_TENSORS:
-        dx = _quickly(BACKWARD, (grad_output, output), axis, out, backend)
-        if dx is not None:
-            return dx
-    elif library is other is CUPY_ARRAYS:
-        functions = _functions(("cupy", grad_output.dtype), backend)
-        dx = None if functions is None else functions[1](grad_output, output, axis, out)
+    if library is other and (library is TORCH_TENSORS or library is CUPY_ARRAYS):
+        served = _quickly if library is TORCH_TENSORS and not grad_output.is_cuda else _quickly_on_cuda
+        dx = served(library, BACKWARD, (grad_output, output), axis, out, backend)
         if dx is not None:
             return dx
     taken = [library.take(grad_output, names[0]), other.take(output, names[1])]
@@ -61,7 +53,16 @@ def _functions(key: Any, backend: Any) -> Any:
     return quick(key, backend) if isinstance(backend, (str, NoneType)) else None
 
 
-def _quickly(op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
+def _quickly_on_cuda(library: Arrays, op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
+    """The result of a call of a kind that a plan was made for, on arrays that are given as they are; else None."""
+    functions = _functions(("cuda", arrays[0].dtype), backend)
+    y = None if functions is None else functions[op == BACKWARD](*arrays, axis, out)
+    if y is not None and out is not None:
+        library.written(out)
+    return y
+
+
+def _quickly(library: Arrays, op: str, arrays: tuple[Any, ...], axis: Any, out: Any, backend: Any) -> Any:
     """The result where all tensors are ordinary and a plan is made, which saves most of the way; else None."""
     functions = _functions(arrays[0].dtype, backend)
     if functions is None:

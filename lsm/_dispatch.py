@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from lsm._check import CUPY, NUMPY
+from lsm._check import NUMPY
 from lsm._config import settings
 from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
@@ -69,7 +69,9 @@ def _environment_policy() -> Policy:
 
 
 def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
-    """Find the backend for a call; the plan is remembered in the policy, its quick functions by `quick_key`.
+    """Find the backend for a call; the plan is remembered in the policy.
+
+    Its quick functions are remembered by `quick_key`, with the device before it if that is not the CPU.
 
     Raises
     ------
@@ -88,9 +90,9 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
         plan = _plan(decision)
         if len(plans) < _PLAN_LIMIT:
             plans[key] = plan
-            is_quick = plan.taken_as in (NUMPY, CUPY) and plan.quick is not None and len(set(call.dtypes)) == 1
-            if is_quick and quick_key is not None:
-                quick_functions[quick_key] = plan.quick
+            is_given = plan.taken_as in (NUMPY, call.array_type)  # as an ndarray, or as it is
+            if is_given and plan.quick is not None and quick_key is not None and len(set(call.dtypes)) == 1:
+                quick_functions[quick_key if call.device == "cpu" else (call.device, quick_key)] = plan.quick
         if backend is not None:
             asked.setdefault(backend, policy)
     return plan
@@ -105,13 +107,15 @@ def _plan(decision: Decision) -> Plan:
     return Plan(Guarded(backend, origin), taken_as, None)
 
 
-def quick(dtype: Any, backend: str | None) -> Any:
-    """The functions for small calls on arrays of this dtype by whom `backend` names; None without a plan.
+def quick(key: Any, backend: str | None) -> Any:
+    """The functions for calls of a kind by whom `backend` names; None without a plan.
+
+    The key is the dtype on the CPU, (device, dtype) elsewhere.
 
     Each takes the positional arguments of its operation and `out`, and returns None for what it does not serve.
     """
     policy = _in_context.get() or _default if backend is None else _asked.get(backend)
-    return None if policy is None else policy.quick.get(dtype)
+    return None if policy is None else policy.quick.get(key)
 
 
 def _checked_name(name: Any) -> str:

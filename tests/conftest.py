@@ -35,9 +35,17 @@ ADAPTERS = {
 # These tests need libraries that lsm does without; CI installs them and names the files.
 _missing = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is None]
 collect_ignore = ["test_interop.py"] if _missing else []
+if "torch" in _missing:
+    collect_ignore.append("test_on_gpu_contents.py")
 _no_nvrtc = [name for major, name in nvrtc.WHEELS.items() if nvrtc.library(major) is None]
 if _no_nvrtc:
     collect_ignore.append("test_cuda_compile.py")
+
+with contextlib.suppress(lsm.BackendUnavailableError):
+    registry.registry().built_in("cupy").load()
+_no_gpu = registry.registry().built_in("cupy").info()
+if _no_gpu.state != "loaded":
+    collect_ignore.append("test_on_gpu.py")
 
 
 def pytest_addoption(parser):
@@ -53,12 +61,15 @@ def pytest_report_header(config):
     lines = []
     for file, missing, extra in (
         ("test_interop.py", _missing, "interop"),
+        ("test_on_gpu_contents.py", [name for name in _missing if name == "torch"], "interop"),
         ("test_cuda_compile.py", _no_nvrtc, "cuda-test"),
     ):
         if missing:
             lines.append(f"left out: {file} ({', '.join(missing)} not installed; '.[{extra}]' has them)")
+    if "test_on_gpu.py" in collect_ignore:
+        lines.append(f"left out: test_on_gpu.py ({_no_gpu.reason})")
     if _claims("cupy") is None:
-        lines.append(f"left out: the tests of cupy on a GPU ({ADAPTERS['cupy'].reason})")
+        lines.append(f"left out: the tests of every backend for cupy on a GPU ({ADAPTERS['cupy'].reason})")
     return lines
 
 

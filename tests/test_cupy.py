@@ -1,6 +1,6 @@
 """The CuPy backend and the way to it, without a GPU: by the stand-in for CuPy, whose kernels run on the CPU.
 
-What a GPU alone can show is what `--require cupy` asks for.
+What a GPU alone can show is in test_on_gpu.py, and in the tests of every backend with `--require cupy`.
 """
 
 import sys

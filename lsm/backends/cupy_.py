@@ -67,7 +67,7 @@ class CupyBackend(Backend):
 
     @property
     def quick_functions(self) -> tuple[Any, Any]:
-        """Both operations on arrays of CuPy: (x, axis, out) and (grad_output, output, axis, out).
+        """Both operations on arrays and tensors as they are: (x, axis, out) and (grad_output, output, axis, out).
 
         They take arguments as the user gave them, and return the result, or None for what was not served before or
         must be looked at.
@@ -84,26 +84,24 @@ class CupyBackend(Backend):
         must be plain to see.
         """
         library, x = self._library, inputs[0]
-        number, n_axes = x.data.device_id, x.ndim
+        own = CupyArrays(library) if type(x) is library.ndarray else self._tensors
+        if type(axis) is not int or not all([own.is_plain(a) for a in inputs]):
+            return None
+        number, n_axes = own.device(x), x.ndim
         device = self._devices.get(number)
-        if device is None or type(axis) is not int or not -n_axes <= axis < n_axes:
+        if device is None or not -n_axes <= axis < n_axes or library.cuda.runtime.getDevice() != number:
             return None
-        if library.cuda.runtime.getDevice() != number:
-            return None
-        result = library.empty_like(x) if out is None else out
+        result = own.empty_like(x) if out is None else out
         arrays = (*inputs, result)
         for a in arrays:
-            if type(a) is not library.ndarray or a.shape != x.shape or a.dtype != x.dtype:
+            if not own.is_plain(a) or a.shape != x.shape or a.dtype != x.dtype or own.device(a) != number:
                 return None
-            if a.data.device_id != number or a.data.ptr % a.itemsize:
-                return None
-            if not (a.flags.c_contiguous or out is None):
+            if own.pointer(a) % a.itemsize or not (out is None or own.is_in_order(a)):
                 return None
         if out is not None:
-            apart = [abs(a.data.ptr - out.data.ptr) for a in inputs]
-            if any(0 < distance < out.nbytes for distance in apart):
+            to, n_bytes = own.pointer(out), out.nbytes
+            if any([0 < abs(own.pointer(a) - to) < n_bytes for a in inputs]):
                 return None
-        own = CupyArrays(library)
         ready = device.ready.get(_kind(own, op, arrays, axis % n_axes))
         if ready is None:
             return None

@@ -121,6 +121,22 @@ class Device:
         _state.device = self._before
 
 
+class Stream:
+    """cupy.cuda.Stream, on which all is done at once."""
+
+    def __init__(self, non_blocking=False):
+        self.non_blocking = non_blocking
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def synchronize(self):
+        _state.n_waits += 1
+
+
 class _Kernel:
     """A RawKernel, which passes an int on as 64 bits."""
 
@@ -213,6 +229,7 @@ def module(**changes):
     made.asarray = lambda array: ndarray(np.array(array), _state.device)
     made.cuda = SimpleNamespace(
         Device=Device,
+        Stream=Stream,
         alloc=lambda n: _Bytes(garbage((n,), np.uint8), _state.device),
         get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=_wait),
         runtime=SimpleNamespace(**runtime | changes),

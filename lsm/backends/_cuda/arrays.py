@@ -20,6 +20,18 @@ class CupyArrays:
     def __init__(self, library: Any) -> None:
         self._library = library
 
+    def is_plain(self, x: Any) -> bool:
+        """Whether x is an array, and nothing that must be looked at."""
+        return type(x) is self._library.ndarray
+
+    def empty_like(self, x: Any) -> Any:
+        """A new array with the shape, the dtype and the order of the axes of x."""
+        return self._library.empty_like(x)
+
+    def is_in_order(self, x: Any) -> bool:
+        """Whether x is in C order."""
+        return bool(x.flags.c_contiguous)
+
     def device(self, x: Any) -> int:
         """The number of the device that holds x."""
         return int(x.data.device_id)
@@ -48,11 +60,11 @@ class CupyArrays:
 
     def in_order(self, x: Any) -> Any:
         """The array itself if it is in C order, else a copy that is."""
-        return x if x.flags.c_contiguous else x.copy(order="C")
+        return x if self.is_in_order(x) else x.copy(order="C")
 
     def room(self, out: Any) -> Any:
         """An array in C order to be written instead of `out`; itself if it is."""
-        return out if out.flags.c_contiguous else self._library.empty(out.shape, out.dtype)
+        return out if self.is_in_order(out) else self._library.empty(out.shape, out.dtype)
 
     def write(self, out: Any, values: Any) -> None:
         """Write an array into another."""
@@ -62,9 +74,29 @@ class CupyArrays:
 class TorchTensors:
     """Tensors of PyTorch, on its current stream and with its memory."""
 
+    def is_plain(self, x: Any) -> bool:
+        """Whether x is a tensor with values in memory, and nothing that must be looked at."""
+        torch = sys.modules["torch"]
+        if type(x) is not torch.Tensor or x.requires_grad or x.is_neg() or x.layout is not torch.strided:
+            return False
+        if getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0 or x.is_nested:  # it may have a tangent
+            return False
+        try:
+            return bool(x.data_ptr())
+        except RuntimeError:  # within torch.func, say
+            return False
+
+    def empty_like(self, x: Any) -> Any:
+        """A new tensor with the shape, the dtype and the order of the axes of x."""
+        return sys.modules["torch"].empty_like(x)
+
+    def is_in_order(self, x: Any) -> bool:
+        """Whether x is in C order."""
+        return bool(x.is_contiguous())
+
     def device(self, x: Any) -> int:
         """The number of the device that holds x."""
-        return int(x.device.index)
+        return int(x.get_device())
 
     def pointer(self, x: Any) -> int:
         """The address of the first element."""
@@ -94,7 +126,7 @@ class TorchTensors:
 
     def room(self, out: Any) -> Any:
         """A tensor in C order to be written instead of `out`; itself if it is."""
-        return out if out.is_contiguous() else out.new_empty(out.shape)
+        return out if self.is_in_order(out) else out.new_empty(out.shape)
 
     def write(self, out: Any, values: Any) -> None:
         """Write a tensor into another."""
