@@ -44,6 +44,13 @@ def test_borders_of_rows_on_an_h100(op, name, borders):
     assert family(borders[-1] + 1).name == "split"
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_a_frame_in_shared_memory_has_no_more_slices_than_are_merged(op):
+    roomy = Limits(2**20, 2**20, 132, 50 * 2**20, 130)  # more than any device has today
+    assert rows_family(op, "float16", "float16", 128 * 1024, roomy).name == "shared"
+    assert rows_family(op, "float16", "float16", 128 * 1024 + 1, roomy).name == "split"
+
+
 def test_borders_of_columns_on_an_h100():
     def numbers(n, name="float32"):
         family = columns_family("log_softmax", name, name, n, H100)

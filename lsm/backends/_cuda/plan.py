@@ -16,6 +16,7 @@ MAX_GRID = 2**31 - 1
 N_GROUP_THREADS = 128  # of a block that has several frames a warp, or a warp a frame
 N_SPLIT_WARPS = 8  # of a block that has a part of a frame: a slice for each
 SYSTEM_SHARED = 1024  # bytes that the system takes of every block's shared memory
+MAX_SHARED_SLICES = 128  # of a frame in shared memory: merge<3> in rows.cu has no more
 MAX_MERGING_BLOCKS = 256  # of one frame: every one of them merges all its slices
 N_COLUMN_THREADS = 256
 
@@ -143,7 +144,7 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limi
             lanes *= 2
         return Family("group", (lanes, -(-n_classes // (lanes * call.n_piece))))
     shared = shared_of_frame(call)
-    if shared <= limits.shared_per_block:
+    if shared <= limits.shared_per_block and call.n_slices <= MAX_SHARED_SLICES:
         if call.is_double:
             return Family("shared", (512, 1))
         pair_fits = 2 * (shared + SYSTEM_SHARED) <= limits.shared_per_multiprocessor
