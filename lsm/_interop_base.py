@@ -92,7 +92,10 @@ class Arrays:
 
     def as_cupy(self, x: Any, name: str) -> Any:
         """The same memory on a CUDA device as an array of CuPy, whose current stream waits for what x waits for."""
-        return self._through_dlpack(sys.modules["cupy"], x, name, "and copied to an array of CuPy it may be")
+        remedy = "and copied to an array of CuPy it may be"
+        if _name(getattr(x, "dtype", None)) == "bfloat16":
+            remedy = "CuPy reads bfloat16 so from version 14 on, with ml_dtypes and NumPy 2.1.2 or later"
+        return self._through_dlpack(sys.modules["cupy"], x, name, remedy)
 
     def _through_dlpack(self, namespace: Any, x: Any, name: str, remedy: str) -> Any:
         try:

@@ -85,8 +85,14 @@ def test_available_says_what_is_missing(changes, message):
 
 def test_available_without_a_compiler():
     module = cupy_on_cpu.module()
-    module.RawModule = fails(RuntimeError("libnvrtc.so.13: no such file"))
+    module.cuda.compiler.compile_using_nvrtc = fails(RuntimeError("libnvrtc.so.13: no such file"))
     assert "python -m pip install 'lsm[cuda13]' brings the compiler" in CupyBackend(module).available()
+
+
+def test_nothing_is_loaded_on_a_device_to_find_out():
+    module = cupy_on_cpu.module(getDevice=fails(AssertionError("a context was started")))
+    module.RawModule = module.cuda.Device = module.cuda.alloc = module.cuda.runtime.getDevice
+    assert CupyBackend(module).available() is None
 
 
 def test_available_without_cupy(monkeypatch):
@@ -450,6 +456,12 @@ def test_what_dlpack_refuses_is_an_error_that_says_so(cupy, monkeypatch):
         TypeError, match="^x: this Tensor cannot be taken through DLPack .*CuPy does not support bfloat16"
     ):
         lsm.log_softmax(Tensor(np.zeros(3, "f4")))
+
+
+def test_what_bfloat16_through_dlpack_needs_is_said(cupy, monkeypatch):
+    monkeypatch.setattr(cupy, "from_dlpack", fails(NotImplementedError("no bfloat16")))
+    with pytest.raises(TypeError, match=r"from version 14 on, with ml_dtypes and NumPy 2\.1\.2 or later"):
+        lsm.log_softmax(Tensor(np.zeros(3, ml_dtypes.bfloat16)))
 
 
 def test_without_a_gpu_the_error_says_what_is_missing():

@@ -72,7 +72,7 @@ def agrees(x, y, axis, dtype):
 
 
 def check_calls(x, axis, dtype, empty_like, same):
-    """Both operations, into a new array, into `out` and in place; twice each, since the second time goes another way."""
+    """Both operations, into a new array, into `out` and in place; twice, since the second time goes another way."""
     kept = host(x).copy()
     for _ in range(2):
         y = lsm.log_softmax(x, axis)

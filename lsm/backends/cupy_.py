@@ -85,27 +85,27 @@ class CupyBackend(Backend):
         """
         library, x = self._library, inputs[0]
         own = CupyArrays(library) if type(x) is library.ndarray else self._tensors
-        if type(axis) is not int or not all([own.is_plain(a) for a in inputs]):
+        if type(axis) is not int or not own.plain_pointer(x):
             return None
-        number, n_axes = own.device(x), x.ndim
+        number, n_axes, shape, dtype = own.device(x), x.ndim, x.shape, x.dtype
         device = self._devices.get(number)
         if device is None or not -n_axes <= axis < n_axes or library.cuda.runtime.getDevice() != number:
             return None
         result = own.empty_like(x) if out is None else out
-        arrays = (*inputs, result)
+        arrays, pointers = (*inputs, result), []
         for a in arrays:
-            if not own.is_plain(a) or a.shape != x.shape or a.dtype != x.dtype or own.device(a) != number:
+            pointer = own.plain_pointer(a)
+            if not pointer or a.shape != shape or a.dtype != dtype or own.device(a) != number or pointer % a.itemsize:
                 return None
-            if own.pointer(a) % a.itemsize or not (out is None or own.is_in_order(a)):
+            if not (out is None or own.is_in_order(a)):
                 return None
-        if out is not None:
-            to, n_bytes = own.pointer(out), out.nbytes
-            if any([0 < abs(own.pointer(a) - to) < n_bytes for a in inputs]):
-                return None
+            pointers.append(pointer)
+        if out is not None and any(0 < abs(pointer - pointers[-1]) < out.nbytes for pointer in pointers):
+            return None
         ready = device.ready.get(_kind(own, op, arrays, axis % n_axes))
         if ready is None:
             return None
-        _enqueue(device, own, ready, arrays)
+        _enqueue(device, own, ready, result, pointers)
         return result
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
@@ -221,7 +221,7 @@ def _launch(device: _Device, own: Any, op: plans.Op, arrays: tuple[Any, ...], ax
         if room is not out:
             own.write(out, room)
         return
-    _enqueue(device, own, ready, arrays)
+    _enqueue(device, own, ready, out, [own.pointer(x) for x in arrays])
 
 
 def _kind(own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
@@ -229,16 +229,15 @@ def _kind(own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> tuple[A
     return (op, axis, arrays[-1].shape, *[(x.dtype, own.strides(x)) for x in arrays])
 
 
-def _enqueue(device: _Device, own: Any, ready: tuple[tuple[_Ready, ...], int], arrays: tuple[Any, ...]) -> None:
-    """Launch what was made ready."""
+def _enqueue(device: _Device, own: Any, ready: tuple[tuple[_Ready, ...], int], out: Any, pointers: list[int]) -> None:
+    """Launch what was made ready on arrays at these addresses, of which `out` is the last."""
     launches, n_bytes = ready
-    owner, workspace = own.workspace(n_bytes, arrays[-1]) if n_bytes else (None, 0)
-    pointers = (*[own.pointer(x) for x in arrays], workspace)
+    owner, workspace = own.workspace(n_bytes, out) if n_bytes else (None, 0)
     stream = own.stream(device.number)
     for kernel, grid, block, shared, numbers in launches:
         # `stream` is an argument of CuPy's function that its documentation leaves out (read in 13.6 and 14.2). To
         # make another library's stream CuPy's current one takes longer, and how to do so differs between the two.
-        kernel(grid, block, (*pointers, *numbers), shared_mem=shared, stream=stream)
+        kernel(grid, block, (*pointers, workspace, *numbers), shared_mem=shared, stream=stream)
     del owner  # the workspace goes back to its pool, which gives it to what comes later on this stream
 
 
@@ -260,7 +259,9 @@ def _why_not(library: Any) -> str | None:
     if n_devices == 0:
         return "there is a driver, but no CUDA device that this process may use (CUDA_VISIBLE_DEVICES?)"
     try:
-        library.RawModule(code='extern "C" __global__ void lsm_probe() {}').get_function("lsm_probe")
+        # Compiled and not loaded: that would start a CUDA context, some hundred MB, on the current device, which may
+        # not be the one that holds the arrays. The architecture is one that every NVRTC has; CuPy asks the device.
+        library.cuda.compiler.compile_using_nvrtc('extern "C" __global__ void lsm_probe() {}', arch="75")
     except Exception as error:
         return (
             f"CuPy cannot compile a kernel ({type(error).__name__}: {error}); python -m pip install "

@@ -166,8 +166,6 @@ class RawModule:
 
     def get_function(self, name):
         assert name in self._code
-        if name == "lsm_probe":
-            return None
         type(self).n_compiled += 1
         return _Kernel(HostModule(self._options, self._code).get_function(name), name)
 
@@ -229,6 +227,7 @@ def module(**changes):
     made.asarray = lambda array: ndarray(np.array(array), _state.device)
     made.cuda = SimpleNamespace(
         Device=Device,
+        compiler=SimpleNamespace(compile_using_nvrtc=lambda source, *, arch: (b"", None)),
         Stream=Stream,
         alloc=lambda n: _Bytes(garbage((n,), np.uint8), _state.device),
         get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=_wait),

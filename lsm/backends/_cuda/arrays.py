@@ -20,9 +20,9 @@ class CupyArrays:
     def __init__(self, library: Any) -> None:
         self._library = library
 
-    def is_plain(self, x: Any) -> bool:
-        """Whether x is an array, and nothing that must be looked at."""
-        return type(x) is self._library.ndarray
+    def plain_pointer(self, x: Any) -> int:
+        """The address of the first element; 0 where x must be looked at first."""
+        return int(x.data.ptr) if type(x) is self._library.ndarray else 0
 
     def empty_like(self, x: Any) -> Any:
         """A new array with the shape, the dtype and the order of the axes of x."""
@@ -74,17 +74,17 @@ class CupyArrays:
 class TorchTensors:
     """Tensors of PyTorch, on its current stream and with its memory."""
 
-    def is_plain(self, x: Any) -> bool:
-        """Whether x is a tensor with values in memory, and nothing that must be looked at."""
+    def plain_pointer(self, x: Any) -> int:
+        """The address of the first element; 0 where x must be looked at first, and within torch.func and its like."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor or x.requires_grad or x.is_neg() or x.layout is not torch.strided:
-            return False
+            return 0
         if getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0 or x.is_nested:  # it may have a tangent
-            return False
+            return 0
         try:
-            return bool(x.data_ptr())
-        except RuntimeError:  # within torch.func, say
-            return False
+            return int(x.data_ptr())
+        except RuntimeError:  # there is no memory behind it
+            return 0
 
     def empty_like(self, x: Any) -> Any:
         """A new tensor with the shape, the dtype and the order of the axes of x."""
