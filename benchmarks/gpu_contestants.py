@@ -67,9 +67,16 @@ def torch_step(workload: Workload) -> Step:
 
 
 def compiled_step(workload: Workload) -> Step:
-    """PyTorch by torch.compile, which tries several kernels."""
+    """PyTorch by torch.compile, which tries several kernels, for this very shape.
+
+    It has eight kernels of one function at most, and after that runs it as it is, so it forgets those of other rows.
+    """
     function, arguments = _torch_function(workload)
-    compiled = import_module("torch").compile(function, mode="max-autotune-no-cudagraphs")
+    torch = import_module("torch")
+    torch._dynamo.reset()
+    if hasattr(torch._dynamo.config, "fail_on_recompile_limit_hit"):  # an error, and no row of something else
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+    compiled = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
     compiled(*arguments)
     return lambda: compiled(*arguments)
 

@@ -62,6 +62,13 @@ def workloads(n_elements: int = 2**26) -> list[Workload]:
     return found
 
 
+def reached(found: dict[str, Any]) -> bool:
+    """Whether a summary is what was aimed at: no row misses its target, and lsm is ahead of what peers there are."""
+    if found["missed"]:
+        return False
+    return found["rows_with_peers"] == 0 or (found["geometric_mean"] > 1 and found["share_led"] >= 0.9)
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Geometric mean of the best peer's time by lsm's, rows that lsm leads, and rows that miss their target.
 

@@ -9,7 +9,7 @@ from test_cupy import built_in
 
 import gpu
 import gpu_workloads
-from gpu_workloads import BACKWARD, FORWARD, Workload, summary, workloads
+from gpu_workloads import BACKWARD, FORWARD, Workload, reached, summary, workloads
 from lsm.backends.cupy_ import CupyBackend
 
 
@@ -50,6 +50,23 @@ def test_summary():
     assert found["geometric_mean"] == pytest.approx(1.0) and found["share_led"] == 0.5
     assert found["missed"] == ["b"] and (found["rows"], found["rows_with_peers"]) == (3, 2)
     assert summary([])["geometric_mean"] is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "share", "expected"),
+    [
+        ([2.0] * 10, 0.95, True),
+        ([2.0] * 9 + [0.5], 0.95, True),  # nine rows of ten
+        ([2.0] * 8 + [0.9] * 2, 0.95, False),
+        ([1.001] * 9 + [0.5], 0.95, False),  # by the geometric mean
+        ([2.0] * 10, 0.85, False),
+        ([], 0.95, True),
+    ],
+)
+def test_what_is_aimed_at(seconds, share, expected):
+    rows = [{"name": "a", "times": {"lsm": 1.0, "torch": t}, "share": share, "target": 0.9} for t in seconds]
+    rows.append({"name": "alone", "times": {"lsm": 1.0}, "share": share, "target": 0.9})
+    assert reached(summary(rows)) is expected
 
 
 def test_results_are_kept_at_once_and_not_made_again(tmp_path):
