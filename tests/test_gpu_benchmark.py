@@ -84,6 +84,23 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_parts_are_commands_that_there_are(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(gpu, "why_no_gpu", lambda: "")
+    monkeypatch.setattr(gpu, "machine", dict)
+    monkeypatch.setattr(
+        gpu, "run_command", lambda *command: ran.append(command) or {"passed": command[2] != "lsm", "said": ""}
+    )
+    assert gpu.main(["--only", "tests"]) == 0
+    assert gpu.main(["--only", "tests", "kit"]) == 1  # one that failed is enough
+    pytest_command, kit = ran[-2:]
+    assert "check" in kit
+    assert {"--require", "cupy or on_gpu"} <= set(pytest_command)  # the names of test_on_gpu.py are not all of cupy
+    monkeypatch.undo()
+    done = gpu.checked_by_the_kit()  # which says that there is no GPU, and not that it does not know an option
+    assert gpu.why_no_gpu() == "" or (not done["passed"] and "cupy" in done["said"] and "usage" not in done["said"])
+
+
 def test_the_list_needs_no_gpu(capsys):
     assert gpu.main(["--list", "--match", "axis0-float64"]) == 0
     lines = capsys.readouterr().out.splitlines()
