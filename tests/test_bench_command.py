@@ -249,6 +249,24 @@ def test_a_file_stays_as_it_is_until_there_is_a_report(work):
     assert [(path.name, path.read_text()) for path in work.iterdir()] == [("r.json", "old")]
 
 
+@pytest.mark.parametrize("page", [b"# Ours\n", b"\xff\xfe", b"<!-- lsm bench: end -->"])
+def test_a_page_that_has_no_place_is_refused_before_measuring(work, engine, capsys, page):
+    Path("ours.md").write_bytes(page)
+    assert "'ours.md'" in refused(capsys, "--markdown", "ours.md")
+    assert not hasattr(engine, "options")
+    assert Path("ours.md").read_bytes() == page
+
+
+def test_the_report_replaces_an_earlier_one_on_its_page(work, engine, capsys):
+    page = "# Ours\r\n<!-- lsm bench: begin -->\r\nold\r\n<!-- lsm bench: end -->"
+    Path("ours.md").write_bytes(page.encode())
+    for _ in range(2):
+        assert bench("--markdown", "ours.md", "--json", "r.json") == 0
+        text = Path("ours.md").read_bytes().decode()
+        assert "Each row\r\n" in text and "old\r\n" not in text
+        assert text.startswith(page[:35]) and text.endswith("\r\n<!-- lsm bench: end -->")
+
+
 def test_two_outputs_do_not_share_a_file(work, engine, capsys):
     assert "each output needs a file of its own" in refused(capsys, "--json", "r.svg", "--chart", "./r.svg")
 

@@ -325,8 +325,33 @@ def test_markdown_goes_into_its_place_on_a_page(report):
     assert text.startswith("# Ours\n") and text.endswith("\nThe end.\n") and "what was there" not in text
     assert "\n### Each row\n" in text and "# lsm bench\n" not in text
     assert markdown.markdown(report, text) == text  # once more changes nothing
-    for other in ("# Ours\n", f"{markdown.END}\n{markdown.BEGIN}\n", f"{markdown.BEGIN}\nno end\n"):
-        assert markdown.markdown(report, other) == markdown.markdown(report)
+    assert markdown.markdown(report, markdown.markdown(report)) == markdown.markdown(report)  # its own page
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_the_marks_are_found_whatever_is_around_them(report, ending):
+    lines = ["# Ours", f"  {markdown.BEGIN} ", "what was there", f"{markdown.END}"]
+    text = markdown.markdown(report, ending.join(lines))
+    assert text.startswith(ending.join(lines[:2])) and text.endswith(ending + markdown.END)
+    assert "what was there" not in text and "### Each row" in text
+    assert text.count("\n") == text.count(ending)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "# Ours\n",
+        "# lsm bench notes\n\n- processor: mine\n",
+        f"# Ours\n{markdown.BEGIN}\nno end\n",
+        f"# lsm bench\n\n- processor: x\n{markdown.END}\n",
+        f"{markdown.END}\n{markdown.BEGIN}\n",
+        f"{markdown.BEGIN}\n{markdown.BEGIN}\n{markdown.END}\n",
+        f"Between {markdown.BEGIN} and {markdown.END} it goes.\n",
+    ],
+)
+def test_a_page_without_a_place_is_somebodys(report, page):
+    with pytest.raises(ValueError, match=r"'ours.md': \d lines <!-- .*accepted: one of each"):
+        markdown.markdown(report, page, "'ours.md'")
 
 
 # As a chart and a page

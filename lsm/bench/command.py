@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     outputs = [name for name in (args.json, args.markdown, args.chart) if name]
     for name in outputs:
         files.check_writable(name)
+    if args.markdown:
+        import_module("lsm.bench.markdown").place(files.text_there(args.markdown), repr(args.markdown))
     if len({Path(name).resolve() for name in outputs}) < len(outputs):
         raise MisusedError(f"{', '.join(outputs)}: each output needs a file of its own")
     if not args.measured:
@@ -129,7 +131,7 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> b
             files.write(args.json, result.to_json())
         if args.markdown:
             markdown, page = import_module("lsm.bench.markdown").markdown, files.text_there(args.markdown)
-            files.write(args.markdown, markdown(report, page))
+            files.write(args.markdown, markdown(report, page, repr(args.markdown)))
         if args.chart:
             chart, ending = import_module("lsm.bench.chart"), Path(args.chart).suffix.lower()
             if ending == ".png":
