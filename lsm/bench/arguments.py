@@ -14,8 +14,9 @@ SETS = {
     "full": "everything, which takes hours",
 }
 ABOUT = "compare every backend and every library installed: speed, share of the machine's limit, and error"
-EPILOG = """exit codes: 0 done; 1 something of lsm is slower than --compare FILE by more than --tolerance, or not right
-any more; 2 arguments or files that cannot be used; 130 interrupted, and what was measured is reported"""
+EPILOG = """exit codes: 0 done; 1 something of lsm is slower than in --compare FILE by more than --tolerance, not right
+any more, or missing, or the run failed or timed nothing; 2 arguments or files that cannot be used; 3 no backend could
+be judged beside --compare FILE; 130 interrupted. What was measured is always reported"""
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
