@@ -19,6 +19,7 @@ import pytest
 import lsm.bench.chart
 import lsm.bench.run
 from lsm.bench import files
+from lsm.bench.arguments import contestants
 from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, Options
 from lsm.bench.result import from_json
 from lsm.cli import main
@@ -41,7 +42,8 @@ def engine(monkeypatch):
 
         def __call__(self, options, progress, save):
             self.options = options
-            rows, result = self.result.rows, planted.result([], absent=self.result.absent)
+            header = planted.header(command=options.command)
+            rows, result = self.result.rows, planted.result([], absent=self.result.absent, header=header)
             progress.started(result.header, len(rows))
             try:
                 for i, row in enumerate(rows):
@@ -247,8 +249,23 @@ def test_who_is_left_out_on_purpose_is_not_gone(work, engine, capsys):
     old = [planted.entry(), planted.entry("lsm numpy")]
     Path("old.json").write_text(planted.result([planted.row(old)]).to_json())
     engine.result = planted.result([planted.row([planted.entry()])])
-    assert bench(*SAME, "--compare", "old.json", "--contestants", "cython") == 0
+    assert bench(*SAME, "--compare", "old.json", "--json", "new.json", "--contestants", "cython") == 0
+    assert bench("--from", "new.json", "--compare", "old.json") == 0
     assert bench(*SAME, "--compare", "old.json") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("lsm bench --only small --contestants cython,torch jax --json 'a b'", ("cython", "torch", "jax")),
+        ("lsm bench --contestants=cython --compare x.json", ("cython",)),
+        ("lsm bench", ()),
+        ("lsm bench --contestants", ()),
+        ("it's no command", ()),
+    ],
+)
+def test_a_result_keeps_who_was_asked_for(command, found):
+    assert contestants(command) == found
 
 
 def test_a_comparison_that_judges_nothing_is_no_success(work, capsys):

@@ -12,7 +12,7 @@ from lsm._errors import LsmError
 from lsm._texts import told
 from lsm._threads import get_num_threads
 from lsm.bench import files
-from lsm.bench.arguments import names
+from lsm.bench.arguments import contestants, names
 from lsm.bench.layout import Report
 from lsm.bench.options import Options
 from lsm.bench.result import Result
@@ -177,7 +177,7 @@ def _beside(report: Report, result: Result, old: Result, args: argparse.Namespac
     """Add to a report what the comparison found, or why there is none; give the exit code too."""
     compared = import_module("lsm.bench.compare").compared
     try:
-        found = compared(old, result, args.tolerance, args.compare, names(args.contestants))
+        found = compared(old, result, args.tolerance, args.compare, contestants(result.header.command))
     except ValueError as error:
         return replace(report, remarks=(("Not compared", (str(error),)), *report.remarks)), MISUSED
     report = replace(report, overall=(*report.overall, *found.tables), remarks=(*found.remarks, *report.remarks))
