@@ -319,11 +319,47 @@ def test_threads_that_nobody_would_use_are_refused():
 
 
 def test_a_pool_that_keeps_its_number_is_found_out(monkeypatch):
-    pool = {"filepath": "/usr/lib/libgomp.so.1", "internal_api": "openmp", "num_threads": 7}
+    pool = {"filepath": "/usr/lib/libgomp.so.1", "user_api": "openmp", "internal_api": "openmp", "num_threads": 7}
     monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: [pool])
     answer = r"1 threads were asked for; openmp libgomp\.so\.1 of the system has 7"
     with pytest.raises(RuntimeError, match=answer), equal_threads(1, []):
         pass
+
+
+def test_a_blas_that_has_fewer_threads_is_noted_and_no_error(monkeypatch):
+    # What a wheel's OpenBLAS says on a machine of more processors than it was built for.
+    pool = {"filepath": "/usr/lib/libopenblas.so", "user_api": "blas", "internal_api": "openblas", "num_threads": 0}
+    monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: [pool])
+    with equal_threads(1, []) as verified:
+        assert verified[1:] == ["openblas libopenblas.so of the system: 0 (its most)"]
+
+
+def test_a_peer_whose_threads_cannot_be_set_does_not_take_part(monkeypatch):
+    def cannot(n_threads):
+        raise ImportError("cannot import name 'clear_backends'")
+
+    def make(case, data, n_threads):
+        raise AssertionError("it takes part")
+
+    monkeypatch.setattr("lsm.bench.threads.Pool.set", cannot)
+    monkeypatch.setitem(contestants.FAMILIES, "jax", contestants.Family(make))
+    result = run(Options(**SMALL, contestants=("cython", "jax")))
+    reason = "its threads cannot be set to 1: ImportError: cannot import name 'clear_backends'"
+    assert result.absent["jax"] == reason and "jax" not in result.rows[0].absent
+    assert entry(result.rows[0], "lsm cython", OUT).is_ranked
+    with pytest.raises(ImportError, match="clear_backends"), equal_threads(1, ["jax"]):
+        pass
+
+
+def test_every_peer_that_is_installed_is_right_in_a_small_row():
+    result = run(Options(**SMALL | {"ops": OPS}))
+    families = set(contestants.FAMILIES) - set(result.absent)
+    assert {"lsm", "numpy idiom"} <= families
+    for name, reason in result.absent.items():
+        assert "is not installed" in reason or "takes part on cuda only" in reason, (name, reason)
+    forward, _, _ = result.rows
+    assert all(e.is_ranked for found in result.rows for e in found.contestants)
+    assert {e.name for e in forward.contestants} >= families - {"lsm"}
 
 
 def test_memory_of_a_copy_is_seen_and_none_is_made_up():

@@ -138,7 +138,10 @@ def _rows(
     effort = replace(effort, rounds=options.rounds or effort.rounds)
     start, n_left = time.perf_counter(), len(n_threads) * len(wanted)
     for n in n_threads:
-        with equal_threads(n, families) as pools:
+        cannot: dict[str, str] = {}
+        with equal_threads(n, families, cannot) as pools:
+            result.absent |= cannot
+            equal = [family for family in families if family not in cannot]
             result.header.openmp += [pool for pool in pools if pool not in result.header.openmp]
             for arrays, group in groupby(wanted, key=lambda case: case.arrays):
                 some = list(group)
@@ -154,7 +157,7 @@ def _rows(
                         left = QUICK_S - (time.perf_counter() - start)
                         effort = replace(effort, budget_s=max(0.0, left / n_left))
                     last_cache = result.header.last_cache
-                    yield measure(case, data, n, families, options.contestants, last_cache, effort, probe)
+                    yield measure(case, data, n, equal, options.contestants, last_cache, effort, probe)
                     n_left -= 1
                 del data  # before the next one is made: some take gigabytes
                 gc.collect()
