@@ -9,7 +9,7 @@ from lsm._texts import told
 from lsm.bench.contestant import OUT, Contestant
 from lsm.bench.contestants import taking_part
 from lsm.bench.data import Data
-from lsm.bench.errors import Reference
+from lsm.bench.errors import Found, Reference
 from lsm.bench.limits import LIMITS, gb_s, is_out_of_cache, limit
 from lsm.bench.machine import Others
 from lsm.bench.memory import MIN_BYTES, Probe
@@ -46,15 +46,20 @@ def measure(
     row.n_checked_frames = reference.n_frames
     row.contestants = [first_call(one, data, reference) for one in contestants]
     timed = [one for one, entry in zip(contestants, row.contestants, strict=True) if entry.error is None]
+    with_limit = list(timed)
     if is_out_of_cache(case, data, last_cache):
         try:
-            timed.append(limit(case, data, n_threads))
+            with_limit.append(limit(case, data, n_threads))
         except Exception as error:  # a build of the kernels without it, say
             row.absent[LIMITS[case.op]] = told(error)
     others = Others()
-    times = in_turns(timed, effort.rounds, effort.budget_s, effort.turn_s)
+    times = in_turns(with_limit, effort.rounds, effort.budget_s, effort.turn_s)
     row.others = others.processors()
     fill(row, times)
+    for one in timed:
+        entry = next(e for e in row.contestants if (e.name, e.way) == one.key)
+        if entry.error is None:
+            last_call(one, entry, data, reference)
     if probe is not None and data.device == "cpu" and data.out.nbytes >= MIN_BYTES:
         found = probe.extra_bytes(case, n_threads)
         for entry in row.contestants:
@@ -84,24 +89,48 @@ def first_call(contestant: Contestant, data: Data, reference: Reference) -> Entr
     """The first call, timed apart, and how far its result is off; one that raises says so."""
     entry = Entry(contestant.name, contestant.library, contestant.way, contestant.code, contestant.backend)
     try:
-        is_preallocated, on_device = contestant.way == OUT, data.device != "cpu"
-        # An old result shall not pass for a new one.
-        if is_preallocated and on_device:
-            contestant.names["out"][...] = float("nan")
-        elif is_preallocated:
-            reference.spoil(data.out)
-        start = time.perf_counter()
-        value: Any = contestant.call()
-        entry.first_call_ms = contestant.setup_ms + (time.perf_counter() - start) * 1e3
-        if is_preallocated and on_device:
-            value = contestant.names["out"]
-        result = data.out if is_preallocated and not on_device else contestant.to_numpy(value)
-        found = reference.check(result, contestant.bound_ulp)
-        entry.max_ulp, entry.max_frame_ulp, entry.max_abs_error, entry.bound_ulp, entry.is_right = found
+        took, found = _checked_call(contestant, data, reference)
+        entry.first_call_ms = contestant.setup_ms + took * 1e3
+        _enter(found, entry)
         entry.bound_is_declared = contestant.bound_ulp is not None
     except Exception as error:  # the row goes on without it
         entry.error = told(error)
     return entry
+
+
+def last_call(contestant: Contestant, entry: Entry, data: Data, reference: Reference) -> None:
+    """Check a call after the turns too, and keep the worse: one may compute once, and nothing from then on."""
+    try:
+        _, found = _checked_call(contestant, data, reference)
+    except Exception as error:
+        entry.error = told(error)
+        return
+    before = (entry.max_ulp, entry.max_frame_ulp, entry.max_abs_error)
+    pairs = zip(before, found[:3], strict=True)
+    worse = [None if a is None or b is None else max(a, b) for a, b in pairs]
+    _enter(Found(*worse, found.bound_ulp, entry.is_right and found.is_right), entry)
+
+
+def _enter(found: Found, entry: Entry) -> None:
+    entry.max_ulp, entry.max_frame_ulp, entry.max_abs_error, entry.bound_ulp, entry.is_right = found
+
+
+def _checked_call(contestant: Contestant, data: Data, reference: Reference) -> tuple[float, Found]:
+    """Seconds of a call, and how far its result is off: an old result does not pass for a new one."""
+    on_device = data.device != "cpu"
+    for name in ("out", "y_out"):
+        if on_device and name in contestant.names:
+            contestant.names[name][...] = float("nan")
+        elif (array := getattr(data, name)) is not None:
+            reference.spoil(array)
+    start = time.perf_counter()
+    value: Any = contestant.call()
+    took = time.perf_counter() - start
+    if contestant.way == OUT:
+        result = contestant.to_numpy(contestant.names["out"]) if on_device else data.out
+    else:
+        result = contestant.to_numpy(value)
+    return took, reference.check(result, contestant.bound_ulp)
 
 
 def fill(row: Row, times: Times) -> None:
