@@ -95,7 +95,7 @@ def test_a_row_has_every_figure():
     assert (
         diary.told[0] == 3 and diary.told[1] == "own 4x6 float32 forward, 1 thread" and diary.told[2] is result.rows[0]
     )
-    assert [len(from_json(text).rows) for text in diary.saved] == [0, 1, 2, 3, 3]
+    assert [len(from_json(text).rows) for text in diary.saved] == [1, 2, 3]
     assert asdict(from_json(result.to_json())) == asdict(result)
 
 
@@ -244,25 +244,72 @@ def test_one_that_raises_in_the_middle_is_noted_and_the_run_goes_on(plant, monke
     assert len(result.rows) == 2 and entry(result.rows[1], "lsm cython").is_ranked
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_run_keeps_its_rows(plant, stop):
-    def interrupt(x, out, n_calls):
-        if x.shape == (1, 1000):
-            raise stop
-        return lsm.log_softmax(x)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
+def test_an_interrupted_run_keeps_its_rows(stop):
+    class Stopping(Diary):
+        def row_started(self, label):
+            if "1x1000 " in label:
+                raise stop
 
-    plant(interrupt)
-    diary = Diary()
-    options = Options(set="quick", sweep="classes", rounds=3, threads=(1,), contestants=("cython", "planted"))
+    diary = Stopping()
+    options = Options(set="quick", sweep="classes", rounds=3, threads=(1,), contestants=("cython",))
     if stop is KeyboardInterrupt:
         result = run(options, diary, diary.save)
         assert result.interrupted and len(result.rows) == 2
     else:
-        with pytest.raises(SystemExit):
+        with pytest.raises(stop):
             run(options, diary, diary.save)
     last = from_json(diary.saved[-1])
     assert last.interrupted and [found.shape for found in last.rows] == [[1, 10], [1, 100]]
     assert all(found.sweep == "classes" for found in last.rows)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_no_error_of_a_contestant(plant, stop):
+    def interrupt(x, out, n_calls):
+        raise stop
+
+    plant(interrupt)
+    diary = Diary()
+    options = Options(**SMALL, contestants=("cython", "planted"))
+    if stop is KeyboardInterrupt:
+        assert run(options, diary, diary.save).interrupted
+    else:
+        with pytest.raises(SystemExit):
+            run(options, diary, diary.save)
+    assert diary.saved == []  # nothing was measured: what is in the file stays
+
+
+def test_a_row_that_cannot_be_measured_does_not_end_the_run(monkeypatch):
+    def reference(case, data, n_elements):
+        if case.op == BACKWARD:
+            raise MemoryError("too large")
+        return Reference(case, data, n_elements)
+
+    monkeypatch.setattr(row, "Reference", reference)
+    result = run(Options(**SMALL | {"ops": OPS}, contestants=("cython",)))
+    assert [found.op for found in result.rows] == [FORWARD, BOTH] and not result.interrupted
+    assert result.absent["own 4x6 float32 backward, 1 thread"] == "MemoryError: too large"
+
+
+def test_a_save_that_fails_is_a_warning():
+    def full(result):
+        raise OSError(28, "No space left on device")
+
+    with pytest.warns(RuntimeWarning, match="not saved: OSError: .*No space left on device"):
+        result = run(Options(**SMALL | {"ops": OPS}, contestants=("cython",)), save=full)
+    assert len(result.rows) == 3 and not result.interrupted
+
+
+def test_a_probe_that_fails_leaves_the_times(monkeypatch):
+    def fail(probe, case, n_threads):
+        raise OSError("no process can be started")
+
+    monkeypatch.setattr(memory.Probe, "extra_bytes", fail)
+    monkeypatch.setattr(row, "MIN_BYTES", 1)
+    (found,) = run(Options(**SMALL, contestants=("cython",), with_memory=True)).rows
+    assert found.absent["memory"] == "OSError: no process can be started"
+    assert entry(found, "lsm cython", OUT).is_ranked
 
 
 def test_arrays_that_cannot_be_made_do_not_end_the_run(monkeypatch):

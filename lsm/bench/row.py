@@ -61,7 +61,10 @@ def measure(
         if entry.error is None:
             last_call(one, entry, data, reference)
     if probe is not None and data.device == "cpu" and data.out.nbytes >= MIN_BYTES:
-        found = probe.extra_bytes(case, n_threads)
+        try:
+            found = probe.extra_bytes(case, n_threads)
+        except Exception as error:  # no further process can be started, say; the times are there
+            found, row.absent["memory"] = {}, told(error)
         for entry in row.contestants:
             entry.extra_bytes = found.get((entry.name, entry.way))
     return row
