@@ -233,7 +233,7 @@ def test_one_that_raises_in_the_middle_is_noted_and_the_run_goes_on(plant, monke
             raise FloatingPointError("planted")
         return lsm.log_softmax(x)
 
-    monkeypatch.setattr(timing.Watch, "calibrate", lambda watch, turn: watch.seconds(1))
+    monkeypatch.setattr(timing.Watch, "calibrate", lambda watch, turn: (watch.seconds(1), None)[1])
     plant(raising)
     result = run(Options(**SMALL | {"ops": OPS[:2], "rounds": 9}, contestants=("cython", "planted")))
     failed = entry(result.rows[0], "planted")
@@ -346,6 +346,35 @@ def test_the_slowest_do_not_take_the_turns_of_others():
     times = timing.in_turns([sleeping("slow", 0.06), sleeping("fast", 0.001)], 6, budget_s=0.1, turn_s=0.001)
     assert len(times.turns_us["slow", NEW]) == 1
     assert len(times.turns_us["fast", NEW]) >= timing.MIN_ROUNDS
+
+
+def test_a_call_that_lasts_a_turn_is_one():
+    calls = []
+
+    def call():
+        calls.append(1)
+        threading.Event().wait(0.02)
+
+    times = timing.in_turns([Contestant("slow", "slow", NEW, "call()", {"call": call})], 4, turn_s=0.005)
+    assert len(calls) == len(times.turns_us["slow", NEW]) == 4
+    assert all(us >= 20_000 for us in times.turns_us["slow", NEW])
+
+
+def test_of_a_slow_contestant_one_way_is_measured(monkeypatch):
+    def make(case, data, n_threads):
+        names = {"log_softmax": lsm.log_softmax, "x": data.x, "out": data.out, "event": threading.Event()}
+        for seconds, name in ((0.02, "slow"), (0, "quick")):
+            for way, code in ((OUT, "log_softmax(x, out=out)"), (NEW, "log_softmax(x)")):
+                yield Contestant(name, name, way, f"event.wait({seconds}) or {code}", names)
+
+    monkeypatch.setitem(contestants.FAMILIES, "planted", contestants.Family(make, (), ("cpu",), ("slow", "quick")))
+    monkeypatch.setattr(row, "LONG_CALL", 0.01)
+    case, effort = Case("own", (4, 6)), Effort(rounds=3, turn_s=0.001, budget_s=0.01)
+    found = row.measure(case, Data(case), 1, ["planted"], ("slow", "quick"), last_cache=2**20, effort=effort)
+    assert [(e.name, e.way) for e in found.contestants] == [("slow", OUT), ("quick", OUT), ("quick", NEW)]
+    assert found.absent == {"slow, new result": "its calls with out= take too long for both ways to be measured"}
+    again = row.measure(case, Data(case), 1, ["planted"], ("slow",), 2**20, Effort(rounds=3, turn_s=0.001))
+    assert [e.way for e in again.contestants] == [OUT, NEW]  # there is time enough
 
 
 def test_a_device_is_waited_for():
