@@ -1,5 +1,6 @@
 """The engine of benchmark runs: who takes part, what is checked, what is kept; how fast anything is, no test tells."""
 
+import json
 import socket
 import sys
 import threading
@@ -12,7 +13,8 @@ import pytest
 import threadpoolctl
 
 import lsm
-from lsm.bench import contestants, errors, memory, of_numpy, row, timing, workloads
+from lsm._threads import cpu_limit
+from lsm.bench import contestants, errors, machine, memory, of_numpy, row, timing, workloads
 from lsm.bench.contestant import NEW, OUT, Absent, Contestant
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference
@@ -607,6 +609,50 @@ def test_the_caches_are_told():
     sizes = caches()
     assert last_cache(sizes) == (max(sizes.values()) if sizes and sys.platform == "linux" else last_cache({}))
     assert all(size >= 1024 for size in sizes.values())
+
+
+def test_the_processors_are_those_that_may_be_used(monkeypatch, tmp_path):
+    for i in range(4):
+        (tmp_path / f"cpu{i}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{i}" / "topology" / "thread_siblings_list").write_text("0-1" if i < 2 else str(i))
+    monkeypatch.setattr(machine, "CPUS", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 3}, raising=False)
+    header = run(Options(**SMALL, contestants=("cython",))).header
+    assert header.n_processors == min(3, cpu_limit()) and header.n_cores == 2
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 9})
+    assert machine.n_cores() is None
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(2, 1.5), (1, 0.5)])
+def test_others_count_on_the_processors_that_may_be_used(monkeypatch, tmp_path, limit, expected):
+    ticks = machine.os.sysconf("SC_CLK_TCK")
+    clock = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: 0, now=0.0)
+    monkeypatch.setattr(machine, "time", clock)
+    monkeypatch.setattr(machine, "STATISTICS", tmp_path / "stat")
+    monkeypatch.setattr(machine, "cpu_limit", lambda: limit)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {1, 2}, raising=False)
+
+    def tell(*busy):  # seconds of cpu0, cpu1, ...; idle and waiting do not count
+        rows = [f"cpu{i} {int(s * ticks)} 0 0 77 88 0 0 0 0 0" for i, s in enumerate(busy)]
+        (tmp_path / "stat").write_text("\n".join(["cpu  99999 0 0 0 0 0 0 0 0 0", *rows, "intr 1"]))
+
+    tell(5, 5, 5, 5)
+    others = machine.Others()
+    clock.now = 10.0
+    tell(15, 10, 15, 15)  # 0.5 of cpu1, and all of cpu2
+    assert others.processors() == pytest.approx(expected)
+    (tmp_path / "stat").unlink()
+    assert others.processors() is None
+
+
+def test_a_file_from_before_a_field_is_read():
+    result = run(Options(**SMALL, contestants=("cython",)))
+    tree = json.loads(result.to_json())
+    del tree["header"]["n_cores"]
+    assert from_json(json.dumps(tree)).header.n_cores is None
+    del tree["header"]["rounds"]
+    with pytest.raises(ValueError, match=r"result\.header lacks \['rounds'\]"):
+        from_json(json.dumps(tree))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -1,7 +1,6 @@
 """The run itself: every row of the options, by every contestant, saved as it grows."""
 
 import gc
-import os
 import platform
 import time
 import warnings
@@ -13,6 +12,7 @@ from typing import Protocol
 
 import lsm
 from lsm._texts import told
+from lsm._threads import cpu_limit
 from lsm.bench import machine
 from lsm.bench.contestants import FAMILIES, usable
 from lsm.bench.data import Data
@@ -181,7 +181,8 @@ def _header(options: Options, n_threads: tuple[int, ...], families: list[str], g
     sizes = machine.caches()
     return Header(
         processor=machine.processor(),
-        n_processors=os.cpu_count() or 1,
+        n_processors=cpu_limit(),
+        n_cores=machine.n_cores(),
         system=platform.system(),
         date=machine.today(),
         caches=sizes,
