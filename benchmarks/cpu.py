@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import gc
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ import cpu_report
 import lsm
 from cpu_contestants import LIMIT, PEERS, taking_part
 from cpu_workloads import QUICK_SIZE, SWEEP, WORKLOADS, Workload
+from lsm._threads import cpu_limit
 from lsm.bench import contestants, machine
 from lsm.bench.data import Data
 from lsm.bench.limits import is_out_of_cache
@@ -53,7 +53,7 @@ def header(threads: list[int], n_rounds: int, peers: list[str], absent: dict[str
     sizes = machine.caches()
     return {
         "processor": machine.processor(),
-        "n_processors": os.cpu_count(),
+        "n_processors": cpu_limit(),
         "system": platform.system(),
         "date": machine.today(),
         "load_before": machine.load(),

@@ -18,7 +18,7 @@ from lsm.bench import contestants, errors, machine, memory, of_numpy, row, timin
 from lsm.bench.contestant import NEW, OUT, Absent, Contestant
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference
-from lsm.bench.limits import limit
+from lsm.bench.limits import LIMITS, is_out_of_cache, limit
 from lsm.bench.machine import caches, last_cache
 from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, Options
 from lsm.bench.result import Entry, Result, from_json, load
@@ -402,11 +402,36 @@ def test_the_limit_moves_the_bytes(rng):
             assert (data.out == data.dy + (data.y if op == BACKWARD else data.x)).all()
 
 
-def test_a_row_out_of_the_caches_has_a_limit():
-    case = Case("own", (64, 1024))
-    found = row.measure(case, Data(case), 1, ["lsm"], ("cython",), last_cache=2**18, effort=Effort(rounds=3))
-    assert found.limit.name == "streaming copy" and found.limit.us > 0
-    assert all(e.share == pytest.approx(found.limit.us / e.us, rel=2) for e in found.contestants)
+@pytest.mark.parametrize(("op", "held"), [(FORWARD, 2), (BACKWARD, 3), (BOTH, 4)])
+def test_only_a_row_out_of_the_caches_has_a_limit(op, held):
+    case, effort = Case("own", (64, 1024), op=op), Effort(rounds=3, turn_s=0.001)
+    data, size = Data(case, [op]), held * 2**18
+    within, beyond = (row.measure(case, data, 1, ["lsm"], ("cython",), cache, effort) for cache in (size, size - 1))
+    assert within.limit is None and all(e.share is None for e in within.contestants)
+    assert beyond.limit.name == LIMITS[op] and beyond.limit.us > 0
+    assert all(e.share > 0 for e in beyond.contestants)
+
+
+def test_on_a_device_there_is_always_a_limit():
+    case = Case("own", (4, 6))
+    data = Data(case)
+    assert not is_out_of_cache(case, data, 2**30)
+    data.device = "cuda"
+    assert is_out_of_cache(case, data, 2**30)
+
+
+def test_a_device_holds_the_arrays_once(fake_cupy, monkeypatch):
+    torch = ModuleType("torch")
+    torch.cuda = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr("lsm.bench.data.torch_tensor", lambda array: SimpleNamespace(to=lambda device: array.copy()))
+    sys.modules["cupy"].from_dlpack = lambda tensor: tensor
+    for first, second in (("torch", "cupy"), ("cupy", "torch")):
+        data = Data(Case("own", (4, 6)), device="cuda")
+        one, another = getattr(data, first), getattr(data, second)
+        assert set(one) == {"x", "out"} and all(one[name] is another[name] for name in one)
+    torch.cuda.is_available = lambda: False
+    assert Data(Case("own", (4, 6)), device="cuda").cupy["x"] is not None
 
 
 def test_threads_are_set_verified_and_set_back():
@@ -468,6 +493,8 @@ def test_every_peer_that_is_installed_is_right_in_a_small_row():
     for name, reason in result.absent.items():
         assert "is not installed" in reason or "takes part on cuda only" in reason, (name, reason)
     forward, _, _ = result.rows
+    assert forward.absent.get("torch.compile", "measured on cuda only") == "measured on cuda only"
+    assert ("torch" in families) == ("torch.compile" in forward.absent)
     assert all(e.is_ranked for found in result.rows for e in found.contestants)
     assert {e.name for e in forward.contestants} >= families - {"lsm"}
 
@@ -565,7 +592,9 @@ def test_a_run_needs_no_network_and_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    run(Options(**SMALL, contestants=LSM, with_memory=True))
+    wish = {"shape": (2, 2**20), "contestants": ("cython",), "with_memory": True}  # 8 MiB: large enough for the probe
+    (found,) = run(Options(**SMALL | wish)).rows
+    assert all(e.extra_bytes is not None for e in found.contestants)  # a process was there, and wrote
     assert list(tmp_path.iterdir()) == []
 
 
@@ -698,8 +727,7 @@ def fake_cupy(monkeypatch):
     return waits
 
 
-def test_a_run_on_a_device_waits_for_it(fake_cupy, monkeypatch):
-    monkeypatch.setattr("lsm.bench.machine.last_cache", lambda sizes: 1)
+def test_a_run_on_a_device_waits_for_it(fake_cupy):
     result = run(Options(**SMALL | {"ops": OPS[:2]}, device="cuda", contestants=("cupyx", "cython")))
     assert result.header.gpu == "Fake 9000" and result.header.versions["cupy"] == "0"
     forward, backward = result.rows
