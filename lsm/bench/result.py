@@ -5,7 +5,6 @@ Every number that is not known, or not finite, is None: JSON has no infinity and
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -123,20 +122,6 @@ class Result:
     def to_json(self) -> str:
         """The text of a file that `from_json` reads."""
         return json.dumps(_finite(asdict(self)), indent=1, allow_nan=False) + "\n"
-
-    def save(self, file: Path) -> None:
-        """Write it as JSON."""
-        write(file, self.to_json())
-
-
-def write(file: Path, text: str) -> None:
-    """Write all or nothing: an interruption leaves the file as it was."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def from_json(text: str, name: str = "the file") -> Result:

@@ -32,9 +32,7 @@ def check_threads(numbers: Iterable[int]) -> None:
 
 
 @contextmanager
-def equal_threads(
-    n_threads: int, families: Iterable[str], absent: dict[str, str] | None = None
-) -> Iterator[list[str]]:
+def equal_threads(n_threads: int, families: Iterable[str], absent: dict[str, str] | None = None) -> Iterator[list[str]]:
     """Give everybody the same number; ONNX Runtime gets it with each session, and does not tell.
 
     Parameters
