@@ -74,14 +74,22 @@ class Watch:
         wait()
         return time.perf_counter() - start
 
-    def calibrate(self, turn: float) -> None:
-        """Find how many calls last a turn; a first call has touched the memory and started the threads."""
+    def calibrate(self, turn: float) -> float | None:
+        """Find how many calls last a turn; a first call has touched the memory and started the threads.
+
+        One call that lasts a turn or longer is a turn by itself, and its microseconds are given.
+        """
+        time.sleep(PAUSE)
         n, took = 1, self.seconds(1)
         self.needs_waking = took < turn  # what is longer wakes its threads within a small part of a call
         while took < turn / 4:
             n = min(10 * n, math.ceil(n * turn / max(took, 1e-9)))
             took = self.seconds(n)
         self.n_calls = max(1, math.ceil(n * turn / took))
+        if self.needs_waking:
+            return None
+        self.spent_s += took
+        return took * 1e6
 
     def turn_us(self) -> float:
         """Microseconds a call, of one turn."""
@@ -91,6 +99,11 @@ class Watch:
         seconds = self.seconds(self.n_calls)
         self.spent_s += seconds
         return seconds / self.n_calls * 1e6
+
+
+def part(budget_s: float, n_contestants: int, turn_s: float = TURN) -> float:
+    """Seconds that each contestant may take of a row's budget."""
+    return max(budget_s / max(1, n_contestants), MIN_ROUNDS * 2 * turn_s)
 
 
 def in_turns(
@@ -104,10 +117,11 @@ def in_turns(
 
     One that takes more than its part of the budget is in the first rounds only, or the slowest would leave the others
     too few; one whose turns are short is not left out before MIN_ROUNDS, however little time there is. One that raises
-    takes no further part; what it took before stays. Each has been called once before.
+    takes no further part; what it took before stays. Each has been called once before. Calls that last a turn by
+    themselves have their first turn while the others find out how many calls make one.
     """
     start = clock()
-    part_s = max(budget_s / max(1, len(contestants)), MIN_ROUNDS * 2 * turn_s)
+    part_s = part(budget_s, len(contestants), turn_s)
     times = Times({contestant.key: [] for contestant in contestants})
     watches: dict[Key, Watch] = {}
 
@@ -119,15 +133,19 @@ def in_turns(
             watches.pop(key, None)
             return None
 
+    gc.collect()
     for contestant in contestants:
         watch = watches[contestant.key] = Watch(contestant)
-        attempt(contestant.key, partial(watch.calibrate, turn_s))
-    gc.collect()
+        took = attempt(contestant.key, partial(watch.calibrate, turn_s))
+        if took is not None:
+            times.turns_us[contestant.key].append(took)
     for i in range(n_rounds):
         round_start = clock()
         for key, watch in list(watches.items()):
             if watch.spent_s > part_s:
                 del watches[key]
+                continue
+            if len(times.turns_us[key]) > i:
                 continue
             took = attempt(key, watch.turn_us)
             if took is not None:
