@@ -237,8 +237,7 @@ def test_who_is_beyond_the_limit_is_named():
 
 
 def test_the_head_tells_the_cores_where_the_system_does():
-    result = planted.result()
-    result.header.n_cores = 1
+    result = planted.result(header=planted.header(n_cores=1))
     assert dict(contents.head(result))["processor"].startswith("Planted <CPU> | 9000, 2 processors on 1 core, L1")
 
 

@@ -41,7 +41,7 @@ def head(result: Result) -> Iterator[tuple[str, str]]:
     header = result.header
     caches = ", ".join(f"{name} {n_bytes // 2**10:,} KiB" for name, n_bytes in header.caches.items())
     processors = plural(header.n_processors, "processor")
-    if n_cores := getattr(header, "n_cores", None):
+    if n_cores := header.n_cores:
         processors += f" on {plural(n_cores, 'core')}"
     yield "processor", f"{header.processor}, {processors}, {caches or 'caches unknown'}"
     yield "GPU", header.gpu or "none"
