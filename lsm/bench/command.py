@@ -134,7 +134,7 @@ def _refuse_to_compare(wanted: Options, old: Result, name: str) -> None:
     has_any, cases = import_module("lsm.bench.compare").has_any, import_module("lsm.bench.workloads").cases(wanted)
     n_threads = wanted.threads or (get_num_threads(),)
     if not has_any(old, cases, n_threads, wanted.device):
-        about = f"with {', '.join(map(str, n_threads))} threads on {wanted.device}"
+        about = f"threads: {', '.join(map(str, n_threads))}; device: {wanted.device}"
         raise MisusedError(
             f"{name!r} has nobody ranked in a row that would be measured ({about}); accepted: a run of "
             f"the same choice, such as that by {old.header.command!r}"
