@@ -1,6 +1,7 @@
 """The engine of benchmark runs: who takes part, what is checked, what is kept; how fast anything is, no test tells."""
 
 import json
+import math
 import socket
 import sys
 import threading
@@ -348,6 +349,26 @@ def test_the_slowest_do_not_take_the_turns_of_others():
     times = timing.in_turns([sleeping("slow", 0.06), sleeping("fast", 0.001)], 6, budget_s=0.1, turn_s=0.001)
     assert len(times.turns_us["slow", NEW]) == 1
     assert len(times.turns_us["fast", NEW]) >= timing.MIN_ROUNDS
+
+
+@pytest.mark.parametrize(("spins_s", "pauses"), [(0, 1), (0.035, 5), (math.inf, 10)])
+def test_threads_that_spin_are_waited_for(monkeypatch, spins_s, pauses):
+    slept = []
+
+    def process_time():
+        return min(sum(slept), spins_s)
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(sleep=slept.append, process_time=process_time))
+    timing.settle()
+    assert slept == [timing.PAUSE] * pauses and sum(slept) <= timing.LONGEST_PAUSE + 1e-9
+
+
+def test_each_turn_begins_settled(monkeypatch):
+    log = []
+    monkeypatch.setattr(timing, "settle", lambda: log.append("settle"))
+    names = {"call": lambda: log.append("call") or threading.Event().wait(0.01)}
+    timing.in_turns([Contestant("a", "a", NEW, "call()", names)], 3, turn_s=0.005)
+    assert log == ["settle", "call"] * 3
 
 
 def test_a_call_that_lasts_a_turn_is_one():

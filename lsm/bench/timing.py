@@ -18,7 +18,8 @@ import numpy as np
 from lsm._texts import told
 from lsm.bench.contestant import Contestant
 
-PAUSE = 0.01  # seconds before a turn: the threads of whoever came before stop spinning
+PAUSE = 0.01  # seconds before a turn, in which the threads of whoever came before fall asleep
+LONGEST_PAUSE = 0.1  # where they do not: those of ONNX Runtime spin for 0.035 s, others if told so for ever
 TURN = 0.02  # seconds that a turn lasts at least: the clock's and the scheduler's grain vanish in it
 MIN_ROUNDS = 3
 
@@ -43,6 +44,15 @@ def paired(times: Sequence[float], of: Sequence[float]) -> Spread | None:
     """The ratios of two contestants within their rounds; None without a common one."""
     n = min(len(times), len(of))  # one that failed on the way has the first rounds only
     return spread([a / b for a, b in zip(times[:n], of[:n], strict=True)]) if n else None
+
+
+def settle() -> None:
+    """Wait until no thread of this process spins, or they would take the processors from whoever is next."""
+    for _ in range(round(LONGEST_PAUSE / PAUSE)):
+        before = time.process_time()
+        time.sleep(PAUSE)
+        if time.process_time() - before < PAUSE / 4:
+            return
 
 
 @dataclass
@@ -79,7 +89,7 @@ class Watch:
 
         One call that lasts a turn or longer is a turn by itself, and its microseconds are given.
         """
-        time.sleep(PAUSE)
+        settle()
         n, took = 1, self.seconds(1)
         self.needs_waking = took < turn  # what is longer wakes its threads within a small part of a call
         while took < turn / 4:
@@ -93,7 +103,7 @@ class Watch:
 
     def turn_us(self) -> float:
         """Microseconds a call, of one turn."""
-        time.sleep(PAUSE)
+        settle()
         if self.needs_waking:
             self.seconds(1)
         seconds = self.seconds(self.n_calls)
