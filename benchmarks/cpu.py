@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import gc
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,10 +33,11 @@ import cpu_report
 import lsm
 from cpu_contestants import LIMIT, PEERS, taking_part
 from cpu_workloads import QUICK_SIZE, SWEEP, WORKLOADS, Workload
+from lsm._threads import cpu_limit
 from lsm.bench import contestants, machine
 from lsm.bench.data import Data
+from lsm.bench.files import write
 from lsm.bench.limits import is_out_of_cache
-from lsm.bench.result import write
 from lsm.bench.threads import check_threads, equal_threads
 from lsm.bench.timing import PAUSE, TURN, in_turns
 
@@ -53,7 +53,7 @@ def header(threads: list[int], n_rounds: int, peers: list[str], absent: dict[str
     sizes = machine.caches()
     return {
         "processor": machine.processor(),
-        "n_processors": os.cpu_count(),
+        "n_processors": cpu_limit(),
         "system": platform.system(),
         "date": machine.today(),
         "load_before": machine.load(),
@@ -151,9 +151,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few rounds, and no very large shape")
     parser.add_argument("--sweep", action="store_true", help="also time against the amount of work")
     parser.add_argument("--peers", default=",".join(PEERS), metavar="NAME,...", help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="everything, written after each row")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables; else they are printed")
-    parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="needs matplotlib")
+    parser.add_argument("--json", metavar="FILE", help="everything, written after each row")
+    parser.add_argument("--markdown", metavar="FILE", help="the tables; else they are printed")
+    parser.add_argument("--chart", metavar="FILE.svg", help="needs matplotlib")
     parser.add_argument("--from", type=Path, dest="measured", metavar="FILE", help="report this JSON, measure nothing")
     arguments = parser.parse_args()
     arguments.peers = [name for name in arguments.peers.split(",") if name]

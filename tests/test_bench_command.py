@@ -16,8 +16,10 @@ from xml.etree import ElementTree
 import planted_results as planted
 import pytest
 
+import lsm.bench.chart
 import lsm.bench.run
 from lsm.bench import files
+from lsm.bench.arguments import contestants
 from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, Options
 from lsm.bench.result import from_json
 from lsm.cli import main
@@ -36,12 +38,12 @@ def engine(monkeypatch):
 
     class Engine:
         result = planted.all_kinds()
-        stopped_after = None
+        stopped_after = failed_after = None
 
         def __call__(self, options, progress, save):
             self.options = options
-            rows, result = self.result.rows, planted.result([], absent=self.result.absent)
-            save(result)
+            header = planted.header(command=options.command)
+            rows, result = self.result.rows, planted.result([], absent=self.result.absent, header=header)
             progress.started(result.header, len(rows))
             try:
                 for i, row in enumerate(rows):
@@ -49,12 +51,17 @@ def engine(monkeypatch):
                     if i == self.stopped_after:
                         os.kill(os.getpid(), signal.SIGINT)
                         time.sleep(5)
+                    if i == self.failed_after:
+                        raise ValueError("the machine is on fire")
                     result.rows.append(row)
                     progress.row_done(row)
                     save(result)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, ValueError) as stop:
                 result.interrupted = True
-                save(result)
+                if result.rows:
+                    save(result)
+                if isinstance(stop, ValueError):
+                    raise
             return result
 
     planted_engine = Engine()
@@ -203,6 +210,9 @@ def compared(capsys, *args, us=100.0):
     return code, capsys.readouterr().out
 
 
+SAME = ("--usual", "--threads", "2")  # has a row that planted.result() has
+
+
 def test_compare_both_ways(work, capsys):
     code, shown = compared(capsys)
     assert code == 0 and "of lsm: 0 slower and 0 faster by more than 1.3" in shown
@@ -224,8 +234,62 @@ def test_the_comparison_is_in_every_output(work, capsys):
 
 def test_a_run_may_replace_what_it_is_compared_with(work, engine, capsys):
     Path("base.json").write_text(planted.result().to_json())
-    assert bench("--compare", "base.json", "--json", "base.json") == 0
+    assert bench(*SAME, "--compare", "base.json", "--json", "base.json") == 0
     assert len(from_json(Path("base.json").read_text()).rows) == len(engine.result.rows)
+
+
+def test_a_backend_that_is_gone_is_an_exit_code(work, capsys):
+    Path("old.json").write_text(planted.result().to_json())
+    Path("new.json").write_text(planted.result([planted.row([planted.entry("torch", 200.0)])]).to_json())
+    assert bench("--from", "new.json", "--compare", "old.json") == 1
+    assert "lsm cython, llm_step 1x151936 float32, forward, 2 threads: missing" in capsys.readouterr().out
+
+
+def test_who_is_left_out_on_purpose_is_not_gone(work, engine, capsys):
+    old = [planted.entry(), planted.entry("lsm numpy")]
+    Path("old.json").write_text(planted.result([planted.row(old)]).to_json())
+    engine.result = planted.result([planted.row([planted.entry()])])
+    assert bench(*SAME, "--compare", "old.json", "--json", "new.json", "--contestants", "cython") == 0
+    assert bench("--from", "new.json", "--compare", "old.json") == 0
+    assert bench(*SAME, "--compare", "old.json") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("lsm bench --only small --contestants cython,torch jax --json 'a b'", ("cython", "torch", "jax")),
+        ("lsm bench --contestants=cython --compare x.json", ("cython",)),
+        ("lsm bench", ()),
+        ("lsm bench --contestants", ()),
+        ("it's no command", ()),
+    ],
+)
+def test_a_result_keeps_who_was_asked_for(command, found):
+    assert contestants(command) == found
+
+
+def test_a_comparison_that_judges_nothing_is_no_success(work, capsys):
+    Path("old.json").write_text(planted.result([planted.row(others=1.0)]).to_json())
+    assert bench("--from", "old.json", "--compare", "old.json") == 3
+    shown = capsys.readouterr().out
+    assert shown.index("Nothing was judged") < shown.index("Not judged, for others wanted the same processors")
+
+
+@pytest.mark.parametrize("args", [["--threads", "2"], ["--usual", "--threads", "1"], [*SAME, "--dtype", "float64"]])
+def test_what_cannot_be_compared_is_told_before_measuring(work, engine, capsys, args):
+    Path("old.json").write_text(planted.result().to_json())
+    said = refused(capsys, *args, "--compare", "old.json")
+    assert "'old.json' has nobody ranked in a row that would be measured" in said
+    assert not hasattr(engine, "options")
+
+
+def test_a_run_that_cannot_be_compared_after_all_is_reported(work, engine, capsys):
+    Path("old.json").write_text(planted.result().to_json())
+    engine.result = planted.result([planted.row(workload="senones")])
+    assert bench(*SAME, "--compare", "old.json", "--json", "r.json") == 2
+    shown = capsys.readouterr().out
+    assert "geometric mean" in shown and "Not compared\n'old.json' has nobody ranked" in shown
+    assert from_json(Path("r.json").read_text()).rows == engine.result.rows
 
 
 # Files that cannot be used
@@ -247,6 +311,24 @@ def test_a_file_stays_as_it_is_until_there_is_a_report(work):
     files.check_writable("r.json")
     files.check_writable("new.json")
     assert [(path.name, path.read_text()) for path in work.iterdir()] == [("r.json", "old")]
+
+
+@pytest.mark.parametrize("page", [b"# Ours\n", b"\xff\xfe", b"<!-- lsm bench: end -->"])
+def test_a_page_that_has_no_place_is_refused_before_measuring(work, engine, capsys, page):
+    Path("ours.md").write_bytes(page)
+    assert "'ours.md'" in refused(capsys, "--markdown", "ours.md")
+    assert not hasattr(engine, "options")
+    assert Path("ours.md").read_bytes() == page
+
+
+def test_the_report_replaces_an_earlier_one_on_its_page(work, engine, capsys):
+    page = "# Ours\r\n<!-- lsm bench: begin -->\r\nold\r\n<!-- lsm bench: end -->"
+    Path("ours.md").write_bytes(page.encode())
+    for _ in range(2):
+        assert bench("--markdown", "ours.md", "--json", "r.json") == 0
+        text = Path("ours.md").read_bytes().decode()
+        assert "Each row\r\n" in text and "old\r\n" not in text
+        assert text.startswith(page[:35]) and text.endswith("\r\n<!-- lsm bench: end -->")
 
 
 def test_two_outputs_do_not_share_a_file(work, engine, capsys):
@@ -338,8 +420,41 @@ def test_what_was_measured_before_an_interruption_is_kept(work, engine, capsys):
 
 def test_an_interruption_before_the_first_row(work, engine, capsys):
     engine.stopped_after = 0
-    assert bench("--chart", "r.html") == 130
+    old = planted.result().to_json()
+    Path("r.json").write_text(old)
+    assert bench(*SAME, "--json", "r.json", "--chart", "r.html", "--compare", "r.json") == 130
     assert "interrupted: after 0 rows" in capsys.readouterr().out
+    assert Path("r.json").read_text() == old and not Path("r.html").exists()
+
+
+def test_what_was_measured_before_a_failure_is_reported(work, engine, capsys):
+    engine.failed_after = 2
+    assert bench("--json", "r.json", "--markdown", "r.md") == 1
+    shown = capsys.readouterr()
+    assert "lsm: error: ValueError: the machine is on fire; what was measured until then is reported" in shown.err
+    assert "interrupted: after 2 rows" in shown.out and "hasty" in shown.out
+    assert from_json(Path("r.json").read_text()).interrupted and "hasty" in Path("r.md").read_text()
+
+
+def test_a_failure_before_the_first_row_is_an_error_as_it_is(work, engine, capsys):
+    engine.failed_after = 0
+    Path("r.json").write_text("old")
+    assert "lsm: error: the machine is on fire" in refused(capsys, "--json", "r.json")
+    assert Path("r.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("rows", [[], [planted.row([])], [planted.row([planted.entry(us=None, **planted.RAISED)])]])
+def test_a_run_that_timed_nothing_is_no_success(work, engine, capsys, rows):
+    engine.result = planted.result(rows)
+    assert bench() == 1
+    shown = capsys.readouterr()
+    assert "lsm: error: nothing was measured" in shown.err and "jax is not installed" in shown.out
+
+
+def test_an_interruption_of_the_report_loses_no_table(work, engine, capsys, monkeypatch):
+    monkeypatch.setattr(lsm.bench.chart, "svg", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    assert bench("--chart", "r.svg") == 130
+    assert "geometric mean" in capsys.readouterr().out
 
 
 PLANTED_RUN = """

@@ -1,5 +1,7 @@
 """The engine of benchmark runs: who takes part, what is checked, what is kept; how fast anything is, no test tells."""
 
+import json
+import math
 import socket
 import sys
 import threading
@@ -12,11 +14,12 @@ import pytest
 import threadpoolctl
 
 import lsm
-from lsm.bench import contestants, errors, memory, of_numpy, row, timing, workloads
+from lsm._threads import cpu_limit
+from lsm.bench import contestants, errors, files, machine, memory, of_numpy, row, timing, workloads
 from lsm.bench.contestant import NEW, OUT, Absent, Contestant
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference
-from lsm.bench.limits import limit
+from lsm.bench.limits import LIMITS, is_out_of_cache, limit
 from lsm.bench.machine import caches, last_cache
 from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, Options
 from lsm.bench.result import Entry, Result, from_json, load
@@ -95,7 +98,7 @@ def test_a_row_has_every_figure():
     assert (
         diary.told[0] == 3 and diary.told[1] == "own 4x6 float32 forward, 1 thread" and diary.told[2] is result.rows[0]
     )
-    assert [len(from_json(text).rows) for text in diary.saved] == [0, 1, 2, 3, 3]
+    assert [len(from_json(text).rows) for text in diary.saved] == [1, 2, 3]
     assert asdict(from_json(result.to_json())) == asdict(result)
 
 
@@ -155,6 +158,38 @@ def test_one_that_does_not_fill_its_result_is_wrong(plant, wrong, what):
     assert planted.us > 0 and planted.max_ulp is None and not planted.is_right, what
 
 
+def test_one_that_computes_once_and_then_nothing_is_wrong(plant):
+    def lazy(x, out, n_calls):
+        if n_calls == 1:
+            lsm.log_softmax(x, out=out)
+
+    plant(lazy, OUT)
+    (found,) = run(Options(**SMALL, contestants=("cython", "planted"))).rows
+    planted = entry(found, "planted", OUT)
+    assert planted.us > 0 and planted.max_ulp is None and not planted.is_right and not planted.is_ranked
+    assert entry(found, "lsm cython", OUT).is_ranked
+
+
+def test_the_worse_of_two_results_is_kept(plant):
+    def getting_worse(x, out, n_calls):
+        return (lsm.log_softmax(x).view(np.int32) + 10 * (n_calls > 1)).view(np.float32)
+
+    plant(getting_worse)
+    (found,) = run(Options(**SMALL, contestants=("cython", "planted"))).rows
+    assert 9 <= entry(found, "planted").max_ulp <= 12 and not entry(found, "planted").is_right
+
+
+@pytest.mark.parametrize("name", ["out", "y_out"])
+def test_no_old_result_is_there_when_a_call_is_checked(name):
+    case = Case("own", (4, 6), op=BOTH)
+    data = Data(case, [BOTH])
+    getattr(data, name)[...] = 1
+    seen = []
+    names = {"see": lambda: seen.append(getattr(data, name).copy())}
+    row.first_call(Contestant("a", "a", OUT, "see()", names), data, Reference(case, data))
+    assert np.isnan(seen[0]).all()
+
+
 def test_a_result_of_another_dtype_or_shape_is_wrong(plant):
     for wrong in (lambda x, out, _: lsm.log_softmax(x, dtype="float64"), lambda x, out, _: lsm.log_softmax(x).ravel()):
         plant(wrong)
@@ -201,7 +236,7 @@ def test_one_that_raises_in_the_middle_is_noted_and_the_run_goes_on(plant, monke
             raise FloatingPointError("planted")
         return lsm.log_softmax(x)
 
-    monkeypatch.setattr(timing.Watch, "calibrate", lambda watch, turn: watch.seconds(1))
+    monkeypatch.setattr(timing.Watch, "calibrate", lambda watch, turn: (watch.seconds(1), None)[1])
     plant(raising)
     result = run(Options(**SMALL | {"ops": OPS[:2], "rounds": 9}, contestants=("cython", "planted")))
     failed = entry(result.rows[0], "planted")
@@ -212,25 +247,72 @@ def test_one_that_raises_in_the_middle_is_noted_and_the_run_goes_on(plant, monke
     assert len(result.rows) == 2 and entry(result.rows[1], "lsm cython").is_ranked
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_run_keeps_its_rows(plant, stop):
-    def interrupt(x, out, n_calls):
-        if x.shape == (1, 1000):
-            raise stop
-        return lsm.log_softmax(x)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
+def test_an_interrupted_run_keeps_its_rows(stop):
+    class Stopping(Diary):
+        def row_started(self, label):
+            if "1x1000 " in label:
+                raise stop
 
-    plant(interrupt)
-    diary = Diary()
-    options = Options(set="quick", sweep="classes", rounds=3, threads=(1,), contestants=("cython", "planted"))
+    diary = Stopping()
+    options = Options(set="quick", sweep="classes", rounds=3, threads=(1,), contestants=("cython",))
     if stop is KeyboardInterrupt:
         result = run(options, diary, diary.save)
         assert result.interrupted and len(result.rows) == 2
     else:
-        with pytest.raises(SystemExit):
+        with pytest.raises(stop):
             run(options, diary, diary.save)
     last = from_json(diary.saved[-1])
     assert last.interrupted and [found.shape for found in last.rows] == [[1, 10], [1, 100]]
     assert all(found.sweep == "classes" for found in last.rows)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_no_error_of_a_contestant(plant, stop):
+    def interrupt(x, out, n_calls):
+        raise stop
+
+    plant(interrupt)
+    diary = Diary()
+    options = Options(**SMALL, contestants=("cython", "planted"))
+    if stop is KeyboardInterrupt:
+        assert run(options, diary, diary.save).interrupted
+    else:
+        with pytest.raises(SystemExit):
+            run(options, diary, diary.save)
+    assert diary.saved == []  # nothing was measured: what is in the file stays
+
+
+def test_a_row_that_cannot_be_measured_does_not_end_the_run(monkeypatch):
+    def reference(case, data, n_elements):
+        if case.op == BACKWARD:
+            raise MemoryError("too large")
+        return Reference(case, data, n_elements)
+
+    monkeypatch.setattr(row, "Reference", reference)
+    result = run(Options(**SMALL | {"ops": OPS}, contestants=("cython",)))
+    assert [found.op for found in result.rows] == [FORWARD, BOTH] and not result.interrupted
+    assert result.absent["own 4x6 float32 backward, 1 thread"] == "MemoryError: too large"
+
+
+def test_a_save_that_fails_is_a_warning():
+    def full(result):
+        raise OSError(28, "No space left on device")
+
+    with pytest.warns(RuntimeWarning, match="not saved: OSError: .*No space left on device"):
+        result = run(Options(**SMALL | {"ops": OPS}, contestants=("cython",)), save=full)
+    assert len(result.rows) == 3 and not result.interrupted
+
+
+def test_a_probe_that_fails_leaves_the_times(monkeypatch):
+    def fail(probe, case, n_threads):
+        raise OSError("no process can be started")
+
+    monkeypatch.setattr(memory.Probe, "extra_bytes", fail)
+    monkeypatch.setattr(row, "MIN_BYTES", 1)
+    (found,) = run(Options(**SMALL, contestants=("cython",), with_memory=True)).rows
+    assert found.absent["memory"] == "OSError: no process can be started"
+    assert entry(found, "lsm cython", OUT).is_ranked
 
 
 def test_arrays_that_cannot_be_made_do_not_end_the_run(monkeypatch):
@@ -250,7 +332,7 @@ def test_arrays_that_cannot_be_made_do_not_end_the_run(monkeypatch):
 def test_ratios_are_taken_within_a_round():
     # The machine became ten times slower from round to round, and the ratio stayed the same.
     found = row._empty_row(Case("own", (1000, 1000)), Data(Case("own", (1000, 1000))), 1)
-    found.contestants = [Entry("lsm a", "lsm", OUT, ""), Entry("b", "b", NEW, ""), Entry("c", "c", NEW, "")]
+    found.contestants = [Entry("lsm a", "lsm", OUT, "", "a"), Entry("b", "b", NEW, ""), Entry("c", "c", NEW, "")]
     turns = {("lsm a", OUT): [1.0, 10.0, 100.0], ("b", NEW): [2.0, 20.0, 200.0], ("c", NEW): [3.0, 30.0]}
     row.fill(found, timing.Times(turns | {("streaming copy", OUT): [0.5, 5.0, 50.0]}, {("c", NEW): "broke"}))
     a, b, c = found.contestants
@@ -267,6 +349,55 @@ def test_the_slowest_do_not_take_the_turns_of_others():
     times = timing.in_turns([sleeping("slow", 0.06), sleeping("fast", 0.001)], 6, budget_s=0.1, turn_s=0.001)
     assert len(times.turns_us["slow", NEW]) == 1
     assert len(times.turns_us["fast", NEW]) >= timing.MIN_ROUNDS
+
+
+@pytest.mark.parametrize(("spins_s", "pauses"), [(0, 1), (0.035, 5), (math.inf, 10)])
+def test_threads_that_spin_are_waited_for(monkeypatch, spins_s, pauses):
+    slept = []
+
+    def process_time():
+        return min(sum(slept), spins_s)
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(sleep=slept.append, process_time=process_time))
+    timing.settle()
+    assert slept == [timing.PAUSE] * pauses and sum(slept) <= timing.LONGEST_PAUSE + 1e-9
+
+
+def test_each_turn_begins_settled(monkeypatch):
+    log = []
+    monkeypatch.setattr(timing, "settle", lambda: log.append("settle"))
+    names = {"call": lambda: log.append("call") or threading.Event().wait(0.01)}
+    timing.in_turns([Contestant("a", "a", NEW, "call()", names)], 3, turn_s=0.005)
+    assert log == ["settle", "call"] * 3
+
+
+def test_a_call_that_lasts_a_turn_is_one():
+    calls = []
+
+    def call():
+        calls.append(1)
+        threading.Event().wait(0.02)
+
+    times = timing.in_turns([Contestant("slow", "slow", NEW, "call()", {"call": call})], 4, turn_s=0.005)
+    assert len(calls) == len(times.turns_us["slow", NEW]) == 4
+    assert all(us >= 20_000 for us in times.turns_us["slow", NEW])
+
+
+def test_of_a_slow_contestant_one_way_is_measured(monkeypatch):
+    def make(case, data, n_threads):
+        names = {"log_softmax": lsm.log_softmax, "x": data.x, "out": data.out, "event": threading.Event()}
+        for seconds, name in ((0.3, "slow"), (0, "quick")):
+            for way, code in ((OUT, "log_softmax(x, out=out)"), (NEW, "log_softmax(x)")):
+                yield Contestant(name, name, way, f"event.wait({seconds}) or {code}", names)
+
+    monkeypatch.setitem(contestants.FAMILIES, "planted", contestants.Family(make, (), ("cpu",), ("slow", "quick")))
+    monkeypatch.setattr(row, "LONG_CALL", 0.2)
+    case, effort = Case("own", (4, 6)), Effort(rounds=3, turn_s=0.001, budget_s=0.01)
+    found = row.measure(case, Data(case), 1, ["planted"], ("slow", "quick"), last_cache=2**20, effort=effort)
+    assert [(e.name, e.way) for e in found.contestants] == [("slow", OUT), ("quick", OUT), ("quick", NEW)]
+    assert found.absent == {"slow, new result": "its calls with out= take too long for both ways to be measured"}
+    again = row.measure(case, Data(case), 1, ["planted"], ("slow",), 2**20, Effort(rounds=1, turn_s=0.001))
+    assert [e.way for e in again.contestants] == [OUT, NEW]  # there is time enough
 
 
 def test_a_device_is_waited_for():
@@ -292,11 +423,36 @@ def test_the_limit_moves_the_bytes(rng):
             assert (data.out == data.dy + (data.y if op == BACKWARD else data.x)).all()
 
 
-def test_a_row_out_of_the_caches_has_a_limit():
-    case = Case("own", (64, 1024))
-    found = row.measure(case, Data(case), 1, ["lsm"], ("cython",), last_cache=2**18, effort=Effort(rounds=3))
-    assert found.limit.name == "streaming copy" and found.limit.us > 0
-    assert all(e.share == pytest.approx(found.limit.us / e.us, rel=2) for e in found.contestants)
+@pytest.mark.parametrize(("op", "held"), [(FORWARD, 2), (BACKWARD, 3), (BOTH, 4)])
+def test_only_a_row_out_of_the_caches_has_a_limit(op, held):
+    case, effort = Case("own", (64, 1024), op=op), Effort(rounds=3, turn_s=0.001)
+    data, size = Data(case, [op]), held * 2**18
+    within, beyond = (row.measure(case, data, 1, ["lsm"], ("cython",), cache, effort) for cache in (size, size - 1))
+    assert within.limit is None and all(e.share is None for e in within.contestants)
+    assert beyond.limit.name == LIMITS[op] and beyond.limit.us > 0
+    assert all(e.share > 0 for e in beyond.contestants)
+
+
+def test_on_a_device_there_is_always_a_limit():
+    case = Case("own", (4, 6))
+    data = Data(case)
+    assert not is_out_of_cache(case, data, 2**30)
+    data.device = "cuda"
+    assert is_out_of_cache(case, data, 2**30)
+
+
+def test_a_device_holds_the_arrays_once(fake_cupy, monkeypatch):
+    torch = ModuleType("torch")
+    torch.cuda = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr("lsm.bench.data.torch_tensor", lambda array: SimpleNamespace(to=lambda device: array.copy()))
+    sys.modules["cupy"].from_dlpack = lambda tensor: tensor
+    for first, second in (("torch", "cupy"), ("cupy", "torch")):
+        data = Data(Case("own", (4, 6)), device="cuda")
+        one, another = getattr(data, first), getattr(data, second)
+        assert set(one) == {"x", "out"} and all(one[name] is another[name] for name in one)
+    torch.cuda.is_available = lambda: False
+    assert Data(Case("own", (4, 6)), device="cuda").cupy["x"] is not None
 
 
 def test_threads_are_set_verified_and_set_back():
@@ -319,11 +475,49 @@ def test_threads_that_nobody_would_use_are_refused():
 
 
 def test_a_pool_that_keeps_its_number_is_found_out(monkeypatch):
-    pool = {"filepath": "/usr/lib/libgomp.so.1", "internal_api": "openmp", "num_threads": 7}
+    pool = {"filepath": "/usr/lib/libgomp.so.1", "user_api": "openmp", "internal_api": "openmp", "num_threads": 7}
     monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: [pool])
     answer = r"1 threads were asked for; openmp libgomp\.so\.1 of the system has 7"
     with pytest.raises(RuntimeError, match=answer), equal_threads(1, []):
         pass
+
+
+def test_a_blas_that_has_fewer_threads_is_noted_and_no_error(monkeypatch):
+    # What a wheel's OpenBLAS says on a machine of more processors than it was built for.
+    pool = {"filepath": "/usr/lib/libopenblas.so", "user_api": "blas", "internal_api": "openblas", "num_threads": 0}
+    monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: [pool])
+    with equal_threads(1, []) as verified:
+        assert verified[1:] == ["openblas libopenblas.so of the system: 0 (its most)"]
+
+
+def test_a_peer_whose_threads_cannot_be_set_does_not_take_part(monkeypatch):
+    def cannot(n_threads):
+        raise ImportError("cannot import name 'clear_backends'")
+
+    def make(case, data, n_threads):
+        raise AssertionError("it takes part")
+
+    monkeypatch.setattr("lsm.bench.threads.Pool.set", cannot)
+    monkeypatch.setitem(contestants.FAMILIES, "jax", contestants.Family(make))
+    result = run(Options(**SMALL, contestants=("cython", "jax")))
+    reason = "its threads cannot be set to 1: ImportError: cannot import name 'clear_backends'"
+    assert result.absent["jax"] == reason and "jax" not in result.rows[0].absent
+    assert entry(result.rows[0], "lsm cython", OUT).is_ranked
+    with pytest.raises(ImportError, match="clear_backends"), equal_threads(1, ["jax"]):
+        pass
+
+
+def test_every_peer_that_is_installed_is_right_in_a_small_row():
+    result = run(Options(**SMALL | {"ops": OPS}))
+    families = set(contestants.FAMILIES) - set(result.absent)
+    assert {"lsm", "numpy idiom"} <= families
+    for name, reason in result.absent.items():
+        assert "is not installed" in reason or "takes part on cuda only" in reason, (name, reason)
+    forward, _, _ = result.rows
+    assert forward.absent.get("torch.compile", "measured on cuda only") == "measured on cuda only"
+    assert ("torch" in families) == ("torch.compile" in forward.absent)
+    assert all(e.is_ranked for found in result.rows for e in found.contestants)
+    assert {e.name for e in forward.contestants} >= families - {"lsm"}
 
 
 def test_memory_of_a_copy_is_seen_and_none_is_made_up():
@@ -396,7 +590,10 @@ def test_workloads_are_chosen_by_what_is_asked_for():
         ({"shape": (2, 0)}, "shape: .*accepted"),
         ({"shape": (2, 3), "axis": 2}, "axis: 2; accepted: -2 to 1"),
         ({"shape": (2, 3), "workloads": ("small",)}, "shape: it is a workload by itself"),
-        ({"contestants": ("nobody",)}, "contestants: 'nobody' is nobody; accepted: lsm cython, lsm numpy"),
+        (
+            {"contestants": ("nobody",)},
+            "contestants: 'nobody' is nobody; accepted: lsm cython, .*numpy idiom",
+        ),
     ],
 )
 def test_a_wish_that_cannot_be_served_is_refused(wish, answer):
@@ -419,14 +616,16 @@ def test_a_run_needs_no_network_and_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    run(Options(**SMALL, contestants=LSM, with_memory=True))
+    wish = {"shape": (2, 2**20), "contestants": ("cython",), "with_memory": True}  # 8 MiB: large enough for the probe
+    (found,) = run(Options(**SMALL | wish)).rows
+    assert all(e.extra_bytes is not None for e in found.contestants)  # a process was there, and wrote
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_result_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     result = run(Options(**SMALL, contestants=("cython",)))
     file = tmp_path / "r.json"
-    result.save(file)
+    files.write(str(file), result.to_json())
     assert asdict(load(file)) == asdict(result) and list(tmp_path.iterdir()) == [file]
 
     def interrupt(self, target):
@@ -435,7 +634,7 @@ def test_a_result_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", interrupt)
     before = file.read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        Result(result.header).save(file)
+        files.write(str(file), Result(result.header).to_json())
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
 
 
@@ -463,6 +662,50 @@ def test_the_caches_are_told():
     sizes = caches()
     assert last_cache(sizes) == (max(sizes.values()) if sizes and sys.platform == "linux" else last_cache({}))
     assert all(size >= 1024 for size in sizes.values())
+
+
+def test_the_processors_are_those_that_may_be_used(monkeypatch, tmp_path):
+    for i in range(4):
+        (tmp_path / f"cpu{i}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{i}" / "topology" / "thread_siblings_list").write_text("0-1" if i < 2 else str(i))
+    monkeypatch.setattr(machine, "CPUS", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 3}, raising=False)
+    header = run(Options(**SMALL, contestants=("cython",))).header
+    assert header.n_processors == min(3, cpu_limit()) and header.n_cores == 2
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 9})
+    assert machine.n_cores() is None
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(2, 1.5), (1, 0.5)])
+def test_others_count_on_the_processors_that_may_be_used(monkeypatch, tmp_path, limit, expected):
+    ticks = machine.os.sysconf("SC_CLK_TCK")
+    clock = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: 0, now=0.0)
+    monkeypatch.setattr(machine, "time", clock)
+    monkeypatch.setattr(machine, "STATISTICS", tmp_path / "stat")
+    monkeypatch.setattr(machine, "cpu_limit", lambda: limit)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {1, 2}, raising=False)
+
+    def tell(*busy):  # seconds of cpu0, cpu1, ...; idle and waiting do not count
+        rows = [f"cpu{i} {int(s * ticks)} 0 0 77 88 0 0 0 0 0" for i, s in enumerate(busy)]
+        (tmp_path / "stat").write_text("\n".join(["cpu  99999 0 0 0 0 0 0 0 0 0", *rows, "intr 1"]))
+
+    tell(5, 5, 5, 5)
+    others = machine.Others()
+    clock.now = 10.0
+    tell(15, 10, 15, 15)  # 0.5 of cpu1, and all of cpu2
+    assert others.processors() == pytest.approx(expected)
+    (tmp_path / "stat").unlink()
+    assert others.processors() is None
+
+
+def test_a_file_from_before_a_field_is_read():
+    result = run(Options(**SMALL, contestants=("cython",)))
+    tree = json.loads(result.to_json())
+    del tree["header"]["n_cores"]
+    assert from_json(json.dumps(tree)).header.n_cores is None
+    del tree["header"]["rounds"]
+    with pytest.raises(ValueError, match=r"result\.header lacks \['rounds'\]"):
+        from_json(json.dumps(tree))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -508,8 +751,7 @@ def fake_cupy(monkeypatch):
     return waits
 
 
-def test_a_run_on_a_device_waits_for_it(fake_cupy, monkeypatch):
-    monkeypatch.setattr("lsm.bench.machine.last_cache", lambda sizes: 1)
+def test_a_run_on_a_device_waits_for_it(fake_cupy):
     result = run(Options(**SMALL | {"ops": OPS[:2]}, device="cuda", contestants=("cupyx", "cython")))
     assert result.header.gpu == "Fake 9000" and result.header.versions["cupy"] == "0"
     forward, backward = result.rows

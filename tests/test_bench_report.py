@@ -230,6 +230,17 @@ def test_a_row_for_which_there_was_little_time_says_so():
     assert note == "1 turn of each at least, for time ran out: the spread means little"
 
 
+def test_who_is_beyond_the_limit_is_named():
+    entries = [planted.entry(share=1.004), planted.entry("torch", share=1.21), planted.entry("jax", share=None)]
+    note = row_table(planted.row(entries)).notes[1]
+    assert note == "beyond the limit, so caches or neighbours had a part in it: torch"
+
+
+def test_the_head_tells_the_cores_where_the_system_does():
+    result = planted.result(header=planted.header(n_cores=1))
+    assert dict(contents.head(result))["processor"].startswith("Planted <CPU> | 9000, 2 processors on 1 core, L1")
+
+
 # As text
 
 
@@ -325,8 +336,33 @@ def test_markdown_goes_into_its_place_on_a_page(report):
     assert text.startswith("# Ours\n") and text.endswith("\nThe end.\n") and "what was there" not in text
     assert "\n### Each row\n" in text and "# lsm bench\n" not in text
     assert markdown.markdown(report, text) == text  # once more changes nothing
-    for other in ("# Ours\n", f"{markdown.END}\n{markdown.BEGIN}\n", f"{markdown.BEGIN}\nno end\n"):
-        assert markdown.markdown(report, other) == markdown.markdown(report)
+    assert markdown.markdown(report, markdown.markdown(report)) == markdown.markdown(report)  # its own page
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_the_marks_are_found_whatever_is_around_them(report, ending):
+    lines = ["# Ours", f"  {markdown.BEGIN} ", "what was there", f"{markdown.END}"]
+    text = markdown.markdown(report, ending.join(lines))
+    assert text.startswith(ending.join(lines[:2])) and text.endswith(ending + markdown.END)
+    assert "what was there" not in text and "### Each row" in text
+    assert text.count("\n") == text.count(ending)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "# Ours\n",
+        "# lsm bench notes\n\n- processor: mine\n",
+        f"# Ours\n{markdown.BEGIN}\nno end\n",
+        f"# lsm bench\n\n- processor: x\n{markdown.END}\n",
+        f"{markdown.END}\n{markdown.BEGIN}\n",
+        f"{markdown.BEGIN}\n{markdown.BEGIN}\n{markdown.END}\n",
+        f"Between {markdown.BEGIN} and {markdown.END} it goes.\n",
+    ],
+)
+def test_a_page_without_a_place_is_somebodys(report, page):
+    with pytest.raises(ValueError, match=r"'ours.md': \d lines <!-- .*accepted: one of each"):
+        markdown.markdown(report, page, "'ours.md'")
 
 
 # As a chart and a page
@@ -460,12 +496,70 @@ def test_a_row_with_neighbours_is_shown_and_not_judged(which):
     runs = two_runs(lsm_us=150.0)
     runs[which].rows[0].others = 0.7
     comparison = compared(*runs)
-    assert not comparison.is_worse
+    assert not comparison.is_worse and not comparison.is_judged
+    assert comparison.remarks[0][0] == "Nothing was judged"
     assert comparison.tables[0].lines[0].cells[1:5] == ("lsm cython", "100", "150", "1.50x")
     title = "Not judged, for others wanted the same processors"
     assert dict(comparison.remarks)[title] == ("llm_step 1x151936 float32, forward, 2 threads",)
     runs[which].rows[0].threads = runs[1 - which].rows[0].threads = 1  # there are two processors
     assert compared(*runs).is_worse
+
+
+def test_more_threads_than_processors_disturb_nobody():
+    old, new = two_runs(lsm_us=150.0)
+    for row in (old.rows[0], new.rows[0]):
+        row.threads, row.others = 8, 0.01
+    assert compared(old, new).is_worse
+    new.rows[0].others = 0.7
+    assert not compared(old, new).is_judged
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_who_had_few_turns_is_shown_and_not_judged(which):
+    runs = two_runs(lsm_us=150.0)
+    runs[which].rows[0].contestants[0].turns_us = [150.0] * 2
+    runs[which].rows[0].contestants[1].turns_us = [200.0]  # no remark: peers are not judged anyway
+    comparison = compared(*runs)
+    assert not comparison.is_worse and not comparison.is_judged
+    (line,) = dict(comparison.remarks)["Not judged, for there were fewer than 3 turns"]
+    assert line == "lsm cython, llm_step 1x151936 float32, forward, 2 threads"
+    assert comparison.tables[0].lines[0].mark == ""
+    runs[which].rows[0].contestants[0].turns_us = [150.0] * 3
+    assert compared(*runs).is_worse
+
+
+def test_peers_alone_are_no_judgement():
+    old, new = two_runs()
+    for run in (old, new):
+        del run.rows[0].contestants[0]
+    comparison = compared(old, new)
+    assert not comparison.is_worse and not comparison.is_judged
+    assert comparison.remarks[0][0] == "Nothing was judged"
+
+
+def test_a_backend_that_is_missing_now_is_worse():
+    old, new = two_runs()
+    old.rows[0].contestants.append(planted.entry("lsm cuda"))
+    old.rows[0].contestants.append(planted.entry("lsm cython", way="new"))  # had no time left in the new run
+    old.rows[0].contestants.append(planted.entry("jax"))  # a peer
+    old.rows[0].contestants.append(planted.entry("lsm wrong", **planted.WRONG))
+    comparison = compared(old, new)
+    assert comparison.is_worse and comparison.is_judged
+    broken = "Not right any more, missing, or raises now"
+    assert dict(comparison.remarks)[broken] == ("lsm cuda, llm_step 1x151936 float32, forward, 2 threads: missing",)
+    new.rows[0].absent["lsm cuda"] = "no device"
+    assert dict(compared(old, new).remarks)[broken][0].endswith("2 threads: no device")
+    new.rows[0].contestants.clear()  # the row failed
+    new.absent["lsm"] = "cannot be loaded"
+    reasons = [line.rpartition(": ")[2] for line in dict(compared(old, new).remarks)[broken]]
+    assert reasons == ["no device", "cannot be loaded"]
+
+
+def test_who_was_not_asked_for_is_not_missing():
+    old, new = two_runs()
+    old.rows[0].contestants.append(planted.entry("lsm cuda"))
+    assert not compare.compared(old, new, 1.3, "old.json", ("cython", "torch")).is_worse
+    assert compare.compared(old, new, 1.3, "old.json", ("lsm",)).is_worse
 
 
 @pytest.mark.parametrize("change", [planted.WRONG, planted.RAISED])
@@ -474,7 +568,7 @@ def test_who_is_not_right_any_more_is_worse(change):
     new.rows[0].contestants[0] = planted.entry(**change)
     comparison = compared(old, new)
     assert comparison.is_worse
-    (line,) = dict(comparison.remarks)["Not right any more, or raises now"]
+    (line,) = dict(comparison.remarks)["Not right any more, missing, or raises now"]
     assert line.startswith("lsm cython, llm_step") and ("third turn" in line) == ("error" in change)
 
 

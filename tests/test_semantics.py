@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
-from conftest import DTYPES
 
 import lsm
+from conftest import DTYPES
 
 
 def both(x, backend, **kwargs):

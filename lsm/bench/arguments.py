@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 from pathlib import Path
 
 # Of 192 comparisons of one build with itself, on a machine at work for others, none went beyond 1.3 both by the clock
@@ -14,8 +15,9 @@ SETS = {
     "full": "everything, which takes hours",
 }
 ABOUT = "compare every backend and every library installed: speed, share of the machine's limit, and error"
-EPILOG = """exit codes: 0 done; 1 something of lsm is slower than --compare FILE by more than --tolerance, or not right
-any more; 2 arguments or files that cannot be used; 130 interrupted, and what was measured is reported"""
+EPILOG = """exit codes: 0 done; 1 something of lsm is slower than in --compare FILE by more than --tolerance, not right
+any more, or missing, or the run failed or timed nothing; 2 arguments or files that cannot be used; 3 no backend could
+be judged beside --compare FILE; 130 interrupted. What was measured is always reported"""
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +61,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
 
 
-def _add_list(group: argparse._ArgumentGroup, flag: str, metavar: str, text: str) -> None:
+def _add_list(group: argparse._ActionsContainer, flag: str, metavar: str, text: str) -> None:
     """An argument that takes several names, with spaces or commas between."""
     group.add_argument(flag, nargs="+", action="extend", type=str, metavar=metavar, help=text)
 
@@ -68,6 +70,17 @@ def names(texts: list[str] | None) -> tuple[str, ...]:
     """What such an argument was given, each name once."""
     parts = (part for text in texts or () for part in text.split(","))
     return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def contestants(command: str) -> tuple[str, ...]:
+    """Who was asked for by the command that a result keeps; () is everybody, or a command that is none."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    _add_list(parser, "--contestants", "NAME", "")
+    try:
+        found, _ = parser.parse_known_args(shlex.split(command))
+    except (ValueError, argparse.ArgumentError):
+        return ()
+    return names(found.contestants)
 
 
 def _shape(text: str) -> tuple[int, ...]:

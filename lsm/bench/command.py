@@ -9,12 +9,17 @@ from importlib import import_module
 from pathlib import Path
 
 from lsm._errors import LsmError
+from lsm._texts import told
+from lsm._threads import get_num_threads
 from lsm.bench import files
-from lsm.bench.arguments import names
+from lsm.bench.arguments import contestants, names
+from lsm.bench.layout import Report
 from lsm.bench.options import Options
 from lsm.bench.result import Result
 
-WORSE, INTERRUPTED = 1, 130
+# Exit codes. One run cannot be held to the other at all: that is an argument which cannot be used.
+FAILED = WORSE = 1
+MISUSED, UNJUDGED, INTERRUPTED = 2, 3, 130
 REMEDY = "python -m pip install 'lsm[bench]'"
 
 
@@ -32,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        0; WORSE if --compare found so; INTERRUPTED, after what was measured has been reported.
+        0; FAILED if the run failed on the way or nothing was timed; WORSE, UNJUDGED or MISUSED if --compare found so;
+        INTERRUPTED, after what was measured has been reported.
     """
     _need("rich", "threadpoolctl", *["matplotlib"] * bool(args.chart))
     old = files.read(args.compare) if args.compare else None
@@ -42,14 +48,18 @@ def run(args: argparse.Namespace) -> int:
     outputs = [name for name in (args.json, args.markdown, args.chart) if name]
     for name in outputs:
         files.check_writable(name)
+    if args.markdown:
+        import_module("lsm.bench.markdown").place(files.text_there(args.markdown), repr(args.markdown))
     if len({Path(name).resolve() for name in outputs}) < len(outputs):
         raise MisusedError(f"{', '.join(outputs)}: each output needs a file of its own")
+    code = 0
     if not args.measured:
-        result = _measured(args)
-    is_worse = _reported(result, old, args)
-    if result.interrupted and not args.measured:
-        return INTERRUPTED
-    return WORSE if is_worse else 0
+        result, code = _measured(args, old)
+    found = _reported(result, old, args)
+    if not code and not any(entry.us is not None for row in result.rows for entry in row.contestants):
+        print("lsm: error: nothing was measured; the report tells who did not take part, and why", file=sys.stderr)
+        code = FAILED
+    return code or found
 
 
 def _need(*libraries: str) -> None:
@@ -92,44 +102,66 @@ def options(args: argparse.Namespace) -> Options:
     )
 
 
-def _measured(args: argparse.Namespace) -> Result:
-    """Measure, and keep what is measured after each row if there is a file for it."""
+def _measured(args: argparse.Namespace, old: Result | None) -> tuple[Result, int]:
+    """Measure, and keep what is measured after each row if there is a file for it; give the exit code so far too."""
     engine, progress = import_module("lsm.bench.run"), import_module("lsm.bench.progress")
     wanted = options(args)
+    if old is not None:
+        _refuse_to_compare(wanted, old, args.compare)
+    kept: Result | None = None
 
     def save(result: Result) -> None:
+        nonlocal kept
+        kept = result
         if args.json:
             files.write(args.json, result.to_json())
 
-    with progress.shown(sys.stderr) as tell:
-        result: Result = engine.run(wanted, tell, save)
+    try:
+        with progress.shown(sys.stderr) as tell:
+            result: Result = engine.run(wanted, tell, save)
+    except Exception as error:
+        if kept is None:
+            raise
+        print(f"lsm: error: {told(error)}; what was measured until then is reported", file=sys.stderr)
+        return kept, FAILED
     if result.interrupted:
         print("lsm: interrupted; what was measured is reported", file=sys.stderr)
-    return result
+    return result, INTERRUPTED if result.interrupted else 0
 
 
-def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> bool:
-    """Write all outputs; tell whether something of lsm became worse."""
+def _refuse_to_compare(wanted: Options, old: Result, name: str) -> None:
+    """Say before a long run what could only be said after it."""
+    has_any, cases = import_module("lsm.bench.compare").has_any, import_module("lsm.bench.workloads").cases(wanted)
+    n_threads = wanted.threads or (get_num_threads(),)
+    if not has_any(old, cases, n_threads, wanted.device):
+        about = f"threads: {', '.join(map(str, n_threads))}; device: {wanted.device}"
+        raise MisusedError(
+            f"{name!r} has nobody ranked in a row that would be measured ({about}); accepted: a run of "
+            f"the same choice, such as that by {old.header.command!r}"
+        )
+
+
+def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> int:
+    """Write all outputs; give the exit code that follows from the comparison.
+
+    The report is printed whatever happens on the way: it may have taken hours to measure. Where there is no row the
+    files stay as they are, for an earlier run says more.
+    """
     contents, tables = import_module("lsm.bench.contents"), import_module("lsm.bench.tables")
     fit_to_show = import_module("lsm.bench.wording").fit_to_show
-    shown, is_worse = fit_to_show(result), False
+    shown, code = fit_to_show(result), 0
     report = contents.report(shown)
-    if old is not None:
-        compared = import_module("lsm.bench.compare").compared
-        comparison = compared(fit_to_show(old), shown, args.tolerance, args.compare)
-        report = replace(
-            report,
-            overall=(*report.overall, *comparison.tables),
-            remarks=(*comparison.remarks, *report.remarks),
-        )
-        is_worse = comparison.is_worse
     with ExitStack() as at_the_end:
-        at_the_end.callback(tables.write, report, sys.stdout)  # even if a disk is full
+        at_the_end.callback(lambda: tables.write(report, sys.stdout))  # even if a disk is full
+        if old is not None:
+            report, code = _beside(report, shown, fit_to_show(old), args)
+        if not result.rows:
+            return code
         if args.json:
             files.write(args.json, result.to_json())
         if args.markdown:
             markdown, page = import_module("lsm.bench.markdown").markdown, files.text_there(args.markdown)
-            files.write(args.markdown, markdown(report, page))
+            files.write(args.markdown, markdown(report, page, repr(args.markdown)))
         if args.chart:
             chart, ending = import_module("lsm.bench.chart"), Path(args.chart).suffix.lower()
             if ending == ".png":
@@ -138,4 +170,15 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> b
                 files.write(args.chart, chart.svg(shown))
             else:
                 files.write(args.chart, import_module("lsm.bench.page").page(report, chart.svg(shown)))
-    return is_worse
+    return code
+
+
+def _beside(report: Report, result: Result, old: Result, args: argparse.Namespace) -> tuple[Report, int]:
+    """Add to a report what the comparison found, or why there is none; give the exit code too."""
+    compared = import_module("lsm.bench.compare").compared
+    try:
+        found = compared(old, result, args.tolerance, args.compare, contestants(result.header.command))
+    except ValueError as error:
+        return replace(report, remarks=(("Not compared", (str(error),)), *report.remarks)), MISUSED
+    report = replace(report, overall=(*report.overall, *found.tables), remarks=(*found.remarks, *report.remarks))
+    return report, WORSE if found.is_worse else 0 if found.is_judged else UNJUDGED

@@ -7,6 +7,7 @@ from lsm.bench import overall
 from lsm.bench.layout import BEST, RAISED, WRONG, Column, Line, Remark, Report, Table
 from lsm.bench.result import Entry, Header, Result, Row
 from lsm.bench.wording import (
+    FEW_TURNS,
     best_first,
     error_texts,
     is_disturbed,
@@ -21,7 +22,6 @@ from lsm.bench.wording import (
 )
 
 MOST_NAMED = 3  # rows that a line names before it counts the others
-FEW_TURNS = 3  # of which a median says more than one turn does
 
 
 def report(result: Result) -> Report:
@@ -40,7 +40,10 @@ def head(result: Result) -> Iterator[tuple[str, str]]:
     """What was measured on and with."""
     header = result.header
     caches = ", ".join(f"{name} {n_bytes // 2**10:,} KiB" for name, n_bytes in header.caches.items())
-    yield "processor", f"{header.processor}, {plural(header.n_processors, 'processor')}, {caches or 'caches unknown'}"
+    processors = plural(header.n_processors, "processor")
+    if n_cores := header.n_cores:
+        processors += f" on {plural(n_cores, 'core')}"
+    yield "processor", f"{header.processor}, {processors}, {caches or 'caches unknown'}"
     yield "GPU", header.gpu or "none"
     yield "versions", _versions(header)
     threads = ", ".join(map(str, header.threads))
@@ -117,6 +120,8 @@ def _notes(row: Row, n_processors: int) -> Iterator[str]:
         yield f"{plural(min(turns), 'turn')} of each at least, for time ran out: the spread means little"
     elif few:
         yield f"{plural(min(turns), 'turn')} only of {', '.join(few)}, for lack of time"
+    if beyond := [who(entry) for entry in row.contestants if entry.share is not None and round(entry.share, 2) > 1]:
+        yield f"beyond the limit, so caches or neighbours had a part in it: {', '.join(beyond)}"
     if row.n_checked_frames < row.n_frames:
         yield f"errors: of {row.n_checked_frames:,} of {row.n_frames:,} frames"
     if is_disturbed(row, n_processors):

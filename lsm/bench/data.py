@@ -50,10 +50,10 @@ class Data:
 
     @cached_property
     def cupy(self) -> dict[str, Any]:
-        """As arrays of CuPy, which are those of PyTorch where it is there, so that the device holds them once."""
+        """As arrays of CuPy, which are those of PyTorch where it can have them: the device holds them once."""
         import cupy
 
-        if "torch" in self.__dict__:
+        if torch_has(self.device):
             return {name: cupy.from_dlpack(tensor) for name, tensor in self.torch.items()}
         return {name: cupy.asarray(array) for name, array in self.host.items()}
 
@@ -61,6 +61,19 @@ class Data:
         """Stated count of bytes: each input read once, each result written once, for each call of an operation."""
         forward, backward = self.x.nbytes + self.out.nbytes, 3 * self.out.nbytes
         return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[op]
+
+    def held_bytes(self, op: str) -> int:
+        """Of all arrays together: what is written and read again counts once."""
+        return self.n_bytes(op) - (self.out.nbytes if op == BOTH else 0)
+
+
+def torch_has(device: str) -> bool:
+    """Whether PyTorch is there and can use the device."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return device == "cpu" or bool(torch.cuda.is_available())
 
 
 def torch_tensor(array: Array) -> Any:

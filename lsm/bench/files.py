@@ -25,11 +25,23 @@ def write(name: str, data: str | bytes) -> None:
 
 
 def text_there(name: str) -> str:
-    """What a file holds that is to be replaced; nothing if there is none, or none that is text."""
+    """What a file holds that is to be replaced, its ends of lines as they are; nothing if there is none.
+
+    Raises
+    ------
+    UnusableFileError
+        It cannot be read, or holds no text.
+    """
     try:
-        return Path(name).read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
+        return Path(name).read_bytes().decode("utf-8")
+    except FileNotFoundError:
         return ""
+    except UnicodeDecodeError as error:
+        raise UnusableFileError(
+            f"{name!r} is not text in UTF-8 ({error}); accepted: such a page, or a new file"
+        ) from error
+    except OSError as error:
+        raise UnusableFileError(f"{name!r} cannot be read: {error.strerror or error}") from error
 
 
 def read(name: str) -> Result:

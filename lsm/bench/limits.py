@@ -7,7 +7,7 @@ import numpy as np
 
 from lsm.backends.cython_ import kernels
 from lsm.bench.contestant import OUT, Contestant
-from lsm.bench.data import Array, Data
+from lsm.bench.data import Array, Data, torch_has
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
 
 LIMITS = {FORWARD: "streaming copy", BACKWARD: "streaming add", BOTH: "streaming copy and add"}
@@ -32,20 +32,23 @@ def limit(case: Case, data: Data, n_threads: int) -> Contestant:
 
 def _on_device(data: Data) -> tuple[dict[str, Any], dict[str, Any]]:
     """The functions and arrays of a device, and how to wait for it."""
-    try:
-        import torch
-    except ModuleNotFoundError:
+    if not torch_has(data.device):
         import cupy
 
         wait = cupy.cuda.get_current_stream().synchronize
         return {"copy": cupy.copyto, "add": cupy.add, **data.cupy}, {"synchronise": wait}
+    import torch
+
     names = {"copy": lambda to, x: to.copy_(x), "add": torch.add, **data.torch}
     return names, {"synchronise": torch.cuda.synchronize}
 
 
 def is_out_of_cache(case: Case, data: Data, last_cache: int) -> bool:
-    """Whether all arrays together are larger than the last-level cache; within it the limit is another one."""
-    return data.n_bytes(case.op) > last_cache
+    """Whether all arrays together are larger than the last-level cache; within it the limit is another one.
+
+    A device's caches are its own, and its library's copy is subject to them too: there the limit always holds.
+    """
+    return data.device != "cpu" or data.held_bytes(case.op) > last_cache
 
 
 def flat(a: Array) -> Array:

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 
 import lsm
+from lsm._threads import cpu_limit
 from lsm.backends.cython_ import kernels
 
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+CPUS = Path("/sys/devices/system/cpu")
+CACHES = CPUS / "cpu0/cache"
+STATISTICS = Path("/proc/stat")
 USUAL_LAST_CACHE = 32 * 2**20  # bytes, where the system does not tell
 ENVIRONMENT = ("LSM_", "OMP_", "GOMP_", "KMP_", "ATEN_CPU_CAPABILITY", "XLA_FLAGS", "MKL_", "OPENBLAS_")
 
@@ -28,6 +31,21 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def n_cores() -> int | None:
+    """How many cores the processors belong to that this process may use; None where the system does not tell."""
+    try:
+        cores = {(CPUS / f"cpu{i}/topology/thread_siblings_list").read_text() for i in _usable_processors() or ()}
+    except OSError:
+        return None
+    return len(cores) or None
+
+
+def _usable_processors() -> set[int] | None:
+    """The numbers of those in the affinity mask; None where the system does not tell."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return affinity(0) if affinity else None
 
 
 def caches() -> dict[str, int]:
@@ -129,10 +147,11 @@ def today() -> str:
 
 
 class Others:
-    """How many processors' worth of time the rest of the machine used, since this was made.
+    """How many of the processors that this process may use the rest of the machine used, since this was made.
 
     With as many threads as processors, one busy neighbour makes whoever waits for all its threads many times slower,
-    for as long as the scheduler lets the neighbour run: such rows tell nothing.
+    for as long as the scheduler lets the neighbour run: such rows tell nothing. Where a quota grants less than the
+    affinity mask has, others may use the difference without taking anything away.
     """
 
     def __init__(self) -> None:
@@ -143,16 +162,25 @@ class Others:
         now = self._seconds()
         if self._before is None or now is None:
             return None
-        (wall, others), (wall_before, others_before) = now, self._before
-        return max(0.0, others - others_before) / (wall - wall_before)
+        (wall, others, n), (wall_before, others_before, _) = now, self._before
+        return max(0.0, (others - others_before) / (wall - wall_before) - (n - cpu_limit()))
 
     @staticmethod
-    def _seconds() -> tuple[float, float] | None:
-        """The clock, and the time that all processors spent at work or with other guests, without this process."""
+    def _seconds() -> tuple[float, float, int] | None:
+        """The clock; the time that all these processors spent on others, guests too; how many they are."""
+        mine = _usable_processors()
         try:
-            # user, nice, system, idle, waiting for disks, interrupts, soft interrupts, stolen by the host
-            ticks = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+            lines = [line.split() for line in STATISTICS.read_text().splitlines() if line.startswith("cpu")]
         except OSError:
             return None
-        busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy - time.process_time()
+        # user, nice, system, idle, waiting for disks, interrupts, soft interrupts, stolen by the host
+        ticks = [[int(text) for text in line[1:9]] for line in lines if _number(line[0]) in (mine or ())]
+        if not ticks:
+            return None
+        busy = sum(sum(some) - some[3] - some[4] for some in ticks) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy - time.process_time(), len(ticks)
+
+
+def _number(name: str) -> int | None:
+    """7 of "cpu7"; None of "cpu", which stands for all."""
+    return int(name[3:]) if name[3:].isdecimal() else None

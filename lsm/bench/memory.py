@@ -85,7 +85,9 @@ def _extra_bytes(families: list[str], wanted: tuple[str, ...], case: Case, n_thr
     """Measure each contestant of a case; one that raises is left out."""
     families = [name for name in usable(wanted, "cpu")[0] if name in families]
     found: Found = {}
-    with equal_threads(n_threads, families):
+    absent: dict[str, str] = {}  # the row names them
+    with equal_threads(n_threads, families, absent):
+        families = [name for name in families if name not in absent]
         small_case = replace(case, shape=shrunk(case.shape))
         small = taking_part(families, wanted, small_case, Data(small_case, [case.op]), n_threads)[0]
         data = Data(case, [case.op])

@@ -40,8 +40,6 @@ def contestants(case: Case, data: Data, n_threads: int) -> Iterator[Contestant |
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # Threads that spin would take the processors from whoever is next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     binding.bind_input("x", "cpu", 0, x.dtype.type, x.shape, x.ctypes.data)

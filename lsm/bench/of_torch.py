@@ -29,7 +29,9 @@ def contestants(case: Case, data: Data, n_threads: int) -> Iterator[Contestant |
         names["leaf"] = names["x"].detach().requires_grad_()
     for way, code in _codes(case).items():
         yield Contestant(name="torch", way=way, code=code, names=names, **about)
-    if data.device != "cpu":
+    if data.device == "cpu":
+        yield Absent("torch.compile", "measured on cuda only")
+    else:
         # Of its own for each case: shapes that differ would make one function ever more general.
         names = {"compiled": torch.compile(_function(case, torch, axis, names["dtype"]), dynamic=False), **names}
         # autograd compiles the gradient of a compiled function with it.

@@ -31,7 +31,7 @@ class Options:
     sweep: str | None = None  # "classes" or "frames": time against work, instead of the named workloads
     rounds: int | None = None
     contestants: tuple[str, ...] = ()  # names, or parts of names
-    with_memory: bool | None = None  # a process for each library and row: not in the quick set, unless asked for
+    with_memory: bool | None = None  # needs a process of its own: not in the quick set, unless asked for
     device: str = "cpu"
     command: str = ""  # as it stands in the header
 

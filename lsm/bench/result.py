@@ -5,13 +5,13 @@ Every number that is not known, or not finite, is None: JSON has no infinity and
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 FORMAT = 1
+LATER = {"is_later": True}  # of a field that came after the first files of the format, which lack it
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Header:
     """What was measured on, and with."""
 
     processor: str
-    n_processors: int
+    n_processors: int  # that the process might use
     system: str
     date: str
     caches: dict[str, int]
@@ -106,6 +106,7 @@ class Header:
     load_before: float | None
     environment: dict[str, str]
     openmp: list[str]  # the pools of threads whose size was set and verified
+    n_cores: int | None = field(default=None, metadata=LATER)  # that the processors belong to
 
 
 @dataclass
@@ -121,20 +122,6 @@ class Result:
     def to_json(self) -> str:
         """The text of a file that `from_json` reads."""
         return json.dumps(_finite(asdict(self)), indent=1, allow_nan=False) + "\n"
-
-    def save(self, file: Path) -> None:
-        """Write it as JSON."""
-        write(file, self.to_json())
-
-
-def write(file: Path, text: str) -> None:
-    """Write all or nothing: an interruption leaves the file as it was."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def from_json(text: str, name: str = "the file") -> Result:
@@ -191,7 +178,7 @@ def _built(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} is {_shown(value)}; it must be an object")
         hints = get_type_hints(kind)
         unknown = sorted(set(value) - set(hints))
-        missing = [f.name for f in fields(kind) if f.name not in value]
+        missing = [f.name for f in fields(kind) if f.name not in value and not f.metadata.get("is_later")]
         if unknown or missing:
             raise ValueError(f"{where} lacks {missing or 'nothing'} and has {unknown or 'nothing'} beyond the format")
         return kind(**{key: _built(hints[key], item, f"{where}.{key}") for key, item in value.items()})  # type: ignore[operator]

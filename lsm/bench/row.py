@@ -9,13 +9,16 @@ from lsm._texts import told
 from lsm.bench.contestant import OUT, Contestant
 from lsm.bench.contestants import taking_part
 from lsm.bench.data import Data
-from lsm.bench.errors import Reference
+from lsm.bench.errors import Found, Reference
 from lsm.bench.limits import LIMITS, gb_s, is_out_of_cache, limit
 from lsm.bench.machine import Others
 from lsm.bench.memory import MIN_BYTES, Probe
 from lsm.bench.result import Entry, Limit, Row
-from lsm.bench.timing import TURN, Times, in_turns, paired, spread
+from lsm.bench.timing import TURN, Times, in_turns, paired, part, spread
+from lsm.bench.wording import reference
 from lsm.bench.workloads import Case
+
+LONG_CALL = 0.5  # seconds: of a contestant of longer calls one way is measured, if the row has not the time for both
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,38 @@ def measure(
     contestants, absent = taking_part(families, wanted, case, data, n_threads)
     row = _empty_row(case, data, n_threads)
     row.absent = absent
-    reference = Reference(case, data, effort.n_checked)
-    row.n_checked_frames = reference.n_frames
-    row.contestants = [first_call(one, data, reference) for one in contestants]
-    timed = [one for one, entry in zip(contestants, row.contestants, strict=True) if entry.error is None]
+    exact = Reference(case, data, effort.n_checked)
+    row.n_checked_frames = exact.n_frames
+    long_s = max(LONG_CALL, part(effort.budget_s, len(contestants), effort.turn_s))
+    timed = []
+    for one in contestants:
+        other_way = next((e for e in row.contestants if e.name == one.name), None)
+        if other_way is not None and (other_way.first_call_ms or 0) > long_s * 1e3:
+            row.absent[f"{one.name}, new result"] = "its calls with out= take too long for both ways to be measured"
+            continue
+        entry = first_call(one, data, exact)
+        row.contestants.append(entry)
+        if entry.error is None:
+            timed.append(one)
+    with_limit = list(timed)
     if is_out_of_cache(case, data, last_cache):
         try:
-            timed.append(limit(case, data, n_threads))
+            with_limit.append(limit(case, data, n_threads))
         except Exception as error:  # a build of the kernels without it, say
             row.absent[LIMITS[case.op]] = told(error)
     others = Others()
-    times = in_turns(timed, effort.rounds, effort.budget_s, effort.turn_s)
+    times = in_turns(with_limit, effort.rounds, effort.budget_s, effort.turn_s)
     row.others = others.processors()
     fill(row, times)
+    for one in timed:
+        entry = next(e for e in row.contestants if (e.name, e.way) == one.key)
+        if entry.error is None:
+            last_call(one, entry, data, exact)
     if probe is not None and data.device == "cpu" and data.out.nbytes >= MIN_BYTES:
-        found = probe.extra_bytes(case, n_threads)
+        try:
+            found = probe.extra_bytes(case, n_threads)
+        except Exception as error:  # no further process can be started, say; the times are there
+            found, row.absent["memory"] = {}, told(error)
         for entry in row.contestants:
             entry.extra_bytes = found.get((entry.name, entry.way))
     return row
@@ -80,37 +100,62 @@ def _empty_row(case: Case, data: Data, n_threads: int) -> Row:
     )
 
 
-def first_call(contestant: Contestant, data: Data, reference: Reference) -> Entry:
+def first_call(contestant: Contestant, data: Data, exact: Reference) -> Entry:
     """The first call, timed apart, and how far its result is off; one that raises says so."""
     entry = Entry(contestant.name, contestant.library, contestant.way, contestant.code, contestant.backend)
     try:
-        is_preallocated, on_device = contestant.way == OUT, data.device != "cpu"
-        # An old result shall not pass for a new one.
-        if is_preallocated and on_device:
-            contestant.names["out"][...] = float("nan")
-        elif is_preallocated:
-            reference.spoil(data.out)
-        start = time.perf_counter()
-        value: Any = contestant.call()
-        entry.first_call_ms = contestant.setup_ms + (time.perf_counter() - start) * 1e3
-        if is_preallocated and on_device:
-            value = contestant.names["out"]
-        result = data.out if is_preallocated and not on_device else contestant.to_numpy(value)
-        found = reference.check(result, contestant.bound_ulp)
-        entry.max_ulp, entry.max_frame_ulp, entry.max_abs_error, entry.bound_ulp, entry.is_right = found
+        took, found = _checked_call(contestant, data, exact)
+        entry.first_call_ms = contestant.setup_ms + took * 1e3
+        _enter(found, entry)
         entry.bound_is_declared = contestant.bound_ulp is not None
     except Exception as error:  # the row goes on without it
         entry.error = told(error)
     return entry
 
 
-def fill(row: Row, times: Times) -> None:
-    """Put in what follows from the times: medians, ratios to the reference, shares of the limit.
+def last_call(contestant: Contestant, entry: Entry, data: Data, exact: Reference) -> None:
+    """Check a call after the turns too, and keep the worse: one may compute once, and nothing from then on."""
+    try:
+        _, found = _checked_call(contestant, data, exact)
+    except Exception as broken:
+        entry.error = told(broken)
+        return
+    before = (entry.max_ulp, entry.max_frame_ulp, entry.max_abs_error)
+    ulp, frame_ulp, error = (_larger(a, b) for a, b in zip(before, found[:3], strict=True))
+    _enter(Found(ulp, frame_ulp, error, found.bound_ulp, entry.is_right and found.is_right), entry)
 
-    The reference is the first backend of lsm that writes into a preallocated result.
-    """
-    reference = next((e for e in row.contestants if e.library == "lsm" and e.way == OUT), None)
-    of = times.turns_us.get((reference.name, reference.way), []) if reference else []
+
+def _larger(a: float | None, b: float | None) -> float | None:
+    """None, which is not finite, is the largest."""
+    return None if a is None or b is None else max(a, b)
+
+
+def _enter(found: Found, entry: Entry) -> None:
+    entry.max_ulp, entry.max_frame_ulp, entry.max_abs_error, entry.bound_ulp, entry.is_right = found
+
+
+def _checked_call(contestant: Contestant, data: Data, exact: Reference) -> tuple[float, Found]:
+    """Seconds of a call, and how far its result is off: an old result does not pass for a new one."""
+    on_device = data.device != "cpu"
+    for name in ("out", "y_out"):
+        if on_device and name in contestant.names:
+            contestant.names[name][...] = float("nan")
+        elif (array := getattr(data, name)) is not None:
+            exact.spoil(array)
+    start = time.perf_counter()
+    value: Any = contestant.call()
+    took = time.perf_counter() - start
+    if contestant.way == OUT:
+        result = contestant.to_numpy(contestant.names["out"]) if on_device else data.out
+    else:
+        result = contestant.to_numpy(value)
+    return took, exact.check(result, contestant.bound_ulp)
+
+
+def fill(row: Row, times: Times) -> None:
+    """Put in what follows from the times: medians, ratios to the reference, shares of the limit."""
+    base = reference([row])
+    of = times.turns_us.get((base.name, base.way), []) if base else []
     limit_us = times.turns_us.get((LIMITS[row.op], OUT), [])
     if limit_us:
         median = spread(limit_us)

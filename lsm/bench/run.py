@@ -1,9 +1,9 @@
 """The run itself: every row of the options, by every contestant, saved as it grows."""
 
 import gc
-import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,6 +12,7 @@ from typing import Protocol
 
 import lsm
 from lsm._texts import told
+from lsm._threads import cpu_limit
 from lsm.bench import machine
 from lsm.bench.contestants import FAMILIES, usable
 from lsm.bench.data import Data
@@ -66,13 +67,15 @@ def run(options: Options, progress: Progress | None = None, save: Callable[[Resu
     progress : Progress, optional
         Told how far the run is.
     save : callable, optional
-        Called with the result as it is: before the first row, after each, and at the end.
+        Called with the result as it is after each row, and once more if the run is stopped after one. If it raises,
+        a warning says so, for what was measured is still there.
 
     Returns
     -------
     Result
         After a KeyboardInterrupt it holds the rows that were complete, and `interrupted` is True. Any other
-        BaseException that is no Exception passes through, once `save` has been given the same.
+        exception passes through, once `save` has been given the same. A row that cannot be measured is named in
+        `absent` instead.
 
     Raises
     ------
@@ -93,25 +96,30 @@ def run(options: Options, progress: Progress | None = None, save: Callable[[Resu
     progress, save = progress or Silent(), save or (lambda _: None)
     with_memory = options.set != "quick" if options.with_memory is None else options.with_memory
     probe = Probe(families, options.contestants) if with_memory else None
-    save(result)
     progress.started(result.header, len(n_threads) * len(wanted))
     try:
         for row in _rows(options, n_threads, wanted, families, result, progress, probe):
             result.rows.append(row)
-            save(result)
+            _try_to(save, result)
             progress.row_done(row)
     except BaseException as stop:
-        if isinstance(stop, Exception):
-            raise
         result.interrupted = True
+        if result.rows:
+            _try_to(save, result)
         if not isinstance(stop, KeyboardInterrupt):
-            save(result)
             raise
     finally:
         if probe is not None:
             probe.close()
-    save(result)
     return result
+
+
+def _try_to(save: Callable[[Result], object], result: Result) -> None:
+    """Save, or warn: a full disk shall not end the run."""
+    try:
+        save(result)
+    except Exception as error:
+        warnings.warn(f"what was measured so far is not saved: {told(error)}", RuntimeWarning, stacklevel=2)
 
 
 def _measurable(wanted: list[Case], absent: dict[str, str]) -> list[Case]:
@@ -138,7 +146,10 @@ def _rows(
     effort = replace(effort, rounds=options.rounds or effort.rounds)
     start, n_left = time.perf_counter(), len(n_threads) * len(wanted)
     for n in n_threads:
-        with equal_threads(n, families) as pools:
+        cannot: dict[str, str] = {}
+        with equal_threads(n, families, cannot) as pools:
+            result.absent |= cannot
+            equal = [family for family in families if family not in cannot]
             result.header.openmp += [pool for pool in pools if pool not in result.header.openmp]
             for arrays, group in groupby(wanted, key=lambda case: case.arrays):
                 some = list(group)
@@ -149,12 +160,18 @@ def _rows(
                     n_left -= len(some)
                     continue
                 for case in some:
-                    progress.row_started(f"{case.label}, {n} thread{'s' * (n > 1)}")
+                    label = f"{case.label}, {n} thread{'s' * (n > 1)}"
+                    progress.row_started(label)
                     if options.set == "quick":
                         left = QUICK_S - (time.perf_counter() - start)
                         effort = replace(effort, budget_s=max(0.0, left / n_left))
                     last_cache = result.header.last_cache
-                    yield measure(case, data, n, families, options.contestants, last_cache, effort, probe)
+                    try:
+                        row = measure(case, data, n, equal, options.contestants, last_cache, effort, probe)
+                    except Exception as error:
+                        result.absent[label] = told(error)
+                    else:
+                        yield row
                     n_left -= 1
                 del data  # before the next one is made: some take gigabytes
                 gc.collect()
@@ -164,7 +181,8 @@ def _header(options: Options, n_threads: tuple[int, ...], families: list[str], g
     sizes = machine.caches()
     return Header(
         processor=machine.processor(),
-        n_processors=os.cpu_count() or 1,
+        n_processors=cpu_limit(),
+        n_cores=machine.n_cores(),
         system=platform.system(),
         date=machine.today(),
         caches=sizes,

@@ -4,11 +4,12 @@ Several runtimes of OpenMP may be in one process, lsm's and one that a wheel bro
 own. threadpoolctl finds them all, sets them, and tells what they then say.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import lsm
+from lsm._texts import told
 from lsm.backends.cython_ import kernels
 from lsm.bench.of_jax import Pool
 
@@ -31,7 +32,7 @@ def check_threads(numbers: Iterable[int]) -> None:
 
 
 @contextmanager
-def equal_threads(n_threads: int, families: Iterable[str]) -> Iterator[list[str]]:
+def equal_threads(n_threads: int, families: Iterable[str], absent: dict[str, str] | None = None) -> Iterator[list[str]]:
     """Give everybody the same number; ONNX Runtime gets it with each session, and does not tell.
 
     Parameters
@@ -39,6 +40,8 @@ def equal_threads(n_threads: int, families: Iterable[str]) -> Iterator[list[str]
     n_threads : int
     families : iterable of str
         Those who take part, of which "torch" and "jax" have a setting of their own. They are imported already.
+    absent : dict, optional
+        Gets each peer whose threads cannot be set, and the reason: it must not take part. Without it that is an error.
 
     Yields
     ------
@@ -50,7 +53,7 @@ def equal_threads(n_threads: int, families: Iterable[str]) -> Iterator[list[str]
     ValueError
         lsm would use another number.
     RuntimeError
-        A pool has another number after it was set.
+        A pool that is computed with has another number after it was set.
     """
     from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -58,26 +61,42 @@ def equal_threads(n_threads: int, families: Iterable[str]) -> Iterator[list[str]
     families = set(families)
     check_threads([n_threads])
     verified = [f"lsm: {n_threads}"]
+
+    def set_by(family: str, how: Callable[[], str]) -> None:
+        if family not in families:
+            return
+        try:
+            verified.append(how())
+        except Exception as error:  # a version without the setting, say
+            if absent is None:
+                raise
+            absent[family] = f"its threads cannot be set to {n_threads}: {told(error)}"
+
     with ExitStack() as stack:
         stack.enter_context(lsm.num_threads(n_threads))
         stack.enter_context(threadpool_limits(limits=n_threads))
-        if "torch" in families:
-            import torch
-
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(n_threads)
-            verified.append(_checked("torch", torch.get_num_threads(), n_threads))
-        if "onnxruntime" in families:
-            verified.append(f"onnxruntime: {n_threads} (given to each session)")
-        if "jax" in families:
-            verified.append(Pool.set(n_threads))
+        set_by("torch", lambda: _set_torch(n_threads, stack))
+        set_by("onnxruntime", lambda: f"onnxruntime: {n_threads} (given to each session)")
+        set_by("jax", lambda: Pool.set(n_threads))
         for pool in threadpool_info():
             file = Path(pool["filepath"])
             _, is_of_a_package, rest = str(file).partition("site-packages")
             of = Path(rest).parts[1].removesuffix(".libs") if is_of_a_package else "the system"
             name = f"{pool['internal_api']} {file.name} of {of}"
-            verified.append(_checked(name, pool["num_threads"], n_threads))
+            if pool["user_api"] == "blas" and pool["num_threads"] < n_threads:
+                # OpenBLAS is built for a number of threads, in wheels 64. No log-softmax computes with it.
+                verified.append(f"{name}: {pool['num_threads']} (its most)")
+            else:
+                verified.append(_checked(name, pool["num_threads"], n_threads))
         yield list(dict.fromkeys(verified))
+
+
+def _set_torch(n_threads: int, stack: ExitStack) -> str:
+    import torch
+
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(n_threads)
+    return _checked("torch", torch.get_num_threads(), n_threads)
 
 
 def _checked(name: str, found: int, n_threads: int) -> str:

@@ -8,6 +8,7 @@ from lsm._texts import printable
 from lsm.bench.result import Entry, Row
 
 DISTURBED = 0.1  # processors; what the system itself needs is less
+FEW_TURNS = 3  # of which a median says more than one turn does
 
 
 def fit_to_show(value: Any) -> Any:
@@ -82,7 +83,7 @@ def who(entry: Entry) -> str:
 
 def is_disturbed(row: Row, n_processors: int) -> bool:
     """Whether others wanted processors meanwhile that the row's threads needed."""
-    return row.others is not None and row.others + row.threads > n_processors + DISTURBED
+    return row.others is not None and row.others + min(row.threads, n_processors) > n_processors + DISTURBED
 
 
 def reference(rows: Iterable[Row]) -> Entry | None:
