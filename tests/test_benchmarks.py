@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -186,7 +187,10 @@ def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
     wish += ["--bench-workloads=small", "--bench-contestants=cython,idiom", f"--benchmark-storage={tmp_path}"]
     wish += ["-q", "-p", "no:cacheprovider", "-k", "test_workload or test_call_backward"]
     command = [sys.executable, "-m", "pytest", str(BENCHMARKS), *wish]
-    saved = subprocess.run([*command, "--benchmark-save=before"], capture_output=True, text=True, cwd=BENCHMARKS.parent)
+    # pytest-benchmark times nothing within pytest-xdist, by whose variables it would think itself to be there.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    options = {"capture_output": True, "text": True, "cwd": BENCHMARKS.parent, "env": env}
+    saved = subprocess.run([*command, "--benchmark-save=before"], **options)
     assert saved.returncode == 0, saved.stdout + saved.stderr
     (file,) = tmp_path.rglob("*_before.json")
     found = json.loads(file.read_text())["benchmarks"]
@@ -195,6 +199,6 @@ def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
     assert "a call on 1x10 float32, backward" in groups
     extra = next(one["extra_info"] for one in found if "cython-out" in one["name"])
     assert extra["is_right"] and extra["max_ulp"] <= 4 and extra["gb_s"] > 0 and extra["call"].startswith("log_softmax")
-    compared = subprocess.run([*command, "--benchmark-compare"], capture_output=True, text=True, cwd=BENCHMARKS.parent)
+    compared = subprocess.run([*command, "--benchmark-compare"], **options)
     assert compared.returncode == 0, compared.stdout + compared.stderr
     assert "(0001_before)" in compared.stdout and "(NOW)" in compared.stdout
