@@ -76,8 +76,10 @@ class TorchTensors:
 
     def plain_pointer(self, x: Any) -> int:
         """The address of the first element; 0 where x must be looked at first, and within torch.func and its like."""
-        torch = sys.modules["torch"]
-        if type(x) is not torch.Tensor or x.requires_grad or x.is_neg() or x.layout is not torch.strided:
+        torch = sys.modules.get("torch")  # x may be of a subclass of CuPy's arrays
+        if torch is None or type(x) is not torch.Tensor or x.requires_grad or x.is_neg():
+            return 0
+        if x.layout is not torch.strided:
             return 0
         if getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0 or x.is_nested:  # it may have a tangent
             return 0
