@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import signal
 
 import ml_dtypes
 import numpy as np
@@ -55,6 +56,12 @@ def pytest_addoption(parser):
         default=["cython", "numpy"],
         help="a backend whose tests may not be skipped",
     )
+
+
+def pytest_configure(config):
+    # Under nohup, SIGHUP is ignored, and in the commands that tests start as well: what it does could not be tested.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_report_header(config):
