@@ -179,7 +179,7 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
 
 
 cdef bint scale_tile(Tile dy, Py_ssize_t n, floating* to, floating* scratch) noexcept nogil:
-    """The sums of a tile's frames, prepared, as gradient_row takes them; False where one leaves the range of its type."""
+    """The sums of a tile's frames, prepared as gradient_row takes them; False where one leaves its type's range."""
     cdef double total[N_COLUMNS]
     cdef double error[N_COLUMNS]
     cdef Scaled of
