@@ -185,3 +185,12 @@ def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
         and a.dtype == b.dtype
         and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
     )
+
+
+def aligned_on_device(places: Sequence[int], itemsize: int, name: str) -> None:
+    """Raise TypeError unless an address and strides, in bytes, are multiples of an element's size."""
+    if any(place % itemsize for place in places):
+        raise TypeError(
+            f"{name}: its elements are not aligned to their {itemsize} bytes, and a CUDA device reads no others; "
+            "copy the bytes to where they are"
+        )

@@ -38,11 +38,7 @@ class CupyArrays(Arrays):
     def check_aligned(self, x: Any, name: str) -> None:
         """Raise TypeError unless every element lies at a multiple of its size, the only ones that a device reads."""
         steps = [stride for n, stride in zip(x.shape, x.strides, strict=True) if n > 1]
-        if any(place % x.itemsize for place in (x.data.ptr, *steps)):
-            raise TypeError(
-                f"{name}: its elements are not aligned to their {x.itemsize} bytes, and a CUDA device reads no others; "
-                "copy the bytes to where they are"
-            )
+        _check.aligned_on_device((x.data.ptr, *steps), x.itemsize, name)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The dtype of the result by name; bfloat16 only where CuPy has it."""

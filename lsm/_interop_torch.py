@@ -49,6 +49,8 @@ class TorchTensors(Arrays):
         dtype = _names()[0].get(x.dtype)
         if dtype is None or x.layout is not torch.strided:
             raise TypeError(f"{name}: {_why_not(x, name)}")
+        if x.is_cuda:
+            _check.aligned_on_device((_address(x),), x.element_size(), name)
         return Taken(x.resolve_neg() if x.is_neg() else x, self.device(x), dtype)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
@@ -156,6 +158,14 @@ def _has_tangent(torch: Any, x: Any) -> bool:
     """Whether this is a dual tensor of forward-mode differentiation; `_current_level` saves asking, which is slow."""
     forward = torch.autograd.forward_ad
     return getattr(forward, "_current_level", 0) >= 0 and forward.unpack_dual(x).tangent is not None
+
+
+def _address(x: Any) -> int:
+    """The address of the first element; 0 within torch.func, where tensors have no memory of their own."""
+    try:
+        return int(x.data_ptr())
+    except RuntimeError:
+        return 0
 
 
 def _extent(x: Any) -> tuple[int, int]:

@@ -678,6 +678,23 @@ def test_the_cupy_backend_writes_tensors_in_place_and_between_others(for_tensors
         lsm.log_softmax(torch.zeros(3, requires_grad=True), backend=for_tensors)
 
 
+def test_tensors_that_no_kernel_could_read_are_refused(for_tensors, monkeypatch):
+    unaligned = torch.from_dlpack(np.zeros(25, "u1")[1:].view("f4"))
+    assert lsm.log_softmax(unaligned).shape == (6,)  # a processor reads them
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    x = torch.zeros(6)
+    for name, call in (
+        ("x", lambda **k: lsm.log_softmax(unaligned, **k)),
+        ("out", lambda **k: lsm.log_softmax(x, out=unaligned, **k)),
+        ("grad_output", lambda **k: lsm.log_softmax_backward(unaligned, x, **k)),
+        ("output", lambda **k: lsm.log_softmax_backward(x, unaligned, **k)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: its elements are not aligned to their 4 bytes"):
+            call(backend=for_tensors)
+    with pytest.raises(lsm.BackendFailedError, match="TypeError: a tensor whose memory cannot be read"):
+        torch.func.vmap(lambda v: lsm.log_softmax(v, backend=for_tensors))(torch.zeros(2, 3))
+
+
 def test_long_frames_of_tensors_get_their_workspace_from_pytorch(for_tensors, monkeypatch):
     made = []
     original = torch.Tensor.new_empty

@@ -102,7 +102,10 @@ class TorchTensors:
 
     def pointer(self, x: Any) -> int:
         """The address of the first element."""
-        return int(x.data_ptr())
+        try:
+            return int(x.data_ptr())
+        except RuntimeError as error:  # within torch.func.vmap, say
+            raise TypeError(f"a tensor whose memory cannot be read ({error})") from error
 
     def strides(self, x: Any) -> tuple[int, ...]:
         """The strides as the library counts them."""
