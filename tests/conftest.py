@@ -56,6 +56,11 @@ def pytest_addoption(parser):
         default=["cython", "numpy"],
         help="a backend whose tests may not be skipped",
     )
+    parser.addoption(
+        "--every-kernel",
+        action="store_true",
+        help="compile every CUDA kernel for every architecture, not some of them (test_cuda_compile.py)",
+    )
 
 
 def pytest_configure(config):

@@ -1,27 +1,35 @@
 """NVIDIA's compiler takes the kernels for every supported architecture, and spills no register. No GPU is needed.
 
-The kernels are tried as CuPy compiles them, with -ftz=true. To take two minutes or so: all kinds of families in every
-dtype, and all pairs of dtypes, for one architecture; for each of the others five kernels, of all dtypes.
+The kernels are tried as CuPy compiles them, with -ftz=true. With --every-kernel (some twenty minutes in two processes)
+it is every kernel that any call may need, on every architecture; else, in two minutes, those of one architecture that
+result in the dtype they are given, and a few of all pairs of dtypes and of all architectures.
 """
 
 import pytest
 from cuda_on_cpu import H100, nvrtc
 
 from lsm.backends import _cuda
-from lsm.backends._cuda.plan import Limits, module_key, plan
+from lsm.backends._cuda.plan import Limits, columns_family, module_key, plan, rows_family
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
 OPS = ("log_softmax", "log_softmax_backward")
-
-# Classes and inner that lead to families of every kind.
-SHAPES = [(12, 1), (100, 1), (700, 1), (1024, 1), (5000, 1), (40000, 1), (200_000, 1)]
-SHAPES += [(16, 7), (30, 7), (100, 7), (1000, 7), (4000, 7), (100_000, 7)]
+CALLS = [("log_softmax", given, result) for given in NAMES for result in NAMES]  # dtype= may ask for any
+CALLS += [("log_softmax_backward", name, name) for name in NAMES]
 
 ARCHITECTURES = [(13, a) for a in (75, 80, 86, 89, 100, 103, 120)] + [(12, a) for a in (70, 75, 90)]
 
 # Shared memory of a block and of a multiprocessor, in KB, which decide the family; 1 KB of a block's is the system's.
 SHARED = {70: (96, 96), 75: (64, 64), 80: (163, 164), 86: (99, 100), 89: (99, 100), 90: (227, 228)}
 SHARED |= {100: (227, 228), 103: (227, 228), 120: (99, 100)}
+
+
+def pytest_generate_tests(metafunc):
+    if "call" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--every-kernel")
+        places = [(13, 90), *ARCHITECTURES] if every else [(13, 90)]
+        cases = [(*place, call) for place in places for call in CALLS if every or call[1] == call[2]]
+        ids = ["-".join(map(str, (*place, *call))) for *place, call in cases]
+        metafunc.parametrize(("major", "architecture", "call"), cases, ids=ids)
 
 
 def limits_of(architecture):
@@ -33,6 +41,15 @@ def families(op, name, out, shapes, limits=H100):
     return sorted({plan(op, name, out, 5, *shape, limits).family for shape in shapes})
 
 
+def every_family(op, name, out, limits):
+    """The families of calls of any number of classes, up to all the memory of a device that has 256 GB."""
+    found, n_classes = set(), 1
+    while n_classes < 2**37:
+        found |= {of(op, name, out, n_classes, limits) for of in (rows_family, columns_family)}
+        n_classes += 1 if n_classes < 1100 else n_classes // 50  # no family serves fewer, above
+    return sorted(found)
+
+
 def compile_for(major, architecture, op, name, out, family):
     if nvrtc.library(major) is None:
         pytest.fail(f"no NVRTC {major}: pip install '.[cuda-test]'")
@@ -41,16 +58,16 @@ def compile_for(major, architecture, op, name, out, family):
     assert op in kernels
     for kernel, use in kernels.items():
         assert use.spilled == 0 and use.stack == 0, (kernel, family, use)
+        if family.name == "shared":  # as many registers as let the blocks be there together
+            assert use.registers * family.numbers[0] * family.numbers[1] <= 65536, (kernel, family, use)
     return kernels
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("op", OPS)
-def test_every_family_for_hopper(op, name):
-    for family in families(op, name, name, SHAPES):
-        for kernel, use in compile_for(13, 90, op, name, name, family).items():
-            if family.name == "shared":  # as many registers as let the blocks be there together
-                assert use.registers * family.numbers[0] * family.numbers[1] <= 65536, (kernel, family, use)
+def test_every_kernel(major, architecture, call):
+    found = every_family(*call, limits_of(architecture))
+    assert {family.name for family in found} == {"group", "shared", "split", "columns", "columns_split"}
+    for family in found:
+        compile_for(major, architecture, *call, family)
 
 
 @pytest.mark.parametrize("given", NAMES)

@@ -121,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
         ((Record *)workspace)[(i * n_slices + k) * LSM_COLUMNS + tile.column] = of;
 }
 
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER) log_softmax(FORWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index n_blocks = gridDim.x / ((n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS);

@@ -180,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_sums(FORWARD_AR
         ((Record *)workspace)[i * n_slices + k] = of;
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax(FORWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
     Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;

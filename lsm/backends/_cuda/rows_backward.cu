@@ -183,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(B
 }
 
 // Leaves the marks of each slice behind the parts: a frame that they make NaN is known when all of it is written.
-extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
     Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
@@ -206,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward(BACKWA
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
     Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;

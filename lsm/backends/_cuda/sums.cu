@@ -44,6 +44,11 @@ INLINE Sum from_lane(Sum s, int distance)
     return s;
 }
 
+// So many blocks fewer are together on a multiprocessor where threads have a high fold, for which they need registers.
+#ifdef LSM_DEPTH
+const int N_FEWER = LSM_DEPTH > 12 ? 1 : 0;
+#endif
+
 // The fold of up to 2**(depth - 1) sums that come one after the other: of equal height are added, as a counter carries.
 template <int depth> struct Fold {
     Sum waiting[depth];
