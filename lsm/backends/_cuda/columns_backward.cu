@@ -109,7 +109,8 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 }
 
 // Leaves the marks of each column's slices behind the parts, as for rows.
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER) log_softmax_backward(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
+    log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS, n_blocks = gridDim.x / n_tiles;
@@ -142,7 +143,8 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER) 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
+    log_softmax_backward_ends(BACKWARD_ARGUMENTS)
 {
     Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
     Index n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS, n_blocks = gridDim.x / n_tiles;
