@@ -170,13 +170,77 @@ def test_no_case_may_be_expected_to_fail(planted, pytester_like):
     assert done.returncode != 0
 
 
+# How a mark reaches the cases when they have been collected: (inside the class, conftest.py).
+LATE_XFAIL = {
+    "by a fixture": (
+        "    @pytest.fixture(autouse=True)\n    def _mark(self, request):\n"
+        "        request.node.add_marker(pytest.mark.xfail)\n",
+        "",
+    ),
+    "by a fixture, for the error that it raises": (
+        "    @pytest.fixture(autouse=True)\n    def _mark(self, request):\n"
+        "        request.node.add_marker(pytest.mark.xfail(raises=AssertionError, strict=False, reason='known'))\n",
+        "",
+    ),
+    "by a call in a fixture": (
+        "    @pytest.fixture(autouse=True)\n    def _mark(self):\n        pytest.xfail('known')\n",
+        "",
+    ),
+    "by a hook": ("", "def pytest_collection_modifyitems(items):\n    for i in items: i.add_marker('xfail')\n"),
+    "by a hook, and not run": (
+        "",
+        "import pytest\ndef pytest_collection_modifyitems(items):\n"
+        "    for i in items: i.add_marker(pytest.mark.xfail(run=False))\n",
+    ),
+    "by a hook for one, strictly": (
+        "",
+        "import pytest\ndef pytest_collection_modifyitems(items):\n"
+        "    for i in items:\n        if 'peaked' in i.name: i.add_marker(pytest.mark.xfail(strict=True))\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", list(LATE_XFAIL))
+def test_a_mark_that_comes_late_makes_no_failure_an_expected_one(pytester_like, how):
+    body, conftest = LATE_XFAIL[how]
+    done = pytester_like(
+        f"class TestPeaked(BackendConformance):\n    backend = 'Peaked'\n{body}", "-k", "peaked", conftest=conftest
+    )
+    assert done.returncode == 1, done.stdout
+    assert "a claim holds, or it is not to be made" in done.stdout
+    assert "xfailed" not in done.stdout and "xpassed" not in done.stdout
+    if "call" not in how and "not run" not in how:
+        assert "AccuracyError: forward, peaked frames of" in done.stdout  # what it would have hidden
+
+
+def test_a_case_that_passes_may_not_be_expected_to_fail_either(pytester_like):
+    body, _ = LATE_XFAIL["by a fixture"]
+    code = f"class TestGood(BackendConformance):\n    backend = 'Good'\n{body}"
+    done = pytester_like(code, "-k", "peaked")
+    assert done.returncode == 1 and "a claim holds" in done.stdout and "xpassed" not in done.stdout
+    done = pytester_like(code, "-k", "peaked", "--runxfail")  # by which pytest takes no notice of the mark
+    assert done.returncode == 0, done.stdout
+
+
+def test_other_tests_beside_the_kit_may_be_expected_to_fail(pytester_like):
+    done = pytester_like(
+        "class TestGood(BackendConformance):\n    backend = 'Good'\n"
+        "    @pytest.mark.xfail\n    def test_peaked_of_mine(self):\n        assert False\n",
+        "-k",
+        "peaked",
+    )
+    assert done.returncode == 0 and "1 xfailed" in done.stdout, done.stdout
+
+
 @pytest.fixture
 def pytester_like(planted, tmp_path):
     """Run pytest on a file with these tests, in a process of its own."""
 
-    def run_it(code):
+    def run_it(code, *options, conftest=""):
         (tmp_path / "test_it.py").write_text(f"import pytest\nfrom lsm.testing import BackendConformance\n{code}")
+        (tmp_path / "conftest.py").write_text(conftest)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
+        command += options
         path = {"PYTHONPATH": f"{planted.folder}:{Path(lsm.__file__).parents[1]}"}
         return subprocess.run(command, capture_output=True, text=True, env=path, cwd=tmp_path, check=False)
 

@@ -53,6 +53,7 @@ FLOORS = {
     "lsm.testing": 7.4,
     "lsm._conformance.table": 7.4,
     "lsm._conformance.run": 7.35,
+    "lsm._conformance.expected": 7.1,
     "lsm._conformance.api": 7.3,
     "lsm._conformance.behaviour": 7.3,
     "lsm._conformance.memory": 7.3,

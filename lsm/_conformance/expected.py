@@ -1,0 +1,44 @@
+"""Under pytest no case of the kit is expected to fail, however that was asked for."""
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+_NAME = "lsm: no case is expected to fail"
+
+
+def refuse_xfail(config: pytest.Config, kit: type) -> None:
+    """From now on, let the cases of subclasses of `kit` fail where pytest would report them as xfailed or xpassed.
+
+    Marks reach a case in many ways: on a class, by a hook of a conftest, by a fixture or a call while it runs, or
+    with ``run=False``. What they have in common is the report that pytest makes of it.
+    """
+    if not config.pluginmanager.has_plugin(_NAME):
+        config.pluginmanager.register(_NoXfail(kit), _NAME)
+
+
+class _NoXfail:
+    """A plugin of pytest, for the reports of a kit's cases."""
+
+    def __init__(self, kit: type) -> None:
+        self.kit = kit
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's own, which makes the report an expected one
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, Any, pytest.TestReport]:
+        report: pytest.TestReport = yield
+        if hasattr(report, "wasxfail") and self._is_case(item):
+            result = "" if call.excinfo is None else f"\n{call.excinfo.exconly()}"
+            report.outcome = "failed"
+            report.longrepr = (
+                f"{item.name}: is expected to fail ({report.wasxfail or 'no reason given'}); "
+                f"no case may be: a claim holds, or it is not to be made{result}"
+            )
+            del report.wasxfail
+        return report
+
+    def _is_case(self, item: pytest.Item) -> bool:
+        cls = getattr(item, "cls", None)
+        return isinstance(cls, type) and issubclass(cls, self.kit) and "case" in getattr(item, "fixturenames", ())
