@@ -6,6 +6,10 @@ from lsm._errors import BackendFailedError
 from lsm._interop import library_of
 from lsm._texts import told
 
+# Not a backend's fault. A signal's handler may ask the process to end, by SystemExit as by KeyboardInterrupt, in the
+# middle of a call. All else is, also what is no Exception: a panic in a backend written in Rust, say.
+_PASS = (KeyboardInterrupt, SystemExit, MemoryError)
+
 
 class Guarded:
     """A backend of another distribution, whose faults become errors that say whose they are.
@@ -30,9 +34,9 @@ class Guarded:
         library = library_of(like)
         try:
             made = self.backend.empty(shape, dtype, like)
-        except MemoryError:
+        except _PASS:
             raise
-        except Exception as error:
+        except BaseException as error:
             raise self._failed(f"empty raised {told(error)}") from error
         wanted = (library.type_name(like), shape, dtype, library.place(like))
         found: tuple[Any, ...] = (f"{type(made).__module__}.{type(made).__qualname__}",)
@@ -48,9 +52,9 @@ class Guarded:
         before = library.signature(out)
         try:
             returned = getattr(self.backend, method)(*arguments)
-        except MemoryError:  # the machine's fault
+        except _PASS:
             raise
-        except Exception as error:
+        except BaseException as error:
             raise self._failed(f"{method} raised {told(error)}") from error
         if returned is not None and returned is not out:
             raise self._failed(

@@ -16,7 +16,9 @@ def told(error: BaseException) -> str:
     """The kind of an error and what it says, even if it fails to say it."""
     try:
         return printable(f"{type(error).__name__}: {error}")
-    except Exception as another:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as another:
         return f"{type(error).__name__} (its text raises {type(another).__name__})"
 
 

@@ -64,6 +64,28 @@ CANNOT_BE_LOADED = {
         "BackendLoadError",
         "RuntimeError: the licence has expired",
     ),
+    # As pyo3 has it for an extension in Rust: its panics are no Exception.
+    "panics": (
+        "acme-panics",
+        "class PanicException(BaseException): pass\nraise PanicException('index out of bounds')",
+        "failed",
+        "BackendLoadError",
+        "PanicException: index out of bounds",
+    ),
+    "panicslater": (
+        "acme-panicslater",
+        good("panicslater", more="def no(self): raise GeneratorExit('closed')\nMine.available = no"),
+        "failed",
+        "BackendLoadError",
+        "GeneratorExit: closed",
+    ),
+    "untold": (
+        "acme-untold",
+        "class E(BaseException):\n    def __str__(self): raise GeneratorExit\nraise E",
+        "failed",
+        "BackendLoadError",
+        "E (its text raises GeneratorExit)",
+    ),
 }
 # name: (body of log_softmax, what the error says)
 FAIL_IN_A_CALL = {
@@ -72,6 +94,7 @@ FAIL_IN_A_CALL = {
     "reshapes": ("out.shape = (*out.shape, 1)", "log_softmax made ((2, 3, 1)"),
     "retypes": ("out.dtype = 'i4'", "dtype('int32')"),
     "raises": ("raise OSError('the device has gone')", "log_softmax raised OSError: the device has gone"),
+    "panicsincalls": ("raise BaseException('index out of bounds')", "log_softmax raised BaseException: index out"),
     "misuses": ("import lsm; lsm.log_softmax(x, axis, backend='nope')", "log_softmax raised UnknownBackendError"),
 }
 
@@ -135,6 +158,7 @@ def broken(tmp_path_factory):
     wheels = [wheel(folder, dist, name, code) for name, (dist, code, *_) in CANNOT_BE_LOADED.items()]
     wheels += [wheel(folder, f"acme-{name}", name, good(name, body)) for name, (body, _) in FAIL_IN_A_CALL.items()]
     wheels.append(wheel(folder, "acme-interrupts", "interrupts", good("interrupts", "raise KeyboardInterrupt")))
+    wheels.append(wheel(folder, "acme-exits", "exits", good("exits", "raise SystemExit(3)")))  # as on SIGTERM
     wheels.append(wheel(folder, "acme-exhausts", "exhausts", good("exhausts", "raise MemoryError('too large')")))
     wheels.append(wheel(folder, "acme-impostor", "numpy", "raise SystemExit('it ran')"))
     wheels += [wheel(folder, f"acme-{which}", "twin", good("twin", f"out[...] = {i}")) for i, which in enumerate("ab")]
@@ -169,7 +193,7 @@ lsm.list_backends(), lsm.log_softmax(x, backend="good"), lsm.log_softmax(x)
 print(json.dumps([row._asdict() for row in rows]))
 """)
     rows = {row["distribution"]: row for row in json.loads(out) if row["distribution"] != "lsm"}
-    assert len(rows) == len(CANNOT_BE_LOADED) + len(FAIL_IN_A_CALL) + 9
+    assert len(rows) == len(CANNOT_BE_LOADED) + len(FAIL_IN_A_CALL) + 10
     warned = [line for line in err.splitlines() if "PluginWarning: lsm goes on without it" in line]
     for distribution, _, state, _, reason in CANNOT_BE_LOADED.values():
         row = rows[distribution.replace("-", "_")]
@@ -234,13 +258,13 @@ print(lsm.log_softmax_backward(x, x, backend={name!r})[0, 0], lsm.log_softmax(x)
 
 def test_what_is_not_the_backends_fault_passes_through(broken):
     out, _ = broken.run("""
-for name in ("interrupts", "exhausts"):
+for name in ("interrupts", "exits", "exhausts"):
     try:
         lsm.log_softmax(x, backend=name)
     except BaseException as error:
         print(type(error).__name__)
 """)
-    assert out.split() == ["KeyboardInterrupt", "MemoryError"]
+    assert out.split() == ["KeyboardInterrupt", "SystemExit", "MemoryError"]
 
 
 def test_one_name_from_two_distributions_and_a_reserved_one(broken):

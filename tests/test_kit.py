@@ -64,6 +64,9 @@ FAULTS = [
     ("Batch", "same bits, whatever the surroundings", "other bits in a batch of 300"),
     ("Alternates", "same bits, whatever the surroundings", "other bits"),
     ("SharedScratch", "calls from several threads", "from several threads"),
+    ("Exits", "forward: ordinary frames", "raised SystemExit: 0"),
+    ("Panics", "forward: peaked frames", "ulp off, where max_ulp is 4"),
+    ("Panics", "long frames", "raised BaseException: panicked"),
     ("Float16Fails", "forward: ordinary frames", "raised NotImplementedError: no kernel for half"),
 ]
 
@@ -86,7 +89,7 @@ def outcomes_of(name, title):
     return [run(case) for case in cases(name) if case.check.title == title]
 
 
-@pytest.mark.parametrize(("name", "title", "message"), FAULTS, ids=[fault[0] for fault in FAULTS])
+@pytest.mark.parametrize(("name", "title", "message"), FAULTS, ids=[f"{fault[0]}: {fault[1]}" for fault in FAULTS])
 def test_the_fault_is_found_by_the_case_meant_for_it(planted, name, title, message):
     before = np.geterr()
     try:

@@ -5,7 +5,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from lsm._conformance import accuracy, api, behaviour, memory, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
-from lsm._texts import for_json
+from lsm._texts import for_json, told
 from lsm._version import __version__
 from lsm.backends.candidate import Candidate
 from lsm.backends.contract import max_ulp
@@ -193,10 +192,11 @@ def run(case: Case) -> Outcome:
     except ConformanceError as error:
         outcome, detail = "failed", str(error)
         if isinstance(error, AccuracyError):  # which ended the case: how large does the error become?
-            with suppress(Exception):  # it is left untold if something else is wrong as well
-                ulps = case.check.function(replace(case.subject, is_measuring=True))
-    except Exception as error:  # it claims to serve what it then fails on
-        outcome, detail = "failed", f"raised {type(error).__name__}: {error}"
+            ulps = _measured(case)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # it claims to serve what it then fails on; an exit would pass for a code of 0
+        outcome, detail = "failed", f"raised {told(error)}"
     subject, per = case.subject, case.check.per
     return Outcome(
         check=case.check.title,
@@ -208,6 +208,16 @@ def run(case: Case) -> Outcome:
         ulps=ulps,
         seconds=round(time.perf_counter() - start, 4),
     )
+
+
+def _measured(case: Case) -> float | None:
+    """The largest error of a case whatever it is; None if something else is wrong as well."""
+    try:
+        return case.check.function(replace(case.subject, is_measuring=True))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # as in `run`
+        return None
 
 
 def about(candidate: Candidate) -> dict[str, Any]:

@@ -189,7 +189,9 @@ class Candidate:
                     return
                 problem = f"its method available returned {missing!r}; it must return None, or why not as text"
             self._settle("incompatible", printable(problem))
-        except (Exception, SystemExit) as error:  # whatever a plugin raises is its own affair, and so is its exit
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # its own affair, be it an exit, or a panic of Rust, which is no Exception
             self._settle("failed", told(error), error)
         finally:
             self._is_loading = False
