@@ -21,6 +21,7 @@ from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
 from lsm._texts import for_json
+from lsm.backends.candidate import prints_to_stderr
 from lsm.bench import arguments
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
@@ -48,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with _stop_signals() as stopped_by, warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        code = _run(argv)
+        before = prints_to_stderr.set(True)  # a banner of a plugin would spoil JSON
+        try:
+            code = _run(argv)
+        finally:
+            prints_to_stderr.reset(before)
         # `lsm bench` ends in order after a signal, with what it has measured by then.
         return STOPPED + stopped_by[0] if stopped_by else code
 

@@ -271,6 +271,16 @@ def test_json_has_no_infinity(site):
     assert report["backends"][-1]["max_ulp"]["float32"] == "inf"
 
 
+def test_what_a_plugin_prints_while_it_is_loaded_does_not_reach_the_output_of_the_command(site):
+    code = "print('a banner')\n" + GOOD.format(name="acme", priority=0)
+    site.add("acme-lsm", "acme", code.replace("return None", "print('a notice')"))
+    out, err = site.run("from lsm.cli import main\nmain(['backends', '--json'])\nprint('mine')")
+    assert out.endswith("mine\n") and err == "a banner\na notice\n"
+    assert json.loads(out.removesuffix("mine\n"))["backends"][-1]["state"] == "loaded"
+    out, err = site.run("lsm.list_backends()")  # a library leaves stdout to the program
+    assert out == "a banner\na notice\n" and not err
+
+
 @pytest.mark.parametrize("name", ["n" * 10_000, "\x1b[31mred", "lsm/numpy"])
 def test_a_name_that_cannot_be_shown_or_typed(site, name):
     file = site.add("acme-lsm", name, GOOD.format(name=name, priority=0))
