@@ -7,12 +7,12 @@ environment variable ``LSM_BACKEND``. What follows from the wish, or from none, 
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+from lsm._block import Block
 from lsm._check import NUMPY
 from lsm._config import settings
 from lsm._decide import Call, Decision, Policy, decide, explained
@@ -124,9 +124,11 @@ def _checked_name(name: Any) -> str:
     return name
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> Block[Policy]:
     """Use one backend for every call within a ``with`` block, in this thread or asyncio task.
+
+    The backend is looked up and loaded where the block begins. What is returned may be kept, entered again, also within
+    itself and in several threads, and decorate a function.
 
     A thread, or a worker of a pool, does not see the block in which it is started or given work:
     ``contextvars.copy_context().run`` carries the block along, and `set_default_backend` reaches all threads.
@@ -158,15 +160,16 @@ def use_backend(name: str) -> Iterator[None]:
     >>> work.result().round(3)
     array([-1.313, -0.313])
     """
-    registry().get(_checked_name(name)).load()
-    policy = Policy(name, "use_backend")
-    with _lock:
-        _in_blocks[id(policy)] = policy
-    token = _in_context.set(policy)
-    try:
-        yield
-    finally:
-        _in_context.reset(token)
+    _checked_name(name)
+
+    def entered() -> Policy:
+        registry().get(name).load()
+        policy = Policy(name, "use_backend")
+        with _lock:
+            _in_blocks[id(policy)] = policy
+        return policy
+
+    return Block(_in_context, entered)
 
 
 def set_default_backend(name: str | None) -> None:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from time import monotonic
 
+from lsm._block import Block
 from lsm._config import settings
 
 # Below this many elements a parallel region costs more than it saves: starting one takes 1 to 2
@@ -131,9 +132,10 @@ def set_num_threads(n: int) -> None:
     _chosen = _checked(n)
 
 
-@contextmanager
-def num_threads(n: int) -> Iterator[None]:
+def num_threads(n: int) -> Block[int]:
     """Use `n` threads within a ``with`` block, in this thread or asyncio task only.
+
+    What is returned may be kept, entered again, also within itself and in several threads, and decorate a function.
 
     Parameters
     ----------
@@ -151,11 +153,8 @@ def num_threads(n: int) -> Iterator[None]:
     >>> with lsm.num_threads(1):
     ...     y = lsm.log_softmax([1.0, 2.0])
     """
-    token = _in_context.set(_checked(n))
-    try:
-        yield
-    finally:
-        _in_context.reset(token)
+    n = _checked(n)
+    return Block(_in_context, lambda: n)
 
 
 def _checked(n: int) -> int:

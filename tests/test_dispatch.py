@@ -128,6 +128,47 @@ def test_use_backend_checks_its_name_and_survives_exceptions():
         assert winner()[0] == "numpy"
 
 
+def test_a_block_may_be_entered_again_within_itself_and_in_many_threads():
+    numpy, cython = lsm.use_backend("numpy"), lsm.use_backend("cython")
+    barrier, seen = threading.Barrier(4, timeout=10), []
+
+    def work(blocks):
+        for _ in range(20):
+            for block in blocks:
+                block.__enter__()
+                barrier.wait()
+                seen.append(winner() == (("numpy" if block is numpy else "cython"), "use_backend"))
+            for block in reversed(blocks):
+                barrier.wait()
+                block.__exit__(None, None, None)
+        seen.append(winner() == ("cython", "automatic"))
+
+    threads = [threading.Thread(target=work, args=(blocks,)) for blocks in 2 * [(numpy, cython, numpy), 3 * (numpy,)]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 4 * 61 and all(seen)
+    with numpy, pytest.raises(RuntimeError, match="left in a thread or asyncio task in which it was not entered"):
+        cython.__exit__(None, None, None)
+    assert winner() == ("cython", "automatic")
+
+
+def test_a_block_decorates_a_function():
+    @lsm.use_backend("numpy")
+    def depth(n):
+        assert winner() == ("numpy", "use_backend")
+        return n if n == 3 else depth(n + 1)
+
+    assert depth(0) == depth(0) == 3
+    assert winner() == ("cython", "automatic")
+    later = lsm.use_backend("nope")  # which may be installed by then
+    with pytest.raises(lsm.UnknownBackendError), later:
+        pass
+    with pytest.raises(TypeError, match="^backend: "):
+        lsm.use_backend(3)
+
+
 def test_threads_see_the_default_and_not_the_context():
     import contextvars
 

@@ -123,6 +123,11 @@ def test_set_and_context(eight_processors):
         thread.join()
         assert seen == [6]  # the context is this thread's own, the setting is everybody's
     assert lsm.get_num_threads() == 6
+    two = lsm.num_threads(2)
+    for _ in range(2):
+        with two, two:
+            assert lsm.get_num_threads() == 2
+        assert lsm.get_num_threads() == 6
     with pytest.raises(KeyError), lsm.num_threads(2):
         raise KeyError
     assert lsm.get_num_threads() == 6
