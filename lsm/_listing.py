@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import lsm
-from lsm._config import ACCEPTED, WHEN_BUILT
+from lsm._config import ACCEPTED, WHEN_BUILT, normalise
 from lsm.backends import cython_
 from lsm.backends.base import DEFAULT_MAX_ULP
+from lsm.backends.discovery import is_meant
 
 
 def report() -> dict[str, Any]:
@@ -34,12 +35,10 @@ def _kernel_level() -> str | None:
 def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
     """Lay the report out for a reader: who and where in columns, the reason and the file below."""
     yield f"lsm {report['lsm']}, kernels: {report['kernels'] or 'none'}, threads: {report['num_threads']}"
-    known = {name for info in report["backends"] for name in (info["name"], f"{info['distribution']}/{info['name']}")}
     for name, value in report["environment"].items():
         if value is not None:
-            note = "" if name in (*ACCEPTED, *WHEN_BUILT) else "  (lsm has no such variable)"
-            note = "  (no backend has this name)" if name == "LSM_BACKEND" and value not in known else note
-            yield f"{name}={value}{note}"
+            note = _note(name, value, report["backends"])
+            yield f"{name}={value}" + (f"  ({note})" if note else "")
     yield from textwrap.wrap(
         f"not set: {', '.join(name for name, value in report['environment'].items() if value is None) or 'none'}",
         max(n_columns, 40),
@@ -70,6 +69,20 @@ def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
             yield below + row["accuracy"]
         if row["file"]:
             yield below + row["file"]  # never wrapped, so that it can be copied
+
+
+def _note(variable: str, value: str, backends: list[dict[str, Any]]) -> str:
+    """What is likely a mistake in a variable's name or value; empty if nothing is."""
+    if variable not in (*ACCEPTED, *WHEN_BUILT):
+        return "lsm has no such variable"
+    if variable == "LSM_BACKEND":
+        is_known = any(is_meant(value, info["name"], info["distribution"]) for info in backends)
+        return "" if is_known else "no backend has this name"
+    if variable == "LSM_PLUGINS_ALLOW":
+        theirs = {normalise(info["distribution"]) for info in backends if not info["is_built_in"]}
+        unknown = [name.strip() for name in value.split(",") if normalise(name.strip()) not in theirs]
+        return f"no plugin is installed from {', '.join(unknown)}" if unknown else ""
+    return ""
 
 
 def _other_bounds(bounds: dict[str, float]) -> str:

@@ -805,7 +805,8 @@ def test_every_variable_is_shown():
     values |= {"LSM_FORCE_ISA": lsm.backends.cython_.kernels()["level"]}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LSM_")}
     shown = run("backends", env=clean | values).stdout.splitlines()
-    assert [line for line in shown if line.startswith("LSM_")] == [f"{n}={v}" for n, v in values.items()]
+    noted = values | {"LSM_PLUGINS_ALLOW": "a,b  (no plugin is installed from a, b)"}
+    assert [line for line in shown if line.startswith("LSM_")] == [f"{n}={v}" for n, v in noted.items()]
     assert json.loads(run("backends", "--json", env=clean | values).stdout)["environment"] == values
     assert json.loads(run("backends", "--json", env=clean).stdout)["environment"] == dict.fromkeys(values)
     shown = run("backends", env=clean).stdout

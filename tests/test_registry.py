@@ -80,7 +80,7 @@ def test_a_good_plugin(site):
     out, _ = site.run("print(lsm.log_softmax_backward(f4, f4))", LSM_BACKEND="acme")
     assert out.strip() == "[43. 43. 43.]"
     out, _ = site.run("i = [i for i in lsm.list_backends() if i.name == 'acme'][0]; print(i.distribution, i.version)")
-    assert out.split() == ["acme_lsm", "1.0"]
+    assert out.split() == ["acme-lsm", "1.0"]
     out, _ = site.run("i = lsm.list_backends(); print([(i.max_ulp, i.same_bits) for i in i if i.name == 'acme'])")
     assert out.strip() == "[({'float32': 4.0}, False)]"  # what it leaves out
     out, _ = site.run("print([i.state for i in lsm.list_backends(load=False) if i.name == 'acme'])")
@@ -182,7 +182,7 @@ def test_a_broken_plugin_is_said_once_and_stops_nothing(site, case):
     assert not err  # nobody needed it
     states, err = site.states()
     assert states["acme"][0] == state and reason in states["acme"][1]
-    assert err.count("PluginWarning") == 1 and str(file) in err and "acme_lsm 1.0" in err
+    assert err.count("PluginWarning") == 1 and str(file) in err and "acme-lsm 1.0" in err
     _, err = site.run(
         """
 for _ in range(3):
@@ -309,7 +309,7 @@ for name in ("absent", "acme_b/cython", "itself", "nope"):
 """)
     absent, reserved, itself, nope = out.splitlines()
     assert "no such chip; once that is remedied, lsm.refresh_backends() makes lsm ask it again" in absent
-    assert "reserved for lsm's own backend; its author must give it another name, or you uninstall acme_b" in reserved
+    assert "reserved for lsm's own backend; its author must give it another name, or you uninstall acme-b" in reserved
     assert "neither its import nor its method available may ask for it" in itself
     assert "known: 'cython', 'absent', " in nope and "After installing another, lsm.refresh_backends() finds it" in nope
 
@@ -335,15 +335,45 @@ def test_two_distributions_with_one_name(site):
     site.add("acme-b", "acme", GOOD.format(name="acme", priority=2))
     out, _ = site.run("""
 print(sorted(i.distribution for i in lsm.list_backends() if i.name == "acme"))
-print(lsm.log_softmax(f4, backend="acme_a/acme"), lsm.log_softmax(f4, backend="acme_b/acme"))
+print(lsm.log_softmax(f4, backend="acme-a/acme"), lsm.log_softmax(f4, backend="acme_b/acme"))
 try:
     lsm.log_softmax(f4, backend="acme")
 except lsm.UnknownBackendError as error:
     print(error)
 """)
-    assert "['acme_a', 'acme_b']" in out
+    assert "['acme-a', 'acme-b']" in out
     assert "[43. 43. 43.] [44. 44. 44.]" in out
-    assert "brought by several distributions; name one: 'acme_a/acme', 'acme_b/acme'" in out
+    assert "brought by several distributions; name one: 'acme-a/acme', 'acme-b/acme'" in out
+
+
+def test_a_distribution_may_be_spelt_in_any_way(site):
+    """It is shown as its own metadata spell it, unless they claim to be another's."""
+    info = site.add("Acme-Torch.Lsm", "acme", GOOD.format(name="acme", priority=0)).parent
+    others = {  # by backend, what METADATA has
+        "none": None,
+        "nothing": "",
+        "impostor": "Name: lsm\n",
+        "late": "Version: 1.0\n\nName: late\n",
+        "binary": "\udc80\udcff\0Name: bina\ry",
+    }
+    for name, text in others.items():
+        file = site.add(f"some-{name}", name, GOOD.format(name=name, priority=0)).with_name("METADATA")
+        file.unlink() if text is None else file.write_text(text, errors="surrogateescape")
+    assert info.name == "Acme_Torch.Lsm-1.0.dist-info"
+    out, err = site.run("""
+for spelling in ("acme-torch-lsm", "Acme-Torch.Lsm", "acme_torch_lsm", "ACME.Torch_Lsm"):
+    assert lsm.log_softmax(f4, backend=spelling + "/acme")[0] == 42
+    assert lsm.explain(f4, backend=spelling + "/acme").winner == "acme"
+for wrong in ("acme/acme", "/acme", "acme-torch-lsm/", "x/acme-torch-lsm/acme", "acme-torch-lsm/Acme"):
+    try:
+        lsm.use_backend(wrong).__enter__()
+    except lsm.UnknownBackendError:
+        pass
+    else:
+        raise SystemExit(wrong)
+print({i.name: i.distribution for i in lsm.list_backends() if not i.is_built_in})
+""")
+    assert eval(out) == {"acme": "Acme-Torch.Lsm"} | {name: f"some_{name}" for name in others} and not err
 
 
 def test_automatic_choice_of_third_parties(site):
@@ -373,8 +403,19 @@ def test_plugins_can_be_switched_off_and_allowed_by_distribution(site):
     assert states["acme"][:2] == states["other"][:2] == ("blocked", "LSM_PLUGINS is 'off'")
     assert states["numpy"][0] == "loaded"
     states, _ = site.states(LSM_PLUGINS_ALLOW="something, Other-LSM")
-    assert states["acme"][0] == "blocked" and "LSM_PLUGINS_ALLOW does not name 'acme_lsm'" in states["acme"][1]
+    assert states["acme"][0] == "blocked" and "LSM_PLUGINS_ALLOW does not name 'acme-lsm'" in states["acme"][1]
     assert states["other"][0] == "loaded"
+
+
+def test_a_distribution_that_is_allowed_and_not_there_is_pointed_out(site):
+    site.add("acme-lsm", "acme", GOOD.format(name="acme", priority=0))
+    for value, note in (
+        ("Acme_LSM", ""),
+        ("acme-slm", "  (no plugin is installed from acme-slm)"),
+        ("acme-lsm, Acme-LMS,lsm", "  (no plugin is installed from Acme-LMS, lsm)"),
+    ):
+        out, _ = site.run("from lsm.cli import main\nmain(['backends'])", LSM_PLUGINS_ALLOW=value)
+        assert f"LSM_PLUGINS_ALLOW={value}{note}" in out.splitlines()
 
 
 CORRUPT = {

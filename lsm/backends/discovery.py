@@ -1,5 +1,6 @@
 """Find the backends that installed distributions announce, running none of their code."""
 
+import itertools
 import sys
 import warnings
 from contextlib import suppress
@@ -54,11 +55,27 @@ def find(path: list[str] | None = None) -> list[Found]:
         in_folder = _read_folder(folder)
         if path is None and _is_current(folder):  # lsm itself may have been installed there
             in_folder = [item for item in in_folder if normalise(item.distribution) == OWN_DISTRIBUTION]
-        for item in map(_named, in_folder):
+        for item in map(_named, map(_spelt, in_folder)):
             if normalise(item.distribution) not in hidden:
                 found.setdefault((normalise(item.distribution), item.name), item)
         hidden.update(normalise(item.distribution) for item in in_folder)
     return sorted(found.values(), key=lambda item: (item.name, normalise(item.distribution)))
+
+
+def is_meant(asked: str, name: str, distribution: str) -> bool:
+    """Whether "name" or "distribution/name", the distribution in any spelling, asks for this backend."""
+    of, slash, asked_name = asked.rpartition("/")
+    return asked_name == name and (not slash or normalise(of) == normalise(distribution))
+
+
+def _spelt(item: Found) -> Found:
+    """The same with the distribution as its metadata spell it: a file's name has underscores for hyphens.
+
+    Any other name that they state is not believed: LSM_PLUGINS_ALLOW goes by it, and so do lsm's own backends.
+    """
+    stated = _stated(item.file, "Name")
+    is_the_same = normalise(stated) == normalise(item.distribution) and stated.isascii() and stated.isprintable()
+    return item._replace(distribution=stated) if is_the_same else item
 
 
 def _named(item: Found) -> Found:
@@ -107,7 +124,7 @@ def _read_folder(folder: str) -> list[Found]:
         name, version = point.distro.name, point.distro.version or ""
         value = point.module_name + (f":{point.object_name}" if point.object_name else "")
         file = _metadata_file(folder, name, version)
-        items.append(Found(point.name, name, version or _stated_version(file), file, value))
+        items.append(Found(point.name, name, version or _stated(file, "Version"), file, value))
     return sorted(items, key=lambda item: (item.distribution, item.version, item.name), reverse=True)
 
 
@@ -120,13 +137,13 @@ def _metadata_file(folder: str, name: str, version: str) -> str:
     return folder
 
 
-def _stated_version(file: str) -> str:
-    """The version that PKG-INFO states, for the metadata of a source tree, whose name has none."""
-    with suppress(OSError):
-        text = Path(file).with_name("PKG-INFO").read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
-            if line.startswith("Version: "):
-                return line[9:].strip()
+def _stated(file: str, field: str) -> str:
+    """What the metadata beside a file of entry points state, as in `Name: lsm-torch`; empty if they do not."""
+    for metadata in ("METADATA", "PKG-INFO"):  # of a wheel; of a source tree, whose name has no version
+        with suppress(OSError), Path(file).with_name(metadata).open(encoding="utf-8", errors="replace") as lines:
+            for line in itertools.takewhile(str.strip, lines):  # a description may follow, after an empty line
+                if line.lower().startswith(f"{field.lower()}:"):
+                    return line.partition(":")[2].strip()
     return ""
 
 

@@ -7,7 +7,7 @@ from lsm._errors import AmbiguousBackendError, UnknownBackendError
 from lsm._version import __version__
 from lsm.backends import cython_
 from lsm.backends.candidate import BUILT_IN, Candidate
-from lsm.backends.discovery import OWN_DISTRIBUTION, Found, find
+from lsm.backends.discovery import OWN_DISTRIBUTION, Found, find, is_meant
 
 
 class Registry:
@@ -58,7 +58,7 @@ class Registry:
         return candidate.name if alone or candidate is self.built_in(candidate.name) else candidate.address
 
     def get(self, name: str) -> Candidate:
-        """The backend of this name, or of this "distribution/name".
+        """The backend of this name, or of this "distribution/name", the distribution in any spelling.
 
         Raises
         ------
@@ -69,7 +69,7 @@ class Registry:
         """
         if name == self.default.name:
             return self.default
-        matches = [c for c in self.all() if name in (c.name, c.address)]
+        matches = [c for c in self.all() if is_meant(name, c.name, c.found.distribution)]
         own = [c for c in matches if c.is_built_in]
         if name in BUILT_IN and own:
             return own[0]
