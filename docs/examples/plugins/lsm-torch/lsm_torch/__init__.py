@@ -1,4 +1,4 @@
-"""log-softmax for PyTorch through lsm: a backend for every device, and autograd."""
+"""log-softmax for PyTorch through lsm: backends for cpu, cuda, mps and xpu, and autograd."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""The backends "torch" and "torch-float32": tensors on any device of PyTorch, by torch's own functions.
+"""The backends "torch" and "torch-float32": tensors on cpu, cuda, mps and xpu, by torch's functions.
 
 torch.log_softmax and its gradient are not among them. Where one class leads by 20 the first gives 0 instead of
 -2.06e-9, and the second a gradient of 0 (https://github.com/pytorch/pytorch/issues/113708). Both are put together here
