@@ -1,10 +1,12 @@
 """A frame's bits depend on its values, its dtype and the backend, and on nothing else."""
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import lsm
+from conftest import DTYPES
 from lsm.backends import cython_
 
 # at the borders of vectors (16), rows and short frames (64), blocks (256), tiles that are copied whole (512), frames
@@ -21,8 +24,45 @@ N_CLASSES = (1, 2, 10, 15, 16, 17, 32, 33, 63, 64, 65, 128, 255, 256, 257, 512, 
 N_CLASSES += (16383, 16384, 16385, 40000)
 
 
+# Where the Cython kernels go over to another way of computing, as their own source has it: classes, then elements.
+KERNELS = Path(__file__).parents[1] / "lsm" / "backends" / "_kernels"
+CONSTANTS = {
+    name: int(value)
+    for file in ("kernels.pxi", "quick.pxi")
+    for name, value in re.findall(r"^    ([A-Z_]+) = (\d+)", (KERNELS / file).read_text(), re.MULTILINE)
+}
+OF_CLASSES = ("N_LANES", "N_PAIR", "N_ROW", "N_SHORT", "N_BLOCK", "N_CHUNK", "N_CLOSE", "N_PIPED", "N_AHEAD", "N_PLAIN")
+BORDERS = sorted({CONSTANTS[name] + i for name in (*OF_CLASSES, "N_SLICE") for i in (-1, 0, 1)})
+OF_KERNELS = [dtype for name, dtype in DTYPES.items() if name != "longdouble"]
+OF_ELEMENTS = [CONSTANTS[name] for name in ("N_HOLDING", "QUICK_SIZE")]
+
+
 @pytest.mark.parametrize("n", N_CLASSES)
 def test_batch_size_place_axis_alignment_and_out(backend, dtype, n, rng):
+    check_surroundings(backend, dtype, n, rng)
+
+
+@pytest.mark.parametrize("dtype", OF_KERNELS, ids=str)
+@pytest.mark.parametrize("n", sorted(set(BORDERS) - set(N_CLASSES)))
+def test_the_same_at_every_border_of_the_kernels(dtype, n, rng):
+    check_surroundings("cython", dtype, n, rng)
+
+
+@pytest.mark.parametrize("dtype", OF_KERNELS, ids=str)
+@pytest.mark.parametrize("n", [1, 10, 128, 1000, *(size + i for size in OF_ELEMENTS for i in (-1, 0, 1))])
+def test_sizes_from_which_the_gil_is_let_go_and_threads_begin(dtype, n, rng):
+    x = (rng.standard_normal((max(OF_ELEMENTS) // n + 2, n)) * 4).astype(dtype)
+    dy = rng.standard_normal(x.shape).astype(dtype)
+    y = lsm.log_softmax(x, backend="cython")
+    dx = lsm.log_softmax_backward(dy, y, backend="cython")
+    for n_frames in {max(size // n + i, 1) for size in OF_ELEMENTS for i in (-1, 0, 1)}:
+        part = slice(-n_frames, None)
+        np.testing.assert_array_equal(lsm.log_softmax(x[part], backend="cython"), y[part])
+        np.testing.assert_array_equal(lsm.log_softmax_backward(dy[part], y[part], backend="cython"), dx[part])
+
+
+def check_surroundings(backend, dtype, n, rng):
+    """The same frames alone, in batches, as columns, gathered, at every alignment, and in another `out`."""
     n_frames = 40 if n < 20000 else 18
     x = (rng.standard_normal((n_frames, n)) * 4).astype(dtype)
     dy = rng.standard_normal((n_frames, n)).astype(dtype)
@@ -32,7 +72,7 @@ def test_batch_size_place_axis_alignment_and_out(backend, dtype, n, rng):
     for i in rows:  # alone
         np.testing.assert_array_equal(lsm.log_softmax(x[i].copy(), backend=backend), y[i])
         np.testing.assert_array_equal(lsm.log_softmax_backward(dy[i].copy(), y[i].copy(), backend=backend), dx[i])
-    for part in (slice(0, 5), slice(3, 20)):  # in other batches
+    for part in (slice(0, 5), slice(3, 20), slice(2, 25), slice(2, 26)):  # in other batches; see N_CLOSE for 24
         np.testing.assert_array_equal(lsm.log_softmax(x[part], backend=backend), y[part])
         np.testing.assert_array_equal(lsm.log_softmax_backward(dy[part], y[part], backend=backend), dx[part])
     # on the other axis, in an array of columns that is not a whole number of tiles
@@ -70,7 +110,11 @@ def kernels_get(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    "shape", [(1000, 300), (3000, 17), (3, 100_000), (1, 300_000), (2, 300, 500), (3, 14 * 16384), (3, 14 * 16384 + 1)]
+    "shape",
+    [
+        *((1000, 300), (3000, 17), (3, 100_000), (1, 300_000), (2, 300, 500), (3, 14 * 16384), (3, 14 * 16384 + 1)),
+        *((40, n) for n in BORDERS),
+    ],
 )
 def test_thread_count_and_streaming(shape, dtype, rng, kernels_get):
     """The kernels themselves, since a machine with few processors is not given many threads."""
