@@ -18,6 +18,8 @@ CALLS += [("log_softmax_backward", name, name) for name in NAMES]
 
 ARCHITECTURES = [(13, a) for a in (75, 80, 86, 89, 100, 103, 120)] + [(12, a) for a in (70, 75, 90)]
 
+OLDER = [(12, 75), (12, 90)]  # tried by NVRTC 13 as well, and by this one with a few kernels only
+
 # Shared memory of a block and of a multiprocessor, in KB, which decide the family; 1 KB of a block's is the system's.
 SHARED = {70: (96, 96), 75: (64, 64), 80: (163, 164), 86: (99, 100), 89: (99, 100), 90: (227, 228)}
 SHARED |= {100: (227, 228), 103: (227, 228), 120: (99, 100)}
@@ -26,7 +28,7 @@ SHARED |= {100: (227, 228), 103: (227, 228), 120: (99, 100)}
 def pytest_generate_tests(metafunc):
     if "call" in metafunc.fixturenames:
         every = metafunc.config.getoption("--every-kernel")
-        places = [(13, 90), *ARCHITECTURES] if every else [(13, 90)]
+        places = [(13, 90), *(place for place in ARCHITECTURES if place not in OLDER)] if every else [(13, 90)]
         cases = [(*place, call) for place in places for call in CALLS if every or call[1] == call[2]]
         ids = ["-".join(map(str, (*place, *call))) for *place, call in cases]
         metafunc.parametrize(("major", "architecture", "call"), cases, ids=ids)

@@ -148,7 +148,11 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limi
         if call.is_double:
             return Family("shared", (512, 1))
         pair_fits = 2 * (shared + SYSTEM_SHARED) <= limits.shared_per_multiprocessor
-        return Family("shared", (512, 2) if call.n_slices <= 16 or pair_fits else (1024, 1))
+        if call.n_slices > 16 and not pair_fits:
+            return Family("shared", (1024, 1))
+        # On sm_70 the gradient in float32 needs more registers than each of two blocks can have.
+        needs_more = limits.architecture < 75 and call.op == "log_softmax_backward"
+        return Family("shared", (512, 1 if needs_more else 2))
     return Family("split", (_depth(call.n_slices, 32 * N_SPLIT_WARPS),))
 
 
