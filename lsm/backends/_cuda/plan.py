@@ -145,14 +145,11 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limi
         return Family("group", (lanes, -(-n_classes // (lanes * call.n_piece))))
     shared = shared_of_frame(call)
     if shared <= limits.shared_per_block and call.n_slices <= MAX_SHARED_SLICES:
-        if call.is_double:
+        # On sm_70 the gradient in float32 needs more registers than a thread has of 1,024.
+        if call.is_double or (limits.architecture < 75 and op == "log_softmax_backward"):
             return Family("shared", (512, 1))
         pair_fits = 2 * (shared + SYSTEM_SHARED) <= limits.shared_per_multiprocessor
-        if call.n_slices > 16 and not pair_fits:
-            return Family("shared", (1024, 1))
-        # On sm_70 the gradient in float32 needs more registers than each of two blocks can have.
-        needs_more = limits.architecture < 75 and call.op == "log_softmax_backward"
-        return Family("shared", (512, 1 if needs_more else 2))
+        return Family("shared", (512, 2) if call.n_slices <= 16 or pair_fits else (1024, 1))
     return Family("split", (_depth(call.n_slices, 32 * N_SPLIT_WARPS),))
 
 
