@@ -41,6 +41,10 @@ def every_second(n: int, dtype: Any) -> Array:
     return np.empty((N_FRAMES, 2 * n // N_FRAMES), dtype)[:, ::2]
 
 
+def blocks(n: int, dtype: Any) -> Array:
+    return np.empty((N_FRAMES, n // N_FRAMES // 64, 8, 8), dtype)
+
+
 def columns(n: int, dtype: Any) -> Array:
     return np.empty((n // N_FRAMES, N_FRAMES), dtype)
 
@@ -58,6 +62,10 @@ CASES = {
     "float32, backward": Case(is_backward=True),
     "float16, backward": Case("float16", is_backward=True),
     "bfloat16, backward": Case("bfloat16", is_backward=True),
+    "float32, axis=(1, 3)": Case(keywords={"axis": (1, 3)}, layout=blocks),
+    "float32, axis=(2, 3)": Case(keywords={"axis": (2, 3)}, layout=blocks),
+    "float32, every second class, axis=None": Case(keywords={"axis": None}, layout=every_second),
+    "float32, axis=(2, 3), backward": Case(keywords={"axis": (2, 3)}, is_backward=True, layout=blocks),
     "float32, every second class, backward": Case(is_backward=True, layout=every_second),
 }
 

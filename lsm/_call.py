@@ -197,15 +197,47 @@ def _run(
 def _run_merged(
     backend: Any, op: str, library: Arrays, inputs: tuple[Any, ...], axes: tuple[int, ...], out: Any, dtype: str
 ) -> Any:
-    """The same for several axes or none as one, and for an `out` that no backend writes: through a temporary."""
+    """The same for several axes or none as one, and for an `out` that no backend writes.
+
+    No array is copied where one stride leads through the axes. An input where none does is copied into the result,
+    which then is computed in place; and `out`, where none does, is written through a temporary.
+    """
     shape = tuple(inputs[0].shape)
     order = [i for i in range(len(shape)) if i not in axes] + list(axes)
-    n_classes = math.prod(shape[i] for i in axes)
-    frames = tuple(shape[i] for i in order[: len(shape) - len(axes)])
-    merged = library.empty((*frames, n_classes), dtype, inputs[0], backend)
-    inputs = tuple(library.permuted(x, order).reshape(tuple(merged.shape)) for x in inputs)
-    getattr(backend, op)(*inputs, len(frames), merged)
-    result = library.permuted(merged.reshape([shape[i] for i in order]), [int(i) for i in np.argsort(order)])
+    apart = tuple(shape[i] for i in order)
+    n_frame_axes = len(shape) - len(axes)
+    together = (*apart[:n_frame_axes], math.prod(apart[n_frame_axes:]))
+
+    def is_one_axis(permuted: Any) -> bool:
+        strides = library.strides(permuted)
+        return bool(strides) and _check.is_one_axis(apart[n_frame_axes:], strides[n_frame_axes:])
+
+    merged = None
+    if out is not None and library.can_be_written(out, inputs):
+        permuted = library.permuted(library.plain(out), order)
+        if is_one_axis(permuted):
+            merged = permuted.reshape(together)
+    is_direct = merged is not None
+    if merged is None:
+        merged = library.empty(together, dtype, inputs[0], backend)
+    # Whether an input may be copied into the result: what else is read must not be there.
+    is_free = bool(library.strides(merged)) and not (is_direct and len(inputs) > 1)
+    given = []
+    for x in inputs:
+        permuted = library.permuted(x, order)
+        if is_one_axis(permuted):
+            seen = permuted.reshape(together)
+            given.append(seen if not is_direct or library.is_apart(seen, merged) else library.copy(seen))
+        elif is_free and x.dtype == merged.dtype and (not is_direct or library.is_apart(x, out)):
+            merged.reshape(apart)[...] = permuted
+            given.append(merged)
+            is_free = False
+        else:
+            given.append(permuted.reshape(together))
+    getattr(backend, op)(*given, n_frame_axes, merged)
+    if is_direct:
+        return out
+    result = library.permuted(merged.reshape(apart), [int(i) for i in np.argsort(order)])
     if out is None:
         return result
     out[...] = result

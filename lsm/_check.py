@@ -4,6 +4,7 @@ import operator
 import sys
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,12 @@ def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: 
             return 0 not in shape
         extent += stride * (n - 1)
     return False
+
+
+def is_one_axis(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether one stride leads through axes in their order, so that they can be seen as one without a copy."""
+    steps = [(stride, n) for n, stride in zip(shape, strides, strict=True) if n > 1]
+    return all(outer == inner * n for (outer, _), (inner, n) in pairwise(steps))
 
 
 def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:

@@ -76,6 +76,11 @@ class NumpyArrays(Arrays):
         """Shape, dtype and device."""
         return x.shape, x.dtype, "cpu"
 
+    def strides(self, x: Any) -> tuple[int, ...]:
+        """The strides, in bytes."""
+        strides: tuple[int, ...] = x.strides
+        return strides
+
     def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
         """Whether `out` is aligned and in native byte order, as backends may expect."""
         return bool(out.dtype.isnative and out.flags.aligned)

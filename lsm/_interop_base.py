@@ -150,6 +150,10 @@ class Arrays:
         """The array with its axes in another order."""
         return x.transpose(order)
 
+    def strides(self, x: Any) -> tuple[int, ...]:
+        """The strides, in whatever unit the library counts them; empty if they are not known."""
+        return ()
+
     def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
         """Whether a backend may write to `out` itself: of an unknown array it is not known what it overlaps."""
         return any(out is x for x in inputs)

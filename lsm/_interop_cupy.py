@@ -76,6 +76,11 @@ class CupyArrays(Arrays):
         if not out.flags.c_contiguous and _check.overlaps_itself(tuple(out.shape), out.strides, out.itemsize):
             raise ValueError(f"out: its elements overlap one another (strides {out.strides}); give an ordinary array")
 
+    def strides(self, x: Any) -> tuple[int, ...]:
+        """The strides, in bytes."""
+        strides: tuple[int, ...] = x.strides
+        return strides
+
     def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
         """Any array that was let in."""
         return True

@@ -129,6 +129,11 @@ class TorchTensors(Arrays):
         """The tensor with its axes in another order."""
         return x.permute(order)
 
+    def strides(self, x: Any) -> tuple[int, ...]:
+        """The strides, in elements."""
+        strides: tuple[int, ...] = x.stride()
+        return strides
+
     def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
         """Any tensor that was let in."""
         return True

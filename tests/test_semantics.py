@@ -490,3 +490,46 @@ def test_dtypes_promote_as_numpy_does():
         assert lsm.log_softmax_backward(dy, y).dtype == want
     with pytest.raises(TypeError, match="^grad_output, output: NumPy has no common dtype for"):
         lsm.log_softmax_backward(f2, b2)
+
+
+def several_axes(x):
+    for axis in ((1, 3), (2, 3), (3, 1), (0, 1), (0, 2, 3), None, ()):
+        for name, view in (("C", x), ("F", x.T), ("part", x[:, ::2]), ("backwards", x[::-1, :, ::-1])):
+            yield f"{axis} {name}", view, axis
+
+
+def test_out_along_several_axes(backend, rng):
+    """Written in place, beside it, over part of the input, and where no stride leads through: always the same bits."""
+    memory = rng.standard_normal((4, 6, 5, 7)).astype(np.float32)
+    for name, x, axis in several_axes(memory):
+        y = lsm.log_softmax(x.copy(), axis, backend=backend)
+        dx = lsm.log_softmax_backward(x.copy(), y, axis, backend=backend)
+        for out in (np.empty_like(y), np.empty(y.T.shape, np.float32).T, np.empty((*y.shape, 2), np.float32)[..., 0]):
+            assert lsm.log_softmax(x, axis, out=out, backend=backend) is out
+            np.testing.assert_array_equal(out, y, err_msg=name)
+            lsm.log_softmax_backward(x, y, axis, out=out, backend=backend)
+            np.testing.assert_array_equal(out, dx, err_msg=name)
+            out[...] = y
+            lsm.log_softmax_backward(x, out, axis, out=out, backend=backend)
+            np.testing.assert_array_equal(out, dx, err_msg=name)
+            out[...] = x
+            lsm.log_softmax_backward(out, y, axis, out=out, backend=backend)
+            np.testing.assert_array_equal(out, dx, err_msg=name)
+        before = memory.copy()
+        lsm.log_softmax(x, axis, out=x, backend=backend)
+        np.testing.assert_array_equal(x, y, err_msg=name)
+        memory[...] = before
+
+
+def test_out_over_part_of_the_input_along_several_axes(backend, rng):
+    memory = rng.standard_normal((5, 4, 6, 3)).astype(np.float32)
+    for axis in ((1, 2), (1, 3), (2, 3), None):
+        for first, last in ((slice(0, 4), slice(1, 5)), (slice(1, 5), slice(0, 4))):
+            room = memory.copy()
+            y = lsm.log_softmax(room[first].copy(), axis, backend=backend)
+            lsm.log_softmax(room[first], axis, out=room[last], backend=backend)
+            np.testing.assert_array_equal(room[last], y)
+            room = memory.copy()
+            dx = lsm.log_softmax_backward(room[first].copy(), y, axis, backend=backend)
+            lsm.log_softmax_backward(room[first], y, axis, out=room[last], backend=backend)
+            np.testing.assert_array_equal(room[last], dx)
