@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,16 +19,11 @@ from lsm import _apply, _listing
 from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
+from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm._texts import for_json
 from lsm.bench import arguments
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
-
-_STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class _StoppedError(KeyboardInterrupt):
-    """A signal asked the command to end; not an Exception, so that nothing on the way takes it for a failure."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 for a failure on the way, 2 for arguments or files that cannot be used,
         128 plus the number of the signal that ended it.
     """
-    with _stop_signals() as stopped_by, warnings.catch_warnings():
+    with stop_signals() as stopped_by, warnings.catch_warnings():
         warnings.showwarning = _show_warning
         code = _run(argv)
         # `lsm bench` ends in order after a signal, with what it has measured by then.
@@ -61,7 +55,8 @@ def _run(argv: Sequence[str] | None) -> int:
             sys.stdout.flush()
         return code
     except KeyboardInterrupt as stop:
-        number = stop.args[0] if isinstance(stop, _StoppedError) else signal.SIGINT
+        notice()
+        number = stop.args[0] if isinstance(stop, StoppedError) else signal.SIGINT
         return _failed(STOPPED + number, f"stopped by {signal.Signals(number).name}; nothing was changed")
     except lsm.BackendFailedError as error:
         return _failed(FAILED, str(error))
@@ -111,28 +106,6 @@ def _discard_output() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Let the signals that ask a process to end raise, so that no temporary file is left behind; tell which came."""
-    stopped_by: list[int] = []
-
-    def stop(number: int, _: Any) -> None:
-        stopped_by.append(number)
-        for other in ours:
-            signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the tidying up
-        raise _StoppedError(number)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    # One that is ignored stays so: nohup and the shell's & rely on it.
-    ours = [number for number in _STOPS if is_main and signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, stop) for number in ours}
-    try:
-        yield stopped_by
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -291,15 +264,20 @@ def _bench(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress(n_all: int, unit: str = "B", unit_scale: bool = True) -> Iterator[Callable[[int], Any]]:
-    """Show a progress bar, where somebody looks and tqdm is installed."""
-    tqdm = None
+    """Show a progress bar, where somebody looks and tqdm is installed; a signal that was lost stops who tells of it."""
+
+    def advance(n: int) -> None:
+        raise_if_stopped()
+        if bar is not None:
+            bar.update(n)
+
+    tqdm = bar = None
     if sys.stderr is not None and sys.stderr.isatty():
         with suppress(ImportError):
             tqdm = import_module("tqdm").tqdm
-    if tqdm is None:
-        yield lambda _: None
-    else:
-        size = shutil.get_terminal_size()  # tqdm itself shows nothing on a terminal that says its size is 0
-        shape = {"ncols": size.columns, "nrows": size.lines}
-        with tqdm(total=n_all, unit=unit, unit_scale=unit_scale, unit_divisor=1024, **shape) as bar:
-            yield bar.update
+    with ExitStack() as stack:
+        if tqdm is not None:
+            size = shutil.get_terminal_size()  # tqdm itself shows nothing on a terminal that says its size is 0
+            shape = {"ncols": size.columns, "nrows": size.lines}
+            bar = stack.enter_context(tqdm(total=n_all, unit=unit, unit_scale=unit_scale, unit_divisor=1024, **shape))
+        yield advance

@@ -502,6 +502,31 @@ def test_a_signal_ends_a_run_in_order(work, name, code):
     assert [path.name for path in work.iterdir()] == ["r.json"]
 
 
+SWALLOWED = """
+import gc, os, signal, sys
+from pathlib import Path
+def collected(phase, info):
+    if phase == "start" and Path("r.json").exists():
+        gc.callbacks.remove(collected)
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(10))  # Python calls the handler here, and discards what it raises
+gc.callbacks.append(collected)
+from lsm.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_signal_that_a_callback_swallows_ends_a_run_too(work):
+    text = "bench --shape 4x6 --op forward backward --dtype float32 float64 float16 --contestants cython --rounds 2"
+    command = [sys.executable, "-c", SWALLOWED, *text.split(), "--threads", "1"]
+    done = subprocess.run([*command, "--json", "r.json"], capture_output=True, text=True, timeout=120)
+    assert "Exception ignored" in done.stderr  # else nothing was swallowed, and this tests nothing
+    assert done.returncode == 130, done.stderr
+    assert "lsm: interrupted; what was measured is reported" in done.stderr
+    kept = from_json(Path("r.json").read_text())
+    assert kept.interrupted and 1 <= len(kept.rows) < 6
+
+
 def test_a_bar_on_a_terminal(work):
     ours, theirs = pty.openpty()
     running = process(stdout=theirs, stderr=theirs)

@@ -14,6 +14,7 @@ import tempfile
 import time
 import tracemalloc
 import warnings
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import pytest
 
 import lsm
 from lsm import _apply
+from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm.cli import main
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -620,6 +622,43 @@ def test_a_second_signal_does_not_stop_the_tidying_up(work):
     process, _ = stop_in_the_middle(work, signal.SIGTERM, code)
     assert process.returncode == 143
     assert sorted(path.name for path in work.iterdir()) == ["x.npy", "y.npy"]
+
+
+# Within a function that C calls, where Python discards what the handler raises.
+LOST = """
+import ctypes, os, signal
+def kill():
+    os.kill(os.getpid(), signal.SIGTERM)
+    sum(range(10))
+callback = ctypes.CFUNCTYPE(None)(kill)
+"""
+
+
+def test_a_signal_that_is_lost_stops_between_blocks(work):
+    np.save("x.npy", np.ones((20_000, 50)))
+    (work / "y.npy").write_bytes(b"old")
+    process = drive(LOST + SLOW.replace("time.sleep(0.01)", "callback()"), "apply", "x.npy", "y.npy")
+    said = process.communicate(timeout=30)[1].decode()
+    assert "Exception ignored" in said
+    assert said.endswith("lsm: error: stopped by SIGTERM; nothing was changed\n")
+    assert process.returncode == 143
+    assert (work / "y.npy").read_bytes() == b"old"
+    assert sorted(path.name for path in work.iterdir()) == ["x.npy", "y.npy"]
+
+
+def test_a_second_signal_stops_what_lost_the_first():
+    with stop_signals() as came:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(StoppedError):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StoppedError, match=str(int(signal.SIGINT))):
+            raise_if_stopped()
+        notice()
+        signal.raise_signal(signal.SIGINT)
+        raise_if_stopped()
+        assert came == [signal.SIGINT, signal.SIGTERM, signal.SIGINT]
+    raise_if_stopped()
 
 
 def test_kill_leaves_the_old_result(work):

@@ -89,6 +89,7 @@ FLOORS = {
     "lsm._threads": 1,
     "lsm._config": 0.5,
     "lsm._errors": 0,
+    "lsm._stopping": 0,
     "lsm._texts": 0,
     "lsm._version": 0,
     "lsm.backends": 0,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lsm._stopping import raise_if_stopped
 from lsm._texts import told
 from lsm.bench.contestant import OUT, Contestant
 from lsm.bench.contestants import taking_part
@@ -145,6 +146,7 @@ def _checked_call(contestant: Contestant, data: Data, exact: Reference) -> tuple
     start = time.perf_counter()
     value: Any = contestant.call()
     took = time.perf_counter() - start
+    raise_if_stopped()
     if contestant.way == OUT:
         result = contestant.to_numpy(contestant.names["out"]) if on_device else data.out
     else:

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Protocol
 
 import lsm
+from lsm._stopping import notice, raise_if_stopped
 from lsm._texts import told
 from lsm._threads import cpu_limit
 from lsm.bench import machine
@@ -73,7 +74,8 @@ def run(options: Options, progress: Progress | None = None, save: Callable[[Resu
     Returns
     -------
     Result
-        After a KeyboardInterrupt it holds the rows that were complete, and `interrupted` is True. Any other
+        After a KeyboardInterrupt, or a signal whose KeyboardInterrupt was lost, it holds the rows that were complete,
+        and `interrupted` is True. Any other
         exception passes through, once `save` has been given the same. A row that cannot be measured is named in
         `absent` instead.
 
@@ -102,7 +104,9 @@ def run(options: Options, progress: Progress | None = None, save: Callable[[Resu
             result.rows.append(row)
             _try_to(save, result)
             progress.row_done(row)
+        raise_if_stopped()
     except BaseException as stop:
+        notice()
         result.interrupted = True
         if result.rows:
             _try_to(save, result)
@@ -160,6 +164,7 @@ def _rows(
                     n_left -= len(some)
                     continue
                 for case in some:
+                    raise_if_stopped()
                     label = f"{case.label}, {n} thread{'s' * (n > 1)}"
                     progress.row_started(label)
                     if options.set == "quick":
