@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "tell who would serve a call and why, and why not the others; exit code 1 if nobody would"
     explain = commands.add_parser("explain", help=about, description=about)
     explain.add_argument("--dtype", type=_dtype, required=True, help="dtype of the array, such as float32")
-    explain.add_argument("--device", default="cpu", help="where it is: cpu (default), cuda, mps, ...")
+    explain.add_argument("--device", type=_device, default="cpu", help="where it is: cpu (default), cuda, mps, ...")
     explain.add_argument(
         "--array-type",
         metavar="TYPE",
@@ -183,6 +183,14 @@ def _dtype(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} is not a dtype ({error}); give one such as float32") from error
 
 
+def _device(text: str) -> str:
+    """'cuda' of 'cuda:0': whoever serves a kind of device serves each of them."""
+    kind, colon, index = text.partition(":")
+    if not kind or (colon and not index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a kind of device such as cuda, or one of it: cuda:0")
+    return kind
+
+
 def _axis(text: str) -> int | tuple[int, ...] | None:
     """'-1', '0,2' or 'all' as `lsm.log_softmax` takes it."""
     if text == "all":
@@ -209,11 +217,20 @@ def _explain(args: argparse.Namespace) -> int:
     """`lsm explain`."""
     warnings.simplefilter("ignore", lsm.PluginWarning)  # as in _backends
     usual = {"cpu": "numpy.ndarray", "cuda": "cupy.ndarray"}.get(args.device, "torch.Tensor")
-    dtype = args.dtype if args.dtype in DTYPES else dtype_name(as_array(np.zeros(1, args.dtype), "x").dtype)
+    dtype = args.dtype
+    if not isinstance(dtype, str):
+        dtype = dtype_name(as_array(np.zeros(1, dtype), "x").dtype)
     call = Call(args.array_type or usual, args.device, (dtype, dtype), args.op)
     decision = explain_call(call, args.backend)
     print(decision)
-    return 0 if decision.winner else FAILED
+    if decision.winner:
+        return 0
+    kinds = {device for info in lsm.list_backends(load=False) for device in info.devices}
+    if args.device not in kinds:
+        print(
+            f"no backend serves devices of the kind {args.device!r}; there are backends for {', '.join(sorted(kinds))}"
+        )
+    return FAILED
 
 
 def _check_backend(args: argparse.Namespace) -> int:

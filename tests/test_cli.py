@@ -820,6 +820,40 @@ def test_explain(capsys):
     assert "bfloat16" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("spelling", "dtype"),
+    [
+        *(("f4", "float32"), ("<f4", "float32"), (">f4", "float32"), ("f", "float32"), ("single", "float32")),
+        *(("float", "float64"), ("d", "float64"), ("=f8", "float64"), ("half", "float16"), ("e", "float16")),
+        *(("g", "longdouble"), (np.dtype("longdouble").name, "longdouble"), ("bool", "float64")),
+    ],
+)
+def test_explain_takes_every_spelling_of_a_dtype(capsys, spelling, dtype):
+    assert main(["explain", "--dtype", spelling]) == 0
+    assert f"of numpy.ndarray, {dtype}, on cpu: served by" in capsys.readouterr().out
+
+
+def test_explain_of_one_device_of_several(capsys, monkeypatch):
+    monkeypatch.setenv("LSM_PLUGINS", "off")
+    for of_kind, one in (("cpu", "cpu:0"), ("cuda", "cuda:1"), ("mps", "mps:0")):
+        codes = [main(["explain", "--dtype", "float32", "--device", device]) for device in (of_kind, one)]
+        shown = capsys.readouterr().out
+        assert codes[0] == codes[1] and shown[: len(shown) // 2] == shown[len(shown) // 2 :]
+        assert "not cuda:1" not in shown
+    for device in ("cuda:x", "cuda:", ":0", ""):
+        assert main(["explain", "--dtype", "float32", "--device", device]) == 2
+        assert "or one of it: cuda:0" in capsys.readouterr().err
+
+
+def test_explain_of_an_unknown_device_tells_which_there_are():
+    own = os.environ | {"LSM_PLUGINS": "off"}
+    done = run("explain", "--dtype", "float32", "--device", "gpu", env=own)
+    assert done.returncode == 1
+    said = done.stdout.splitlines()[-1]
+    assert said == "no backend serves devices of the kind 'gpu'; there are backends for cpu, cuda"
+    assert "there are backends for" not in run("explain", "--dtype", "float32", "--device", "cuda", env=own).stdout
+
+
 def test_explain_of_a_call_that_would_fail(capsys):
     assert main(["explain", "--dtype", "longdouble", "--backend", "cython"]) == 1
     assert "fails" in capsys.readouterr().out
