@@ -130,16 +130,17 @@ def test_every_argument_reaches_the_engine(work, engine, capsys):
     ("args", "said"),
     [
         (["--axis", "1"], "--axis 1: it is for --shape"),
+        (["--tolerance", "1.2"], "--tolerance 1.2: it is for --compare FILE"),
         (["--shape", "3x0"], "accepted: sizes from 1 with x between, such as 64x128256"),
-        (["--shape", "3", "--axis", "1"], "axis: 1; accepted: -1 to 0"),
+        (["--shape", "3", "--axis", "1"], "--axis: 1; accepted: -1 to 0"),
         (["--threads", "1,0"], "accepted: whole numbers from 1"),
         (["--rounds", "-1"], "accepted: whole numbers from 1"),
         (["--tolerance", "0.5"], "accepted: a ratio from 1"),
         (["--tolerance", "nan"], "accepted: a ratio from 1"),
-        (["--op", "sideways"], "accepted: forward, backward, forward+backward"),
-        (["--dtype", "float8"], "accepted: float16, bfloat16, float32, float64"),
-        (["--data", "odd"], "accepted: logits, peaked, masked, constant"),
-        (["--device", "abacus"], "accepted: cpu, cuda"),
+        (["--op", "sideways"], "error: --op: 'sideways'; accepted: forward, backward, forward+backward"),
+        (["--dtype", "float8"], "error: --dtype: 'float8'; accepted: float16, bfloat16, float32, float64"),
+        (["--data", "odd"], "error: --data: 'odd'; accepted: logits, peaked, masked, constant"),
+        (["--device", "abacus"], "error: --device: 'abacus'; accepted: cpu, cuda"),
         (["--sweep", "up"], "choose from"),
         (["--chart", "c.pdf"], "accepted: a name that ends in .svg, .png, .html"),
         (["--quick", "--full"], "not allowed with"),
@@ -148,6 +149,20 @@ def test_every_argument_reaches_the_engine(work, engine, capsys):
 def test_wishes_that_make_no_sense(work, engine, capsys, args, said):
     assert said in refused(capsys, *args)
     assert not hasattr(engine, "options")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--only", "nothing"], "error: --only: 'nothing' is none; accepted: small, "),
+        (["--contestants", "nobody"], "error: --contestants: 'nobody' is nobody; accepted: lsm cython, "),
+        (["--threads", "1000000"], "error: --threads: 1000000 threads were asked for; lsm would use "),
+        (["--shape", "3", "--sweep", "classes"], "error: --shape: it is a workload by itself"),
+        (["--contestants", "jax", "--device", "cuda"], "error: --"),
+    ],
+)
+def test_what_the_engine_refuses_is_called_as_it_was_given(work, capsys, args, said):
+    assert said in refused(capsys, *args)
 
 
 def test_the_help_names_what_there_is(capsys):

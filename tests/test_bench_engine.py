@@ -631,6 +631,21 @@ def test_a_wish_that_cannot_be_served_is_refused(wish, answer):
         run(Options(**wish))
 
 
+def test_numbers_of_threads_that_cannot_be_are_left_out_by_name():
+    result = run(Options(**SMALL | {"threads": (1, 1_000_000)}, contestants=("cython",)))
+    assert [found.threads for found in result.rows] == result.header.threads == [1]
+    assert "as many as the processors that this process may use" in result.absent["1000000 threads"]
+    with pytest.raises(ValueError, match=r"^threads: 999999 threads .*; 1000000 threads were asked for"):
+        run(Options(**SMALL | {"threads": (999_999, 1_000_000)}))
+
+
+def test_the_memory_of_small_results_is_left_out_by_name():
+    (found,) = run(Options(**SMALL, contestants=("cython",), with_memory=True)).rows
+    assert found.absent["memory"].startswith("not measured of results below 8 MiB")
+    (found,) = run(Options(**SMALL, contestants=("cython",), with_memory=False)).rows
+    assert "memory" not in found.absent
+
+
 def test_without_ml_dtypes_bfloat16_is_absent(monkeypatch):
     monkeypatch.setattr("lsm.bench.run.find_spec", lambda name: None)
     result = run(Options(**SMALL, dtypes=("bfloat16", "float32"), contestants=("cython",)))

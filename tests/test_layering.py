@@ -47,7 +47,7 @@ FLOORS = {
     "lsm.bench.arguments": 7.1,
     "lsm.bench.layout": 7.1,
     "lsm.bench.machine": 7.1,
-    "lsm.bench.options": 7.1,
+    "lsm.bench.options": 7.05,
     "lsm.bench.result": 7.1,
     "lsm.bench": 7,
     "lsm.testing": 7.4,

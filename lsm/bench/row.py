@@ -73,7 +73,9 @@ def measure(
         entry = next(e for e in row.contestants if (e.name, e.way) == one.key)
         if entry.error is None:
             last_call(one, entry, data, exact)
-    if probe is not None and data.device == "cpu" and data.out.nbytes >= MIN_BYTES:
+    if probe is not None and data.device == "cpu" and data.out.nbytes < MIN_BYTES:
+        row.absent["memory"] = f"not measured of results below {MIN_BYTES // 2**20} MiB, for it is known to 1 MiB alone"
+    elif probe is not None and data.device == "cpu":
         try:
             found = probe.extra_bytes(case, n_threads)
         except Exception as error:  # no further process can be started, say; the times are there
