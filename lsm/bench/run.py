@@ -106,7 +106,8 @@ def run(options: Options, progress: Progress | None = None, save: Callable[[Resu
             progress.row_done(row)
         raise_if_stopped()
     except BaseException as stop:
-        notice()
+        if isinstance(stop, KeyboardInterrupt):
+            notice()
         result.interrupted = True
         if result.rows:
             _try_to(save, result)
