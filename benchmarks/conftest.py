@@ -11,7 +11,7 @@ from lsm.bench import contestants
 from lsm.bench.data import Data
 from lsm.bench.memory import shrunk
 from lsm.bench.options import SETS, Options
-from lsm.bench.threads import equal_threads
+from lsm.bench.threads import check_threads, equal_threads
 from lsm.bench.workloads import cases
 
 LISTS = {"workloads": "parts of names of workloads", "contestants": "parts of names of contestants"}
@@ -27,6 +27,17 @@ def pytest_addoption(parser):
 
 def _named(config, name):
     return tuple(filter(None, config.getoption(f"--bench-{name}").split(",")))
+
+
+def pytest_configure(config):
+    """Refuse at once what each benchmark would refuse."""
+    n_threads = config.getoption("--bench-threads", None)
+    if n_threads is None:
+        return
+    try:
+        check_threads([n_threads])
+    except ValueError as error:
+        raise pytest.UsageError(f"--bench-threads: {str(error).partition(': ')[2]}") from None
 
 
 class Stage:

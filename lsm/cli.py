@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,17 +19,12 @@ from lsm import _apply, _listing
 from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
+from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm._texts import for_json
 from lsm.backends.candidate import prints_to_stderr
 from lsm.bench import arguments
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
-
-_STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class _StoppedError(KeyboardInterrupt):
-    """A signal asked the command to end; not an Exception, so that nothing on the way takes it for a failure."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 for a failure on the way, 2 for arguments or files that cannot be used,
         128 plus the number of the signal that ended it.
     """
-    with _stop_signals() as stopped_by, warnings.catch_warnings():
+    with stop_signals() as stopped_by, warnings.catch_warnings():
         warnings.showwarning = _show_warning
         before = prints_to_stderr.set(True)  # a banner of a plugin would spoil JSON
         try:
@@ -66,7 +60,8 @@ def _run(argv: Sequence[str] | None) -> int:
             sys.stdout.flush()
         return code
     except KeyboardInterrupt as stop:
-        number = stop.args[0] if isinstance(stop, _StoppedError) else signal.SIGINT
+        notice()
+        number = stop.args[0] if isinstance(stop, StoppedError) else signal.SIGINT
         return _failed(STOPPED + number, f"stopped by {signal.Signals(number).name}; nothing was changed")
     except lsm.BackendFailedError as error:
         return _failed(FAILED, str(error))
@@ -118,28 +113,6 @@ def _discard_output() -> None:
             os.close(nowhere)
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Let the signals that ask a process to end raise, so that no temporary file is left behind; tell which came."""
-    stopped_by: list[int] = []
-
-    def stop(number: int, _: Any) -> None:
-        stopped_by.append(number)
-        for other in ours:
-            signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the tidying up
-        raise _StoppedError(number)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    # One that is ignored stays so: nohup and the shell's & rely on it.
-    ours = [number for number in _STOPS if is_main and signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, stop) for number in ours}
-    try:
-        yield stopped_by
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _parser() -> argparse.ArgumentParser:
     """Describe the arguments that `lsm` takes."""
     parser = argparse.ArgumentParser(prog="lsm", description="log-softmax and its gradient.")
@@ -160,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "tell who would serve a call and why, and why not the others; exit code 1 if nobody would"
     explain = commands.add_parser("explain", help=about, description=about)
     explain.add_argument("--dtype", type=_dtype, required=True, help="dtype of the array, such as float32")
-    explain.add_argument("--device", default="cpu", help="where it is: cpu (default), cuda, mps, ...")
+    explain.add_argument("--device", type=_device, default="cpu", help="where it is: cpu (default), cuda, mps, ...")
     explain.add_argument(
         "--array-type",
         metavar="TYPE",
@@ -215,6 +188,14 @@ def _dtype(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} is not a dtype ({error}); give one such as float32") from error
 
 
+def _device(text: str) -> str:
+    """'cuda' of 'cuda:0': whoever serves a kind of device serves each of them."""
+    kind, colon, index = text.partition(":")
+    if not kind or (colon and not index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a kind of device such as cuda, or one of it: cuda:0")
+    return kind
+
+
 def _axis(text: str) -> int | tuple[int, ...] | None:
     """'-1', '0,2' or 'all' as `lsm.log_softmax` takes it."""
     if text == "all":
@@ -241,11 +222,20 @@ def _explain(args: argparse.Namespace) -> int:
     """`lsm explain`."""
     warnings.simplefilter("ignore", lsm.PluginWarning)  # as in _backends
     usual = {"cpu": "numpy.ndarray", "cuda": "cupy.ndarray"}.get(args.device, "torch.Tensor")
-    dtype = args.dtype if args.dtype in DTYPES else dtype_name(as_array(np.zeros(1, args.dtype), "x").dtype)
+    dtype = args.dtype
+    if not isinstance(dtype, str):
+        dtype = dtype_name(as_array(np.zeros(1, dtype), "x").dtype)
     call = Call(args.array_type or usual, args.device, (dtype, dtype), args.op)
     decision = explain_call(call, args.backend)
     print(decision)
-    return 0 if decision.winner else FAILED
+    if decision.winner:
+        return 0
+    kinds = {device for info in lsm.list_backends(load=False) for device in info.devices}
+    if args.device not in kinds:
+        print(
+            f"no backend serves devices of the kind {args.device!r}; there are backends for {', '.join(sorted(kinds))}"
+        )
+    return FAILED
 
 
 def _check_backend(args: argparse.Namespace) -> int:
@@ -296,15 +286,20 @@ def _bench(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress(n_all: int, unit: str = "B", unit_scale: bool = True) -> Iterator[Callable[[int], Any]]:
-    """Show a progress bar, where somebody looks and tqdm is installed."""
-    tqdm = None
+    """Show a progress bar, where somebody looks and tqdm is installed; a signal that was lost stops who tells of it."""
+
+    def advance(n: int) -> None:
+        raise_if_stopped()
+        if bar is not None:
+            bar.update(n)
+
+    tqdm = bar = None
     if sys.stderr is not None and sys.stderr.isatty():
         with suppress(ImportError):
             tqdm = import_module("tqdm").tqdm
-    if tqdm is None:
-        yield lambda _: None
-    else:
-        size = shutil.get_terminal_size()  # tqdm itself shows nothing on a terminal that says its size is 0
-        shape = {"ncols": size.columns, "nrows": size.lines}
-        with tqdm(total=n_all, unit=unit, unit_scale=unit_scale, unit_divisor=1024, **shape) as bar:
-            yield bar.update
+    with ExitStack() as stack:
+        if tqdm is not None:
+            size = shutil.get_terminal_size()  # tqdm itself shows nothing on a terminal that says its size is 0
+            shape = {"ncols": size.columns, "nrows": size.lines}
+            bar = stack.enter_context(tqdm(total=n_all, unit=unit, unit_scale=unit_scale, unit_divisor=1024, **shape))
+        yield advance

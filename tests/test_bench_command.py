@@ -130,16 +130,17 @@ def test_every_argument_reaches_the_engine(work, engine, capsys):
     ("args", "said"),
     [
         (["--axis", "1"], "--axis 1: it is for --shape"),
+        (["--tolerance", "1.2"], "--tolerance 1.2: it is for --compare FILE"),
         (["--shape", "3x0"], "accepted: sizes from 1 with x between, such as 64x128256"),
-        (["--shape", "3", "--axis", "1"], "axis: 1; accepted: -1 to 0"),
+        (["--shape", "3", "--axis", "1"], "--axis: 1; accepted: -1 to 0"),
         (["--threads", "1,0"], "accepted: whole numbers from 1"),
         (["--rounds", "-1"], "accepted: whole numbers from 1"),
         (["--tolerance", "0.5"], "accepted: a ratio from 1"),
         (["--tolerance", "nan"], "accepted: a ratio from 1"),
-        (["--op", "sideways"], "accepted: forward, backward, forward+backward"),
-        (["--dtype", "float8"], "accepted: float16, bfloat16, float32, float64"),
-        (["--data", "odd"], "accepted: logits, peaked, masked, constant"),
-        (["--device", "abacus"], "accepted: cpu, cuda"),
+        (["--op", "sideways"], "error: --op: 'sideways'; accepted: forward, backward, forward+backward"),
+        (["--dtype", "float8"], "error: --dtype: 'float8'; accepted: float16, bfloat16, float32, float64"),
+        (["--data", "odd"], "error: --data: 'odd'; accepted: logits, peaked, masked, constant"),
+        (["--device", "abacus"], "error: --device: 'abacus'; accepted: cpu, cuda"),
         (["--sweep", "up"], "choose from"),
         (["--chart", "c.pdf"], "accepted: a name that ends in .svg, .png, .html"),
         (["--quick", "--full"], "not allowed with"),
@@ -148,6 +149,20 @@ def test_every_argument_reaches_the_engine(work, engine, capsys):
 def test_wishes_that_make_no_sense(work, engine, capsys, args, said):
     assert said in refused(capsys, *args)
     assert not hasattr(engine, "options")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--only", "nothing"], "error: --only: 'nothing' is none; accepted: small, "),
+        (["--contestants", "nobody"], "error: --contestants: 'nobody' is nobody; accepted: lsm cython, "),
+        (["--threads", "1000000"], "error: --threads: 1000000 threads were asked for; lsm would use "),
+        (["--shape", "3", "--sweep", "classes"], "error: --shape: it is a workload by itself"),
+        (["--contestants", "jax", "--device", "cuda"], "error: --"),
+    ],
+)
+def test_what_the_engine_refuses_is_called_as_it_was_given(work, capsys, args, said):
+    assert said in refused(capsys, *args)
 
 
 def test_the_help_names_what_there_is(capsys):
@@ -500,6 +515,31 @@ def test_a_signal_ends_a_run_in_order(work, name, code):
     assert "interrupted: after 1 row" in out and "Traceback" not in err
     assert from_json(Path("r.json").read_text()).interrupted
     assert [path.name for path in work.iterdir()] == ["r.json"]
+
+
+SWALLOWED = """
+import gc, os, signal, sys
+from pathlib import Path
+def collected(phase, info):
+    if phase == "start" and Path("r.json").exists():
+        gc.callbacks.remove(collected)
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(10))  # Python calls the handler here, and discards what it raises
+gc.callbacks.append(collected)
+from lsm.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_signal_that_a_callback_swallows_ends_a_run_too(work):
+    text = "bench --shape 4x6 --op forward backward --dtype float32 float64 float16 --contestants cython --rounds 2"
+    command = [sys.executable, "-c", SWALLOWED, *text.split(), "--threads", "1"]
+    done = subprocess.run([*command, "--json", "r.json"], capture_output=True, text=True, timeout=120)
+    assert "Exception ignored" in done.stderr  # else nothing was swallowed, and this tests nothing
+    assert done.returncode == 130, done.stderr
+    assert "lsm: interrupted; what was measured is reported" in done.stderr
+    kept = from_json(Path("r.json").read_text())
+    assert kept.interrupted and 1 <= len(kept.rows) < 6
 
 
 def test_a_bar_on_a_terminal(work):

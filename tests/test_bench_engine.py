@@ -3,6 +3,7 @@
 import json
 import math
 import socket
+import subprocess
 import sys
 import threading
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ import threadpoolctl
 
 import lsm
 from lsm._threads import cpu_limit
-from lsm.bench import contestants, errors, files, machine, memory, of_numpy, row, timing, workloads
+from lsm.bench import contestants, errors, files, machine, memory, of_lsm, of_numpy, row, timing, workloads
 from lsm.bench.contestant import NEW, OUT, Absent, Contestant
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference
@@ -206,6 +207,35 @@ def test_a_peer_is_held_to_its_frames_and_a_backend_to_what_it_declares():
     assert reference.check(peer, None).is_right
     assert not reference.check(peer, 4.0).is_right
     assert reference.check(lsm.log_softmax(data.x), 4.0).is_right
+
+
+def test_a_backend_that_breaks_costs_no_other_its_place(monkeypatch):
+    def library(case, data, array_types):
+        if "cupy.ndarray" in array_types:
+            raise AssertionError("a backend that is not loaded needs no arrays")
+        if library.is_first:
+            library.is_first = False
+            raise OSError("libgone.so: cannot open")
+        return "numpy.ndarray", data.host
+
+    library.is_first = True
+    monkeypatch.setattr(of_lsm, "_library", library)
+    case = Case("own", (4, 6))
+    found, absent = contestants.taking_part(["lsm"], (), case, Data(case), 1)
+    assert absent["lsm cython"] == "OSError: libgone.so: cannot open" and "lsm" not in absent
+    assert "lsm numpy" in [one.name for one in found]
+
+
+def test_a_broken_torch_costs_lsm_no_backend(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise OSError('libtorch.so: cannot open')\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from lsm.bench.run import run; "
+    code += f"from lsm.bench.options import Options; print(run(Options(**{SMALL!r})).to_json())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = from_json(done.stdout)
+    assert {"lsm cython", "lsm numpy"} <= {e.name for e in result.rows[0].contestants}
+    assert result.absent["torch"] == "OSError: libtorch.so: cannot open"
+    assert "lsm" not in result.rows[0].absent
 
 
 def test_one_that_is_missing_is_named(plant):
@@ -599,6 +629,21 @@ def test_workloads_are_chosen_by_what_is_asked_for():
 def test_a_wish_that_cannot_be_served_is_refused(wish, answer):
     with pytest.raises(ValueError, match=answer):
         run(Options(**wish))
+
+
+def test_numbers_of_threads_that_cannot_be_are_left_out_by_name():
+    result = run(Options(**SMALL | {"threads": (1, 1_000_000)}, contestants=("cython",)))
+    assert [found.threads for found in result.rows] == result.header.threads == [1]
+    assert "as many as the processors that this process may use" in result.absent["1000000 threads"]
+    with pytest.raises(ValueError, match=r"^threads: 999999 threads .*; 1000000 threads were asked for"):
+        run(Options(**SMALL | {"threads": (999_999, 1_000_000)}))
+
+
+def test_the_memory_of_small_results_is_left_out_by_name():
+    (found,) = run(Options(**SMALL, contestants=("cython",), with_memory=True)).rows
+    assert found.absent["memory"].startswith("not measured of results below 8 MiB")
+    (found,) = run(Options(**SMALL, contestants=("cython",), with_memory=False)).rows
+    assert "memory" not in found.absent
 
 
 def test_without_ml_dtypes_bfloat16_is_absent(monkeypatch):

@@ -202,3 +202,12 @@ def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
     compared = subprocess.run([*command, "--benchmark-compare"], **options)
     assert compared.returncode == 0, compared.stdout + compared.stderr
     assert "(0001_before)" in compared.stdout and "(NOW)" in compared.stdout
+
+
+@pytest.mark.parametrize("n_threads", ["0", "1000000"])
+def test_threads_that_cannot_be_are_refused_once_under_pytest_benchmark(n_threads):
+    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "--benchmark-only", "--bench-threads", n_threads]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent, timeout=60)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    assert len(said) == 1 and said[0].startswith(f"ERROR: --bench-threads: {n_threads} threads were asked for; ")

@@ -14,6 +14,7 @@ import tempfile
 import time
 import tracemalloc
 import warnings
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import pytest
 
 import lsm
 from lsm import _apply
+from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm.cli import main
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -622,6 +624,43 @@ def test_a_second_signal_does_not_stop_the_tidying_up(work):
     assert sorted(path.name for path in work.iterdir()) == ["x.npy", "y.npy"]
 
 
+# Within a function that C calls, where Python discards what the handler raises.
+LOST = """
+import ctypes, os, signal
+def kill():
+    os.kill(os.getpid(), signal.SIGTERM)
+    sum(range(10))
+callback = ctypes.CFUNCTYPE(None)(kill)
+"""
+
+
+def test_a_signal_that_is_lost_stops_between_blocks(work):
+    np.save("x.npy", np.ones((20_000, 50)))
+    (work / "y.npy").write_bytes(b"old")
+    process = drive(LOST + SLOW.replace("time.sleep(0.01)", "callback()"), "apply", "x.npy", "y.npy")
+    said = process.communicate(timeout=30)[1].decode()
+    assert "Exception ignored" in said
+    assert said.endswith("lsm: error: stopped by SIGTERM; nothing was changed\n")
+    assert process.returncode == 143
+    assert (work / "y.npy").read_bytes() == b"old"
+    assert sorted(path.name for path in work.iterdir()) == ["x.npy", "y.npy"]
+
+
+def test_a_second_signal_stops_what_lost_the_first():
+    with stop_signals() as came:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(StoppedError):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StoppedError, match=str(int(signal.SIGINT))):
+            raise_if_stopped()
+        notice()
+        signal.raise_signal(signal.SIGINT)
+        raise_if_stopped()
+        assert came == [signal.SIGINT, signal.SIGTERM, signal.SIGINT]
+    raise_if_stopped()
+
+
 def test_kill_leaves_the_old_result(work):
     process, _ = stop_in_the_middle(work, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -779,6 +818,40 @@ def test_explain(capsys):
     assert "log_softmax_backward of numpy.ndarray, float64, on cpu: served by numpy" in capsys.readouterr().out
     assert main(["explain", "--dtype", "bfloat16"]) == 0
     assert "bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spelling", "dtype"),
+    [
+        *(("f4", "float32"), ("<f4", "float32"), (">f4", "float32"), ("f", "float32"), ("single", "float32")),
+        *(("float", "float64"), ("d", "float64"), ("=f8", "float64"), ("half", "float16"), ("e", "float16")),
+        *(("g", "longdouble"), (np.dtype("longdouble").name, "longdouble"), ("bool", "float64")),
+    ],
+)
+def test_explain_takes_every_spelling_of_a_dtype(capsys, spelling, dtype):
+    assert main(["explain", "--dtype", spelling]) == 0
+    assert f"of numpy.ndarray, {dtype}, on cpu: served by" in capsys.readouterr().out
+
+
+def test_explain_of_one_device_of_several(capsys, monkeypatch):
+    monkeypatch.setenv("LSM_PLUGINS", "off")
+    for of_kind, one in (("cpu", "cpu:0"), ("cuda", "cuda:1"), ("mps", "mps:0")):
+        codes = [main(["explain", "--dtype", "float32", "--device", device]) for device in (of_kind, one)]
+        shown = capsys.readouterr().out
+        assert codes[0] == codes[1] and shown[: len(shown) // 2] == shown[len(shown) // 2 :]
+        assert "not cuda:1" not in shown
+    for device in ("cuda:x", "cuda:", ":0", ""):
+        assert main(["explain", "--dtype", "float32", "--device", device]) == 2
+        assert "or one of it: cuda:0" in capsys.readouterr().err
+
+
+def test_explain_of_an_unknown_device_tells_which_there_are():
+    own = os.environ | {"LSM_PLUGINS": "off"}
+    done = run("explain", "--dtype", "float32", "--device", "gpu", env=own)
+    assert done.returncode == 1
+    said = done.stdout.splitlines()[-1]
+    assert said == "no backend serves devices of the kind 'gpu'; there are backends for cpu, cuda"
+    assert "there are backends for" not in run("explain", "--dtype", "float32", "--device", "cuda", env=own).stdout
 
 
 def test_explain_of_a_call_that_would_fail(capsys):

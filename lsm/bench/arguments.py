@@ -54,9 +54,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--tolerance",
         type=_tolerance,
-        default=TOLERANCE,
         metavar="RATIO",
-        help="how many times as long a call may take as in --compare FILE (default: %(default)s)",
+        help=f"how many times as long a call may take as in --compare FILE (default: {TOLERANCE})",
     )
     parser.epilog = EPILOG
 

@@ -12,15 +12,19 @@ from lsm._errors import LsmError
 from lsm._texts import told
 from lsm._threads import get_num_threads
 from lsm.bench import files
-from lsm.bench.arguments import contestants, names
+from lsm.bench.arguments import TOLERANCE, contestants, names
 from lsm.bench.layout import Report
-from lsm.bench.options import Options
+from lsm.bench.options import OptionError, Options
 from lsm.bench.result import Result
 
 # Exit codes. One run cannot be held to the other at all: that is an argument which cannot be used.
 FAILED = WORSE = 1
 MISUSED, UNJUDGED, INTERRUPTED = 2, 3, 130
 REMEDY = "python -m pip install 'lsm[bench]'"
+
+
+# What the command calls the options that have another name in the engine.
+FLAGS = {"workloads": "only", "ops": "op", "dtypes": "dtype", "with_memory": "memory"}
 
 
 class MissingLibraryError(LsmError, ImportError):
@@ -32,6 +36,14 @@ class MisusedError(LsmError, ValueError):
 
 
 def run(args: argparse.Namespace) -> int:
+    """`_run`, whose errors name the arguments as they were given."""
+    try:
+        return _run(args)
+    except OptionError as error:
+        raise MisusedError(f"--{FLAGS.get(error.option, error.option)}: {error.problem}") from error
+
+
+def _run(args: argparse.Namespace) -> int:
     """Do what the arguments ask for.
 
     Returns
@@ -41,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         INTERRUPTED, after what was measured has been reported.
     """
     _need("rich", "threadpoolctl", *["matplotlib"] * bool(args.chart))
+    if args.tolerance is not None and not args.compare:
+        raise MisusedError(f"--tolerance {args.tolerance:g}: it is for --compare FILE; nothing is compared without")
     old = files.read(args.compare) if args.compare else None
     if args.measured:
         _refuse_with_from(args)
@@ -177,7 +191,7 @@ def _beside(report: Report, result: Result, old: Result, args: argparse.Namespac
     """Add to a report what the comparison found, or why there is none; give the exit code too."""
     compared = import_module("lsm.bench.compare").compared
     try:
-        found = compared(old, result, args.tolerance, args.compare, contestants(result.header.command))
+        found = compared(old, result, args.tolerance or TOLERANCE, args.compare, contestants(result.header.command))
     except ValueError as error:
         return replace(report, remarks=(("Not compared", (str(error),)), *report.remarks)), MISUSED
     report = replace(report, overall=(*report.overall, *found.tables), remarks=(*found.remarks, *report.remarks))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from lsm.bench import of_cupy, of_jax, of_lsm, of_numpy, of_onnxruntime, of_torch
 from lsm.bench.contestant import Absent, Contestant
 from lsm.bench.data import Data
+from lsm.bench.options import OptionError
 from lsm.bench.workloads import Case
 
 Make = Callable[[Case, Data, int], Iterable[Contestant | Absent]]
@@ -37,7 +38,7 @@ def usable(wanted: Iterable[str], device: str) -> tuple[list[str], dict[str, str
 
     Raises
     ------
-    ValueError
+    OptionError
         A wish names nobody.
     """
     wanted = tuple(wanted)
@@ -46,7 +47,7 @@ def usable(wanted: Iterable[str], device: str) -> tuple[list[str], dict[str, str
     known = [each for some in names.values() for each in some]
     for text in wanted:
         if not any(text in name for name in known):
-            raise ValueError(f"contestants: {text!r} is nobody; accepted: {', '.join(known)}, or a part of a name")
+            raise OptionError("contestants", f"{text!r} is nobody; accepted: {', '.join(known)}, or a part of a name")
     found, absent = [], {}
     for name, family in FAMILIES.items():
         if not any(is_wanted(each, wanted) for each in names[name]):

@@ -71,7 +71,7 @@ def torch_has(device: str) -> bool:
     """Whether PyTorch is there and can use the device."""
     try:
         import torch
-    except ImportError:
+    except Exception:  # an installation can be broken in many ways
         return False
     return device == "cpu" or bool(torch.cuda.is_available())
 

@@ -16,6 +16,7 @@ import numpy as np
 import lsm
 from lsm._threads import cpu_limit
 from lsm.backends.cython_ import kernels
+from lsm.bench.options import OptionError
 
 CPUS = Path("/sys/devices/system/cpu")
 CACHES = CPUS / "cpu0/cache"
@@ -89,17 +90,17 @@ def gpu(device: str) -> str | None:
 
     Raises
     ------
-    ValueError
+    OptionError
         There is none that a library can use.
     """
     if device == "cpu":
         return None
     for name, named in _GPU_NAMES.items():
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # an installation can be broken in many ways
             library = import_module(name)
             if library.cuda.is_available():
                 return str(named(library))
-    raise ValueError(f"device: {device}: neither PyTorch nor CuPy finds a CUDA device here; accepted here: cpu")
+    raise OptionError("device", f"{device}: neither PyTorch nor CuPy finds a CUDA device here; accepted here: cpu")
 
 
 def _cupy_name(cupy: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import lsm
 from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
+from lsm._texts import told
 from lsm.bench.contestant import NEW, OUT, Absent, Contestant
 from lsm.bench.data import Data, from_torch
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
@@ -26,27 +27,40 @@ def contestants(case: Case, data: Data, n_threads: int) -> Iterator[Contestant |
     """Each backend that serves the case, with `out` and without."""
     for label, info in labels().items():
         name = f"lsm {label}"
-        if info.state == "loaded" and data.device not in info.devices:
-            yield Absent(name, f"serves {', '.join(info.devices)}, not {data.device}")
+        if info.state != "loaded":
+            yield Absent(name, info.reason)
             continue
-        library = _library(case, data, info.array_types)
-        if library is None:
-            yield Absent(name, info.reason or "torch is not installed")
-            continue
-        array_type, arrays = library
-        operations = {FORWARD: OPERATIONS[:1], BACKWARD: OPERATIONS[1:], BOTH: OPERATIONS}[case.op]
-        calls = [Call(array_type, data.device, (case.dtype, case.result_dtype), op) for op in operations]
-        errors = [decision.error for call in calls if (decision := explain_call(call, label)).error is not None]
-        if errors:
-            yield Absent(name, info.reason or str(errors[0]))
-            continue
-        is_automatic = all(explain_call(call).winner == label for call in calls)
-        for way in (OUT, NEW):
-            code = _code(case, way, asks=not is_automatic)
-            names = {"log_softmax": lsm.log_softmax, "log_softmax_backward": lsm.log_softmax_backward, **arrays}
-            names |= {"backend": label, "dtype": case.result_dtype}
-            bound = info.max_ulp.get(case.result_dtype)
-            yield Contestant(name, "lsm", way, code, names, label, bound_ulp=bound, **_of_device(arrays))
+        try:
+            found = list(_of_backend(label, info, case, data))
+        except Exception as error:  # an installation of torch or cupy can be broken; the other backends need neither
+            found = [Absent(name, told(error))]
+        yield from found
+
+
+def _of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data) -> Iterator[Contestant | Absent]:
+    """Both ways to call one backend, or why it does not serve the case."""
+    name = f"lsm {label}"
+    if data.device not in info.devices:
+        yield Absent(name, f"serves {', '.join(info.devices)}, not {data.device}")
+        return
+    library = _library(case, data, info.array_types)
+    if library is None:
+        yield Absent(name, "torch is not installed")
+        return
+    array_type, arrays = library
+    operations = {FORWARD: OPERATIONS[:1], BACKWARD: OPERATIONS[1:], BOTH: OPERATIONS}[case.op]
+    calls = [Call(array_type, data.device, (case.dtype, case.result_dtype), op) for op in operations]
+    errors = [decision.error for call in calls if (decision := explain_call(call, label)).error is not None]
+    if errors:
+        yield Absent(name, str(errors[0]))
+        return
+    is_automatic = all(explain_call(call).winner == label for call in calls)
+    for way in (OUT, NEW):
+        code = _code(case, way, asks=not is_automatic)
+        names = {"log_softmax": lsm.log_softmax, "log_softmax_backward": lsm.log_softmax_backward, **arrays}
+        names |= {"backend": label, "dtype": case.result_dtype}
+        bound = info.max_ulp.get(case.result_dtype)
+        yield Contestant(name, "lsm", way, code, names, label, bound_ulp=bound, **_of_device(arrays))
 
 
 def _library(case: Case, data: Data, array_types: tuple[str, ...]) -> tuple[str, dict[str, Any]] | None:

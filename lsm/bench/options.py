@@ -10,13 +10,29 @@ SWEEPS = ("classes", "frames")
 DEVICES = ("cpu", "cuda")
 
 
+class OptionError(ValueError):
+    """A value of one of the options that no run could serve.
+
+    Parameters
+    ----------
+    option : str
+        The field of `Options`; a command that calls it otherwise can say so.
+    problem : str
+        What the value was, and what would be accepted.
+    """
+
+    def __init__(self, option: str, problem: str) -> None:
+        super().__init__(f"{option}: {problem}")
+        self.option, self.problem = option, problem
+
+
 @dataclass(frozen=True)
 class Options:
     """A benchmark run; an empty tuple or None means what the set has.
 
     Raises
     ------
-    ValueError
+    OptionError
         A value is none of those that are accepted; the message names them.
     """
 
@@ -48,14 +64,16 @@ class Options:
         for name, (given, accepted) in one_of.items():
             for value in given:
                 if value not in accepted:
-                    raise ValueError(f"{name}: {value!r}; accepted: {', '.join(accepted)}")
+                    raise OptionError(name, f"{value!r}; accepted: {', '.join(accepted)}")
         for name, numbers in {"threads": self.threads, "rounds": (1 if self.rounds is None else self.rounds,)}.items():
             if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
-                raise ValueError(f"{name}: {', '.join(map(str, numbers))}; accepted: whole numbers from 1")
+                raise OptionError(name, f"{', '.join(map(str, numbers))}; accepted: whole numbers from 1")
         if self.shape is not None:
             if not self.shape or any(n < 1 for n in self.shape):
-                raise ValueError(f"shape: {self.shape}; accepted: one whole number from 1 or more, as 64x128256")
+                raise OptionError("shape", f"{self.shape}; accepted: one whole number from 1 or more, as 64x128256")
             if not -len(self.shape) <= self.axis < len(self.shape):
-                raise ValueError(f"axis: {self.axis}; accepted: {-len(self.shape)} to {len(self.shape) - 1}")
+                raise OptionError("axis", f"{self.axis}; accepted: {-len(self.shape)} to {len(self.shape) - 1}")
             if self.sweep is not None or self.workloads:
-                raise ValueError("shape: it is a workload by itself; leave out sweep and workloads, or the shape")
+                raise OptionError(
+                    "shape", "it is a workload by itself, beside which there is no sweep and no named one"
+                )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lsm._stopping import raise_if_stopped
 from lsm._texts import told
 from lsm.bench.contestant import OUT, Contestant
 from lsm.bench.contestants import taking_part
@@ -72,7 +73,9 @@ def measure(
         entry = next(e for e in row.contestants if (e.name, e.way) == one.key)
         if entry.error is None:
             last_call(one, entry, data, exact)
-    if probe is not None and data.device == "cpu" and data.out.nbytes >= MIN_BYTES:
+    if probe is not None and data.device == "cpu" and data.out.nbytes < MIN_BYTES:
+        row.absent["memory"] = f"not measured of results below {MIN_BYTES // 2**20} MiB, for it is known to 1 MiB alone"
+    elif probe is not None and data.device == "cpu":
         try:
             found = probe.extra_bytes(case, n_threads)
         except Exception as error:  # no further process can be started, say; the times are there
@@ -145,6 +148,7 @@ def _checked_call(contestant: Contestant, data: Data, exact: Reference) -> tuple
     start = time.perf_counter()
     value: Any = contestant.call()
     took = time.perf_counter() - start
+    raise_if_stopped()
     if contestant.way == OUT:
         result = contestant.to_numpy(contestant.names["out"]) if on_device else data.out
     else:

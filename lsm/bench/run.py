@@ -11,16 +11,17 @@ from itertools import groupby
 from typing import Protocol
 
 import lsm
+from lsm._stopping import notice, raise_if_stopped
 from lsm._texts import told
 from lsm._threads import cpu_limit
 from lsm.bench import machine
 from lsm.bench.contestants import FAMILIES, usable
 from lsm.bench.data import Data
 from lsm.bench.memory import Probe
-from lsm.bench.options import Options
+from lsm.bench.options import OptionError, Options
 from lsm.bench.result import Header, Result, Row
 from lsm.bench.row import Effort, measure
-from lsm.bench.threads import check_threads, equal_threads
+from lsm.bench.threads import equal_threads, possible_threads
 from lsm.bench.workloads import Case, cases
 
 EFFORTS = {
@@ -73,24 +74,25 @@ def run(options: Options, progress: Progress | None = None, save: Callable[[Resu
     Returns
     -------
     Result
-        After a KeyboardInterrupt it holds the rows that were complete, and `interrupted` is True. Any other
+        After a KeyboardInterrupt, or a signal whose KeyboardInterrupt was lost, it holds the rows that were complete,
+        and `interrupted` is True. Any other
         exception passes through, once `save` has been given the same. A row that cannot be measured is named in
         `absent` instead.
 
     Raises
     ------
-    ValueError
-        No workload or no contestant fits the options.
+    OptionError
+        No workload, no contestant or no number of threads fits the options.
     ModuleNotFoundError
         threadpoolctl is not installed.
     """
-    n_threads = options.threads or (lsm.get_num_threads(),)
-    check_threads(n_threads)
+    n_threads, left_out = possible_threads(options.threads or (lsm.get_num_threads(),))
     gpu = machine.gpu(options.device)
     families, absent = usable(options.contestants, options.device)
     if not families:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
-        raise ValueError(f"contestants: nobody can take part ({reasons})")
+        raise OptionError("contestants", f"nobody can take part ({reasons})")
+    absent |= left_out
     wanted = _measurable(cases(options), absent)
     result = Result(_header(options, n_threads, families, gpu), absent)
     progress, save = progress or Silent(), save or (lambda _: None)
@@ -102,7 +104,10 @@ def run(options: Options, progress: Progress | None = None, save: Callable[[Resu
             result.rows.append(row)
             _try_to(save, result)
             progress.row_done(row)
+        raise_if_stopped()
     except BaseException as stop:
+        if isinstance(stop, KeyboardInterrupt):
+            notice()
         result.interrupted = True
         if result.rows:
             _try_to(save, result)
@@ -128,7 +133,7 @@ def _measurable(wanted: list[Case], absent: dict[str, str]) -> list[Case]:
         absent["bfloat16"] = "ml_dtypes is not installed: python -m pip install 'lsm[bfloat16]'"
         wanted = [case for case in wanted if "bfloat16" not in (case.dtype, case.out_dtype)]
         if not wanted:
-            raise ValueError(f"dtypes: bfloat16: {absent['bfloat16']}")
+            raise OptionError("dtypes", f"bfloat16: {absent['bfloat16']}")
     return wanted
 
 
@@ -160,6 +165,7 @@ def _rows(
                     n_left -= len(some)
                     continue
                 for case in some:
+                    raise_if_stopped()
                     label = f"{case.label}, {n} thread{'s' * (n > 1)}"
                     progress.row_started(label)
                     if options.set == "quick":

@@ -12,23 +12,36 @@ import lsm
 from lsm._texts import told
 from lsm.backends.cython_ import kernels
 from lsm.bench.of_jax import Pool
+from lsm.bench.options import OptionError
 
 
-def check_threads(numbers: Iterable[int]) -> None:
-    """Refuse numbers of threads that lsm would not use, before anything is measured.
+def possible_threads(numbers: Iterable[int]) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Those of the numbers of threads that lsm would use, and why not the others.
 
     Raises
     ------
-    ValueError
-        One is more than this process may use.
+    OptionError
+        All are more than this process may use.
     """
+    possible, absent = [], {}
     for n_threads in numbers:
         with lsm.num_threads(n_threads):
-            if lsm.get_num_threads() != n_threads:
-                raise ValueError(
-                    f"threads: {n_threads} threads were asked for; lsm would use {lsm.get_num_threads()}, "
-                    "as many as the processors that this process may use"
-                )
+            used = lsm.get_num_threads()
+        if used == n_threads:
+            possible.append(n_threads)
+        else:
+            absent[f"{n_threads} threads"] = (
+                f"lsm would use {used}, as many as the processors that this process may use"
+            )
+    if not possible:
+        raise OptionError("threads", "; ".join(f"{asked} were asked for; {why}" for asked, why in absent.items()))
+    return tuple(possible), absent
+
+
+def check_threads(numbers: Iterable[int]) -> None:
+    """Refuse numbers of threads of which lsm would not use every one; raises as `possible_threads` does."""
+    for n_threads in numbers:
+        possible_threads([n_threads])
 
 
 @contextmanager
@@ -50,7 +63,7 @@ def equal_threads(n_threads: int, families: Iterable[str], absent: dict[str, str
 
     Raises
     ------
-    ValueError
+    OptionError
         lsm would use another number.
     RuntimeError
         A pool that is computed with has another number after it was set.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lsm._stopping import raise_if_stopped
 from lsm._texts import told
 from lsm.bench.contestant import Contestant
 
@@ -137,7 +138,9 @@ def in_turns(
 
     def attempt(key: Key, what: Callable[[], Any]) -> Any:
         try:
-            return what()
+            found = what()
+            raise_if_stopped()
+            return found
         except Exception as error:
             times.errors[key] = told(error)
             watches.pop(key, None)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, SETS, Options
+from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, SETS, OptionError, Options
 
 FORWARD, BACKWARD, BOTH = OPS
 
@@ -109,7 +109,7 @@ def cases(options: Options) -> list[Case]:
 
     Raises
     ------
-    ValueError
+    OptionError
         No workload has the name; the message says which there are.
     """
     found = []
@@ -121,7 +121,7 @@ def cases(options: Options) -> list[Case]:
                     about = (workload.name, workload.shape, workload.axis, dtype, out_dtype, workload.order)
                     found.append(Case(*about, op, data, workload.sweep))
     if not found:
-        raise ValueError("ops: none of the workloads chosen has them; leave out ops, or choose other workloads")
+        raise OptionError("ops", f"{', '.join(options.ops)}; none of the workloads chosen has them: choose others")
     return found
 
 
@@ -138,7 +138,7 @@ def _chosen(options: Options) -> tuple[Workload, ...]:
     names = dict.fromkeys(w.name for w in known)
     for text in options.workloads:
         if not any(text in name for name in names):
-            raise ValueError(f"workloads: {text!r} is none; accepted: {', '.join(names)}, or a part of a name")
+            raise OptionError("workloads", f"{text!r} is none; accepted: {', '.join(names)}, or a part of a name")
     return tuple(w for w in known if not options.workloads or any(text in w.name for text in options.workloads))
 
 
