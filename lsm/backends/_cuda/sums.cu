@@ -295,7 +295,7 @@ INLINE Number gradient(Number dy, Number y, const Total &s)
     }
     k = k < -most ? -most : k > most ? most : k;
     factor = fused(fused(factor, s.fraction, (Number)0), power(k / 2, v), (Number)0);
-    return fused(-factor, power(k - k / 2, v), dy);
+    return fused(factor, -power(k - k / 2, v), dy); // a power is never subnormal, which a minus sign would flush
 }
 
 template <int depth, class AnyTeam>
