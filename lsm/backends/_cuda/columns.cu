@@ -27,6 +27,28 @@ struct Column {
 INLINE Index class_of(Index row, int q, int i) { return (row * LSM_TEAM + q) * N_OWN + i; }
 INLINE Index count_tile_rows(Index n) { return (n + N_TILE_ROW - 1) / N_TILE_ROW; }
 
+// Some of a thread's own classes: all are read before the first is written over, for a store may touch what the next
+// load reads (in place is allowed), so loads would else be under way one by one.
+const int N_STEP = 8;
+struct Step {
+    Index first;
+    int left; // from the first on, as an int
+    // From the `own`-th of the thread's classes on, a multiple of N_STEP.
+    INLINE Step(Index own, int q, Index n) : first(class_of(own / N_OWN, q, (int)(own % N_OWN)))
+    {
+        left = n - first < N_STEP * N_TILE_ROW ? (int)(n - first) : N_STEP * N_TILE_ROW;
+    }
+    static INLINE int place(int j) { return j / N_OWN * N_TILE_ROW + j % N_OWN; }
+    INLINE bool has(int j) const { return place(j) < left; }
+    template <class T> INLINE T *at(int j, T *x, Index x_class) const { return x + (first + place(j)) * x_class; }
+    INLINE void read(X (&to)[N_STEP], const X *x, Index x_class, X filler) const
+    {
+#pragma unroll
+        for (int j = 0; j < N_STEP; j++)
+            to[j] = has(j) ? *at(j, x, x_class) : filler;
+    }
+};
+
 // Keep rows of a column; the i-th of a thread's own in row r is then at (r * N_OWN + i) * N_TILE_THREADS.
 INLINE void hold(X *held, const X *x, Index x_class, Index first_row, Index n_rows, int q, Index n, X filler)
 {
@@ -133,13 +155,15 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER) 
     x += column.outer * x_outer + column.inner;
     y += column.outer * y_outer + column.inner;
     for (Index slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
-        for (Index r = 4 * slice; r < 4 * slice + rows_of_slice(slice, n_rows); r++) {
-#pragma unroll 8
-            for (int j = 0; j < N_OWN; j++) {
-                Index k = class_of(r, tile.q, j);
-                if (k < column.n)
-                    set(y[k * y_class], normalised(load(x[k * x_class]), c));
-            }
+        Index own = 4 * slice * N_OWN, end = own + rows_of_slice(slice, n_rows) * N_OWN;
+        for (; own < end; own += N_STEP) {
+            Step step(own, tile.q, column.n);
+            X held[N_STEP];
+            step.read(held, x, x_class, Of<X>::low());
+#pragma unroll
+            for (int j = 0; j < N_STEP; j++)
+                if (step.has(j))
+                    set(*step.at(j, y, y_class), normalised(load(held[j]), c));
         }
     }
 }

@@ -73,15 +73,16 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     __syncthreads();
     Total s = merge<8>(parts + tile.column, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
     int marks = 0;
-    for (Index r = 0; r < n_rows; r++) {
-#pragma unroll 4
-        for (int i = 0; i < N_OWN; i++) {
-            Index k = class_of(r, tile.q, i);
-            if (k < column.n) {
-                Number v = load(y[k * y_class]);
-                marks |= marks_of(v);
-                set(dx[k * dx_class], gradient(load(held[(r * N_OWN + i) * N_TILE_THREADS]), v, s));
-            }
+    for (Index own = 0; own < n_rows * N_OWN; own += N_STEP) {
+        Step step(own, tile.q, column.n);
+        X of_y[N_STEP];
+        step.read(of_y, y, y_class, Of<X>::low());
+#pragma unroll
+        for (int j = 0; j < N_STEP; j++) {
+            Number v = load(of_y[j]);
+            marks |= marks_of(v);
+            if (step.has(j))
+                set(*step.at(j, dx, dx_class), gradient(load(held[(own + j) * N_TILE_THREADS]), v, s));
         }
     }
     if (makes_nan(marks_of_column(marks, tile)))
@@ -124,17 +125,22 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     dy += column.outer * dy_outer + column.inner;
     y += column.outer * y_outer + column.inner;
     dx += column.outer * dx_outer + column.inner;
+    X zero;
+    set(zero, (Number)0);
     for (Index slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
         int found = 0;
-        for (Index r = 4 * slice; r < 4 * slice + rows_of_slice(slice, n_rows); r++) {
-#pragma unroll 4
-            for (int i = 0; i < N_OWN; i++) {
-                Index k = class_of(r, tile.q, i);
-                if (k < column.n) {
-                    Number v = load(y[k * y_class]);
-                    found |= marks_of(v);
-                    set(dx[k * dx_class], gradient(load(dy[k * dy_class]), v, s));
-                }
+        Index own = 4 * slice * N_OWN, end = own + rows_of_slice(slice, n_rows) * N_OWN;
+        for (; own < end; own += N_STEP) {
+            Step step(own, tile.q, column.n);
+            X of_dy[N_STEP], of_y[N_STEP];
+            step.read(of_dy, dy, dy_class, zero);
+            step.read(of_y, y, y_class, Of<X>::low());
+#pragma unroll
+            for (int j = 0; j < N_STEP; j++) {
+                Number v = load(of_y[j]);
+                found |= marks_of(v);
+                if (step.has(j))
+                    set(*step.at(j, dx, dx_class), gradient(load(of_dy[j]), v, s));
             }
         }
         found = marks_of_column(found, tile);

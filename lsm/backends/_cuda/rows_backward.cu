@@ -34,28 +34,41 @@ template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
     return part;
 }
 
-// dx of a slice, and what marks_of is of its y.
-template <int n_pieces>
-INLINE int write_gradients(X *dx, const X *y, Index at, Index n, bool fits_y, bool fits_dx,
-                           Unit (&dy)[n_pieces], const Total &s)
+// dx of a slice, and what marks_of is of its y. Some pieces are read before the first is written: a store may touch what
+// the next load reads (in place is allowed), so loads would else be under way one by one.
+const int N_AT_ONCE = N_PIECES < 4 ? N_PIECES : 4;
+INLINE int write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, bool fits_dy, bool fits_y, bool fits_dx,
+                           const Total &s)
 {
     int marks = 0, left = left_of<32>(at, n);
+    X zero;
+    set(zero, (Number)0);
+    dy += lane_at<32>(at);
     y += lane_at<32>(at);
     dx += lane_at<32>(at);
 #pragma unroll
-    for (int i = 0; i < n_pieces; i++) {
-        const int k = i * 32 * N_PIECE;
-        Unit of_y;
-        Number r[N_PIECE];
-        forget(dy[i]);
-        read(of_y, y + k, left - k, fits_y, Of<X>::low());
+    for (int first = 0; first < N_PIECES; first += N_AT_ONCE) {
+        Unit of_dy[N_AT_ONCE], of_y[N_AT_ONCE];
 #pragma unroll
-        for (int j = 0; j < N_PIECE; j++) {
-            Number v = load(of_y.at(j));
-            marks |= marks_of(v);
-            r[j] = gradient(load(dy[i].at(j)), v, s);
+        for (int i = 0; i < N_AT_ONCE; i++) {
+            const int k = (first + i) * 32 * N_PIECE;
+            read(of_y[i], y + k, left - k, fits_y, Of<X>::low());
+            read(of_dy[i], dy + k, left - k, fits_dy, zero);
         }
-        write(dx + k, r, left - k, fits_dx);
+#pragma unroll
+        for (int i = 0; i < N_AT_ONCE; i++) {
+            const int k = (first + i) * 32 * N_PIECE;
+            Number r[N_PIECE];
+            forget(of_dy[i]);
+            forget(of_y[i]);
+#pragma unroll
+            for (int j = 0; j < N_PIECE; j++) {
+                Number v = load(of_y[i].at(j));
+                marks |= marks_of(v);
+                r[j] = gradient(load(of_dy[i].at(j)), v, s);
+            }
+            write(dx + k, r, left - k, fits_dx);
+        }
     }
     return marks;
 }
@@ -157,10 +170,9 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
     Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // of up to 128 slices
     int marks = 0;
     fits = Pieces<N_PIECE, X>::fit(dx);
-    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
-        read_slice<32>(held, (const X *)frame, k * N_SLICE, n_slices * N_SLICE, true, zero);
-        marks |= write_gradients(dx, y, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(y), fits, held, s);
-    }
+    bool fits_y = Pieces<N_PIECE, X>::fit(y);
+    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
+        marks |= write_gradients(dx, frame, y, k * N_SLICE, n_classes, true, fits_y, fits, s);
     if (makes_nan(marks_of_block(marks, (int *)(parts + n_slices))))
         for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
             write_nan(dx, k * N_SLICE, n_classes, fits);
@@ -195,12 +207,8 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backw
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
     bool fits = Pieces<N_PIECE, X>::fit(dy), fits_y = Pieces<N_PIECE, X>::fit(y), fits_dx = Pieces<N_PIECE, X>::fit(dx);
-    X zero;
-    set(zero, (Number)0);
     for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
-        Unit held[N_PIECES];
-        read_slice<32>(held, dy, k * N_SLICE, n_classes, fits, zero);
-        int found = marks_of_warp(write_gradients(dx, y, k * N_SLICE, n_classes, fits_y, fits_dx, held, s));
+        int found = marks_of_warp(write_gradients(dx, dy, y, k * N_SLICE, n_classes, fits, fits_y, fits_dx, s));
         if (threadIdx.x % 32 == 0)
             marks[k] = found;
     }
