@@ -55,7 +55,7 @@ def workloads(n_elements: int = 2**26) -> list[Workload]:
         for dtype in SIZES:
             shapes = [((max(1, n_elements // n), n), 1) for n in CLASSES]
             shapes += [((8, n), 1) for n in (1000, 32_000, 128_256, 1_000_003)]
-            shapes += [((n, max(1, n_elements // n)), 0) for n in (10, 256, 1003, 8192, 32_000)]
+            shapes += [((n, max(1, n_elements // n)), 0) for n in (10, 256, 1003, 2048, 4096, 6000, 8192, 32_000)]
             shapes += [((max(1, n_elements // (n * 65_536)), n, 256, 256), 1) for n in (21, 150, 1000)]
             shapes += [((n_elements // (1000 * 7), 1000, 7), 1)]  # fewer than 32 bytes side by side
             found += [Workload(shape, axis, dtype, op) for shape, axis in shapes]

@@ -14,7 +14,7 @@ NAMES = ("float16", "bfloat16", "float32", "float64")
 
 # At the borders of lanes, pieces and slices; with SMALL, the last two are in shared memory and split, if they are long.
 ROWS = (1, 2, 7, 31, 33, 64, 129, 1000, 1024, 1025, 4100, 20000)
-COLUMNS = (1, 3, 16, 17, 100, 256, 257, 1000, 1025, 2500)
+COLUMNS = (1, 3, 16, 17, 100, 256, 257, 500, 700, 1000, 1025, 2500)
 
 
 def forward(x, dtype=None, limits=SMALL):
@@ -46,6 +46,8 @@ def test_the_cases_are_of_every_family():
         for name in NAMES:
             families = {plan(op, name, name, 3, n, inner, SMALL).family.name for n, inner in CASES}
             assert families == {"group", "shared", "split", "columns", "columns_split"}
+            blocks = {plan(op, name, name, 3, n, 37, SMALL).launches[0].block for n in COLUMNS}
+            assert blocks == ({256} if name == "float64" else {256, 512})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -189,6 +191,15 @@ def test_every_combination_of_dtypes(given, result, rng):
             y = forward(x, result)
             assert oracle.ulps(y, oracle.log_softmax(x, 1)) <= bound_of_cast(given, result), (n, inner, kind)
             equal(forward(rows(x), result), rows(y))
+
+
+def test_large_tiles_of_float64(rng):
+    x = rng.standard_normal((1, 2300, 11))
+    assert plan("log_softmax", "float64", "float64", *x.shape, H100).launches[0].block == 512
+    y = forward(x, limits=H100)
+    equal(y, forward(x))
+    dy = rng.standard_normal(x.shape)
+    equal(backward(dy, y, H100), backward(dy, y))
 
 
 @pytest.mark.parametrize("lead", [5, 16, 20, 40, 80, 90, 100])

@@ -59,7 +59,9 @@ def test_borders_of_columns_on_an_h100():
     assert [numbers(n) for n in (16, 32, 64)] == [("columns", n) for n in ((256, 1), (128, 2), (64, 4))]
     assert numbers(65) == numbers(512) == ("columns", (32, 8))
     assert numbers(513) == numbers(1024) == ("columns", (16, 16))
-    assert numbers(1025) == numbers(6912) == ("columns", (8, 32))
+    assert numbers(1025) == numbers(2048) == ("columns", (8, 32))
+    assert numbers(2049) == numbers(3328) == ("columns", (16, 32))  # one block of 512 threads
+    assert numbers(3329) == numbers(6912) == ("columns", (8, 64))
     assert numbers(6913) == ("columns_split", (16, 16))
     assert numbers(200, "float16") == ("columns", (64, 4))
     assert numbers(200, "float64") == ("columns", (16, 16))

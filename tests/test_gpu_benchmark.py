@@ -104,7 +104,7 @@ def test_the_parts_are_commands_that_there_are(monkeypatch, tmp_path):
 def test_the_list_needs_no_gpu(capsys):
     assert gpu.main(["--list", "--match", "axis0-float64"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10 and all(": " in line and "target" in line for line in lines)
+    assert len(lines) == 16 and all(": " in line and "target" in line for line in lines)
 
 
 def test_a_command_that_fails_or_is_not_there():

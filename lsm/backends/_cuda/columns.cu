@@ -7,7 +7,8 @@
 
 typedef Team<LSM_COLUMNS, LSM_TEAM> Tile;
 const int N_TILE_THREADS = LSM_COLUMNS * LSM_TEAM;
-const int N_TILES = sizeof(Number) == 4 ? 3 : 2; // a multiprocessor has registers for so many
+// A multiprocessor has registers for so many; of large ones shared memory holds no two.
+const int N_TILES = N_TILE_THREADS > 256 ? 1 : sizeof(Number) == 4 ? 3 : 2;
 const int N_OWN = LSM_LEAVES * N_LEAF; // classes of a thread in each row
 const int N_TILE_ROW = LSM_TEAM * N_OWN; // 64 leaves, or all there are
 
@@ -29,7 +30,11 @@ INLINE Index count_tile_rows(Index n) { return (n + N_TILE_ROW - 1) / N_TILE_ROW
 
 // Some of a thread's own classes: all are read before the first is written over, for a store may touch what the next
 // load reads (in place is allowed), so loads would else be under way one by one.
+#if (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750) || LSM_TEAM == 1
+const int N_STEP = 4; // there are not the registers for more
+#else
 const int N_STEP = 8;
+#endif
 struct Step {
     Index first;
     int left; // from the first on, as an int

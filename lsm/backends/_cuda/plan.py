@@ -19,6 +19,7 @@ SYSTEM_SHARED = 1024  # bytes that the system takes of every block's shared memo
 MAX_SHARED_SLICES = 128  # of a frame in shared memory: merge<3> in rows.cu has no more
 MAX_MERGING_BLOCKS = 256  # of one frame: every one of them merges all its slices
 N_COLUMN_THREADS = 256
+N_LARGE_TILE_THREADS = 512  # of a tile that is alone on a multiprocessor: fewer have too few loads under way
 
 
 class Limits(NamedTuple):
@@ -205,7 +206,8 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
     """How frames that lie side by side are served: a block has a tile of columns, a team of threads each column.
 
     The numbers are the columns of a tile, the threads of a team, and how many leaves of each row a thread has.
-    Tiles are 128 bytes wide where three fit a multiprocessor, else 64, else 32; wider where classes are few.
+    Tiles are 128 bytes wide where three fit a multiprocessor, else 64, else 32; wider where classes are few. Where no
+    three fit, a larger block has one.
     """
     call = _Call(op, SIZES[dtype], "float64" in (dtype, out_dtype), n_classes)
     n_leaves = -(-n_classes // call.n_leaf)
@@ -216,8 +218,10 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
                 leaves *= 2
             return Family("columns", (N_COLUMN_THREADS // team, team, leaves))
     share = limits.shared_per_multiprocessor // 3 - SYSTEM_SHARED
-    for n_bytes, limit in ((128, share), (64, share), (32, limits.shared_per_block)):
-        numbers = _team(n_bytes // call.size, n_leaves)
+    several = [(n_bytes, N_COLUMN_THREADS, share) for n_bytes in (128, 64, 32)]
+    alone = [(n_bytes, N_LARGE_TILE_THREADS, limits.shared_per_block) for n_bytes in (64, 32)]
+    for n_bytes, n_threads, limit in several + alone:
+        numbers = _team(n_bytes // call.size, n_leaves, n_threads)
         if columns_shared(call, numbers, call.n_slices) <= min(limit, limits.shared_per_block):
             return Family("columns", numbers)
     fits = columns_shared(call, _team(64 // call.size, 64), 1) <= min(share, limits.shared_per_block)
@@ -225,12 +229,12 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
     return Family("columns_split", (*numbers, _depth(call.n_slices, numbers[1])))
 
 
-def _team(columns: int, n_leaves: int) -> tuple[int, int, int]:
+def _team(columns: int, n_leaves: int, n_threads: int = N_COLUMN_THREADS) -> tuple[int, int, int]:
     """Columns, threads and leaves: 64 leaves a row, or what there is of them in a power of two."""
     n_row = 64
     while n_row // 2 >= n_leaves:
         n_row //= 2
-    team = max(1, min(n_row, N_COLUMN_THREADS // columns))
+    team = max(1, min(n_row, n_threads // columns))
     return columns, team, n_row // team
 
 

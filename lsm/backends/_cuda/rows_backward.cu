@@ -34,8 +34,8 @@ template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
     return part;
 }
 
-// dx of a slice, and what marks_of is of its y. Some pieces are read before the first is written: a store may touch what
-// the next load reads (in place is allowed), so loads would else be under way one by one.
+// dx of a slice, and what marks_of is of its y. Some pieces are read before the first is written: a store may touch
+// what the next load reads (in place is allowed), so loads would else be under way one by one.
 const int N_AT_ONCE = N_PIECES < 4 ? N_PIECES : 4;
 INLINE int write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, bool fits_dy, bool fits_y, bool fits_dx,
                            const Total &s)

@@ -47,6 +47,9 @@ INLINE Sum from_lane(Sum s, int distance)
 // So many blocks fewer are together on a multiprocessor where threads have a high fold, for which they need registers.
 #ifdef LSM_DEPTH
 const int N_FEWER = LSM_DEPTH > 12 ? 1 : 0;
+const int N_READ = 4; // so many records are read at once where they come from the workspace
+#else
+const int N_READ = 1;
 #endif
 
 // The fold of up to 2**(depth - 1) sums that come one after the other: of equal height are added, as a counter carries.
@@ -202,11 +205,13 @@ INLINE Normaliser merge(const Record *records, Index step, Index n_slices, const
 {
     Share mine(n_slices, team.q, n_team);
     Number m = minus_infinity();
+#pragma unroll N_READ
     for (Index k = mine.first; k < mine.last; k++)
         m = maximum(m, records[k * step].m);
     m = team.largest(m);
     Index n_largest = 0;
     Fold<depth> fold;
+#pragma unroll N_READ
     for (Index k = mine.first; k < mine.last; k++) {
         Record of = records[k * step];
         n_largest += of.m == m ? of.n_largest : 0;
@@ -302,6 +307,7 @@ template <int depth, class AnyTeam>
 INLINE Sum fold_parts(const Part *parts, Index step, Share mine, const AnyTeam &team, bool smaller)
 {
     Fold<depth> fold;
+#pragma unroll N_READ
     for (Index k = mine.first; k < mine.last; k++) {
         Part of = parts[k * step];
         fold.push(smaller && !of.is_smaller ? made_smaller(of.sum) : of.sum);
