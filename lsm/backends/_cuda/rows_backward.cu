@@ -36,7 +36,11 @@ template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
 
 // dx of a slice, and what marks_of is of its y. Some pieces are read before the first is written: a store may touch
 // what the next load reads (in place is allowed), so loads would else be under way one by one.
-const int N_AT_ONCE = N_PIECES < 4 ? N_PIECES : 4;
+#if defined(LSM_SHARED) && LSM_THREADS * LSM_BLOCKS > 512
+const int N_AT_ONCE = 2; // of 64 registers
+#else
+const int N_AT_ONCE = 4;
+#endif
 INLINE int write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, bool fits_dy, bool fits_y, bool fits_dx,
                            const Total &s)
 {

@@ -47,7 +47,10 @@ INLINE Sum from_lane(Sum s, int distance)
 // So many blocks fewer are together on a multiprocessor where threads have a high fold, for which they need registers.
 #ifdef LSM_DEPTH
 const int N_FEWER = LSM_DEPTH > 12 ? 1 : 0;
-const int N_READ = 4; // so many records are read at once where they come from the workspace
+#endif
+// Forward, so many records are read at once where they come from the workspace.
+#if defined(LSM_DEPTH) && !(defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750)
+const int N_READ = 4;
 #else
 const int N_READ = 1;
 #endif
@@ -307,7 +310,6 @@ template <int depth, class AnyTeam>
 INLINE Sum fold_parts(const Part *parts, Index step, Share mine, const AnyTeam &team, bool smaller)
 {
     Fold<depth> fold;
-#pragma unroll N_READ
     for (Index k = mine.first; k < mine.last; k++) {
         Part of = parts[k * step];
         fold.push(smaller && !of.is_smaller ? made_smaller(of.sum) : of.sum);
