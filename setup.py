@@ -117,7 +117,9 @@ class BuildKernels(build_ext):
             extension.define_macros += NUMPY_MACROS
             level = extension.name.rpartition(".")[2]
             extension.extra_link_args = link
-            if level == "cpu":
+            if level == "cpu":  # asks what the processor has, once
+                if self.compiler.compiler_type != "msvc":
+                    extension.extra_compile_args = ["-Os", "-fno-asynchronous-unwind-tables"]
                 continue
             is_small = level == "v2" and not sanitize
             if self.compiler.compiler_type != "msvc" and not sanitize and not is_small:
