@@ -138,3 +138,114 @@ template <> struct Of<double> { static INLINE double low() { return bits_to_doub
 INLINE Number minus_infinity() { return Of<Number>::low(); }
 INLINE double not_a_number() { return bits_to_double(0x7ff8000000000000ull); }
 INLINE bool is_finite(double x) { return (x < 0 ? -x : x) < bits_to_double(0x7ff0000000000000ull); }
+
+// -- memory: n consecutive elements of one thread, in pieces of up to 16 bytes --------------------------------------
+
+template <int n_bytes> struct Piece;
+template <> struct Piece<16> { typedef uint4 type; };
+template <> struct Piece<8> { typedef uint2 type; };
+template <> struct Piece<4> { typedef unsigned type; };
+
+template <int n, class T> struct Pieces {
+    static const int n_bytes = n * (int)sizeof(T) < 16 ? n * (int)sizeof(T) : 16;
+    typedef typename Piece<n_bytes>::type type;
+    static const int count = n * (int)sizeof(T) / n_bytes;
+    static INLINE bool fit(const T *at) { return (unsigned long long)at % n_bytes == 0; }
+};
+
+// What a thread holds: n elements, two of 16 bits in a register.
+template <int n, class T, int size = sizeof(T)> struct Held {
+    T x[n];
+    INLINE T at(int i) const { return x[i]; }
+    INLINE void put(int i, T value) { x[i] = value; }
+};
+template <int n, class T> struct Held<n, T, 2> {
+    unsigned words[n / 2];
+    INLINE T at(int i) const
+    {
+        T value = {(unsigned short)(words[i / 2] >> 16 * (i % 2))};
+        return value;
+    }
+    INLINE void put(int i, T value) // in order
+    {
+        words[i / 2] = i % 2 ? words[i / 2] | (unsigned)value.bits << 16 : value.bits;
+    }
+};
+
+// Let the compiler forget what it has made of 16 bits: it would rather keep all the numbers than widen them again, and
+// has not the registers for it.
+template <int n, class T, int size> INLINE void forget(Held<n, T, size> &) {}
+template <int n, class T> INLINE void forget(Held<n, T, 2> &held)
+{
+#ifndef LSM_ON_CPU
+#pragma unroll
+    for (int i = 0; i < n / 2; i++)
+        asm volatile("" : "+r"(held.words[i]));
+#endif
+}
+
+template <int n, class T> union Both { // what is held, and how it lies in memory
+    typename Pieces<n, T>::type piece[Pieces<n, T>::count];
+    Held<n, T> held;
+    INLINE Both() {}
+};
+
+// Read x[0] to x[n - 1] of which `valid` exist, the rest is `filler`. Which thread has which element does not depend
+// on the alignment: where pieces do not fit, the same elements are read one by one.
+template <int n, class T> INLINE void read(Held<n, T> &to, const T *x, int valid, bool fits, T filler)
+{
+    typedef Pieces<n, T> P;
+    if (fits && valid >= n) {
+        Both<n, T> both;
+#pragma unroll
+        for (int i = 0; i < P::count; i++)
+            both.piece[i] = reinterpret_cast<const typename P::type *>(x)[i];
+        to = both.held;
+    } else {
+#pragma unroll
+        for (int i = 0; i < n; i++)
+            to.put(i, i < valid ? x[i] : filler);
+    }
+}
+
+// Write where pieces fit.
+template <int n, class T> INLINE void put_whole(T *to, const Held<n, T> &held)
+{
+    typedef Pieces<n, T> P;
+    Both<n, T> both;
+    both.held = held;
+#pragma unroll
+    for (int i = 0; i < P::count; i++)
+        reinterpret_cast<typename P::type *>(to)[i] = both.piece[i];
+}
+
+template <int n, class T, int size> INLINE void round_all(Held<n, T, size> &to, const Number (&y)[n])
+{
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+        T value;
+        set(value, y[i]);
+        to.put(i, value);
+    }
+}
+template <int n> INLINE void round_all(Held<n, bfloat16, 2> &to, const Number (&y)[n]) // two by one instruction
+{
+#pragma unroll
+    for (int i = 0; i < n; i += 2)
+        to.words[i / 2] = to_bfloat16_pair(before_rounding(y[i]), before_rounding(y[i + 1]));
+}
+
+// Round, and write likewise.
+template <int n, class T> INLINE void write(T *to, const Number (&y)[n], int valid, bool fits)
+{
+    Held<n, T> rounded;
+    round_all(rounded, y);
+    if (fits && valid >= n) {
+        put_whole(to, rounded);
+    } else {
+#pragma unroll
+        for (int i = 0; i < n; i++)
+            if (i < valid)
+                to[i] = rounded.at(i);
+    }
+}
