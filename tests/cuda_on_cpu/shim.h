@@ -45,6 +45,13 @@ static inline float __uint_as_float(unsigned x) { return lsm_bits<float>(x); }
 static inline long long __double_as_longlong(double x) { return lsm_bits<long long>(x); }
 static inline double __longlong_as_double(long long x) { return lsm_bits<double>(x); }
 
+static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned bytes)
+{
+    unsigned z = 0;
+    for (int i = 0; i < 4; i++)
+        z |= (unsigned)(((uint64_t)y << 32 | x) >> 8 * (bytes >> 4 * i & 7) & 0xff) << 8 * i;
+    return z;
+}
 static inline float lsm_from_half(unsigned short x)
 {
     unsigned sign = (x & 0x8000u) << 16, bits = lsm_bits<unsigned>(lsm_bits<float>((x & 0x7fffu) << 13) * 0x1p112f);
@@ -188,6 +195,15 @@ template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int dista
     memcpy(&value, &x, sizeof x);
     int source = lsm_thread % 32 ^ distance;
     value = lsm_meet(mask, value)[source];
+    memcpy(&x, &value, sizeof x);
+    return x;
+}
+
+template <class T> static inline T __shfl_sync(unsigned mask, T x, int lane, int width)
+{
+    uint64_t value = 0;
+    memcpy(&value, &x, sizeof x);
+    value = lsm_meet(mask, value)[lsm_thread % 32 / width * width + lane % width];
     memcpy(&x, &value, sizeof x);
     return x;
 }

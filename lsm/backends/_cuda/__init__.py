@@ -5,7 +5,7 @@ from pathlib import Path
 
 # NVRTC takes one text: the files in this order.
 _ROWS = ("rows.cu", "rows_backward.cu")
-_FILES = ("numbers.cu", "exponential.cu", "sums.cu", *_ROWS, "columns.cu", "columns_backward.cu")
+_FILES = ("numbers.cu", "exponential.cu", "sums.cu", "memory.cu", *_ROWS, "columns.cu", "columns_backward.cu")
 
 
 @cache

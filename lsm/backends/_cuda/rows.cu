@@ -19,23 +19,21 @@ const int N_SPLIT_WARPS = 8;
 
 typedef Held<N_PIECE, X> Unit;
 
-// A lane's first element in the slice that begins at `at`; its pieces are n_lanes * N_PIECE apart. And how many classes
-// there are from it on, as an int: those of this slice count.
+// A lane's first element in the slice that begins at `at`; its pieces are n_lanes * N_PIECE apart. How many classes are
+// before it and from it on, as an int: those count that a lane may read.
+const int N_SEEN = N_SLICE + 16;
 template <int n_lanes> INLINE Index lane_at(Index at) { return at + threadIdx.x % n_lanes * N_PIECE; }
-template <int n_lanes> INLINE int left_of(Index at, Index n)
+template <int n_lanes> INLINE int n_before(Index at) { return lane_at<n_lanes>(at) ? 16 : 0; }
+template <int n_lanes> INLINE int n_left(Index at, Index n)
 {
     Index left = n - lane_at<n_lanes>(at);
-    return left < 0 ? 0 : left < N_SLICE ? (int)left : N_SLICE;
+    return left < -16 ? -16 : left < N_SEEN ? (int)left : N_SEEN; // behind the end a lane still writes what is another's
 }
 
 template <int n_lanes, int n_pieces>
-INLINE void read_slice(Unit (&to)[n_pieces], const X *frame, Index at, Index n, bool fits, X filler)
+INLINE void read_slice(Unit (&to)[n_pieces], const X *frame, Index at, Index n, X filler)
 {
-    frame += lane_at<n_lanes>(at);
-    int left = left_of<n_lanes>(at, n);
-#pragma unroll
-    for (int i = 0; i < n_pieces; i++)
-        read(to[i], frame + i * n_lanes * N_PIECE, left - i * n_lanes * N_PIECE, fits, filler);
+    read<n_lanes>(to, frame + lane_at<n_lanes>(at), -n_before<n_lanes>(at), n_left<n_lanes>(at, n), filler);
 }
 
 INLINE double leaf(const Number *e)
@@ -97,10 +95,9 @@ template <int n_lanes, int n_pieces> INLINE Record record_of(Unit (&x)[n_pieces]
 }
 
 template <int n_lanes, int n_pieces>
-INLINE void write_slice(Y *frame, Index at, Index n, bool fits, Unit (&x)[n_pieces], Normaliser c)
+INLINE void write_slice(Y *frame, Index at, Index n, Unit (&x)[n_pieces], Normaliser c)
 {
-    frame += lane_at<n_lanes>(at);
-    int left = left_of<n_lanes>(at, n);
+    Writer<n_lanes, N_PIECE, Y> out(frame + lane_at<n_lanes>(at), n_left<n_lanes>(at, n));
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
         Number r[N_PIECE];
@@ -108,8 +105,9 @@ INLINE void write_slice(Y *frame, Index at, Index n, bool fits, Unit (&x)[n_piec
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++)
             r[j] = normalised(load(x[i].at(j)), c);
-        write(frame + i * n_lanes * N_PIECE, r, left - i * n_lanes * N_PIECE, fits);
+        out.write(i, r);
     }
+    out.end(n_pieces);
 }
 
 // The warp as a team of 32, each with its share of the slices.
@@ -131,9 +129,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMEN
     x += (first_frame + i) * x_outer;
     y += (first_frame + i) * y_outer;
     Unit held[LSM_PIECES];
-    read_slice<LSM_LANES>(held, x, 0, n, Pieces<N_PIECE, X>::fit(x), Of<X>::low());
+    read_slice<LSM_LANES>(held, x, 0, n, Of<X>::low());
     Record of = record_of<LSM_LANES>(held);
-    write_slice<LSM_LANES>(y, 0, n, Pieces<N_PIECE, Y>::fit(y), held, normaliser(of.m, of.n_largest, of.below));
+    write_slice<LSM_LANES>(y, 0, n, held, normaliser(of.m, of.n_largest, of.below));
 }
 #endif
 
@@ -146,10 +144,9 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
     Record *records = (Record *)(frame + n_slices * N_SLICE);
     x += (first_frame + blockIdx.x) * x_outer;
     y += (first_frame + blockIdx.x) * y_outer;
-    bool fits = Pieces<N_PIECE, X>::fit(x);
     Unit held[N_PIECES];
     for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
-        read_slice<32>(held, x, k * N_SLICE, n_classes, fits, Of<X>::low());
+        read_slice<32>(held, x, k * N_SLICE, n_classes, Of<X>::low());
 #pragma unroll
         for (int i = 0; i < N_PIECES; i++)
             put_whole(frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE, held[i]);
@@ -159,10 +156,11 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
     }
     __syncthreads();
     Normaliser c = merge<3>(records, 1, n_slices, this_warp(), 32); // of up to 128 slices
-    fits = Pieces<N_PIECE, Y>::fit(y);
     for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
-        read_slice<32>(held, (const X *)frame, k * N_SLICE, n_slices * N_SLICE, true, Of<X>::low());
-        write_slice<32>(y, k * N_SLICE, n_classes, fits, held, c);
+#pragma unroll
+        for (int i = 0; i < N_PIECES; i++)
+            get_whole(held[i], frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE);
+        write_slice<32>(y, k * N_SLICE, n_classes, held, c);
     }
 }
 #endif
@@ -174,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_sums(FORWARD_AR
     Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     x += (first_frame + i) * x_outer;
     Unit held[N_PIECES];
-    read_slice<32>(held, x, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(x), Of<X>::low());
+    read_slice<32>(held, x, k * N_SLICE, n_classes, Of<X>::low());
     Record of = record_of<32>(held);
     if (threadIdx.x % 32 == 0 && k < n_slices)
         ((Record *)workspace)[i * n_slices + k] = of;
@@ -188,11 +186,10 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax(FORWA
     Normaliser c = merge<LSM_DEPTH>((Record *)workspace + i * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
     x += (first_frame + i) * x_outer;
     y += (first_frame + i) * y_outer;
-    bool fits = Pieces<N_PIECE, X>::fit(x), fits_y = Pieces<N_PIECE, Y>::fit(y);
     for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
         Unit held[N_PIECES];
-        read_slice<32>(held, x, k * N_SLICE, n_classes, fits, Of<X>::low());
-        write_slice<32>(y, k * N_SLICE, n_classes, fits_y, held, c);
+        read_slice<32>(held, x, k * N_SLICE, n_classes, Of<X>::low());
+        write_slice<32>(y, k * N_SLICE, n_classes, held, c);
     }
 }
 #endif

@@ -41,28 +41,27 @@ const int N_AT_ONCE = 2; // of 64 registers
 #else
 const int N_AT_ONCE = 4;
 #endif
-INLINE int write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, bool fits_dy, bool fits_y, bool fits_dx,
-                           const Total &s)
+template <bool is_on_chip> // dy: then it is there for all of the slice
+INLINE int write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, const Total &s)
 {
-    int marks = 0, left = left_of<32>(at, n);
+    int marks = 0, before = n_before<32>(at), left = n_left<32>(at, n);
     X zero;
     set(zero, (Number)0);
     dy += lane_at<32>(at);
     y += lane_at<32>(at);
-    dx += lane_at<32>(at);
+    Writer<32, N_PIECE, X> out(dx + lane_at<32>(at), left);
 #pragma unroll
     for (int first = 0; first < N_PIECES; first += N_AT_ONCE) {
+        const int k = first * 32 * N_PIECE;
         Unit of_dy[N_AT_ONCE], of_y[N_AT_ONCE];
+        read<32>(of_y, y + k, -before - k, left - k, Of<X>::low());
+        if (!is_on_chip)
+            read<32>(of_dy, dy + k, -before - k, left - k, zero);
 #pragma unroll
         for (int i = 0; i < N_AT_ONCE; i++) {
-            const int k = (first + i) * 32 * N_PIECE;
-            read(of_y[i], y + k, left - k, fits_y, Of<X>::low());
-            read(of_dy[i], dy + k, left - k, fits_dy, zero);
-        }
-#pragma unroll
-        for (int i = 0; i < N_AT_ONCE; i++) {
-            const int k = (first + i) * 32 * N_PIECE;
             Number r[N_PIECE];
+            if (is_on_chip)
+                get_whole(of_dy[i], dy + k + i * 32 * N_PIECE);
             forget(of_dy[i]);
             forget(of_y[i]);
 #pragma unroll
@@ -71,23 +70,19 @@ INLINE int write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, bo
                 marks |= marks_of(v);
                 r[j] = gradient(load(of_dy[i].at(j)), v, s);
             }
-            write(dx + k, r, left - k, fits_dx);
+            out.write(first + i, r);
         }
     }
+    out.end(N_PIECES);
     return marks;
 }
 
-INLINE void write_nan(X *dx, Index at, Index n, bool fits)
+INLINE void write_nan(X *dx, Index at, Index n)
 {
-    Number r[N_PIECE];
-#pragma unroll
-    for (int j = 0; j < N_PIECE; j++)
-        r[j] = number(not_a_number());
-    dx += lane_at<32>(at);
-    int left = left_of<32>(at, n);
-#pragma unroll
-    for (int i = 0; i < N_PIECES; i++)
-        write(dx + i * 32 * N_PIECE, r, left - i * 32 * N_PIECE, fits);
+    X nan;
+    set(nan, number(not_a_number()));
+    for (Index i = at + threadIdx.x % 32; i < at + N_SLICE && i < n; i += 32)
+        dx[i] = nan;
 }
 
 INLINE int marks_of_warp(int marks)
@@ -121,8 +116,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWA
     Unit held[LSM_PIECES], held_y[LSM_PIECES];
     X zero;
     set(zero, (Number)0);
-    read_slice<LSM_LANES>(held, dy, 0, n, Pieces<N_PIECE, X>::fit(dy), zero);
-    read_slice<LSM_LANES>(held_y, y, 0, n, Pieces<N_PIECE, X>::fit(y), Of<X>::low());
+    read_slice<LSM_LANES>(held, dy, 0, n, zero);
+    read_slice<LSM_LANES>(held_y, y, 0, n, Of<X>::low());
     int marks = 0;
 #pragma unroll
     for (int i = 0; i < LSM_PIECES; i++)
@@ -133,18 +128,16 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWA
         marks |= __shfl_xor_sync(ALL, marks, k);
     Part part = part_of<LSM_LANES>(held);
     Total s = total_of(part.sum, part.is_smaller, makes_nan(marks));
-    bool fits = Pieces<N_PIECE, X>::fit(dx);
-    dx += lane_at<LSM_LANES>(0);
-    int left = left_of<LSM_LANES>(0, n);
+    Writer<LSM_LANES, N_PIECE, X> out(dx + lane_at<LSM_LANES>(0), n_left<LSM_LANES>(0, n));
 #pragma unroll
     for (int i = 0; i < LSM_PIECES; i++) {
-        const int k = i * LSM_LANES * N_PIECE;
         Number r[N_PIECE];
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++)
             r[j] = gradient(load(held[i].at(j)), load(held_y[i].at(j)), s);
-        write(dx + k, r, left - k, fits);
+        out.write(i, r);
     }
+    out.end(LSM_PIECES);
 }
 #endif
 
@@ -160,9 +153,8 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
     Unit held[N_PIECES];
     X zero;
     set(zero, (Number)0);
-    bool fits = Pieces<N_PIECE, X>::fit(dy);
     for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
-        read_slice<32>(held, dy, k * N_SLICE, n_classes, fits, zero);
+        read_slice<32>(held, dy, k * N_SLICE, n_classes, zero);
 #pragma unroll
         for (int i = 0; i < N_PIECES; i++)
             put_whole(frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE, held[i]);
@@ -173,13 +165,11 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
     __syncthreads();
     Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // of up to 128 slices
     int marks = 0;
-    fits = Pieces<N_PIECE, X>::fit(dx);
-    bool fits_y = Pieces<N_PIECE, X>::fit(y);
     for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
-        marks |= write_gradients(dx, frame, y, k * N_SLICE, n_classes, true, fits_y, fits, s);
+        marks |= write_gradients<true>(dx, frame, y, k * N_SLICE, n_classes, s);
     if (makes_nan(marks_of_block(marks, (int *)(parts + n_slices))))
         for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
-            write_nan(dx, k * N_SLICE, n_classes, fits);
+            write_nan(dx, k * N_SLICE, n_classes);
 }
 #endif
 
@@ -192,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(B
     Unit held[N_PIECES];
     X zero;
     set(zero, (Number)0);
-    read_slice<32>(held, dy, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(dy), zero);
+    read_slice<32>(held, dy, k * N_SLICE, n_classes, zero);
     Part of = part_of<32>(held);
     if (threadIdx.x % 32 == 0 && k < n_slices)
         ((Part *)workspace)[f * n_slices + k] = of;
@@ -210,9 +200,8 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backw
     dy += (first_frame + f) * dy_outer;
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
-    bool fits = Pieces<N_PIECE, X>::fit(dy), fits_y = Pieces<N_PIECE, X>::fit(y), fits_dx = Pieces<N_PIECE, X>::fit(dx);
     for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
-        int found = marks_of_warp(write_gradients(dx, dy, y, k * N_SLICE, n_classes, fits, fits_y, fits_dx, s));
+        int found = marks_of_warp(write_gradients<false>(dx, dy, y, k * N_SLICE, n_classes, s));
         if (threadIdx.x % 32 == 0)
             marks[k] = found;
     }
@@ -230,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backw
         return;
     dx += (first_frame + f) * dx_outer;
     for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS)
-        write_nan(dx, k * N_SLICE, n_classes, Pieces<N_PIECE, X>::fit(dx));
+        write_nan(dx, k * N_SLICE, n_classes);
 }
 #endif
 
