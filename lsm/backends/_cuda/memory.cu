@@ -131,12 +131,12 @@ INLINE void read(Held<n, T> (&to)[n_pieces], const T *x, int first, int last, T 
     last += skew;
 #pragma unroll
     for (int i = 0; i < n_pieces; i++)
-        get(to[i], x + i * step, first - i * step, last - i * step, filler);
+        get(to[i], x + i * step, i ? 0 : first, last - i * step, filler); // of the first piece alone may part be before
     if (!is_any<n_lanes>(skew))
         return;
     Both<P::n_of_one, T> behind; // what the last lane lacks at the end
     if (lane == 0)
-        get(behind.held, x + n_pieces * step, first - n_pieces * step, last - n_pieces * step, filler);
+        get(behind.held, x + n_pieces * step, 0, last - n_pieces * step, filler);
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
         B own, next;
@@ -181,7 +181,6 @@ template <int n_lanes, int n, class T> struct Writer {
     static const int step = n_lanes * n;
     T *to; // less the skew
     int lane, skew, first, last;
-    bool is_skewed;
     Both<P::n_of_one, T> before; // the last piece of what was written
 
     INLINE Writer(T *at, int n_left) : lane(threadIdx.x % n_lanes), skew(P::skew(at))
@@ -189,7 +188,6 @@ template <int n_lanes, int n, class T> struct Writer {
         to = at - skew;
         first = skew - lane * n;
         last = skew + n_left;
-        is_skewed = is_any<n_lanes>(skew);
 #pragma unroll
         for (int j = 0; j < P::n_words; j++)
             before.words[j] = 0;
@@ -198,7 +196,7 @@ template <int n_lanes, int n, class T> struct Writer {
     {
         B own;
         round_all(own.held, y);
-        if (is_skewed) {
+        if (is_any<n_lanes>(skew)) {
             unsigned all[P::n_words + B::n_words];
 #pragma unroll
             for (int j = 0; j < P::n_words; j++) {
@@ -213,11 +211,11 @@ template <int n_lanes, int n, class T> struct Writer {
             if (n_lanes == 32 || skew)
                 window<T>(own.words, all, P::n_of_one - skew);
         }
-        put(to + i * step, own.held, first - i * step, last - i * step);
+        put(to + i * step, own.held, i ? 0 : first, last - i * step);
     }
     INLINE void end(int n_pieces) // what the last lane still has
     {
-        if (is_skewed && lane == n_lanes - 1) {
+        if (skew && lane == n_lanes - 1) {
             const int at = skew + (n_pieces - 1) * step + n - P::n_of_one;
 #pragma unroll
             for (int j = 0; j < P::n_of_one; j++)

@@ -38,6 +38,8 @@ template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
 // what the next load reads (in place is allowed), so loads would else be under way one by one.
 #if defined(LSM_SHARED) && LSM_THREADS * LSM_BLOCKS > 512
 const int N_AT_ONCE = 2; // of 64 registers
+#elif defined(LSM_SPLIT) && __CUDA_ARCH__ >= 1000
+const int N_AT_ONCE = sizeof(Number) == 8 ? 2 : 4; // four of double take more than 128 registers there
 #else
 const int N_AT_ONCE = 4;
 #endif
@@ -54,9 +56,9 @@ INLINE int write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, co
     for (int first = 0; first < N_PIECES; first += N_AT_ONCE) {
         const int k = first * 32 * N_PIECE;
         Unit of_dy[N_AT_ONCE], of_y[N_AT_ONCE];
-        read<32>(of_y, y + k, -before - k, left - k, Of<X>::low());
+        read<32>(of_y, y + k, first ? -16 : -before, left - k, Of<X>::low());
         if (!is_on_chip)
-            read<32>(of_dy, dy + k, -before - k, left - k, zero);
+            read<32>(of_dy, dy + k, first ? -16 : -before, left - k, zero);
 #pragma unroll
         for (int i = 0; i < N_AT_ONCE; i++) {
             Number r[N_PIECE];
