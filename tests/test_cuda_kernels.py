@@ -1,5 +1,8 @@
 """The CUDA kernels on the CPU (cuda_on_cpu): exact values, special ones, and the same bits, in every regime."""
 
+import ctypes
+import functools
+
 import cuda_on_cpu
 import numpy as np
 import oracle
@@ -8,7 +11,8 @@ from cuda_on_cpu import H100, SMALL
 from test_accuracy import KINDS, bound, bound_of_cast, frames
 
 from conftest import DTYPES
-from lsm.backends._cuda.plan import plan
+from lsm.backends import _cuda
+from lsm.backends._cuda.plan import module_key, plan
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
 
@@ -121,6 +125,34 @@ def test_layouts_alignment_and_in_place(name, n, inner, rng):
             pair = [laid_out(dy, start, gap)[0], laid_out(y, start, gap)[0]]
             cuda_on_cpu.apply("log_softmax_backward", pair, pair[k], SMALL)
             equal(pair[k], dx)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", [101, 1001, 4099, 20001])  # several rows a warp, one, one in shared memory, one split
+def test_rows_of_an_odd_length_are_read_and_written_in_whole_pieces(name, n, rng):
+    """Element by element only at their ends and, what is written, at those of slices."""
+    counter = """
+    static long long lsm_n_alone;
+    extern "C" long long lsm_take() { long long n = lsm_n_alone; lsm_n_alone = 0; return n; }
+    """
+    source = counter + _cuda.source()
+    for alone in ("to.put(i, i >= first && i < last ? x[i] : filler);", "to[i] = held.at(i);"):
+        assert source.count(alone) == 1
+        source = source.replace(alone, f"{{ lsm_n_alone += i >= first && i < last; {alone} }}")
+    x = rng.standard_normal((5, n, 1)).astype(DTYPES[name])
+    y, dx = forward(x), np.empty_like(x)
+
+    def count(op, arrays, out):
+        module = functools.cache(lambda options: cuda_on_cpu.HostModule(options, source))
+        family = cuda_on_cpu.apply(op, arrays, out, SMALL, module).family
+        library = module(module_key(op, name, name, family)).library
+        return ctypes.CFUNCTYPE(ctypes.c_longlong)(("lsm_take", library))()
+
+    again = np.empty_like(x)
+    assert 0 < count("log_softmax", (x,), again) <= x.size / 100 + 5 * 32
+    equal(again, y)
+    assert 0 < count("log_softmax_backward", (x, y), dx) <= x.size / 100 + 5 * 32
+    equal(dx, backward(x, y))
 
 
 @pytest.mark.parametrize("name", NAMES)
