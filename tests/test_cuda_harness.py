@@ -161,26 +161,55 @@ def test_what_is_right_passes_under_the_sanitizers():
 
 
 WHOLE = """
-import functools
+import ctypes, functools
 import numpy as np
-import cuda_on_cpu
-cuda_on_cpu.module = functools.cache(lambda options: cuda_on_cpu.HostModule(options, flags=cuda_on_cpu.SANITIZE))
+import cuda_on_cpu, test_cuda_harness
+from conftest import DTYPES
+from cuda_on_cpu import HostModule, SANITIZE
+source = test_cuda_harness._cuda.source().replace({fault!r}, {instead!r})
+module = functools.cache(lambda options: HostModule(options, source, SANITIZE))
+poison, heal = (getattr(ctypes.CDLL(None), f"__asan_{{what}}poison_memory_region") for what in ("", "un"))
+dtype = DTYPES[{name!r}]
 rng = np.random.default_rng(0)
 for shape in {shapes}:
-    memory = rng.standard_normal(int(np.prod(shape)) + 1).astype(np.float32)
-    for start in (0, 1):
-        x = memory[start : memory.size - 1 + start].reshape(shape)  # from 1 on it ends where the memory ends
-        y = np.empty_like(x)
-        cuda_on_cpu.apply("log_softmax", (x,), y, cuda_on_cpu.SMALL)
-        cuda_on_cpu.apply("log_softmax_backward", (x, y), np.empty_like(x), cuda_on_cpu.SMALL)
+    for start in (0, dtype.itemsize, 8):
+        n_bytes, touched = int(np.prod(shape)) * dtype.itemsize, start // 8 * 8
+        memories = [np.empty(start + n_bytes, np.uint8) for _ in range(3)]  # which end where the array ends
+        for memory in memories:
+            poison(ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(touched))
+        x, y, dx = (memory[start:].view(dtype).reshape(shape) for memory in memories)
+        x[...] = rng.standard_normal(shape)
+        cuda_on_cpu.apply("log_softmax", (x,), y, cuda_on_cpu.SMALL, module)
+        cuda_on_cpu.apply("log_softmax_backward", (x, y), dx, cuda_on_cpu.SMALL, module)
+        cuda_on_cpu.apply("log_softmax_backward", (x, y), y, cuda_on_cpu.SMALL, module)
+        for memory in memories:
+            heal(ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(touched))
 print("it ran")
 """
 
 
-def test_the_kernels_under_the_sanitizers():
+@pytest.mark.parametrize("name", ["float16", "float32", "float64"])
+def test_the_kernels_under_the_sanitizers(name):
     shapes = [(5, 10, 1), (3, 1001, 1), (2, 4099, 1), (2, 20001, 1), (2, 11, 21), (2, 300, 5), (1, 2501, 9)]
-    done = run_sanitized(WHOLE.format(shapes=shapes))
+    done = run_sanitized(WHOLE.format(name=name, shapes=shapes, fault="", instead=""))
     assert "it ran" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("fault", "instead", "message"),
+    [
+        ("% n_bytes / sizeof(T)", "% 1", "misaligned address"),
+        ("get(to[i], x + i * step, i ? 0 : first,", "get(to[i], x + i * step, 0,", "use-after-poison"),
+        ("0, last - n_pieces * step, filler)", "0, n, filler)", "heap-buffer-overflow"),
+        ("at + j < last", "true", "heap-buffer-overflow"),
+    ],
+    ids=["alignment", "before a row", "behind a row", "written behind"],
+)
+def test_sanitizers_see_into_lsm_s_kernels(fault, instead, message):
+    assert _cuda.source().count(fault) == 1
+    done = run_sanitized(WHOLE.format(name="float32", shapes=[(3, 1001, 1)], fault=fault, instead=instead))
+    assert done.returncode != 0 and "it ran" not in done.stdout
+    assert message in done.stderr, done.stderr[-3000:]
 
 
 def barriers():
