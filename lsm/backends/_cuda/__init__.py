@@ -4,8 +4,8 @@ from functools import cache
 from pathlib import Path
 
 # NVRTC takes one text: the files in this order.
-_ROWS = ("rows.cu", "rows_backward.cu")
-_FILES = ("numbers.cu", "exponential.cu", "sums.cu", "memory.cu", *_ROWS, "columns.cu", "columns_backward.cu")
+_FRAMES = ("rows.cu", "rows_backward.cu", "columns.cu", "columns_backward.cu")
+_FILES = ("numbers.cu", "exponential.cu", "sums.cu", "gradient.cu", "memory.cu", *_FRAMES)
 
 
 @cache

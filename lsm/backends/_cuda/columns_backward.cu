@@ -32,6 +32,25 @@ INLINE Part part_of_column(const X *held, Index n_rows, const Tile &tile)
     return part;
 }
 
+// dx of some classes; the highest of their y, or NaN.
+INLINE Number write_step(const Step &step, X *dx, Index dx_class, const X (&dy)[N_STEP], const X (&y)[N_STEP],
+                         const Total &s)
+{
+    Number r[N_STEP], v[N_STEP];
+#pragma unroll
+    for (int j = 0; j < N_STEP; j++) {
+        r[j] = load(dy[j]);
+        v[j] = load(y[j]);
+    }
+    Number highest = highest_of(v);
+    gradients(r, v, s, highest);
+#pragma unroll
+    for (int j = 0; j < N_STEP; j++)
+        if (step.has(j))
+            set(*step.at(j, dx, dx_class), r[j]);
+    return highest;
+}
+
 // The marks of a column from those of its threads.
 INLINE int marks_of_column(int marks, const Tile &tile)
 {
@@ -72,20 +91,18 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     }
     __syncthreads();
     Total s = merge<8>(parts + tile.column, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
-    int marks = 0;
+    Number highest = minus_infinity();
     for (Index own = 0; own < n_rows * N_OWN; own += N_STEP) {
         Step step(own, tile.q, column.n);
         X of_y[N_STEP];
         step.read(of_y, y, y_class, Of<X>::low());
+        X of_dy[N_STEP];
 #pragma unroll
-        for (int j = 0; j < N_STEP; j++) {
-            Number v = load(of_y[j]);
-            marks |= marks_of(v);
-            if (step.has(j))
-                set(*step.at(j, dx, dx_class), gradient(load(held[(own + j) * N_TILE_THREADS]), v, s));
-        }
+        for (int j = 0; j < N_STEP; j++)
+            of_dy[j] = held[(own + j) * N_TILE_THREADS];
+        highest = higher(highest, write_step(step, dx, dx_class, of_dy, of_y, s));
     }
-    if (makes_nan(marks_of_column(marks, tile)))
+    if (makes_nan(marks_of_column(marks_of(highest), tile)))
         write_nan_rows(dx, dx_class, 0, n_rows, tile.q, column.n);
 }
 #endif
@@ -128,22 +145,16 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     X zero;
     set(zero, (Number)0);
     for (Index slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
-        int found = 0;
+        Number highest = minus_infinity();
         Index own = 4 * slice * N_OWN, end = own + rows_of_slice(slice, n_rows) * N_OWN;
         for (; own < end; own += N_STEP) {
             Step step(own, tile.q, column.n);
             X of_dy[N_STEP], of_y[N_STEP];
             step.read(of_dy, dy, dy_class, zero);
             step.read(of_y, y, y_class, Of<X>::low());
-#pragma unroll
-            for (int j = 0; j < N_STEP; j++) {
-                Number v = load(of_y[j]);
-                found |= marks_of(v);
-                if (step.has(j))
-                    set(*step.at(j, dx, dx_class), gradient(load(of_dy[j]), v, s));
-            }
+            highest = higher(highest, write_step(step, dx, dx_class, of_dy, of_y, s));
         }
-        found = marks_of_column(found, tile);
+        int found = marks_of_column(marks_of(highest), tile);
         if (tile.q == 0)
             marks[place + slice * LSM_COLUMNS] = found;
     }

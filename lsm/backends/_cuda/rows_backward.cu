@@ -34,7 +34,7 @@ template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
     return part;
 }
 
-// dx of a slice, and what marks_of is of its y. Some pieces are read before the first is written: a store may touch
+// dx of a slice; the highest of a lane's y, or NaN. Some pieces are read before the first is written: a store may touch
 // what the next load reads (in place is allowed), so loads would else be under way one by one.
 #if defined(LSM_SHARED) && LSM_THREADS * LSM_BLOCKS > 512
 const int N_AT_ONCE = 2; // of 64 registers
@@ -44,9 +44,10 @@ const int N_AT_ONCE = sizeof(Number) == 8 ? 2 : 4; // four of double take more t
 const int N_AT_ONCE = 4;
 #endif
 template <bool is_on_chip> // dy: then it is there for all of the slice
-INLINE int write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, const Total &s)
+INLINE Number write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, const Total &s)
 {
-    int marks = 0, before = n_before<32>(at), left = n_left<32>(at, n);
+    Number highest = minus_infinity();
+    int before = n_before<32>(at), left = n_left<32>(at, n);
     X zero;
     set(zero, (Number)0);
     dy += lane_at<32>(at);
@@ -61,22 +62,24 @@ INLINE int write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, co
             read<32>(of_dy, dy + k, first ? -16 : -before, left - k, zero);
 #pragma unroll
         for (int i = 0; i < N_AT_ONCE; i++) {
-            Number r[N_PIECE];
+            Number r[N_PIECE], v[N_PIECE];
             if (is_on_chip)
                 get_whole(of_dy[i], dy + k + i * 32 * N_PIECE);
             forget(of_dy[i]);
             forget(of_y[i]);
 #pragma unroll
             for (int j = 0; j < N_PIECE; j++) {
-                Number v = load(of_y[i].at(j));
-                marks |= marks_of(v);
-                r[j] = gradient(load(of_dy[i].at(j)), v, s);
+                r[j] = load(of_dy[i].at(j));
+                v[j] = load(of_y[i].at(j));
             }
+            Number here = highest_of(v);
+            highest = higher(highest, here);
+            gradients(r, v, s, here);
             out.write(first + i, r);
         }
     }
     out.end(N_PIECES);
-    return marks;
+    return highest;
 }
 
 INLINE void write_nan(X *dx, Index at, Index n)
@@ -120,23 +123,26 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWA
     set(zero, (Number)0);
     read_slice<LSM_LANES>(held, dy, 0, n, zero);
     read_slice<LSM_LANES>(held_y, y, 0, n, Of<X>::low());
-    int marks = 0;
+    Number highest = minus_infinity();
 #pragma unroll
     for (int i = 0; i < LSM_PIECES; i++)
 #pragma unroll
         for (int j = 0; j < N_PIECE; j++)
-            marks |= marks_of(load(held_y[i].at(j)));
+            highest = higher(highest, load(held_y[i].at(j)));
     for (int k = 1; k < LSM_LANES; k *= 2)
-        marks |= __shfl_xor_sync(ALL, marks, k);
+        highest = higher(highest, __shfl_xor_sync(ALL, highest, k));
     Part part = part_of<LSM_LANES>(held);
-    Total s = total_of(part.sum, part.is_smaller, makes_nan(marks));
+    Total s = total_of(part.sum, part.is_smaller, makes_nan(marks_of(highest)));
     Writer<LSM_LANES, N_PIECE, X> out(dx + lane_at<LSM_LANES>(0), n_left<LSM_LANES>(0, n));
 #pragma unroll
     for (int i = 0; i < LSM_PIECES; i++) {
-        Number r[N_PIECE];
+        Number r[N_PIECE], v[N_PIECE];
 #pragma unroll
-        for (int j = 0; j < N_PIECE; j++)
-            r[j] = gradient(load(held[i].at(j)), load(held_y[i].at(j)), s);
+        for (int j = 0; j < N_PIECE; j++) {
+            r[j] = load(held[i].at(j));
+            v[j] = load(held_y[i].at(j));
+        }
+        gradients(r, v, s, highest);
         out.write(i, r);
     }
     out.end(LSM_PIECES);
@@ -166,10 +172,10 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
     }
     __syncthreads();
     Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // of up to 128 slices
-    int marks = 0;
+    Number highest = minus_infinity();
     for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
-        marks |= write_gradients<true>(dx, frame, y, k * N_SLICE, n_classes, s);
-    if (makes_nan(marks_of_block(marks, (int *)(parts + n_slices))))
+        highest = higher(highest, write_gradients<true>(dx, frame, y, k * N_SLICE, n_classes, s));
+    if (makes_nan(marks_of_block(marks_of(highest), (int *)(parts + n_slices))))
         for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
             write_nan(dx, k * N_SLICE, n_classes);
 }
@@ -203,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backw
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
     for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
-        int found = marks_of_warp(write_gradients<false>(dx, dy, y, k * N_SLICE, n_classes, s));
+        int found = marks_of_warp(marks_of(write_gradients<false>(dx, dy, y, k * N_SLICE, n_classes, s)));
         if (threadIdx.x % 32 == 0)
             marks[k] = found;
     }

@@ -1,0 +1,184 @@
+// The gradient: the sum S of a frame's dy from those of its slices, and dy - exp(y) * S of a class.
+
+// Sums of float64 gradients may leave the range where the gradient does not. One that does is taken of gradients that
+// are 2**-64 as large.
+#define SMALLER 5.421010862427522e-20
+
+// The sum of dy of a slice.
+struct Part {
+    Sum sum;
+    int is_smaller;
+};
+
+INLINE bool left_the_range(Sum s) { return sizeof(Number) == 8 && !is_finite(s.total + s.error); }
+
+INLINE Sum made_smaller(Sum s)
+{
+    s.total *= SMALLER;
+    s.error *= SMALLER;
+    return s;
+}
+
+// What the gradient needs of S = sum of dy: S = high + low, and S = fraction * 2**exponent.
+struct Total {
+    Number high, low, fraction;
+    int exponent;
+    bool is_moderate, is_plain;
+};
+
+// S that is plain is 0 or of an exponent from least to most - 1. With it and y <= top, exp(y) * 2**bias and S * 2**-bias
+// are normal, but for an exp(y) * S that changes no dy: that of y < floor, which may be taken for floor.
+template <class T> struct Plain;
+template <> struct Plain<float> {
+    static const int bias = 64, least = -60, most = 36;
+    static INLINE float floor() { return -131; }
+    static INLINE float top() { return 40; }
+    static INLINE float magic() { return MAGIC_FLOAT + 127 + bias; }
+    static INLINE float power(int n) { return power_of_two_f(n); }
+};
+template <> struct Plain<double> {
+    static const int bias = 512, least = -500, most = 400;
+    static INLINE double floor() { return -1062; }
+    static INLINE double top() { return 350; }
+    static INLINE double magic() { return MAGIC_DOUBLE + 1023 + bias; }
+    static INLINE double power(int n) { return power_of_two_d(n); }
+};
+typedef Plain<Number> OfPlain;
+
+INLINE Total total_of(Sum of, bool is_smaller, bool is_bad)
+{
+    Total to;
+    double s = is_bad ? not_a_number() : of.total + of.error;
+    to.exponent = exponent_of(s);
+    to.high = number(s);
+    to.low = number(sizeof(Number) == 8 ? (of.total - s) + of.error : s - as_double(to.high));
+    to.is_plain = !is_smaller && (s == 0 || (to.exponent >= OfPlain::least && to.exponent < OfPlain::most));
+    if (!is_finite(s)) {
+        s = not_a_number();
+        to.exponent = 0;
+    } else if (to.exponent == -1022) {
+        s *= power_of_two_d(1022); // 0 or subnormal, exactly
+    } else {
+        s = bits_to_double(((unsigned long long)__double_as_longlong(s) & 0x800fffffffffffffull) | 1022ull << 52);
+    }
+    to.fraction = number(s);
+    to.is_moderate = !is_smaller && to.exponent < (sizeof(Number) == 4 ? 120 : 1000);
+    to.exponent += is_smaller ? 64 : 0;
+    return to;
+}
+
+// dy - exp(y) * S, as (dy - S) - expm1(y) * S where y > -ln 2, whose product is not rounded before dy is met. Both ways
+// to compute it give the same bits, so it does not matter which serves a class.
+INLINE bool is_near(Number y) { return y > (Number)-0.6931471805599453; }
+INLINE Number rest_of(Number v, Number n) // of v = n ln 2 + it
+{
+    return sizeof(Number) == 4 ? fused(n, (Number)2.1219444005469058e-4, fused(n, (Number)-0.693359375, v))
+                               : fused(n, (Number)-LN2_LO, fused(n, (Number)-LN2_HI, v));
+}
+
+// Of a plain S and y <= top; `factor` is S * -2**-bias.
+INLINE Number gradient_of_plain(Number dy, Number y, const Total &s, Number factor)
+{
+    Number v = maximum(y, OfPlain::floor());
+    Number t = fused(v, (Number)1.4426950408889634, OfPlain::magic());
+    Number scale = power_of_two(t); // and 2**bias
+    Number e = expm1_reduced(rest_of(v, t - OfPlain::magic()));
+    bool near = is_near(y);
+    e = fused(scale, e, scale - (near ? OfPlain::power(OfPlain::bias) : (Number)0));
+    if (near)
+        dy = minus(minus(dy, s.high), s.low);
+    return fused(e, factor, dy);
+}
+
+// Of any. The power of two goes to both factors, so that neither leaves the range unless the product does.
+INLINE int low_bits(float t) { return (int)(__float_as_uint(t) & 0x7fffffu) - 0x400000; }
+INLINE int low_bits(double t) { return (int)__double_as_longlong(t); }
+INLINE int within(int least, int k, int most) { return k < least ? least : k > most ? most : k; }
+
+INLINE Number gradient_of_any(Number dy, Number y, const Total &s)
+{
+    const int most = sizeof(Number) == 4 ? 126 : 1022;
+    const Number magic = sizeof(Number) == 4 ? (Number)MAGIC_FLOAT : (Number)MAGIC_DOUBLE;
+    const Number floor = sizeof(Number) == 4 ? (Number)-400 : (Number)-4000; // nothing is left of any S
+    Number v = y < floor ? floor : y;
+    Number t = fused(v, (Number)1.4426950408889634, magic);
+    Number e = expm1_reduced(rest_of(v, t - magic));
+    int k = s.exponent;
+    if (is_near(y) && s.is_moderate) {
+        Number scale = OfPlain::power(low_bits(t));
+        e = fused(scale, e, scale - 1);
+        dy = minus(minus(dy, s.high), s.low);
+    } else {
+        e += 1;
+        k += low_bits(t);
+    }
+    int of_s = within(1 - most, k, most), of_e = within(5 - most, k - of_s, most - 5);
+    e = fused(e, OfPlain::power(of_e), (Number)0);
+    return fused(e, s.fraction * -OfPlain::power(of_s), dy); // never subnormal, which a minus sign would flush
+}
+
+// The gradients of some classes, in place of their dy; `highest` is the highest of their y, or higher.
+template <int n> INLINE void gradients(Number (&dy)[n], const Number (&y)[n], const Total &s, Number highest)
+{
+    if (s.is_plain && highest <= OfPlain::top()) {
+        Number factor = s.high * -OfPlain::power(-OfPlain::bias);
+#pragma unroll
+        for (int j = 0; j < n; j++)
+            dy[j] = gradient_of_plain(dy[j], y[j], s, factor);
+    } else {
+#pragma unroll
+        for (int j = 0; j < n; j++)
+            dy[j] = gradient_of_any(dy[j], y[j], s);
+    }
+}
+
+template <int depth, class AnyTeam>
+INLINE Sum fold_parts(const Part *parts, Index step, Share mine, const AnyTeam &team, bool smaller)
+{
+    Fold<depth> fold;
+    for (Index k = mine.first; k < mine.last; k++) {
+        Part of = parts[k * step];
+        fold.push(smaller && !of.is_smaller ? made_smaller(of.sum) : of.sum);
+    }
+    return team.sum(fold.result());
+}
+
+// S from the parts of a frame, `step` apart.
+template <int depth, class AnyTeam>
+INLINE Total merge(const Part *parts, Index step, Index n_slices, const AnyTeam &team, int n_team)
+{
+    Share mine(n_slices, team.q, n_team);
+    bool smaller = false;
+    if (sizeof(Number) == 8) {
+        Index n_smaller = 0;
+        for (Index k = mine.first; k < mine.last; k++)
+            n_smaller += parts[k * step].is_smaller;
+        smaller = team.count(n_smaller) != 0;
+    }
+    Sum s = fold_parts<depth>(parts, step, mine, team, smaller);
+    if (sizeof(Number) == 8) { // both, for all threads of a block go the same way
+        Sum again = fold_parts<depth>(parts, step, mine, team, true);
+        if (left_the_range(s)) {
+            s = again;
+            smaller = true;
+        }
+    }
+    return total_of(s, smaller, false);
+}
+
+// Whether a frame's y, of which `highest` is the highest or a NaN, is one that makes all of the frame NaN: exp(y) is out
+// of range, or y is NaN, or -inf throughout. Of parts of a frame, the marks are put together.
+const int IS_BAD = 1, IS_OPEN = 2;
+INLINE int marks_of(Number highest)
+{
+    return (highest < Constants<Number>::limit() ? 0 : IS_BAD) | (highest == minus_infinity() ? 0 : IS_OPEN);
+}
+INLINE bool makes_nan(int marks) { return marks != IS_OPEN; }
+template <int n> INLINE Number highest_of(const Number (&y)[n])
+{
+    Number highest = y[0];
+#pragma unroll
+    for (int j = 1; j < n; j++)
+        highest = higher(highest, y[j]);
+    return highest;
+}
