@@ -269,6 +269,51 @@ def test_gradients_over_the_range(inner):
                 assert np.isinf(dx[~fits]).all()
 
 
+BOTH = """
+extern "C" __global__ void both(const Number *dy, const Number *y, const double *s, Number *plain, Number *any, int *is)
+{
+    Index i = blockIdx.x * (Index)blockDim.x + threadIdx.x;
+    Sum sum = {s[i], 0};
+    Total of = total_of(sum, false, false);
+    plain[i] = gradient_of_plain(dy[i], y[i], of, of.high * -OfPlain::power(-OfPlain::bias));
+    any[i] = gradient_of_any(dy[i], y[i], of);
+    is[i] = of.is_plain && y[i] <= OfPlain::top();
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_a_plain_gradient_has_the_bits_of_any(name, rng):
+    """All over the range of plain sums, to both of its ends, with dy that cancel and results that are subnormal."""
+    dtype, least, most, top = DTYPES[name], *((-60, 36, 40) if name == "float32" else (-500, 400, 350))
+    ln2, tiny = np.log(dtype.type(2)), np.finfo(dtype).smallest_subnormal
+    near = [0.0, -0.0, -tiny, -tiny * 1000, -1e-30, -1e-9, -0.3, *np.nextafter(-ln2, [-9, 9, -ln2], dtype=dtype), 0.2]
+    far = [-0.7, -3, -20, -60, -87, -100, -104, -130.9, -131.1, -150, -700, -745, -1061.9, -1062.1, -2000, -np.inf]
+    y = np.array([*near, *far, 1, 7.3, np.nextafter(top, 0, dtype=dtype), top, *rng.uniform(-140, 3, 60)], dtype)
+    mantissas = [0.5, 1 - 2.0**-53, 1 - 2.0**-24, *rng.uniform(0.5, 1, 4)]
+    exponents = [least, least + 1, -30, -1, 0, 1, 2, 20, most - 1]
+    s = np.array([0.0, *(sign * m * 2.0**e for sign in (1, -1) for m in mantissas for e in exponents)])
+    relative = np.array([0, 1, 1 + 2.0**-20, 0.5, -3, 1e-30])
+    fixed = np.array([tiny, -7 * tiny, np.finfo(dtype).tiny, 1, -0.0, 1e-40, 1e30])
+    dy = np.concatenate([np.multiply.outer(s, relative), np.tile(fixed, (s.size, 1))], axis=1)
+    s, dy, y = (np.ascontiguousarray(np.broadcast_arrays(s[:, None, None], dy[..., None], y)[i]) for i in range(3))
+    n = s.size // 64 * 64
+    s, dy, y = s.ravel()[:n], dy.astype(dtype).ravel()[:n], y.ravel()[:n]
+    plain, any_, is_plain = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, np.int32)
+    key = module_key("log_softmax_backward", name, name, plan("log_softmax_backward", name, name, 1, 9, 1, H100).family)
+    kernel = cuda_on_cpu.HostModule(key, _cuda.source() + BOTH).get_function("both")
+    kernel((n // 64,), (64,), (dy, y, s, plain, any_, is_plain))
+    assert is_plain.all()
+    np.testing.assert_array_equal(plain.view(f"u{dtype.itemsize}"), any_.view(f"u{dtype.itemsize}"))
+    subnormal = (plain != 0) & (np.abs(plain) < np.finfo(dtype).tiny)
+    assert subnormal.sum() > 100 and (plain != dy).sum() > n / 4
+
+    beyond = np.array([2.0 ** (least - 1) * 0.99, 2.0**most, np.nan, np.inf])
+    ones = np.ones(64, dtype)
+    kernel((1,), (64,), (ones, -ones, np.resize(beyond, 64), plain[:64], any_[:64], is_plain[:64]))
+    assert not is_plain[:64].any()
+
+
 def test_long_frames(rng):
     """A thread that folds many slices, several launches, and blocks that write more than one part."""
     for name in ("float16", "float32", "float64"):
