@@ -277,7 +277,7 @@ extern "C" __global__ void both(const Number *dy, const Number *y, const double 
     Total of = total_of(sum, false, false);
     plain[i] = gradient_of_plain(dy[i], y[i], of, of.high * -OfPlain::power(-OfPlain::bias));
     any[i] = gradient_of_any(dy[i], y[i], of);
-    is[i] = of.is_plain && y[i] <= OfPlain::top();
+    is[i] = y[i] <= of.plain_to;
 }
 """
 

@@ -36,18 +36,23 @@ INLINE Part part_of_column(const X *held, Index n_rows, const Tile &tile)
 INLINE Number write_step(const Step &step, X *dx, Index dx_class, const X (&dy)[N_STEP], const X (&y)[N_STEP],
                          const Total &s)
 {
-    Number r[N_STEP], v[N_STEP];
+    Number highest = minus_infinity();
 #pragma unroll
-    for (int j = 0; j < N_STEP; j++) {
-        r[j] = load(dy[j]);
-        v[j] = load(y[j]);
+    for (int first = 0; first < N_STEP; first += 4) { // more at once would take too many registers
+        Number r[4], v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            r[j] = load(dy[first + j]);
+            v[j] = load(y[first + j]);
+        }
+        Number here = highest_of(v);
+        highest = higher(highest, here);
+        gradients(r, v, s, here);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (step.has(first + j))
+                set(*step.at(first + j, dx, dx_class), r[j]);
     }
-    Number highest = highest_of(v);
-    gradients(r, v, s, highest);
-#pragma unroll
-    for (int j = 0; j < N_STEP; j++)
-        if (step.has(j))
-            set(*step.at(j, dx, dx_class), r[j]);
     return highest;
 }
 
@@ -81,8 +86,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     y += column.outer * y_outer + column.inner;
     dx += column.outer * dx_outer + column.inner;
     held += threadIdx.x;
-    X zero;
-    set(zero, (Number)0);
+    const X zero = {0};
     hold(held, dy, dy_class, 0, n_rows, tile.q, column.n, zero);
     for (Index k = 0; k < n_slices; k++) {
         Part of = part_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_rows), tile);
@@ -117,8 +121,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
     dy += column.outer * dy_outer + column.inner;
     held += threadIdx.x;
-    X zero;
-    set(zero, (Number)0);
+    const X zero = {0};
     Index n_here = rows_of_slice(k, n_rows);
     hold(held, dy, dy_class, 4 * k, n_here, tile.q, column.n, zero);
     Part of = part_of_column(held, n_here, tile);
@@ -142,8 +145,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     dy += column.outer * dy_outer + column.inner;
     y += column.outer * y_outer + column.inner;
     dx += column.outer * dx_outer + column.inner;
-    X zero;
-    set(zero, (Number)0);
+    const X zero = {0};
     for (Index slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
         Number highest = minus_infinity();
         Index own = 4 * slice * N_OWN, end = own + rows_of_slice(slice, n_rows) * N_OWN;

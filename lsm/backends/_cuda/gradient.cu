@@ -21,9 +21,9 @@ INLINE Sum made_smaller(Sum s)
 
 // What the gradient needs of S = sum of dy: S = high + low, and S = fraction * 2**exponent.
 struct Total {
-    Number high, low, fraction;
+    Number high, low, fraction, plain_to; // y to plain_to have a plain gradient, none if it is NaN
     int exponent;
-    bool is_moderate, is_plain;
+    bool is_moderate;
 };
 
 // S that is plain is 0 or of an exponent from least to most - 1. With it and y <= top, exp(y) * 2**bias and S * 2**-bias
@@ -52,7 +52,8 @@ INLINE Total total_of(Sum of, bool is_smaller, bool is_bad)
     to.exponent = exponent_of(s);
     to.high = number(s);
     to.low = number(sizeof(Number) == 8 ? (of.total - s) + of.error : s - as_double(to.high));
-    to.is_plain = !is_smaller && (s == 0 || (to.exponent >= OfPlain::least && to.exponent < OfPlain::most));
+    bool is_plain = !is_smaller && (s == 0 || (to.exponent >= OfPlain::least && to.exponent < OfPlain::most));
+    to.plain_to = is_plain ? OfPlain::top() : number(not_a_number());
     if (!is_finite(s)) {
         s = not_a_number();
         to.exponent = 0;
@@ -120,7 +121,7 @@ INLINE Number gradient_of_any(Number dy, Number y, const Total &s)
 // The gradients of some classes, in place of their dy; `highest` is the highest of their y, or higher.
 template <int n> INLINE void gradients(Number (&dy)[n], const Number (&y)[n], const Total &s, Number highest)
 {
-    if (s.is_plain && highest <= OfPlain::top()) {
+    if (highest <= s.plain_to) {
         Number factor = s.high * -OfPlain::power(-OfPlain::bias);
 #pragma unroll
         for (int j = 0; j < n; j++)

@@ -48,8 +48,7 @@ INLINE Number write_gradients(X *dx, const X *dy, const X *y, Index at, Index n,
 {
     Number highest = minus_infinity();
     int before = n_before<32>(at), left = n_left<32>(at, n);
-    X zero;
-    set(zero, (Number)0);
+    const X zero = {0};
     dy += lane_at<32>(at);
     y += lane_at<32>(at);
     Writer<32, N_PIECE, X> out(dx + lane_at<32>(at), left);
@@ -119,8 +118,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWA
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
     Unit held[LSM_PIECES], held_y[LSM_PIECES];
-    X zero;
-    set(zero, (Number)0);
+    const X zero = {0};
     read_slice<LSM_LANES>(held, dy, 0, n, zero);
     read_slice<LSM_LANES>(held_y, y, 0, n, Of<X>::low());
     Number highest = minus_infinity();
@@ -159,8 +157,7 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
     y += (first_frame + blockIdx.x) * y_outer;
     dx += (first_frame + blockIdx.x) * dx_outer;
     Unit held[N_PIECES];
-    X zero;
-    set(zero, (Number)0);
+    const X zero = {0};
     for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
         read_slice<32>(held, dy, k * N_SLICE, n_classes, zero);
 #pragma unroll
@@ -188,8 +185,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(B
     Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     dy += (first_frame + f) * dy_outer;
     Unit held[N_PIECES];
-    X zero;
-    set(zero, (Number)0);
+    const X zero = {0};
     read_slice<32>(held, dy, k * N_SLICE, n_classes, zero);
     Part of = part_of<32>(held);
     if (threadIdx.x % 32 == 0 && k < n_slices)
