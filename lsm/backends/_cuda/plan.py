@@ -85,7 +85,7 @@ class _Call(NamedTuple):
 
     @property
     def record(self) -> int:
-        """Bytes that are known of a slice: Record or Part in sums.cu."""
+        """Bytes that are known of a slice: Record in sums.cu, or Part in gradient.cu."""
         return 24 if self.is_double or self.op == "log_softmax_backward" else 16
 
 
