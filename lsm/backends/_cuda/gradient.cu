@@ -26,8 +26,8 @@ struct Total {
     bool is_moderate;
 };
 
-// S that is plain is 0 or of an exponent from least to most - 1. With it and y <= top, exp(y) * 2**bias and S * 2**-bias
-// are normal, but for an exp(y) * S that changes no dy: that of y < floor, which may be taken for floor.
+// S that is plain is 0 or of an exponent from least to most - 1. With it and y <= top, exp(y) * 2**bias and
+// S * 2**-bias are normal, but where exp(y) * S changes no dy: that of y < floor, which may be taken for floor.
 template <class T> struct Plain;
 template <> struct Plain<float> {
     static const int bias = 64, least = -60, most = 36;
@@ -167,8 +167,8 @@ INLINE Total merge(const Part *parts, Index step, Index n_slices, const AnyTeam 
     return total_of(s, smaller, false);
 }
 
-// Whether a frame's y, of which `highest` is the highest or a NaN, is one that makes all of the frame NaN: exp(y) is out
-// of range, or y is NaN, or -inf throughout. Of parts of a frame, the marks are put together.
+// Whether a frame's y, of which `highest` is the highest or a NaN, is one that makes all of the frame NaN: exp(y) is
+// out of range, or y is NaN, or -inf throughout. Of parts of a frame, the marks are put together.
 const int IS_BAD = 1, IS_OPEN = 2;
 INLINE int marks_of(Number highest)
 {

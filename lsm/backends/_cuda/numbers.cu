@@ -3,7 +3,7 @@
 // Everything rounds as it stands here: compiled with -fmad=false, every FMA by name, no function of any library. So the
 // same source gives the same bits on a GPU and, in the tests, on a CPU. CuPy compiles with -ftz=true, under which
 // float32 operations take subnormal numbers for 0. Where one may matter, the operation is written in PTX, which
-// -ftz=true does not reach: maximum, higher, fused, minus, as_double, as_float and what is made of them.
+// -ftz=true does not reach: maximum, fused, minus, as_double, as_float and what is made of them.
 
 typedef long long Index;
 

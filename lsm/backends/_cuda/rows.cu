@@ -27,7 +27,7 @@ template <int n_lanes> INLINE int n_before(Index at) { return lane_at<n_lanes>(a
 template <int n_lanes> INLINE int n_left(Index at, Index n)
 {
     Index left = n - lane_at<n_lanes>(at);
-    return left < -16 ? -16 : left < N_SEEN ? (int)left : N_SEEN; // behind the end a lane still writes what is another's
+    return left < -16 ? -16 : left < N_SEEN ? (int)left : N_SEEN; // behind the end a lane still writes for another
 }
 
 template <int n_lanes, int n_pieces>
