@@ -252,14 +252,14 @@ def test_peaked_frames_keep_their_digits(lead):
 
 @pytest.mark.parametrize("inner", [1, 2])
 def test_gradients_over_the_range(inner):
-    """S from subnormal to beyond the type, y down to where exp(y) is nothing."""
-    for dtype, scales in (
-        (np.float32, (1e-44, 1e-30, 1.0, 1e20, 1e30, 1e38)),
-        (np.float64, (5e-324, 1e-300, 1.0, 1e200, 1.7e308)),
+    """S from subnormal to beyond the type, y from where exp(y) is nothing to where it all but leaves the range."""
+    for dtype, top, scales in (
+        (np.float32, 87, (1e-44, 1e-30, 1.0, 1e20, 1e30, 1e38)),
+        (np.float64, 700, (5e-324, 1e-300, 1.0, 1e200, 1.7e308)),
     ):
         for n in (1001, 12000):
             for scale in scales:
-                y = np.repeat(np.linspace(-800, 20, n).astype(dtype).reshape(1, n, 1), inner, axis=2)
+                y = np.repeat(np.linspace(-800, top, n).astype(dtype).reshape(1, n, 1), inner, axis=2)
                 dy = np.zeros_like(y)
                 dy[0, n // 2], dy[0, n - 1], dy[0, 3] = scale, scale, scale / 8
                 dx = backward(dy, y)
@@ -267,6 +267,16 @@ def test_gradients_over_the_range(inner):
                 fits = np.abs(exact) < np.finfo(dtype).max
                 assert oracle.ulps(dx[fits], exact[fits], at[fits]) <= 4, (n, scale)
                 assert np.isinf(dx[~fits]).all()
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+def test_sums_that_leave_the_range_of_float64_on_their_way(inner):
+    for n in (5, 1000, 20001):
+        dy = np.zeros((2, n, inner))
+        dy[:, :5, :] = np.array([1.7e308, 1.7e308, -1.7e308, -1.7e308, 1e10])[:, None]
+        y = np.repeat(np.linspace(-30, -1, n).reshape(1, n, 1), inner, axis=2).repeat(2, axis=0)
+        exact, at = oracle.backward(dy, y, 1)
+        assert oracle.ulps(backward(dy, y), exact, at) <= 4
 
 
 BOTH = """
