@@ -260,6 +260,7 @@ def test_gradients_over_the_range(inner):
         for n in (1001, 12000):
             for scale in scales:
                 y = np.repeat(np.linspace(-800, top, n).astype(dtype).reshape(1, n, 1), inner, axis=2)
+                y[0, n // 4 : n // 2] = -np.inf
                 dy = np.zeros_like(y)
                 dy[0, n // 2], dy[0, n - 1], dy[0, 3] = scale, scale, scale / 8
                 dx = backward(dy, y)
@@ -275,8 +276,8 @@ def test_sums_that_leave_the_range_of_float64_on_their_way(inner):
         dy = np.zeros((2, n, inner))
         dy[:, :5, :] = np.array([1.7e308, 1.7e308, -1.7e308, -1.7e308, 1e10])[:, None]
         y = np.repeat(np.linspace(-30, -1, n).reshape(1, n, 1), inner, axis=2).repeat(2, axis=0)
-        exact, at = oracle.backward(dy, y, 1)
-        assert oracle.ulps(backward(dy, y), exact, at) <= 4
+        exact, _ = oracle.backward(dy, y, 1)
+        assert oracle.ulps(backward(dy, y), exact) <= 4  # of what is left, though of a sum of 7e308 it is nothing
 
 
 BOTH = """
