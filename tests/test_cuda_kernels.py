@@ -199,6 +199,20 @@ def test_special_values(name, n, inner, rng):
         np.testing.assert_array_equal(backward(dy, y)[masked], dy[masked])
 
 
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_a_warp_with_several_slices_in_shared_memory_remembers_each(name, rng):
+    y = forward(rng.standard_normal((1, 20001, 1)).astype(DTYPES[name]), limits=H100)
+    found = plan("log_softmax_backward", name, name, *y.shape, H100)
+    assert found.family.name == "shared" and found.launches[0].block * 1024 // 32 < 20001
+    for place in (0, 9000, 20000):
+        bad = y.copy()
+        bad[0, place] = np.nan
+        assert np.isnan(backward(y, bad, H100)).all()
+    masked = np.full_like(y, -np.inf)
+    masked[0, 0] = 0
+    assert not np.isnan(backward(y, masked, H100)).any()
+
+
 @pytest.mark.parametrize("inner", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_output_that_is_too_large_makes_its_frame_nan(name, inner, rng):
