@@ -134,7 +134,8 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 #ifdef LSM_COLUMNS_SPLIT
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_sums(FORWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    Index n_rows = count_tile_rows(n_classes);
+    unsigned n_slices = count_slices(n_classes);
     Index i = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
     X *held = (X *)lsm_shared;
     Tile tile(held + 4 * N_OWN * N_TILE_THREADS);
@@ -150,17 +151,17 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER) log_softmax(FORWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
-    Index n_blocks = gridDim.x / ((n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS);
-    Index i = blockIdx.x / n_blocks;
+    Index n_rows = count_tile_rows(n_classes);
+    unsigned n_slices = count_slices(n_classes), n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS;
+    unsigned n_blocks = gridDim.x / n_tiles, i = blockIdx.x / n_blocks;
     Tile tile(lsm_shared);
-    const Record *records = (const Record *)workspace + i * n_slices * LSM_COLUMNS + tile.column;
+    const Record *records = (const Record *)workspace + (Index)i * n_slices * LSM_COLUMNS + tile.column;
     Normaliser c = merge<LSM_DEPTH>(records, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
     Column column(i, tile.column, first_frame, n_frames, n_inner, n_classes);
     x += column.outer * x_outer + column.inner;
     y += column.outer * y_outer + column.inner;
-    for (Index slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
-        Index own = 4 * slice * N_OWN, end = own + rows_of_slice(slice, n_rows) * N_OWN;
+    for (unsigned slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
+        Index own = (Index)4 * N_OWN * slice, end = own + rows_of_slice(slice, n_rows) * N_OWN;
         for (; own < end; own += N_STEP) {
             Step step(own, tile.q, column.n);
             X held[N_STEP];

@@ -36,12 +36,13 @@ INLINE Part part_of_column(const X *held, Index n_rows, const Tile &tile)
 INLINE Number write_step(const Step &step, X *dx, Index dx_class, const X (&dy)[N_STEP], const X (&y)[N_STEP],
                          const Total &s)
 {
+    const int n = sizeof(Number) == 8 ? 2 : 4; // together: more would take too many registers
     Number highest = minus_infinity();
 #pragma unroll
-    for (int first = 0; first < N_STEP; first += 4) { // more at once would take too many registers
-        Number r[4], v[4];
+    for (int first = 0; first < N_STEP; first += n) {
+        Number r[n], v[n];
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < n; j++) {
             r[j] = load(dy[first + j]);
             v[j] = load(y[first + j]);
         }
@@ -49,7 +50,7 @@ INLINE Number write_step(const Step &step, X *dx, Index dx_class, const X (&dy)[
         highest = higher(highest, here);
         gradients(r, v, s, here);
 #pragma unroll
-        for (int j = 0; j < 4; j++)
+        for (int j = 0; j < n; j++)
             if (step.has(first + j))
                 set(*step.at(first + j, dx, dx_class), r[j]);
     }
@@ -114,7 +115,8 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 #ifdef LSM_COLUMNS_SPLIT
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    Index n_rows = count_tile_rows(n_classes);
+    unsigned n_slices = count_slices(n_classes);
     Index f = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
     X *held = (X *)lsm_shared;
     Tile tile(held + 4 * N_OWN * N_TILE_THREADS);
@@ -133,22 +135,22 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     log_softmax_backward(BACKWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
-    Index n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS, n_blocks = gridDim.x / n_tiles;
-    Index f = blockIdx.x / n_blocks;
+    Index n_rows = count_tile_rows(n_classes);
+    unsigned n_slices = count_slices(n_classes), n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS;
+    unsigned n_blocks = gridDim.x / n_tiles, f = blockIdx.x / n_blocks;
     Tile tile(lsm_shared);
     const Part *parts = (const Part *)workspace;
-    int *marks = (int *)(parts + n_tiles * n_slices * LSM_COLUMNS);
-    Index place = f * n_slices * LSM_COLUMNS + tile.column;
+    int *marks = (int *)(parts + (Index)n_tiles * n_slices * LSM_COLUMNS);
+    Index place = (Index)f * n_slices * LSM_COLUMNS + tile.column;
     Total s = merge<LSM_DEPTH>(parts + place, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
     Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
     dy += column.outer * dy_outer + column.inner;
     y += column.outer * y_outer + column.inner;
     dx += column.outer * dx_outer + column.inner;
     const X zero = {0};
-    for (Index slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
+    for (unsigned slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
         Number highest = minus_infinity();
-        Index own = 4 * slice * N_OWN, end = own + rows_of_slice(slice, n_rows) * N_OWN;
+        Index own = (Index)4 * N_OWN * slice, end = own + rows_of_slice(slice, n_rows) * N_OWN;
         for (; own < end; own += N_STEP) {
             Step step(own, tile.q, column.n);
             X of_dy[N_STEP], of_y[N_STEP];
@@ -165,20 +167,20 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     log_softmax_backward_ends(BACKWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
-    Index n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS, n_blocks = gridDim.x / n_tiles;
-    Index f = blockIdx.x / n_blocks;
+    Index n_rows = count_tile_rows(n_classes);
+    unsigned n_slices = count_slices(n_classes), n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS;
+    unsigned n_blocks = gridDim.x / n_tiles, f = blockIdx.x / n_blocks;
     Tile tile(lsm_shared);
-    const int *marks = (const int *)((const Part *)workspace + n_tiles * n_slices * LSM_COLUMNS);
-    Index place = f * n_slices * LSM_COLUMNS + tile.column;
+    const int *marks = (const int *)((const Part *)workspace + (Index)n_tiles * n_slices * LSM_COLUMNS);
+    Index place = (Index)f * n_slices * LSM_COLUMNS + tile.column;
     int found = 0;
     for (Index k = tile.q; k < n_slices; k += LSM_TEAM)
         found |= marks[place + k * LSM_COLUMNS];
     bool is_nan = makes_nan(marks_of_column(found, tile));
     Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
     dx += column.outer * dx_outer + column.inner;
-    for (Index slice = blockIdx.x % n_blocks; is_nan && slice < n_slices; slice += n_blocks)
-        write_nan_rows(dx, dx_class, 4 * slice, rows_of_slice(slice, n_rows), tile.q, column.n);
+    for (unsigned slice = blockIdx.x % n_blocks; is_nan && slice < n_slices; slice += n_blocks)
+        write_nan_rows(dx, dx_class, (Index)4 * slice, rows_of_slice(slice, n_rows), tile.q, column.n);
 }
 #endif
 

@@ -168,7 +168,8 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
 #ifdef LSM_SPLIT
 extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_sums(FORWARD_ARGUMENTS)
 {
-    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index n_slices = count_slices(n_classes);
+    unsigned n_blocks = gridDim.x / (unsigned)n_frames;
     Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     x += (first_frame + i) * x_outer;
     Unit held[N_PIECES];
@@ -180,7 +181,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_sums(FORWARD_AR
 
 extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax(FORWARD_ARGUMENTS)
 {
-    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index n_slices = count_slices(n_classes);
+    unsigned n_blocks = gridDim.x / (unsigned)n_frames;
     Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     Team<1, 32 * N_SPLIT_WARPS> team(lsm_shared);
     Normaliser c = merge<LSM_DEPTH>((Record *)workspace + i * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);

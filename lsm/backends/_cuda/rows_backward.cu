@@ -181,7 +181,8 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
 #ifdef LSM_SPLIT
 extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
 {
-    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index n_slices = count_slices(n_classes);
+    unsigned n_blocks = gridDim.x / (unsigned)n_frames;
     Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     dy += (first_frame + f) * dy_outer;
     Unit held[N_PIECES];
@@ -195,7 +196,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(B
 // Leaves the marks of each slice behind the parts: a frame that they make NaN is known when all of it is written.
 extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
-    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index n_slices = count_slices(n_classes);
+    unsigned n_blocks = gridDim.x / (unsigned)n_frames;
     Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     Part *parts = (Part *)workspace;
     int *marks = (int *)(parts + n_frames * n_slices) + f * n_slices;
@@ -213,7 +215,8 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backw
 
 extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
 {
-    Index n_slices = count_slices(n_classes), n_blocks = gridDim.x / n_frames;
+    Index n_slices = count_slices(n_classes);
+    unsigned n_blocks = gridDim.x / (unsigned)n_frames;
     Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
     const int *marks = (const int *)((Part *)workspace + n_frames * n_slices) + f * n_slices;
     int found = 0;
