@@ -38,8 +38,8 @@ const int N_STEP = 8;
 struct Step {
     Index first;
     int left; // from the first on, as an int
-    // From the `own`-th of the thread's classes on, a multiple of N_STEP.
-    INLINE Step(Index own, int q, Index n) : first(class_of(own / N_OWN, q, (int)(own % N_OWN)))
+    // From the i-th of the thread's classes in a row and those after it on, a multiple of N_STEP.
+    INLINE Step(Index row, int i, int q, Index n) : first(class_of(row + i / N_OWN, q, i % N_OWN))
     {
         left = n - first < N_STEP * N_TILE_ROW ? (int)(n - first) : N_STEP * N_TILE_ROW;
     }
@@ -66,8 +66,12 @@ INLINE void hold(X *held, const X *x, Index x_class, Index first_row, Index n_ro
     }
 }
 
-// How many rows the k-th slice has, of which the whole frame has n_rows.
-INLINE Index rows_of_slice(Index k, Index n_rows) { return n_rows - 4 * k < 4 ? n_rows - 4 * k : 4; }
+// How many rows the k-th slice of a frame of n classes has.
+INLINE int rows_of_slice(Index k, Index n)
+{
+    Index left = n - k * (4 * N_TILE_ROW);
+    return left < 4 * N_TILE_ROW ? (int)count_tile_rows(left) : 4;
+}
 
 #ifdef LSM_FORWARD
 
@@ -114,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     held += threadIdx.x;
     hold(held, x, x_class, 0, n_rows, tile.q, column.n, Of<X>::low());
     for (Index k = 0; k < n_slices; k++) {
-        Record of = record_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_rows), tile);
+        Record of = record_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_classes), tile);
         if (tile.q == 0)
             records[k * LSM_COLUMNS + tile.column] = of;
     }
@@ -134,7 +138,6 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 #ifdef LSM_COLUMNS_SPLIT
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_sums(FORWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes);
     unsigned n_slices = count_slices(n_classes);
     Index i = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
     X *held = (X *)lsm_shared;
@@ -142,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     Column column(i, tile.column, first_frame, n_frames, n_inner, n_classes);
     x += column.outer * x_outer + column.inner;
     held += threadIdx.x;
-    Index n_here = rows_of_slice(k, n_rows);
+    Index n_here = rows_of_slice(k, n_classes);
     hold(held, x, x_class, 4 * k, n_here, tile.q, column.n, Of<X>::low());
     Record of = record_of_column(held, n_here, tile);
     if (tile.q == 0)
@@ -151,7 +154,6 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER) log_softmax(FORWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes);
     unsigned n_slices = count_slices(n_classes), n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS;
     unsigned n_blocks = gridDim.x / n_tiles, i = blockIdx.x / n_blocks;
     Tile tile(lsm_shared);
@@ -161,9 +163,9 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER) 
     x += column.outer * x_outer + column.inner;
     y += column.outer * y_outer + column.inner;
     for (unsigned slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
-        Index own = (Index)4 * N_OWN * slice, end = own + rows_of_slice(slice, n_rows) * N_OWN;
-        for (; own < end; own += N_STEP) {
-            Step step(own, tile.q, column.n);
+        const int n_own = rows_of_slice(slice, n_classes) * N_OWN;
+        for (int i = 0; i < n_own; i += N_STEP) {
+            Step step((Index)4 * slice, i, tile.q, column.n);
             X held[N_STEP];
             step.read(held, x, x_class, Of<X>::low());
 #pragma unroll

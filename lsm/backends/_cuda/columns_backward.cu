@@ -90,21 +90,21 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     const X zero = {0};
     hold(held, dy, dy_class, 0, n_rows, tile.q, column.n, zero);
     for (Index k = 0; k < n_slices; k++) {
-        Part of = part_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_rows), tile);
+        Part of = part_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_classes), tile);
         if (tile.q == 0)
             parts[k * LSM_COLUMNS + tile.column] = of;
     }
     __syncthreads();
     Total s = merge<8>(parts + tile.column, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
     Number highest = minus_infinity();
-    for (Index own = 0; own < n_rows * N_OWN; own += N_STEP) {
-        Step step(own, tile.q, column.n);
+    for (int i = 0; i < n_rows * N_OWN; i += N_STEP) {
+        Step step(0, i, tile.q, column.n);
         X of_y[N_STEP];
         step.read(of_y, y, y_class, Of<X>::low());
         X of_dy[N_STEP];
 #pragma unroll
         for (int j = 0; j < N_STEP; j++)
-            of_dy[j] = held[(own + j) * N_TILE_THREADS];
+            of_dy[j] = held[(i + j) * N_TILE_THREADS];
         highest = higher(highest, write_step(step, dx, dx_class, of_dy, of_y, s));
     }
     if (makes_nan(marks_of_column(marks_of(highest), tile)))
@@ -115,7 +115,6 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 #ifdef LSM_COLUMNS_SPLIT
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes);
     unsigned n_slices = count_slices(n_classes);
     Index f = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
     X *held = (X *)lsm_shared;
@@ -124,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     dy += column.outer * dy_outer + column.inner;
     held += threadIdx.x;
     const X zero = {0};
-    Index n_here = rows_of_slice(k, n_rows);
+    Index n_here = rows_of_slice(k, n_classes);
     hold(held, dy, dy_class, 4 * k, n_here, tile.q, column.n, zero);
     Part of = part_of_column(held, n_here, tile);
     if (tile.q == 0)
@@ -135,13 +134,12 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     log_softmax_backward(BACKWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes);
     unsigned n_slices = count_slices(n_classes), n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS;
     unsigned n_blocks = gridDim.x / n_tiles, f = blockIdx.x / n_blocks;
     Tile tile(lsm_shared);
     const Part *parts = (const Part *)workspace;
-    int *marks = (int *)(parts + (Index)n_tiles * n_slices * LSM_COLUMNS);
     Index place = (Index)f * n_slices * LSM_COLUMNS + tile.column;
+    int *marks = (int *)(parts + (Index)n_tiles * n_slices * LSM_COLUMNS) + place;
     Total s = merge<LSM_DEPTH>(parts + place, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
     Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
     dy += column.outer * dy_outer + column.inner;
@@ -150,9 +148,9 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     const X zero = {0};
     for (unsigned slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
         Number highest = minus_infinity();
-        Index own = (Index)4 * N_OWN * slice, end = own + rows_of_slice(slice, n_rows) * N_OWN;
-        for (; own < end; own += N_STEP) {
-            Step step(own, tile.q, column.n);
+        const int n_own = rows_of_slice(slice, n_classes) * N_OWN;
+        for (int i = 0; i < n_own; i += N_STEP) {
+            Step step((Index)4 * slice, i, tile.q, column.n);
             X of_dy[N_STEP], of_y[N_STEP];
             step.read(of_dy, dy, dy_class, zero);
             step.read(of_y, y, y_class, Of<X>::low());
@@ -160,14 +158,13 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
         }
         int found = marks_of_column(marks_of(highest), tile);
         if (tile.q == 0)
-            marks[place + slice * LSM_COLUMNS] = found;
+            marks[(Index)slice * LSM_COLUMNS] = found;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     log_softmax_backward_ends(BACKWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes);
     unsigned n_slices = count_slices(n_classes), n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS;
     unsigned n_blocks = gridDim.x / n_tiles, f = blockIdx.x / n_blocks;
     Tile tile(lsm_shared);
@@ -180,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
     dx += column.outer * dx_outer + column.inner;
     for (unsigned slice = blockIdx.x % n_blocks; is_nan && slice < n_slices; slice += n_blocks)
-        write_nan_rows(dx, dx_class, (Index)4 * slice, rows_of_slice(slice, n_rows), tile.q, column.n);
+        write_nan_rows(dx, dx_class, (Index)4 * slice, rows_of_slice(slice, n_classes), tile.q, column.n);
 }
 #endif
 
