@@ -185,7 +185,8 @@ template <int n_lanes, int n, class T> struct Writer {
 
     INLINE Writer(T *at, int n_left) : lane(threadIdx.x % n_lanes), skew(P::skew(at))
     {
-        to = at - skew;
+        // of the address: of the index sm_90 and before would make a first piece that is stored word by word
+        to = reinterpret_cast<T *>(reinterpret_cast<char *>(at) - (int)((unsigned long long)at % P::n_bytes));
         first = skew - lane * n;
         last = skew + n_left;
 #pragma unroll
@@ -200,6 +201,10 @@ template <int n_lanes, int n, class T> struct Writer {
             unsigned all[P::n_words + B::n_words];
 #pragma unroll
             for (int j = 0; j < P::n_words; j++) {
+                if (j < (int)sizeof(T) / 4) { // of its first element nothing: skew is less
+                    all[j] = own.words[j];
+                    continue;
+                }
                 unsigned mine = own.words[B::n_words - P::n_words + j];
                 unsigned offered = lane == n_lanes - 1 ? before.words[j] : mine;
                 all[j] = __shfl_sync(ALL, offered, lane + n_lanes - 1, n_lanes);
