@@ -116,6 +116,9 @@ template <class T, int n_words, int n_all> INLINE void window(unsigned (&to)[n_w
         to[i] = sizeof(T) == 2 ? __byte_perm(all[i], all[i + 1], n_bytes & 2 ? 0x5432 : 0x3210) : all[i];
 }
 
+// What all lanes of a warp know, so that the compiler knows that they do.
+template <int n_lanes> INLINE int common(int x) { return n_lanes == 32 ? __shfl_sync(ALL, x, 0, 32) : x; }
+
 template <int n_lanes> INLINE bool is_any(int skew) { return n_lanes == 32 ? skew != 0 : __any_sync(ALL, skew); }
 
 // A lane's elements of a row, n_pieces times n that are n_lanes * n apart. The first would be *x; x[first] to
@@ -125,7 +128,7 @@ INLINE void read(Held<n, T> (&to)[n_pieces], const T *x, int first, int last, T 
 {
     typedef Pieces<n, T> P;
     typedef Both<n, T> B;
-    const int lane = threadIdx.x % n_lanes, skew = P::skew(x), step = n_lanes * n;
+    const int lane = threadIdx.x % n_lanes, skew = common<n_lanes>(P::skew(x)), step = n_lanes * n;
     x -= skew;
     first += skew;
     last += skew;
@@ -183,7 +186,7 @@ template <int n_lanes, int n, class T> struct Writer {
     int lane, skew, first, last;
     Both<P::n_of_one, T> before; // the last piece of what was written
 
-    INLINE Writer(T *at, int n_left) : lane(threadIdx.x % n_lanes), skew(P::skew(at))
+    INLINE Writer(T *at, int n_left) : lane(threadIdx.x % n_lanes), skew(common<n_lanes>(P::skew(at)))
     {
         // of the address: of the index sm_90 and before would make a first piece that is stored word by word
         to = reinterpret_cast<T *>(reinterpret_cast<char *>(at) - (int)((unsigned long long)at % P::n_bytes));

@@ -127,6 +127,35 @@ template <class T> INLINE Number load(T x)
     return y;
 }
 
+// The larger of each half of two pairs of 16 bits, of NaN and a number the number.
+#if defined(LSM_ON_CPU)
+#define LSM_HAS_PAIRS
+template <class T> INLINE unsigned maximum_pair(unsigned a, unsigned b, T)
+{
+    unsigned to = 0;
+    for (int i = 0; i < 32; i += 16) {
+        T of_a = {(unsigned short)(a >> i)}, of_b = {(unsigned short)(b >> i)};
+        float x = widen(of_a), y = widen(of_b);
+        to |= (unsigned)(x > y || !(y == y) ? of_a : of_b).bits << i;
+    }
+    return to;
+}
+#elif __CUDA_ARCH__ >= 800
+#define LSM_HAS_PAIRS
+INLINE unsigned maximum_pair(unsigned a, unsigned b, float16)
+{
+    unsigned d;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+INLINE unsigned maximum_pair(unsigned a, unsigned b, bfloat16)
+{
+    unsigned d;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+#endif
+
 // For a result of 16 bits: a float of which the rounding to 16 bits is that of x. That is rounded to odd, so that no
 // number is rounded to a tie.
 INLINE float before_rounding(float x) { return x; }

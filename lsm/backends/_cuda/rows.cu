@@ -19,19 +19,26 @@ const int N_SPLIT_WARPS = 8;
 
 typedef Held<N_PIECE, X> Unit;
 
+// A place in a frame. Those on chip are short.
+#ifdef LSM_SPLIT
+typedef Index Place;
+#else
+typedef int Place;
+#endif
+
 // A lane's first element in the slice that begins at `at`; its pieces are n_lanes * N_PIECE apart. How many classes are
 // before it and from it on, as an int: those count that a lane may read.
 const int N_SEEN = N_SLICE + 16;
-template <int n_lanes> INLINE Index lane_at(Index at) { return at + threadIdx.x % n_lanes * N_PIECE; }
-template <int n_lanes> INLINE int n_before(Index at) { return lane_at<n_lanes>(at) ? 16 : 0; }
-template <int n_lanes> INLINE int n_left(Index at, Index n)
+template <int n_lanes> INLINE Place lane_at(Place at) { return at + (int)(threadIdx.x % n_lanes * N_PIECE); }
+template <int n_lanes> INLINE int n_before(Place at) { return lane_at<n_lanes>(at) ? 16 : 0; }
+template <int n_lanes> INLINE int n_left(Place at, Place n)
 {
-    Index left = n - lane_at<n_lanes>(at);
+    Place left = n - lane_at<n_lanes>(at);
     return left < -16 ? -16 : left < N_SEEN ? (int)left : N_SEEN; // behind the end a lane still writes for another
 }
 
 template <int n_lanes, int n_pieces>
-INLINE void read_slice(Unit (&to)[n_pieces], const X *frame, Index at, Index n, X filler)
+INLINE void read_slice(Unit (&to)[n_pieces], const X *frame, Place at, Place n, X filler)
 {
     read<n_lanes>(to, frame + lane_at<n_lanes>(at), -n_before<n_lanes>(at), n_left<n_lanes>(at, n), filler);
 }
@@ -57,16 +64,35 @@ template <int n_lanes> INLINE Sum fold_row(const Sum (&sums)[2], bool has_two)
     return IS_PAIRED || !has_two ? a : plus(a, b);
 }
 
+// The largest that a lane holds; -inf if all are NaN.
+template <int n, class T, int size, int n_pieces> INLINE Number largest_of(const Held<n, T, size> (&x)[n_pieces])
+{
+    Number m = minus_infinity();
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++)
+#pragma unroll
+        for (int j = 0; j < n; j++)
+            m = maximum(m, load(x[i].at(j)));
+    return m;
+}
+#ifdef LSM_HAS_PAIRS
+template <int n, class T, int n_pieces> INLINE Number largest_of(const Held<n, T, 2> (&x)[n_pieces])
+{
+    Held<2, T> m = {{x[0].words[0]}};
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++)
+#pragma unroll
+        for (int j = i ? 0 : 1; j < n / 2; j++)
+            m.words[0] = maximum_pair(m.words[0], x[i].words[j], T());
+    return maximum(maximum(minus_infinity(), load(m.at(0))), load(m.at(1)));
+}
+#endif
+
 // The record of a slice that n_lanes lanes hold.
 template <int n_lanes, int n_pieces> INLINE Record record_of(Unit (&x)[n_pieces])
 {
     Record found;
-    found.m = minus_infinity();
-#pragma unroll
-    for (int i = 0; i < n_pieces; i++)
-#pragma unroll
-        for (int j = 0; j < N_PIECE; j++)
-            found.m = maximum(found.m, load(x[i].at(j)));
+    found.m = largest_of(x);
     for (int k = 1; k < n_lanes; k *= 2)
         found.m = maximum(found.m, __shfl_xor_sync(ALL, found.m, k));
     Shift shift = shift_to(found.m);
@@ -95,7 +121,7 @@ template <int n_lanes, int n_pieces> INLINE Record record_of(Unit (&x)[n_pieces]
 }
 
 template <int n_lanes, int n_pieces>
-INLINE void write_slice(Y *frame, Index at, Index n, Unit (&x)[n_pieces], Normaliser c)
+INLINE void write_slice(Y *frame, Place at, Place n, Unit (&x)[n_pieces], Normaliser c)
 {
     Writer<n_lanes, N_PIECE, Y> out(frame + lane_at<n_lanes>(at), n_left<n_lanes>(at, n));
 #pragma unroll
@@ -119,13 +145,15 @@ INLINE Warp this_warp()
     return warp;
 }
 
+INLINE int this_warps_number() { return common<32>(threadIdx.x / 32); }
+
 #ifdef LSM_FORWARD
 
 #ifdef LSM_GROUP
 extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMENTS)
 {
     Index i = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LSM_LANES;
-    Index n = i < n_frames ? n_classes : 0; // a lane without a frame goes along, for the others of its warp
+    Place n = i < n_frames ? (Place)n_classes : 0; // a lane without a frame goes along, for the others of its warp
     x += (first_frame + i) * x_outer;
     y += (first_frame + i) * y_outer;
     Unit held[LSM_PIECES];
@@ -139,28 +167,28 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMEN
 // What a thread keeps in shared memory it reads itself: nobody waits for it.
 extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softmax(FORWARD_ARGUMENTS)
 {
-    Index n_slices = count_slices(n_classes);
+    const int n = (int)n_classes, n_slices = (int)count_slices(n);
     X *frame = (X *)lsm_shared;
     Record *records = (Record *)(frame + n_slices * N_SLICE);
     x += (first_frame + blockIdx.x) * x_outer;
     y += (first_frame + blockIdx.x) * y_outer;
     Unit held[N_PIECES];
-    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
-        read_slice<32>(held, x, k * N_SLICE, n_classes, Of<X>::low());
+    for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE) {
+        read_slice<32>(held, x, at, n, Of<X>::low());
 #pragma unroll
         for (int i = 0; i < N_PIECES; i++)
-            put_whole(frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE, held[i]);
+            put_whole(frame + lane_at<32>(at) + i * 32 * N_PIECE, held[i]);
         Record of = record_of<32>(held);
         if (threadIdx.x % 32 == 0)
-            records[k] = of;
+            records[at / N_SLICE] = of;
     }
     __syncthreads();
     Normaliser c = merge<3>(records, 1, n_slices, this_warp(), 32); // of up to 128 slices
-    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
+    for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE) {
 #pragma unroll
         for (int i = 0; i < N_PIECES; i++)
-            get_whole(held[i], frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE);
-        write_slice<32>(y, k * N_SLICE, n_classes, held, c);
+            get_whole(held[i], frame + lane_at<32>(at) + i * 32 * N_PIECE);
+        write_slice<32>(y, at, n, held, c);
     }
 }
 #endif
@@ -170,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_sums(FORWARD_AR
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
     x += (first_frame + i) * x_outer;
     Unit held[N_PIECES];
     read_slice<32>(held, x, k * N_SLICE, n_classes, Of<X>::low());
@@ -183,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax(FORWA
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
     Team<1, 32 * N_SPLIT_WARPS> team(lsm_shared);
     Normaliser c = merge<LSM_DEPTH>((Record *)workspace + i * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
     x += (first_frame + i) * x_outer;

@@ -44,7 +44,7 @@ const int N_AT_ONCE = sizeof(Number) == 8 ? 2 : 4; // four of double take more t
 const int N_AT_ONCE = 4;
 #endif
 template <bool is_on_chip> // dy: then it is there for all of the slice
-INLINE Number write_gradients(X *dx, const X *dy, const X *y, Index at, Index n, const Total &s)
+INLINE Number write_gradients(X *dx, const X *dy, const X *y, Place at, Place n, const Total &s)
 {
     Number highest = minus_infinity();
     int before = n_before<32>(at), left = n_left<32>(at, n);
@@ -81,11 +81,11 @@ INLINE Number write_gradients(X *dx, const X *dy, const X *y, Index at, Index n,
     return highest;
 }
 
-INLINE void write_nan(X *dx, Index at, Index n)
+INLINE void write_nan(X *dx, Place at, Place n)
 {
     X nan;
     set(nan, number(not_a_number()));
-    for (Index i = at + threadIdx.x % 32; i < at + N_SLICE && i < n; i += 32)
+    for (Place i = at + (int)(threadIdx.x % 32); i < at + N_SLICE && i < n; i += 32)
         dx[i] = nan;
 }
 
@@ -113,7 +113,7 @@ INLINE int marks_of_block(int marks, int *of_warps)
 extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index f = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LSM_LANES;
-    Index n = f < n_frames ? n_classes : 0; // a lane without a frame goes along, for the others of its warp
+    Place n = f < n_frames ? (Place)n_classes : 0; // a lane without a frame goes along, for the others of its warp
     dy += (first_frame + f) * dy_outer;
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
@@ -150,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWA
 #ifdef LSM_SHARED
 extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
-    Index n_slices = count_slices(n_classes);
+    const int n = (int)n_classes, n_slices = (int)count_slices(n);
     X *frame = (X *)lsm_shared;
     Part *parts = (Part *)(frame + n_slices * N_SLICE);
     dy += (first_frame + blockIdx.x) * dy_outer;
@@ -158,23 +158,23 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
     dx += (first_frame + blockIdx.x) * dx_outer;
     Unit held[N_PIECES];
     const X zero = {0};
-    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32) {
-        read_slice<32>(held, dy, k * N_SLICE, n_classes, zero);
+    for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE) {
+        read_slice<32>(held, dy, at, n, zero);
 #pragma unroll
         for (int i = 0; i < N_PIECES; i++)
-            put_whole(frame + lane_at<32>(k * N_SLICE) + i * 32 * N_PIECE, held[i]);
+            put_whole(frame + lane_at<32>(at) + i * 32 * N_PIECE, held[i]);
         Part of = part_of<32>(held);
         if (threadIdx.x % 32 == 0)
-            parts[k] = of;
+            parts[at / N_SLICE] = of;
     }
     __syncthreads();
     Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // of up to 128 slices
     Number highest = minus_infinity();
-    for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
-        highest = higher(highest, write_gradients<true>(dx, frame, y, k * N_SLICE, n_classes, s));
+    for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE)
+        highest = higher(highest, write_gradients<true>(dx, frame, y, at, n, s));
     if (makes_nan(marks_of_block(marks_of(highest), (int *)(parts + n_slices))))
-        for (Index k = threadIdx.x / 32; k < n_slices; k += blockDim.x / 32)
-            write_nan(dx, k * N_SLICE, n_classes);
+        for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE)
+            write_nan(dx, at, n);
 }
 #endif
 
@@ -183,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(B
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
     dy += (first_frame + f) * dy_outer;
     Unit held[N_PIECES];
     const X zero = {0};
@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backw
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
     Part *parts = (Part *)workspace;
     int *marks = (int *)(parts + n_frames * n_slices) + f * n_slices;
     Team<1, 32 * N_SPLIT_WARPS> team(lsm_shared);
@@ -217,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backw
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + threadIdx.x / 32;
+    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
     const int *marks = (const int *)((Part *)workspace + n_frames * n_slices) + f * n_slices;
     int found = 0;
     for (Index i = threadIdx.x; i < n_slices; i += blockDim.x)
