@@ -5,6 +5,8 @@ it is every kernel that any call may need, on every architecture; else, in two m
 result in the dtype they are given, and a few of all pairs of dtypes and of all architectures.
 """
 
+import itertools
+
 import pytest
 from cuda_on_cpu import H100, nvrtc
 
@@ -92,6 +94,26 @@ def test_every_architecture(major, architecture):
         (family,) = families(op, name, name, [shape], limits)
         compile_for(major, architecture, op, name, name, family)
     assert family == ("group", (32, 8))
+
+
+@pytest.mark.parametrize(("major", "architecture"), ARCHITECTURES)
+def test_every_piece_of_a_row_is_written_by_one_instruction(major, architecture):
+    """A compiler may split a store of 16 bytes whose address it takes for that of a smaller number."""
+    cases = [
+        ("float16", 60),
+        ("float32", 40),
+        ("float64", 20),
+        ("float32", 1000),
+        ("bfloat16", 5000),
+        ("float64", 10**6),
+    ]
+    for op, (name, n) in itertools.product(OPS, cases):
+        (family,) = families(op, name, name, [(n, 1)], limits_of(architecture))
+        of_a_slice = 4 if "16" in name else 8
+        n_pieces = family.numbers[1] if family.name == "group" else of_a_slice
+        options = (*module_key(op, name, name, family), f"-arch=compute_{architecture}", "-ftz=true")
+        ptx = nvrtc.compile_ptx(major, _cuda.source(), options)[op]
+        assert ptx.count("st.global.v") == n_pieces, (op, name, family)
 
 
 def test_the_limits_are_those_of_the_devices_that_the_plans_are_tested_with():

@@ -34,20 +34,37 @@ def library(major):
 
 def compile_cubin(major, source, options):
     """Compile to machine code; the Use of each kernel by name. A warning is an error."""
+    return used(_compiled(major, source, (*options, "-Xptxas", "-v"))[0])
+
+
+def compile_ptx(major, source, options):
+    """The PTX of each kernel by name, for an architecture that is named `compute_90`, not `sm_90`."""
+    parts = _compiled(major, source, options)[1].split(".entry ")[1:]
+    return {part.partition("(")[0]: part for part in parts}
+
+
+def _compiled(major, source, options):
+    """The compiler's log, and PTX."""
     nvrtc = library(major)
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
-    encoded = [o.encode() for o in (*options, "-Xptxas", "-v")]
+    encoded = [o.encode() for o in options]
     status = nvrtc.nvrtcCompileProgram(program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded))
-    size = ctypes.c_size_t()
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
+    log, ptx = (_text(program, what, nvrtc) for what in ("ProgramLog", "PTX"))
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    text = re.sub(r"nvrtc: warning: Architectures prior to.*", "", log.value.decode())  # 12.9 says so of sm_70
-    if status or re.search(r"\bwarning\b", text):
-        raise CompileError(text)
-    return used(text)
+    log = re.sub(r"nvrtc: warning: Architectures prior to.*", "", log)  # 12.9 says so of sm_70
+    if status or re.search(r"\bwarning\b", log):
+        raise CompileError(log)
+    return log, ptx
+
+
+def _text(program, what, nvrtc):
+    size = ctypes.c_size_t()
+    if getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)):
+        return ""
+    text = ctypes.create_string_buffer(size.value)
+    getattr(nvrtc, f"nvrtcGet{what}")(program, text)
+    return text.value.decode()
 
 
 def used(log):
