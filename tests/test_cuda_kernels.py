@@ -159,6 +159,34 @@ def test_rows_of_an_odd_length_are_read_and_written_in_whole_pieces(name, n, rng
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_of_pieces_that_are_shared_only_the_own_elements_are_used(name, rng):
+    """In place, a neighbouring warp or block may have written the others: here they are NaN."""
+    place = "#pragma unroll\n    for (int i = 0; i < n_pieces; i++) {\n        B own, next;"
+    spoil = """
+    if (lane == 0) {
+        const Held<n, T> mine = to[0];
+        const Held<P::n_of_one, T> last = behind.held;
+        T nan;
+        memset(&nan, 0xff, sizeof nan);
+        for (int j = 0; j < n; j++)
+            to[0].put(j, j < skew ? nan : mine.at(j));
+        for (int j = 0; j < P::n_of_one; j++)
+            behind.held.put(j, j < skew ? last.at(j) : nan);
+    }
+    """
+    assert _cuda.source().count(place) == 1
+    source = _cuda.source().replace(place, spoil + place)
+    module = functools.cache(lambda options: cuda_on_cpu.HostModule(options, source))
+    for n in (29, 1001, 4099, 20001):
+        x = rng.standard_normal((5, n, 1)).astype(DTYPES[name])
+        y, again = forward(x), np.empty_like(x)
+        cuda_on_cpu.apply("log_softmax", (x,), again, SMALL, module)
+        equal(again, y)
+        cuda_on_cpu.apply("log_softmax_backward", (x, y), again, SMALL, module)
+        equal(again, backward(x, y))
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("n", "inner"), [(1, 1), (5, 1), (1000, 1), (4100, 1), (20000, 1), (3, 7), (257, 7), (2500, 7)]
 )

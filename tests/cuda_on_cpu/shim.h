@@ -3,8 +3,9 @@
    Every thread of a block is a fiber. Lanes of a warp run until they meet in a shuffle or wait at a barrier; which warp
    runs next is drawn from a seed. Shared memory is NaN at first. What would hang or be undefined on a GPU ends the
    launch with a message: a barrier that some threads never reach or that is another one for them, a shuffle that names
-   lanes that are not there, a launch that no GPU takes. One block runs after another. Said nothing of: missing
-   fences, races within a warp, PTX, registers, speed. */
+   lanes that are not there, a launch that no GPU takes. Said nothing of: missing fences; races within a warp, between
+   warps that no barrier parts, and between blocks, for a warp runs from barrier to barrier and one block after another;
+   PTX, registers, speed. */
 #pragma once
 
 #include <stdint.h>
