@@ -93,7 +93,7 @@ def test_every_architecture(major, architecture):
     ):
         (family,) = families(op, name, name, [shape], limits)
         compile_for(major, architecture, op, name, name, family)
-    assert family == ("group", (32, 8))
+    assert family == ("group", (32, 8, 1))
 
 
 @pytest.mark.parametrize(("major", "architecture"), ARCHITECTURES)
@@ -110,7 +110,7 @@ def test_every_piece_of_a_row_is_written_by_one_instruction(major, architecture)
     for op, (name, n) in itertools.product(OPS, cases):
         (family,) = families(op, name, name, [(n, 1)], limits_of(architecture))
         of_a_slice = 4 if "16" in name else 8
-        n_pieces = family.numbers[1] if family.name == "group" else of_a_slice
+        n_pieces = family.numbers[1] * family.numbers[2] if family.name == "group" else of_a_slice
         options = (*module_key(op, name, name, family), f"-arch=compute_{architecture}", "-ftz=true")
         ptx = nvrtc.compile_ptx(major, _cuda.source(), options)[op]
         assert ptx.count("st.global.v") == n_pieces, (op, name, family)

@@ -111,7 +111,7 @@ def test_launches_are_what_the_device_takes_and_serve_every_frame(op, limits):
 def frames_served(family, launch, n_classes, name):
     """How many frames the blocks of a launch have, or all of them have the same number of blocks."""
     if family.name == "group":
-        return launch.grid * (launch.block // family.numbers[0])
+        return launch.grid * (launch.block // family.numbers[0]) * family.numbers[2]
     if family.name == "shared":
         return launch.grid
     if family.name == "columns":

@@ -14,6 +14,7 @@ _TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "flo
 
 MAX_GRID = 2**31 - 1
 N_GROUP_THREADS = 128  # of a block that has several frames a warp, or a warp a frame
+N_PIECES_TOGETHER = 4  # of a thread that has frames one after the other, which is more bytes under way as well
 N_SPLIT_WARPS = 8  # of a block that has a part of a frame: a slice for each
 SYSTEM_SHARED = 1024  # bytes that the system takes of every block's shared memory
 MAX_SHARED_SLICES = 128  # of a frame in shared memory: merge<3> in rows.cu has no more
@@ -111,7 +112,7 @@ def plan(op: Op, dtype: str, out_dtype: str, n_outer: int, n_classes: int, n_inn
 def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str, ...]:
     """The options that the source is compiled with for one family: the key of its module."""
     names = {
-        "group": ("LSM_LANES", "LSM_PIECES"),
+        "group": ("LSM_LANES", "LSM_PIECES", "LSM_FRAMES"),
         "shared": ("LSM_THREADS", "LSM_BLOCKS"),
         "split": ("LSM_DEPTH",),
         "columns": ("LSM_COLUMNS", "LSM_TEAM", "LSM_LEAVES"),
@@ -143,7 +144,10 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limi
         lanes = 2
         while lanes < 32 and lanes * call.n_piece < n_classes:
             lanes *= 2
-        return Family("group", (lanes, -(-n_classes // (lanes * call.n_piece))))
+        pieces = -(-n_classes // (lanes * call.n_piece))
+        # Together, so that each lane ends another frame; what a lane has to end in the gradient is little.
+        frames = min(lanes, max(1, N_PIECES_TOGETHER // pieces)) if op == "log_softmax" else 1
+        return Family("group", (lanes, pieces, frames))
     shared = shared_of_frame(call)
     if shared <= limits.shared_per_block and call.n_slices <= MAX_SHARED_SLICES:
         # On sm_70 the gradient in float32 needs more registers than a thread has of 1,024.
@@ -166,7 +170,8 @@ def shared_of_frame(call: _Call) -> int:
 
 def _rows(call: _Call, family: Family, n_frames: int) -> tuple[Launch, ...]:
     if family.name == "group":
-        return _over(n_frames, N_GROUP_THREADS // family.numbers[0], call.op, N_GROUP_THREADS, 0)
+        lanes, _, frames = family.numbers
+        return _over(n_frames, N_GROUP_THREADS // lanes * frames, call.op, N_GROUP_THREADS, 0)
     block = min(family.numbers[0], 32 * call.n_slices)
     return _over(n_frames, 1, call.op, block, shared_of_frame(call))
 

@@ -88,10 +88,15 @@ template <int n, class T, int n_pieces> INLINE Number largest_of(const Held<n, T
 }
 #endif
 
-// The record of a slice that n_lanes lanes hold.
-template <int n_lanes, int n_pieces> INLINE Record record_of(Unit (&x)[n_pieces])
+// What n_lanes lanes find in a slice that they hold; each of them has it then.
+struct Found {
+    Number m;
+    int n_largest;
+    Sum sum; // of exp_below
+};
+template <int n_lanes, int n_pieces> INLINE Found found_in(Unit (&x)[n_pieces])
 {
-    Record found;
+    Found found;
     found.m = largest_of(x);
     for (int k = 1; k < n_lanes; k *= 2)
         found.m = maximum(found.m, __shfl_xor_sync(ALL, found.m, k));
@@ -115,9 +120,13 @@ template <int n_lanes, int n_pieces> INLINE Record record_of(Unit (&x)[n_pieces]
     }
     for (int k = 1; k < n_lanes; k *= 2)
         found.n_largest += __shfl_xor_sync(ALL, found.n_largest, k);
-    Sum s = fold_row<n_lanes>(sums, n_pieces > 1);
-    found.below = finish(s.total, s.error, shift);
+    found.sum = fold_row<n_lanes>(sums, n_pieces > 1);
     return found;
+}
+INLINE Record record_of(const Found &found)
+{
+    Record record = {found.m, found.n_largest, finish(found.sum.total, found.sum.error, shift_to(found.m))};
+    return record;
 }
 
 template <int n_lanes, int n_pieces>
@@ -150,16 +159,40 @@ INLINE int this_warps_number() { return common<32>(threadIdx.x / 32); }
 #ifdef LSM_FORWARD
 
 #ifdef LSM_GROUP
+// The lanes of a frame have LSM_FRAMES one after the other, and each ends another one: that takes longer than all else
+// where classes are few, and is done in double.
 extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMENTS)
 {
-    Index i = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LSM_LANES;
-    Place n = i < n_frames ? (Place)n_classes : 0; // a lane without a frame goes along, for the others of its warp
-    x += (first_frame + i) * x_outer;
-    y += (first_frame + i) * y_outer;
-    Unit held[LSM_PIECES];
-    read_slice<LSM_LANES>(held, x, 0, n, Of<X>::low());
-    Record of = record_of<LSM_LANES>(held);
-    write_slice<LSM_LANES>(y, 0, n, held, normaliser(of.m, of.n_largest, of.below));
+    const int n_side_by_side = 32 / LSM_LANES, lane = threadIdx.x % LSM_LANES;
+    Index warp = blockIdx.x * (Index)(blockDim.x / 32) + this_warps_number();
+    Index first = warp * (LSM_FRAMES * n_side_by_side) + threadIdx.x % 32 / LSM_LANES;
+    x += (first_frame + first) * x_outer;
+    y += (first_frame + first) * y_outer;
+    Unit held[LSM_FRAMES][LSM_PIECES];
+    Place n[LSM_FRAMES];
+#pragma unroll
+    for (int f = 0; f < LSM_FRAMES; f++) {
+        n[f] = first + f * n_side_by_side < n_frames ? (Place)n_classes : 0; // 0: a lane goes along for the others
+        read_slice<LSM_LANES>(held[f], x + f * n_side_by_side * x_outer, 0, n[f], Of<X>::low());
+    }
+    Found mine;
+#pragma unroll
+    for (int f = 0; f < LSM_FRAMES; f++) {
+        Found found = found_in<LSM_LANES>(held[f]);
+        if (f == 0 || lane == f)
+            mine = found;
+    }
+    Record of = record_of(mine);
+    Normaliser c = normaliser(of.m, of.n_largest, of.below);
+#pragma unroll
+    for (int f = 0; f < LSM_FRAMES; f++) {
+        Normaliser of_f = c;
+        if (LSM_FRAMES > 1) {
+            of_f.high = __shfl_sync(ALL, c.high, f, LSM_LANES);
+            of_f.low = __shfl_sync(ALL, c.low, f, LSM_LANES);
+        }
+        write_slice<LSM_LANES>(y + f * n_side_by_side * y_outer, 0, n[f], held[f], of_f);
+    }
 }
 #endif
 
@@ -178,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
 #pragma unroll
         for (int i = 0; i < N_PIECES; i++)
             put_whole(frame + lane_at<32>(at) + i * 32 * N_PIECE, held[i]);
-        Record of = record_of<32>(held);
+        Record of = record_of(found_in<32>(held));
         if (threadIdx.x % 32 == 0)
             records[at / N_SLICE] = of;
     }
@@ -202,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_sums(FORWARD_AR
     x += (first_frame + i) * x_outer;
     Unit held[N_PIECES];
     read_slice<32>(held, x, k * N_SLICE, n_classes, Of<X>::low());
-    Record of = record_of<32>(held);
+    Record of = record_of(found_in<32>(held));
     if (threadIdx.x % 32 == 0 && k < n_slices)
         ((Record *)workspace)[i * n_slices + k] = of;
 }
