@@ -108,7 +108,7 @@ INLINE Record record_of_column(const X *held, Index n_rows, const Tile &tile)
 #ifdef LSM_COLUMNS_ON_CHIP
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax(FORWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    const int n_rows = (int)count_tile_rows(n_classes), n_slices = (int)count_slices(n_classes);
     X *held = (X *)lsm_shared;
     Record *records = (Record *)(held + n_rows * N_OWN * N_TILE_THREADS);
     Tile tile(records + n_slices * LSM_COLUMNS);
@@ -117,14 +117,14 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     y += column.outer * y_outer + column.inner;
     held += threadIdx.x;
     hold(held, x, x_class, 0, n_rows, tile.q, column.n, Of<X>::low());
-    for (Index k = 0; k < n_slices; k++) {
+    for (int k = 0; k < n_slices; k++) {
         Record of = record_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_classes), tile);
         if (tile.q == 0)
             records[k * LSM_COLUMNS + tile.column] = of;
     }
     __syncthreads();
     Normaliser c = merge<8>(records + tile.column, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
-    for (Index r = 0; r < n_rows; r++) {
+    for (int r = 0; r < n_rows; r++) {
 #pragma unroll 4
         for (int i = 0; i < N_OWN; i++) {
             Index k = class_of(r, tile.q, i);

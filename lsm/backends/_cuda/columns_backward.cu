@@ -78,7 +78,7 @@ INLINE void write_nan_rows(X *dx, Index dx_class, Index first_row, Index n_rows,
 #ifdef LSM_COLUMNS_ON_CHIP
 extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
-    Index n_rows = count_tile_rows(n_classes), n_slices = count_slices(n_classes);
+    const int n_rows = (int)count_tile_rows(n_classes), n_slices = (int)count_slices(n_classes);
     X *held = (X *)lsm_shared;
     Part *parts = (Part *)(held + n_rows * N_OWN * N_TILE_THREADS);
     Tile tile(parts + n_slices * LSM_COLUMNS);
@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     held += threadIdx.x;
     const X zero = {0};
     hold(held, dy, dy_class, 0, n_rows, tile.q, column.n, zero);
-    for (Index k = 0; k < n_slices; k++) {
+    for (int k = 0; k < n_slices; k++) {
         Part of = part_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_classes), tile);
         if (tile.q == 0)
             parts[k * LSM_COLUMNS + tile.column] = of;
