@@ -231,7 +231,7 @@ def results(modules, shape, limits):
 
 @pytest.mark.parametrize("missing", range(N_BARRIERS))
 def test_no_barrier_of_the_kernels_can_be_left_out(missing):
-    """In some order of warps something else comes out, in frames that are in shared memory, split, or in a tile."""
+    """In some order of warps something else comes out, or nothing, of frames in shared memory, split, or in a tile."""
     source = list(barriers())[missing]
     assert source.count("__syncthreads();") == N_BARRIERS - 1
     without = functools.cache(lambda options: cuda_on_cpu.HostModule(options, source))
@@ -243,8 +243,11 @@ def test_no_barrier_of_the_kernels_can_be_left_out(missing):
         want = results(cuda_on_cpu.module, shape, limits)
         for seed in range(12):
             cuda_on_cpu.HostKernel.seed = seed
-            found = results(without, shape, limits)
-            cuda_on_cpu.HostKernel.seed = 0
-            if found != want:
-                return
+            try:
+                if results(without, shape, limits) != want:
+                    return
+            except cuda_on_cpu.LaunchError:
+                return  # lanes that read other numbers went other ways
+            finally:
+                cuda_on_cpu.HostKernel.seed = 0
     raise AssertionError("a barrier that nothing needs, or that the harness does not see")
