@@ -10,7 +10,7 @@ import lsm
 from lsm.bench import contestants
 from lsm.bench.data import Data
 from lsm.bench.memory import shrunk
-from lsm.bench.options import SETS, Options
+from lsm.bench.options import SETS, OptionError, Options
 from lsm.bench.threads import check_threads, equal_threads
 from lsm.bench.workloads import cases
 
@@ -29,14 +29,22 @@ def _named(config, name):
     return tuple(filter(None, config.getoption(f"--bench-{name}").split(",")))
 
 
+def _cases(config):
+    return cases(Options(set=config.getoption("--bench-set"), workloads=_named(config, "workloads")))
+
+
 def pytest_configure(config):
     """Refuse at once what each benchmark would refuse."""
-    n_threads = config.getoption("--bench-threads", None)
-    if n_threads is None:
+    if config.getoption("--bench-set", None) is None:  # found too late, while collecting a folder above
         return
+    n_threads = config.getoption("--bench-threads")
     try:
-        check_threads([n_threads])
-    except ValueError as error:
+        check_threads([] if n_threads is None else [n_threads])
+        contestants.check_wanted(_named(config, "contestants"))
+        _cases(config)
+    except OptionError as error:
+        raise pytest.UsageError(f"--bench-{error.option}: {error.problem}") from None
+    except ValueError as error:  # lsm.num_threads
         raise pytest.UsageError(f"--bench-threads: {str(error).partition(': ')[2]}") from None
 
 
@@ -46,7 +54,7 @@ class Stage:
     def __init__(self, config):
         self.wanted = _named(config, "contestants")
         self.n_threads = config.getoption("--bench-threads") or lsm.get_num_threads()
-        self.cases = cases(Options(set=config.getoption("--bench-set"), workloads=_named(config, "workloads")))
+        self.cases = _cases(config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the peers' own, when they are imported
             self.families, self.absent = contestants.usable(self.wanted, "cpu")

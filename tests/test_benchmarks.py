@@ -204,10 +204,18 @@ def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
     assert "(0001_before)" in compared.stdout and "(NOW)" in compared.stdout
 
 
-@pytest.mark.parametrize("n_threads", ["0", "1000000"])
-def test_threads_that_cannot_be_are_refused_once_under_pytest_benchmark(n_threads):
-    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "--benchmark-only", "--bench-threads", n_threads]
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("threads", "0", "0 threads were asked for; "),
+        ("threads", "1000000", "1000000 threads were asked for; "),
+        ("workloads", "nonsense", "'nonsense' is none; accepted: small, "),
+        ("contestants", "nonsense", "'nonsense' is nobody; accepted: lsm cython, "),
+    ],
+)
+def test_options_that_cannot_be_are_refused_once_under_pytest_benchmark(option, value, why):
+    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "--benchmark-only", f"--bench-{option}", value]
     done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent, timeout=60)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    assert len(said) == 1 and said[0].startswith(f"ERROR: --bench-threads: {n_threads} threads were asked for; ")
+    assert len(said) == 1 and said[0].startswith(f"ERROR: --bench-{option}: {why}")

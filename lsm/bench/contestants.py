@@ -33,6 +33,20 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def check_wanted(wanted: Iterable[str]) -> None:
+    """Refuse a wish that names nobody, by an OptionError."""
+    known = [each for some in _names().values() for each in some]
+    for text in wanted:
+        if not any(text in name for name in known):
+            raise OptionError("contestants", f"{text!r} is nobody; accepted: {', '.join(known)}, or a part of a name")
+
+
+def _names() -> dict[str, tuple[str, ...]]:
+    """Of each family, the names of those who are of it."""
+    names = {name: (name, *family.others) for name, family in FAMILIES.items()}
+    return names | {"lsm": tuple(f"lsm {label}" for label in of_lsm.labels())}
+
+
 def usable(wanted: Iterable[str], device: str) -> tuple[list[str], dict[str, str]]:
     """The families that can take part in a run, all imported, and why others cannot.
 
@@ -42,12 +56,8 @@ def usable(wanted: Iterable[str], device: str) -> tuple[list[str], dict[str, str
         A wish names nobody.
     """
     wanted = tuple(wanted)
-    names = {name: (name, *family.others) for name, family in FAMILIES.items()}
-    names["lsm"] = tuple(f"lsm {label}" for label in of_lsm.labels())
-    known = [each for some in names.values() for each in some]
-    for text in wanted:
-        if not any(text in name for name in known):
-            raise OptionError("contestants", f"{text!r} is nobody; accepted: {', '.join(known)}, or a part of a name")
+    check_wanted(wanted)
+    names = _names()
     found, absent = [], {}
     for name, family in FAMILIES.items():
         if not any(is_wanted(each, wanted) for each in names[name]):
