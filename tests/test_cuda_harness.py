@@ -179,9 +179,10 @@ for shape in {shapes}:
             poison(ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(touched))
         x, y, dx = (memory[start:].view(dtype).reshape(shape) for memory in memories)
         x[...] = rng.standard_normal(shape)
-        cuda_on_cpu.apply("log_softmax", (x,), y, cuda_on_cpu.SMALL, module)
-        cuda_on_cpu.apply("log_softmax_backward", (x, y), dx, cuda_on_cpu.SMALL, module)
-        cuda_on_cpu.apply("log_softmax_backward", (x, y), y, cuda_on_cpu.SMALL, module)
+        for limits in (cuda_on_cpu.SMALL, cuda_on_cpu.H100):
+            cuda_on_cpu.apply("log_softmax", (x,), y, limits, module)
+            cuda_on_cpu.apply("log_softmax_backward", (x, y), dx, limits, module)
+            cuda_on_cpu.apply("log_softmax_backward", (x, y), y, limits, module)
         for memory in memories:
             heal(ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(touched))
 print("it ran")
@@ -190,7 +191,8 @@ print("it ran")
 
 @pytest.mark.parametrize("name", ["float16", "float32", "float64"])
 def test_the_kernels_under_the_sanitizers(name):
-    shapes = [(5, 10, 1), (3, 1001, 1), (2, 4099, 1), (2, 20001, 1), (2, 11, 21), (2, 300, 5), (1, 2501, 9)]
+    shapes = [(5, 10, 1), (3, 1001, 1), (2, 4099, 1), (2, 20001, 1), (2, 11, 21), (1, 2501, 9)]
+    shapes += [(2, n, 5) for n in (1, 3, 7, 20, 50, 100, 200, 300, 600, 1000, 3100)]  # tiles of all kinds
     done = run_sanitized(WHOLE.format(name=name, shapes=shapes, fault="", instead=""))
     assert "it ran" in done.stdout, done.stderr[-3000:]
 
@@ -202,12 +204,14 @@ def test_the_kernels_under_the_sanitizers(name):
         ("get(to[i], x + i * step, i ? 0 : first,", "get(to[i], x + i * step, 0,", "use-after-poison"),
         ("0, last - n_pieces * step, filler)", "0, n, filler)", "heap-buffer-overflow"),
         ("at + j < last", "true", "heap-buffer-overflow"),
+        ("i + j < n_rows * N_OWN ?", "true ?", "use-after-poison"),
     ],
-    ids=["alignment", "before a row", "behind a row", "written behind"],
+    ids=["alignment", "before a row", "behind a row", "written behind", "behind a tile"],
 )
 def test_sanitizers_see_into_lsm_s_kernels(fault, instead, message):
     assert _cuda.source().count(fault) == 1
-    done = run_sanitized(WHOLE.format(name="float32", shapes=[(3, 1001, 1)], fault=fault, instead=instead))
+    name, shape = ("float64", (2, 50, 5)) if "n_rows" in fault else ("float32", (3, 1001, 1))
+    done = run_sanitized(WHOLE.format(name=name, shapes=[shape], fault=fault, instead=instead))
     assert done.returncode != 0 and "it ran" not in done.stdout
     assert message in done.stderr, done.stderr[-3000:]
 

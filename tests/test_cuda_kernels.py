@@ -364,10 +364,28 @@ def test_a_plain_gradient_has_the_bits_of_any(name, rng):
     subnormal = (plain != 0) & (np.abs(plain) < np.finfo(dtype).tiny)
     assert subnormal.sum() > 100 and (plain != dy).sum() > n / 4
 
-    beyond = np.array([2.0 ** (least - 1) * 0.99, 2.0**most, np.nan, np.inf])
+    beyond = np.array([2.0 ** (least - 1) * 0.99, 2.0 ** (most - 1), np.nan, np.inf])
     ones = np.ones(64, dtype)
     kernel((1,), (64,), (ones, -ones, np.resize(beyond, 64), plain[:64], any_[:64], is_plain[:64]))
     assert not is_plain[:64].any()
+
+
+def test_beyond_the_last_column_there_is_nothing_however_long_a_frame_is():
+    probe = """
+extern "C" __global__ void probe(const long long *row, int *found)
+{
+    Step step(row[threadIdx.x], 0, 0, 0);
+    for (int j = 0; j < N_STEP; j++)
+        found[threadIdx.x] |= step.has(j);
+}
+"""
+    family = plan("log_softmax", "float16", "float16", 1, 2**33, 2, H100).family
+    key = module_key("log_softmax", "float16", "float16", family)
+    rows = np.linspace(0, 2**33 // 256, 32).astype(np.int64)  # of 256 classes
+    found = np.zeros(32, np.int32)
+    kernel = cuda_on_cpu.HostModule(key, _cuda.source() + probe).get_function("probe")
+    kernel((1,), (32,), (rows, found))
+    assert not found.any()
 
 
 def test_long_frames(rng):

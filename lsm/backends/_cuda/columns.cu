@@ -41,7 +41,8 @@ struct Step {
     // From the i-th of the thread's classes in a row and those after it on, a multiple of N_STEP.
     INLINE Step(Index row, int i, int q, Index n) : first(class_of(row + i / N_OWN, q, i % N_OWN))
     {
-        left = n - first < N_STEP * N_TILE_ROW ? (int)(n - first) : N_STEP * N_TILE_ROW;
+        Index rest = n - first;
+        left = rest < 0 ? 0 : rest < N_STEP * N_TILE_ROW ? (int)rest : N_STEP * N_TILE_ROW;
     }
     static INLINE int place(int j) { return j / N_OWN * N_TILE_ROW + j % N_OWN; }
     INLINE bool has(int j) const { return place(j) < left; }

@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
         X of_dy[N_STEP];
 #pragma unroll
         for (int j = 0; j < N_STEP; j++)
-            of_dy[j] = held[(i + j) * N_TILE_THREADS];
+            of_dy[j] = N_OWN % N_STEP == 0 || i + j < n_rows * N_OWN ? held[(i + j) * N_TILE_THREADS] : zero;
         highest = higher(highest, write_step(step, dx, dx_class, of_dy, of_y, s));
     }
     if (makes_nan(marks_of_column(marks_of(highest), tile)))
