@@ -46,6 +46,17 @@ def test_borders_of_rows_on_an_h100(op, name, borders):
     assert family(borders[-1] + 1).name == "split"
 
 
+@pytest.mark.parametrize(
+    ("name", "borders"), [("float32", (128, 256, 1024)), ("float16", (256, 512, 1024)), ("float64", (64, 128, 512))]
+)
+def test_lanes_have_several_short_frames_forward(name, borders):
+    """As many as there are lanes to end them; so many classes are the last with four, two and one."""
+    for n in range(1, borders[-1] + 1):
+        lanes, _, frames = rows_family("log_softmax", name, name, n, H100).numbers
+        assert frames == min(lanes, 4 if n <= borders[0] else 2 if n <= borders[1] else 1)
+        assert rows_family("log_softmax_backward", name, name, n, H100).numbers[2] == 1
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_a_frame_in_shared_memory_has_no_more_slices_than_are_merged(op):
     roomy = Limits(2**20, 2**20, 132, 50 * 2**20, 130)  # more than any device has today
@@ -96,6 +107,8 @@ def test_launches_are_what_the_device_takes_and_serve_every_frame(op, limits):
             done[launch.kernel] = launch.first_frame + launch.n_frames
             served = frames_served(wanted.family, launch, n, name)
             assert launch.n_frames <= served, (wanted.family, launch)
+            if "split" not in wanted.family.name:  # there is no block that serves none
+                assert served - served // launch.grid < launch.n_frames, (wanted.family, launch)
         assert set(done.values()) == {n_outer * inner}
         assert op in done
         if "split" in wanted.family.name:
