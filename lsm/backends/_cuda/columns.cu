@@ -165,8 +165,8 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER) 
     y += column.outer * y_outer + column.inner;
     for (unsigned slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
         const int n_own = rows_of_slice(slice, n_classes) * N_OWN;
-        for (int i = 0; i < n_own; i += N_STEP) {
-            Step step((Index)4 * slice, i, tile.q, column.n);
+        for (int own = 0; own < n_own; own += N_STEP) {
+            Step step((Index)4 * slice, own, tile.q, column.n);
             X held[N_STEP];
             step.read(held, x, x_class, Of<X>::low());
 #pragma unroll

@@ -97,14 +97,14 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     __syncthreads();
     Total s = merge<8>(parts + tile.column, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
     Number highest = minus_infinity();
-    for (int i = 0; i < n_rows * N_OWN; i += N_STEP) {
-        Step step(0, i, tile.q, column.n);
+    for (int own = 0; own < n_rows * N_OWN; own += N_STEP) {
+        Step step(0, own, tile.q, column.n);
         X of_y[N_STEP];
         step.read(of_y, y, y_class, Of<X>::low());
         X of_dy[N_STEP];
 #pragma unroll
         for (int j = 0; j < N_STEP; j++)
-            of_dy[j] = N_OWN % N_STEP == 0 || i + j < n_rows * N_OWN ? held[(i + j) * N_TILE_THREADS] : zero;
+            of_dy[j] = N_OWN % N_STEP == 0 || own + j < n_rows * N_OWN ? held[(own + j) * N_TILE_THREADS] : zero;
         highest = higher(highest, write_step(step, dx, dx_class, of_dy, of_y, s));
     }
     if (makes_nan(marks_of_column(marks_of(highest), tile)))
@@ -149,8 +149,8 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     for (unsigned slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
         Number highest = minus_infinity();
         const int n_own = rows_of_slice(slice, n_classes) * N_OWN;
-        for (int i = 0; i < n_own; i += N_STEP) {
-            Step step((Index)4 * slice, i, tile.q, column.n);
+        for (int own = 0; own < n_own; own += N_STEP) {
+            Step step((Index)4 * slice, own, tile.q, column.n);
             X of_dy[N_STEP], of_y[N_STEP];
             step.read(of_dy, dy, dy_class, zero);
             step.read(of_y, y, y_class, Of<X>::low());

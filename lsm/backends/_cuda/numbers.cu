@@ -23,7 +23,6 @@ typedef Computed<(sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y))>::type Number; 
 INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 INLINE double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 INLINE float maximum(float a, float b) { return a > b || !(b == b) ? a : b; }
-INLINE float higher(float a, float b) { return b > a || !(b == b) ? b : a; }
 INLINE double as_double(float x) { return x; }
 INLINE float as_float(double x) { return (float)x; }
 INLINE float from_half(unsigned short bits) { return lsm_from_half(bits); }
@@ -43,16 +42,6 @@ INLINE float maximum(float a, float b)
     asm("max.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
     return d;
 }
-#if __CUDA_ARCH__ >= 800
-INLINE float higher(float a, float b)
-{
-    float d;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
-    return d;
-}
-#else
-INLINE float higher(float a, float b) { return b > a || !(b == b) ? b : a; }
-#endif
 INLINE double as_double(float x)
 {
     double d;
@@ -99,7 +88,20 @@ INLINE unsigned to_bfloat16_pair(float low, float high)
 #endif
 
 INLINE double maximum(double a, double b) { return a > b || !(b == b) ? a : b; } // of NaN and a number the number
-INLINE double higher(double a, double b) { return b > a || !(b == b) ? b : a; }     // of NaN and a number NaN
+
+// The same, but of NaN and a number NaN.
+INLINE double higher(double a, double b) { return b > a || !(b == b) ? b : a; }
+#if __CUDA_ARCH__ >= 800
+INLINE float higher(float a, float b)
+{
+    float d;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+    return d;
+}
+#else
+INLINE float higher(float a, float b) { return b > a || !(b == b) ? b : a; }
+#endif
+
 INLINE float minus(float a, float b) { return fused(b, -1.0f, a); }
 INLINE double minus(double a, double b) { return a - b; }
 INLINE double as_double(double x) { return x; }

@@ -159,7 +159,7 @@ INLINE int this_warps_number() { return common<32>(threadIdx.x / 32); }
 #ifdef LSM_FORWARD
 
 #ifdef LSM_GROUP
-// The lanes of a frame have LSM_FRAMES one after the other, and each ends another one: that takes longer than all else
+// The lanes of a frame have LSM_FRAMES one after the other, and each ends another one: that is most of the operations
 // where classes are few, and is done in double.
 extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMENTS)
 {
