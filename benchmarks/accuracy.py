@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import lsm
+from lsm._version import DISTRIBUTION
 from lsm.backends import cython_
 from lsm.bench.machine import processor
 from promises import LIBRARIES, installed
@@ -98,7 +99,7 @@ def contestants() -> tuple[dict[str, Contestant], list[str]]:
         found[f"lsm {backend}"] = of_lsm(backend)
     os.environ["JAX_ENABLE_X64"] = "1"  # else it has no float64
     for distribution, (name, _) in LIBRARIES.items():
-        if distribution == "lsm":
+        if distribution == DISTRIBUTION:
             continue
         try:
             made = of_torch() if distribution == "torch" else of_peer(distribution)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lsm._check import BFLOAT16_BITS, CUPY, NUMPY, np_dtype
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError, UnknownBackendError
+from lsm._version import install_command
 from lsm.backends.candidate import BUILT_IN, Candidate
 from lsm.backends.contract import Declared
 from lsm.backends.registry import registry
@@ -193,7 +194,7 @@ def _mismatch(declared: Declared, call: Call) -> str:
         return f"serves {', '.join(declared.dtypes)}, not {', '.join(missing)}"
     takes_bits = taken_as != NUMPY or declared.takes_bfloat16_bits
     if "bfloat16" in call.dtypes and not takes_bits and np_dtype("bfloat16") is BFLOAT16_BITS:
-        return "needs ml_dtypes for bfloat16: python -m pip install 'lsm[bfloat16]'"
+        return f"needs ml_dtypes for bfloat16: {install_command('bfloat16')}"
     return ""
 
 

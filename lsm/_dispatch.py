@@ -19,8 +19,8 @@ from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
 from lsm._guard import Guarded
 from lsm._interop import library_of
+from lsm._version import DISTRIBUTION
 from lsm.backends.candidate import BackendInfo
-from lsm.backends.discovery import OWN_DISTRIBUTION
 from lsm.backends.registry import forget, registry
 
 OPERATIONS = ("log_softmax", "log_softmax_backward")
@@ -100,7 +100,7 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
 
 def _plan(decision: Decision) -> Plan:
     backend, taken_as = decision.backend, decision.taken_as
-    if decision.distribution == OWN_DISTRIBUTION:
+    if decision.distribution == DISTRIBUTION:
         return Plan(backend, taken_as, getattr(backend, "quick_functions", None))
     # No quick functions, which a third party's may have inherited: its own methods would be passed over.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"

@@ -13,6 +13,7 @@ from lsm._interop_base import Arrays, Taken
 from lsm._interop_cupy import CupyArrays
 from lsm._interop_jax import JaxArrays
 from lsm._interop_torch import TorchTensors
+from lsm._version import install_command
 
 
 class NumpyArrays(Arrays):
@@ -47,7 +48,7 @@ class NumpyArrays(Arrays):
         """The dtype of the result by name: `dtype`, as the user spelt it, or that of the input."""
         wanted = _check.result_dtype(own, dtype)
         if wanted == "bfloat16" and _check.np_dtype(wanted) is _check.BFLOAT16_BITS:
-            raise TypeError("dtype: NumPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm[bfloat16]'")
+            raise TypeError(f"dtype: NumPy has bfloat16 only with ml_dtypes: {install_command('bfloat16')}")
         return wanted
 
     def as_numpy(self, x: Any, name: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lsm import _check
 from lsm._interop_base import Arrays, Taken
+from lsm._version import install_command
 
 
 class CupyArrays(Arrays):
@@ -47,7 +48,7 @@ class CupyArrays(Arrays):
             if int(sys.modules["cupy"].__version__.partition(".")[0]) < 14:
                 raise TypeError("dtype: CuPy has bfloat16 from version 14 on; accepted here: float16, float32, float64")
             if _check.np_dtype(wanted) is _check.BFLOAT16_BITS:
-                raise TypeError("dtype: CuPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm[bfloat16]'")
+                raise TypeError(f"dtype: CuPy has bfloat16 only with ml_dtypes: {install_command('bfloat16')}")
         return wanted
 
     def quick_key(self, x: Any, dtype: str) -> Any:

@@ -11,6 +11,7 @@ from cuda_on_cpu import adapter, nvrtc
 
 import lsm
 from lsm import _dispatch
+from lsm._version import DISTRIBUTION
 from lsm.backends import registry
 from lsm.backends.candidate import Candidate
 from lsm.backends.discovery import Found
@@ -26,7 +27,9 @@ DTYPES = {
 # --require cupy asks for). One that cannot be used here is skipped, or left out if it needs a GPU, unless required.
 BACKENDS = ("cython", "numpy", "cuda-on-cpu", "cupy")
 ADAPTERS = {
-    key: Candidate(Found(made.name, "lsm", lsm.__version__, adapter.__file__, f"cuda_on_cpu.adapter:{attribute}"), made)
+    key: Candidate(
+        Found(made.name, DISTRIBUTION, lsm.__version__, adapter.__file__, f"cuda_on_cpu.adapter:{attribute}"), made
+    )
     for key, attribute, made in (
         ("cuda-on-cpu", "on_cpu", adapter.on_cpu),
         ("cupy", "on_gpu", adapter.on_gpu),

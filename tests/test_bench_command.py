@@ -407,12 +407,12 @@ def test_a_full_disk_loses_no_report(work, engine, capsys, monkeypatch):
 def test_a_missing_library_is_named_with_the_remedy(work, engine, capsys, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
     said = refused(capsys)
-    assert f"lsm bench needs {library}" in said and "python -m pip install 'lsm[bench]'" in said
+    assert f"lsm bench needs {library}" in said and "python -m pip install 'lsm-softmax[bench]'" in said
 
 
 def test_matplotlib_is_needed_for_charts_only(work, engine, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "python -m pip install 'lsm[bench]'" in refused(capsys, "--chart", "r.svg")
+    assert "python -m pip install 'lsm-softmax[bench]'" in refused(capsys, "--chart", "r.svg")
     assert not hasattr(engine, "options")
     assert bench() == 0
 

@@ -69,7 +69,7 @@ def fails(error):
         ({"driverGetVersion": lambda: 0, "getDeviceCount": fails(RuntimeError("Insufficient"))}, "no driver of NVIDIA"),
         (
             {"driverGetVersion": lambda: 12080, "getDeviceCount": fails(RuntimeError("cudaErrorInsufficientDriver"))},
-            r"cudaErrorInsufficientDriver.* for CUDA 12\.8, CuPy for 13\.2: update the driver, or .*'lsm\[cuda12\]'",
+            r"cudaErrorInsufficientDriver.* for CUDA 12\.8, CuPy for 13\.2: update the driver, or .*'lsm-softmax\[cuda12\]'",
         ),
         ({"getDeviceCount": lambda: 0}, "no CUDA device .*CUDA_VISIBLE_DEVICES"),
     ],
@@ -86,7 +86,7 @@ def test_available_says_what_is_missing(changes, message):
 def test_available_without_a_compiler():
     module = cupy_on_cpu.module()
     module.cuda.compiler.compile_using_nvrtc = fails(RuntimeError("libnvrtc.so.13: no such file"))
-    assert "python -m pip install 'lsm[cuda13]' brings the compiler" in CupyBackend(module).available()
+    assert "python -m pip install 'lsm-softmax[cuda13]' brings the compiler" in CupyBackend(module).available()
 
 
 def test_nothing_is_loaded_on_a_device_to_find_out():
@@ -97,7 +97,7 @@ def test_nothing_is_loaded_on_a_device_to_find_out():
 
 def test_available_without_cupy(monkeypatch):
     monkeypatch.setattr(cupy_, "find_spec", lambda name: None)
-    assert CupyBackend().available().startswith("CuPy is not installed: python -m pip install 'lsm[cuda13]'")
+    assert CupyBackend().available().startswith("CuPy is not installed: python -m pip install 'lsm-softmax[cuda13]'")
     monkeypatch.setattr(cupy_, "find_spec", lambda name: name)
     monkeypatch.setattr(cupy_, "import_module", fails(ImportError("two of them")))
     assert "CuPy cannot be imported (ImportError: two of them)" in CupyBackend().available()

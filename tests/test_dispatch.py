@@ -124,7 +124,7 @@ def test_use_backend_checks_its_name_and_survives_exceptions():
             raise KeyError
         assert winner() == ("numpy", "use_backend")
     assert winner() == ("cython", "automatic")
-    with lsm.use_backend("lsm/numpy"):
+    with lsm.use_backend("lsm-softmax/numpy"):
         assert winner()[0] == "numpy"
 
 

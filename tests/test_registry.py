@@ -287,7 +287,7 @@ def test_a_name_that_cannot_be_shown_or_typed(site, name):
     out, err = site.run("""
 row = lsm.list_backends()[-1]
 print(row.name, row.state, row.reason)
-print(lsm.log_softmax(f4, backend="lsm/numpy"))
+print(lsm.log_softmax(f4, backend="lsm-softmax/numpy"))
 """)
     shown, served = out.splitlines()
     assert shown.startswith("? failed an entry point has a name of ") and len(shown) < 300 and shown.isprintable()
@@ -465,7 +465,7 @@ def test_the_current_directory_is_not_searched(site, tmp_path):
 
 def test_lsm_finds_itself_where_it_was_installed_into_the_current_directory(tmp_path, monkeypatch):
     """`pip install -t .`: of that directory lsm's own entry points are taken, and no others."""
-    Site(tmp_path).add("lsm", "numpy", None)
+    Site(tmp_path).add("lsm-softmax", "numpy", None)
     Site(tmp_path).add("acme", "acme", None)
     monkeypatch.chdir(tmp_path)
     for here in ("", str(tmp_path)):
@@ -546,7 +546,7 @@ def test_built_ins_are_listed_first_with_their_file():
     rows = lsm.list_backends()
     assert [row.name for row in rows[:3]] == ["cython", "cupy", "numpy"]
     for row in rows[:3]:
-        assert (row.distribution, row.is_built_in) == ("lsm", True)
+        assert (row.distribution, row.is_built_in) == ("lsm-softmax", True)
         assert row.version == lsm.__version__ and Path(row.file).is_file()
         assert row.devices == (("cuda",) if row.name == "cupy" else ("cpu",)) and "float32" in row.dtypes
         assert (row.state, row.reason) == ("loaded", "") or row.name == "cupy"

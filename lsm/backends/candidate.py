@@ -28,8 +28,9 @@ from lsm._errors import (
     PluginWarning,
 )
 from lsm._texts import printable, told
+from lsm._version import DISTRIBUTION
 from lsm.backends.contract import Declared, contract_problem, declared
-from lsm.backends.discovery import OWN_DISTRIBUTION, Found
+from lsm.backends.discovery import Found
 
 _ERRORS = {"blocked": BackendBlockedError, "failed": BackendLoadError, "incompatible": BackendIncompatibleError}
 
@@ -91,7 +92,7 @@ class Candidate:
         self.found = found
         self.name = found.name
         self.address = f"{found.distribution}/{found.name}"
-        self.is_built_in = normalise(found.distribution) == OWN_DISTRIBUTION
+        self.is_built_in = normalise(found.distribution) == DISTRIBUTION
         self.backend = backend
         self.declared = Declared()  # which is filled once it is loaded or unavailable
         self.state = "discovered"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lsm._version import DISTRIBUTION, install_command
 from lsm.backends._cuda import plan as plans
 from lsm.backends._cuda import source
 from lsm.backends._cuda.arrays import CupyArrays, TorchTensors
@@ -46,8 +47,8 @@ class CupyBackend(Backend):
         if self._library is None:
             if find_spec("cupy") is None:
                 return (
-                    "CuPy is not installed: python -m pip install 'lsm[cuda13]', "
-                    "or 'lsm[cuda12]' for a driver older than CUDA 13"
+                    f"CuPy is not installed: {install_command('cuda13')}, "
+                    f"or '{DISTRIBUTION}[cuda12]' for a driver older than CUDA 13"
                 )
             try:
                 self._library = import_module("cupy")
@@ -254,7 +255,7 @@ def _why_not(library: Any) -> str | None:
     except Exception as error:
         return (
             f"CUDA cannot be started ({error}); the driver is for CUDA {_spelt(driver)}, CuPy for {_spelt(needs)}: "
-            "update the driver, or install the CuPy for its version ('lsm[cuda12]', 'lsm[cuda13]')"
+            f"update the driver, or install the CuPy for its version ('{DISTRIBUTION}[cuda12]', '{DISTRIBUTION}[cuda13]')"
         )
     if n_devices == 0:
         return "there is a driver, but no CUDA device that this process may use (CUDA_VISIBLE_DEVICES?)"
@@ -264,8 +265,8 @@ def _why_not(library: Any) -> str | None:
         library.cuda.compiler.compile_using_nvrtc('extern "C" __global__ void lsm_probe() {}', arch="75")
     except Exception as error:
         return (
-            f"CuPy cannot compile a kernel ({type(error).__name__}: {error}); python -m pip install "
-            f"'lsm[cuda{needs // 1000}]' brings the compiler, NVRTC, and the headers that it asks for"
+            f"CuPy cannot compile a kernel ({type(error).__name__}: {error}); "
+            f"{install_command(f'cuda{needs // 1000}')} brings the compiler, NVRTC, and the headers that it asks for"
         )
     return None
 

@@ -72,7 +72,7 @@ def kernels() -> dict[Any, Any]:
         best = import_module("lsm.backends._kernels.cpu").best_level()
     except ImportError as error:
         raise BackendUnavailableError(
-            f"the compiled kernels are missing ({error}); install lsm with a C compiler at hand"
+            f"the compiled kernels are missing ({error}); rebuild lsm with a C compiler"
         ) from error
     level = settings().force_isa or best
     if ISA_LEVELS.index(level) < ISA_LEVELS.index(best):
@@ -83,7 +83,7 @@ def kernels() -> dict[Any, Any]:
         module = import_module(f"lsm.backends._kernels.{level}")
     except ImportError as error:
         raise BackendUnavailableError(
-            f"the kernels for level {level} are not part of this build; unset LSM_FORCE_ISA, or install lsm anew"
+            f"the kernels for level {level} are not part of this build; unset LSM_FORCE_ISA, or rebuild lsm"
         ) from error
     set_openmp_limit(module.max_threads())
     module.set_regions(begin_region, end_region, STREAM_BYTES)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from lsm._config import normalise
 from lsm._texts import printable, told
+from lsm._version import DISTRIBUTION
 
 GROUP = "lsm.backends"
-OWN_DISTRIBUTION = "lsm"
 _LONGEST_NAME = 100  # characters of a backend's name
 
 
@@ -54,7 +54,7 @@ def find(path: list[str] | None = None) -> list[Found]:
         folder = str(folder) or _current()
         in_folder = _read_folder(folder)
         if path is None and _is_current(folder):  # lsm itself may have been installed there
-            in_folder = [item for item in in_folder if normalise(item.distribution) == OWN_DISTRIBUTION]
+            in_folder = [item for item in in_folder if normalise(item.distribution) == DISTRIBUTION]
         for item in map(_named, map(_spelt, in_folder)):
             if normalise(item.distribution) not in hidden:
                 found.setdefault((normalise(item.distribution), item.name), item)

@@ -4,17 +4,17 @@ import os
 import threading
 
 from lsm._errors import AmbiguousBackendError, UnknownBackendError
-from lsm._version import __version__
+from lsm._version import DISTRIBUTION, __version__
 from lsm.backends import cython_
 from lsm.backends.candidate import BUILT_IN, Candidate
-from lsm.backends.discovery import OWN_DISTRIBUTION, Found, find, is_meant
+from lsm.backends.discovery import Found, find, is_meant
 
 
 class Registry:
     """All backends that are known, found once when they are first needed."""
 
     def __init__(self) -> None:
-        here = Found("cython", OWN_DISTRIBUTION, __version__, cython_.__file__, "lsm.backends.cython_:backend")
+        here = Found("cython", DISTRIBUTION, __version__, cython_.__file__, "lsm.backends.cython_:backend")
         self.default = Candidate(here, cython_.backend)
         self._others: tuple[Candidate, ...] | None = None
         self._lock = threading.Lock()

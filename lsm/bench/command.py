@@ -11,6 +11,7 @@ from pathlib import Path
 from lsm._errors import LsmError
 from lsm._texts import told
 from lsm._threads import get_num_threads
+from lsm._version import install_command
 from lsm.bench import files
 from lsm.bench.arguments import TOLERANCE, contestants, names
 from lsm.bench.layout import Report
@@ -20,7 +21,7 @@ from lsm.bench.result import Result
 # Exit codes. One run cannot be held to the other at all: that is an argument which cannot be used.
 FAILED = WORSE = 1
 MISUSED, UNJUDGED, INTERRUPTED = 2, 3, 130
-REMEDY = "python -m pip install 'lsm[bench]'"
+REMEDY = install_command("bench")
 
 
 # What the command calls the options that have another name in the engine.

@@ -14,6 +14,7 @@ import lsm
 from lsm._stopping import notice, raise_if_stopped
 from lsm._texts import told
 from lsm._threads import cpu_limit
+from lsm._version import install_command
 from lsm.bench import machine
 from lsm.bench.contestants import FAMILIES, usable
 from lsm.bench.data import Data
@@ -130,7 +131,7 @@ def _try_to(save: Callable[[Result], object], result: Result) -> None:
 def _measurable(wanted: list[Case], absent: dict[str, str]) -> list[Case]:
     """Those whose dtype there is; the reason for others goes to the absent."""
     if find_spec("ml_dtypes") is None and any("bfloat16" in (case.dtype, case.out_dtype) for case in wanted):
-        absent["bfloat16"] = "ml_dtypes is not installed: python -m pip install 'lsm[bfloat16]'"
+        absent["bfloat16"] = f"ml_dtypes is not installed: {install_command('bfloat16')}"
         wanted = [case for case in wanted if "bfloat16" not in (case.dtype, case.out_dtype)]
         if not wanted:
             raise OptionError("dtypes", f"bfloat16: {absent['bfloat16']}")
