@@ -9,7 +9,7 @@ from lsm._interop_base import Arrays, Taken
 
 _REQUIRES_GRAD = """{name}: a tensor that requires grad, whose gradient lsm would lose; one of these two lines helps:
     {name}.detach()            # the values only
-    lsm_torch.log_softmax(x)   # with the gradient: autograd through lsm: docs/examples/plugins/lsm-torch in lsm's source"""
+    lsm_torch.log_softmax(x)   # with the gradient: autograd, by docs/examples/plugins/lsm-torch of lsm's source"""
 
 
 class TorchTensors(Arrays):

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-# What pip installs; `import lsm` and the command are called lsm. The name lsm on the package index is another project's.
+# What pip installs; the import name and the command are lsm, which on the package index is another project.
 DISTRIBUTION = "lsm-softmax"
 
 

@@ -255,7 +255,7 @@ def _why_not(library: Any) -> str | None:
     except Exception as error:
         return (
             f"CUDA cannot be started ({error}); the driver is for CUDA {_spelt(driver)}, CuPy for {_spelt(needs)}: "
-            f"update the driver, or install the CuPy for its version ('{DISTRIBUTION}[cuda12]', '{DISTRIBUTION}[cuda13]')"
+            f"update the driver, or install the CuPy for its version, '{DISTRIBUTION}[cuda12]' or '...[cuda13]'"
         )
     if n_devices == 0:
         return "there is a driver, but no CUDA device that this process may use (CUDA_VISIBLE_DEVICES?)"
