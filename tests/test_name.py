@@ -1,4 +1,4 @@
-"""The distribution is lsm-softmax: `lsm` on the package index is another project, which nobody may be told to install."""
+"""The distribution is lsm-softmax: `lsm` on the package index is another project, which no text may tell to install."""
 
 import re
 import sys
@@ -40,9 +40,7 @@ def test_the_old_form_is_found():
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_text_names_a_distribution_that_is_not_ours(file):
     found = [match.group() for match in FORBIDDEN.finditer(file.read_text(encoding="utf-8"))]
-    assert not found, (
-        f"{file}: {found}; the distribution is {DISTRIBUTION}, and plugins are installed from the checkout"
-    )
+    assert not found, f"{file}: {found}; give {DISTRIBUTION}, or a plugin's folder"
 
 
 def test_the_name_stands_in_one_place_of_the_code():
