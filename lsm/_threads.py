@@ -3,69 +3,78 @@
 import math
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cache
-from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 from lsm._block import Block
+from lsm._cgroup import cgroup_quota
 from lsm._config import settings
 
 # Below this many elements a parallel region costs more than it saves: starting one takes 1 to 2
 # microseconds, in which one thread gets through about 4,000 float32 elements; 16 times that.
 MIN_PARALLEL_SIZE = 32_768
 
-# Seconds for which calls believe the affinity mask that one of them has read in the same thread. To read it takes 0.4
-# microseconds, where a call may take 12; and a program that changes it does so once.
-LIMIT_HOLDS = 0.01
+# For how long calls rely on the affinity mask and on the quota of the cgroups that one of them has read in the same
+# thread. Reading them takes 0.4 and 120 microseconds, where a call may take 12; a program changes them seldom.
+MASK_HOLDS_SECONDS, QUOTA_HOLDS_SECONDS = 0.01, 1.0
 
 _chosen: int | None = None  # set_num_threads
 _in_context: ContextVar[int | None] = ContextVar("lsm_num_threads", default=None)  # num_threads
 _is_forked_child = False
-_openmp_limit: int | None = None
-_region = threading.Lock()
 
 
-def cpu_limit(cgroup_root: str = "/sys/fs/cgroup") -> int:
-    """The processors that this process may use: affinity mask and cgroup quota, at least 1."""
+class _OpenMP(NamedTuple):
+    """OpenMP as the kernels use it.
+
+    Attributes
+    ----------
+    max_threads : callable
+        What it would start for the calling thread: OMP_NUM_THREADS or the processors, until omp_set_num_threads.
+    num_procs : callable
+        The affinity mask of the calling thread, or that of the process where OpenMP has bound its threads.
+    usual : int
+        What `max_threads` gives as long as it is not limited; 0 if the kernels were built without OpenMP.
+    """
+
+    max_threads: Callable[[], int]
+    num_procs: Callable[[], int]
+    usual: int
+
+
+_openmp: _OpenMP | None = None  # once the kernels are loaded
+
+
+def set_openmp(max_threads: Callable[[], int], num_procs: Callable[[], int]) -> None:
+    """Set what the kernels know of OpenMP, when they are loaded."""
+    global _openmp
+    n_procs = num_procs()
+    _openmp = _OpenMP(max_threads, num_procs, (_omp_num_threads() or n_procs) if n_procs else 0)
+
+
+def cpu_limit() -> int:
+    """The processors that this process may use: the affinity mask and the quotas of its cgroups, at least 1."""
+    n_cpus, quota = _n_processors(), cgroup_quota()
+    return n_cpus if quota is None else min(n_cpus, quota)
+
+
+def _n_processors() -> int:
+    n_cpus = _openmp.num_procs() if _openmp else 0
+    if n_cpus:
+        return n_cpus
     affinity = getattr(os, "sched_getaffinity", None)
-    n_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _cgroup_quota(cgroup_root)
-    return n_cpus if quota is None or quota >= n_cpus else quota
-
-
-@cache  # two files, 60 microseconds: too much for every call
-def _cgroup_quota(folder: str) -> int | None:
-    """How many processors the cgroup grants, at least 1; None where there is no limit or no cgroup."""
-    root = Path(folder)
-    try:  # version 2
-        texts = (root / "cpu.max").read_text().split()
-    except OSError:
-        try:  # version 1
-            texts = [(root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
-        except OSError:
-            return None
-    try:
-        quota, period = map(int, texts)  # "max" and -1 are no limit
-        return None if quota <= 0 else max(1, math.ceil(quota / period))
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def set_openmp_limit(n: int) -> None:
-    """Told by the kernels when they are loaded: what OpenMP itself would start; 0 if built without it."""
-    global _openmp_limit
-    _openmp_limit = n
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def get_num_threads() -> int:
     """Tell how many threads a large call uses.
 
     In this order: `num_threads`, `set_num_threads`, ``LSM_NUM_THREADS``, OpenMP's own setting
-    (``OMP_NUM_THREADS``); never more than the affinity mask and the cgroup quota allow, and 1 in a
-    forked child, where OpenMP's threads do not exist and waiting for them would never end.
+    (``OMP_NUM_THREADS``). A limit that OpenMP is given while the program runs, by ``omp_set_num_threads``,
+    threadpoolctl or PyTorch, holds for all of these but `num_threads`. Never more than the affinity mask and
+    the quotas of the process's cgroups allow, and 1 in a forked child, where OpenMP's threads do not exist and
+    waiting for them would never end. A call that cannot start a thread is served by one.
 
     Returns
     -------
@@ -84,19 +93,24 @@ def get_num_threads() -> int:
     ...     lsm.get_num_threads()
     1
     """
-    limit = _limit()
-    wanted = _in_context.get() or _chosen or _usual() or limit
-    return min(wanted, limit)
+    limit = 1 if _is_serial() else cpu_limit()
+    return min(_wanted() or limit, limit)
 
 
-def _limit() -> int:
-    """How many threads may be used, whatever is wished."""
-    return 1 if _is_forked_child or _openmp_limit == 0 else cpu_limit()
+def _is_serial() -> bool:
+    return _is_forked_child or (_openmp is not None and not _openmp.usual)
 
 
-def _usual() -> int | None:
-    """How many threads are used where the program has not said."""
-    return settings().num_threads or _openmp_limit or _omp_num_threads()
+def _wanted() -> int | None:
+    """The number of threads that is asked for; None for as many as there are processors."""
+    n = _in_context.get()
+    if n is not None:
+        return n
+    n = _chosen or settings().num_threads
+    if _openmp is None:
+        return n or _omp_num_threads()
+    now = _openmp.max_threads()
+    return now if n is None or now < min(n, _openmp.usual) else n
 
 
 def _omp_num_threads() -> int | None:
@@ -166,60 +180,42 @@ def _checked(n: int) -> int:
     return n
 
 
-class _Lately(threading.local):
-    """What this thread, which has an affinity mask of its own, was told of late, and until when it holds."""
+class _Limits(threading.local):
+    """The limits that this thread, which has an affinity mask of its own, has read, and until when they hold."""
 
-    until = -math.inf
-    limit = 1
-    usual = 1
+    n_threads = 1
+    quota: int | None = None
+    mask_until = quota_until = -math.inf
+
+    def renew(self, now: float) -> None:
+        """Read the affinity mask, and the quota if it is time for that."""
+        if now > self.quota_until:
+            self.quota, self.quota_until = cgroup_quota(), now + QUOTA_HOLDS_SECONDS
+        n = 1 if _is_serial() else _n_processors()
+        self.n_threads, self.mask_until = min(n, self.quota or n), now + MASK_HOLDS_SECONDS
 
 
-_lately = _Lately()
+_limits = _Limits()
 
 
-def begin_region(size: int) -> int:
-    """How many threads a call over `size` elements shall use, and nobody else until `end_region`.
-
-    It is `get_num_threads`, except that a new affinity mask is seen `LIMIT_HOLDS` later. OpenMP keeps one pool of
-    threads for every thread that opens a region. So only one region runs at a time: a second Python thread, which has
-    found itself a processor already, works alone.
-    """
+def count_threads(size: int) -> int:
+    """How many threads a call over `size` elements may use: `get_num_threads`, but for limits read a moment ago."""
     if size < MIN_PARALLEL_SIZE:
         return 1
-    lately, now = _lately, monotonic()
-    if now > lately.until:
-        lately.limit = limit = _limit()
-        lately.usual = min(_usual() or limit, limit)
-        lately.until = now + LIMIT_HOLDS
-    n = _in_context.get() or _chosen
-    if n is None:
-        n = lately.usual
-    elif n > lately.limit:
-        n = lately.limit
-    return n if n > 1 and _region.acquire(False) else 1
-
-
-def end_region(n: int) -> None:
-    """End the region that `begin_region` gave `n` threads."""
-    if n > 1:
-        _region.release()
-
-
-@contextmanager
-def threads_for(size: int) -> Iterator[int]:
-    """`begin_region` and `end_region` around a ``with`` block."""
-    n = begin_region(size)
-    try:
-        yield n
-    finally:
-        end_region(n)
+    limits, now = _limits, monotonic()
+    if now > limits.mask_until:
+        limits.renew(now)
+    limit = limits.n_threads
+    if limit == 1:
+        return 1
+    n = _wanted() or limit
+    return n if n < limit else limit
 
 
 def _after_fork_in_child() -> None:
-    global _is_forked_child, _lately, _region
+    global _is_forked_child, _limits
     _is_forked_child = True
-    _lately = _Lately()
-    _region = threading.Lock()  # the parent may have held it
+    _limits = _Limits()
 
 
 if hasattr(os, "register_at_fork"):

@@ -263,8 +263,9 @@ def test_large_calls_ask_how_many_threads(served, monkeypatch):
 def test_what_is_read_is_not_streamed_over(served, monkeypatch, rng):
     """Results of `stream_bytes` and more go past the cache, unless they take the place of an array that is read."""
     module = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
+    usual = cython_.STREAM_BYTES
     monkeypatch.setattr(cython_, "STREAM_BYTES", 1)
-    module.set_regions(_threads.begin_region, _threads.end_region, 1)
+    module.configure(_threads.count_threads, 1)
     try:
         for shape in ((7, 10), (5, 300), (2, 20_000)):
             x, dy = rng.standard_normal((2, *shape)).astype("f4")
@@ -277,7 +278,7 @@ def test_what_is_read_is_not_streamed_over(served, monkeypatch, rng):
             np.testing.assert_array_equal(lsm.log_softmax_backward(in_place := dy.copy(), y, out=in_place), dx)
             np.testing.assert_array_equal(lsm.log_softmax_backward(dy, in_place := y.copy(), out=in_place), dx)
     finally:
-        module.set_regions(_threads.begin_region, _threads.end_region, 16 * 2**20)
+        module.configure(_threads.count_threads, usual)
 
 
 def test_threads_at_once(rng):

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -97,15 +96,15 @@ def check_surroundings(backend, dtype, n, rng):
 def kernels_get(monkeypatch):
     """Call with a number of threads and the size from which results are streamed: the kernels get both."""
     module = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
-    ours = cython_.begin_region, cython_.end_region, cython_.STREAM_BYTES
+    ours = cython_.count_threads, cython_.STREAM_BYTES
 
     def give(n_threads, stream_bytes):
-        module.set_regions(lambda size: n_threads, lambda n: None, stream_bytes)
-        monkeypatch.setattr(cython_, "threads_for", lambda size: nullcontext(n_threads))  # for what is no plain array
+        module.configure(lambda size: n_threads, stream_bytes)
+        monkeypatch.setattr(cython_, "count_threads", lambda size: n_threads)  # for what is no plain array
         monkeypatch.setattr(cython_, "STREAM_BYTES", stream_bytes)
 
     yield give
-    module.set_regions(*ours)
+    module.configure(*ours)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lsm
-from lsm import _threads
+from lsm import _cgroup, _threads
 
 
 def run(code, **env):
@@ -69,42 +69,107 @@ def test_a_mask_that_changes_is_obeyed_soon():
 import os, time, lsm
 from lsm import _threads
 lsm.set_num_threads(64)
-_threads.end_region(_threads.begin_region(10**9))
+_threads.count_threads(10**9)
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 print(lsm.get_num_threads())
-time.sleep(2 * _threads.LIMIT_HOLDS)
-print(_threads.begin_region(10**9))
+time.sleep(2 * _threads.MASK_HOLDS_SECONDS)
+print(_threads.count_threads(10**9))
 """
     done = run(code)
     assert done.stdout.split() == ["1", "1"], done.stdout + done.stderr
 
 
+V1 = "32 31 0:29 {root} {at}/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct"
+V2 = "25 20 0:22 {root} {at} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
+MEMBER_1, MEMBER_2 = "4:memory:/elsewhere\n3:cpu,cpuacct:{path}\n0::/", "0::{path}"
+
+
+def quota(at, mount, member, path, files, root="/"):
+    """What `cgroup_quota` makes of such a system, whose cgroups are mounted at `at`."""
+    for name, text in files.items():
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        (at / name).write_text(text)
+    escaped = str(at).replace(" ", "\\040")
+    (at / "mountinfo").write_text("22 1 8:1 / / rw - ext4 /dev/vda rw\n" + mount.format(root=root, at=escaped) + "\n")
+    (at / "cgroup").write_text(member.format(path=path) + "\n")
+    return _cgroup.cgroup_quota(str(at))
+
+
 @pytest.mark.parametrize(
-    ("files", "limit"),
+    ("path", "quotas", "expected"),
     [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu.max": "nonsense\n"}, None),
-        ({}, None),
+        ("/", {"": "150000 100000"}, 2),
+        ("/", {"": "50000 100000"}, 1),
+        ("/", {"": "max 100000"}, None),
+        ("/", {"": "nonsense"}, None),
+        ("/", {"": ""}, None),
+        ("/", {}, None),
+        ("/user.slice/mine", {"user.slice/mine": "300000 100000"}, 3),
+        ("/user.slice/mine", {"user.slice": "200000 100000", "user.slice/mine": "300000 100000"}, 2),
+        ("/user.slice/mine", {"user.slice": "400000 100000", "user.slice/mine": "max 100000"}, 4),
+        ("/mine", {"mine": "max 100000", "mine/below": "100000 100000", "other": "100000 100000"}, None),
+        ("/../other", {"": "500000 100000", "other": "100000 100000"}, 5),  # it lies beyond this cgroup namespace
     ],
 )
-def test_cgroup_quota(files, limit, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert _threads.cpu_limit(str(tmp_path)) == (limit or 64)
+def test_quotas_of_the_own_cgroup_and_its_parents(path, quotas, expected, tmp_path):
+    of_2 = {f"{folder}/cpu.max".lstrip("/"): f"{text}\n" for folder, text in quotas.items()}
+    assert quota(tmp_path / "2", V2, MEMBER_2, path, {"readme": ""} | of_2) == expected
+    of_1 = {"readme": ""}
+    for folder, text in quotas.items():
+        for name, value in zip(("quota", "period"), (*text.replace("max", "-1").split(), "", ""), strict=False):
+            of_1[f"cpu/{folder}/cpu.cfs_{name}_us"] = f"{value}\n"
+    assert quota(tmp_path / "1", V1, MEMBER_1, path, of_1) == expected
+
+
+def test_quotas_in_a_container_that_shares_the_hosts_cgroups(tmp_path):
+    """`docker --cgroupns=host`: the mount shows the container's own part of the hierarchy."""
+    files = {"cpu.max": "200000 100000\n", "a b/cpu.max": "100000 100000\n"}
+    assert quota(tmp_path / "a b", V2, MEMBER_2, "/docker/x", files, root="/docker/x") == 2
+    assert quota(tmp_path / "c", V2, MEMBER_2, "/docker/x/a b", files, root="/docker/x") == 1
+    assert _cgroup.cgroup_quota(str(tmp_path / "no proc here")) is None
+
+
+def test_the_quota_of_a_real_cgroup():
+    """Where this test may make one; the test above has the rest."""
+    code = """
+import os, pathlib, time
+import lsm
+from lsm import _threads
+lsm.log_softmax([1.0])
+before = lsm.get_num_threads(), _threads.count_threads(10**9)
+version_2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+with open("/proc/self/cgroup") as lines:
+    memberships = [line.strip().split(":", 2) for line in lines]
+(own,) = [path for _, names, path in memberships if ("" if version_2 else "cpu") in names.split(",")]
+own = pathlib.Path("/sys/fs/cgroup" if version_2 else "/sys/fs/cgroup/cpu", own.lstrip("/"))
+new = own / f"lsm-{os.getpid()}"
+try:
+    new.mkdir()
+    files = {"cpu.max": "50000 100000"} if version_2 else {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}
+    for name, value in files.items():
+        (new / name).write_text(value)
+    (new / "cgroup.procs").write_text(str(os.getpid()))
+except OSError as error:
+    print("no cgroup can be made here:", error)
+else:
+    time.sleep(_threads.QUOTA_HOLDS_SECONDS + 0.1)
+    now = lsm.get_num_threads(), _threads.count_threads(10**9)
+    (own / "cgroup.procs").write_text(str(os.getpid()))
+    assert now == (1, 1), (before, now)
+finally:
+    if new.is_dir():
+        new.rmdir()
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
 def eight_processors(monkeypatch):
     """A machine with eight, as far as the counting goes."""
-    monkeypatch.setattr(_threads, "cpu_limit", lambda: 8)
-    monkeypatch.setattr(_threads, "_lately", _threads._Lately())
-    monkeypatch.setattr(_threads, "_openmp_limit", 8)
+    monkeypatch.setattr(_threads, "cgroup_quota", lambda: None)
+    monkeypatch.setattr(_threads, "_limits", _threads._Limits())
+    monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: 8, lambda: 8, 8))
     monkeypatch.setattr(_threads, "_chosen", None)
 
 
@@ -142,17 +207,104 @@ def test_counts_that_are_refused(wrong):
             call(wrong)
 
 
-def test_small_work_opens_no_parallel_region(eight_processors):
-    with _threads.threads_for(_threads.MIN_PARALLEL_SIZE - 1) as n:
-        assert n == 1
-    with _threads.threads_for(_threads.MIN_PARALLEL_SIZE) as n:
-        assert n == 8
-        with _threads.threads_for(10**9) as inner:  # a region is open: whoever comes second works alone
-            assert inner == 1
-    with pytest.raises(KeyError), _threads.threads_for(10**9):
-        raise KeyError
-    with _threads.threads_for(10**9) as n:  # an error has not kept the region
-        assert n == 8
+def test_small_work_takes_one_thread(eight_processors):
+    assert _threads.count_threads(_threads.MIN_PARALLEL_SIZE - 1) == 1
+    assert _threads.count_threads(_threads.MIN_PARALLEL_SIZE) == 8
+    with lsm.num_threads(3):
+        assert _threads.count_threads(10**9) == 3
+
+
+def test_limits_that_openmp_is_given_while_the_program_runs(eight_processors, monkeypatch):
+    """They hold for what is set for the process; a `num_threads` block is nearer to the call."""
+    told = [8]
+    monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: told[0], lambda: 8, 8))
+    for told[0], chosen, expected in ((8, None, 8), (3, None, 3), (3, 5, 3), (5, 3, 3), (64, None, 8), (64, 6, 6)):
+        monkeypatch.setattr(_threads, "_chosen", chosen)
+        assert lsm.get_num_threads() == _threads.count_threads(10**9) == expected
+        with lsm.num_threads(2):
+            assert lsm.get_num_threads() == _threads.count_threads(10**9) == 2
+    # OMP_NUM_THREADS=2 is no limit, but a default, which `set_num_threads` and LSM_NUM_THREADS replace.
+    told = [2]
+    monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: told[0], lambda: 8, 2))
+    for told[0], chosen, expected in ((2, None, 2), (2, 5, 5), (1, 5, 1)):
+        monkeypatch.setattr(_threads, "_chosen", chosen)
+        assert lsm.get_num_threads() == _threads.count_threads(10**9) == expected
+
+
+def test_threadpoolctl_limits_lsm():
+    """By OpenMP, which it finds; in this thread, as it does for others."""
+    code = """
+import lsm, numpy as np, threadpoolctl
+from lsm import _threads
+x = np.zeros((300, 1000), "f4")
+with threadpoolctl.threadpool_limits(1):  # before the kernels are loaded, which changes nothing
+    lsm.log_softmax(x)
+before = lsm.get_num_threads()
+for _ in range(2):
+    with threadpoolctl.threadpool_limits(1):
+        assert lsm.get_num_threads() == _threads.count_threads(x.size) == 1
+    assert lsm.get_num_threads() == _threads.count_threads(x.size) == before
+    lsm.set_num_threads(before)
+print(before)
+"""
+    done = run(code)
+    assert done.stdout.split() == [str(told_after_use())], done.stderr
+    assert run(code, LSM_NUM_THREADS=str(N_CPUS)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"},
+        {"OMP_PROC_BIND": "true"},
+        {"GOMP_CPU_AFFINITY": f"0-{os.cpu_count() - 1}"},
+    ],
+    ids=lambda env: next(iter(env)),
+)
+def test_a_thread_that_openmp_has_bound_does_not_count_for_the_process(env):
+    assert told(**env) == told_after_use(**env) == told_after_use()
+
+
+REGION = """
+import os, resource, threading
+import numpy as np
+import lsm
+from lsm import _threads
+x = np.random.default_rng(0).standard_normal((300, 1000)).astype("f4")
+y, out = lsm.log_softmax(x[:3]), np.empty_like(x)
+{limit}
+try:
+    threading.Thread(target=lambda: None).start()
+except RuntimeError:
+    pass
+else:
+    raise SystemExit("the limit does not hold")
+for _ in range(3):
+    lsm.log_softmax(x, out=out)
+    lsm.log_softmax_backward(x, out, out=out)
+    lsm.log_softmax(x, out=out)
+assert (out[:3] == y).all()
+print("served")
+"""
+LIMITS = {
+    "memory": """
+with open("/proc/self/statm") as pages:
+    size = int(pages.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**21, resource.RLIM_INFINITY))  # less than the stack of a thread
+""",
+    "processes": """
+if os.getuid() == 0:  # for whom this limit does not hold
+    os.setgid(65534); os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+""",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these limits are Linux's")
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_call_that_can_start_no_thread_is_served_by_one(limit):
+    done = run(REGION.format(limit=LIMITS[limit]), LSM_NUM_THREADS="2", OPENBLAS_NUM_THREADS="1")
+    assert done.stdout.split() == ["served"], done.stdout + done.stderr
 
 
 FORK = """

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from lsm._config import ISA_LEVELS, settings
 from lsm._errors import BackendUnavailableError
-from lsm._threads import begin_region, end_region, set_openmp_limit, threads_for
+from lsm._threads import count_threads, set_openmp
 from lsm.backends._frames import Group, groups
 from lsm.backends.base import API_VERSION, Backend
 
@@ -85,8 +85,8 @@ def kernels() -> dict[Any, Any]:
         raise BackendUnavailableError(
             f"the kernels for level {level} are not part of this build; unset LSM_FORCE_ISA, or rebuild lsm"
         ) from error
-    set_openmp_limit(module.max_threads())
-    module.set_regions(begin_region, end_region, STREAM_BYTES)
+    set_openmp(module.max_threads, module.num_procs)
+    module.configure(count_threads, STREAM_BYTES)
     # V: the bits of bfloat16, without ml_dtypes
     kinds = module.KINDS | {"V": module.KINDS["E"]}
     table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH}
@@ -113,15 +113,14 @@ def _run(quick: Any, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
         return
     stream = out.nbytes >= STREAM_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
     itemsize = max(4, *(array.itemsize for array in arrays))
-    scratch = None
-    with threads_for(out.size) as n_threads:
-        for views in frame_views(arrays, axis):
-            # The stride of a single class may be any: to the kernels it is another one than here.
-            is_native = out.shape[axis] > 1 and all(view.strides[1] == view.shape[3] == itemsize for view in views)
-            if scratch is None or not is_native:
-                n_bytes = 0 if is_native else kernels()["scratch"]
-                scratch = np.empty((n_threads, n_bytes + 64), np.uint8)
-            kernel(*views, scratch, n_threads, stream)
+    scratch, n_threads = None, count_threads(out.size)
+    for views in frame_views(arrays, axis):
+        # The stride of a single class may be any: to the kernels it is another one than here.
+        is_native = out.shape[axis] > 1 and all(view.strides[1] == view.shape[3] == itemsize for view in views)
+        if scratch is None or not is_native:
+            n_bytes = 0 if is_native else kernels()["scratch"]
+            scratch = np.empty((n_threads, n_bytes + 64), np.uint8)
+        kernel(*views, scratch, n_threads, stream)
 
 
 def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]:

@@ -16,6 +16,8 @@
 #else
 static inline int omp_get_thread_num(void) { return 0; }
 static inline int omp_get_max_threads(void) { return 0; }
+static inline int omp_get_num_procs(void) { return 0; }
+static inline int omp_get_thread_limit(void) { return 0; }
 #endif
 
 /* The low bits of a sum `t = n + magic` hold the integer n (plus the exponent bias that was put

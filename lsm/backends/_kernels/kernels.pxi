@@ -50,7 +50,15 @@ cdef extern from "helpers.h" nogil:
     void lsm_from_half_lanes(float* to, const uint16_t* x)
     void lsm_to_half_lanes(uint16_t* to, const float* x)
     int omp_get_max_threads()
+    int omp_get_num_procs()
+    int omp_get_thread_limit()
     int omp_get_thread_num()
+
+cdef extern from "region.h" nogil:
+    uint64_t lsm_enter_float_env()
+    void lsm_leave_float_env(uint64_t before)
+    int lsm_begin_region(int n)
+    void lsm_end_region(int n)
 
 cdef extern from "fold.h" nogil:
     void lsm_fold_max_f(float* to, const float* x)
@@ -202,5 +210,17 @@ def exponentials(const floating[::1] x, floating m, floating[::1] out):
 
 
 def max_threads():
-    """How many threads OpenMP would start: OMP_NUM_THREADS, else the processors it sees; 0 without OpenMP."""
-    return omp_get_max_threads()
+    """How many threads OpenMP would start for this thread now; 0 without OpenMP."""
+    return min(omp_get_max_threads(), omp_get_thread_limit())
+
+
+def num_procs():
+    """The affinity mask of this thread, or of the process where OpenMP has bound the thread; 0 without OpenMP."""
+    return omp_get_num_procs()
+
+
+def region_threads(int n):
+    """How many threads a region that asks for n would have now: for the tests."""
+    cdef int n_threads = lsm_begin_region(n)
+    lsm_end_region(n_threads)
+    return n_threads

@@ -78,6 +78,8 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
                              floating* scratch, Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
     cdef Cut c
     cdef Py_ssize_t task, i
+    cdef uint64_t env = lsm_enter_float_env(), env_of_thread
+    n_threads = lsm_begin_region(n_threads)
     if n_inner == 1:
         n_outer, n_inner = n_inner, n_outer
         swap_axes(&x)
@@ -87,17 +89,21 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
             split_log_softmax(frame_at(x, i // n_inner, i % n_inner),
                               frame_at(y, i // n_inner, i % n_inner), n, scratch, n_bytes, n_threads,
                               stream)
-        return
-    c = cut(n_outer, n, n_inner, 2 * N_SLICE, lies_dense(x) and lies_dense(y), n_threads)
-    if n_threads == 1:  # a parallel region costs microseconds, even with one thread
-        for task in range(n_outer * c.n_tasks):
-            log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
-        lsm_stream_fence()
     else:
-        with parallel(num_threads=n_threads):
-            for task in prange(n_outer * c.n_tasks, schedule="static"):
-                log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
+        c = cut(n_outer, n, n_inner, 2 * N_SLICE, lies_dense(x) and lies_dense(y), n_threads)
+        if n_threads == 1:  # a parallel region costs microseconds, even with one thread
+            for task in range(n_outer * c.n_tasks):
+                log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
             lsm_stream_fence()
+        else:
+            with parallel(num_threads=n_threads):
+                env_of_thread = lsm_enter_float_env()
+                for task in prange(n_outer * c.n_tasks, schedule="static"):
+                    log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
+                lsm_stream_fence()
+                lsm_leave_float_env(env_of_thread)
+    lsm_end_region(n_threads)
+    lsm_leave_float_env(env)
 
 
 cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch, Py_ssize_t n_bytes, int n_threads,
@@ -107,23 +113,28 @@ cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch,
     cdef Frame* found = <Frame*> malloc(n_parts * sizeof(Frame))
     cdef Frame frame
     cdef floating c_hi, c_lo
+    cdef uint64_t env
     cdef int t
     if found == NULL:  # one thread needs no memory of its own
         log_softmax_frame(x, y, n, own_scratch(scratch, n_bytes, 0), stream)
         lsm_stream_fence()
         return
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
+        env = lsm_enter_float_env()
         read_parts(x, t * n_parts // n_threads, (t + 1) * n_parts // n_threads, n,
                    own_scratch(scratch, n_bytes, t), found + t * n_parts // n_threads)
+        lsm_leave_float_env(env)
     frame = found[0]
     for part in range(1, n_parts):
         merge(&frame, found[part])
     free(found)
     normaliser(frame, &c_hi, &c_lo)
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
+        env = lsm_enter_float_env()
         for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
             write_part(x, y, part, n, c_hi, c_lo, own_scratch(scratch, n_bytes, t), stream)
         lsm_stream_fence()
+        lsm_leave_float_env(env)
 
 
 cdef inline void log_softmax_backward_task(Array dy, Array y, Array dx, Py_ssize_t n, Py_ssize_t task, Cut c,
@@ -152,6 +163,8 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
                                       bint stream) noexcept nogil:
     cdef Cut c
     cdef Py_ssize_t task, i
+    cdef uint64_t env = lsm_enter_float_env(), env_of_thread
+    n_threads = lsm_begin_region(n_threads)
     if n_inner == 1:
         n_outer, n_inner = n_inner, n_outer
         swap_axes(&dy)
@@ -163,19 +176,23 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
                                        frame_at(y, i // n_inner, i % n_inner),
                                        frame_at(dx, i // n_inner, i % n_inner), n, scratch, n_bytes,
                                        n_threads, stream)
-        return
-    c = cut(n_outer, n, n_inner, room_backward(scratch), lies_dense(dy) and lies_dense(y) and lies_dense(dx),
-            n_threads)
-    if n_threads == 1:
-        for task in range(n_outer * c.n_tasks):
-            log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
-        lsm_stream_fence()
     else:
-        with parallel(num_threads=n_threads):
-            for task in prange(n_outer * c.n_tasks, schedule="static"):
-                log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, omp_get_thread_num()),
-                                          stream)
+        c = cut(n_outer, n, n_inner, room_backward(scratch), lies_dense(dy) and lies_dense(y) and lies_dense(dx),
+                n_threads)
+        if n_threads == 1:
+            for task in range(n_outer * c.n_tasks):
+                log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
             lsm_stream_fence()
+        else:
+            with parallel(num_threads=n_threads):
+                env_of_thread = lsm_enter_float_env()
+                for task in prange(n_outer * c.n_tasks, schedule="static"):
+                    log_softmax_backward_task(dy, y, dx, n, task, c,
+                                              own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
+                lsm_stream_fence()
+                lsm_leave_float_env(env_of_thread)
+    lsm_end_region(n_threads)
+    lsm_leave_float_env(env)
 
 
 cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,
@@ -185,14 +202,17 @@ cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t 
     cdef Sum* found = <Sum*> malloc(n_parts * sizeof(Sum))
     cdef Sum s
     cdef Scaled of
+    cdef uint64_t env
     cdef int t
     if found == NULL:
         log_softmax_backward_frame(dy, y, dx, n, own_scratch(scratch, n_bytes, 0), stream)
         lsm_stream_fence()
         return
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
+        env = lsm_enter_float_env()
         for part in range(t * n_parts // n_threads, (t + 1) * n_parts // n_threads):
             found[part] = sum_part(dy, part, n, own_scratch(scratch, n_bytes, t))
+        lsm_leave_float_env(env)
     s.total = s.error = 0
     for part in range(n_parts):
         add_sum(&s, found[part])
@@ -201,9 +221,11 @@ cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t 
         careful_backward_frame(dy, y, dx, n, scratch)
         return
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
+        env = lsm_enter_float_env()
         for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
             n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t),
                                    own_scratch(scratch, n_bytes, t) + N_SLICE, stream)
         lsm_stream_fence()
+        lsm_leave_float_env(env)
     if n_bad:
         fill_nan(dx, n, scratch)

@@ -133,15 +133,14 @@ cdef bint run_backward(Array dy, Array y, Array dx, Frames f, int n_threads, bin
     return True
 
 
-_begin_region = None  # lsm._threads.begin_region
-_end_region = None
-_stream_bytes = 0     # results of so many bytes are written past the cache
+_count_threads = None  # lsm._threads.count_threads
+_stream_bytes = 0      # results of so many bytes are written past the cache
 
 
-def set_regions(begin_region, end_region, Py_ssize_t stream_bytes):
-    """Tell who counts threads, and from what size of a result on it is written past the cache."""
-    global _begin_region, _end_region, _stream_bytes
-    _begin_region, _end_region, _stream_bytes = begin_region, end_region, stream_bytes
+def configure(count_threads, Py_ssize_t stream_bytes):
+    """Set the function that counts threads, and the bytes of a result from which it is written past the cache."""
+    global _count_threads, _stream_bytes
+    _count_threads, _stream_bytes = count_threads, stream_bytes
 
 
 cdef inline bint shall_stream(Frames f, object out, object a, object b) noexcept:
@@ -157,7 +156,7 @@ def quick_log_softmax(x, axis, out, int n_threads=0):
     """log_softmax(x, axis, out=out) on plain arrays; None for any other call.
 
     The dtype of x must be one that the kernels serve; nothing else need have been checked. Small calls take one
-    thread, others as many as begin_region says, unless n_threads does.
+    thread, others as many as count_threads says, unless n_threads does.
     """
     cdef Frames f
     cdef Array a, b
@@ -165,11 +164,7 @@ def quick_log_softmax(x, axis, out, int n_threads=0):
     if not find_frames(x, axis, &f) or not (out is None or can_take(out, x, f)):
         return None
     if n_threads == 0 and count_elements(f) >= QUICK_SIZE:
-        n = _begin_region(count_elements(f))
-        try:
-            return quick_log_softmax(x, axis, out, n)
-        finally:
-            _end_region(n)
+        n_threads = _count_threads(count_elements(f))
     stream = shall_stream(f, out, x, x)
     if out is None:
         out = PyArray_NewLikeArray(<PyArrayObject*> x, NPY_CORDER, NULL, False)
@@ -193,11 +188,7 @@ def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
     if not (out is None or (can_take(out, dy, f) and can_take(out, y, f))):
         return None
     if n_threads == 0 and count_elements(f) >= QUICK_SIZE:
-        n = _begin_region(count_elements(f))
-        try:
-            return quick_log_softmax_backward(dy, y, axis, out, n)
-        finally:
-            _end_region(n)
+        n_threads = _count_threads(count_elements(f))
     stream = shall_stream(f, out, dy, y)
     if out is None:
         out = PyArray_NewLikeArray(<PyArrayObject*> dy, NPY_CORDER, NULL, False)
