@@ -48,6 +48,9 @@ INLINE = [("CYTHON_INLINE", "inline __attribute__((always_inline))")]
 SMALL = ["-O2", "-ftree-vectorize", "-falign-functions=16", "-falign-loops=1", "-falign-jumps=1"]
 SMALL_LINK = ["-Wl,--strip-all", "-Wl,-z,noseparate-code"]  # no symbols: 6.6 MB become 1.4; no padding between parts
 
+# The extensions that do no work: one asks what the processor has, the other takes and gives back.
+SMALL_EXTENSIONS = ("cpu", "_held")
+
 # Built with NumPy 2, the kernels run with every NumPy from this one on.
 NUMPY_MACROS = [("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"), ("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION")]
 
@@ -118,7 +121,7 @@ class BuildKernels(build_ext):
             extension.define_macros += NUMPY_MACROS
             level = extension.name.rpartition(".")[2]
             extension.extra_link_args = link
-            if level == "cpu":  # asks what the processor has, once
+            if level in SMALL_EXTENSIONS:
                 if self.compiler.compiler_type != "msvc":
                     extension.extra_compile_args = ["-Os", "-fno-asynchronous-unwind-tables"]
                 continue
@@ -160,8 +163,15 @@ class BuildKernels(build_ext):
 
 def extensions(names: list[str], folder: Path = KERNELS, **options: Any) -> list[Extension]:
     """One extension for each name, from the Cython source of that name; `options` go to cythonize."""
+    return cythonized(
+        [Extension(f"lsm.backends._kernels.{name}", [str(folder / f"{name}.pyx")]) for name in names], **options
+    )
+
+
+def cythonized(modules: list[Extension], **options: Any) -> list[Extension]:
+    """The extensions with C in place of Cython."""
     return cythonize(
-        [Extension(f"lsm.backends._kernels.{name}", [str(folder / f"{name}.pyx")]) for name in names],
+        modules,
         compiler_directives={
             "language_level": 3,
             "boundscheck": False,
@@ -176,4 +186,5 @@ def extensions(names: list[str], folder: Path = KERNELS, **options: Any) -> list
 
 
 if __name__ == "__main__":  # benchmarks/vectorised.py imports the rest
-    setup(cmdclass={"build_ext": BuildKernels}, ext_modules=extensions(["cpu", *levels()]))
+    held = cythonized([Extension("lsm._held", ["lsm/_held.py"])])  # Python that must not run as bytecode: see there
+    setup(cmdclass={"build_ext": BuildKernels}, ext_modules=[*held, *extensions(["cpu", *levels()])])

@@ -18,6 +18,7 @@ from lsm._config import settings
 from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
 from lsm._guard import Guarded
+from lsm._held import holding
 from lsm._interop import library_of
 from lsm._version import DISTRIBUTION
 from lsm.backends.candidate import BackendInfo
@@ -60,12 +61,15 @@ def _policy() -> Policy:
 
 def _environment_policy() -> Policy:
     """What is in force until `set_default_backend` is called."""
-    global _default
-    with _lock:
+
+    def set_default() -> Policy:
+        global _default
         if _default is None:
             wish = settings().backend
             _default = Policy(wish, "LSM_BACKEND" if wish else "automatic")
         return _default
+
+    return holding(_lock, set_default)
 
 
 def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
@@ -165,8 +169,7 @@ def use_backend(name: str) -> Block[Policy]:
     def entered() -> Policy:
         registry().get(name).load()
         policy = Policy(name, "use_backend")
-        with _lock:
-            _in_blocks[id(policy)] = policy
+        holding(_lock, _in_blocks.__setitem__, id(policy), policy)
         return policy
 
     return Block(_in_context, entered)
@@ -193,15 +196,17 @@ def set_default_backend(name: str | None) -> None:
     >>> lsm.set_default_backend("numpy")
     >>> lsm.set_default_backend(None)
     """
-    global _default
+
+    def set_default(policy: Policy | None) -> None:
+        global _default
+        _default = policy
+
     if name is None:
-        with _lock:
-            _default = None
+        holding(_lock, set_default, None)
         _environment_policy()
         return
     registry().get(_checked_name(name)).load()
-    with _lock:
-        _default = Policy(name, "set_default_backend")
+    holding(_lock, set_default, Policy(name, "set_default_backend"))
 
 
 def list_backends(*, load: bool = True) -> list[BackendInfo]:
@@ -242,15 +247,18 @@ def refresh_backends() -> None:
     >>> import lsm
     >>> lsm.refresh_backends()
     """
-    global _asked, _default
-    forget()
-    with _lock:
+
+    def forget_plans() -> None:
+        global _asked, _default
         _asked = {}
         _default = None if _default is None else Policy(_default.wish, _default.rule)
         for reference in _in_blocks.valuerefs():
             policy = reference()
             if policy is not None:
                 policy.forget()
+
+    forget()
+    holding(_lock, forget_plans)
 
 
 def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:

@@ -78,7 +78,7 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
                              floating* scratch, Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
     cdef Cut c
     cdef Py_ssize_t task, i
-    cdef uint64_t env = lsm_enter_float_env(), env_of_thread
+    cdef uint64_t env = lsm_enter_float_env()
     n_threads = lsm_begin_region(n_threads)
     if n_inner == 1:
         n_outer, n_inner = n_inner, n_outer
@@ -97,11 +97,11 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
             lsm_stream_fence()
         else:
             with parallel(num_threads=n_threads):
-                env_of_thread = lsm_enter_float_env()
+                env = lsm_enter_float_env()
                 for task in prange(n_outer * c.n_tasks, schedule="static"):
                     log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
                 lsm_stream_fence()
-                lsm_leave_float_env(env_of_thread)
+                lsm_leave_float_env(env)
     lsm_end_region(n_threads)
     lsm_leave_float_env(env)
 
@@ -163,7 +163,7 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
                                       bint stream) noexcept nogil:
     cdef Cut c
     cdef Py_ssize_t task, i
-    cdef uint64_t env = lsm_enter_float_env(), env_of_thread
+    cdef uint64_t env = lsm_enter_float_env()
     n_threads = lsm_begin_region(n_threads)
     if n_inner == 1:
         n_outer, n_inner = n_inner, n_outer
@@ -185,12 +185,12 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
             lsm_stream_fence()
         else:
             with parallel(num_threads=n_threads):
-                env_of_thread = lsm_enter_float_env()
+                env = lsm_enter_float_env()
                 for task in prange(n_outer * c.n_tasks, schedule="static"):
                     log_softmax_backward_task(dy, y, dx, n, task, c,
                                               own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
                 lsm_stream_fence()
-                lsm_leave_float_env(env_of_thread)
+                lsm_leave_float_env(env)
     lsm_end_region(n_threads)
     lsm_leave_float_env(env)
 
