@@ -36,6 +36,11 @@ def normalise(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
+def is_valid(distribution: str) -> bool:
+    """Whether a distribution can have this name (PEP 508)."""
+    return re.fullmatch("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", distribution) is not None
+
+
 def read(environ: Mapping[str, str]) -> Settings:
     """Parse the variables; an empty one counts as absent.
 
@@ -54,10 +59,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     check("LSM_BACKEND", name == name.strip() and name.isprintable())
     check("LSM_PLUGINS", values["LSM_PLUGINS"] in ("on", "off"))
     allowed = [name.strip() for name in (values["LSM_PLUGINS_ALLOW"] or "").split(",")]
-    check(
-        "LSM_PLUGINS_ALLOW",
-        all(re.fullmatch("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) for name in allowed),
-    )
+    check("LSM_PLUGINS_ALLOW", all(map(is_valid, allowed)))
     threads = values["LSM_NUM_THREADS"] or ""
     check("LSM_NUM_THREADS", re.fullmatch("[0-9]{1,9}", threads) is not None and int(threads) > 0)
     check("LSM_FORCE_ISA", values["LSM_FORCE_ISA"] in ISA_LEVELS)

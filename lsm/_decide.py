@@ -76,6 +76,8 @@ class Decision(NamedTuple):
         What the call would raise.
     backend : object or None
         The winner itself.
+    is_built_in : bool
+        Whether it is lsm's own.
     """
 
     winner: str | None
@@ -91,6 +93,7 @@ class Decision(NamedTuple):
     reasons: dict[str, str]
     error: LsmError | None = None
     backend: Any = None
+    is_built_in: bool = False
 
     def __repr__(self) -> str:
         return str(self)
@@ -140,6 +143,7 @@ def decide(call: Call, policy: Policy) -> Decision:
         reasons=reasons,
         error=error,
         backend=winner.backend if winner else None,
+        is_built_in=winner is not None and winner.is_built_in,
     )
 
 

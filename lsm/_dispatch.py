@@ -19,7 +19,6 @@ from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
 from lsm._guard import Guarded
 from lsm._interop import library_of
-from lsm._version import DISTRIBUTION
 from lsm.backends.candidate import BackendInfo
 from lsm.backends.registry import forget, registry
 
@@ -100,7 +99,7 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
 
 def _plan(decision: Decision) -> Plan:
     backend, taken_as = decision.backend, decision.taken_as
-    if decision.distribution == DISTRIBUTION:
+    if decision.is_built_in:
         return Plan(backend, taken_as, getattr(backend, "quick_functions", None))
     # No quick functions, which a third party's may have inherited: its own methods would be passed over.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"

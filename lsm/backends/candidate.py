@@ -65,7 +65,7 @@ class BackendInfo(NamedTuple):
     distribution, version : str
         What was installed to bring it.
     file : str
-        The metadata file that names it, or for the built-in default the module.
+        The metadata file that names it; the module of one of lsm's own that no metadata name.
     is_built_in : bool
         Whether it is lsm's own.
     """
@@ -86,13 +86,16 @@ class BackendInfo(NamedTuple):
 
 
 class Candidate:
-    """One backend: what was found of it, its state, and the object once it is loaded."""
+    """One backend: what was found of it, its state, and the object once it is loaded.
 
-    def __init__(self, found: Found, backend: Any = None) -> None:
+    Whether it is lsm's own is for the registry to say: the metadata can claim any name.
+    """
+
+    def __init__(self, found: Found, backend: Any = None, *, is_built_in: bool = False) -> None:
         self.found = found
         self.name = found.name
         self.address = f"{found.distribution}/{found.name}"
-        self.is_built_in = normalise(found.distribution) == DISTRIBUTION
+        self.is_built_in = is_built_in
         self.backend = backend
         self.declared = Declared()  # which is filled once it is loaded or unavailable
         self.state = "discovered"
@@ -111,10 +114,15 @@ class Candidate:
             return
         elif self.name in BUILT_IN:
             self._settle("blocked", f"the name {self.name!r} is reserved for lsm's own backend")
+        elif self._claims_to_be_lsm():
+            self._settle("blocked", f"{self.found.distribution!r} is lsm's own distribution, which has no such backend")
         elif not settings().plugins:
             self._settle("blocked", "LSM_PLUGINS is 'off'")
         elif allow is not None and normalise(self.found.distribution) not in allow:
             self._settle("blocked", f"LSM_PLUGINS_ALLOW does not name {self.found.distribution!r}")
+
+    def _claims_to_be_lsm(self) -> bool:
+        return not self.is_built_in and normalise(self.found.distribution) == DISTRIBUTION
 
     def _settle(self, state: str, reason: str, error: BaseException | None = None) -> None:
         self.state, self.reason, self.error = state, reason, error
@@ -141,7 +149,8 @@ class Candidate:
         Of a third party's nothing is known, and none of its code runs, before it is loaded.
         """
         if self.is_built_in and self.state == "discovered":
-            return declared(self.backend or self.found.load())
+            with suppress(Exception):  # loading it says why it cannot be imported
+                return declared(self.backend or self.found.load())
         return self.declared
 
     def error_now(self, addition: str = "") -> BackendUnavailableError:
@@ -176,6 +185,8 @@ class Candidate:
             return f"; repair, upgrade or uninstall {distribution}"
         if self.state == "incompatible":
             return f"; install a release of {distribution} that was made for this lsm, or uninstall it"
+        if self._claims_to_be_lsm():
+            return f"; reinstall {distribution}, or remove {self.found.file} if another package brought it"
         if self.name in BUILT_IN:
             return f"; its author must give it another name, or you uninstall {distribution}"
         return f"; LSM_PLUGINS=on without LSM_PLUGINS_ALLOW, or with {distribution} in it, would let it be loaded"
