@@ -155,7 +155,7 @@ def entry_of(root, i, kind, dists):
 def named_as_the_library_does(path):
     """The same by importlib.metadata."""
     before = sys.path
-    sys.path = path
+    sys.path = [*path, str(Path(os.__file__).parent)]  # the standard library, which imports as it goes
     try:
         found = metadata.entry_points(group=GROUP)
     finally:
