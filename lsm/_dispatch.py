@@ -5,6 +5,7 @@ wish counts: the argument ``backend=``, then `use_backend`, then `set_default_ba
 environment variable ``LSM_BACKEND``. What follows from the wish, or from none, stands in `_decide`.
 """
 
+import importlib
 import os
 import threading
 from contextlib import suppress
@@ -234,7 +235,8 @@ def list_backends(*, load: bool = True) -> list[BackendInfo]:
 def refresh_backends() -> None:
     """Forget which backends were found, and search again when next needed.
 
-    For a session into which a plugin has been installed. What is imported already is not imported anew.
+    For a session into which a plugin has been installed. Python is told to look for new modules as well
+    (``importlib.invalidate_caches``); what is imported already is not imported anew.
 
     Examples
     --------
@@ -242,6 +244,7 @@ def refresh_backends() -> None:
     >>> lsm.refresh_backends()
     """
     global _asked, _default
+    importlib.invalidate_caches()
     forget()
     with _lock:
         _asked = {}

@@ -155,7 +155,7 @@ def test_first_lines_say_what_a_file_is_for():
         assert file.read_text().startswith("# "), file
 
 
-# What `import lsm` must leave for later: each takes milliseconds, or is needed only to search, or by a command. NumPy may
+# What `import lsm` must leave for later: each takes milliseconds, or only a search or a command needs it. NumPy may
 # have loaded some of them.
 NOT_AT_IMPORT = {
     "argparse",

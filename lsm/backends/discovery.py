@@ -117,18 +117,20 @@ def _installed(entry: str) -> list[_Installed]:
 
 
 def _distributions(entry: str) -> list[Any]:
-    from importlib import metadata  # 20 ms, which `import lsm` shall not cost
+    from importlib import metadata  # 20 ms, which `import lsm` must not take
 
+    standard = metadata.MetadataPathFinder()
+    standard.invalidate_caches()  # it takes a folder for unchanged if its time stamp is, which is coarse
     try:
         return list(metadata.distributions(path=[entry]))
-    except Exception:  # of another package's finder
-        return list(metadata.MetadataPathFinder.find_distributions(metadata.DistributionFinder.Context(path=[entry])))
+    except Exception:  # from a finder of another package
+        return list(standard.find_distributions(metadata.DistributionFinder.Context(path=[entry])))
 
 
 def _folder(distribution: Any) -> Any:
-    """The folder of the metadata, on disk or in an archive; None of a distribution that another package's finder gave.
+    """The folder of the metadata, on disk or in an archive; None if another package's finder gave the distribution.
 
-    ``importlib.metadata`` has no public name for it. It alone tells the file to the user, and gives bytes.
+    ``importlib.metadata`` has no public name for it, and nothing else that leads to the file and its bytes.
     """
     folder = getattr(distribution, "_path", None)
     return folder if hasattr(folder, "joinpath") else None
