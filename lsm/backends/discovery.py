@@ -15,7 +15,8 @@ METADATA or PKG-INFO; the entry points are read with ``entrypoints``. The result
 import os
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ class _Installed(NamedTuple):
     name: str
     version: str
     file: str  # of its entry points, whether there is one or not
-    metadata: Any
+    found: list[Found]
 
 
 def find(path: list[str] | None = None) -> list[Found]:
@@ -69,7 +70,7 @@ def find(path: list[str] | None = None) -> list[Found]:
             name = normalise(distribution.name)
             if name not in hidden:
                 hidden.add(name)
-                found += _announced(distribution)
+                found += distribution.found
     return sorted(found, key=lambda item: (item.name, normalise(item.distribution)))
 
 
@@ -101,30 +102,49 @@ def _is_current(entry: str) -> bool:
 def _installed(entry: str) -> list[_Installed]:
     """The distributions in a folder or archive, of two versions the higher one first."""
     items = []
-    for distribution in _distributions(entry):
-        folder = _folder(distribution)
-        name, version = _stated(distribution)
-        if folder is not None:
-            of_folder, _, rest = _stem(str(folder), entry).partition("-")
-            if not is_valid(of_folder):
-                continue
-            name, version = name or of_folder, version or rest.partition("-")[0]  # "1.0-py3.11" of an egg
-        if is_valid(name):
-            file = entry if folder is None else str(folder.joinpath("entry_points.txt"))
-            items.append(_Installed(name, printable(version), file, distribution))
+    with ExitStack() as opened:
+        for distribution in _distributions(entry, opened):
+            folder = _folder(distribution)
+            name, version = _stated(distribution)
+            if folder is not None:
+                of_folder, _, rest = _stem(str(folder), entry).partition("-")
+                if not is_valid(of_folder):
+                    continue
+                name, version = name or of_folder, version or rest.partition("-")[0]  # "1.0-py3.11" of an egg
+            if is_valid(name):
+                file = entry if folder is None else str(folder.joinpath("entry_points.txt"))
+                found = _announced(distribution, name, printable(version), file)
+                items.append(_Installed(name, version, file, found))
     items.sort(key=lambda item: item.file)  # .dist-info before .egg-info
     return sorted(items, key=lambda item: [n.zfill(20) for n in re.findall(r"\d+", item.version)], reverse=True)
 
 
-def _distributions(entry: str) -> list[Any]:
+def _distributions(entry: str, opened: ExitStack) -> list[Any]:
     from importlib import metadata  # 20 ms, which `import lsm` must not take
 
+    if os.path.isfile(entry):  # noqa: PTH113
+        # The finder would do, but leave the archive open, and the garbage collector to warn of that.
+        return list(map(metadata.PathDistribution, _in_archive(entry, opened)))
     standard = metadata.MetadataPathFinder()
     standard.invalidate_caches()  # it takes a folder for unchanged if its time stamp is, which is coarse
     try:
         return list(metadata.distributions(path=[entry]))
     except Exception:  # from a finder of another package
         return list(standard.find_distributions(metadata.DistributionFinder.Context(path=[entry])))
+
+
+def _in_archive(entry: str, opened: ExitStack) -> Iterator[Any]:
+    """The folders of metadata in a zip file, which stays open until `opened` is left; none in another file."""
+    import zipfile
+
+    try:
+        archive = opened.enter_context(zipfile.ZipFile(entry))
+    except Exception:
+        return
+    suffixes = (".dist-info", ".egg-info", "/egg-info" if entry.lower().endswith(".egg") else ".egg-info")
+    for name in dict.fromkeys(name.partition("/")[0] for name in archive.namelist()):
+        if f"/{name}".lower().endswith(suffixes):
+            yield zipfile.Path(archive).joinpath(name)
 
 
 def _folder(distribution: Any) -> Any:
@@ -167,11 +187,10 @@ def _stated(distribution: Any) -> tuple[str, str]:
     return fields.get("name", ""), fields.get("version", "")
 
 
-def _announced(distribution: _Installed) -> list[Found]:
+def _announced(distribution: Any, name: str, version: str, file: str) -> list[Found]:
     """The entry points of one distribution, or one item with the problem of its file."""
-    name, version, file, metadata = distribution
     try:
-        data = _read(metadata, "entry_points.txt")
+        data = _read(distribution, "entry_points.txt")
         if GROUP.encode() not in data.replace(b"\0", b""):  # UTF-16, which is not allowed, has a zero in each character
             return []
         points = _parsed(data.decode())
