@@ -21,6 +21,17 @@ ACCEPTED = {
 WHEN_BUILT = ("LSM_NO_OPENMP", "LSM_SANITIZE")  # read by setup.py
 
 
+def current_directory() -> str:
+    """The current directory; empty if it has been removed."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - pathlib takes 4 ms to import
+    except OSError:
+        return ""
+
+
+STARTED_IN = current_directory()  # when lsm is imported; a program may change it before anything is searched for
+
+
 class Settings(NamedTuple):
     """What the environment asks for; None where it asks for nothing."""
 

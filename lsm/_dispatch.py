@@ -16,12 +16,10 @@ from weakref import WeakValueDictionary
 from lsm._block import Block
 from lsm._check import NUMPY
 from lsm._config import settings
-from lsm._decide import Call, Decision, Policy, decide, explained
+from lsm._decide import Call, Decision, Policy, decide, explained, registry
 from lsm._errors import BackendUnavailableError
-from lsm._guard import Guarded
 from lsm._interop import library_of
-from lsm.backends.candidate import BackendInfo
-from lsm.backends.registry import forget, registry
+from lsm.backends.info import BackendInfo
 
 OPERATIONS = ("log_softmax", "log_softmax_backward")
 _PLAN_LIMIT = 512  # a program may have any number of array types
@@ -102,6 +100,8 @@ def _plan(decision: Decision) -> Plan:
     backend, taken_as = decision.backend, decision.taken_as
     if decision.is_built_in:
         return Plan(backend, taken_as, getattr(backend, "quick_functions", None))
+    from lsm._guard import Guarded
+
     # No quick functions, which a third party's may have inherited: its own methods would be passed over.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"
     return Plan(Guarded(backend, origin), taken_as, None)
@@ -244,6 +244,8 @@ def refresh_backends() -> None:
     >>> lsm.refresh_backends()
     """
     global _asked, _default
+    from lsm.backends.registry import forget
+
     importlib.invalidate_caches()
     forget()
     with _lock:

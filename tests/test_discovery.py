@@ -457,6 +457,16 @@ def test_lsm_has_its_backends_where_it_lies_in_the_current_directory(tmp_path):
     assert "acme" not in out and not err
 
 
+@pytest.mark.parametrize("how", ["'-c'", "the full path"])
+def test_where_the_program_was_started_is_not_searched_after_it_has_moved(tmp_path, how):
+    write(tmp_path / "here", [Dist()])
+    (tmp_path / "there").mkdir()
+    first = "" if how == "'-c'" else str(tmp_path / "here")  # as of `python -m`
+    code = f"import os, sys; sys.path[0] = {first!r}\nimport lsm\nos.chdir('../there')\n" + SHOW
+    out, err = run(code, [PACKAGE.parent], cwd=tmp_path / "here")
+    assert "acme" not in out and not err
+
+
 def test_whoever_freezes_a_program_sees_every_part_of_lsm():
     """PyInstaller, cx_Freeze and others follow the statements that import, wherever they stand."""
     found = ModuleFinder(path=[str(PACKAGE.parent)])

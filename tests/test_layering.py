@@ -89,6 +89,7 @@ FLOORS = {
     "lsm.backends._cuda.plan": 1,
     "lsm.backends._frames": 1,
     "lsm.backends.base": 1,
+    "lsm.backends.info": 1,
     "lsm._threads": 1,
     "lsm._config": 0.5,
     "lsm._pyinstaller": 0,

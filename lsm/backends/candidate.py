@@ -17,7 +17,7 @@ import threading
 import warnings
 from contextlib import nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 from lsm._config import normalise, settings
 from lsm._errors import (
@@ -31,6 +31,7 @@ from lsm._texts import printable, told
 from lsm._version import DISTRIBUTION
 from lsm.backends.contract import Declared, contract_problem, declared
 from lsm.backends.discovery import Found
+from lsm.backends.info import BackendInfo
 
 _ERRORS = {"blocked": BackendBlockedError, "failed": BackendLoadError, "incompatible": BackendIncompatibleError}
 
@@ -41,48 +42,6 @@ BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic choice; the 
 prints_to_stderr: ContextVar[bool] = ContextVar("lsm_prints_to_stderr", default=False)
 
 _NOT_LOADED = "not loaded: nothing has needed it"
-
-
-class BackendInfo(NamedTuple):
-    """What is known of one backend; a row of `lsm.list_backends`.
-
-    Attributes
-    ----------
-    name : str
-        As an entry point names it.
-    state : str
-        "discovered", "blocked", "failed", "incompatible", "unavailable" or "loaded".
-    reason : str
-        Why it is not loaded; empty if it is.
-    devices, dtypes, array_types : tuple of str
-        What it declares; empty while that is not known.
-    priority : int
-        Its rank among third-party backends.
-    max_ulp : dict of str to float
-        For each of `dtypes` the error that it stays within, in ulps.
-    same_bits : bool
-        Whether it claims that a frame's bits depend on the frame's values only.
-    distribution, version : str
-        What was installed to bring it.
-    file : str
-        The metadata file that names it; the module of one of lsm's own that no metadata name.
-    is_built_in : bool
-        Whether it is lsm's own.
-    """
-
-    name: str
-    state: str
-    reason: str
-    devices: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    array_types: tuple[str, ...]
-    priority: int
-    max_ulp: dict[str, float]
-    same_bits: bool
-    distribution: str
-    version: str
-    file: str
-    is_built_in: bool
 
 
 class Candidate:

@@ -21,7 +21,7 @@ from importlib import import_module
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from lsm._config import is_valid, normalise
+from lsm._config import STARTED_IN, current_directory, is_valid, normalise
 from lsm._texts import printable, told
 
 GROUP = "lsm.backends"
@@ -80,19 +80,9 @@ def is_meant(asked: str, name: str, distribution: str) -> bool:
     return asked_name == name and (not slash or normalise(of) == normalise(distribution))
 
 
-def _current() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109 - pathlib takes 4 ms to import
-    except OSError:  # it has been removed
-        return ""
-
-
-_STARTED_IN = _current()
-
-
 def _is_current(entry: str) -> bool:
     """Whether this is the current directory, or was it when lsm was imported."""
-    for here in (_STARTED_IN, _current()):
+    for here in (STARTED_IN, current_directory()):
         with suppress(OSError):
             if here and os.path.samefile(entry, here):  # noqa: PTH121
                 return True
