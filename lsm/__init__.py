@@ -30,7 +30,7 @@ from lsm._errors import (
 from lsm._threads import get_num_threads, num_threads, set_num_threads
 from lsm._version import __version__
 from lsm.backends.base import Backend
-from lsm.backends.candidate import BackendInfo
+from lsm.backends.info import BackendInfo
 
 __all__ = [
     "AmbiguousBackendError",

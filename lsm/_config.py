@@ -21,6 +21,17 @@ ACCEPTED = {
 WHEN_BUILT = ("LSM_NO_OPENMP", "LSM_SANITIZE")  # read by setup.py
 
 
+def current_directory() -> str:
+    """The current directory; empty if it has been removed."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - pathlib takes 4 ms to import
+    except OSError:
+        return ""
+
+
+STARTED_IN = current_directory()  # when lsm is imported; a program may change it before anything is searched for
+
+
 class Settings(NamedTuple):
     """What the environment asks for; None where it asks for nothing."""
 
@@ -34,6 +45,11 @@ class Settings(NamedTuple):
 def normalise(distribution: str) -> str:
     """The one spelling of a distribution's name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def is_valid(distribution: str) -> bool:
+    """Whether a distribution can have this name (PEP 508)."""
+    return re.fullmatch("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", distribution) is not None
 
 
 def read(environ: Mapping[str, str]) -> Settings:
@@ -54,10 +70,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     check("LSM_BACKEND", name == name.strip() and name.isprintable())
     check("LSM_PLUGINS", values["LSM_PLUGINS"] in ("on", "off"))
     allowed = [name.strip() for name in (values["LSM_PLUGINS_ALLOW"] or "").split(",")]
-    check(
-        "LSM_PLUGINS_ALLOW",
-        all(re.fullmatch("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) for name in allowed),
-    )
+    check("LSM_PLUGINS_ALLOW", all(map(is_valid, allowed)))
     threads = values["LSM_NUM_THREADS"] or ""
     check("LSM_NUM_THREADS", re.fullmatch("[0-9]{1,9}", threads) is not None and int(threads) > 0)
     check("LSM_FORCE_ISA", values["LSM_FORCE_ISA"] in ISA_LEVELS)

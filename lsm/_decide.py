@@ -7,14 +7,16 @@ they lie on the CPU: it is given the same memory as an ndarray. So does one that
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lsm._check import BFLOAT16_BITS, CUPY, NUMPY, np_dtype
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError, UnknownBackendError
 from lsm._version import install_command
-from lsm.backends.candidate import BUILT_IN, Candidate
-from lsm.backends.contract import Declared
-from lsm.backends.registry import registry
+
+if TYPE_CHECKING:
+    from lsm.backends.candidate import Candidate
+    from lsm.backends.contract import Declared
+    from lsm.backends.registry import Registry
 
 _ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types of which lsm makes new arrays itself
 
@@ -76,6 +78,8 @@ class Decision(NamedTuple):
         What the call would raise.
     backend : object or None
         The winner itself.
+    is_built_in : bool
+        Whether it is lsm's own.
     """
 
     winner: str | None
@@ -91,6 +95,7 @@ class Decision(NamedTuple):
     reasons: dict[str, str]
     error: LsmError | None = None
     backend: Any = None
+    is_built_in: bool = False
 
     def __repr__(self) -> str:
         return str(self)
@@ -104,6 +109,13 @@ class Decision(NamedTuple):
             head += f", as {self.taken_as}" if self.taken_as != self.array_type else ""
         width = max(map(len, self.reasons), default=0)
         return "\n".join([head, *(f"  {name:<{width}}  {reason}" for name, reason in self.reasons.items())])
+
+
+def registry() -> "Registry":
+    """The registry; it and the backends are imported when a call first needs them, since `import lsm` must be fast."""
+    from lsm.backends import registry as module
+
+    return module.registry()
 
 
 def decide(call: Call, policy: Policy) -> Decision:
@@ -140,6 +152,7 @@ def decide(call: Call, policy: Policy) -> Decision:
         reasons=reasons,
         error=error,
         backend=winner.backend if winner else None,
+        is_built_in=winner is not None and winner.is_built_in,
     )
 
 
@@ -158,7 +171,7 @@ def explained(call: Call, policy: Policy) -> Decision:
     return decision
 
 
-def _taken_as(declared: Declared, call: Call) -> str:
+def _taken_as(declared: "Declared", call: Call) -> str:
     """The type of array that a backend is given in a call; empty if it does not serve the call's type."""
     if call.array_type in declared.array_types:
         return call.array_type
@@ -166,7 +179,7 @@ def _taken_as(declared: Declared, call: Call) -> str:
     return common if common in declared.array_types else ""
 
 
-def _problem(candidate: Candidate, call: Call) -> str:
+def _problem(candidate: "Candidate", call: Call) -> str:
     """Why this backend does not serve a call; empty if it does. Loads it, unless it is lsm's own and not for such."""
     claims = candidate.claims() if candidate.is_built_in else None
     if claims is not None and claims.devices:  # the same answer whether it has been found unavailable by now or not
@@ -180,7 +193,7 @@ def _problem(candidate: Candidate, call: Call) -> str:
     return _mismatch(candidate.declared, call)
 
 
-def _mismatch(declared: Declared, call: Call) -> str:
+def _mismatch(declared: "Declared", call: Call) -> str:
     """What of a call a backend does not claim to serve; empty if it claims all of it."""
     if call.device not in declared.devices:
         return f"serves the devices {', '.join(declared.devices)}, not {call.device}"
@@ -198,7 +211,7 @@ def _mismatch(declared: Declared, call: Call) -> str:
     return ""
 
 
-def _choose(call: Call, reasons: dict[str, str]) -> Candidate | None:
+def _choose(call: Call, reasons: dict[str, str]) -> "Candidate | None":
     """The backend for a call that wishes for none; notes why those before it do not serve."""
     for candidate in _own():
         problem = _problem(candidate, call)
@@ -220,15 +233,17 @@ def _choose(call: Call, reasons: dict[str, str]) -> Candidate | None:
     return usable[0] if usable else None
 
 
-def _own() -> Iterator[Candidate]:
+def _own() -> Iterator["Candidate"]:
     """The built-in backends in the order of automatic choice; nothing is searched for before the first."""
+    from lsm.backends.candidate import BUILT_IN
+
     for name in BUILT_IN:
         candidate = registry().built_in(name)
         if candidate is not None:
             yield candidate
 
 
-def _rank(candidate: Candidate) -> tuple[int, str]:
+def _rank(candidate: "Candidate") -> tuple[int, str]:
     return -candidate.declared.priority, candidate.name
 
 
@@ -250,7 +265,7 @@ def _nobody(call: Call, reasons: dict[str, str]) -> LsmError:
     return BackendUnsupportedError(text)
 
 
-def _refusal(asked: Candidate, problem: str, policy: Policy, call: Call) -> LsmError:
+def _refusal(asked: "Candidate", problem: str, policy: Policy, call: Call) -> LsmError:
     """The error of a call whose wish cannot be met, with who would serve it."""
     is_usable = asked.state == "loaded" or (asked.is_built_in and asked.state == "discovered")
     if not is_usable:

@@ -5,6 +5,7 @@ wish counts: the argument ``backend=``, then `use_backend`, then `set_default_ba
 environment variable ``LSM_BACKEND``. What follows from the wish, or from none, stands in `_decide`.
 """
 
+import importlib
 import os
 import threading
 from contextlib import suppress
@@ -15,14 +16,11 @@ from weakref import WeakValueDictionary
 from lsm._block import Block
 from lsm._check import NUMPY
 from lsm._config import settings
-from lsm._decide import Call, Decision, Policy, decide, explained
+from lsm._decide import Call, Decision, Policy, decide, explained, registry
 from lsm._errors import BackendUnavailableError
-from lsm._guard import Guarded
 from lsm._held import holding
 from lsm._interop import library_of
-from lsm._version import DISTRIBUTION
-from lsm.backends.candidate import BackendInfo
-from lsm.backends.registry import forget, registry
+from lsm.backends.info import BackendInfo
 
 OPERATIONS = ("log_softmax", "log_softmax_backward")
 _PLAN_LIMIT = 512  # a program may have any number of array types
@@ -104,8 +102,10 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
 
 def _plan(decision: Decision) -> Plan:
     backend, taken_as = decision.backend, decision.taken_as
-    if decision.distribution == DISTRIBUTION:
+    if decision.is_built_in:
         return Plan(backend, taken_as, getattr(backend, "quick_functions", None))
+    from lsm._guard import Guarded
+
     # No quick functions, which a third party's may have inherited: its own methods would be passed over.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"
     return Plan(Guarded(backend, origin), taken_as, None)
@@ -240,13 +240,15 @@ def list_backends(*, load: bool = True) -> list[BackendInfo]:
 def refresh_backends() -> None:
     """Forget which backends were found, and search again when next needed.
 
-    For a session into which a plugin has been installed. What is imported already is not imported anew.
+    For a session into which a plugin has been installed. Python is told to look for new modules as well
+    (``importlib.invalidate_caches``); what is imported already is not imported anew.
 
     Examples
     --------
     >>> import lsm
     >>> lsm.refresh_backends()
     """
+    from lsm.backends.registry import forget
 
     def forget_plans() -> None:
         global _asked, _default
@@ -257,6 +259,7 @@ def refresh_backends() -> None:
             if policy is not None:
                 policy.forget()
 
+    importlib.invalidate_caches()
     forget()
     holding(_lock, forget_plans)
 

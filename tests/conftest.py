@@ -28,7 +28,9 @@ DTYPES = {
 BACKENDS = ("cython", "numpy", "cuda-on-cpu", "cupy")
 ADAPTERS = {
     key: Candidate(
-        Found(made.name, DISTRIBUTION, lsm.__version__, adapter.__file__, f"cuda_on_cpu.adapter:{attribute}"), made
+        Found(made.name, DISTRIBUTION, lsm.__version__, adapter.__file__, f"cuda_on_cpu.adapter:{attribute}"),
+        made,
+        is_built_in=True,
     )
     for key, attribute, made in (
         ("cuda-on-cpu", "on_cpu", adapter.on_cpu),

@@ -17,7 +17,7 @@ import threading
 import warnings
 from contextlib import nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 from lsm._config import normalise, settings
 from lsm._errors import (
@@ -31,6 +31,7 @@ from lsm._texts import printable, told
 from lsm._version import DISTRIBUTION
 from lsm.backends.contract import Declared, contract_problem, declared
 from lsm.backends.discovery import Found
+from lsm.backends.info import BackendInfo
 
 _ERRORS = {"blocked": BackendBlockedError, "failed": BackendLoadError, "incompatible": BackendIncompatibleError}
 
@@ -43,56 +44,17 @@ prints_to_stderr: ContextVar[bool] = ContextVar("lsm_prints_to_stderr", default=
 _NOT_LOADED = "not loaded: nothing has needed it"
 
 
-class BackendInfo(NamedTuple):
-    """What is known of one backend; a row of `lsm.list_backends`.
+class Candidate:
+    """One backend: what was found of it, its state, and the object once it is loaded.
 
-    Attributes
-    ----------
-    name : str
-        As an entry point names it.
-    state : str
-        "discovered", "blocked", "failed", "incompatible", "unavailable" or "loaded".
-    reason : str
-        Why it is not loaded; empty if it is.
-    devices, dtypes, array_types : tuple of str
-        What it declares; empty while that is not known.
-    priority : int
-        Its rank among third-party backends.
-    max_ulp : dict of str to float
-        For each of `dtypes` the error that it stays within, in ulps.
-    same_bits : bool
-        Whether it claims that a frame's bits depend on the frame's values only.
-    distribution, version : str
-        What was installed to bring it.
-    file : str
-        The metadata file that names it, or for the built-in default the module.
-    is_built_in : bool
-        Whether it is lsm's own.
+    Whether it is lsm's own is for the registry to say: the metadata can claim any name.
     """
 
-    name: str
-    state: str
-    reason: str
-    devices: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    array_types: tuple[str, ...]
-    priority: int
-    max_ulp: dict[str, float]
-    same_bits: bool
-    distribution: str
-    version: str
-    file: str
-    is_built_in: bool
-
-
-class Candidate:
-    """One backend: what was found of it, its state, and the object once it is loaded."""
-
-    def __init__(self, found: Found, backend: Any = None) -> None:
+    def __init__(self, found: Found, backend: Any = None, *, is_built_in: bool = False) -> None:
         self.found = found
         self.name = found.name
         self.address = f"{found.distribution}/{found.name}"
-        self.is_built_in = normalise(found.distribution) == DISTRIBUTION
+        self.is_built_in = is_built_in
         self.backend = backend
         self.declared = Declared()  # which is filled once it is loaded or unavailable
         self.state = "discovered"
@@ -111,10 +73,15 @@ class Candidate:
             return
         elif self.name in BUILT_IN:
             self._settle("blocked", f"the name {self.name!r} is reserved for lsm's own backend")
+        elif self._claims_to_be_lsm():
+            self._settle("blocked", f"{self.found.distribution!r} is lsm's own distribution, which has no such backend")
         elif not settings().plugins:
             self._settle("blocked", "LSM_PLUGINS is 'off'")
         elif allow is not None and normalise(self.found.distribution) not in allow:
             self._settle("blocked", f"LSM_PLUGINS_ALLOW does not name {self.found.distribution!r}")
+
+    def _claims_to_be_lsm(self) -> bool:
+        return not self.is_built_in and normalise(self.found.distribution) == DISTRIBUTION
 
     def _settle(self, state: str, reason: str, error: BaseException | None = None) -> None:
         self.state, self.reason, self.error = state, reason, error
@@ -141,7 +108,8 @@ class Candidate:
         Of a third party's nothing is known, and none of its code runs, before it is loaded.
         """
         if self.is_built_in and self.state == "discovered":
-            return declared(self.backend or self.found.load())
+            with suppress(Exception):  # loading it says why it cannot be imported
+                return declared(self.backend or self.found.load())
         return self.declared
 
     def error_now(self, addition: str = "") -> BackendUnavailableError:
@@ -176,6 +144,8 @@ class Candidate:
             return f"; repair, upgrade or uninstall {distribution}"
         if self.state == "incompatible":
             return f"; install a release of {distribution} that was made for this lsm, or uninstall it"
+        if self._claims_to_be_lsm():
+            return f"; reinstall {distribution}, or remove {self.found.file} if another package brought it"
         if self.name in BUILT_IN:
             return f"; its author must give it another name, or you uninstall {distribution}"
         return f"; LSM_PLUGINS=on without LSM_PLUGINS_ALLOW, or with {distribution} in it, would let it be loaded"

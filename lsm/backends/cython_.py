@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,9 @@ def kernels() -> dict[Any, Any]:
         The kernels were not built, or the level that LSM_FORCE_ISA names does not run here.
     """
     try:
-        best = import_module("lsm.backends._kernels.cpu").best_level()
+        from lsm.backends._kernels import cpu  # type: ignore[attr-defined]
+
+        best = cpu.best_level()
     except ImportError as error:
         raise BackendUnavailableError(
             f"the compiled kernels are missing ({error}); rebuild lsm with a C compiler"
@@ -80,7 +81,7 @@ def kernels() -> dict[Any, Any]:
             f"LSM_FORCE_ISA asks for {level}, and this processor has {best}; leave it unset, or ask for that"
         )
     try:
-        module = import_module(f"lsm.backends._kernels.{level}")
+        module = _build(level)
     except ImportError as error:
         raise BackendUnavailableError(
             f"the kernels for level {level} are not part of this build; unset LSM_FORCE_ISA, or rebuild lsm"
@@ -97,6 +98,19 @@ def kernels() -> dict[Any, Any]:
     table["stream_copy"], table["stream_add"] = module.stream_copy, module.stream_add
     table["quick"] = (module.quick_log_softmax, module.quick_log_softmax_backward)
     return table
+
+
+def _build(level: str) -> Any:
+    """The kernels for one instruction level, imported by statements, which PyInstaller and its like can see."""
+    if level == "v4":
+        from lsm.backends._kernels import v4 as module  # type: ignore[attr-defined]
+    elif level == "v3":
+        from lsm.backends._kernels import v3 as module  # type: ignore[attr-defined]
+    elif level == "v2":
+        from lsm.backends._kernels import v2 as module  # type: ignore[attr-defined]
+    else:
+        from lsm.backends._kernels import plain as module  # type: ignore[attr-defined]
+    return module
 
 
 def _bind(function: Any, kind: int, kind_y: int | None = None) -> Any:

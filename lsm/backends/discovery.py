@@ -1,16 +1,28 @@
-"""Find the backends that installed distributions announce, running none of their code."""
+"""Find the backends that installed distributions announce, running none of their code.
 
-import itertools
+Which distributions there are is what ``importlib.metadata`` finds; the name and the version of each are those of its
+METADATA or PKG-INFO; the entry points are read with ``entrypoints``. The result is that of
+``importlib.metadata.entry_points``, apart from these differences:
+
+- The current directory is not searched: what happens to lie there was not installed.
+- A folder whose name starts with no valid name is no distribution, as pip has it: ``~cme-1.0.dist-info`` is what an
+  interrupted uninstall leaves behind. Nor is one whose metadata state a name that is not valid.
+- A distribution hides those further down the path that have the same name in their metadata, not in the folder's name.
+- Of two versions in one folder, the higher one counts, not the one that the disk lists first.
+- Metadata that mention the group and cannot be read, or name an entry point twice, are reported.
+"""
+
+import os
+import re
 import sys
-import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from importlib import import_module
-from pathlib import Path
+from itertools import takewhile
 from typing import Any, NamedTuple
 
-from lsm._config import normalise
+from lsm._config import STARTED_IN, current_directory, is_valid, normalise
 from lsm._texts import printable, told
-from lsm._version import DISTRIBUTION
 
 GROUP = "lsm.backends"
 _LONGEST_NAME = 100  # characters of a backend's name
@@ -38,28 +50,28 @@ class Found(NamedTuple):
         return target
 
 
-def find(path: list[str] | None = None) -> list[Found]:
-    """Every entry point of the group, sorted by name and distribution.
+class _Installed(NamedTuple):
+    """A distribution in one entry of the path."""
 
-    The folders of sys.path are read one by one with ``entrypoints``. A folder in which that raises, since
-    one file in it is malformed, is read with the standard library, file by file. A distribution that comes
-    first on the path hides one of the same name further down. The current directory is not searched:
-    what happens to lie there was not installed.
-    """
-    found: dict[tuple[str, str], Found] = {}
+    name: str
+    version: str
+    file: str  # of its entry points, whether there is one or not
+    found: list[Found]
+
+
+def find(path: list[str] | None = None) -> list[Found]:
+    """Every entry point of the group on a path, sys.path if it is None, sorted by name and distribution."""
+    found: list[Found] = []
     hidden: set[str] = set()
-    for folder in sys.path if path is None else path:
-        if not folder and path is not None:
+    for entry in map(str, sys.path if path is None else path):
+        if not entry or (path is None and _is_current(entry)):
             continue
-        folder = str(folder) or _current()
-        in_folder = _read_folder(folder)
-        if path is None and _is_current(folder):  # lsm itself may have been installed there
-            in_folder = [item for item in in_folder if normalise(item.distribution) == DISTRIBUTION]
-        for item in map(_named, map(_spelt, in_folder)):
-            if normalise(item.distribution) not in hidden:
-                found.setdefault((normalise(item.distribution), item.name), item)
-        hidden.update(normalise(item.distribution) for item in in_folder)
-    return sorted(found.values(), key=lambda item: (item.name, normalise(item.distribution)))
+        for distribution in _installed(entry):
+            name = normalise(distribution.name)
+            if name not in hidden:
+                hidden.add(name)
+                found += distribution.found
+    return sorted(found, key=lambda item: (item.name, normalise(item.distribution)))
 
 
 def is_meant(asked: str, name: str, distribution: str) -> bool:
@@ -68,14 +80,132 @@ def is_meant(asked: str, name: str, distribution: str) -> bool:
     return asked_name == name and (not slash or normalise(of) == normalise(distribution))
 
 
-def _spelt(item: Found) -> Found:
-    """The same with the distribution as its metadata spell it: a file's name has underscores for hyphens.
+def _is_current(entry: str) -> bool:
+    """Whether this is the current directory, or was it when lsm was imported."""
+    for here in (STARTED_IN, current_directory()):
+        with suppress(OSError):
+            if here and os.path.samefile(entry, here):  # noqa: PTH121
+                return True
+    return False
 
-    Any other name that they state is not believed: LSM_PLUGINS_ALLOW goes by it, and so do lsm's own backends.
+
+def _installed(entry: str) -> list[_Installed]:
+    """The distributions in a folder or archive, of two versions the higher one first."""
+    items = []
+    with ExitStack() as opened:
+        for distribution in _distributions(entry, opened):
+            folder = _folder(distribution)
+            name, version = _stated(distribution)
+            if folder is not None:
+                of_folder, _, rest = _stem(str(folder), entry).partition("-")
+                if not is_valid(of_folder):
+                    continue
+                name, version = name or of_folder, version or rest.partition("-")[0]  # "1.0-py3.11" of an egg
+            if is_valid(name):
+                file = entry if folder is None else str(folder.joinpath("entry_points.txt"))
+                found = _announced(distribution, name, printable(version), file)
+                items.append(_Installed(name, version, file, found))
+    items.sort(key=lambda item: item.file)  # .dist-info before .egg-info
+    return sorted(items, key=lambda item: [n.zfill(20) for n in re.findall(r"\d+", item.version)], reverse=True)
+
+
+def _distributions(entry: str, opened: ExitStack) -> list[Any]:
+    from importlib import metadata  # 20 ms, which `import lsm` must not take
+
+    if os.path.isfile(entry):  # noqa: PTH113
+        # The finder would do, but leave the archive open, and the garbage collector to warn of that.
+        return list(map(metadata.PathDistribution, _in_archive(entry, opened)))
+    standard = metadata.MetadataPathFinder()
+    standard.invalidate_caches()  # it takes a folder for unchanged if its time stamp is, which is coarse
+    try:
+        return list(metadata.distributions(path=[entry]))
+    except Exception:  # from a finder of another package
+        return list(standard.find_distributions(metadata.DistributionFinder.Context(path=[entry])))
+
+
+def _in_archive(entry: str, opened: ExitStack) -> Iterator[Any]:
+    """The folders of metadata in a zip file, which stays open until `opened` is left; none in another file."""
+    import zipfile
+
+    try:
+        archive = opened.enter_context(zipfile.ZipFile(entry))
+    except Exception:
+        return
+    suffixes = (".dist-info", ".egg-info", "/egg-info" if entry.lower().endswith(".egg") else ".egg-info")
+    for name in dict.fromkeys(name.partition("/")[0] for name in archive.namelist()):
+        if f"/{name}".lower().endswith(suffixes):
+            yield zipfile.Path(archive).joinpath(name)
+
+
+def _folder(distribution: Any) -> Any:
+    """The folder of the metadata, on disk or in an archive; None if another package's finder gave the distribution.
+
+    ``importlib.metadata`` has no public name for it, and nothing else that leads to the file and its bytes.
     """
-    stated = _stated(item.file, "Name")
-    is_the_same = normalise(stated) == normalise(item.distribution) and stated.isascii() and stated.isprintable()
-    return item._replace(distribution=stated) if is_the_same else item
+    folder = getattr(distribution, "_path", None)
+    return folder if hasattr(folder, "joinpath") else None
+
+
+def _stem(folder: str, entry: str) -> str:
+    """What a folder of metadata is called, without its suffix: "name-version"; of one in an egg, the egg is asked."""
+    name = re.split(r"[/\\]", folder.rstrip("/\\"))[-1]
+    is_in_egg = name.lower() == "egg-info"
+    return (re.split(r"[/\\]", entry.rstrip("/\\"))[-1] if is_in_egg else name).rpartition(".")[0]
+
+
+def _read(distribution: Any, name: str) -> bytes:
+    """A file of the metadata; empty if there is none."""
+    folder = _folder(distribution)
+    if folder is None:
+        return (distribution.read_text(name) or "").encode()
+    with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, KeyError):
+        data: bytes = folder.joinpath(name).read_bytes()
+        return data
+    return b""
+
+
+def _stated(distribution: Any) -> tuple[str, str]:
+    """The name and the version that the metadata state; empty where they state none."""
+    data = b""
+    for file in ("METADATA", "PKG-INFO", ""):  # of a wheel; of a source tree or an egg; an .egg-info that is a file
+        with suppress(Exception):  # what cannot be read states nothing
+            data = data or _read(distribution, file)
+    fields: dict[str, str] = {}
+    for line in takewhile(str.strip, data.decode("utf-8", "replace").splitlines()):  # a description may follow
+        field, _, value = line.partition(":")
+        fields.setdefault(field.lower(), value.strip())
+    return fields.get("name", ""), fields.get("version", "")
+
+
+def _announced(distribution: Any, name: str, version: str, file: str) -> list[Found]:
+    """The entry points of one distribution, or one item with the problem of its file."""
+    try:
+        data = _read(distribution, "entry_points.txt")
+        if GROUP.encode() not in data.replace(b"\0", b""):  # UTF-16, which is not allowed, has a zero in each character
+            return []
+        points = _parsed(data.decode())
+    except Exception as error:
+        return [Found("?", name, version, file, "", f"its metadata file cannot be read: {told(error)}")]
+    return [_named(Found(key, name, version, file, value)) for key, value in points.items()]
+
+
+def _parsed(text: str) -> dict[str, str]:
+    """The entry points of the group, as "module:attribute"; raises for what `importlib.metadata` overlooks."""
+    import entrypoints
+
+    parser = entrypoints.CaseSensitiveConfigParser(delimiters=("=",), interpolation=None, default_section="")
+    parser.read_string("\n".join(map(str.strip, text.splitlines())))
+    return {name: _value(text) for name, text in parser[GROUP].items()} if parser.has_section(GROUP) else {}
+
+
+def _value(text: str) -> str:
+    import entrypoints
+
+    try:
+        point = entrypoints.EntryPoint.from_string(re.sub(r"\s*:\s*", ":", text), "")
+    except entrypoints.BadEntryPoint:
+        return text  # loading it says what is wrong
+    return f"{point.module_name}:{point.object_name}" if point.object_name else str(point.module_name)
 
 
 def _named(item: Found) -> Found:
@@ -88,100 +218,3 @@ def _named(item: Found) -> Found:
         f"accepted: at most {_LONGEST_NAME}, all of them printable and none a slash"
     )
     return item._replace(name="?", problem=problem)
-
-
-def _current() -> str:
-    try:
-        return str(Path.cwd())
-    except OSError:  # it has been removed
-        return ""
-
-
-_STARTED_IN = _current()
-
-
-def _is_current(folder: str) -> bool:
-    """Whether this is the current directory, or was it when lsm was imported."""
-    for here in (_STARTED_IN, _current()):
-        with suppress(OSError):
-            if here and Path(folder).samefile(here):
-                return True
-    return False
-
-
-def _read_folder(folder: str) -> list[Found]:
-    """The entry points that the distributions in one folder (or zip file) announce, in no order but their own."""
-    import entrypoints
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of an entry point that is none it only warns
-            points = entrypoints.get_group_all(GROUP, path=[folder])
-    except Exception:
-        return _read_folder_by_file(folder)
-    items = []
-    for point in points:
-        name, version = point.distro.name, point.distro.version or ""
-        value = point.module_name + (f":{point.object_name}" if point.object_name else "")
-        file = _metadata_file(folder, name, version)
-        items.append(Found(point.name, name, version or _stated(file, "Version"), file, value))
-    return sorted(items, key=lambda item: (item.distribution, item.version, item.name), reverse=True)
-
-
-def _metadata_file(folder: str, name: str, version: str) -> str:
-    stem = f"{name}-{version}" if version else name
-    for suffix in (".dist-info", ".egg-info"):
-        file = Path(folder, stem + suffix, "entry_points.txt")
-        if file.exists():
-            return str(file)
-    return folder
-
-
-def _stated(file: str, field: str) -> str:
-    """What the metadata beside a file of entry points state, as in `Name: lsm-torch`; empty if they do not."""
-    for metadata in ("METADATA", "PKG-INFO"):  # of a wheel; of a source tree, whose name has no version
-        with suppress(OSError), Path(file).with_name(metadata).open(encoding="utf-8", errors="replace") as lines:
-            for line in itertools.takewhile(str.strip, lines):  # a description may follow, after an empty line
-                if line.lower().startswith(f"{field.lower()}:"):
-                    return line.partition(":")[2].strip()
-    return ""
-
-
-def _read_folder_by_file(folder: str) -> list[Found]:
-    """The same with the standard library, file by file: one that is malformed is reported, and ends nothing."""
-    from importlib import metadata  # 20 ms, for a case that is rare
-
-    items = []
-    for distribution in metadata.distributions(path=[folder]):
-        directory = Path(str(getattr(distribution, "_path", folder)))
-        file = str(directory / "entry_points.txt")
-        name, _, version = directory.stem.partition("-")
-        try:
-            text = distribution.read_text("entry_points.txt") or ""
-            if GROUP not in text:
-                continue
-            points = _parsed(text)
-        except Exception as error:
-            if not isinstance(error, UnicodeError) or _mentions_group(Path(file)):
-                what = f"its metadata file cannot be read: {told(error)}"
-                items.append(Found("?", name, version, file, "", what))
-            continue
-        items += [Found(key, name, version, file, value.partition("[")[0].strip()) for key, value in points.items()]
-    return sorted(items, key=lambda item: (item.distribution, item.version, item.name), reverse=True)
-
-
-def _parsed(text: str) -> dict[str, str]:
-    """The entry points of the group; raises for what the standard library overlooks, such as a name twice."""
-    from configparser import ConfigParser
-
-    parser = ConfigParser(delimiters=("=",), interpolation=None, default_section="")
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(text)
-    return dict(parser[GROUP]) if parser.has_section(GROUP) else {}
-
-
-def _mentions_group(file: Path) -> bool:
-    try:
-        return GROUP.encode() in file.read_bytes()
-    except OSError:
-        return False

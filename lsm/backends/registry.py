@@ -2,7 +2,9 @@
 
 import os
 import threading
+from typing import Any
 
+from lsm._config import normalise
 from lsm._errors import AmbiguousBackendError, UnknownBackendError
 from lsm._version import DISTRIBUTION, __version__
 from lsm.backends import cython_
@@ -10,21 +12,54 @@ from lsm.backends.candidate import BUILT_IN, Candidate
 from lsm.backends.discovery import Found, find, is_meant
 
 
+class _Own(Found):
+    """One of lsm's own backends as the code knows it, for where no entry point names it.
+
+    The metadata may have been removed to make an image small, or left out of a frozen program.
+    """
+
+    __slots__ = ()
+
+    def load(self) -> Any:
+        """Import the module by a statement, which PyInstaller and its like can see."""
+        if self.name == "cupy":
+            from lsm.backends import cupy_
+
+            return cupy_.backend
+        from lsm.backends import numpy_
+
+        return numpy_.backend
+
+
+def _own(name: str) -> _Own:
+    file = os.path.join(os.path.dirname(cython_.__file__), f"{name}_.py")  # noqa: PTH118, PTH120 - pathlib takes 4 ms
+    return _Own(name, DISTRIBUTION, __version__, file, f"lsm.backends.{name}_:backend")
+
+
+def _declares_own(found: Found) -> bool:
+    """Whether this entry point declares one of lsm's own backends: by lsm's name, and leading to this code."""
+    leads_here = found.name in BUILT_IN and found.value == _own(found.name).value
+    return leads_here and normalise(found.distribution) == DISTRIBUTION
+
+
 class Registry:
-    """All backends that are known, found once when they are first needed."""
+    """All backends that are known, found once when they are first needed.
+
+    Entry points bring all but the default. Which are lsm's own is known here and not read from the metadata, which may
+    be missing or claim what they like.
+    """
 
     def __init__(self) -> None:
-        here = Found("cython", DISTRIBUTION, __version__, cython_.__file__, "lsm.backends.cython_:backend")
-        self.default = Candidate(here, cython_.backend)
+        self.default = Candidate(_own("cython"), cython_.backend, is_built_in=True)
         self._others: tuple[Candidate, ...] | None = None
         self._lock = threading.Lock()
 
     def others(self) -> tuple[Candidate, ...]:
-        """Every backend that entry points name, by (name, distribution); scans on the first call."""
+        """Every backend but the default: lsm's own, then by (name, distribution); scans on the first call."""
         if self._others is None:
             with self._lock:
                 if self._others is None:
-                    self._others = tuple(Candidate(found) for found in find())
+                    self._others = _candidates(find())
                     for candidate in self._others:
                         if candidate.state == "failed":
                             candidate.warn()
@@ -70,9 +105,9 @@ class Registry:
         if name == self.default.name:
             return self.default
         matches = [c for c in self.all() if is_meant(name, c.name, c.found.distribution)]
-        own = [c for c in matches if c.is_built_in]
-        if name in BUILT_IN and own:
-            return own[0]
+        ours = [c for c in matches if c.is_built_in]
+        if ours:
+            return ours[0]
         if len(matches) == 1:
             return matches[0]
         if matches:
@@ -82,6 +117,14 @@ class Registry:
         raise UnknownBackendError(
             f"no backend is named {name!r}; known: {known}. After installing another, lsm.refresh_backends() finds it"
         )
+
+
+def _candidates(found: list[Found]) -> tuple[Candidate, ...]:
+    """lsm's own backends, by their entry points or without, and those of others."""
+    declared = {item.name: item._replace(version=__version__) for item in found if _declares_own(item)}
+    ours = (declared.get(name) or _own(name) for name in BUILT_IN if name != "cython")
+    theirs = (Candidate(item) for item in found if not _declares_own(item))
+    return (*(Candidate(item, is_built_in=True) for item in ours), *theirs)
 
 
 _registry: Registry | None = None
