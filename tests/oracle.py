@@ -89,4 +89,5 @@ def mp_to_ld(value):
         return LD(float(value))
     mantissa, exponent = (int(part) for part in mpmath.mpf(value).man_exp)
     mantissa = -abs(mantissa) if value < 0 else mantissa
+    exponent = min(max(exponent, -40000), 40000)  # beyond the range of any longdouble; the integer would be too large
     return nearest(mantissa << max(exponent, 0), 1 << max(-exponent, 0))

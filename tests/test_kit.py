@@ -445,6 +445,12 @@ def test_the_oracles_take_every_digit_of_a_longdouble_and_its_whole_range():
         assert abs(ratio - exact) <= max(abs(exact) / 10**35, Fraction(*info.smallest_subnormal.as_integer_ratio()) / 2)
 
 
+def test_what_is_beyond_every_longdouble_becomes_0_or_infinite():
+    with mpmath.workdps(200):
+        assert oracle.mp_to_ld(mpmath.exp(-mpmath.mpf(10) ** 300)) == 0
+        assert oracle.mp_to_ld(-mpmath.exp(mpmath.mpf(10) ** 300)) == -np.inf
+
+
 def test_where_longdouble_is_no_wider_decimal_takes_over(rng, monkeypatch):
     """As on processors whose longdouble is float64: the same errors are found, and none where there is none."""
     x = rng.standard_normal((3, 40)) * 3
