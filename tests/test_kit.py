@@ -447,7 +447,7 @@ def test_the_oracles_take_every_digit_of_a_longdouble_and_its_whole_range():
 
 def test_what_is_beyond_every_longdouble_becomes_0_or_infinite():
     with mpmath.workdps(200):
-        assert oracle.mp_to_ld(mpmath.exp(-mpmath.mpf(10) ** 300)) == 0
+        assert oracle.mp_to_ld(mpmath.exp(-(mpmath.mpf(10) ** 300))) == 0
         assert oracle.mp_to_ld(-mpmath.exp(mpmath.mpf(10) ** 300)) == -np.inf
 
 
