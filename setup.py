@@ -4,8 +4,8 @@ Everything else about the package stands in pyproject.toml.
 """
 
 import os
-import platform
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ UNIX_FLAGS = [
     "-fno-math-errno",  # nobody reads errno
     "-fno-trapping-math",  # nobody reads the exception flags, so a comparison may become a blend
     "-fno-signed-zeros",  # a sum of exponentials has no sign of zero to keep
-    "-fno-tree-loop-distribute-patterns",  # a loop over 1 KiB is faster than the memset or memcpy gcc makes of it
     "-ffp-contract=fast",  # a * b + c is one FMA where there is one
     # A loop begins a cache line of instructions. Otherwise the bits of a change elsewhere decide on which byte it does:
     # the same code took 8 % longer at (8, 150, 128, 128) after another file had changed.
@@ -33,9 +32,13 @@ UNIX_FLAGS = [
     "-fno-asynchronous-unwind-tables",  # nothing is thrown through the kernels; 60 KB
 ]
 
-# Where the compiler knows it. gcc 12 takes loops of 16 rounds or fewer apart before it makes vectors, and then builds
-# them number by number: at (64, 4096), axis 0, that took twice the time.
-PROBED_FLAGS = ["--param=max-completely-peel-times=4"]
+# Those of gcc, left out where the compiler refuses them, as clang does the first:
+PROBED_FLAGS = [
+    "-fno-tree-loop-distribute-patterns",  # a loop over 1 KiB is faster than the memset or memcpy gcc makes of it
+    # gcc 12 takes loops of 16 rounds or fewer apart before it makes vectors, and then builds them number by number: at
+    # (64, 4096), axis 0, that took twice the time.
+    "--param=max-completely-peel-times=4",
+]
 
 # What is inline in the kernels is so in earnest: the passes of rows.pxi are one function, of which each use leaves
 # out what it does not wish. gcc thinks it too large, and looks at every row what is wished: a third more time, at v3
@@ -83,15 +86,28 @@ The compiler said: {reason}
 """
 
 
+# What each level adds to the one before, feature by feature: gcc before 11 does not know the name x86-64-v2.
+FEATURES = {
+    "v2": ["cx16", "sahf", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2"],
+    "v3": ["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"],
+    "v4": ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"],
+}
+
+
 def levels() -> list[str]:
-    """The instruction levels to build for: three on x86-64, one elsewhere."""
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
-    return ["v2", "v3", "v4"] if is_x86 and sys.platform != "win32" else ["plain"]
+    """The instruction levels to build for: three on x86-64, one elsewhere.
+
+    The platform that is built for decides, not the machine that builds: a universal2 build for macOS has "plain" only.
+    """
+    is_x86 = sysconfig.get_platform().endswith("x86_64") and sys.maxsize > 2**32
+    return list(FEATURES) if is_x86 else ["plain"]
 
 
 def march(level: str) -> list[str]:
-    """The flag for an instruction level."""
-    return [] if level == "plain" else [f"-march=x86-64-{level}"]
+    """The flags for an instruction level: its own features, and those of the levels below it."""
+    names = list(FEATURES)
+    included = names[: names.index(level) + 1] if level in names else []
+    return [f"-m{feature}" for name in included for feature in FEATURES[name]]
 
 
 def switched_on(variable: str) -> bool:
@@ -130,6 +146,8 @@ class BuildKernels(build_ext):
                 extension.define_macros += INLINE
             extension.extra_compile_args = flags + SMALL * is_small + march(level) + openmp[0]
             extension.extra_link_args = link + openmp[1]
+            if self.compiler.compiler_type != "msvc":
+                extension.libraries.append("m")  # exp and expm1: not every Python brings libm along
         self.parallel = self.parallel or 2
         super().build_extensions()
 

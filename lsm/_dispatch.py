@@ -8,8 +8,10 @@ environment variable ``LSM_BACKEND``. What follows from the wish, or from none, 
 import importlib
 import os
 import threading
+import warnings
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -17,7 +19,7 @@ from lsm._block import Block
 from lsm._check import NUMPY
 from lsm._config import settings
 from lsm._decide import Call, Decision, Policy, decide, explained, registry
-from lsm._errors import BackendUnavailableError
+from lsm._errors import BackendUnavailableError, PluginWarning
 from lsm._held import holding
 from lsm._interop import library_of
 from lsm.backends.info import BackendInfo
@@ -89,6 +91,9 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
         decision = decide(call, policy)
         if decision.error is not None:
             raise decision.error
+        why_not = decision.reasons.get(registry().default.name, "")
+        if why_not.startswith("unavailable: "):
+            _warn_without_kernels(why_not)
         plan = _plan(decision)
         if len(plans) < _PLAN_LIMIT:
             plans[key] = plan
@@ -98,6 +103,17 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
         if backend is not None:
             asked.setdefault(backend, policy)
     return plan
+
+
+@cache  # once for a reason, also after refresh_backends
+def _warn_without_kernels(why_not: str) -> None:
+    """Say that the automatic choice goes on without the default backend; where warnings are errors, the call fails."""
+    warnings.warn(
+        f"lsm goes on without its compiled kernels, which is slower: backend {registry().default.name!r} is {why_not}. "
+        "LSM_BACKEND=numpy chooses the reference without this warning",
+        PluginWarning,
+        stacklevel=3,
+    )
 
 
 def _plan(decision: Decision) -> Plan:

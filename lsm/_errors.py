@@ -56,4 +56,4 @@ class BackendFailedError(LsmError, RuntimeError):
 
 
 class PluginWarning(UserWarning):
-    """A third-party backend is broken; lsm goes on without it."""
+    """A third-party backend is broken, or the compiled kernels cannot be used; lsm goes on without them."""

@@ -5,7 +5,7 @@ mpmath is imported where it is used: benchmarks/accuracy.py does without.
 
 import numpy as np
 
-from lsm._conformance.oracle import LD, backward, log_softmax, spacing, ulps
+from lsm._conformance.oracle import LD, backward, log_softmax, nearest, spacing, ulps
 
 __all__ = [
     "LD",
@@ -72,21 +72,22 @@ def log_softmax_mp(x):
 
 
 def mp_from(value):
-    """A longdouble as an mpf, exactly."""
+    """A longdouble as an mpf, exactly at the 200 digits of `log_softmax_mp`."""
     import mpmath
 
-    fraction, exponent = np.frexp(LD(value))
-    high = np.float64(fraction)
-    low = 0.0 if np.isinf(high) else float(fraction - high)
-    return mpmath.ldexp(mpmath.mpf(float(high)) + mpmath.mpf(low), int(exponent))
+    if not np.isfinite(value):
+        return mpmath.mpf(float(value))
+    n, d = LD(value).as_integer_ratio()
+    return mpmath.mpf(n) / d
 
 
 def mp_to_ld(value):
-    """An mpf as a longdouble."""
+    """The longdouble nearest to an mpf."""
     import mpmath
 
-    if mpmath.isinf(value) or value == 0:
+    if not mpmath.isfinite(value):
         return LD(float(value))
-    fraction, exponent = mpmath.frexp(value)
-    high = float(fraction)
-    return np.ldexp(LD(high) + LD(float(fraction - high)), max(exponent, -40000))
+    mantissa, exponent = (int(part) for part in mpmath.mpf(value).man_exp)
+    mantissa = -abs(mantissa) if value < 0 else mantissa
+    exponent = min(max(exponent, -40000), 40000)  # beyond the range of any longdouble; the integer would be too large
+    return nearest(mantissa << max(exponent, 0), 1 << max(-exponent, 0))

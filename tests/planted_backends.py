@@ -182,8 +182,8 @@ class LeavesTheLast(Good):
 class ReshapesOut(Good):
     def log_softmax(self, x, axis, out):
         super().log_softmax(x, axis, out)
-        if out.flags.c_contiguous:
-            out.shape = (1, *out.shape)
+        if out.flags.c_contiguous:  # as unpickling does it: NumPy no longer lets the attribute be set
+            out.__setstate__((1, (1, *out.shape), out.dtype, False, out.tobytes()))
 
 
 class IgnoresOut(Good):

@@ -1,13 +1,16 @@
 """The kit bites: each planted fault is found by the case meant for it, and what is right passes all."""
 
+import decimal
 import importlib
 import json
 import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import oracle
 import planted_backends
@@ -314,6 +317,7 @@ def test_skips_are_counted_and_say_why(planted, capsys):
 
 
 TOY = """
+import mpmath
 import numpy as np
 from lsm import Backend
 from plugin_planted import Good
@@ -402,6 +406,49 @@ def test_the_decimal_oracle_against_mpmath(rng):
         right = oracle.log_softmax_mp(x)
         assert exact.value[3] == right[3] == -np.inf
         assert oracle.ulps(exact.value, right) <= 1  # both are rounded to longdouble
+
+
+LONGDOUBLES = {"double": (53, -1074), "x87": (64, -16445), "quad": (113, -16494)}  # digits, and the least exponent
+
+
+@pytest.mark.parametrize("kind", LONGDOUBLES)
+def test_the_oracle_rounds_to_any_longdouble(kind, rng):
+    """Also to those that this machine does not have, which are then put together as fractions."""
+    digits, smallest = LONGDOUBLES[kind]
+    for exponent in (-17000, -16400, -1080, -1060, -200, -1, 0, 70, 900, 16000):
+        for n_bits in (1, 2, 31, 32, 33, 52, 53, 54, 63, 64, 65, 112, 113, 114, 200):
+            mantissa = (1 << n_bits) - int(rng.integers(2))
+            exact = Fraction(mantissa * int(rng.choice([-1, 1]))) * Fraction(2) ** exponent / int(rng.choice([1, 3]))
+            m, e = kit_oracle.rounded_ratio(exact.numerator, exact.denominator, digits, smallest)
+            assert e >= smallest and abs(m) <= 2**digits
+            assert e == smallest or abs(m) >= 2 ** (digits - 1)  # no digit is left unused
+            assert abs(m * Fraction(2) ** e - exact) <= Fraction(2) ** (e - 1)
+            assert kit_oracle.assembled(m, Fraction) == m
+    assert kit_oracle.rounded_ratio(2 * 2**digits + 1, 2, digits, smallest) == (2**digits, 0)  # ties to even
+    assert kit_oracle.rounded_ratio(0, 1, digits, smallest)[0] == 0
+
+
+def test_the_oracles_take_every_digit_of_a_longdouble_and_its_whole_range():
+    info = np.finfo(np.longdouble)
+    one = np.longdouble(1)
+    for x in (one + info.eps, -(one - info.eps / 2), one / 3, info.max, info.smallest_normal, info.smallest_subnormal):
+        assert kit_oracle.nearest(*x.as_integer_ratio()) == x
+        with mpmath.workdps(200):
+            assert oracle.mp_to_ld(oracle.mp_from(x)) == x
+            assert oracle.mp_from(x) * mpmath.mpf(x.as_integer_ratio()[1]) == x.as_integer_ratio()[0]
+        with decimal.localcontext(kit_oracle._CONTEXT):
+            value, rest = kit_oracle._split(kit_oracle._decimal(x))
+            assert value == x and abs(rest) <= info.eps * abs(x)
+            third, rest = kit_oracle._split(kit_oracle._decimal(x) / 3)
+        ratio = Fraction(*third.as_integer_ratio()) + Fraction(*rest.as_integer_ratio())
+        exact = Fraction(*x.as_integer_ratio()) / 3
+        assert abs(ratio - exact) <= max(abs(exact) / 10**35, Fraction(*info.smallest_subnormal.as_integer_ratio()) / 2)
+
+
+def test_what_is_beyond_every_longdouble_becomes_0_or_infinite():
+    with mpmath.workdps(200):
+        assert oracle.mp_to_ld(mpmath.exp(-(mpmath.mpf(10) ** 300))) == 0
+        assert oracle.mp_to_ld(-mpmath.exp(mpmath.mpf(10) ** 300)) == -np.inf
 
 
 def test_where_longdouble_is_no_wider_decimal_takes_over(rng, monkeypatch):

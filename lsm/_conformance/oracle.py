@@ -144,7 +144,7 @@ _CONTEXT = decimal.Context(prec=60, Emin=-6000, Emax=6000, traps=[])  # longdoub
 
 def _by_decimal(frame: Any, inputs: tuple[Array, ...], axis: int) -> tuple[Array, Array]:
     """Apply a function of one frame to all of them, and split what it gives into two longdoubles."""
-    lasts = [np.moveaxis(a, axis, -1) for a in inputs]
+    lasts = [np.moveaxis(a, axis, -1).astype(LD) for a in inputs]
     value, rest = np.empty(lasts[0].shape, LD), np.empty(lasts[0].shape, LD)
     with decimal.localcontext(_CONTEXT):
         for i in np.ndindex(value.shape[:-1]):
@@ -174,18 +174,46 @@ def _log1p(s: decimal.Decimal) -> decimal.Decimal:
 
 
 def _decimal(value: Any) -> decimal.Decimal:
-    """A number of any dtype, exactly."""
-    high = float(value)
-    return decimal.Decimal(high) + decimal.Decimal(float(LD(value) - LD(high)) if np.isfinite(high) else 0.0)
+    """A longdouble to the digits of the context, however wide longdouble is here."""
+    if not np.isfinite(value):
+        return decimal.Decimal(float(value))
+    n, d = value.as_integer_ratio()
+    return decimal.Decimal(n) / decimal.Decimal(d)
 
 
 def _split(number: decimal.Decimal) -> tuple[Any, Any]:
     """A number as the sum of two longdoubles."""
-    if not number.is_finite() or number == 0:
+    if not number.is_finite():
         return LD(float(number)), LD(0)
-    scale = int(number.adjusted() * 3.33)  # longdouble's range is wider than that of the floats on the way
-    number *= decimal.Decimal(2) ** -scale
-    high = float(number)
-    low = float(number - decimal.Decimal(high))
-    value = LD(high) + LD(low)
-    return np.ldexp(value, scale), np.ldexp((LD(high) - value) + LD(low), scale)
+    value = nearest(*number.as_integer_ratio())
+    return value, nearest(*(number - _decimal(value)).as_integer_ratio()) if np.isfinite(value) else LD(0)
+
+
+# -- to longdouble, however wide it is ------------------------------------------------------------------------------
+
+
+def nearest(n: int, d: int) -> Any:
+    """The longdouble nearest to n / d, with d > 0."""
+    mantissa, exponent = rounded_ratio(n, d, *_PRECISION["longdouble"])
+    with np.errstate(all="ignore"):
+        return np.ldexp(assembled(mantissa, LD), exponent)
+
+
+def rounded_ratio(n: int, d: int, digits: int, smallest: int) -> tuple[int, int]:
+    """n / d as mantissa * 2**exponent of at most so many binary digits; `smallest` is the least exponent."""
+    exponent = max(abs(n).bit_length() - d.bit_length() - digits, smallest)
+    while True:
+        a, b = (n << -exponent, d) if exponent < 0 else (n, d << exponent)
+        mantissa, rest = divmod(a, b)
+        mantissa += 2 * rest > b or (2 * rest == b and mantissa % 2)  # half to even
+        if abs(mantissa) <= 2**digits:  # the power of two itself has one digit
+            return mantissa, exponent
+        exponent += 1
+
+
+def assembled(integer: int, number: Any) -> Any:
+    """An integer as a `number`, exactly if it fits: 32 bits at a time, for a float holds 53 and longdouble more."""
+    value = number(0.0)
+    for shift in range(abs(integer).bit_length() // 32 * 32, -1, -32):
+        value = value * number(2.0**32) + number(float(abs(integer) >> shift & 0xFFFFFFFF))
+    return -value if integer < 0 else value

@@ -18,6 +18,14 @@ from lsm.backends.base import API_VERSION, Backend
 # them, which saves reading it first. Half of a common last-level cache.
 STREAM_BYTES = 16 * 2**20
 
+# The OpenMP libraries that the kernels may have been linked with, and what installs them.
+_OPENMP = {
+    "libgomp": "apt-get install libgomp1 (Debian, Ubuntu), dnf install libgomp (Fedora), apk add libgomp (Alpine), "
+    "conda install libgomp (conda)",
+    "libomp": "apt-get install libomp5 (Debian, Ubuntu), dnf install libomp (Fedora), brew install libomp (macOS), "
+    "conda install llvm-openmp (conda)",
+}
+
 
 class CythonBackend(Backend):
     """Every floating dtype but longdouble, on a CPU, any axis and strides without a copy."""
@@ -65,27 +73,26 @@ def kernels() -> dict[Any, Any]:
     Raises
     ------
     BackendUnavailableError
-        The kernels were not built, or the level that LSM_FORCE_ISA names does not run here.
+        The kernels were not built or cannot be loaded, or the level that LSM_FORCE_ISA names does not run here.
     """
-    try:
-        from lsm.backends._kernels import cpu  # type: ignore[attr-defined]
-
-        best = cpu.best_level()
-    except ImportError as error:
+    cpu = _module("cpu")
+    if cpu is None:
+        raise BackendUnavailableError("the compiled kernels are missing; rebuild lsm with a C compiler")
+    best, forced = cpu.best_level(), settings().force_isa
+    if forced and ISA_LEVELS.index(forced) < ISA_LEVELS.index(best):
         raise BackendUnavailableError(
-            f"the compiled kernels are missing ({error}); rebuild lsm with a C compiler"
-        ) from error
-    level = settings().force_isa or best
-    if ISA_LEVELS.index(level) < ISA_LEVELS.index(best):
-        raise BackendUnavailableError(
-            f"LSM_FORCE_ISA asks for {level}, and this processor has {best}; leave it unset, or ask for that"
+            f"LSM_FORCE_ISA asks for {forced}, and this processor has {best}; leave it unset, or ask for that"
         )
-    try:
-        module = _build(level)
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"the kernels for level {level} are not part of this build; unset LSM_FORCE_ISA, or rebuild lsm"
-        ) from error
+    for level in [forced] if forced else ISA_LEVELS[ISA_LEVELS.index(best) :]:
+        module = _module(level)
+        if module is not None:
+            break
+    else:
+        if forced:
+            raise BackendUnavailableError(
+                f"the kernels for level {forced} are not part of this build; unset LSM_FORCE_ISA, or rebuild lsm"
+            )
+        raise BackendUnavailableError(f"this build has no kernels for level {best}, or lower; rebuild lsm here")
     set_openmp(module.max_threads, module.num_procs)
     module.configure(count_threads, STREAM_BYTES)
     # V: the bits of bfloat16, without ml_dtypes
@@ -100,17 +107,38 @@ def kernels() -> dict[Any, Any]:
     return table
 
 
-def _build(level: str) -> Any:
-    """The kernels for one instruction level, imported by statements, which PyInstaller and its like can see."""
-    if level == "v4":
-        from lsm.backends._kernels import v4 as module  # type: ignore[attr-defined]
-    elif level == "v3":
-        from lsm.backends._kernels import v3 as module  # type: ignore[attr-defined]
-    elif level == "v2":
-        from lsm.backends._kernels import v2 as module  # type: ignore[attr-defined]
+def _imported(name: str) -> Any:
+    """One of the compiled modules, imported by a statement, which PyInstaller and its like can see."""
+    if name == "cpu":
+        import lsm.backends._kernels.cpu as module
+    elif name == "v4":
+        import lsm.backends._kernels.v4 as module
+    elif name == "v3":
+        import lsm.backends._kernels.v3 as module
+    elif name == "v2":
+        import lsm.backends._kernels.v2 as module
     else:
-        from lsm.backends._kernels import plain as module  # type: ignore[attr-defined]
+        import lsm.backends._kernels.plain as module
     return module
+
+
+def _module(name: str) -> Any:
+    """One of the compiled modules, or None if it is not part of this build.
+
+    Raises
+    ------
+    BackendUnavailableError
+        It is part of it and cannot be loaded.
+    """
+    try:
+        return _imported(name)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == f"lsm.backends._kernels.{name}":
+            return None
+        text = str(error)
+        missing = [how for library, how in _OPENMP.items() if library in text and "no such file" in text.lower()]
+        remedy = f"install it: {missing[0]}" if missing else "reinstall lsm, or rebuild it here"
+        raise BackendUnavailableError(f"the compiled kernels cannot be loaded: {text}; {remedy}") from error
 
 
 def _bind(function: Any, kind: int, kind_y: int | None = None) -> Any:

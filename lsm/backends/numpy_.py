@@ -39,8 +39,9 @@ class NumpyBackend(Backend):
             bad = ~np.isfinite(s) | ~(y.max(axis=-1, keepdims=True) < (88 if out.itemsize < 8 else 709))
             s[bad | (y == -np.inf).all(axis=-1, keepdims=True)] = np.nan
             near = ((dy * h - s) - np.expm1(y) * s) / h
-            root = np.exp(y / 2)  # twice, since exp(y) may be 0 where exp(y) * s is not
-            term = root * s * root
+            is_low = y < -600  # by exp(y / 2) twice, since exp(y) may be 0 where exp(y) * s is not; twice its error too
+            p = np.exp(np.where(is_low, y / 2, y))
+            term = p * s * np.where(is_low, p, 1)
             far = np.where(np.abs(term) < 2.0**900, dy - term / h, (dy * h - term) / h)  # term / h may overflow
             np.moveaxis(out, axis, -1)[...] = np.where(y > -np.log(2), near, far)
 

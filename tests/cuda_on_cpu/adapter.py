@@ -7,11 +7,15 @@ CuPy itself, on a GPU.
 from ctypes import c_uint8
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from cuda_on_cpu import COMPILER
 from cuda_on_cpu.cupy_on_cpu import module, ndarray
 from lsm.backends.cupy_ import CupyBackend
+
+try:
+    from numpy.lib.array_utils import byte_bounds
+except ImportError:  # NumPy 1
+    from numpy import byte_bounds
 
 _ALIGNMENT = 256  # bytes: where an array lies within them is kept
 
