@@ -98,7 +98,8 @@ def _failed(code: int, message: str) -> int:
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning as a line, without the place in lsm's source, which helps no one here."""
     if sys.stderr is not None:
-        print(f"lsm: warning: {message}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"lsm: warning: {message}", file=sys.stderr)
 
 
 def _discard_output() -> None:

@@ -16,6 +16,7 @@ FLOORS = {
     "lsm.cli": 8,
     "lsm._apply": 7.5,
     "lsm._listing": 7.5,
+    "lsm._identity": 0,
     "lsm.bench.command": 7.95,
     "lsm.bench.chart": 7.9,
     "lsm.bench.compare": 7.9,
