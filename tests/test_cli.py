@@ -21,6 +21,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from test_registry import Site
 
 import lsm
 from lsm import _apply
@@ -1137,6 +1138,181 @@ def test_output_that_cannot_be_written():
     assert said.startswith("lsm: error: ")
     assert os.strerror(errno.ENOSPC) in said
     assert said.count("\n") == 1
+
+
+# What others print
+
+
+LOUD = """
+import atexit, ctypes, os, subprocess, sys, threading, time
+libc = ctypes.CDLL(None)
+def shout(when):
+    print(when, "print")
+    print(when, "the stream itself", file=sys.__stdout__)
+    os.write(1, f"{when} write\\n".encode())
+    libc.puts(f"{when} puts".encode())  # which stays in C's own buffer until the process ends
+    subprocess.run([sys.executable, "-c", f"print({when!r}, 'child')"], check=True)
+def later():
+    time.sleep(0.5)
+    os.write(1, b"thread write\\n")
+threading.Thread(target=later).start()
+atexit.register(os.write, 1, b"exit write\\n")
+shout("import")
+from lsm.backends.numpy_ import NumpyBackend
+class Loud(NumpyBackend):
+    name, dtypes, same_bits = "loud", ("float32",), False
+    def available(self):
+        shout("available")
+    def log_softmax(self, x, axis, out):
+        os.write(1, b"call write\\n")
+        print("call print")
+        super().log_softmax(x, axis, out)
+backend = Loud()
+"""
+SHOUTED = [
+    f"{when} {how}" for when in ("import", "available") for how in ("print", "the stream itself", "write", "puts")
+]
+SHOUTED += ["import child", "available child", "thread write", "exit write"]
+
+
+@pytest.fixture
+def loud(tmp_path):
+    """An environment with a plugin that prints in every way."""
+    site = Site(tmp_path / "site")
+    site.add("acme-loud", "loud", LOUD)
+    return os.environ | {"PYTHONPATH": str(site.folder)}
+
+
+def test_json_is_pure_whatever_a_plugin_prints(loud):
+    done = run("backends", "--json", env=loud)
+    assert done.returncode == 0
+    assert {info["name"]: info["state"] for info in json.loads(done.stdout)["backends"]}["loud"] == "loaded"
+    assert set(SHOUTED) <= set(done.stderr.splitlines())
+    again = run("backends", env=loud)
+    assert again.stdout == run("backends", env=loud | {"PYTHONUNBUFFERED": "1"}).stdout
+    assert again.stdout.startswith("lsm ") and not any(line in again.stdout for line in SHOUTED)
+
+
+def test_the_output_of_every_command_is_its_own(loud, work):
+    assert run("explain", "--dtype", "float32", "--backend", "loud", env=loud).stdout.startswith("log_softmax of ")
+    np.save("x.npy", np.ones((2, 2), np.float32))
+    done = run("apply", "x.npy", "y.npy", "--backend", "loud", env=loud)
+    assert (done.returncode, done.stdout) == (0, "") and {"call write", "call print"} <= set(done.stderr.splitlines())
+    (done,) = [run("check", "loud", "--json", "r.json", env=loud)]
+    assert not any(line in done.stdout for line in (*SHOUTED, "call write", "call print"))
+    assert json.loads((work / "r.json").read_text())["failed"] == 0, done.stdout  # "a light import" with them
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2), (0, 1, 2)])
+def test_descriptors_that_are_closed_are_not_given_to_a_file(loud, work, closed):
+    x = np.ones((2, 2), np.float32)
+    np.save("x.npy", x)
+    command = [sys.executable, "-m", "lsm", "apply", "x.npy", "y.npy", "--backend", "loud"]
+    close = "".join(f" {number}{'<' if number == 0 else '>'}&-" for number in closed)
+    done = subprocess.run(["sh", "-c", f'"$@"{close}', "sh", *command], env=loud, timeout=60, capture_output=True)
+    assert done.returncode == 0, done
+    np.testing.assert_array_equal(np.load("y.npy"), lsm.log_softmax(x, backend="numpy"), strict=True)
+    done = subprocess.run(
+        ["sh", "-c", f'"$@"{close}', "sh", *command[:3], "backends"], env=loud, timeout=60, capture_output=True
+    )
+    assert done.returncode == 0, done
+    assert done.stdout == b"" or 1 not in closed
+
+
+def descriptors():
+    """What every open descriptor of this process leads to."""
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that by which the directory is read
+            found[path.name] = path.readlink()
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+@pytest.mark.parametrize(
+    "args", [["backends", "--json"], ["explain", "--dtype", "float32"], ["check", "absent"], ["no"]]
+)
+@pytest.mark.parametrize("capture", ["capsys", "capfd"])
+def test_a_program_that_calls_the_command_keeps_its_descriptors(request, monkeypatch, capture, args):
+    captured = request.getfixturevalue(capture)
+    monkeypatch.setattr(lsm, "__version__", "shouted")
+
+    def shouting(*_, **__):
+        os.write(1, b"below\n")
+        print("above")
+        return original()
+
+    original = lsm.list_backends
+    monkeypatch.setattr(lsm, "list_backends", shouting)
+    before, stream = descriptors(), sys.stdout
+    code = main(args)
+    assert code == (2 if args[0] in ("check", "no") else 0)
+    assert descriptors() == before and sys.stdout is stream
+    print("mine")
+    out, err = captured.readouterr()
+    assert out.endswith("mine\n") and "above" not in out
+    if args[0] == "backends":
+        assert json.loads(out.removesuffix("mine\n"))["lsm"] == "shouted"
+        assert "above\n" in err
+        if capture == "capfd":
+            assert "below\n" in err
+
+
+def test_a_script_that_runs_the_command_goes_on_printing(loud):
+    code = "from lsm import cli\nprint('before')\nassert cli.main(['backends', '--json']) == 0\nprint('after')\n"
+    code += "assert cli.main(['explain', '--dtype', 'float32']) == 0\n"
+    code += "import sys; sys.argv = ['lsm', 'explain', '--dtype', 'int']; assert cli.main() == 0\nprint('last')\n"
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code], env=loud, timeout=60, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "Warning" not in done.stderr
+    first, rest = done.stdout.replace("thread write\n", "").split("\n", 1)  # that comes whenever it comes
+    text, rest = rest.split("after\n")
+    assert first == "before" and json.loads(text)
+    assert rest.count("log_softmax of ") == 2 and rest.endswith("\nlast\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "ascii:strict", "cp932", "utf-8", "ascii:xmlcharrefreplace"])
+@pytest.mark.parametrize("args", [["backends"], ["explain", "--dtype", "float16", "--backend", "modest"]])
+def test_characters_that_cannot_be_encoded_are_spelled_out(tmp_path, encoding, args):
+    site = Site(tmp_path / "J\xfcrgen \u5c71")
+    reason = "nicht verf\xfcgbar, \u5c71\u7530 \U0001f600"
+    site.add("acme-modest", "modest", LOUD.split("class Loud")[0].split("def shout")[0] + MODEST.format(reason))
+    environ = os.environ | {"PYTHONPATH": str(site.folder), "PYTHONIOENCODING": encoding, "COLUMNS": "400"}
+    command = [sys.executable, "-m", "lsm", *args]
+    done = subprocess.run(command, env=environ, timeout=60, capture_output=True)
+    assert done.returncode == (0 if args == ["backends"] else 1), done
+    codec, _, errors = encoding.partition(":")
+    errors = errors if errors == "xmlcharrefreplace" else "backslashreplace"
+    for text in (reason, f"J\xfcrgen \u5c71{os.sep}") if args == ["backends"] else (reason,):
+        assert text.encode(codec, errors) in done.stdout, done
+
+
+MODEST = """
+from lsm.backends.numpy_ import NumpyBackend
+class Modest(NumpyBackend):
+    name, dtypes = "modest", ("float16",)
+    def available(self):
+        return {!r}
+backend = Modest()
+"""
+
+
+def test_a_stream_of_the_caller_is_what_it_was(monkeypatch):
+    monkeypatch.setattr(lsm, "__version__", "\u5c71")
+    for errors in ("strict", "surrogateescape", "replace"):
+        stream = io.TextIOWrapper(io.BytesIO(), "ascii", errors)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["--version"]) == main(["backends"]) == 0
+        assert sys.stdout is stream and stream.errors == errors
+        stream.flush()
+        assert stream.buffer.getvalue().startswith(b"lsm ?" if errors == "replace" else b"lsm \\u5c71")
+    for stream in (io.StringIO(), None):
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["--version"]) == main(["backends"]) == main([]) == 0
+        assert sys.stdout is stream
+        assert stream is None or stream.getvalue().startswith("lsm \u5c71")
 
 
 def test_a_warning_is_a_line(work, monkeypatch, capsys):

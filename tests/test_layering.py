@@ -92,6 +92,7 @@ FLOORS = {
     "lsm._config": 0.5,
     "lsm._block": 0,
     "lsm._errors": 0,
+    "lsm._stdout": 0,
     "lsm._stopping": 0,
     "lsm._texts": 0,
     "lsm._version": 0,
