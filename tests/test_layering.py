@@ -58,6 +58,7 @@ FLOORS = {
     "lsm._conformance.api": 7.3,
     "lsm._conformance.behaviour": 7.3,
     "lsm._conformance.memory": 7.3,
+    "lsm._conformance.sizes": 7.3,
     "lsm._conformance.special": 7.3,
     "lsm._conformance.accuracy": 7.25,
     "lsm._conformance.subject": 7.2,
