@@ -21,6 +21,7 @@ from numpy.lib import format as npy
 import lsm
 from lsm._check import normalised_axes
 from lsm._errors import LsmError
+from lsm._identity import inherit
 
 # Large enough that the cost of a call and of a read vanishes, small enough for any machine. Counted at
 # ELEMENT_BYTES an element, whatever the file holds: integers become float64, and the NumPy backend
@@ -229,12 +230,13 @@ def header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.dtype[
     file.seek(0)
     try:
         version = npy.read_magic(file)
-        if version not in ((1, 0), (2, 0)):  # 3.0 differs for field names beyond Latin-1 only
-            raise ValueError(f"format version {version[0]}.{version[1]} is not one that plain arrays are saved in")
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"format version {version[0]}.{version[1]} is not 1.0, 2.0 or 3.0")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        text = as_2_0(file) if version == (3, 0) else file
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a header from Python 2, or of odd text in one
-            shape, is_fortran, dtype = read(file)
+            shape, is_fortran, dtype = read(text)
         np.broadcast_to(np.zeros((), dtype), shape)  # raises for a shape that no array can have
     except OSError:
         raise
@@ -244,6 +246,20 @@ def header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.dtype[
             f"{name} has a header that cannot be used ({why}); write the file anew with numpy.save"
         ) from error
     return tuple(map(int, shape)), is_fortran, dtype
+
+
+def as_2_0(file: io.FileIO) -> io.BytesIO:
+    """What follows the magic of a file of format 3.0, as 2.0 has it: NumPy has no public function that reads 3.0.
+
+    The header of 3.0 is in UTF-8, for the names of fields; that of 2.0 in Latin-1. Within quotes an escape is the same
+    character.
+    """
+    n_bytes = int.from_bytes(file.read(4), "little")
+    header = file.read(n_bytes)
+    if len(header) < n_bytes:
+        raise ValueError(f"the file ends within the header, which has {n_bytes} bytes")
+    header = header.decode("utf-8").encode("latin-1", "backslashreplace")
+    return io.BytesIO(len(header).to_bytes(4, "little") + header)
 
 
 def created(file: io.FileIO, shape: tuple[int, ...], dtype: np.dtype[Any], is_fortran: bool) -> StoredArray:
@@ -258,7 +274,8 @@ def created(file: io.FileIO, shape: tuple[int, ...], dtype: np.dtype[Any], is_fo
 def replacing(target: str) -> Iterator[io.FileIO]:
     """Open a new file beside the target, which takes its place at the end, or goes if anything fails.
 
-    A symbolic link is followed. A file that is there keeps its permissions; a new one has the usual ones.
+    A symbolic link is followed. A file that is there keeps what `inherit` gives on; what cannot be kept becomes a
+    warning. A new one has the usual permissions.
     """
     name = repr(target)
     try:
@@ -268,16 +285,26 @@ def replacing(target: str) -> Iterator[io.FileIO]:
         raise UnusableFileError(f"{name} cannot be written: {getattr(error, 'strerror', '') or error}") from error
     temporary = path.with_name(f".lsm-{secrets.token_hex(8)}.tmp")
     try:
-        with new_file(temporary, name, 0o666 if mode is None else mode) as file:
-            if mode is not None:
-                temporary.chmod(mode)
+        with new_file(temporary, name, 0o666 if mode is None else mode & 0o600) as file:
             yield file
+            if mode is not None:
+                # By its descriptor, where there is that: another file may have been put at its name.
+                lost = inherit(path, file.fileno() if os.chmod in os.supports_fd else temporary)
+                if lost:
+                    warn(f"{name} is replaced; the new file could not be given the old one's {lost}")
             os.fsync(file.fileno())  # else a crash of the machine could leave the new name with no contents
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def warn(text: str) -> None:
+    """Warn whatever the filters say: under one that makes errors of warnings the result would be lost."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(text, stacklevel=2)
 
 
 def new_file(path: Path, name: str, mode: int) -> io.FileIO:

@@ -147,8 +147,10 @@ def _checked_name(name: Any) -> str:
 def use_backend(name: str) -> Block[Policy]:
     """Use one backend for every call within a ``with`` block, in this thread or asyncio task.
 
-    The backend is looked up and loaded where the block begins. What is returned may be kept, entered again, also within
-    itself and in several threads, and decorate a function.
+    The backend is looked up and loaded where the block begins. What is returned may be kept, and entered again, also
+    within itself and in several threads. It also decorates functions and coroutine functions, for their calls. What
+    runs after its call, as a generator does, is refused with a TypeError. In a generator, do not put a `yield` into the
+    block: between two steps it would hold for the caller.
 
     A thread, or a worker of a pool, does not see the block in which it is started or given work:
     ``contextvars.copy_context().run`` carries the block along, and `set_default_backend` reaches all threads.

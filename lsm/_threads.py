@@ -149,7 +149,7 @@ def set_num_threads(n: int) -> None:
 def num_threads(n: int) -> Block[int]:
     """Use `n` threads within a ``with`` block, in this thread or asyncio task only.
 
-    What is returned may be kept, entered again, also within itself and in several threads, and decorate a function.
+    What is returned may be kept, entered again and decorate functions, as that of `use_backend`.
 
     Parameters
     ----------

@@ -19,9 +19,9 @@ from lsm import _apply, _listing
 from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
+from lsm._stdout import own_output, spelled_out
 from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm._texts import for_json
-from lsm.backends.candidate import prints_to_stderr
 from lsm.bench import arguments
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments, without the name of the command; those of the process by default.
+        The arguments, without the name of the command; those of the process by default. Then the process is the
+        command, and its descriptor 1 is standard error from now on (see `lsm._stdout.own_output`).
 
     Returns
     -------
@@ -41,13 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 for a failure on the way, 2 for arguments or files that cannot be used,
         128 plus the number of the signal that ended it.
     """
-    with stop_signals() as stopped_by, warnings.catch_warnings():
+    with stop_signals() as stopped_by, warnings.catch_warnings(), spelled_out():
         warnings.showwarning = _show_warning
-        before = prints_to_stderr.set(True)  # a banner of a plugin would spoil JSON
-        try:
-            code = _run(argv)
-        finally:
-            prints_to_stderr.reset(before)
+        code = _run(argv)
         # `lsm bench` ends in order after a signal, with what it has measured by then.
         return STOPPED + stopped_by[0] if stopped_by else code
 
@@ -80,9 +77,15 @@ def _run(argv: Sequence[str] | None) -> int:
 def _parsed_and_run(argv: Sequence[str] | None) -> int:
     """Run the command that the arguments name."""
     try:
-        args = _parser().parse_args(argv)
+        parser = _parser()
+        args = parser.parse_args(argv)
+        if args.run is None:
+            parser.print_help()
+            return 0
         args.command_line = ["lsm", *(sys.argv[1:] if argv is None else argv)]
-        return int(args.run(args))
+        args.n_columns = shutil.get_terminal_size().columns
+        with own_output(until_exit=argv is None) as args.stdout:
+            return int(args.run(args))
     except SystemExit as stop:  # argparse has said what there is to say
         return int(stop.code or 0)
 
@@ -98,7 +101,8 @@ def _failed(code: int, message: str) -> int:
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning as a line, without the place in lsm's source, which helps no one here."""
     if sys.stderr is not None:
-        print(f"lsm: warning: {message}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"lsm: warning: {message}", file=sys.stderr)
 
 
 def _discard_output() -> None:
@@ -117,12 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     """Describe the arguments that `lsm` takes."""
     parser = argparse.ArgumentParser(prog="lsm", description="log-softmax and its gradient.")
     parser.add_argument("--version", action="version", version=f"lsm {lsm.__version__}")
-
-    def show_help(_: argparse.Namespace) -> int:
-        parser.print_help()
-        return 0
-
-    parser.set_defaults(run=show_help)
+    parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     about = "list every backend, its state, and the reason for it (loads plugins, which runs their code)"
@@ -212,9 +211,9 @@ def _backends(args: argparse.Namespace) -> int:
     warnings.simplefilter("ignore", lsm.PluginWarning)  # the list says the same
     report = _listing.report()
     if args.json:
-        print(json.dumps(for_json(report), indent=2))
+        print(json.dumps(for_json(report), indent=2), file=args.stdout)
     else:
-        print("\n".join(_listing.lines(report, shutil.get_terminal_size().columns)))
+        print("\n".join(_listing.lines(report, args.n_columns)), file=args.stdout)
     return 0
 
 
@@ -227,13 +226,15 @@ def _explain(args: argparse.Namespace) -> int:
         dtype = dtype_name(as_array(np.zeros(1, dtype), "x").dtype)
     call = Call(args.array_type or usual, args.device, (dtype, dtype), args.op)
     decision = explain_call(call, args.backend)
-    print(decision)
+    print(decision, file=args.stdout)
     if decision.winner:
         return 0
     kinds = {device for info in lsm.list_backends(load=False) for device in info.devices}
     if args.device not in kinds:
+        there_are = ", ".join(sorted(kinds))
         print(
-            f"no backend serves devices of the kind {args.device!r}; there are backends for {', '.join(sorted(kinds))}"
+            f"no backend serves devices of the kind {args.device!r}; there are backends for {there_are}",
+            file=args.stdout,
         )
     return FAILED
 
@@ -253,7 +254,7 @@ def _check_backend(args: argparse.Namespace) -> int:
         # Opened first: a place where nothing can be written shows before a minute of checks, not after.
         file = None if args.json is None else stack.enter_context(_apply.replacing(args.json))
         report = testing.check_backend(args.name, progress=with_bar)
-        print("\n".join(table.lines(report, shutil.get_terminal_size().columns)))
+        print("\n".join(table.lines(report, args.n_columns)), file=args.stdout)
         if file is not None:
             _apply.write_all(file, memoryview((json.dumps(report.as_dict(), indent=2) + "\n").encode()))
     return 0 if report.has_passed else FAILED

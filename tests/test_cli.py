@@ -21,10 +21,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from test_registry import Site
 
 import lsm
 from lsm import _apply
+from lsm._conformance import run as kit
 from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
+from lsm.bench import files
 from lsm.cli import main
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -290,6 +293,169 @@ def test_a_file_that_is_replaced_keeps_its_permissions(work):
     assert stat.S_IMODE((work / "x.npy").stat().st_mode) == 0o640
 
 
+# user::rw-, user:12345:r--, group::r--, mask::r--, other::--- as the kernel has it.
+ACL = b"".join(
+    number.to_bytes(size, "little")
+    for number, size in [(2, 4)]
+    + [
+        (value, size)
+        for tag, bits, who in [(1, 6, -1), (2, 4, 12345), (4, 4, -1), (16, 4, -1), (32, 0, -1)]
+        for value, size in [(tag, 2), (bits, 2), (who % 2**32, 4)]
+    ]
+)
+
+
+def identity(path):
+    """What of a file a replacement could change."""
+    status = path.stat()
+    attributes = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+    return status.st_uid, status.st_gid, oct(stat.S_IMODE(status.st_mode)), attributes
+
+
+@pytest.fixture
+def old_file(work):
+    """A file to replace, with all that it may lose; what only root can give it as root only."""
+    np.save("x.npy", np.ones((2, 2)))
+    path = work / "x.npy"
+    if IS_ROOT:
+        os.chown(path, 12345, 12346)
+    elif len(os.getgroups()) > 1:
+        os.chown(path, -1, next(group for group in os.getgroups() if group != os.getegid()))
+    path.chmod(0o640)
+    with suppress(OSError):  # a file system without them: then there is nothing to keep
+        os.setxattr(path, "user.origin", b"a run")
+        os.setxattr(path, "system.posix_acl_access", ACL)
+    return path
+
+
+@pytest.mark.parametrize("command", ["apply", "bench", "check"])
+def test_a_file_that_is_replaced_keeps_owner_group_and_attributes(old_file, capfd, monkeypatch, command):
+    before, inode, seen = identity(old_file), old_file.stat().st_ino, []
+    original = os.chown
+
+    def chown(file, *ids):
+        seen.append(stat.S_IMODE(os.fstat(file).st_mode))
+        original(file, *ids)
+
+    monkeypatch.setattr(os, "chown", chown)
+    if command == "apply":
+        assert main(["apply", "x.npy", "x.npy"]) == 0
+    elif command == "bench":
+        files.write("x.npy", "text")
+    else:
+        monkeypatch.setattr("lsm._conformance.run.CHECKS", kit.CHECKS[:1])
+        assert main(["check", "numpy", "--json", "x.npy"]) == 0
+    assert identity(old_file) == before and old_file.stat().st_ino != inode
+    assert not any(mode & 0o077 for mode in seen) and (seen or not IS_ROOT)  # closed until it is theirs
+    assert capfd.readouterr().err == ""
+
+
+def test_setuid_is_dropped(work):
+    np.save("x.npy", np.ones((2, 2)))
+    (work / "x.npy").chmod(0o6755)
+    assert main(["apply", "x.npy", "x.npy"]) == 0
+    assert stat.S_IMODE((work / "x.npy").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(
+    ("mode", "fails", "kept"),
+    [
+        (0o640, {-1}, 0o600),  # the new file's group is another one
+        (0o664, {-1}, 0o644),
+        (0o604, {-1}, 0o600),  # who was in the group could not read it
+        (0o640, {0}, 0o640),
+        (0o666, {-1, 0}, 0o666),
+    ],
+)
+def test_what_cannot_be_kept_is_said_and_opens_nothing(work, capsys, monkeypatch, mode, fails, kept):
+    np.save("x.npy", np.ones((2, 2)))
+    path = work / "x.npy"
+    path.chmod(mode)
+    real, calls = os.stat, []
+
+    def anothers(file, **options):
+        """The old file as that of another user and group."""
+        status = real(file, **options)
+        if isinstance(file, int):
+            return status
+        return os.stat_result((*status[:4], status.st_uid + 1, status.st_gid + 1, *status[6:]))
+
+    def chown(file, uid, gid):
+        calls.append((uid, gid))
+        if (0 if gid == -1 else -1) in fails:
+            raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "stat", anothers)
+    monkeypatch.setattr(os, "chown", chown)
+    assert main(["apply", "x.npy", "x.npy"]) == 0
+    monkeypatch.undo()
+    uid, gid = path.stat().st_uid + 1, path.stat().st_gid + 1
+    assert calls == [(-1, gid), (uid, -1)]
+    said = capsys.readouterr().err
+    assert said.startswith("lsm: warning: 'x.npy' is replaced; the new file could not be given the old one's ")
+    assert said.count("\n") == 1
+    assert (f"group {gid}" in said, f"owner {uid}" in said) == (-1 in fails, 0 in fails)
+    assert (f"permissions {mode:04o} (they are now {kept:04o})" in said) == (mode != kept)
+    assert stat.S_IMODE(path.stat().st_mode) == kept
+    assert np.load(path).shape == (2, 2)
+
+
+@pytest.mark.parametrize("filters", ["error", "ignore"])
+def test_attributes_that_cannot_be_kept(work, capsys, monkeypatch, filters):
+    np.save("x.npy", np.ones((2, 2)))
+    (work / "x.npy").chmod(0o640)
+    attributes = {"user.a": b"1", "system.posix_acl_access": ACL, "security.capability": b"never", "user.b": b"2"}
+    given = {}
+
+    def setxattr(file, name, value):
+        if name != "user.b":
+            raise OSError(errno.ENOTSUP, "not supported")
+        given[name] = value
+
+    monkeypatch.setattr(os, "listxattr", lambda file: list(given if isinstance(file, int) else attributes))
+    monkeypatch.setattr(os, "getxattr", lambda file, name: attributes[name])
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    with warnings.catch_warnings():
+        warnings.simplefilter(filters)
+        assert main(["apply", "x.npy", "x.npy"]) == 0
+    assert capsys.readouterr().err == (
+        "lsm: warning: 'x.npy' is replaced; the new file could not be given the old one's attribute user.a, "
+        "attribute system.posix_acl_access, permissions 0640 (they are now 0600)\n"
+    )
+    assert given == {"user.b": b"2"}
+    assert stat.S_IMODE((work / "x.npy").stat().st_mode) == 0o600
+
+
+def test_a_directorys_default_list_opens_nothing(work):
+    np.save("x.npy", np.ones((2, 2)))
+    (work / "x.npy").chmod(0o640)
+    try:
+        os.setxattr(work, "system.posix_acl_default", ACL)
+    except OSError:
+        return  # no such lists here
+    before = identity(work / "x.npy")
+    assert main(["apply", "x.npy", "x.npy"]) == 0
+    assert identity(work / "x.npy") == before
+    assert main(["apply", "x.npy", "new.npy"]) == 0
+    assert "system.posix_acl_access" in os.listxattr("new.npy")  # as every new file there has
+
+
+def test_a_file_of_another_owner_in_a_shared_directory(nobodys):
+    """Who may write to the directory and the file may replace it, and is told what that changes."""
+    np.save("x.npy", np.ones((2, 2)))
+    (nobodys / "x.npy").chmod(0o666)
+    process = drive(
+        "import locale, os; os.setgid(65534); os.setuid(65534)" if IS_ROOT else "", "apply", "x.npy", "x.npy"
+    )
+    said = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 0
+    lost = "group 0, owner 0\n" if IS_ROOT else ""
+    assert said == (
+        f"lsm: warning: 'x.npy' is replaced; the new file could not be given the old one's {lost}" * IS_ROOT
+    )
+    assert stat.S_IMODE((nobodys / "x.npy").stat().st_mode) == 0o666
+
+
 def test_a_relative_name_and_a_name_of_the_greatest_length(work):
     np.save("x.npy", np.ones((2, 2)))
     name = "y" * 251 + ".npy"
@@ -355,7 +521,7 @@ def test_files_without_permission(nobodys):
 
 
 def with_header(text, data=b"", version=1):
-    text = text.encode("latin1") if isinstance(text, str) else text
+    text = text.encode("utf-8" if version == 3 else "latin1") if isinstance(text, str) else text
     size = len(text).to_bytes(2 if version == 1 else 4, "little")
     return b"\x93NUMPY" + bytes([version, 0]) + size + text + data
 
@@ -396,6 +562,11 @@ HOSTILE = {
     "objects within": (with_header(described("[('a', '|O')]"), b"\x80\x04."), "pickled"),
     "subarray": (with_header(described("('<f4', (3,))"), bytes(36)), "elements that are arrays"),
     "structured": (with_header(described("[('a', '<f4'), ('b', '<f4')]"), bytes(24)), "structured"),
+    "structured of 3.0": (with_header(described("[('\u5c71', '<f4'), ('\xfc', '<f4')]"), bytes(24), 3), "structured"),
+    "3.0 of no text": (with_header(b"{'descr': '\xff'}\n", version=3), "header"),
+    "huge header of 3.0": (b"\x93NUMPY\x03\x00\xff\xff\xff\x7f{", "header"),
+    "3.0 cut short": (with_header(described("'<f4'", "(0,)").ljust(90), version=3)[:-9], "ends within the header"),
+    "magic of 3.0 only": (b"\x93NUMPY\x03\x00\x01", "header"),
     "complex": (with_header(described("'<c8'"), bytes(24)), "complex64"),
     "text array": (with_header(described("'<U2'"), bytes(24)), "text"),
     "void": (with_header(described("'|V3'"), bytes(9)), "not accepted"),
@@ -447,6 +618,44 @@ def test_trailing_bytes_and_headers_of_version_2_are_taken(work, rng):
     (work / "x.npy").write_bytes(with_header(described("'<f8'"), x.tobytes() + b"more", version=2))
     assert main(["apply", "x.npy", "y.npy"]) == 0
     assert (work / "y.npy").read_bytes() == saved(lsm.log_softmax(x))
+
+
+VALID = {
+    "no padding": described("'<f8'", "(2, 3)"),
+    "no newline": described("'<f8'", "(2, 3)").strip(),
+    "much padding": described("'<f8'", "(2, 3)").strip() + " " * 5000 + "\n",
+    "other order of keys": "{'shape': (2, 3), 'fortran_order': False, 'descr': '<f8'}\n",
+    "double quotes, no spaces": '{"descr":"<f8","fortran_order":False,"shape":(2,3,),}',
+    "name of a dtype": described("'float64'", "(2, 3)"),
+    "character of a dtype": described("'d'", "(2, 3)"),
+    "native order": described("'=f8'", "(2, 3)"),
+    "lists": described("'<f8'", "((2), (3))"),
+    "shape of a scalar": described("'<f8'", "()"),
+    "tuple of a dtype": described("('<f8', ())", "(2, 3)"),
+    "Fortran order": described("'<f8'", "(2, 3)", "True"),
+    "big end first, in Fortran order": described("'>f8'", "(2, 3)", "True"),
+    "Fortran order of one axis": described("'<f8'", "(6,)", "True"),
+    "many axes": described("'<f8'", "(2, 1, 1, 1, 1, 1, 1, 3)"),
+}
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("case", VALID)
+def test_every_header_that_numpy_reads_is_taken(work, rng, case, version):
+    (work / "x.npy").write_bytes(with_header(VALID[case], rng.normal(size=6).tobytes(), version))
+    x = np.load("x.npy")
+    assert main(["apply", "x.npy", "y.npy"]) == 0
+    np.testing.assert_array_equal(np.load("y.npy"), lsm.log_softmax(x), strict=True)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("dtype", ["<f4", ">f2", "longdouble", "|b1", "<i8"])
+def test_every_version_that_numpy_writes_is_taken(work, dtype, version):
+    x = np.arange(12).reshape(3, 4).astype(dtype)
+    with open("x.npy", "wb") as file:  # noqa: PTH123
+        np.lib.format.write_array(file, x, version=version)
+    assert main(["apply", "x.npy", "x.npy"]) == 0  # whose header is that of numpy.save
+    np.testing.assert_array_equal(np.load("x.npy"), lsm.log_softmax(x), strict=True)
 
 
 def test_a_file_of_python_2_is_taken_without_a_word(work, capsys):
@@ -929,6 +1138,181 @@ def test_output_that_cannot_be_written():
     assert said.startswith("lsm: error: ")
     assert os.strerror(errno.ENOSPC) in said
     assert said.count("\n") == 1
+
+
+# What others print
+
+
+LOUD = """
+import atexit, ctypes, os, subprocess, sys, threading, time
+libc = ctypes.CDLL(None)
+def shout(when):
+    print(when, "print")
+    print(when, "the stream itself", file=sys.__stdout__)
+    os.write(1, f"{when} write\\n".encode())
+    libc.puts(f"{when} puts".encode())  # which stays in C's own buffer until the process ends
+    subprocess.run([sys.executable, "-c", f"print({when!r}, 'child')"], check=True)
+def later():
+    time.sleep(0.5)
+    os.write(1, b"thread write\\n")
+threading.Thread(target=later).start()
+atexit.register(os.write, 1, b"exit write\\n")
+shout("import")
+from lsm.backends.numpy_ import NumpyBackend
+class Loud(NumpyBackend):
+    name, dtypes, same_bits = "loud", ("float32",), False
+    def available(self):
+        shout("available")
+    def log_softmax(self, x, axis, out):
+        os.write(1, b"call write\\n")
+        print("call print")
+        super().log_softmax(x, axis, out)
+backend = Loud()
+"""
+SHOUTED = [
+    f"{when} {how}" for when in ("import", "available") for how in ("print", "the stream itself", "write", "puts")
+]
+SHOUTED += ["import child", "available child", "thread write", "exit write"]
+
+
+@pytest.fixture
+def loud(tmp_path):
+    """An environment with a plugin that prints in every way."""
+    site = Site(tmp_path / "site")
+    site.add("acme-loud", "loud", LOUD)
+    return os.environ | {"PYTHONPATH": str(site.folder)}
+
+
+def test_json_is_pure_whatever_a_plugin_prints(loud):
+    done = run("backends", "--json", env=loud)
+    assert done.returncode == 0
+    assert {info["name"]: info["state"] for info in json.loads(done.stdout)["backends"]}["loud"] == "loaded"
+    assert set(SHOUTED) <= set(done.stderr.splitlines())
+    again = run("backends", env=loud)
+    assert again.stdout == run("backends", env=loud | {"PYTHONUNBUFFERED": "1"}).stdout
+    assert again.stdout.startswith("lsm ") and not any(line in again.stdout for line in SHOUTED)
+
+
+def test_the_output_of_every_command_is_its_own(loud, work):
+    assert run("explain", "--dtype", "float32", "--backend", "loud", env=loud).stdout.startswith("log_softmax of ")
+    np.save("x.npy", np.ones((2, 2), np.float32))
+    done = run("apply", "x.npy", "y.npy", "--backend", "loud", env=loud)
+    assert (done.returncode, done.stdout) == (0, "") and {"call write", "call print"} <= set(done.stderr.splitlines())
+    (done,) = [run("check", "loud", "--json", "r.json", env=loud)]
+    assert not any(line in done.stdout for line in (*SHOUTED, "call write", "call print"))
+    assert json.loads((work / "r.json").read_text())["failed"] == 0, done.stdout  # "a light import" with them
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2), (0, 1, 2)])
+def test_descriptors_that_are_closed_are_not_given_to_a_file(loud, work, closed):
+    x = np.ones((2, 2), np.float32)
+    np.save("x.npy", x)
+    command = [sys.executable, "-m", "lsm", "apply", "x.npy", "y.npy", "--backend", "loud"]
+    close = "".join(f" {number}{'<' if number == 0 else '>'}&-" for number in closed)
+    done = subprocess.run(["sh", "-c", f'"$@"{close}', "sh", *command], env=loud, timeout=60, capture_output=True)
+    assert done.returncode == 0, done
+    np.testing.assert_array_equal(np.load("y.npy"), lsm.log_softmax(x, backend="numpy"), strict=True)
+    done = subprocess.run(
+        ["sh", "-c", f'"$@"{close}', "sh", *command[:3], "backends"], env=loud, timeout=60, capture_output=True
+    )
+    assert done.returncode == 0, done
+    assert done.stdout == b"" or 1 not in closed
+
+
+def descriptors():
+    """What every open descriptor of this process leads to."""
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that by which the directory is read
+            found[path.name] = path.readlink()
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+@pytest.mark.parametrize(
+    "args", [["backends", "--json"], ["explain", "--dtype", "float32"], ["check", "absent"], ["no"]]
+)
+@pytest.mark.parametrize("capture", ["capsys", "capfd"])
+def test_a_program_that_calls_the_command_keeps_its_descriptors(request, monkeypatch, capture, args):
+    captured = request.getfixturevalue(capture)
+    monkeypatch.setattr(lsm, "__version__", "shouted")
+
+    def shouting(*_, **__):
+        os.write(1, b"below\n")
+        print("above")
+        return original()
+
+    original = lsm.list_backends
+    monkeypatch.setattr(lsm, "list_backends", shouting)
+    before, stream = descriptors(), sys.stdout
+    code = main(args)
+    assert code == (2 if args[0] in ("check", "no") else 0)
+    assert descriptors() == before and sys.stdout is stream
+    print("mine")
+    out, err = captured.readouterr()
+    assert out.endswith("mine\n") and "above" not in out
+    if args[0] == "backends":
+        assert json.loads(out.removesuffix("mine\n"))["lsm"] == "shouted"
+        assert "above\n" in err
+        if capture == "capfd":
+            assert "below\n" in err
+
+
+def test_a_script_that_runs_the_command_goes_on_printing(loud):
+    code = "from lsm import cli\nprint('before')\nassert cli.main(['backends', '--json']) == 0\nprint('after')\n"
+    code += "assert cli.main(['explain', '--dtype', 'float32']) == 0\n"
+    code += "import sys; sys.argv = ['lsm', 'explain', '--dtype', 'int']; assert cli.main() == 0\nprint('last')\n"
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code], env=loud, timeout=60, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "Warning" not in done.stderr
+    first, rest = done.stdout.replace("thread write\n", "").split("\n", 1)  # that comes whenever it comes
+    text, rest = rest.split("after\n")
+    assert first == "before" and json.loads(text)
+    assert rest.count("log_softmax of ") == 2 and rest.endswith("\nlast\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "ascii:strict", "cp932", "utf-8", "ascii:xmlcharrefreplace"])
+@pytest.mark.parametrize("args", [["backends"], ["explain", "--dtype", "float16", "--backend", "modest"]])
+def test_characters_that_cannot_be_encoded_are_spelled_out(tmp_path, encoding, args):
+    site = Site(tmp_path / "J\xfcrgen \u5c71")
+    reason = "nicht verf\xfcgbar, \u5c71\u7530 \U0001f600"
+    site.add("acme-modest", "modest", LOUD.split("class Loud")[0].split("def shout")[0] + MODEST.format(reason))
+    environ = os.environ | {"PYTHONPATH": str(site.folder), "PYTHONIOENCODING": encoding, "COLUMNS": "400"}
+    command = [sys.executable, "-m", "lsm", *args]
+    done = subprocess.run(command, env=environ, timeout=60, capture_output=True)
+    assert done.returncode == (0 if args == ["backends"] else 1), done
+    codec, _, errors = encoding.partition(":")
+    errors = errors if errors == "xmlcharrefreplace" else "backslashreplace"
+    for text in (reason, f"J\xfcrgen \u5c71{os.sep}") if args == ["backends"] else (reason,):
+        assert text.encode(codec, errors) in done.stdout, done
+
+
+MODEST = """
+from lsm.backends.numpy_ import NumpyBackend
+class Modest(NumpyBackend):
+    name, dtypes = "modest", ("float16",)
+    def available(self):
+        return {!r}
+backend = Modest()
+"""
+
+
+def test_a_stream_of_the_caller_is_what_it_was(monkeypatch):
+    monkeypatch.setattr(lsm, "__version__", "\u5c71")
+    for errors in ("strict", "surrogateescape", "replace"):
+        stream = io.TextIOWrapper(io.BytesIO(), "ascii", errors)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["--version"]) == main(["backends"]) == 0
+        assert sys.stdout is stream and stream.errors == errors
+        stream.flush()
+        assert stream.buffer.getvalue().startswith(b"lsm ?" if errors == "replace" else b"lsm \\u5c71")
+    for stream in (io.StringIO(), None):
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["--version"]) == main(["backends"]) == main([]) == 0
+        assert sys.stdout is stream
+        assert stream is None or stream.getvalue().startswith("lsm \u5c71")
 
 
 def test_a_warning_is_a_line(work, monkeypatch, capsys):

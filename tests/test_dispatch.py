@@ -1,15 +1,22 @@
 """Who serves a call: the order of wishes, strictness, explain, and that it says what then happens."""
 
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import functools
+import inspect
 import os
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
 
 import lsm
-from lsm import _config, _dispatch
+from lsm import _config, _dispatch, _threads
 
 F2, F4, LONG = np.zeros(3, "f2"), np.zeros(3, "f4"), np.zeros(3, np.longdouble)
 
@@ -169,9 +176,170 @@ def test_a_block_decorates_a_function():
         lsm.use_backend(3)
 
 
-def test_threads_see_the_default_and_not_the_context():
-    import contextvars
+BLOCKS = [
+    (lambda: lsm.use_backend("numpy"), lambda: winner() == ("numpy", "use_backend")),
+    (lambda: lsm.num_threads(1), lambda: _threads._in_context.get() == 1),
+]
+EVERY_BLOCK = pytest.mark.parametrize(("block", "holds"), BLOCKS, ids=["use_backend", "num_threads"])
 
+
+@EVERY_BLOCK
+def test_a_block_holds_while_a_coroutine_function_runs(block, holds):
+    async def wait(n):
+        for _ in range(n):
+            assert holds()
+            await asyncio.sleep(0)
+        return holds()
+
+    class Service:
+        async def __call__(self, n):
+            return await wait(n)
+
+        @block()
+        async def method(self, n):
+            return await wait(n)
+
+        @staticmethod
+        @block()
+        async def static(n):
+            return await wait(n)
+
+    service = Service()
+    bound = functools.partial(functools.partial(wait), 3)
+    calls = [functools.partial(block()(f), 2) for f in (wait, service, service.method)]
+    calls += [block()(bound), functools.partial(service.method, 1), functools.partial(service.static, 1)]
+    assert all(map(inspect.iscoroutinefunction, calls))
+
+    async def one_by_one_and_at_once():
+        for call in calls:
+            assert await call() is True
+            assert not holds()
+        assert await asyncio.gather(*(call() for call in calls)) == [True] * len(calls)
+
+    asyncio.run(one_by_one_and_at_once())
+    assert not holds()
+
+
+class GeneratorObject:
+    def __call__(self):
+        yield 1
+
+
+async def an_async_generator():
+    yield 1
+
+
+def a_generator():
+    yield 1
+
+
+@EVERY_BLOCK
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (a_generator, "is a generator function, whose body runs after its call; enter the block"),
+        (an_async_generator, "is a generator function"),
+        (functools.partial(a_generator), "is a generator function"),
+        (GeneratorObject(), "is a generator function"),
+        (GeneratorObject().__call__, "is a generator function"),
+        (types.coroutine(a_generator), "is a generator function"),
+        (contextlib.nullcontext, "accepted: a function or a coroutine function"),
+        (staticmethod(len), "below @staticmethod"),
+        (classmethod(len), "below @staticmethod"),
+        (property(len), "or @property"),
+        (functools.cached_property(len), "accepted: a function"),
+        (3, "^3 cannot be decorated"),
+        (None, "^None cannot be decorated"),
+    ],
+)
+def test_a_block_refuses_to_decorate_what_runs_later(block, holds, function, said):
+    with pytest.raises(TypeError, match=said):
+        block()(function)
+
+
+async def a_coroutine():
+    return 1
+
+
+@EVERY_BLOCK
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda: a_coroutine(),
+        lambda: a_generator(),
+        lambda: an_async_generator(),
+        lambda: (x for x in range(3)),
+        lambda: map(abs, [1]),
+        lambda: concurrent.futures.Future(),
+        lambda: functools.partial(winner),
+        lambda: winner,
+        lambda: lambda: winner(),
+        lambda: [].append,
+    ],
+)
+def test_a_block_refuses_a_result_that_runs_later(block, holds, returned):
+    def inside():
+        assert holds()
+        return returned()
+
+    async def inside_coroutine():
+        return inside()
+
+    with pytest.raises(TypeError, match="which runs after the block has ended; enter the block with `with`"):
+        block()(inside)()
+    with pytest.raises(TypeError, match="which runs after the block has ended"):
+        block()(functools.lru_cache(inside))()
+    with pytest.raises(TypeError, match="which runs after the block has ended"):
+        asyncio.run(block()(inside_coroutine)())
+    assert not holds()
+
+
+@EVERY_BLOCK
+def test_a_block_keeps_what_a_function_is_and_returns(block, holds):
+    @block()
+    def named(a, *, b=2):
+        """About it."""
+        return a, b, holds()
+
+    assert (named.__name__, named.__doc__, str(inspect.signature(named))) == ("named", "About it.", "(a, *, b=2)")
+    assert named(1, b=3) == (1, 3, True)
+    for value in (None, F4, [F4], {}, range(3), "text", object(), [].__class__):
+        assert block()(lambda value=value: value)() is value
+
+    @block()
+    def fails():
+        assert holds()
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert not holds()
+
+
+def test_a_block_within_a_generator_or_a_task():
+    """Left before each yield it holds for the generator only; across a yield it is the caller's too, as documented."""
+
+    def steps():
+        for _ in range(2):
+            with lsm.use_backend("numpy"):
+                found = winner()
+            yield found
+
+    assert [(found, winner()) for found in steps()] == [(("numpy", "use_backend"), ("cython", "automatic"))] * 2
+
+    def across():
+        with lsm.use_backend("numpy"):
+            yield
+
+    generator = across()
+    contextvars.Context().run(next, generator)
+    assert winner() == ("cython", "automatic")
+    with pytest.raises(RuntimeError, match="left in a thread or asyncio task in which it was not entered"):
+        next(generator)
+    assert winner() == ("cython", "automatic")
+
+
+def test_threads_see_the_default_and_not_the_context():
     seen = []
 
     def look():
@@ -188,22 +356,17 @@ def test_threads_see_the_default_and_not_the_context():
 
 
 def test_workers_of_a_pool_see_the_default_and_by_copy_context_the_block():
-    from concurrent.futures import ThreadPoolExecutor
-    from contextvars import copy_context
-
-    with ThreadPoolExecutor(1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
         pool.submit(winner).result()  # the worker is there before the wish is made
         lsm.set_default_backend("numpy")
         assert pool.submit(winner).result() == ("numpy", "set_default_backend")
         with lsm.use_backend("cython"):
             assert pool.submit(winner).result() == ("numpy", "set_default_backend")
-            assert pool.submit(copy_context().run, winner).result() == ("cython", "use_backend")
+            assert pool.submit(contextvars.copy_context().run, winner).result() == ("cython", "use_backend")
         assert pool.submit(winner).result() == ("numpy", "set_default_backend")
 
 
 def test_tasks_keep_their_own_block():
-    import asyncio
-
     async def task(name, turns):
         with lsm.use_backend(name):
             for _ in range(turns):

@@ -8,11 +8,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import ml_dtypes
 import mpmath
 import numpy as np
 import oracle
 import pytest
 
+import lsm
 from exponential import SHIFTS, borders, every_float32, try_double, try_forward, try_gradient, try_infinite_shift
 from lsm._config import ISA_LEVELS
 from lsm.backends import cython_
@@ -102,3 +104,33 @@ def test_some_of_every_float32_in_the_gradient():
     found = try_gradient([borders(np.float32, -150), -borders(np.float32, -126), *every_float32(10_007)])
     assert not found.wrong
     assert found.ulps < 1.7 and found.subnormal < 1.1
+
+
+DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+CANCELLING = {
+    "bfloat16": (2.0**60, 1.0, -(2.0**60)),
+    "float32": (2.0**60, 1.0, -(2.0**60)),
+    "float16": (65504.0, 2.0**-24, -65504.0),  # its largest and its smallest number
+}
+
+
+@pytest.mark.parametrize("n", [33, 1000, 8192])
+@pytest.mark.parametrize("by", ["cython", "numpy"])
+@pytest.mark.parametrize("name", CANCELLING)
+def test_gradients_that_cancel_are_off_by_no_more_than_the_known_limit(name, by, n):
+    """docs/numerics.md: S is off by 2^-52 of sum(abs(dy)) in float32 and bfloat16, and right in float16."""
+    dy, y = np.zeros(n, DTYPES[name]), np.full(n, -3.5, DTYPES[name])
+    dy[[0, n // 2, n - 1]] = CANCELLING[name]
+    small = float(dy[n // 2])
+    y[1] = 0  # where exp(y) is 1, so that the smallest S shows
+    dx = lsm.log_softmax_backward(dy, y, backend=by)
+    p = np.exp(y.astype(np.longdouble))
+    exact = dy.astype(np.longdouble) - p * small
+    bound = {"float32": 4, "float16": 0.501, "bfloat16": 0.501}[name]
+    at = np.maximum(np.maximum(np.abs(exact), np.abs(dy.astype(np.longdouble))), p * small)
+    allowed = bound * oracle.spacing(at, DTYPES[name])
+    error = np.abs(dx.astype(np.longdouble) - exact)
+    if by == "numpy" or name == "float16":
+        assert (error <= allowed).all()
+    else:
+        assert (error <= allowed + p * 2.0**-52 * np.abs(dy.astype(np.longdouble)).sum()).all()

@@ -157,6 +157,7 @@ class Layout(NamedTuple):
     reverse: bool = False
     step: int = 1
     last_step: int = 1
+    offset: int = 0  # elements by which it begins later
 
     def order(self, ndim: int) -> tuple[int, ...]:
         """The axes as they lie in memory."""
@@ -199,14 +200,14 @@ class Guarded:
 
     def __init__(self, values: Array, maker: ArrayMaker, device: str, layout: Layout = CONTIGUOUS) -> None:
         self._maker, self._layout, self._shape = maker, layout, values.shape
-        self._before = np.full(layout.size(values.shape) + 2 * _MARGIN, GUARD, values.dtype)
+        self._before = np.full(layout.size(values.shape) + 2 * _MARGIN + layout.offset, GUARD, values.dtype)
         self._inner(self._before, NumpyMaker())[...] = values
         self._memory = maker.from_numpy(self._before, device)
         self.array = self._inner(self._memory, maker)
         self.kind_before = self.kind()
 
     def _inner(self, memory: Any, maker: ArrayMaker) -> Any:
-        return self._layout.view(memory[_MARGIN:-_MARGIN], self._shape, maker)
+        return self._layout.view(memory[_MARGIN + self._layout.offset : -_MARGIN], self._shape, maker)
 
     def kind(self) -> tuple[Any, ...]:
         """Type, device, dtype and shape of the array."""

@@ -79,13 +79,16 @@ def threads(subject: Subject) -> None:
 
 
 _FRESH = """
-import json, sys, time
+import json, os, sys, time
+answer = os.dup(1)
+os.dup2(2, 1)  # whatever the module prints, a library in C at exit even
 import lsm
 before = set(sys.modules)
 start = time.perf_counter()
 __import__(sys.argv[1])
 took = time.perf_counter() - start
-print(json.dumps([took, sorted({name.partition(".")[0] for name in set(sys.modules) - before})]))
+modules = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
+os.write(answer, json.dumps([took, modules]).encode())
 """
 
 
@@ -100,7 +103,7 @@ def light_import(subject: Subject) -> None:
             command, capture_output=True, text=True, env=environment, timeout=HANGS_SECONDS, check=False
         )
         require(done.returncode == 0, f"importing {module} in a fresh process failed: {done.stderr.strip()[-500:]}")
-        seconds, modules = json.loads(done.stdout.splitlines()[-1])
+        seconds, modules = json.loads(done.stdout)
         heavy = sorted(HEAVY & set(modules))
         require(not heavy, f"importing {module} imports {', '.join(heavy)}; do that in available() or later")
         took = min(took, seconds)

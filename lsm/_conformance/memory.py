@@ -7,7 +7,7 @@ from lsm._conformance.arrays import CONTIGUOUS, LAYOUTS, Array, Layout
 from lsm._conformance.oracle import exact_backward, exact_log_softmax, is_quick
 from lsm._conformance.subject import Check, Subject, skip
 
-SHAPES = ((7,), (1, 1), (5, 9), (3, 4, 6), (2, 3, 2, 3, 2), (257, 5))
+SHAPES = ((7,), (1, 1), (5, 9), (3, 4, 6), (2, 3, 2, 3, 2), (257, 5), (2, 1, 3, 2, 2, 2), (2, 1, 2, 2, 1, 2, 2, 3))
 
 
 def gradient_and_output(x: Array, axis: int, subject: Subject) -> tuple[Array, Array]:
@@ -26,7 +26,7 @@ def is_right(subject: Subject, x: Array, axis: int, layout: Layout, out_layout: 
 
 
 def every_axis(subject: Subject) -> float:
-    """Every axis of arrays of one to five dimensions; nothing outside out is written, and all of it is."""
+    """Every axis of arrays of one to eight dimensions; nothing outside out is written, and all of it is."""
     worst = 0.0
     for shape in SHAPES:
         for axis in range(len(shape)):

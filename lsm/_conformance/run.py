@@ -13,7 +13,7 @@ from unittest import SkipTest
 
 import numpy as np
 
-from lsm._conformance import accuracy, api, behaviour, memory, special
+from lsm._conformance import accuracy, api, behaviour, memory, sizes, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
 from lsm._texts import for_json, told
@@ -22,7 +22,7 @@ from lsm.backends.candidate import Candidate
 from lsm.backends.contract import max_ulp
 from lsm.backends.registry import registry
 
-CHECKS = (*accuracy.CHECKS, *memory.CHECKS, *special.CHECKS, *behaviour.CHECKS, *api.CHECKS)
+CHECKS = (*accuracy.CHECKS, *memory.CHECKS, *sizes.CHECKS, *special.CHECKS, *behaviour.CHECKS, *api.CHECKS)
 
 
 class Outcome(NamedTuple):

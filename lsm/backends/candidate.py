@@ -12,11 +12,9 @@ loaded        ready
 Only loading runs code of a plugin.
 """
 
-import sys
 import threading
 import warnings
-from contextlib import nullcontext, redirect_stdout, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from typing import Any
 
 from lsm._config import normalise, settings
@@ -36,10 +34,6 @@ from lsm.backends.info import BackendInfo
 _ERRORS = {"blocked": BackendBlockedError, "failed": BackendLoadError, "incompatible": BackendIncompatibleError}
 
 BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic choice; the names are reserved
-
-# Whether what plugins print while they are loaded goes to stderr. It is for a program whose stdout is read by another,
-# as that of the command line: to redirect it reaches every thread, so a library must not.
-prints_to_stderr: ContextVar[bool] = ContextVar("lsm_prints_to_stderr", default=False)
 
 _NOT_LOADED = "not loaded: nothing has needed it"
 
@@ -156,12 +150,10 @@ class Candidate:
         self._is_loading = True
         self.reason = "it is being loaded, and what it imports uses it"
         try:
-            with redirect_stdout(sys.stderr) if prints_to_stderr.get() else nullcontext():
-                backend = self.backend or self.found.load()
-                problem = contract_problem(backend, self.name)
-                if not problem:
-                    declaration, missing = declared(backend), backend.available()
+            backend = self.backend or self.found.load()
+            problem = contract_problem(backend, self.name)
             if not problem:
+                declaration, missing = declared(backend), backend.available()
                 if missing is None or (isinstance(missing, str) and missing.strip()):
                     self.backend, self.declared = backend, declaration
                     self._settle("loaded" if missing is None else "unavailable", printable(missing or ""))

@@ -167,7 +167,7 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> i
     shown, code = fit_to_show(result), 0
     report = contents.report(shown)
     with ExitStack() as at_the_end:
-        at_the_end.callback(lambda: tables.write(report, sys.stdout))  # even if a disk is full
+        at_the_end.callback(lambda: tables.write(report, args.stdout))  # even if a disk is full
         if old is not None:
             report, code = _beside(report, shown, fit_to_show(old), args)
         if not result.rows:
