@@ -15,6 +15,7 @@ Only loading runs code of a plugin.
 import threading
 import warnings
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from lsm._config import normalise, settings
@@ -25,6 +26,7 @@ from lsm._errors import (
     BackendUnavailableError,
     PluginWarning,
 )
+from lsm._held import Held, holding
 from lsm._texts import printable, told
 from lsm._version import DISTRIBUTION
 from lsm.backends.contract import Declared, contract_problem, declared
@@ -35,7 +37,8 @@ _ERRORS = {"blocked": BackendBlockedError, "failed": BackendLoadError, "incompat
 
 BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic choice; the names are reserved
 
-_NOT_LOADED = "not loaded: nothing has needed it"
+# The candidates that are being loaded in this context: what one of them imports may ask for it.
+_loading: ContextVar[tuple["Candidate", ...] | None] = ContextVar("lsm_loading", default=None)
 
 
 class Candidate:
@@ -52,11 +55,17 @@ class Candidate:
         self.backend = backend
         self.declared = Declared()  # which is filled once it is loaded or unavailable
         self.state = "discovered"
-        self.reason = _NOT_LOADED
         self.error: BaseException | None = None
+        self._reason = "not loaded: nothing has needed it"
         self._lock = threading.RLock()
-        self._is_loading = False
         self._screen()
+
+    @property
+    def reason(self) -> str:
+        """Why it is in its state."""
+        if self.state == "discovered" and self._is_loading():
+            return "it is being loaded, and what it imports uses it"
+        return self._reason
 
     def _screen(self) -> None:
         """Settle what can be settled without running any of its code."""
@@ -78,7 +87,7 @@ class Candidate:
         return not self.is_built_in and normalise(self.found.distribution) == DISTRIBUTION
 
     def _settle(self, state: str, reason: str, error: BaseException | None = None) -> None:
-        self.state, self.reason, self.error = state, reason, error
+        self.state, self._reason, self.error = state, reason, error
 
     def load(self) -> Any:
         """The backend object; loaded once, and a failure is remembered.
@@ -89,9 +98,7 @@ class Candidate:
             It cannot be used; the text says why, and the cause is chained.
         """
         if self.state != "loaded":
-            with self._lock:
-                if self.state == "discovered":
-                    self._load()
+            holding(self._lock, self._load_once)
         if self.state != "loaded":
             raise self.error_now()
         return self.backend
@@ -115,7 +122,6 @@ class Candidate:
     def renew_lock(self) -> None:
         """As `Registry.renew_locks`."""
         self._lock = threading.RLock()
-        self._is_loading = False
 
     def origin(self) -> str:
         """Its name, and what was installed to bring it."""
@@ -144,11 +150,17 @@ class Candidate:
             return f"; its author must give it another name, or you uninstall {distribution}"
         return f"; LSM_PLUGINS=on without LSM_PLUGINS_ALLOW, or with {distribution} in it, would let it be loaded"
 
-    def _load(self) -> None:
-        if self._is_loading:  # its own import asks for it
+    def _load_once(self) -> None:
+        if self._is_loading():  # its own import asks for it
             raise BackendUnavailableError(self.describe())
-        self._is_loading = True
-        self.reason = "it is being loaded, and what it imports uses it"
+        if self.state == "discovered":
+            with Held(_loading, lambda: (*(_loading.get() or ()), self)):
+                self._load()
+
+    def _is_loading(self) -> bool:
+        return any(candidate is self for candidate in _loading.get() or ())
+
+    def _load(self) -> None:
         try:
             backend = self.backend or self.found.load()
             problem = contract_problem(backend, self.name)
@@ -163,11 +175,9 @@ class Candidate:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # its own affair, be it an exit, or a panic of Rust, which is no Exception
+            if self.is_built_in and not isinstance(error, ImportError):  # a signal's handler raised it
+                raise
             self._settle("failed", told(error), error)
-        finally:
-            self._is_loading = False
-            if self.state == "discovered":  # it was interrupted
-                self.reason = _NOT_LOADED
         self.warn()
 
     def warn(self) -> None:

@@ -57,7 +57,10 @@ class CupyBackend(Backend):
                     f"CuPy cannot be imported ({type(error).__name__}: {error}); "
                     "only one of the packages cupy-* may be installed, at the version of CUDA that the driver has"
                 )
-        return _why_not(self._library)
+        try:
+            return _why_not(self._library)
+        except Exception as error:  # a CuPy that is broken in another way than those that are known
+            return f"CuPy cannot be used ({type(error).__name__}: {error})"
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """A new array of CuPy, in the order of the axes of `like` in memory if it has the same shape."""

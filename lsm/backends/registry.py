@@ -6,6 +6,7 @@ from typing import Any
 
 from lsm._config import normalise
 from lsm._errors import AmbiguousBackendError, UnknownBackendError
+from lsm._held import holding
 from lsm._version import DISTRIBUTION, __version__
 from lsm.backends import cython_
 from lsm.backends.candidate import BUILT_IN, Candidate
@@ -56,13 +57,14 @@ class Registry:
 
     def others(self) -> tuple[Candidate, ...]:
         """Every backend but the default: lsm's own, then by (name, distribution); scans on the first call."""
+        return self._others or holding(self._lock, self._search)
+
+    def _search(self) -> tuple[Candidate, ...]:
         if self._others is None:
-            with self._lock:
-                if self._others is None:
-                    self._others = _candidates(find())
-                    for candidate in self._others:
-                        if candidate.state == "failed":
-                            candidate.warn()
+            self._others = _candidates(find())
+            for candidate in self._others:
+                if candidate.state == "failed":
+                    candidate.warn()
         return self._others
 
     def renew_locks(self) -> None:
@@ -133,10 +135,12 @@ _registry_lock = threading.Lock()
 
 def registry() -> Registry:
     """The registry of this process."""
+    return _registry or holding(_registry_lock, _create)
+
+
+def _create() -> Registry:
     global _registry
-    if _registry is None:
-        with _registry_lock:
-            _registry = _registry or Registry()
+    _registry = _registry or Registry()
     return _registry
 
 
@@ -154,6 +158,9 @@ if hasattr(os, "register_at_fork"):
 
 def forget() -> None:
     """Drop what was found, so that the next use searches again."""
+    holding(_registry_lock, _drop)
+
+
+def _drop() -> None:
     global _registry
-    with _registry_lock:
-        _registry = None
+    _registry = None

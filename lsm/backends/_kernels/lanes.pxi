@@ -240,7 +240,14 @@ cdef inline bint scale_sum(double total, double error, Scaled* to, bint is_float
     B, the power of two that exp(y) is made larger by, goes with the exponent of S: s = S * 2**-B is always
     near 2**-GRADIENT_BIAS, so exp(y) * S has all its digits and what is below `lowest` is nothing in the type.
     """
-    cdef int bias = lsm_exponent(total)
+    cdef double sum = total
+    cdef int bias
+    if lsm_exponent(total + error) != lsm_exponent(total):  # all but `error` has cancelled: it holds the leading digits
+        total = 0
+        two_sum(&sum, &total, error)
+        error = total
+        total = sum
+    bias = lsm_exponent(total)
     if is_float:
         bias += GRADIENT_BIAS_FLOAT
         to.s_hi = lsm_round_to_float(total)
