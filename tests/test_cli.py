@@ -958,7 +958,7 @@ def test_backends(capsys, monkeypatch):
     row = next(line for line in lines if line.startswith("numpy "))
     for title, text in (
         ("STATE", "loaded"),
-        ("FROM", f"lsm {lsm.__version__}"),
+        ("FROM", f"lsm-softmax {lsm.__version__}"),
         ("DEVICES", "cpu"),
         ("DTYPES", "float16"),
     ):
@@ -1096,7 +1096,7 @@ def test_every_variable_is_shown():
 
 
 def test_a_backend_that_nobody_brings_is_pointed_out():
-    for value, note in (("torhc", "  (no backend has this name)"), ("numpy", ""), ("lsm/numpy", "")):
+    for value, note in (("torhc", "  (no backend has this name)"), ("numpy", ""), ("lsm-softmax/numpy", "")):
         shown = run("backends", env=os.environ | {"LSM_BACKEND": value}).stdout.splitlines()
         assert f"LSM_BACKEND={value}{note}" in shown
 

@@ -237,7 +237,7 @@ def test_a_third_partys_backend_is_not_passed_over(monkeypatch):
             super().log_softmax(x, axis, out)
 
     x = np.zeros((1, 10), "f4")
-    decision = lsm.explain(x)._replace(winner="theirs", distribution="theirs", backend=Theirs())
+    decision = lsm.explain(x)._replace(winner="theirs", backend=Theirs(), is_built_in=False)
     monkeypatch.setattr(_dispatch, "decide", lambda *_: decision)
     lsm.refresh_backends()
     for _ in range(3):
