@@ -326,3 +326,22 @@ def test_the_digits_near_zero_at_every_lead(backend, top, rng):
         lead = np.linspace(0.01, end, 50_001)
         x = np.stack([np.full_like(lead, top), top - lead], axis=1).astype(dtype)
         assert oracle.ulps(lsm.log_softmax(x, backend=backend), oracle.log_softmax(x)) <= 4
+
+
+@pytest.mark.parametrize("n", [3, 33, 1000, 32_769, 70_000])
+def test_sums_of_which_only_the_rounding_errors_remain_are_finite(backend, dtype, n):
+    """2**60 and -2**60 leave 1: it may be found or lost (docs/numerics.md), and no frame becomes NaN."""
+    if dtype == np.float16:  # which has no such range
+        large = 2.0**15
+    else:
+        large = 2.0**60
+    for places in ((0, n // 2, n - 1), (0, n - 1, n // 2), (n // 2, 0, n - 1)):
+        dy = np.zeros((2, n), dtype)
+        dy[:, places] = large, 1, -large
+        y = np.full((2, n), -3.5, dtype)
+        for a, b, axis in ((dy, y, 1), (dy.T.copy(), y.T.copy(), 0)):
+            dx = lsm.log_softmax_backward(a, b, axis, backend=backend).astype(np.longdouble)
+            error = abs(dx - (a.astype(np.longdouble) - np.exp(np.longdouble(-3.5))))
+            assert np.isfinite(dx).all()
+            allowed = abs(dx) * 2.0 ** -np.finfo(np.float32).nmant if dtype.itemsize >= 4 else abs(dx) * 0.01
+            assert (error <= allowed + np.exp(-3.5) + 2**-50 * large).all()
