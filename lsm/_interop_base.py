@@ -46,9 +46,12 @@ class Arrays:
     def place(self, x: Any) -> str:
         """The very device: 'cpu', 'cuda:0', 'cuda:1', ..."""
         kind, number = self.device(x), int(type(x).__dlpack_device__(x)[1])
-        return kind if kind == "cpu" else f"{kind}:{number}"
+        if kind != "cpu":
+            return f"{kind}:{number}"
+        own = str(getattr(x, "device", "cpu"))  # a library may tell parts of the CPU's memory apart
+        return kind if own.lower().startswith("cpu") else own
 
-    def take(self, x: Any, name: str) -> Taken:
+    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         try:
             device = self.device(x)
@@ -69,6 +72,8 @@ class Arrays:
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The dtype of the result by name: `dtype`, as the user spelt it, or that of the input."""
+        if not isinstance(dtype, (str, type, np.dtype)) and _name(dtype) in _check.DTYPES:
+            dtype = _name(dtype)  # an object of the library's own
         wanted = _check.result_dtype(own, dtype)
         if wanted not in self.dtypes:
             raise TypeError(f"dtype: {wanted} is NumPy's alone; accepted for this array: {', '.join(self.dtypes)}")
@@ -116,7 +121,10 @@ class Arrays:
     def _given_back(self, y: Any, like: Any) -> Any:
         namespace = getattr(like, "__array_namespace__", None)
         convert = None if namespace is None else getattr(namespace(), "from_dlpack", None)
-        return y if convert is None else convert(y)
+        if convert is None:
+            return y if y.ndim else y[()]
+        made, device = convert(y), getattr(like, "device", None)
+        return made if getattr(made, "device", None) == device else convert(y, device=device)
 
     def check_out(self, out: Any) -> None:
         """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
@@ -173,4 +181,7 @@ class Arrays:
 
 def _name(dtype: Any) -> str:
     """A library's dtype by name: torch.float32 and its like, or one of NumPy's."""
-    return _check.dtype_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
+    if isinstance(dtype, np.dtype):
+        return _check.dtype_name(dtype)
+    name = getattr(dtype, "name", None)
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]

@@ -29,7 +29,7 @@ class TorchTensors(Arrays):
         """The very device: 'cpu', 'cuda:0', ..."""
         return str(x.device)
 
-    def take(self, x: Any, name: str) -> Taken:
+    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
@@ -52,12 +52,6 @@ class TorchTensors(Arrays):
         if x.is_cuda:
             _check.aligned_on_device((_address(x),), x.element_size(), name)
         return Taken(x.resolve_neg() if x.is_neg() else x, self.device(x), dtype)
-
-    def result_dtype(self, own: str, dtype: Any) -> str:
-        """The dtype of the result by name; `dtype` may be one of torch's."""
-        if isinstance(dtype, sys.modules["torch"].dtype):
-            dtype = str(dtype).removeprefix("torch.")
-        return super().result_dtype(own, dtype)
 
     def seen(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray: torch's own way is three times as fast as DLPack, and writable."""

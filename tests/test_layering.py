@@ -75,6 +75,7 @@ FLOORS = {
     "lsm._interop_jax": 4.3,
     "lsm._interop_base": 4.2,
     "lsm._check": 4,
+    "lsm._foreign": 3.5,
     "lsm.backends.registry": 3,
     "lsm.backends.candidate": 2.5,
     "lsm.backends.contract": 2,
