@@ -7,6 +7,7 @@ from numpy import ndarray
 
 from lsm import _call
 from lsm._dispatch import quick as quick_functions
+from lsm._untraced import untraced
 
 Array = Any  # an ndarray, a torch.Tensor, a jax.Array, a cupy.ndarray, or another that speaks DLPack
 Axis = int | Sequence[int] | None
@@ -91,7 +92,7 @@ def log_softmax(
             y = quick[0](x, axis, out)
             if y is not None:
                 return y
-    return _call.log_softmax(x, axis, out, dtype, backend)
+    return untraced(_call.log_softmax)(x, axis, out, dtype, backend)
 
 
 def log_softmax_backward(
@@ -171,4 +172,4 @@ def log_softmax_backward(
             dx = quick[1](grad_output, output, axis, out)
             if dx is not None:
                 return dx
-    return _call.log_softmax_backward(grad_output, output, axis, out, backend)
+    return untraced(_call.log_softmax_backward)(grad_output, output, axis, out, backend)

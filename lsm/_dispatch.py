@@ -19,6 +19,7 @@ from lsm._decide import Call, Decision, Policy, decide, explained
 from lsm._errors import BackendUnavailableError
 from lsm._guard import Guarded
 from lsm._interop import library_of
+from lsm._untraced import untraced
 from lsm._version import DISTRIBUTION
 from lsm.backends.candidate import BackendInfo
 from lsm.backends.registry import forget, registry
@@ -286,9 +287,17 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     """
     if op not in OPERATIONS:
         raise ValueError(f"op: {op!r} is not an operation; accepted: {', '.join(map(repr, OPERATIONS))}")
+    return untraced(_explain)(x, op, dtype, backend)
+
+
+def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     library = library_of(x)
     array, device, own = library.take(x, "x")
-    return explain_call(Call(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op), backend)
+    call = Call(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
+    decision = explain_call(call, backend)
+    if decision.taken_as == NUMPY:
+        library.check_memory(array, "x")
+    return decision
 
 
 def explain_call(call: Call, backend: str | None = None) -> Decision:

@@ -117,6 +117,7 @@ def _check_item(item: Any, name: str, place: str) -> None:
             refuse(item, f"{name}{place}")
         else:
             library.take(item, f"{name}{place}")
+            library.check_memory(item, f"{name}{place}")
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from error
 

@@ -49,7 +49,7 @@ class Arrays:
         if kind != "cpu":
             return f"{kind}:{number}"
         own = str(getattr(x, "device", "cpu"))  # a library may tell parts of the CPU's memory apart
-        return kind if own.lower().startswith("cpu") else own
+        return kind if own.lower() == "cpu" else own
 
     def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
@@ -82,6 +82,9 @@ class Arrays:
     def as_numpy(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray that lsm computes with; copied only if it holds no dtype of lsm's."""
         return _check.as_array(self.seen(x, name), name)
+
+    def check_memory(self, x: Any, name: str) -> None:
+        """Raise TypeError for what has the library's type and no memory to read."""
 
     def seen(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray, whatever it holds; read-only if the library or a NumPy before 2.1 says so."""
@@ -124,7 +127,8 @@ class Arrays:
         if convert is None:
             return y if y.ndim else y[()]
         made, device = convert(y), getattr(like, "device", None)
-        return made if getattr(made, "device", None) == device else convert(y, device=device)
+        is_there = callable(device) or getattr(made, "device", None) == device
+        return made if is_there or not hasattr(made, "to_device") else made.to_device(device)
 
     def check_out(self, out: Any) -> None:
         """Raise TypeError for what cannot be written to, whatever its shape and dtype."""

@@ -94,6 +94,7 @@ FLOORS = {
     "lsm._errors": 0,
     "lsm._stopping": 0,
     "lsm._texts": 0,
+    "lsm._untraced": 0,
     "lsm._version": 0,
     "lsm.backends": 0,
     "lsm.backends._cuda": 0,
