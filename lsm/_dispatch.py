@@ -274,7 +274,7 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     Raises
     ------
     TypeError
-        `x` is nothing that lsm takes.
+        `x` is nothing that lsm takes; the message is that of the call.
     ValueError
         `op` is no operation of lsm.
 

@@ -614,7 +614,7 @@ def enter(how, wish):
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-@pytest.mark.parametrize("wish", ["cython", "numpy", "lsm/numpy"])
+@pytest.mark.parametrize("wish", ["cython", "numpy", f"{DISTRIBUTION}/numpy"])
 @pytest.mark.parametrize("how", ["automatic", "set_default_backend", "use_backend"])
 def test_what_explain_says_is_what_happens(how, wish, library):
     with agreement.watched() as ran, enter(how, wish):
