@@ -127,8 +127,14 @@ class Arrays:
         if convert is None:
             return y if y.ndim else y[()]
         made, device = convert(y), getattr(like, "device", None)
-        is_there = callable(device) or getattr(made, "device", None) == device
-        return made if is_there or not hasattr(made, "to_device") else made.to_device(device)
+        if callable(device) or getattr(made, "device", None) == device or not hasattr(made, "to_device"):
+            return made
+        try:
+            return made.to_device(device)
+        except ValueError as error:  # the array API lets a device do without float64
+            raise TypeError(
+                f"dtype: {y.dtype} is not on {device} ({error}); give another, such as 'float32'"
+            ) from error
 
     def check_out(self, out: Any) -> None:
         """Raise TypeError for what cannot be written to, whatever its shape and dtype."""

@@ -1,4 +1,4 @@
-"""lsm as torch.compile sees it: functions that it does not look into, so that there is a graph break and a right result.
+"""What torch.compile does not look into: it breaks the graph there, calls it as it is, and the result is right.
 
 Dynamo runs Python with stand-ins and imitates NumPy, of which no kernel can read. PyTorch is not imported here.
 """

@@ -15,12 +15,12 @@ import lsm
 from lsm import _foreign
 
 
-class Reading(Exception):
+class ReadingError(Exception):
     """The data was asked for."""
 
 
 def reads(*args, **kwargs):
-    raise Reading
+    raise ReadingError
 
 
 def make(name, **attributes):
