@@ -221,28 +221,36 @@ def odd_items(x: Any) -> Iterator[tuple[str, Any]]:
     """
     if not isinstance(x, _SEQUENCES):
         return
-    limit = None if any(name in sys.modules for name in _LIBRARIES) else _SAMPLE
-    level = x
+    level = x if len(x) <= _SAMPLE or _is_any_loaded() else list(islice(x, _SAMPLE))
     for _ in range(_MAX_DEPTH):
-        kinds = set(map(type, islice(level, limit)))
+        kinds = set(map(type, level))
         nested = tuple([kind for kind in kinds if issubclass(kind, _SEQUENCES)])
         if any(_is_odd(kind) for kind in kinds.difference(nested)):
-            yield from _searched(x, "", _MAX_DEPTH)
+            yield from _searched(x, "", set())
             return
         if not nested:
             return
         inner = level if len(nested) == len(kinds) else [item for item in level if isinstance(item, nested)]
-        level = list(islice(chain.from_iterable(inner), limit))
+        if len(set(map(id, inner))) < len(inner):  # a list that holds itself twice would grow without end
+            inner = list({id(item): item for item in inner}.values())
+        level = list(islice(chain.from_iterable(inner), _SAMPLE))
+        if len(level) == _SAMPLE and _is_any_loaded():
+            level = list(chain.from_iterable(inner))
+
+
+def _is_any_loaded() -> bool:
+    return any(name in sys.modules for name in _LIBRARIES)
 
 
 def _is_odd(kind: type) -> bool:
     return kind is not np.ndarray and not issubclass(kind, _NUMBERS)
 
 
-def _searched(x: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
+def _searched(x: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    seen.add(id(x))
     for i, item in enumerate(x):
         if isinstance(item, _SEQUENCES):
-            if depth:
-                yield from _searched(item, f"{place}[{i}]", depth - 1)
+            if id(item) not in seen:
+                yield from _searched(item, f"{place}[{i}]", seen)
         elif _is_odd(type(item)):
             yield f"{place}[{i}]", item
