@@ -8,6 +8,7 @@ its columns there, and xarray what is in attrs.
 import sys
 from collections import UserList, deque
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ import numpy as np
 Remedy = Callable[[Any, str, Any], str]  # of the object, the expression that stands for it, and the axis
 
 _NUMBERS = (np.generic, float, int, complex, str, bytes, type(None))  # nothing can be hidden in these
-_SEQUENCES = (list, tuple, deque, UserList)
-_NO_ARRAYS = _NUMBERS + _SEQUENCES
+SEQUENCES = (list, tuple, deque, UserList)
+_NO_ARRAYS = _NUMBERS + SEQUENCES
+_USUAL = frozenset((float, int, bool, np.float64, np.float32, np.ndarray))
+_NESTED = frozenset((list, tuple))
 _MAX_DEPTH = 64  # NumPy's limit of dimensions; a list may hold itself
 _SAMPLE = 1000  # items that are looked at in a list where no library of the table is loaded
 
@@ -35,10 +38,20 @@ class Row(NamedTuple):
 
 def _data(x: Any, name: str) -> Any:
     """What an attribute holds that a class of x declares or x itself keeps; None for a method, or if there is none."""
-    for kind in type(x).__mro__:
-        if name in vars(kind):
-            return None if callable(vars(kind)[name]) else getattr(x, name, None)
-    return getattr(x, "__dict__", {}).get(name)
+    kind: Any = type(x)
+    is_method = _is_method(kind, name)
+    if is_method is None:
+        return getattr(x, "__dict__", {}).get(name)
+    return None if is_method else getattr(x, name, None)
+
+
+@lru_cache(1024)
+def _is_method(kind: type, name: str) -> bool | None:
+    """Whether what a class has by this name is code to be called; None if it has nothing."""
+    for base in kind.__mro__:
+        if name in vars(base):
+            return callable(vars(base)[name])
+    return None
 
 
 def _has_mask(x: Any) -> bool:
@@ -165,23 +178,32 @@ _BY_ATTRIBUTES = (
 _LIBRARIES = {key.partition(" ")[0] for key in _BY_NAME} | {"numpy.ma", "astropy", "pint", "unyt", "dask", "scipy"}
 
 
-def _key(kind: type) -> str:
-    return f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+@lru_cache(512)
+def _named(kind: type) -> Row | None:
+    """The row that names this class, or a class that it inherits from; else that for all of its library."""
+    libraries = [base.__module__.partition(".")[0] for base in kind.__mro__]
+    keys = [f"{library} {base.__name__}" for library, base in zip(libraries, kind.__mro__, strict=True)]
+    return next((_BY_NAME[key] for key in (*keys, f"{libraries[0]} *") if key in _BY_NAME), None)
+
+
+@lru_cache(512)
+def _declared(kind: type) -> tuple[Row, ...]:
+    """The rows for what this class declares."""
+    return tuple([row for attribute, row in _BY_ATTRIBUTES if not attribute or hasattr(kind, attribute)])
 
 
 def refusal(x: Any) -> Row | None:
     """The row of the table by which x is refused; None for numbers in memory."""
-    kind = type(x)
+    kind: Any = type(x)
     if kind is np.ndarray or isinstance(x, _NO_ARRAYS):
         return None
-    for key in (*map(_key, kind.__mro__), f"{kind.__module__.partition('.')[0]} *"):
-        row = _BY_NAME.get(key)
-        if row is not None:
-            return row if row.remedy and row.applies(x) else None
-    for attribute, row in _BY_ATTRIBUTES:
-        if (not attribute or hasattr(kind, attribute)) and row.applies(x):
+    named = _named(kind)
+    if named is not None:
+        return named if named.remedy and named.applies(x) else None
+    for row in _declared(kind):
+        if row.applies(x):
             return row
-        if hasattr(kind, "magnitude"):  # pint declares all that an array in it could have
+        if _is_method(kind, "magnitude") is False:  # pint declares all that an array in it could have
             return refusal(x.magnitude)
     return None
 
@@ -219,19 +241,19 @@ def odd_items(x: Any) -> Iterator[tuple[str, Any]]:
 
     Numbers cost a few nanoseconds each; a list of very many is not gone through where nothing odd can be expected.
     """
-    if not isinstance(x, _SEQUENCES):
-        return
     level = x if len(x) <= _SAMPLE or _is_any_loaded() else list(islice(x, _SAMPLE))
-    for _ in range(_MAX_DEPTH):
-        kinds = set(map(type, level))
-        nested = tuple([kind for kind in kinds if issubclass(kind, _SEQUENCES)])
-        if any(_is_odd(kind) for kind in kinds.difference(nested)):
-            yield from _searched(x, "", set())
+    for depth in range(_MAX_DEPTH):
+        if _USUAL.issuperset(map(type, level)):  # also if it is empty
             return
-        if not nested:
-            return
-        inner = level if len(nested) == len(kinds) else [item for item in level if isinstance(item, nested)]
-        if len(set(map(id, inner))) < len(inner):  # a list that holds itself twice would grow without end
+        inner = level
+        if not _NESTED.issuperset(map(type, level)):
+            kinds = set(map(type, level))
+            nested = tuple([kind for kind in kinds if issubclass(kind, SEQUENCES)])
+            if any(_is_odd(kind) for kind in kinds.difference(nested)):
+                yield from _searched(x, "", set())
+                return
+            inner = [item for item in level if isinstance(item, nested)]
+        if depth and len(set(map(id, inner))) < len(inner):  # a list that holds itself twice would grow without end
             inner = list({id(item): item for item in inner}.values())
         level = list(islice(chain.from_iterable(inner), _SAMPLE))
         if len(level) == _SAMPLE and _is_any_loaded():
@@ -249,7 +271,7 @@ def _is_odd(kind: type) -> bool:
 def _searched(x: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     seen.add(id(x))
     for i, item in enumerate(x):
-        if isinstance(item, _SEQUENCES):
+        if isinstance(item, SEQUENCES):
             if id(item) not in seen:
                 yield from _searched(item, f"{place}[{i}]", seen)
         elif _is_odd(type(item)):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
-from lsm._foreign import odd_items, refuse
+from lsm._foreign import SEQUENCES, odd_items, refuse
 from lsm._interop_base import Arrays, Taken
 from lsm._interop_cupy import CupyArrays
 from lsm._interop_jax import JaxArrays
@@ -47,9 +47,11 @@ class NumpyArrays(Arrays):
     def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
         """Make an ndarray of the argument; raise TypeError for what lsm does not take."""
         if type(x) is not np.ndarray:
-            refuse(x, name, axis)
-            for place, item in odd_items(x):
-                _check_item(item, name, place)
+            if isinstance(x, SEQUENCES):
+                for place, item in odd_items(x):
+                    _check_item(item, name, place)
+            else:
+                refuse(x, name, axis)
         if type(x) is not np.ndarray and hasattr(type(x), "__cuda_array_interface__"):
             raise TypeError(
                 f"{name}: a {type(x).__name__} on a CUDA device, of which NumPy would make a copy on the CPU; "
