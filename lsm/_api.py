@@ -7,6 +7,7 @@ from numpy import ndarray
 
 from lsm import _call
 from lsm._dispatch import quick as quick_functions
+from lsm._untraced import untraced
 
 Array = Any  # an ndarray, a torch.Tensor, a jax.Array, a cupy.ndarray, or another that speaks DLPack
 Axis = int | Sequence[int] | None
@@ -50,13 +51,15 @@ def log_softmax(
     y : array, type, shape and device of `x`
         Log-probabilities, in nats: from -inf to 0, with ``sum(exp(y)) == 1`` along `axis`. `out` if given. An
         ndarray for an array_like, and for a DLPack array whose namespace has no ``from_dlpack`` (on a CUDA device an
-        array of CuPy).
+        array of CuPy). Instead of an ndarray without dimensions, a NumPy scalar.
 
     Raises
     ------
     TypeError
         `x` is complex, an object, text, structured or masked, a tensor that requires grad, or an array that JAX
-        traces; `dtype` or `out` has a dtype that does not fit, or `out` is of another type.
+        traces; or it has a unit, is sparse, is not computed yet (dask), has labels (xarray), or lies in a file
+        (zarr, h5py): the message says what to give. `dtype` or `out` has a dtype that does not fit, or `out` is of
+        another type.
     ValueError
         `out` has another shape or is read-only; `axis` names an axis twice.
     numpy.exceptions.AxisError
@@ -91,7 +94,7 @@ def log_softmax(
             y = quick[0](x, axis, out)
             if y is not None:
                 return y
-    return _call.log_softmax(x, axis, out, dtype, backend)
+    return untraced(_call.log_softmax)(x, axis, out, dtype, backend)
 
 
 def log_softmax_backward(
@@ -129,14 +132,14 @@ def log_softmax_backward(
     -------
     dx : array, type, shape and device of `grad_output`
         The gradient of the loss by the input; its dtype is the one that NumPy promotes both inputs to,
-        integers counting as float64.
-        Sums to 0 along `axis`, up to rounding.
+        integers counting as float64. Sums to 0 along `axis`, up to rounding. Instead of an ndarray without
+        dimensions, a NumPy scalar.
 
     Raises
     ------
     TypeError
-        An argument is complex, an object, text, structured or masked, requires grad, or is of another library than
-        the others; `out` has another dtype.
+        An argument is complex, an object, text, structured or masked, requires grad, is otherwise more than numbers
+        in memory (see `log_softmax`), or is of another library than the others; `out` has another dtype.
     ValueError
         The shapes differ; `out` has another shape or is read-only; `axis` names an axis twice.
     numpy.exceptions.AxisError
@@ -171,4 +174,4 @@ def log_softmax_backward(
             dx = quick[1](grad_output, output, axis, out)
             if dx is not None:
                 return dx
-    return _call.log_softmax_backward(grad_output, output, axis, out, backend)
+    return untraced(_call.log_softmax_backward)(grad_output, output, axis, out, backend)

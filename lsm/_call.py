@@ -10,6 +10,7 @@ from lsm import _check
 from lsm._decide import Call
 from lsm._dispatch import Plan, quick, serving
 from lsm._errors import BackendUnsupportedError
+from lsm._foreign import why_refused
 from lsm._interop import CUPY_ARRAYS, NUMPY_ARRAYS, TORCH_TENSORS, library_of
 from lsm._interop_base import Arrays
 
@@ -24,7 +25,7 @@ def log_softmax(x: Any, axis: Any, out: Any, dtype: Any, backend: str | None) ->
         y = served(library, FORWARD, (x,), axis, out, backend)
         if y is not None:
             return y
-    array, device, own = library.take(x, "x")
+    array, device, own = library.take(x, "x", axis)
     result = library.result_dtype(own, dtype)
     call = Call(library.type_name(array), device, (own, result), FORWARD)
     plan = serving(call, backend, library.quick_key(array, own))
@@ -40,7 +41,7 @@ def log_softmax_backward(grad_output: Any, output: Any, axis: Any, out: Any, bac
         dx = served(library, BACKWARD, (grad_output, output), axis, out, backend)
         if dx is not None:
             return dx
-    taken = [library.take(grad_output, names[0]), other.take(output, names[1])]
+    taken = [library.take(grad_output, names[0], axis), other.take(output, names[1], axis)]
     dy, y = (array for array, _, _ in taken)
     _check_alike(library, other, dy, y, names)
     dtype = library.result_dtype(_check.promoted(taken[0].dtype, taken[1].dtype, names), None)
@@ -149,7 +150,8 @@ def _check_out(library: Arrays, out: Any, like: Any, call: Call) -> None:
     """Raise unless `out` is of the library that the inputs are of, on their device, and can be written to."""
     if library_of(out) is not library or library.type_name(out) != call.array_type:
         kind = f"{type(out).__module__}.{type(out).__qualname__}"
-        raise TypeError(f"out: a {kind}; accepted: a {call.array_type} of dtype {call.dtypes[1]} on {call.device}")
+        accepted = f"a {call.array_type} of dtype {call.dtypes[1]} on {call.device}"
+        raise TypeError(f"out: a {kind}; accepted: {accepted}{why_refused(out)}")
     places = library.place(out), library.place(like)
     if places[0] != places[1]:
         raise BackendUnsupportedError(

@@ -1,7 +1,6 @@
 """What arguments may be: every rule of shape, dtype, axis and `out` that the public functions share."""
 
 import operator
-import sys
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -9,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.exceptions import AxisError
+
+from lsm._foreign import refusal, refuse, why_refused
 
 NUMPY, CUPY = "numpy.ndarray", "cupy.ndarray"
 DTYPES = ("float16", "bfloat16", "float32", "float64", "longdouble")
@@ -46,19 +47,13 @@ def as_array(x: Any, name: str) -> Any:
     No copy is made of an ndarray that is aligned and in native byte order.
     """
     if type(x) is not np.ndarray:
-        made = x
-        if not _holds_mask(x):
-            try:
-                made = np.asanyarray(x)
-            except ValueError as error:
-                raise ValueError(f"{name}: cannot be made an array: {error}") from error
-            except (TypeError, RuntimeError) as error:  # what an __array__ raises, of a tensor with a gradient say
-                raise TypeError(f"{name}: a {type(x).__name__} cannot be made an array: {error}") from error
-        if _holds_mask(made):
-            raise TypeError(
-                f"{name}: a masked array, whose mask would be lost; give {name}.filled(-numpy.inf), "
-                "which leaves masked classes out"
-            )
+        try:
+            made = np.asanyarray(x)
+        except ValueError as error:
+            raise ValueError(f"{name}: cannot be made an array: {error}") from error
+        except (TypeError, RuntimeError) as error:  # what an __array__ raises, of a tensor with a gradient say
+            raise TypeError(f"{name}: a {type(x).__name__} cannot be made an array: {error}") from error
+        refuse(made, name)  # what an __array__ returns
         x = np.asarray(made)
     dtype = x.dtype
     if dtype.char not in _NAME_BY_CHAR:
@@ -69,15 +64,6 @@ def as_array(x: Any, name: str) -> Any:
     if not (dtype.isnative and x.flags.aligned):
         return x.astype(dtype.newbyteorder("="))
     return x
-
-
-def _holds_mask(x: Any) -> bool:
-    """Whether x is a masked array or a (nested) list or tuple that holds one."""
-    if "numpy.ma" not in sys.modules:
-        return False
-    if isinstance(x, (list, tuple)):
-        return any(_holds_mask(item) for item in x if not isinstance(item, (float, int)))
-    return isinstance(x, np.ma.MaskedArray)
 
 
 def _why_not(dtype: np.dtype[Any], name: str) -> str:
@@ -100,7 +86,7 @@ def result_dtype(given: str, dtype: Any) -> str:
         return dtype or given
     try:
         wanted: np.dtype[Any] = np.dtype(dtype)
-    except TypeError as error:
+    except Exception as error:  # SyntaxError, ValueError, ...: NumPy parses text, and asks objects for their dtype
         raise TypeError(f"dtype: {dtype!r} is not a dtype ({error}); accepted: {', '.join(DTYPES)}") from error
     if dtype_name(wanted) not in DTYPES:
         raise TypeError(f"dtype: {wanted} cannot hold log-probabilities; accepted: {', '.join(DTYPES)}")
@@ -152,8 +138,9 @@ def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, .
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> None:
     """Raise unless `out` can take a result of this shape and dtype; its byte order is free."""
-    if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or _holds_mask(out)):
-        raise TypeError(f"out: a {type(out).__name__}; accepted: a numpy.ndarray of shape {shape} and dtype {dtype}")
+    if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or refusal(out) is not None):
+        accepted = f"a numpy.ndarray of shape {shape} and dtype {dtype}"
+        raise TypeError(f"out: a {type(out).__name__}; accepted: {accepted}{why_refused(out)}")
     check_out_like(out.shape, dtype_name(out.dtype), shape, dtype)
     if not out.flags.writeable:
         raise ValueError("out: is read-only; accepted: a writable array")

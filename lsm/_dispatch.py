@@ -22,6 +22,7 @@ from lsm._decide import Call, Decision, Policy, decide, explained, registry
 from lsm._errors import BackendUnavailableError, PluginWarning
 from lsm._held import holding
 from lsm._interop import library_of
+from lsm._untraced import untraced
 from lsm.backends.info import BackendInfo
 
 OPERATIONS = ("log_softmax", "log_softmax_backward")
@@ -302,7 +303,7 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     Raises
     ------
     TypeError
-        `x` is nothing that lsm takes.
+        `x` is nothing that lsm takes; the message is that of the call.
     ValueError
         `op` is no operation of lsm.
 
@@ -315,9 +316,17 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     """
     if op not in OPERATIONS:
         raise ValueError(f"op: {op!r} is not an operation; accepted: {', '.join(map(repr, OPERATIONS))}")
+    return untraced(_explain)(x, op, dtype, backend)
+
+
+def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     library = library_of(x)
     array, device, own = library.take(x, "x")
-    return explain_call(Call(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op), backend)
+    call = Call(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
+    decision = explain_call(call, backend)
+    if decision.taken_as == NUMPY:
+        library.check_memory(array, "x")
+    return decision
 
 
 def explain_call(call: Call, backend: str | None = None) -> Decision:

@@ -9,11 +9,21 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
+from lsm._foreign import SEQUENCES, odd_items, refuse
 from lsm._interop_base import Arrays, Taken
 from lsm._interop_cupy import CupyArrays
 from lsm._interop_jax import JaxArrays
 from lsm._interop_torch import TorchTensors
 from lsm._version import install_command
+
+
+class OtherArrays(Arrays):
+    """Arrays of a library that lsm does not know, and that speak DLPack."""
+
+    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
+        """Look at an argument; raise TypeError for what lsm does not take."""
+        refuse(x, name, axis)
+        return super().take(x, name, axis)
 
 
 class NumpyArrays(Arrays):
@@ -34,8 +44,14 @@ class NumpyArrays(Arrays):
         """As `device`."""
         return "cpu"
 
-    def take(self, x: Any, name: str) -> Taken:
+    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
         """Make an ndarray of the argument; raise TypeError for what lsm does not take."""
+        if type(x) is not np.ndarray:
+            if isinstance(x, SEQUENCES):
+                for place, item in odd_items(x):
+                    _check_item(item, name, place)
+            else:
+                refuse(x, name, axis)
         if type(x) is not np.ndarray and hasattr(type(x), "__cuda_array_interface__"):
             raise TypeError(
                 f"{name}: a {type(x).__name__} on a CUDA device, of which NumPy would make a copy on the CPU; "
@@ -64,8 +80,8 @@ class NumpyArrays(Arrays):
         return x.dtype if _check.dtype_name(x.dtype) == dtype else None
 
     def from_numpy(self, y: Any, like: Any) -> Any:
-        """The result itself."""
-        return y
+        """The result itself; a scalar where it has no dimensions, as NumPy's own functions give."""
+        return y if y.ndim else y[()]
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any, backend: Any) -> Any:
         """A new array, in the order of the axes of `like` in memory if it has the same shape."""
@@ -95,10 +111,23 @@ class NumpyArrays(Arrays):
         return not np.may_share_memory(x, out) or _check.same_memory(x, out)
 
 
+def _check_item(item: Any, name: str, place: str) -> None:
+    """Raise TypeError for an item of a list that lsm would not take alone."""
+    library = library_of(item)
+    try:
+        if library is NUMPY_ARRAYS:
+            refuse(item, f"{name}{place}")
+        else:
+            library.take(item, f"{name}{place}")
+            library.check_memory(item, f"{name}{place}")
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+
+
 NUMPY_ARRAYS = NumpyArrays()
 TORCH_TENSORS = TorchTensors()
 CUPY_ARRAYS = CupyArrays()
-_ANY, _JAX = Arrays(), JaxArrays()
+_ANY, _JAX = OtherArrays(), JaxArrays()
 _NUMPYS = (np.ndarray, np.generic, list, tuple, float, int)
 
 

@@ -46,9 +46,12 @@ class Arrays:
     def place(self, x: Any) -> str:
         """The very device: 'cpu', 'cuda:0', 'cuda:1', ..."""
         kind, number = self.device(x), int(type(x).__dlpack_device__(x)[1])
-        return kind if kind == "cpu" else f"{kind}:{number}"
+        if kind != "cpu":
+            return f"{kind}:{number}"
+        own = str(getattr(x, "device", "cpu"))  # a library may tell parts of the CPU's memory apart
+        return kind if own.lower() == "cpu" else own
 
-    def take(self, x: Any, name: str) -> Taken:
+    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         try:
             device = self.device(x)
@@ -69,6 +72,8 @@ class Arrays:
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The dtype of the result by name: `dtype`, as the user spelt it, or that of the input."""
+        if not isinstance(dtype, (str, type, np.dtype)) and _name(dtype) in _check.DTYPES:
+            dtype = _name(dtype)  # an object of the library's own
         wanted = _check.result_dtype(own, dtype)
         if wanted not in self.dtypes:
             raise TypeError(f"dtype: {wanted} is NumPy's alone; accepted for this array: {', '.join(self.dtypes)}")
@@ -77,6 +82,9 @@ class Arrays:
     def as_numpy(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray that lsm computes with; copied only if it holds no dtype of lsm's."""
         return _check.as_array(self.seen(x, name), name)
+
+    def check_memory(self, x: Any, name: str) -> None:
+        """Raise TypeError for what has the library's type and no memory to read."""
 
     def seen(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray, whatever it holds; read-only if the library or a NumPy before 2.1 says so."""
@@ -116,7 +124,17 @@ class Arrays:
     def _given_back(self, y: Any, like: Any) -> Any:
         namespace = getattr(like, "__array_namespace__", None)
         convert = None if namespace is None else getattr(namespace(), "from_dlpack", None)
-        return y if convert is None else convert(y)
+        if convert is None:
+            return y if y.ndim else y[()]
+        made, device = convert(y), getattr(like, "device", None)
+        if callable(device) or getattr(made, "device", None) == device or not hasattr(made, "to_device"):
+            return made
+        try:
+            return made.to_device(device)
+        except ValueError as error:  # the array API lets a device do without float64
+            raise TypeError(
+                f"dtype: {y.dtype} is not on {device} ({error}); give another, such as 'float32'"
+            ) from error
 
     def check_out(self, out: Any) -> None:
         """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
@@ -173,4 +191,7 @@ class Arrays:
 
 def _name(dtype: Any) -> str:
     """A library's dtype by name: torch.float32 and its like, or one of NumPy's."""
-    return _check.dtype_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
+    if isinstance(dtype, np.dtype):
+        return _check.dtype_name(dtype)
+    name = getattr(dtype, "name", None)
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]

@@ -26,7 +26,7 @@ class CupyArrays(Arrays):
         """The very device: 'cuda:0', 'cuda:1', ..."""
         return f"cuda:{x.data.device_id}"
 
-    def take(self, x: Any, name: str) -> Taken:
+    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         if type(x) is not sys.modules["cupy"].ndarray:
             raise TypeError(
@@ -34,7 +34,7 @@ class CupyArrays(Arrays):
                 f"give {name}.view(cupy.ndarray) if they are all that counts"
             )
         self.check_aligned(x, name)
-        return super().take(x, name)
+        return super().take(x, name, axis)
 
     def check_aligned(self, x: Any, name: str) -> None:
         """Raise TypeError unless every element lies at a multiple of its size, the only ones that a device reads."""

@@ -31,7 +31,7 @@ class JaxArrays(Arrays):
         (device,) = x.sharding.device_set
         return f"{self.device(x)}:{device.id}"
 
-    def take(self, x: Any, name: str) -> Taken:
+    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         jax = sys.modules["jax"]
         if isinstance(x, jax.core.Tracer):
@@ -44,7 +44,7 @@ class JaxArrays(Arrays):
                 f"{name}: an array over {len(x.sharding.device_set)} devices; give its parts, "
                 f"[shard.data for shard in {name}.addressable_shards], one by one"
             )
-        return super().take(x, name)
+        return super().take(x, name, axis)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The dtype of the result by name; float64 only where JAX has it, for it would be made float32 silently."""

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from lsm import _check
+from lsm._foreign import refuse
 from lsm._interop_base import Arrays, Taken
 
 _REQUIRES_GRAD = """{name}: a tensor that requires grad, whose gradient lsm would lose; one of these two lines helps:
@@ -29,13 +30,17 @@ class TorchTensors(Arrays):
         """The very device: 'cpu', 'cuda:0', ..."""
         return str(x.device)
 
-    def take(self, x: Any, name: str) -> Taken:
+    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
         """Look at an argument; raise TypeError for what lsm does not take."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
+            refuse(x, name, axis)
+            remedy = f"{name}.as_subclass(torch.Tensor) if they are all that counts"
+            if not _address(x):
+                remedy = "the plain tensor that it wraps"
             raise TypeError(
                 f"{name}: a {type(x).__name__}, a subclass of torch.Tensor that may hold more than its values; "
-                f"give {name}.as_subclass(torch.Tensor) if they are all that counts"
+                f"give {remedy}"
             )
         if x.requires_grad:
             raise TypeError(_REQUIRES_GRAD.format(name=name))
@@ -53,20 +58,23 @@ class TorchTensors(Arrays):
             _check.aligned_on_device((_address(x),), x.element_size(), name)
         return Taken(x.resolve_neg() if x.is_neg() else x, self.device(x), dtype)
 
-    def result_dtype(self, own: str, dtype: Any) -> str:
-        """The dtype of the result by name; `dtype` may be one of torch's."""
-        if isinstance(dtype, sys.modules["torch"].dtype):
-            dtype = str(dtype).removeprefix("torch.")
-        return super().result_dtype(own, dtype)
+    def check_memory(self, x: Any, name: str) -> None:
+        """Raise TypeError for a stand-in of torch.func and the like; PyTorch's numpy() of some is arbitrary memory."""
+        if x.is_cpu and x.numel() and not _address(x):
+            raise TypeError(
+                f"{name}: a tensor whose memory cannot be read, as within torch.func.vmap or functionalize; call lsm "
+                f"outside, or by a backend for tensors"
+            )
 
     def seen(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray: torch's own way is three times as fast as DLPack, and writable."""
         torch = sys.modules["torch"]
+        self.check_memory(x, name)
         try:
             if x.dtype is torch.bfloat16:
                 return x.view(torch.int16).numpy().view(_check.np_dtype("bfloat16"))
             return x.numpy()
-        except (RuntimeError, TypeError) as error:  # within torch.func.vmap, say
+        except Exception as error:  # what a mode raises, that of fake tensors say, is not agreed on
             raise TypeError(f"{name}: a tensor whose memory cannot be read ({error})") from error
 
     def quick_key(self, x: Any, dtype: str) -> Any:
@@ -79,12 +87,12 @@ class TorchTensors(Arrays):
         if type(x) is not torch.Tensor or x.requires_grad or not x.is_cpu:
             return None
         try:
-            if _has_tangent(torch, x):
+            if _has_tangent(torch, x) or not x.data_ptr():
                 return None
             if x.dtype is not torch.bfloat16:
                 return x.numpy()
             return None if x.is_neg() else self.seen(x, "")
-        except (RuntimeError, TypeError):
+        except Exception:  # `seen` says why
             return None
 
     def from_numpy(self, y: Any, like: Any) -> Any:

@@ -183,7 +183,7 @@ def _dtype(text: str) -> Any:
     """Find a dtype of lsm's by its name, or another by NumPy's."""
     try:
         return text if text in DTYPES else np.dtype(text)
-    except (TypeError, ValueError, SyntaxError) as error:
+    except Exception as error:  # as in lsm._check.result_dtype
         raise argparse.ArgumentTypeError(f"{text!r} is not a dtype ({error}); give one such as float32") from error
 
 

@@ -331,10 +331,7 @@ def test_the_digits_near_zero_at_every_lead(backend, top, rng):
 @pytest.mark.parametrize("n", [3, 33, 1000, 32_769, 70_000])
 def test_sums_of_which_only_the_rounding_errors_remain_are_finite(backend, dtype, n):
     """2**60 and -2**60 leave 1: it may be found or lost (docs/numerics.md), and no frame becomes NaN."""
-    if dtype == np.float16:  # which has no such range
-        large = 2.0**15
-    else:
-        large = 2.0**60
+    large = 2.0**15 if dtype == np.float16 else 2.0**60  # which float16 does not reach
     for places in ((0, n // 2, n - 1), (0, n - 1, n // 2), (n // 2, 0, n - 1)):
         dy = np.zeros((2, n), dtype)
         dy[:, places] = large, 1, -large

@@ -23,6 +23,7 @@ from cuda_on_cpu import cupy_on_cpu
 import lsm
 from lsm import _interop
 from lsm._conformance.run import cases, run
+from lsm._version import DISTRIBUTION
 from lsm.backends import cython_
 from lsm.backends.cupy_ import CupyBackend
 
@@ -262,6 +263,36 @@ def masked():
     return masked_tensor(torch.zeros(2), torch.tensor([True, False]))
 
 
+class Subclass(torch.Tensor):
+    """Plain memory under another name."""
+
+
+class Wrapper(torch.Tensor):
+    """A tensor that has no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+
+    def __init__(self, held):
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, function, kinds, args=(), kwargs=None):
+        raise NotImplementedError
+
+
+def jagged():
+    return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)
+
+
+def fake():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.zeros(2)
+
+
 def quantised():
     return torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)
 
@@ -280,7 +311,13 @@ def quantised():
         (torch.zeros(2, dtype=torch.float8_e5m2), "dtype torch.float8_e5m2 is not accepted; accepted: float16"),
         (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested tensor; give its parts"),
         (quantised, r"quantised tensor \(torch.qint8\); give \w+.dequantize"),
-        (masked, r"a MaskedTensor, a subclass of torch.Tensor .*as_subclass"),
+        (masked, r"a masked array \(torch.masked.*\), whose mask would be lost; give \w+.to_tensor\(-torch.inf\)"),
+        (lambda: torch.zeros(2).as_subclass(Subclass), r"a Subclass, a subclass of torch.Tensor .*as_subclass"),
+        (lambda: Wrapper(torch.zeros(2)), "a Wrapper, a subclass of torch.Tensor .*the plain tensor that it wraps"),
+        (lambda: torch._efficientzerotensor(2), "memory cannot be read"),
+        (lambda: torch.nn.UninitializedParameter(requires_grad=False), "has no values yet"),
+        (jagged, r"nested tensor .*unbind\(\)"),
+        (fake, "FakeTensor, a stand-in for a tensor"),
         (lambda: jnp.zeros(2, "complex64"), "complex64 has no largest class"),
         (lambda: jnp.zeros(2, "float8_e5m2"), "dtype float8_e5m2 is not accepted"),
         (lambda: jax.random.key(0), "cannot be read"),
@@ -333,8 +370,22 @@ def test_within_transformations():
     for transformed in (jax.jit, jax.grad, jax.vmap):
         with pytest.raises(TypeError, match=r"^x: an array that JAX traces .*jax.pure_callback"):
             transformed(lambda x: lsm.log_softmax(x).sum())(jnp.zeros((2, 3)))
-    with pytest.raises(TypeError, match="^x: a tensor whose memory cannot be read"):
-        torch.func.vmap(lsm.log_softmax)(torch.zeros(2, 3))
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.zeros(2, 3, dtype=dtype)
+        plain = {2: x, 1: torch.zeros(3, dtype=dtype)}
+        for _ in range(2):  # with a plan, too
+            for transformed in (torch.func.vmap, torch.func.functionalize):
+                for call, name in (
+                    (lsm.log_softmax, "x"),
+                    (lambda a: lsm.log_softmax(a.unsqueeze(0)), "x"),
+                    (lsm.explain, "x"),
+                    (lambda a: lsm.log_softmax([a, a]), "x"),
+                    (lambda a: lsm.log_softmax_backward(a, a), "grad_output"),
+                    (lambda a, plain=plain: lsm.log_softmax(plain[a.dim()], out=a), "out"),
+                ):
+                    with pytest.raises(TypeError, match=f"^{name}: .*a tensor whose memory cannot be read"):
+                        transformed(call)(x.clone())
+            lsm.log_softmax(x), lsm.log_softmax_backward(x, x)
     with pytest.raises(TypeError, match="requires grad"):
         torch.func.grad(lambda x: lsm.log_softmax(x).sum())(torch.zeros(3))
 
@@ -614,7 +665,7 @@ def enter(how, wish):
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-@pytest.mark.parametrize("wish", ["cython", "numpy", "lsm/numpy"])
+@pytest.mark.parametrize("wish", ["cython", "numpy", f"{DISTRIBUTION}/numpy"])
 @pytest.mark.parametrize("how", ["automatic", "set_default_backend", "use_backend"])
 def test_what_explain_says_is_what_happens(how, wish, library):
     with agreement.watched() as ran, enter(how, wish):
@@ -746,3 +797,110 @@ def test_jax_calls_every_gpu_gpu(number, kind):
             return number, 0
 
     assert _interop._JAX.device(Array()) == kind
+
+
+COMPILED = """
+import itertools, sys, warnings
+warnings.simplefilter("error")
+import torch, lsm
+dtype = getattr(torch, sys.argv[1])
+def block(a):
+    with lsm.use_backend("numpy"):
+        return lsm.log_softmax(a) * 2
+broken = {
+    "plain": lsm.log_softmax,
+    "transposed": lambda a: lsm.log_softmax(a.t(), axis=0) + 1,
+    "several axes": lambda a: lsm.log_softmax(a, (0, 1)) * 2,
+    "out": lambda a: lsm.log_softmax(a + 1, out=torch.empty_like(a)) * 2,
+    "dtype": lambda a: lsm.log_softmax(a, dtype=torch.float64) + 1,
+    "backward": lambda a: lsm.log_softmax_backward(a * 2, a.t().contiguous().t()) + 1,
+    "explain": lambda a: a * len(lsm.explain(a).winner),
+    "a block": block,
+}
+x = torch.randn(6, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+for what, function in broken.items():
+    torch._dynamo.reset()
+    y = [torch.compile(function, backend="eager")(x) for _ in range(2)]
+    expected = function(x)
+    for one in y:
+        assert one.dtype == expected.dtype and torch.equal(one, expected), what
+many = torch.compile(lambda a: lsm.log_softmax(a, 0), backend="eager")
+for shape in [(n,) * d for n, d in itertools.product((2, 3, 5), (1, 2, 3, 4))]:  # more than the limit of recompilations
+    a = torch.ones(shape, dtype=dtype)
+    assert torch.equal(many(a), lsm.log_softmax(a, 0))
+try:
+    many(torch.zeros(2, requires_grad=True))
+except TypeError as error:
+    print("x: a tensor that requires grad" in str(error))
+n = x.float().numpy().T
+print((torch.compile(lambda a: lsm.log_softmax(a, 0), backend="eager")(n) == lsm.log_softmax(n, 0)).all())
+"""
+
+
+@pytest.mark.parametrize("dtype", list(TORCH))
+def test_torch_compile_breaks_the_graph_and_the_result_is_right(dtype):
+    """In a fresh process, so that nothing was called outside of it before."""
+    done = subprocess.run([sys.executable, "-c", COMPILED, dtype], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stdout + done.stderr
+
+
+def test_what_traces_without_values_is_refused():
+    with pytest.raises(TypeError, match=r"^x: a torch.fx.proxy.Proxy, a stand-in"):
+        torch.fx.symbolic_trace(lambda a: lsm.log_softmax(a))
+    from torch._subclasses import FakeTensorMode
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.zeros(2, dtype=dtype)
+        lsm.log_softmax(x)
+        with FakeTensorMode(), pytest.raises(TypeError, match="^x: a tensor whose memory cannot be read"):
+            lsm.log_softmax(x)
+
+
+def test_lists_of_tensors():
+    for items, message in (
+        ([torch.zeros(2, requires_grad=True)], r"^x: x\[0\]: a tensor that requires grad"),
+        ([torch.zeros(2), Wrapper(torch.zeros(2))], r"^x: x\[1\]: a Wrapper"),
+        ([[fake()]], r"^x: x\[0\]\[0\]: .*FakeTensor"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            lsm.log_softmax(items)
+    np.testing.assert_array_equal(lsm.log_softmax([torch.zeros(2)] * 3), np.full((3, 2), -np.log(2), "f4"))
+
+
+DISTRIBUTED = """
+import torch, lsm
+import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+x = torch.arange(6.0).reshape(2, 3)
+spread = distribute_tensor(x, init_device_mesh("cpu", (1,)), [Shard(0)])
+for call in (lsm.log_softmax, lsm.explain, lambda a: lsm.log_softmax(x, out=a), lambda a: lsm.log_softmax([a, a])):
+    try:
+        call(spread)
+    except TypeError as error:
+        print(".to_local() where each part has whole frames, or" in str(error), ".full_tensor()" in str(error))
+print(*[torch.equal(lsm.log_softmax(part), lsm.log_softmax(x)) for part in (spread.to_local(), spread.full_tensor())])
+dist.destroy_process_group()
+"""
+
+
+def test_tensors_that_lie_with_several_processes():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", DISTRIBUTED], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 10, done.stdout + done.stderr
+
+
+def test_what_the_remedies_of_torch_give(tmp_path):
+    with pytest.warns(UserWarning, match="prototype"):
+        held = masked()
+    y = lsm.log_softmax(held.to_tensor(-torch.inf))
+    assert torch.equal(y, torch.tensor([0.0, -torch.inf]))
+    assert [lsm.log_softmax(part).shape for part in jagged().unbind()] == [(2,), (3,)]
+    assert lsm.log_softmax(torch.zeros(2).as_subclass(Subclass).as_subclass(torch.Tensor)).shape == (2,)
+
+
+def test_results_without_dimensions_are_the_librarys_own(make):
+    for dtype in TORCH:
+        x = make(np.array(3.0), dtype)
+        y = lsm.log_softmax(x)
+        assert is_of(make, y) and tuple(y.shape) == () and dtype_of(y) == dtype and float(y) == 0
+        assert is_of(make, lsm.log_softmax_backward(x, y, None))

@@ -121,6 +121,25 @@ def empty(subject: Subject) -> None:
                 require(got == want, f"shape {shape} gives {got} of {want} (type, device, dtype)")
 
 
+def without_dimensions(subject: Subject) -> None:
+    """Give a scalar for an array of NumPy without dimensions, as NumPy does, and the library's own array for others."""
+    given = subject.to_device(np.zeros((), subject.dtype))
+    is_numpy = subject.maker.type_name == "numpy.ndarray"
+    for axis in (-1, None, ()):
+        for what, result in (
+            ("log_softmax", forward(subject, given, axis)),
+            ("log_softmax_backward", backward(subject, given, given, axis)),
+        ):
+            want = subject.dtype.type.__name__ if is_numpy else type(given).__name__
+            require(type(result).__name__ == want, f"{what} of shape () gives a {type(result).__name__}, not a {want}")
+            values = subject.maker.to_numpy(result)
+            require(values.shape == () and values == 0, f"{what} of shape () gives {values!r}, not 0")
+            require(values.dtype == subject.dtype, f"{what} of shape () gives {values.dtype}, not {subject.dtype}")
+    out = subject.to_device(np.full((), GUARD, subject.dtype))
+    require(forward(subject, given, out=out) is out, "shape (): what is returned is not out")
+    require(subject.maker.to_numpy(out) == 0, "shape (): out is not written")
+
+
 def inputs_that_differ(subject: Subject) -> None:
     """Refuse a gradient and an output of different shapes."""
     dy, y = (subject.to_device(np.zeros(shape, subject.dtype)) for shape in ((2, 3), (3,)))
@@ -181,7 +200,7 @@ def array_like(subject: Subject) -> None:
         require(y.dtype == np.float64 and bits(y) == bits(wanted), f"{x!r} gives {y!r}, not {wanted!r}")
     require(forward(subject, np.array([True, False])).dtype == np.float64, "bool does not give float64")
     scalar = forward(subject, 3.0)
-    require(scalar.shape == () and scalar == 0, f"the scalar 3.0 gives {scalar!r}, not a 0-d 0.0")
+    require(type(scalar) is np.float64 and scalar == 0, f"the scalar 3.0 gives {scalar!r}, not numpy.float64(0.0)")
 
 
 def refused(subject: Subject) -> None:
@@ -220,6 +239,7 @@ CHECKS = (
     Check("lsm: out=", out_is_written),
     Check("lsm: an out that overlaps the input", overlap),
     Check("lsm: empty arrays", empty),
+    Check("lsm: arrays without dimensions", without_dimensions),
     Check("lsm: inputs of different shapes", inputs_that_differ),
     Check("lsm: inputs of different dtypes", dtypes_that_differ),
     Check("lsm: any memory", any_memory),

@@ -111,3 +111,22 @@ def test_what_the_entry_point_imports():
 def test_a_tensor_of_the_cpu_is_served_by_lsms_own_backend_unless_this_one_is_asked_for():
     assert lsm.explain(torch.zeros(3)).winner == "cython"
     assert lsm.explain(torch.zeros(3), backend="torch").winner == "torch"
+
+
+COMPILED = """
+import torch
+from lsm_torch import log_softmax
+for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+    results = []
+    for function in (f := lambda x: log_softmax(x * 2).exp() * 3, torch.compile(f, backend="eager")):
+        x = torch.linspace(-3, 3, 20).reshape(4, 5).to(dtype).requires_grad_()
+        y = function(x)
+        y.sum().backward()
+        results.append((y.detach(), x.grad))
+    print(*[torch.equal(a, b) for a, b in zip(*results)])
+"""
+
+
+def test_torch_compile_in_a_fresh_process():
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 8, done.stdout + done.stderr

@@ -1,0 +1,395 @@
+"""Lazy, stored, sparse, masked and labelled arrays of the libraries themselves: refused, and each remedy works.
+
+Needs them all, `python -m pip install '.[zoo]'`; conftest.py leaves this file out where one is not installed.
+"""
+
+import os
+import subprocess
+import sys
+
+import array_api_strict
+import astropy.units
+import awkward
+import cubed.array_api
+import dask
+import dask.array
+import dask.dataframe
+import h5py
+import netCDF4
+import numpy
+import numpy as np
+import pandas
+import pint
+import polars
+import pyarrow
+import pytest
+import scipy.sparse
+import sparse
+import tensorstore
+import unyt
+import xarray
+import zarr
+from astropy.nddata import CCDData
+from astropy.table import Column, MaskedColumn
+from astropy.utils.masked import Masked
+
+import lsm
+
+VALUES = np.array([[0.5, 1.0, -2.0], [3.0, 0.0, 1.0]])
+MASK = np.array([[False, True, False], [False, False, True]])
+FILLED = np.where(MASK, -np.inf, VALUES)
+UNITS = pint.UnitRegistry()
+
+
+def h5_dataset(tmp_path):
+    return h5py.File(tmp_path / "x.h5", "w").create_dataset("x", data=VALUES)
+
+
+def netcdf(tmp_path):
+    held = netCDF4.Dataset(tmp_path / "x.nc", "w")
+    held.createDimension("frame", 2), held.createDimension("class", 3)
+    held.createVariable("x", "f8", ("frame", "class"))[:] = np.ma.masked_array(VALUES, MASK)
+    return held
+
+
+def store(tmp_path):
+    spec = {"driver": "zarr", "kvstore": {"driver": "memory"}}
+    held = tensorstore.open(spec, create=True, dtype=tensorstore.float64, shape=VALUES.shape).result()
+    held.write(VALUES).result()
+    return held
+
+
+def zarr_group(tmp_path):
+    held = zarr.group()
+    held.create_array("x", data=VALUES)
+    return held
+
+
+def masked_dask(tmp_path):
+    return dask.array.ma.masked_array(dask.array.from_array(VALUES), dask.array.from_array(MASK))
+
+
+def sparse_dask(tmp_path):
+    return dask.array.from_array(VALUES).map_blocks(sparse.COO.from_numpy)
+
+
+def nulls(of=pyarrow.array):
+    return of([None if np.isneginf(v) else v for v in FILLED[0]])
+
+
+def columns(of=pyarrow.table):
+    return of({f"c{i}": [None if np.isneginf(v) else v for v in FILLED[:, i]] for i in range(3)})
+
+
+DASK = "x.map_blocks(lsm.log_softmax, dtype=x.dtype)"
+# What is made, the values that the remedies must stand for, and the remedies that the message must name.
+CASES = {
+    "dask": (lambda tmp: dask.array.from_array(VALUES, chunks=(1, 3)), VALUES, ["x.compute()", DASK]),
+    "dask, classes in chunks": (lambda tmp: dask.array.from_array(VALUES, chunks=(2, 2)), VALUES, ["x.compute()"]),
+    "dask, integers": (lambda tmp: dask.array.from_array(VALUES.astype(int)), VALUES.astype(int), ["x.compute()"]),
+    "dask, masked": (masked_dask, FILLED, ["x.compute().filled(-numpy.inf)"]),
+    "dask, sparse": (sparse_dask, VALUES, ["x.compute().todense()"]),
+    "dask.dataframe": (
+        lambda tmp: dask.dataframe.from_pandas(pandas.DataFrame(VALUES, columns=["unit", "mask", "compute"])),
+        VALUES,
+        ["x.compute()"],
+    ),
+    "dask.delayed": (lambda tmp: dask.delayed(lambda: VALUES)(), VALUES, ["x.compute()"]),
+    "xarray": (lambda tmp: xarray.DataArray(VALUES, attrs={"units": "m"}), VALUES, ["x.to_numpy()"]),
+    "xarray, lazy": (
+        lambda tmp: xarray.DataArray(dask.array.from_array(VALUES)),
+        VALUES,
+        ["x.to_numpy()"],
+    ),
+    "xarray.Variable": (lambda tmp: xarray.Variable(("a", "b"), VALUES), VALUES, ["x.to_numpy()"]),
+    "xarray.Dataset": (lambda tmp: xarray.Dataset({"x": (("a", "b"), VALUES)}), VALUES, ["x[name].to_numpy()"]),
+    "zarr": (lambda tmp: zarr.array(VALUES), VALUES, ["x[...]"]),
+    "zarr.Group": (zarr_group, VALUES, ["x[name][...]"]),
+    "h5py": (h5_dataset, VALUES, ["x[...]"]),
+    "h5py.File": (lambda tmp: h5_dataset(tmp).file, VALUES, ["x[name][...]"]),
+    "netCDF4": (lambda tmp: netcdf(tmp)["x"], FILLED, ["numpy.ma.filled(x[...], -numpy.inf)"]),
+    "netCDF4.Dataset": (netcdf, FILLED, ["numpy.ma.filled(x[name][...], -numpy.inf)"]),
+    "tensorstore": (store, VALUES, ["x.read().result()"]),
+    "tensorstore.Future": (lambda tmp: store(tmp).read(), VALUES, ["x.result()"]),
+    "cubed": (lambda tmp: cubed.array_api.asarray(VALUES), VALUES, ["x.compute()"]),
+    "scipy.sparse, matrix": (lambda tmp: scipy.sparse.csr_matrix(VALUES), VALUES, ["x.toarray()"]),
+    "scipy.sparse, array": (lambda tmp: scipy.sparse.coo_array(VALUES), VALUES, ["x.toarray()"]),
+    "sparse": (lambda tmp: sparse.COO.from_numpy(VALUES), VALUES, ["x.todense()"]),
+    "polars, lazy": (lambda tmp: polars.DataFrame(VALUES).lazy(), VALUES, ["x.collect()"]),
+    "pyarrow.Array": (lambda tmp: nulls(), FILLED[0], ["x.fill_null(-numpy.inf)"]),
+    "pyarrow.ChunkedArray": (
+        lambda tmp: pyarrow.chunked_array([nulls()]),
+        FILLED[0],
+        ["x.fill_null(-numpy.inf)"],
+    ),
+    "pyarrow.Table": (
+        lambda tmp: columns(),
+        FILLED,
+        ["numpy.column_stack([column.fill_null(-numpy.inf) for column in x.columns])"],
+    ),
+    "pyarrow.RecordBatch": (
+        lambda tmp: columns(pyarrow.record_batch),
+        FILLED,
+        ["numpy.column_stack([column.fill_null(-numpy.inf) for column in x.columns])"],
+    ),
+    "numpy.ma": (lambda tmp: np.ma.masked_array(VALUES, MASK), FILLED, ["x.filled(-numpy.inf)"]),
+    "astropy, masked": (lambda tmp: Masked(VALUES, MASK), FILLED, ["x.filled(-numpy.inf)"]),
+    "astropy, masked integers": (
+        lambda tmp: Masked(VALUES.astype(int), MASK),
+        np.where(MASK, -np.inf, VALUES.astype(int)),
+        ["x.astype(float).filled(-numpy.inf)"],
+    ),
+    "astropy, percent": (
+        lambda tmp: astropy.units.Quantity(VALUES * 100, "percent"),
+        VALUES,
+        ["x.to_value('')"],
+    ),
+    "astropy, metres": (lambda tmp: VALUES * astropy.units.m, VALUES, ["x.value"]),
+    "astropy, masked percent": (
+        lambda tmp: Masked(astropy.units.Quantity(VALUES * 100, "percent"), MASK),
+        FILLED,
+        ["x.to_value('').filled(-numpy.inf)"],
+    ),
+    "astropy, masked metres": (
+        lambda tmp: Masked(VALUES * astropy.units.m, MASK),
+        FILLED,
+        ["x.value.filled(-numpy.inf)"],
+    ),
+    "astropy.Column": (lambda tmp: Column(VALUES, unit="m"), VALUES, ["x.value"]),
+    "astropy.MaskedColumn": (lambda tmp: MaskedColumn(VALUES, mask=MASK), FILLED, ["x.filled(-numpy.inf)"]),
+    "astropy.MaskedColumn, metres": (
+        lambda tmp: MaskedColumn(VALUES, mask=MASK, unit="m"),
+        FILLED,
+        ["x.value.filled(-numpy.inf)"],
+    ),
+    "astropy.CCDData": (lambda tmp: CCDData(VALUES, unit="adu"), VALUES, ["numpy.asarray(x)"]),
+    "astropy.CCDData, masked": (
+        lambda tmp: CCDData(VALUES, unit="adu", mask=MASK),
+        FILLED,
+        ["numpy.where(x.mask, -numpy.inf, numpy.asarray(x))"],
+    ),
+    "astropy.CCDData, masked, no unit": (
+        lambda tmp: CCDData(VALUES, unit="", mask=MASK),
+        FILLED,
+        ["numpy.where(x.mask, -numpy.inf, x)"],
+    ),
+    "pint, percent": (lambda tmp: UNITS.Quantity(VALUES * 100, "percent"), VALUES, ["x.m_as('')"]),
+    "pint, metres": (lambda tmp: UNITS.Quantity(VALUES, "m"), VALUES, ["x.magnitude"]),
+    "pint, lazy": (
+        lambda tmp: UNITS.Quantity(dask.array.from_array(VALUES * 100), "percent"),
+        VALUES,
+        ["x.m_as('').compute()"],
+    ),
+    "pint, lazy, no unit": (
+        lambda tmp: UNITS.Quantity(dask.array.from_array(VALUES), ""),
+        VALUES,
+        ["x.magnitude.compute()"],
+    ),
+    "unyt, percent": (lambda tmp: unyt.unyt_array(VALUES * 100, "percent"), VALUES, ["x.to_value('')"]),
+    "unyt, metres": (lambda tmp: unyt.unyt_array(VALUES, "m"), VALUES, ["x.value"]),
+}
+
+
+def nothing_is_computed(*args, **kwargs):
+    raise AssertionError("computed")
+
+
+@pytest.fixture(params=list(CASES))
+def case(request, tmp_path):
+    made, values, remedies = CASES[request.param]
+    return made(tmp_path), values, remedies
+
+
+def test_it_is_refused_and_nothing_is_computed_or_read(case, monkeypatch):
+    x, _, remedies = case
+    plain = np.zeros((2, 3))
+    monkeypatch.setattr(np, "asanyarray", nothing_is_computed)
+    with dask.config.set(scheduler=nothing_is_computed):
+        for call in (lsm.log_softmax, lsm.explain):
+            with pytest.raises(TypeError, match="^x: an? .*; give ") as caught:
+                call(x)
+            for remedy in remedies:
+                assert remedy in str(caught.value)
+        with pytest.raises(TypeError, match="^grad_output: "):
+            lsm.log_softmax_backward(x, plain)
+        with pytest.raises(TypeError, match="^output: "):
+            lsm.log_softmax_backward(plain, x)
+        with pytest.raises(TypeError, match="^out: a .*; accepted: a numpy.ndarray of shape .*; this is an? "):
+            lsm.log_softmax(plain, out=x)
+        for held in ([x], (1.0, [x])):
+            with pytest.raises(TypeError, match=r"^x: x\[[01]\].*: an? "):
+                lsm.log_softmax(held)
+
+
+@pytest.mark.filterwarnings("ignore:.*__array_wrap__ must accept:DeprecationWarning")
+def test_what_the_message_proposes_gives_the_right_result(case):
+    x, values, remedies = case
+    expected = lsm.log_softmax(values)
+    names = {"x": x, "numpy": numpy, "lsm": lsm, "name": "x"}
+    for remedy in remedies:
+        given = eval(remedy, names)
+        y = given.compute() if "lsm." in remedy else lsm.log_softmax(given)
+        assert type(y) is np.ndarray
+        np.testing.assert_allclose(y, expected, rtol=1e-12)
+    if not any("lsm." in remedy for remedy in remedies) and "map_blocks" in message(x):
+        raise AssertionError(message(x))
+
+
+def message(x, *args):
+    with pytest.raises(TypeError) as caught:
+        lsm.log_softmax(x, *args)
+    return str(caught.value)
+
+
+def test_chunk_by_chunk_is_named_where_the_classes_are_whole():
+    x = dask.array.from_array(VALUES, chunks=(2, 1))
+    assert "map_blocks" not in message(x) + message(x, (0, 1)) + message(x, None)
+    remedy = "x.map_blocks(lsm.log_softmax, axis=0, dtype=x.dtype)"
+    assert message(x, 0).endswith(remedy)
+    np.testing.assert_array_equal(eval(remedy, {"x": x, "lsm": lsm}).compute(), lsm.log_softmax(VALUES, 0))
+
+
+def test_dask_with_query_planning():
+    code = """
+import dask, dask.array, lsm
+assert dask.array.ARRAY_EXPR_ENABLED
+x = dask.array.ones((4, 6), chunks=(2, 6))
+def computed(*args, **kwargs):
+    raise AssertionError
+with dask.config.set(scheduler=computed):
+    for call in (lsm.log_softmax, lsm.explain):
+        try:
+            call(x)
+        except TypeError as error:
+            print("x.compute()" in str(error), "x.map_blocks(lsm.log_softmax, dtype=x.dtype)" in str(error))
+    try:
+        lsm.log_softmax(dask.array.ones((4, 6), chunks=(2, 3)))
+    except TypeError as error:
+        print("map_blocks" not in str(error))
+y = lsm.log_softmax(x.compute())
+print((y == x.map_blocks(lsm.log_softmax, dtype=x.dtype).compute()).all())
+"""
+    environment = os.environ | {"DASK_ARRAY__QUERY_PLANNING": "True"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 6, done.stdout + done.stderr
+
+
+def test_a_future_of_distributed():
+    code = """
+import numpy as np, lsm
+from distributed import Client
+if __name__ == "__main__":
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        x = client.submit(np.zeros, 3)
+        try:
+            lsm.log_softmax(x)
+        except TypeError as error:
+            print("give x.result()" in str(error))
+        print(lsm.log_softmax(x.result()).shape == (3,))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stdout + done.stderr
+
+
+def test_ray():
+    code = """
+import logging, numpy as np, lsm, ray
+ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, object_store_memory=10**8)
+ray.data.DataContext.get_current().enable_progress_bars = False
+x = ray.put(np.arange(3.0))
+rows = ray.data.from_numpy(np.arange(6.0).reshape(2, 3)).rename_columns({"data": "x"})
+for given, remedy in (
+    (x, "ray.get(x)"), (rows, "x.map_batches(lambda batch: dict(y=lsm.log_softmax(batch['x'])))")
+):
+    for call in (lsm.log_softmax, lsm.explain, lambda x: lsm.log_softmax([x])):
+        try:
+            call(given)
+        except TypeError as error:
+            print("RESULT", remedy.replace("x.map", "map").replace("(x)", "(") in str(error))
+print("RESULT", (lsm.log_softmax(ray.get(x)) == lsm.log_softmax(np.arange(3.0))).all())
+y = rows.map_batches(lambda batch: dict(y=lsm.log_softmax(batch["x"]))).take_all()
+print("RESULT", (np.array([row["y"] for row in y]) == lsm.log_softmax(np.arange(6.0).reshape(2, 3))).all())
+"""
+    environment = os.environ | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert results == ["RESULT True"] * 8, done.stdout + done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:The unit of the quantity is stripped")  # pint says so, also where it is 1
+@pytest.mark.parametrize(
+    "x",
+    [
+        pandas.DataFrame(VALUES, columns=["mask", "unit", "units"]),
+        pandas.DataFrame(VALUES, columns=["compute", "chunks", "magnitude"]),
+        polars.DataFrame(VALUES, schema=["mask", "unit", "compute"]),
+        awkward.Array(VALUES),
+        astropy.units.Quantity(VALUES, ""),
+        Column(VALUES),
+        unyt.unyt_array(VALUES, ""),
+        UNITS.Quantity(VALUES, ""),
+        [pandas.Series(frame) for frame in VALUES],
+        [polars.Series(frame) for frame in VALUES],
+        [pyarrow.array(frame) for frame in VALUES],
+    ],
+    ids=lambda x: f"{type(x).__module__}.{type(x).__name__}",
+)
+def test_what_is_taken(x):
+    y = lsm.log_softmax(x)
+    assert type(y) is np.ndarray
+    np.testing.assert_array_equal(y, lsm.log_softmax(VALUES))
+    assert lsm.explain(x).winner == "cython"
+
+
+def test_columns_and_series_are_taken():
+    frame = VALUES[0]
+    for x in (
+        pandas.Series(frame),
+        pandas.Series(frame, dtype="Float64"),
+        polars.Series(frame),
+        pyarrow.array(frame),
+        pyarrow.chunked_array([frame]),
+    ):
+        np.testing.assert_array_equal(lsm.log_softmax(x), lsm.log_softmax(frame))
+
+
+def test_masked_pandas_pint_and_others_that_hide_what_they_are():
+    for x in (np.array([1.0 * astropy.units.m, 2.0 * astropy.units.m], dtype=object), {"x": 1.0}):
+        with pytest.raises(TypeError, match="Python objects"):
+            lsm.log_softmax(x)
+
+
+# -- DLPack ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", array_api_strict.__array_namespace_info__().devices(), ids=str)
+def test_results_come_back_on_the_device_of_the_input(place):
+    xp = array_api_strict
+    x = xp.asarray(VALUES.tolist(), device=place)
+    for y in (lsm.log_softmax(x), lsm.log_softmax(x, dtype=xp.float32), lsm.log_softmax_backward(x, x)):
+        assert type(y) is type(x) and y.device == place
+    assert lsm.log_softmax(xp.asarray(1.0, device=place)).shape == ()
+    out = xp.empty_like(x)
+    assert lsm.log_softmax(x, out=out) is out
+    np.testing.assert_allclose(np.from_dlpack(out), lsm.log_softmax(VALUES), rtol=1e-6)
+    if "float64" not in xp.__array_namespace_info__().dtypes(device=place):
+        with pytest.raises(TypeError, match="^dtype: float64 is not on .*; give another, such as 'float32'"):
+            lsm.log_softmax(xp.asarray([1, 2], device=place))
+
+
+def test_devices_are_not_mixed():
+    xp = array_api_strict
+    x, y = (xp.asarray([1.0, 2.0], device=xp.Device(name)) for name in ("CPU_DEVICE", "device1"))
+    with pytest.raises(lsm.BackendUnsupportedError, match="nothing is moved between devices"):
+        lsm.log_softmax_backward(x, y)
+    with pytest.raises(lsm.BackendUnsupportedError, match="^out: is on .*device1.*, the result on .*CPU_DEVICE"):
+        lsm.log_softmax(x, out=y)
+
+
+def test_dtypes_may_be_spelt_as_the_library_does():
+    xp = array_api_strict
+    x = xp.asarray([1.0, 2.0])
+    assert lsm.log_softmax(x, dtype=xp.float32).dtype == xp.float32
+    assert lsm.explain(x, dtype=xp.float32).dtype == "float64 to float32"
+    with pytest.raises(TypeError, match="^dtype: .*accepted: float16"):
+        lsm.log_softmax(x, dtype=xp.int32)
