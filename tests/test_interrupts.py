@@ -1,0 +1,180 @@
+"""An exception at any point of a call, as Ctrl-C raises it, leaves no lock held and no limit changed."""
+
+import subprocess
+import sys
+import threading
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lsm
+from lsm import _dispatch, _held, _threads
+from lsm.backends import cython_, registry
+
+PACKAGE = str(Path(lsm.__file__).parent)
+X = np.random.default_rng(0).standard_normal((40, 1000)).astype("f4")  # enough for two threads
+Y = lsm.log_softmax(X)
+OUT = np.empty_like(X)
+
+
+def in_blocks():
+    with lsm.num_threads(1), lsm.use_backend("cython"), lsm.num_threads(2):
+        lsm.log_softmax(X, out=OUT)
+
+
+@lsm.use_backend("numpy")
+def decorated():
+    lsm.log_softmax([1.0, 2.0])
+
+
+def renewed():
+    lsm.refresh_backends()
+    lsm.set_default_backend("cython")
+    lsm.log_softmax(X, out=OUT)
+    lsm.set_default_backend(None)
+
+
+CALLS = {
+    "forward": lambda: lsm.log_softmax(X, out=OUT),
+    "backward": lambda: lsm.log_softmax_backward(X, Y, out=OUT),
+    "strided": lambda: lsm.log_softmax(X[:, ::2], out=OUT[:, ::2]),
+    "several axes": lambda: lsm.log_softmax(X.reshape(4, 10, 1000), axis=(0, 2)),
+    "overlapping out": lambda: lsm.log_softmax(np.zeros(50_000)[:40_000], out=np.zeros(50_000)[10_000:]),
+    "dtype=": lambda: lsm.log_softmax(X, dtype="f8"),
+    "backend=": lambda: lsm.log_softmax(X, backend="cython"),
+    "numpy": lambda: lsm.log_softmax(X[:2], backend="numpy"),
+    "a list": lambda: lsm.log_softmax([1.0, 2.0]),
+    "blocks": in_blocks,
+    "decorated": decorated,
+    "refreshed": renewed,
+    "explain": lambda: lsm.explain(X),
+    "list_backends": lsm.list_backends,
+}
+
+
+class Interrupt(BaseException):
+    """What the trace function raises."""
+
+
+def interrupted(call, after):
+    """Run a call that is interrupted after so many steps of lsm's own code; tell whether it was."""
+    steps = 0
+
+    def trace(frame, event, argument):
+        nonlocal steps
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        steps += 1
+        if steps > after:
+            sys.settrace(None)
+            raise Interrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def locks():
+    """All that a call may hold."""
+    known = registry.registry()
+    yield from (_dispatch._lock, registry._registry_lock, known._lock)
+    yield from (candidate._lock for candidate in known.all())
+
+
+def check_nothing_is_held():
+    free = []
+
+    def take():  # in another thread, since a lock may be one that its holder can take again
+        for lock in locks():
+            free.append(lock.acquire(blocking=False))
+            if free[-1]:
+                lock.release()
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(timeout=10)  # what is held keeps it waiting
+    assert not thread.is_alive() and all(free), free
+    kernels = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
+    assert kernels.region_threads(2) == 2
+    assert _threads._in_context.get() is None and _dispatch._in_context.get() is None
+    assert lsm.get_num_threads() == N_THREADS
+    states = {info.name: info.state for info in lsm.list_backends() if info.is_built_in}
+    assert states == STATES
+
+
+N_THREADS = lsm.get_num_threads()
+STATES = {info.name: info.state for info in lsm.list_backends() if info.is_built_in}
+
+
+def test_the_file_that_gives_back_is_compiled():
+    assert not _held.__file__.endswith(".py"), "build lsm anew: pip install -e ."
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that is left is closed at once
+@pytest.mark.parametrize("call", CALLS)
+def test_an_exception_at_every_bytecode(call):
+    CALLS[call]()
+    after = 0
+    while interrupted(CALLS[call], after):
+        lsm.set_default_backend(None)
+        check_nothing_is_held()
+        after += 1 + after // 100  # some calls have thousands of steps
+    assert after > 5
+    assert (lsm.log_softmax(X) == Y).all()
+
+
+SIGNALS = """
+import random, signal, sys, time
+import numpy as np
+import lsm
+from lsm import _threads
+from lsm.backends import cython_
+from importlib import import_module
+
+class Alarm(Exception):
+    pass
+
+def handle(*_):
+    raise Alarm
+
+kernels = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
+x = np.zeros((400, 4000), "f4")
+out = np.empty_like(x)
+dy = x[:, ::2]
+before = lsm.get_num_threads(), kernels.region_threads(2)
+signal.signal(signal.SIGALRM, handle)
+n_raised, end = 0, time.monotonic() + 4
+while time.monotonic() < end:
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-3))
+    try:
+        with lsm.num_threads(2), lsm.use_backend("cython"):
+            lsm.log_softmax(x, out=out)
+        lsm.log_softmax_backward(x, out, out=out)
+        with lsm.num_threads(1):
+            lsm.log_softmax(dy)
+            lsm.log_softmax(x[0])
+        lsm.log_softmax(x, out=out)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Alarm:
+        n_raised += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert (lsm.get_num_threads(), kernels.region_threads(2)) == before
+    assert _threads.count_threads(x.size) == before[0]
+print(n_raised)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGALRM here")
+def test_signals_in_a_loop():
+    done = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
