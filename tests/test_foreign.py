@@ -335,6 +335,9 @@ class Raising:
     def __init__(self, error):
         self.error = error
 
+    def __repr__(self):
+        return f"Raising({self.error!r})"  # the name of a test, the same in every process
+
     @property
     def dtype(self):
         raise self.error
