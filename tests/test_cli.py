@@ -1329,3 +1329,12 @@ def test_a_warning_is_a_line(work, monkeypatch, capsys):
     monkeypatch.setattr(lsm, "log_softmax", warn)
     assert main(["apply", "x.npy", "y.npy"]) == 0
     assert capsys.readouterr().err == "lsm: warning: lsm goes on without it\n"
+
+
+@pytest.mark.parametrize("dtype", ["f4,(", "4(", "U5", "nope"])
+def test_a_dtype_that_numpy_refuses_in_whatever_way(work, dtype, capsys):
+    np.save(work / "x.npy", np.zeros(3))
+    assert main(["apply", str(work / "x.npy"), str(work / "y.npy"), "--dtype", dtype]) == 2
+    error = capsys.readouterr().err
+    assert "dtype: " in error and "accepted: float16, bfloat16" in error
+    assert not (work / "y.npy").exists()
