@@ -51,8 +51,11 @@ INLINE = [("CYTHON_INLINE", "inline __attribute__((always_inline))")]
 SMALL = ["-O2", "-ftree-vectorize", "-falign-functions=16", "-falign-loops=1", "-falign-jumps=1"]
 SMALL_LINK = ["-Wl,--strip-all", "-Wl,-z,noseparate-code"]  # no symbols: 6.6 MB become 1.4; no padding between parts
 
-# The extensions that do no work: one asks what the processor has, the other takes and gives back.
-SMALL_EXTENSIONS = ("cpu", "_held")
+# Modules of Python that are compiled: one must not run as bytecode, the other is on the way of every small call.
+COMPILED_MODULES = ("_held", "_fastpath")
+
+# The extensions that are built for size: one asks what the processor has.
+SMALL_EXTENSIONS = ("cpu", *COMPILED_MODULES)
 
 # Built with NumPy 2, the kernels run with every NumPy from this one on.
 NUMPY_MACROS = [("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"), ("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION")]
@@ -204,5 +207,5 @@ def cythonized(modules: list[Extension], **options: Any) -> list[Extension]:
 
 
 if __name__ == "__main__":  # benchmarks/vectorised.py imports the rest
-    held = cythonized([Extension("lsm._held", ["lsm/_held.py"])])  # Python that must not run as bytecode: see there
-    setup(cmdclass={"build_ext": BuildKernels}, ext_modules=[*held, *extensions(["cpu", *levels()])])
+    compiled = cythonized([Extension(f"lsm.{name}", [f"lsm/{name}.py"]) for name in COMPILED_MODULES])
+    setup(cmdclass={"build_ext": BuildKernels}, ext_modules=[*compiled, *extensions(["cpu", *levels()])])

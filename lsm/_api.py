@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from numpy import ndarray
-
-from lsm import _call
-from lsm._dispatch import quick as quick_functions
+from lsm._call import call
+from lsm._fastpath import try_fast_path
+from lsm._operations import LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD
 from lsm._untraced import untraced
 
 Array = Any  # an ndarray, a torch.Tensor, a jax.Array, a cupy.ndarray, or another that speaks DLPack
@@ -88,13 +87,11 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    if dtype is None and type(x) is ndarray and (backend is None or type(backend) is str):
-        quick = quick_functions(x.dtype, backend)
-        if quick is not None:
-            y = quick[0](x, axis, out)
-            if y is not None:
-                return y
-    return untraced(_call.log_softmax)(x, axis, out, dtype, backend)
+    if dtype is None:
+        y = try_fast_path("log_softmax", x, (), axis, out, backend)
+        if y is not None:
+            return y
+    return untraced(call)(LOG_SOFTMAX, (x,), axis, out, dtype, backend)
 
 
 def log_softmax_backward(
@@ -168,10 +165,7 @@ def log_softmax_backward(
     >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    if type(grad_output) is ndarray and (backend is None or type(backend) is str):
-        quick = quick_functions(grad_output.dtype, backend)
-        if quick is not None:
-            dx = quick[1](grad_output, output, axis, out)
-            if dx is not None:
-                return dx
-    return untraced(_call.log_softmax_backward)(grad_output, output, axis, out, backend)
+    dx = try_fast_path("log_softmax_backward", grad_output, (output,), axis, out, backend)
+    if dx is not None:
+        return dx
+    return untraced(call)(LOG_SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend)

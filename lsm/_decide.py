@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 _ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types of which lsm makes new arrays itself
 
 # By kind of device, the type as which a backend that takes it is given the memory of any other library's array.
-_SEEN_AS = {"cpu": NUMPY, "cuda": CUPY}
+_COMMON_TYPES = {"cpu": NUMPY, "cuda": CUPY}
 
 
 class Policy:
-    """A wish for a backend, or none, and the plans that were made under it.
+    """The backend that is requested, if one is, and the plans that were made under this request.
 
-    `quick` holds, by dtype, the functions for small calls of the backend that a plan has found, if it has such.
+    `fast` holds, by operation and kind of array, the functions of the fast path that the plans have found.
     """
 
-    __slots__ = ("__weakref__", "plans", "quick", "rule", "wish")
+    __slots__ = ("__weakref__", "fast", "plans", "requested", "rule")
 
-    def __init__(self, wish: str | None, rule: str) -> None:
-        self.wish = wish
+    def __init__(self, requested: str | None, rule: str) -> None:
+        self.requested = requested
         self.rule = rule
         self.forget()
 
     def forget(self) -> None:
         """Make every plan anew."""
         self.plans: dict[Any, Any] = {}
-        self.quick: dict[Any, Any] = {}
+        self.fast: dict[str, dict[Any, Any]] = {}
 
 
-class Call(NamedTuple):
-    """What of a call decides who serves it; the types, devices and dtypes are names."""
+class Request(NamedTuple):
+    """What of a call decides which backend serves it; the types, devices and dtypes are names."""
 
     array_type: str
     device: str
@@ -67,7 +67,7 @@ class Decision(NamedTuple):
         What decided: "backend=", "use_backend", "set_default_backend", "LSM_BACKEND" or "automatic".
     op, array_type, device, dtype : str
         The call; `dtype` is "float16 to float32" where the result has another than the input.
-    taken_as : str
+    passed_as : str
         The type of array that the winner is given: `array_type`, or for the same memory seen as one "numpy.ndarray"
         or, on a CUDA device, "cupy.ndarray".
     distribution, version, file : str
@@ -88,7 +88,7 @@ class Decision(NamedTuple):
     array_type: str
     device: str
     dtype: str
-    taken_as: str
+    passed_as: str
     distribution: str
     version: str
     file: str
@@ -106,7 +106,7 @@ class Decision(NamedTuple):
             head += f"fails: {self.error}"
         else:
             head += f"served by {self.winner} ({self.rule})"
-            head += f", as {self.taken_as}" if self.taken_as != self.array_type else ""
+            head += f", as {self.passed_as}" if self.passed_as != self.array_type else ""
         width = max(map(len, self.reasons), default=0)
         return "\n".join([head, *(f"  {name:<{width}}  {reason}" for name, reason in self.reasons.items())])
 
@@ -118,21 +118,21 @@ def registry() -> "Registry":
     return module.registry()
 
 
-def decide(call: Call, policy: Policy) -> Decision:
+def decide(request: Request, policy: Policy) -> Decision:
     """Find who serves a call; loads a third-party backend only if it may be the one."""
     reasons: dict[str, str] = {}
     winner: Candidate | None = None
     error: LsmError | None = None
     try:
-        if policy.wish is None:
-            winner = _choose(call, reasons)
+        if policy.requested is None:
+            winner = _choose(request, reasons)
             if winner is None:
-                error = _nobody(call, reasons)
+                error = _no_backend_error(request, reasons)
         else:
-            asked = registry().get(policy.wish)
-            problem = _problem(asked, call)
+            asked = registry().get(policy.requested)
+            problem = _problem(asked, request)
             if problem:
-                error = _refusal(asked, problem, policy, call)
+                error = _unsupported_error(asked, problem, policy, request)
                 reasons[registry().label(asked)] = problem
             else:
                 winner = asked
@@ -141,11 +141,11 @@ def decide(call: Call, policy: Policy) -> Decision:
     return Decision(
         winner=winner.name if winner else None,
         rule=policy.rule,
-        op=call.op,
-        array_type=call.array_type,
-        device=call.device,
-        dtype=" to ".join(dict.fromkeys(call.dtypes)),
-        taken_as=_taken_as(winner.declared, call) if winner else "",
+        op=request.op,
+        array_type=request.array_type,
+        device=request.device,
+        dtype=" to ".join(dict.fromkeys(request.dtypes)),
+        passed_as=_passed_as(winner.declared, request) if winner else "",
         distribution=winner.found.distribution if winner else "",
         version=winner.found.version if winner else "",
         file=winner.found.file if winner else "",
@@ -156,71 +156,73 @@ def decide(call: Call, policy: Policy) -> Decision:
     )
 
 
-def explained(call: Call, policy: Policy) -> Decision:
+def explained(request: Request, policy: Policy) -> Decision:
     """The same, with the reason of every other backend; loads no more of them."""
-    decision = decide(call, policy)
-    why = "not asked for" if policy.wish else f"not needed: {decision.winner} serves the call"
+    decision = decide(request, policy)
+    why = "not asked for" if policy.requested else f"not needed: {decision.winner} serves the call"
     for candidate in registry().all():
         if candidate.backend is not decision.backend or decision.winner is None:
             reason = why
             if candidate.state not in ("loaded", "discovered"):
                 reason = f"{candidate.state}: {candidate.reason}"
             elif candidate.state == "loaded":
-                reason = _problem(candidate, call) or why
+                reason = _problem(candidate, request) or why
             decision.reasons.setdefault(registry().label(candidate), reason)
     return decision
 
 
-def _taken_as(declared: "Declared", call: Call) -> str:
+def _passed_as(declared: "Declared", request: Request) -> str:
     """The type of array that a backend is given in a call; empty if it does not serve the call's type."""
-    if call.array_type in declared.array_types:
-        return call.array_type
-    common = _SEEN_AS.get(call.device, "")
+    if request.array_type in declared.array_types:
+        return request.array_type
+    common = _COMMON_TYPES.get(request.device, "")
     return common if common in declared.array_types else ""
 
 
-def _problem(candidate: "Candidate", call: Call) -> str:
+def _problem(candidate: "Candidate", request: Request) -> str:
     """Why this backend does not serve a call; empty if it does. Loads it, unless it is lsm's own and not for such."""
     claims = candidate.claims() if candidate.is_built_in else None
     if claims is not None and claims.devices:  # the same answer whether it has been found unavailable by now or not
-        problem = _mismatch(claims, call)
+        problem = _mismatch(claims, request)
         if problem:
             return problem
     try:
         candidate.load()
     except BackendUnavailableError:
         return f"{candidate.state}: {candidate.reason}"
-    return _mismatch(candidate.declared, call)
+    return _mismatch(candidate.declared, request)
 
 
-def _mismatch(declared: "Declared", call: Call) -> str:
+def _mismatch(declared: "Declared", request: Request) -> str:
     """What of a call a backend does not claim to serve; empty if it claims all of it."""
-    if call.device not in declared.devices:
-        return f"serves the devices {', '.join(declared.devices)}, not {call.device}"
-    taken_as = _taken_as(declared, call)
-    if not taken_as:
-        return f"serves {', '.join(declared.array_types)}, not {call.array_type}"
-    if taken_as not in _ALLOCATED and not declared.has_empty:
-        return f"has no method empty, which would make new arrays of {taken_as}"
-    missing = [dtype for dtype in dict.fromkeys(call.dtypes) if dtype not in declared.dtypes]
+    if request.op not in declared.operations:
+        return f"does not have {request.op}"
+    if request.device not in declared.devices:
+        return f"serves the devices {', '.join(declared.devices)}, not {request.device}"
+    passed_as = _passed_as(declared, request)
+    if not passed_as:
+        return f"serves {', '.join(declared.array_types)}, not {request.array_type}"
+    if passed_as not in _ALLOCATED and not declared.has_empty:
+        return f"has no method empty, which would make new arrays of {passed_as}"
+    missing = [dtype for dtype in dict.fromkeys(request.dtypes) if dtype not in declared.dtypes]
     if missing:
         return f"serves {', '.join(declared.dtypes)}, not {', '.join(missing)}"
-    takes_bits = taken_as != NUMPY or declared.takes_bfloat16_bits
-    if "bfloat16" in call.dtypes and not takes_bits and np_dtype("bfloat16") is BFLOAT16_BITS:
+    takes_bits = passed_as != NUMPY or declared.takes_bfloat16_bits
+    if "bfloat16" in request.dtypes and not takes_bits and np_dtype("bfloat16") is BFLOAT16_BITS:
         return f"needs ml_dtypes for bfloat16: {install_command('bfloat16')}"
     return ""
 
 
-def _choose(call: Call, reasons: dict[str, str]) -> "Candidate | None":
+def _choose(request: Request, reasons: dict[str, str]) -> "Candidate | None":
     """The backend for a call that wishes for none; notes why those before it do not serve."""
     for candidate in _own():
-        problem = _problem(candidate, call)
+        problem = _problem(candidate, request)
         if not problem:
             return candidate
         reasons[candidate.name] = problem
     usable = []
     for candidate in registry().third_party():
-        problem = _problem(candidate, call)
+        problem = _problem(candidate, request)
         if problem:
             reasons[candidate.name] = problem
         else:
@@ -247,17 +249,17 @@ def _rank(candidate: "Candidate") -> tuple[int, str]:
     return -candidate.declared.priority, candidate.name
 
 
-def _able(call: Call) -> list[str]:
+def _capable_backends(request: Request) -> list[str]:
     """The names of those that would serve a call if asked; third parties are loaded only if no built-in does."""
-    own = [candidate.name for candidate in _own() if not _problem(candidate, call)]
-    theirs = [] if own else [candidate for candidate in registry().third_party() if not _problem(candidate, call)]
+    own = [candidate.name for candidate in _own() if not _problem(candidate, request)]
+    theirs = [] if own else [candidate for candidate in registry().third_party() if not _problem(candidate, request)]
     return own + [candidate.name for candidate in sorted(theirs, key=_rank)]
 
 
-def _nobody(call: Call, reasons: dict[str, str]) -> LsmError:
+def _no_backend_error(request: Request, reasons: dict[str, str]) -> LsmError:
     why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
-    text = f"no backend serves {call}: {why}"
-    elsewhere = _able(call._replace(device="cpu")) if call.device != "cpu" else []
+    text = f"no backend serves {request}: {why}"
+    elsewhere = _capable_backends(request._replace(device="cpu")) if request.device != "cpu" else []
     if elsewhere:
         text += f"; nothing is moved between devices, and on cpu {' or '.join(map(repr, elsewhere))} would serve it"
     else:
@@ -265,11 +267,11 @@ def _nobody(call: Call, reasons: dict[str, str]) -> LsmError:
     return BackendUnsupportedError(text)
 
 
-def _refusal(asked: "Candidate", problem: str, policy: Policy, call: Call) -> LsmError:
+def _unsupported_error(asked: "Candidate", problem: str, policy: Policy, request: Request) -> LsmError:
     """The error of a call whose wish cannot be met, with who would serve it."""
     is_usable = asked.state == "loaded" or (asked.is_built_in and asked.state == "discovered")
     if not is_usable:
         return asked.error_now(f" (asked for by {policy.rule})")
-    others = " or ".join(f"backend={name!r}" for name in _able(call))
+    others = " or ".join(f"backend={name!r}" for name in _capable_backends(request))
     remedy = f"{others} would serve it" if others else "no backend that is installed would"
     return BackendUnsupportedError(f"backend {asked.name!r} (asked for by {policy.rule}) {problem}; {remedy}")

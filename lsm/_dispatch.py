@@ -10,39 +10,46 @@ import os
 import threading
 import warnings
 from contextlib import suppress
-from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+from lsm import _fastpath
 from lsm._block import Block
 from lsm._check import NUMPY
 from lsm._config import settings
-from lsm._decide import Call, Decision, Policy, decide, explained, registry
+from lsm._decide import Decision, Policy, Request, decide, explained, registry
 from lsm._errors import BackendUnavailableError, PluginWarning
 from lsm._held import holding
 from lsm._interop import library_of
+from lsm._operations import OPERATIONS
 from lsm._untraced import untraced
 from lsm.backends.info import BackendInfo
 
-OPERATIONS = ("log_softmax", "log_softmax_backward")
 _PLAN_LIMIT = 512  # a program may have any number of array types
 
-_in_context: ContextVar[Policy | None] = ContextVar("lsm_policy", default=None)
-_default: Policy | None = None
 # The policies of all `use_backend` blocks, also of other threads, by id. A WeakSet cannot be gone through while one of
 # them ends elsewhere.
 _in_blocks: WeakValueDictionary[int, Policy] = WeakValueDictionary()
-_asked: dict[str, Policy] = {}  # by the name that ``backend=`` gave; those alone that have served a call
 _lock = threading.Lock()
 
 
 class Plan(NamedTuple):
-    """How a kind of call is served: by whom, given which type of array, and the functions for small ones."""
+    """How a kind of call is served.
+
+    Attributes
+    ----------
+    backend : Backend
+        The backend, guarded if it is a third party's.
+    passed_as : str
+        The type of array that it is given.
+    fast : callable or None
+        The backend's function for the operation on plain arrays, if it has one.
+    """
 
     backend: Any
-    taken_as: str
-    quick: Any
+    passed_as: str
+    fast: Any
 
 
 def _after_fork_in_child() -> None:
@@ -57,39 +64,37 @@ if hasattr(os, "register_at_fork"):
 
 def _policy() -> Policy:
     """The policy in force, apart from ``backend=``."""
-    return _in_context.get() or _default or _environment_policy()
+    policy: Policy = _fastpath.in_context.get() or _fastpath.default or _environment_policy()
+    return policy
 
 
 def _environment_policy() -> Policy:
     """What is in force until `set_default_backend` is called."""
 
     def set_default() -> Policy:
-        global _default
-        if _default is None:
-            wish = settings().backend
-            _default = Policy(wish, "LSM_BACKEND" if wish else "automatic")
-        return _default
+        if _fastpath.default is None:
+            name = settings().backend
+            _fastpath.default = Policy(name, "LSM_BACKEND" if name else "automatic")
+        policy: Policy = _fastpath.default
+        return policy
 
     return holding(_lock, set_default)
 
 
-def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
-    """Find the backend for a call; the plan is remembered in the policy.
-
-    Its quick functions are remembered by `quick_key`, with the device before it if that is not the CPU.
+def plan_for(request: Request, backend: str | None, fast_key: Any = None) -> Plan:
+    """Find the backend for a call; the plan is kept in the policy, and its fast function by `fast_key`.
 
     Raises
     ------
     UnknownBackendError, BackendUnavailableError, BackendUnsupportedError
         As `decide` found.
     """
-    asked = _asked  # of now, as are the plans: another thread may make lsm forget them
-    policy = _policy() if backend is None else asked.get(_checked_name(backend)) or Policy(backend, "backend=")
-    plans, quick_functions = policy.plans, policy.quick
-    key = (call.array_type, call.device, call.dtypes)
-    plan: Plan | None = plans.get(key)
+    by_name = _fastpath.by_name  # of now, as are the plans: another thread may make lsm forget them
+    policy = _policy() if backend is None else by_name.get(_checked_name(backend)) or Policy(backend, "backend=")
+    plans, fast = policy.plans, policy.fast
+    plan: Plan | None = plans.get(request)
     if plan is None:
-        decision = decide(call, policy)
+        decision = decide(request, policy)
         if decision.error is not None:
             raise decision.error
         why_not = decision.reasons.get(registry().default.name, "")
@@ -97,12 +102,12 @@ def serving(call: Call, backend: str | None, quick_key: Any = None) -> Plan:
             _warn_without_kernels(why_not)
         plan = _plan(decision)
         if len(plans) < _PLAN_LIMIT:
-            plans[key] = plan
-            is_given = plan.taken_as in (NUMPY, call.array_type)  # as an ndarray, or as it is
-            if is_given and plan.quick is not None and quick_key is not None and len(set(call.dtypes)) == 1:
-                quick_functions[quick_key if call.device == "cpu" else (call.device, quick_key)] = plan.quick
+            plans[request] = plan
+            is_given = plan.passed_as in (NUMPY, request.array_type)  # as an ndarray, or as it is
+            if is_given and plan.fast is not None and fast_key is not None and len(set(request.dtypes)) == 1:
+                fast.setdefault(request.op, {})[fast_key] = plan.fast
         if backend is not None:
-            asked.setdefault(backend, policy)
+            by_name.setdefault(backend, policy)
     return plan
 
 
@@ -118,25 +123,15 @@ def _warn_without_kernels(why_not: str) -> None:
 
 
 def _plan(decision: Decision) -> Plan:
-    backend, taken_as = decision.backend, decision.taken_as
+    backend, passed_as = decision.backend, decision.passed_as
     if decision.is_built_in:
-        return Plan(backend, taken_as, getattr(backend, "quick_functions", None))
+        functions = getattr(backend, "fast_functions", {})
+        return Plan(backend, passed_as, functions.get(decision.op))
     from lsm._guard import Guarded
 
-    # No quick functions, which a third party's may have inherited: its own methods would be passed over.
+    # No fast functions, which a third party's may have inherited: its own methods would be passed over.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"
-    return Plan(Guarded(backend, origin), taken_as, None)
-
-
-def quick(key: Any, backend: str | None) -> Any:
-    """The functions for calls of a kind by whom `backend` names; None without a plan.
-
-    The key is the dtype on the CPU, (device, dtype) elsewhere.
-
-    Each takes the positional arguments of its operation and `out`, and returns None for what it does not serve.
-    """
-    policy = _in_context.get() or _default if backend is None else _asked.get(backend)
-    return None if policy is None else policy.quick.get(key)
+    return Plan(Guarded(backend, origin), passed_as, None)
 
 
 def _checked_name(name: Any) -> str:
@@ -191,7 +186,7 @@ def use_backend(name: str) -> Block[Policy]:
         holding(_lock, _in_blocks.__setitem__, id(policy), policy)
         return policy
 
-    return Block(_in_context, entered)
+    return Block(_fastpath.in_context, entered)
 
 
 def set_default_backend(name: str | None) -> None:
@@ -217,8 +212,7 @@ def set_default_backend(name: str | None) -> None:
     """
 
     def set_default(policy: Policy | None) -> None:
-        global _default
-        _default = policy
+        _fastpath.default = policy
 
     if name is None:
         holding(_lock, set_default, None)
@@ -270,9 +264,9 @@ def refresh_backends() -> None:
     from lsm.backends.registry import forget
 
     def forget_plans() -> None:
-        global _asked, _default
-        _asked = {}
-        _default = None if _default is None else Policy(_default.wish, _default.rule)
+        _fastpath.by_name = {}
+        if _fastpath.default is not None:
+            _fastpath.default = Policy(_fastpath.default.requested, _fastpath.default.rule)
         for reference in _in_blocks.valuerefs():
             policy = reference()
             if policy is not None:
@@ -291,7 +285,7 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     x : array_like
         As for `log_softmax`.
     op : str, optional
-        "log_softmax" or "log_softmax_backward".
+        The name of a function of lsm: "log_softmax" or "log_softmax_backward".
     dtype, backend : optional
         As for `log_softmax`.
 
@@ -321,14 +315,14 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
 
 def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     library = library_of(x)
-    array, device, own = library.take(x, "x")
-    call = Call(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
-    decision = explain_call(call, backend)
-    if decision.taken_as == NUMPY:
+    array, device, own = library.validate(x, "x")
+    request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
+    decision = explain_request(request, backend)
+    if decision.passed_as == NUMPY:
         library.check_memory(array, "x")
     return decision
 
 
-def explain_call(call: Call, backend: str | None = None) -> Decision:
+def explain_request(request: Request, backend: str | None = None) -> Decision:
     """`explain` of a call that is described, without an array."""
-    return explained(call, _policy() if backend is None else Policy(_checked_name(backend), "backend="))
+    return explained(request, _policy() if backend is None else Policy(_checked_name(backend), "backend="))

@@ -1,9 +1,11 @@
 """What a third-party backend does in a call is looked over: its errors, and the shape, dtype and device of `out`."""
 
+from functools import partial
 from typing import Any
 
 from lsm._errors import BackendFailedError
 from lsm._interop import library_of
+from lsm._operations import OPERATIONS
 from lsm._texts import told
 
 # Not a backend's fault. A signal's handler may ask the process to end, by SystemExit as by KeyboardInterrupt, in the
@@ -21,13 +23,11 @@ class Guarded:
         self.backend = backend
         self.origin = origin
 
-    def log_softmax(self, x: Any, axis: int, out: Any) -> None:
-        """See `Backend.log_softmax`."""
-        self._call("log_softmax", x, axis, out)
-
-    def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
-        """See `Backend.log_softmax_backward`."""
-        self._call("log_softmax_backward", grad_output, output, axis, out)
+    def __getattr__(self, name: str) -> Any:
+        """The method of an operation, its faults caught."""
+        if name not in OPERATIONS:
+            raise AttributeError(name)
+        return partial(self._call, name)
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """See `Backend`: a new array, checked to be the one that was asked for."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from lsm import _check
 from lsm._foreign import SEQUENCES, odd_items, refuse
-from lsm._interop_base import Arrays, Taken
+from lsm._interop_base import Arrays, Operand
 from lsm._interop_cupy import CupyArrays
 from lsm._interop_jax import JaxArrays
 from lsm._interop_torch import TorchTensors
@@ -20,10 +20,10 @@ from lsm._version import install_command
 class OtherArrays(Arrays):
     """Arrays of a library that lsm does not know, and that speak DLPack."""
 
-    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
+    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Look at an argument; raise TypeError for what lsm does not take."""
         refuse(x, name, axis)
-        return super().take(x, name, axis)
+        return super().validate(x, name, axis)
 
 
 class NumpyArrays(Arrays):
@@ -44,7 +44,7 @@ class NumpyArrays(Arrays):
         """As `device`."""
         return "cpu"
 
-    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
+    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Make an ndarray of the argument; raise TypeError for what lsm does not take."""
         if type(x) is not np.ndarray:
             if isinstance(x, SEQUENCES):
@@ -58,7 +58,7 @@ class NumpyArrays(Arrays):
                 f"give cupy.asarray({name})"
             )
         array = _check.as_array(x, name)
-        return Taken(array, "cpu", _check.dtype_name(array.dtype))
+        return Operand(array, "cpu", _check.dtype_name(array.dtype))
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The dtype of the result by name: `dtype`, as the user spelt it, or that of the input."""
@@ -71,12 +71,12 @@ class NumpyArrays(Arrays):
         """The array itself, of which `take` made one."""
         return x
 
-    def seen(self, x: Any, name: str) -> Any:
+    def view_as_numpy(self, x: Any, name: str) -> Any:
         """The array itself."""
         return x
 
-    def quick_key(self, x: Any, dtype: str) -> Any:
-        """What quick functions for x are remembered by: its dtype, if it is computed as what it is."""
+    def fast_key(self, x: Any, dtype: str = "") -> Any:
+        """The dtype, if x is computed in it."""
         return x.dtype if _check.dtype_name(x.dtype) == dtype else None
 
     def from_numpy(self, y: Any, like: Any) -> Any:
@@ -102,11 +102,11 @@ class NumpyArrays(Arrays):
         """Whether `out` is aligned and in native byte order, as backends may expect."""
         return bool(out.dtype.isnative and out.flags.aligned)
 
-    def plain(self, out: Any) -> Any:
+    def as_base_array(self, out: Any) -> Any:
         """Without the subclass."""
         return np.asarray(out)
 
-    def is_apart(self, x: Any, out: Any) -> bool:
+    def same_or_disjoint(self, x: Any, out: Any) -> bool:
         """Whether `out` is the very memory of x, or shares none with it."""
         return not np.may_share_memory(x, out) or _check.same_memory(x, out)
 
@@ -118,7 +118,7 @@ def _check_item(item: Any, name: str, place: str) -> None:
         if library is NUMPY_ARRAYS:
             refuse(item, f"{name}{place}")
         else:
-            library.take(item, f"{name}{place}")
+            library.validate(item, f"{name}{place}")
             library.check_memory(item, f"{name}{place}")
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from error

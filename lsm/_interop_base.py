@@ -15,7 +15,7 @@ _HOST = (1, 3, 11)
 _KINDS = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda", 14: "oneapi"}
 
 
-class Taken(NamedTuple):
+class Operand(NamedTuple):
     """An argument that lsm takes: the array, the kind of its device, and the dtype that it is computed as."""
 
     array: Any
@@ -33,6 +33,7 @@ class Arrays:
 
     dtypes: tuple[str, ...] = _check.DTYPES[:-1]  # longdouble is NumPy's alone
     maker = ""  # what makes such an array of another one
+    has_fast_path = False
 
     def type_name(self, x: Any) -> str:
         """The name by which backends declare this type."""
@@ -51,7 +52,7 @@ class Arrays:
         own = str(getattr(x, "device", "cpu"))  # a library may tell parts of the CPU's memory apart
         return kind if own.lower() == "cpu" else own
 
-    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
+    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Look at an argument; raise TypeError for what lsm does not take."""
         try:
             device = self.device(x)
@@ -68,7 +69,7 @@ class Arrays:
             if device != "cpu":
                 raise TypeError(f"{name}: dtype {own} on {device} is not accepted; accepted: {', '.join(self.dtypes)}")
             dtype = _check.dtype_name(self.as_numpy(x, name).dtype)
-        return Taken(x, device, dtype)
+        return Operand(x, device, dtype)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The dtype of the result by name: `dtype`, as the user spelt it, or that of the input."""
@@ -81,18 +82,29 @@ class Arrays:
 
     def as_numpy(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray that lsm computes with; copied only if it holds no dtype of lsm's."""
-        return _check.as_array(self.seen(x, name), name)
+        return _check.as_array(self.view_as_numpy(x, name), name)
 
     def check_memory(self, x: Any, name: str) -> None:
         """Raise TypeError for what has the library's type and no memory to read."""
 
-    def seen(self, x: Any, name: str) -> Any:
+    def view_as_numpy(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray, whatever it holds; read-only if the library or a NumPy before 2.1 says so."""
         return self._through_dlpack(np, x, name, f"give numpy.asarray({name}) if a copy will do")
 
-    def quick_key(self, x: Any, dtype: str) -> Any:
-        """What the quick functions for x are remembered by in a policy; None if there can be none."""
+    def fast_key(self, x: Any, dtype: str = "") -> Any:
+        """The kind of x, by which the fast path finds a function; None if x is computed in another dtype, or never so.
+
+        The dtype on the CPU, else the kind of device and the dtype.
+        """
         return None
+
+    def fast_views(self, arrays: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The arrays as the function of the fast path takes them; None if one of them must be validated first."""
+        return None
+
+    def fast_result(self, y: Any, like: Any) -> Any:
+        """A result of the fast path as the library's own array."""
+        return y
 
     def new_numpy(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An ndarray for a result that `from_numpy` need not copy; None if any will do."""
@@ -139,7 +151,7 @@ class Arrays:
     def check_out(self, out: Any) -> None:
         """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
 
-    def written(self, out: Any) -> None:
+    def bump_version(self, out: Any) -> None:
         """Tell the library that `out` has been written to, where it wants to know."""
 
     # For backends that take the arrays as they are
@@ -176,11 +188,11 @@ class Arrays:
         """Whether a backend may write to `out` itself: of an unknown array it is not known what it overlaps."""
         return any(out is x for x in inputs)
 
-    def plain(self, out: Any) -> Any:
+    def as_base_array(self, out: Any) -> Any:
         """What a backend is given of `out`."""
         return out
 
-    def is_apart(self, x: Any, out: Any) -> bool:
+    def same_or_disjoint(self, x: Any, out: Any) -> bool:
         """Whether `out` is the very memory of x, or shares none with it."""
         return True
 

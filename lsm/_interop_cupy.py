@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from lsm import _check
-from lsm._interop_base import Arrays, Taken
+from lsm._interop_base import Arrays, Operand
 from lsm._version import install_command
 
 
@@ -13,6 +13,7 @@ class CupyArrays(Arrays):
     """cupy.ndarray; a subclass may hold more than one device does."""
 
     maker = "cupy.asarray"
+    has_fast_path = True
 
     def type_name(self, x: Any) -> str:
         """The name by which backends declare this type."""
@@ -26,7 +27,7 @@ class CupyArrays(Arrays):
         """The very device: 'cuda:0', 'cuda:1', ..."""
         return f"cuda:{x.data.device_id}"
 
-    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
+    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Look at an argument; raise TypeError for what lsm does not take."""
         if type(x) is not sys.modules["cupy"].ndarray:
             raise TypeError(
@@ -34,7 +35,7 @@ class CupyArrays(Arrays):
                 f"give {name}.view(cupy.ndarray) if they are all that counts"
             )
         self.check_aligned(x, name)
-        return super().take(x, name, axis)
+        return super().validate(x, name, axis)
 
     def check_aligned(self, x: Any, name: str) -> None:
         """Raise TypeError unless every element lies at a multiple of its size, the only ones that a device reads."""
@@ -51,9 +52,13 @@ class CupyArrays(Arrays):
                 raise TypeError(f"dtype: CuPy has bfloat16 only with ml_dtypes: {install_command('bfloat16')}")
         return wanted
 
-    def quick_key(self, x: Any, dtype: str) -> Any:
-        """What quick functions for x are remembered by: its dtype, if it is computed as what it is."""
-        return x.dtype if _check.dtype_name(x.dtype) == dtype else None
+    def fast_key(self, x: Any, dtype: str = "") -> Any:
+        """The device and the dtype, if x is computed in it."""
+        return ("cuda", x.dtype) if not dtype or _check.dtype_name(x.dtype) == dtype else None
+
+    def fast_views(self, arrays: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The arrays as they are."""
+        return arrays
 
     def on_device(self, x: Any) -> AbstractContextManager[Any]:
         """Make the device of x the current one, on which CuPy makes new arrays."""
@@ -69,7 +74,7 @@ class CupyArrays(Arrays):
 
     def check_out(self, out: Any) -> None:
         """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
-        self.take(out, "out")
+        self.validate(out, "out")
 
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
         """Raise unless `out` can take such a result as it is."""
@@ -86,7 +91,7 @@ class CupyArrays(Arrays):
         """Any array that was let in."""
         return True
 
-    def is_apart(self, x: Any, out: Any) -> bool:
+    def same_or_disjoint(self, x: Any, out: Any) -> bool:
         """Whether `out` is the very memory of x, or shares none with it.
 
         CuPy's own may_share_memory takes two views that came through DLPack for two pieces of memory.

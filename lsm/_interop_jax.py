@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
-from lsm._interop_base import Arrays, Taken
+from lsm._interop_base import Arrays, Operand
 
 _ALIGNMENT = 64  # bytes: XLA's CPU client copies what lies otherwise
 
@@ -31,7 +31,7 @@ class JaxArrays(Arrays):
         (device,) = x.sharding.device_set
         return f"{self.device(x)}:{device.id}"
 
-    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
+    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Look at an argument; raise TypeError for what lsm does not take."""
         jax = sys.modules["jax"]
         if isinstance(x, jax.core.Tracer):
@@ -44,7 +44,7 @@ class JaxArrays(Arrays):
                 f"{name}: an array over {len(x.sharding.device_set)} devices; give its parts, "
                 f"[shard.data for shard in {name}.addressable_shards], one by one"
             )
-        return super().take(x, name, axis)
+        return super().validate(x, name, axis)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The dtype of the result by name; float64 only where JAX has it, for it would be made float32 silently."""
@@ -56,7 +56,7 @@ class JaxArrays(Arrays):
             )
         return wanted
 
-    def seen(self, x: Any, name: str) -> Any:
+    def view_as_numpy(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray, bfloat16 too: JAX brings ml_dtypes along."""
         try:
             return np.asarray(x)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lsm import _check
 from lsm._foreign import refuse
-from lsm._interop_base import Arrays, Taken
+from lsm._interop_base import Arrays, Operand
 
 _REQUIRES_GRAD = """{name}: a tensor that requires grad, whose gradient lsm would lose; one of these two lines helps:
     {name}.detach()            # the values only
@@ -17,6 +17,7 @@ class TorchTensors(Arrays):
     """torch.Tensor and torch.nn.Parameter; other subclasses may hold a mask, or parts on other machines."""
 
     maker = "torch.as_tensor"
+    has_fast_path = True
 
     def type_name(self, x: Any) -> str:
         """The name by which backends declare this type."""
@@ -30,7 +31,7 @@ class TorchTensors(Arrays):
         """The very device: 'cpu', 'cuda:0', ..."""
         return str(x.device)
 
-    def take(self, x: Any, name: str, axis: Any = -1) -> Taken:
+    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Look at an argument; raise TypeError for what lsm does not take."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
@@ -56,7 +57,7 @@ class TorchTensors(Arrays):
             raise TypeError(f"{name}: {_why_not(x, name)}")
         if x.is_cuda:
             _check.aligned_on_device((_address(x),), x.element_size(), name)
-        return Taken(x.resolve_neg() if x.is_neg() else x, self.device(x), dtype)
+        return Operand(x.resolve_neg() if x.is_neg() else x, self.device(x), dtype)
 
     def check_memory(self, x: Any, name: str) -> None:
         """Raise TypeError for a stand-in of torch.func and the like; PyTorch's numpy() of some is arbitrary memory."""
@@ -66,7 +67,7 @@ class TorchTensors(Arrays):
                 f"outside, or by a backend for tensors"
             )
 
-    def seen(self, x: Any, name: str) -> Any:
+    def view_as_numpy(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray: torch's own way is three times as fast as DLPack, and writable."""
         torch = sys.modules["torch"]
         self.check_memory(x, name)
@@ -77,12 +78,30 @@ class TorchTensors(Arrays):
         except Exception as error:  # what a mode raises, that of fake tensors say, is not agreed on
             raise TypeError(f"{name}: a tensor whose memory cannot be read ({error})") from error
 
-    def quick_key(self, x: Any, dtype: str) -> Any:
-        """What quick functions for x are remembered by: its dtype, if it is computed as what it is."""
-        return x.dtype if _names()[1][dtype] is x.dtype else None
+    def fast_key(self, x: Any, dtype: str = "") -> Any:
+        """The dtype, if x is computed in it, on a CUDA device with "cuda"."""
+        if dtype and _names()[1][dtype] is not x.dtype:
+            return None
+        return ("cuda", x.dtype) if x.is_cuda else x.dtype
 
-    def quick_view(self, x: Any) -> Any:
-        """The same memory as an ndarray; None if x needs a second look, for which torch itself refuses almost all."""
+    def fast_views(self, arrays: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The same memory as ndarrays; on a CUDA device the tensors as they are."""
+        if arrays[0].is_cuda:
+            return arrays
+        views = []
+        for x in arrays:
+            view = self._fast_view(x)
+            if view is None:
+                return None
+            views.append(view)
+        return tuple(views)
+
+    def fast_result(self, y: Any, like: Any) -> Any:
+        """A result of the fast path as a tensor."""
+        return y if like.is_cuda else self.from_numpy(y, like)
+
+    def _fast_view(self, x: Any) -> Any:
+        """The same memory as an ndarray; None if x must be validated first, of which torch refuses most."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor or x.requires_grad or not x.is_cpu:
             return None
@@ -91,7 +110,7 @@ class TorchTensors(Arrays):
                 return None
             if x.dtype is not torch.bfloat16:
                 return x.numpy()
-            return None if x.is_neg() else self.seen(x, "")
+            return None if x.is_neg() else self.view_as_numpy(x, "")
         except Exception:  # `seen` says why
             return None
 
@@ -104,11 +123,11 @@ class TorchTensors(Arrays):
 
     def check_out(self, out: Any) -> None:
         """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
-        self.take(out, "out")
+        self.validate(out, "out")
         if out.is_neg():
             raise TypeError("out: a tensor with the negative bit, which is no memory to write to; give an ordinary one")
 
-    def written(self, out: Any) -> None:
+    def bump_version(self, out: Any) -> None:
         """Count a new version: autograd may have saved what was there, and must not take this for it."""
         if not out.is_inference():  # which has no versions
             sys.modules["torch"].autograd.graph.increment_version(out)
@@ -146,7 +165,7 @@ class TorchTensors(Arrays):
         """Any tensor that was let in."""
         return True
 
-    def is_apart(self, x: Any, out: Any) -> bool:
+    def same_or_disjoint(self, x: Any, out: Any) -> bool:
         """Whether `out` is the very memory of x, or shares none with it."""
         (start, end), (first, last) = _extent(x), _extent(out)
         same = start == first and x.stride() == out.stride() and x.dtype == out.dtype

@@ -17,8 +17,9 @@ import numpy as np
 import lsm
 from lsm import _apply, _listing
 from lsm._check import DTYPES, as_array, dtype_name
-from lsm._decide import Call
-from lsm._dispatch import OPERATIONS, explain_call
+from lsm._decide import Request
+from lsm._dispatch import explain_request
+from lsm._operations import OPERATIONS
 from lsm._stdout import own_output, spelled_out
 from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm._texts import for_json
@@ -157,7 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     apply.add_argument("input", metavar="IN", help=".npy file: x, or for log_softmax_backward grad_output")
     apply.add_argument("target", metavar="OUT", help=".npy file to write, or to replace; may be IN")
-    apply.add_argument("--output", metavar="Y", help=".npy file: what log_softmax gave (for log_softmax_backward)")
+    for name, operations in _further_inputs().items():
+        apply.add_argument(f"--{name}", metavar="FILE", help=f".npy file: {name} of {', '.join(operations)}")
     apply.add_argument(
         "--axis",
         type=_axis,
@@ -224,8 +226,8 @@ def _explain(args: argparse.Namespace) -> int:
     dtype = args.dtype
     if not isinstance(dtype, str):
         dtype = dtype_name(as_array(np.zeros(1, dtype), "x").dtype)
-    call = Call(args.array_type or usual, args.device, (dtype, dtype), args.op)
-    decision = explain_call(call, args.backend)
+    request = Request(args.array_type or usual, args.device, (dtype, dtype), args.op)
+    decision = explain_request(request, args.backend)
     print(decision, file=args.stdout)
     if decision.winner:
         return 0
@@ -262,22 +264,32 @@ def _check_backend(args: argparse.Namespace) -> int:
 
 def _apply_to_files(args: argparse.Namespace) -> int:
     """`lsm apply`."""
-    options = {"axis": args.axis, "backend": args.backend}
-    if args.op == "log_softmax_backward":
-        if args.output is None:
-            args.usage_error("log_softmax_backward needs --output Y.npy, what log_softmax gave; IN is its gradient")
-        if args.dtype is not None:
-            args.usage_error("--dtype is for log_softmax; the gradient has the dtype of its inputs")
-        inputs = [args.input, args.output]
-    else:
-        if args.output is not None:
-            args.usage_error("--output is for --op log_softmax_backward; the result goes to OUT")
-        if args.dtype == "bfloat16":
-            args.usage_error("--dtype: .npy files cannot hold bfloat16; give float32, which holds it exactly")
-        inputs = [args.input]
+    operation = OPERATIONS[args.op]
+    options, inputs = {"axis": args.axis, "backend": args.backend}, [args.input]
+    for name, operations in _further_inputs().items():
+        file = getattr(args, name)
+        if args.op in operations and file is None:
+            args.usage_error(f"{args.op} needs --{name} FILE.npy; IN is {operation.names[0]}")
+        if args.op not in operations and file is not None:
+            args.usage_error(f"--{name} is for --op {', '.join(operations)}; the result goes to OUT")
+        inputs += [file] if args.op in operations else []
+    if operation.has_dtype:
         options["dtype"] = args.dtype
+    elif args.dtype is not None:
+        args.usage_error(f"--dtype: the result of {args.op} has the dtype of its inputs")
+    if args.dtype == "bfloat16":
+        args.usage_error("--dtype: .npy files cannot hold bfloat16; give float32, which holds it exactly")
     _apply.apply(args.op, inputs, args.target, _progress, **options)
     return 0
+
+
+def _further_inputs() -> dict[str, list[str]]:
+    """The inputs that operations have beside the first, each with the operations that read it."""
+    found: dict[str, list[str]] = {}
+    for operation in OPERATIONS.values():
+        for name in operation.names[1:]:
+            found.setdefault(name, []).append(operation.name)
+    return found
 
 
 def _bench(args: argparse.Namespace) -> int:

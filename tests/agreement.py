@@ -53,15 +53,15 @@ def watched():
             original = getattr(backend, method)
             setattr(backend, method, note(name, original))
             undo.append((backend, method))
-    quick = cython_.kernels()["quick"]
-    cython_.kernels()["quick"] = tuple(note("cython", function) for function in quick)
+    fast = cython_.kernels()["fast"]
+    cython_.kernels()["fast"] = {name: note("cython", function) for name, function in fast.items()}
     lsm.refresh_backends()
     try:
         yield ran
     finally:
         for backend, method in undo:
             delattr(backend, method)
-        cython_.kernels()["quick"] = quick
+        cython_.kernels()["fast"] = fast
         lsm.refresh_backends()
 
 

@@ -10,7 +10,7 @@ import pytest
 from cuda_on_cpu import adapter, nvrtc
 
 import lsm
-from lsm import _dispatch
+from lsm import _dispatch, _fastpath
 from lsm._version import DISTRIBUTION
 from lsm.backends import registry
 from lsm.backends.candidate import Candidate
@@ -138,7 +138,7 @@ def backend(request):
     known._others = (*known.others(), candidate)
     yield candidate.name
     known._others = tuple(other for other in known.others() if other is not candidate)
-    _dispatch._asked.pop(candidate.name, None)
+    _fastpath.by_name.pop(candidate.name, None)
 
 
 @pytest.fixture

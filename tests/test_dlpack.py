@@ -219,7 +219,7 @@ def test_a_backend_is_given_the_arrays_that_it_declares_as_they_are(installed, r
     held = rng.standard_normal((3, 4)).astype("f4")
     x = Elsewhere(held)
     decision = lsm.explain(x)
-    assert (decision.winner, decision.taken_as) == ("native", "test_dlpack.Elsewhere")
+    assert (decision.winner, decision.passed_as) == ("native", "test_dlpack.Elsewhere")
     assert (decision.distribution, decision.version) == ("acme-lsm", "1.0")
     y = lsm.log_softmax(x)
     assert native.calls[0][0] is x and native.calls[0][2] is y

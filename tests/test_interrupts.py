@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lsm
-from lsm import _dispatch, _held, _threads
+from lsm import _dispatch, _fastpath, _held, _threads
 from lsm.backends import cython_, registry
 
 PACKAGE = str(Path(lsm.__file__).parent)
@@ -105,7 +105,7 @@ def check_nothing_is_held():
     assert not thread.is_alive() and all(free), free
     kernels = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
     assert kernels.region_threads(2) == 2
-    assert _threads._in_context.get() is None and _dispatch._in_context.get() is None
+    assert _threads._in_context.get() is None and _fastpath.in_context.get() is None
     assert lsm.get_num_threads() == N_THREADS
     states = {info.name: info.state for info in lsm.list_backends() if info.is_built_in}
     assert states == STATES

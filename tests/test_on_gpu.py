@@ -101,7 +101,7 @@ def of_cupy(cupy, shape, dtype):
 def test_arrays_of_cupy(cupy, shape, axis, dtype):
     x = of_cupy(cupy, shape, dtype)
     check_calls(x, axis, dtype, cupy.empty_like, lambda a, b: (host(a) == host(b)).all())
-    assert lsm.explain(x).taken_as == "cupy.ndarray"
+    assert lsm.explain(x).passed_as == "cupy.ndarray"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,7 +110,7 @@ def test_tensors(tensor, shape, axis, dtype):
     torch = sys.modules["torch"]
     x = tensor(values(shape), dtype)
     check_calls(x, axis, dtype, torch.empty_like, torch.equal)
-    assert (lsm.explain(x).winner, lsm.explain(x).taken_as) == ("cupy", "torch.Tensor")
+    assert (lsm.explain(x).winner, lsm.explain(x).passed_as) == ("cupy", "torch.Tensor")
     version = x._version
     lsm.log_softmax(x, axis, out=x)
     assert x._version == version + 1

@@ -387,11 +387,11 @@ def test_automatic_choice_of_third_parties(site):
     site.add("d4", "twin", GOOD.format(name="twin", priority=99).replace('"cpu",', '"cpu", "tpu"'))
     site.add("d5", "twin", GOOD.format(name="twin", priority=98).replace('"cpu",', '"cpu", "tpu"'))
     out, _ = site.run("""
-from lsm._decide import Call, Policy, decide
+from lsm._decide import Policy, Request, decide
 def winner(device):
-    return decide(Call("numpy.ndarray", device, ("float32",)), Policy(None, "automatic")).winner
+    return decide(Request("numpy.ndarray", device, ("float32",)), Policy(None, "automatic")).winner
 print(winner("cpu"), winner("tpu"), winner("npu"))
-reasons = decide(Call("numpy.ndarray", "tpu", ("float32",)), Policy(None, "automatic")).reasons
+reasons = decide(Request("numpy.ndarray", "tpu", ("float32",)), Policy(None, "automatic")).reasons
 print(reasons["alpha"]), print(reasons["zeta"])
 """)
     winners, alpha, zeta = out.splitlines()

@@ -5,13 +5,20 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lsm.backends.base import API_VERSION, DEFAULT_MAX_ULP
+from lsm._operations import OPERATIONS
+from lsm.backends.base import API_VERSION, DEFAULT_MAX_ULP, Backend
 
 
 def max_ulp(backend: Any) -> dict[str, float]:
     """For each dtype that a backend serves, the error that it stays within."""
     bounds = {**DEFAULT_MAX_ULP, **getattr(backend, "max_ulp", {})}
     return {dtype: float(bounds[dtype]) for dtype in backend.dtypes if dtype in bounds}
+
+
+def has_operation(backend: Any, name: str) -> bool:
+    """Whether a backend has the method of an operation, and not only that of the base class."""
+    method = getattr(backend, name, None)
+    return method is not None and getattr(method, "__func__", method) is not getattr(Backend, name, None)
 
 
 class Declared(NamedTuple):
@@ -23,6 +30,7 @@ class Declared(NamedTuple):
     priority: int = 0
     max_ulp: Mapping[str, float] = MappingProxyType({})
     same_bits: bool = False
+    operations: tuple[str, ...] = ()
     has_empty: bool = False
     takes_bfloat16_bits: bool = False  # lsm's own alone
 
@@ -36,6 +44,7 @@ def declared(backend: Any) -> Declared:
         priority=int(getattr(backend, "priority", 0)),
         max_ulp=max_ulp(backend),
         same_bits=getattr(backend, "same_bits", False),
+        operations=tuple([name for name in OPERATIONS if has_operation(backend, name)]),
         has_empty=getattr(backend, "empty", None) is not None,
         takes_bfloat16_bits=bool(getattr(backend, "takes_bfloat16_bits", False)),
     )
@@ -63,12 +72,15 @@ def contract_problem(backend: Any, name: str) -> str | None:
         return f"its max_ulp is {bounds!r}; it must map names of dtypes to numbers above 0"
     if not isinstance(getattr(backend, "same_bits", False), bool):
         return f"its same_bits is {backend.same_bits!r}; it must be True or False"
-    methods = {"available": 0, "log_softmax": 3, "log_softmax_backward": 4}
+    methods = {"available": 0}
+    for operation in OPERATIONS.values():
+        if operation.is_required or has_operation(backend, operation.name):
+            methods[operation.name] = len(operation.inputs) + 2
     if getattr(backend, "empty", None) is not None:
         methods["empty"] = 3
     for method, n_arguments in methods.items():
         function = getattr(backend, method, None)
-        if not callable(function):
+        if not callable(function) or (method in OPERATIONS and not has_operation(backend, method)):
             return f"it has no method {method}"
         try:
             inspect.signature(function).bind(*[None] * n_arguments)

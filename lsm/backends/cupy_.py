@@ -70,18 +70,20 @@ class CupyBackend(Backend):
         return self._library.empty(shape, np.dtype(own))
 
     @property
-    def quick_functions(self) -> tuple[Any, Any]:
-        """Both operations on arrays and tensors as they are: (x, axis, out) and (grad_output, output, axis, out).
+    def fast_functions(self) -> dict[str, Any]:
+        """The operations on arrays and tensors as they are, by name: functions of (*inputs, axis, out).
 
         They take arguments as the user gave them, and return the result, or None for what was not served before or
-        must be looked at.
+        must be validated first.
         """
-        return (
-            lambda x, axis, out: self._quickly("log_softmax", (x,), axis, out),
-            lambda dy, y, axis, out: self._quickly("log_softmax_backward", (dy, y), axis, out),
-        )
+        return {
+            "log_softmax": lambda x, axis, out: self._try_fast_path("log_softmax", (x,), axis, out),
+            "log_softmax_backward": lambda dy, y, axis, out: self._try_fast_path(
+                "log_softmax_backward", (dy, y), axis, out
+            ),
+        }
 
-    def _quickly(self, op: plans.Op, inputs: tuple[Any, ...], axis: Any, out: Any) -> Any:
+    def _try_fast_path(self, op: plans.Op, inputs: tuple[Any, ...], axis: Any, out: Any) -> Any:
         """The result of a call of a kind that has been served, on plain arrays of the current device; else None.
 
         That it was served says that shape, strides and dtypes are right. Whether memory overlaps is asked anew, and

@@ -45,25 +45,25 @@ class CythonBackend(Backend):
         return None
 
     @property
-    def quick_functions(self) -> tuple[Any, Any]:
-        """Both operations on plain arrays: (x, axis, out) and (grad_output, output, axis, out).
+    def fast_functions(self) -> dict[str, Any]:
+        """The operations on plain arrays, by name: functions of (*inputs, axis, out).
 
         They take arguments as the user gave them, for a dtype that this backend serves, and return the result, or
-        None for what the ordinary way must look at.
+        None for what must be validated first.
         """
-        functions: tuple[Any, Any] = kernels()["quick"]
+        functions: dict[str, Any] = kernels()["fast"]
         return functions
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax`."""
         table = kernels()
-        _run(table["quick"][0], table["log_softmax", x.dtype.char, out.dtype.char], (x, out), axis)
+        _run("log_softmax", table["log_softmax", x.dtype.char, out.dtype.char], (x, out), axis)
 
     def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax_backward`."""
         table = kernels()
         kernel = table["log_softmax_backward", out.dtype.char]
-        _run(table["quick"][1], kernel, (grad_output, output, out), axis)
+        _run("log_softmax_backward", kernel, (grad_output, output, out), axis)
 
 
 @cache
@@ -103,7 +103,10 @@ def kernels() -> dict[Any, Any]:
         for y, kind_y in kinds.items():
             table["log_softmax", x, y] = _bind(module.log_softmax, kind, kind_y)
     table["stream_copy"], table["stream_add"] = module.stream_copy, module.stream_add
-    table["quick"] = (module.quick_log_softmax, module.quick_log_softmax_backward)
+    table["fast"] = {
+        "log_softmax": module.quick_log_softmax,
+        "log_softmax_backward": module.quick_log_softmax_backward,
+    }
     return table
 
 
@@ -148,10 +151,10 @@ def _bind(function: Any, kind: int, kind_y: int | None = None) -> Any:
     return lambda x, y, *rest: function(x, kind, y, kind_y, *rest)
 
 
-def _run(quick: Any, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
-    """Call `quick`, or else the kernel on every (outer, classes, inner) view; the last of the arrays is written."""
+def _run(name: str, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
+    """Call the fast function, or else the kernel on every (outer, classes, inner) view; the last array is written."""
     out = arrays[-1]
-    if quick(*arrays[:-1], axis, out, 0) is not None:
+    if kernels()["fast"][name](*arrays[:-1], axis, out, 0) is not None:
         return
     stream = out.nbytes >= STREAM_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
     itemsize = max(4, *(array.itemsize for array in arrays))

@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import lsm
-from lsm._decide import Call
-from lsm._dispatch import OPERATIONS, explain_call
+from lsm._decide import Request
+from lsm._dispatch import explain_request
+from lsm._operations import OPERATIONS
 from lsm._texts import told
 from lsm.bench.contestant import NEW, OUT, Absent, Contestant
 from lsm.bench.data import Data, from_torch
@@ -48,13 +49,13 @@ def _of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data) -> It
         yield Absent(name, "torch is not installed")
         return
     array_type, arrays = library
-    operations = {FORWARD: OPERATIONS[:1], BACKWARD: OPERATIONS[1:], BOTH: OPERATIONS}[case.op]
-    calls = [Call(array_type, data.device, (case.dtype, case.result_dtype), op) for op in operations]
-    errors = [decision.error for call in calls if (decision := explain_call(call, label)).error is not None]
+    operations = [op.name for op in OPERATIONS.values() if op.direction in case.op.split("+")]
+    calls = [Request(array_type, data.device, (case.dtype, case.result_dtype), op) for op in operations]
+    errors = [decision.error for call in calls if (decision := explain_request(call, label)).error is not None]
     if errors:
         yield Absent(name, str(errors[0]))
         return
-    is_automatic = all(explain_call(call).winner == label for call in calls)
+    is_automatic = all(explain_request(call).winner == label for call in calls)
     for way in (OUT, NEW):
         code = _code(case, way, asks=not is_automatic)
         names = {"log_softmax": lsm.log_softmax, "log_softmax_backward": lsm.log_softmax_backward, **arrays}

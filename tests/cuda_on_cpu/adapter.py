@@ -5,6 +5,7 @@ CuPy itself, on a GPU.
 """
 
 from ctypes import c_uint8
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Adapter(CupyBackend):
 
     devices = ("cpu",)
     array_types = ("numpy.ndarray",)
-    quick_functions = None  # which are for arrays of CuPy
+    fast_functions: ClassVar = {}  # those of the class above are for arrays of CuPy
 
     def _call(self, op, arrays, axis):
         there = {id(x): self.moved(x) for x in arrays}

@@ -13,6 +13,7 @@ import pytest
 
 import lsm
 from lsm import _dispatch, _threads
+from lsm._operations import OPERATIONS
 from lsm.backends import cython_, numpy_
 
 DTYPES = ("f2", ml_dtypes.bfloat16, "f4", "f8")
@@ -26,7 +27,7 @@ def served(monkeypatch):
     """What the quick functions of the Cython backend gave, in turn, and which backends' methods were called."""
     seen = []
     lsm.refresh_backends()
-    functions = cython_.kernels()["quick"]
+    functions = cython_.kernels()["fast"]
 
     def watched(function):
         def call(*arguments):
@@ -37,9 +38,10 @@ def served(monkeypatch):
 
         return call
 
-    monkeypatch.setitem(cython_.kernels(), "quick", tuple(map(watched, functions)))
+    fast = {name: watched(function) for name, function in functions.items()}
+    monkeypatch.setitem(cython_.kernels(), "fast", fast)
     for name, backend in (("cython", cython_.backend), ("numpy", numpy_.backend)):
-        for method in lsm._dispatch.OPERATIONS:
+        for method in OPERATIONS:
             original = getattr(type(backend), method)
 
             def spy(self, *arguments, original=original, name=name):
@@ -211,14 +213,14 @@ def test_whoever_asked_for_numpy_gets_numpy(served):
 def test_the_environment_is_heard():
     code = """
 import numpy as np, lsm
-from lsm import _dispatch
+from lsm import _fastpath
 from lsm.backends import numpy_
 n, own = [], numpy_.backend.log_softmax
 type(numpy_.backend).log_softmax = lambda self, *a: n.append(1) or own(*a)
 x = np.zeros((1, 10), "f4")
 for _ in range(3):
     lsm.log_softmax(x)
-print(len(n), _dispatch.quick(x.dtype, None))
+print(len(n), _fastpath.find_function("log_softmax", x.dtype, None))
 """
     environment = os.environ | {"LSM_BACKEND": "numpy"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -247,7 +249,7 @@ def test_a_third_partys_backend_is_not_passed_over(monkeypatch):
 
 
 def test_large_calls_ask_how_many_threads(served, monkeypatch):
-    function, asked = cython_.kernels()["quick"][0], []
+    function, asked = cython_.kernels()["fast"]["log_softmax"], []
     monkeypatch.setattr(_threads, "monotonic", lambda: asked.append(1) or 0.0)
     for dtype in ("f2", "f4", "f8"):
         for size, n_threads, n_asked in (
@@ -317,7 +319,7 @@ def test_nothing_leaks():
         for _ in range(n):
             lsm.log_softmax(x), lsm.log_softmax(x, out=out), lsm.log_softmax_backward(x, y)
             lsm.log_softmax_backward(x, y, out=out)
-            for function in cython_.kernels()["quick"]:
+            for function in cython_.kernels()["fast"].values():
                 assert function(x, *[y] * ("backward" in function.__name__), axis, None) is None
 
     call(100)
