@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from functools import partial, wraps
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, TypeVar, cast
 
 from lsm._held import Held
@@ -58,7 +58,9 @@ class Block(Held[T]):
 
 def _done(result: Any, function: Callable[..., Any]) -> Any:
     """Give a result back, unless it is work that would be done after the block."""
-    if isinstance(result, (partial, FunctionType, MethodType)) or any(hasattr(type(result), a) for a in _RUNS_LATER):
+    if isinstance(result, (partial, BuiltinFunctionType, FunctionType, MethodType)) or any(
+        hasattr(type(result), a) for a in _RUNS_LATER
+    ):
         if isinstance(result, Coroutine):
             result.close()  # else Python warns that nothing awaits it
         raise TypeError(
