@@ -51,8 +51,8 @@ INLINE = [("CYTHON_INLINE", "inline __attribute__((always_inline))")]
 SMALL = ["-O2", "-ftree-vectorize", "-falign-functions=16", "-falign-loops=1", "-falign-jumps=1"]
 SMALL_LINK = ["-Wl,--strip-all", "-Wl,-z,noseparate-code"]  # no symbols: 6.6 MB become 1.4; no padding between parts
 
-# Modules of Python that are compiled: one must not run as bytecode, the other is on the way of every small call.
-COMPILED_MODULES = ("_held", "_fastpath")
+# Modules of Python that are compiled, since they must not run as bytecode.
+COMPILED_MODULES = ("_held",)
 
 # The extensions that are built for size: one asks what the processor has.
 SMALL_EXTENSIONS = ("cpu", *COMPILED_MODULES)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import lsm
-from lsm._fastpath import find_function
+from lsm._fastpath import fast_functions
 from lsm.backends.cython_ import kernels
 
 SHAPES = ((1, 10), (32, 10), (10, 500), (1500, 32), (60, 1000))
@@ -35,7 +35,7 @@ TORCH = {
 PIECES = {
     "a Python function of this signature": "like(x)",
     "asking for the type and the dtype": "type(x) is ndarray; x.dtype",
-    "looking up who serves": "find_function('log_softmax', dtype, None)",
+    "looking up who serves": "fast_functions(dtype, None).log_softmax",
     "checking and computing, no new array": "fast(x, -1, out)",
     "checking, computing, a new array": "fast(x, -1, None)",
     "the whole call": "log_softmax(x)",
@@ -87,7 +87,7 @@ def main() -> None:
         for who in ("lsm", "torch")[: 1 + (torch is not None)]:
             print(f"| {shape} {who} | " + " | ".join(f"{found[f'{who} {name}']:.0f}" for name in LSM) + " |")
     names = arrays((1, 10)) | functions
-    names |= {"like": like, "ndarray": np.ndarray, "dtype": names["x"].dtype, "find_function": find_function}
+    names |= {"like": like, "ndarray": np.ndarray, "dtype": names["x"].dtype, "fast_functions": fast_functions}
     names["fast"] = kernels()["fast"]["log_softmax"]
     print("\n| pieces of a call on (1, 10) | ns |\n|---|---|")
     for name, time in least({name: (code, names) for name, code in PIECES.items()}, n_repeats).items():

@@ -5,6 +5,8 @@
 array([ -0., -20.])
 """
 
+from typing import TYPE_CHECKING, Any
+
 from lsm._api import log_softmax, log_softmax_backward
 from lsm._decide import Decision
 from lsm._dispatch import (
@@ -30,7 +32,9 @@ from lsm._errors import (
 from lsm._threads import get_num_threads, num_threads, set_num_threads
 from lsm._version import __version__
 from lsm.backends.base import Backend
-from lsm.backends.info import BackendInfo
+
+if TYPE_CHECKING:
+    from lsm.backends.info import BackendInfo
 
 __all__ = [
     "AmbiguousBackendError",
@@ -59,3 +63,12 @@ __all__ = [
     "set_num_threads",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a call does not need when it is asked for."""
+    if name == "BackendInfo":
+        from lsm.backends.info import BackendInfo
+
+        return BackendInfo
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from numpy import ndarray
+
 from lsm._call import call
-from lsm._fastpath import try_fast_path
+from lsm._fastpath import fast_functions
 from lsm._operations import LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD
 from lsm._untraced import untraced
 
@@ -87,10 +89,12 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    if dtype is None:
-        y = try_fast_path("log_softmax", x, (), axis, out, backend)
-        if y is not None:
-            return y
+    if dtype is None and type(x) is ndarray:
+        fast = fast_functions(x.dtype, backend)
+        if fast is not None:
+            y = fast.log_softmax(x, axis, out)
+            if y is not None:
+                return y
     return untraced(call)(LOG_SOFTMAX, (x,), axis, out, dtype, backend)
 
 
@@ -165,7 +169,10 @@ def log_softmax_backward(
     >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    dx = try_fast_path("log_softmax_backward", grad_output, (output,), axis, out, backend)
-    if dx is not None:
-        return dx
+    if type(grad_output) is ndarray:
+        fast = fast_functions(grad_output.dtype, backend)
+        if fast is not None:
+            dx = fast.log_softmax_backward(grad_output, output, axis, out)
+            if dx is not None:
+                return dx
     return untraced(call)(LOG_SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend)

@@ -7,8 +7,7 @@ from lsm._decide import Request
 from lsm._dispatch import Plan, plan_for
 from lsm._errors import BackendUnsupportedError
 from lsm._execute import Execution
-from lsm._fastpath import try_fast_path_of
-from lsm._foreign import why_refused
+from lsm._fastpath import fast_functions
 from lsm._interop import CUPY_ARRAYS, NUMPY_ARRAYS, library_of
 from lsm._interop_base import Arrays
 from lsm._operations import Operation
@@ -20,7 +19,8 @@ def call(
     """Serve a call of a public function, whatever its arguments are."""
     library = library_of(arguments[0])
     if dtype is None and library.has_fast_path and all(library_of(other) is library for other in arguments[1:]):
-        result = try_fast_path_of(library, operation.name, arguments, axis, out, backend)
+        function = getattr(fast_functions(library.fast_key(arguments[0]), backend), operation.name, None)
+        result = None if function is None else library.call_fast_function(function, arguments, axis, out)
         if result is not None:
             return result
     bound = Call(operation, arguments, axis, out, dtype)
@@ -131,6 +131,8 @@ class Call:
         """Raise unless `out` is of the library that the inputs are of, on their device, and can be written to."""
         library, out, request = self.library, self.out, self.request
         if library_of(out) is not library or library.type_name(out) != request.array_type:
+            from lsm._foreign import why_refused
+
             kind = f"{type(out).__module__}.{type(out).__qualname__}"
             accepted = f"a {request.array_type} of dtype {request.dtypes[1]} on {request.device}"
             raise TypeError(f"out: a {kind}; accepted: {accepted}{why_refused(out)}")

@@ -27,7 +27,7 @@ _COMMON_TYPES = {"cpu": NUMPY, "cuda": CUPY}
 class Policy:
     """The backend that is requested, if one is, and the plans that were made under this request.
 
-    `fast` holds, by operation and kind of array, the functions of the fast path that the plans have found.
+    `fast` holds, by kind of array, the functions of the fast path that the plans have found.
     """
 
     __slots__ = ("__weakref__", "fast", "plans", "requested", "rule")
@@ -40,7 +40,7 @@ class Policy:
     def forget(self) -> None:
         """Make every plan anew."""
         self.plans: dict[Any, Any] = {}
-        self.fast: dict[str, dict[Any, Any]] = {}
+        self.fast: dict[Any, Any] = {}
 
 
 class Request(NamedTuple):

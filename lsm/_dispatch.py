@@ -7,11 +7,11 @@ environment variable ``LSM_BACKEND``. What follows from the wish, or from none, 
 
 import importlib
 import os
-import threading
 import warnings
+from _thread import allocate_lock  # threading's own, which takes half a millisecond to import
 from contextlib import suppress
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from lsm import _fastpath
@@ -24,14 +24,16 @@ from lsm._held import holding
 from lsm._interop import library_of
 from lsm._operations import OPERATIONS
 from lsm._untraced import untraced
-from lsm.backends.info import BackendInfo
+
+if TYPE_CHECKING:
+    from lsm.backends.info import BackendInfo
 
 _PLAN_LIMIT = 512  # a program may have any number of array types
 
 # The policies of all `use_backend` blocks, also of other threads, by id. A WeakSet cannot be gone through while one of
 # them ends elsewhere.
 _in_blocks: WeakValueDictionary[int, Policy] = WeakValueDictionary()
-_lock = threading.Lock()
+_lock = allocate_lock()
 
 
 class Plan(NamedTuple):
@@ -55,7 +57,7 @@ class Plan(NamedTuple):
 def _after_fork_in_child() -> None:
     """Renew the lock, which a thread of the parent may have held."""
     global _lock
-    _lock = threading.Lock()
+    _lock = allocate_lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -105,7 +107,7 @@ def plan_for(request: Request, backend: str | None, fast_key: Any = None) -> Pla
             plans[request] = plan
             is_given = plan.passed_as in (NUMPY, request.array_type)  # as an ndarray, or as it is
             if is_given and plan.fast is not None and fast_key is not None and len(set(request.dtypes)) == 1:
-                fast.setdefault(request.op, {})[fast_key] = plan.fast
+                setattr(fast.setdefault(fast_key, _fastpath.FastFunctions()), request.op, plan.fast)
         if backend is not None:
             by_name.setdefault(backend, policy)
     return plan
@@ -222,7 +224,7 @@ def set_default_backend(name: str | None) -> None:
     holding(_lock, set_default, Policy(name, "set_default_backend"))
 
 
-def list_backends(*, load: bool = True) -> list[BackendInfo]:
+def list_backends(*, load: bool = True) -> "list[BackendInfo]":
     """List every backend that is known, its state and the reason for it.
 
     Parameters

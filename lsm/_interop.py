@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
-from lsm._foreign import SEQUENCES, odd_items, refuse
 from lsm._interop_base import Arrays, Operand
 from lsm._interop_cupy import CupyArrays
 from lsm._interop_jax import JaxArrays
@@ -22,6 +21,8 @@ class OtherArrays(Arrays):
 
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Look at an argument; raise TypeError for what lsm does not take."""
+        from lsm._foreign import refuse
+
         refuse(x, name, axis)
         return super().validate(x, name, axis)
 
@@ -47,6 +48,8 @@ class NumpyArrays(Arrays):
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Make an ndarray of the argument; raise TypeError for what lsm does not take."""
         if type(x) is not np.ndarray:
+            from lsm._foreign import SEQUENCES, odd_items, refuse
+
             if isinstance(x, SEQUENCES):
                 for place, item in odd_items(x):
                     _check_item(item, name, place)
@@ -113,6 +116,8 @@ class NumpyArrays(Arrays):
 
 def _check_item(item: Any, name: str, place: str) -> None:
     """Raise TypeError for an item of a list that lsm would not take alone."""
+    from lsm._foreign import refuse
+
     library = library_of(item)
     try:
         if library is NUMPY_ARRAYS:

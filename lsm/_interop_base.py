@@ -98,13 +98,9 @@ class Arrays:
         """
         return None
 
-    def fast_views(self, arrays: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The arrays as the function of the fast path takes them; None if one of them must be validated first."""
+    def call_fast_function(self, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any) -> Any:
+        """Call a function of the fast path on plain arrays; None if one of them must be validated first."""
         return None
-
-    def fast_result(self, y: Any, like: Any) -> Any:
-        """A result of the fast path as the library's own array."""
-        return y
 
     def new_numpy(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An ndarray for a result that `from_numpy` need not copy; None if any will do."""

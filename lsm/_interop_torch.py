@@ -5,7 +5,6 @@ from functools import cache
 from typing import Any
 
 from lsm import _check
-from lsm._foreign import refuse
 from lsm._interop_base import Arrays, Operand
 
 _REQUIRES_GRAD = """{name}: a tensor that requires grad, whose gradient lsm would lose; one of these two lines helps:
@@ -35,6 +34,8 @@ class TorchTensors(Arrays):
         """Look at an argument; raise TypeError for what lsm does not take."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
+            from lsm._foreign import refuse
+
             refuse(x, name, axis)
             remedy = f"{name}.as_subclass(torch.Tensor) if they are all that counts"
             if not _address(x):
@@ -84,21 +85,24 @@ class TorchTensors(Arrays):
             return None
         return ("cuda", x.dtype) if x.is_cuda else x.dtype
 
-    def fast_views(self, arrays: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The same memory as ndarrays; on a CUDA device the tensors as they are."""
+    def call_fast_function(self, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any) -> Any:
+        """Call it on the same memory as ndarrays; on a CUDA device on the tensors as they are."""
         if arrays[0].is_cuda:
-            return arrays
-        views = []
-        for x in arrays:
-            view = self._fast_view(x)
-            if view is None:
-                return None
-            views.append(view)
-        return tuple(views)
-
-    def fast_result(self, y: Any, like: Any) -> Any:
-        """A result of the fast path as a tensor."""
-        return y if like.is_cuda else self.from_numpy(y, like)
+            result = function(*arrays, axis, out)
+        else:
+            views = []
+            for x in arrays if out is None else (*arrays, out):
+                view = self._fast_view(x)
+                if view is None:
+                    return None
+                views.append(view)
+            if out is None:
+                y = function(*views, axis, None)
+                return None if y is None else self.from_numpy(y, arrays[0])
+            result = None if function(*views[:-1], axis, views[-1]) is None else out
+        if result is not None and out is not None:
+            self.bump_version(out)
+        return result
 
     def _fast_view(self, x: Any) -> Any:
         """The same memory as an ndarray; None if x must be validated first, of which torch refuses most."""

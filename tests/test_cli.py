@@ -699,7 +699,10 @@ def test_shapes_that_differ_name_both_files(work, capsys):
         (["apply", "x.npy"], "OUT"),
         (["apply", "x.npy", "y.npy", "--op", "log_softmax_backward"], "needs --output"),
         (["apply", "x.npy", "y.npy", "--output", "z.npy"], "--output is for"),
-        (["apply", "a", "b", "--op", "log_softmax_backward", "--output", "y", "--dtype", "float32"], "--dtype: the result of log_softmax_backward has"),
+        (
+            ["apply", "a", "b", "--op", "log_softmax_backward", "--output", "y", "--dtype", "float32"],
+            "the result of log_softmax_backward has",
+        ),
         (["apply", "x.npy", "y.npy", "--dtype", "bfloat16"], "cannot hold bfloat16"),
         (["apply", "x.npy", "y.npy", "--axis", "first"], "accepted: an int"),
         (["explain"], "--dtype"),

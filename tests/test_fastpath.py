@@ -220,7 +220,7 @@ type(numpy_.backend).log_softmax = lambda self, *a: n.append(1) or own(*a)
 x = np.zeros((1, 10), "f4")
 for _ in range(3):
     lsm.log_softmax(x)
-print(len(n), _fastpath.find_function("log_softmax", x.dtype, None))
+print(len(n), _fastpath.fast_functions(x.dtype, None))
 """
     environment = os.environ | {"LSM_BACKEND": "numpy"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

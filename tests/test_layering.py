@@ -100,7 +100,7 @@ FLOORS = {
     "lsm._pyinstaller.hook-lsm": 0,
     "lsm._block": 0.1,
     "lsm._held": 0,
-    "lsm._fastpath": 0,
+    "lsm._fastpath": 0.1,
     "lsm._operations": 0,
     "lsm._cgroup": 0,
     "lsm._errors": 0,
