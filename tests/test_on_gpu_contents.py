@@ -47,8 +47,8 @@ def tensor(cupy, monkeypatch):
 def ordinary(monkeypatch):
     """The arguments of all calls that go the ordinary way."""
     seen = []
-    take = _interop_torch.TorchTensors.take
-    monkeypatch.setattr(_interop_torch.TorchTensors, "take", lambda *a: seen.append(a[1]) or take(*a))
+    take = _interop_torch.TorchTensors.validate
+    monkeypatch.setattr(_interop_torch.TorchTensors, "validate", lambda *a: seen.append(a[1]) or take(*a))
     return seen
 
 
