@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lsm._version import DISTRIBUTION
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -93,7 +95,7 @@ def load_scipy() -> Peer:
 
 
 LIBRARIES = {  # distribution: (its name in the table, how to load it)
-    "lsm": ("lsm", load_lsm),
+    DISTRIBUTION: ("lsm", load_lsm),
     "torch": ("PyTorch", load_torch),
     "jax": ("JAX", load_jax),
     "onnxruntime": ("ONNX Runtime", load_onnxruntime),

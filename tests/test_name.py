@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import lsm
 from lsm._version import DISTRIBUTION, install_command
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,12 @@ def test_the_name_stands_in_one_place_of_the_code():
     files = [f for f in ROOT.glob("lsm/**/*.py") if DISTRIBUTION in f.read_text(encoding="utf-8")]
     assert [f.name for f in files] == ["_version.py"]
     assert install_command("cuda13") == "python -m pip install 'lsm-softmax[cuda13]'"
+
+
+def test_the_benchmarks_find_lsm_by_its_name():
+    import promises
+
+    assert promises.LIBRARIES[DISTRIBUTION][0] == "lsm" and promises.installed(DISTRIBUTION) == lsm.__version__
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is new in Python 3.11")
