@@ -69,8 +69,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every-kernel",
         action="store_true",
-        help="compile every CUDA kernel for every architecture, not some of them (test_cuda_compile.py)",
+        help="compile every CUDA kernel for every architecture, not one of each family (test_cuda_compile.py)",
     )
+    parser.addoption("--kernel-seed", default="", help="chooses which CUDA kernel of each family is compiled")
 
 
 def pytest_configure(config):

@@ -1,11 +1,12 @@
 """NVIDIA's compiler takes the kernels for every supported architecture, and spills no register. No GPU is needed.
 
-The kernels are tried as CuPy compiles them, with -ftz=true. With --every-kernel (some twenty minutes in two processes)
-it is every kernel that any call may need, on every architecture; else, in two minutes, those of one architecture that
-result in the dtype they are given, and a few of all pairs of dtypes and of all architectures.
+The kernels are tried as CuPy compiles them, with -ftz=true. Of the kernels that a pair of dtypes may need on an
+architecture, one of each family is compiled, which --kernel-seed chooses (CI gives the commit); with --every-kernel,
+which takes some twenty minutes in two processes, all of them are.
 """
 
 import itertools
+import random
 
 import pytest
 from cuda_on_cpu import H100, nvrtc
@@ -20,20 +21,11 @@ CALLS += [("log_softmax_backward", name, name) for name in NAMES]
 
 ARCHITECTURES = [(13, a) for a in (75, 80, 86, 89, 100, 103, 120)] + [(12, a) for a in (70, 75, 90)]
 
-OLDER = [(12, 75), (12, 90)]  # tried by NVRTC 13 as well, and by this one with a few kernels only
+OLDER = [(12, 75), (12, 90)]  # which NVRTC 13 compiles for as well: by this one a sample is enough
 
 # Shared memory of a block and of a multiprocessor, in KB, which decide the family; 1 KB of a block's is the system's.
 SHARED = {70: (96, 96), 75: (64, 64), 80: (163, 164), 86: (99, 100), 89: (99, 100), 90: (227, 228)}
 SHARED |= {100: (227, 228), 103: (227, 228), 120: (99, 100)}
-
-
-def pytest_generate_tests(metafunc):
-    if "call" in metafunc.fixturenames:
-        every = metafunc.config.getoption("--every-kernel")
-        places = [(13, 90), *(place for place in ARCHITECTURES if place not in OLDER)] if every else [(13, 90)]
-        cases = [(*place, call) for place in places for call in CALLS if every or call[1] == call[2]]
-        ids = ["-".join(map(str, (*place, *call))) for *place, call in cases]
-        metafunc.parametrize(("major", "architecture", "call"), cases, ids=ids)
 
 
 def limits_of(architecture):
@@ -43,6 +35,12 @@ def limits_of(architecture):
 
 def families(op, name, out, shapes, limits=H100):
     return sorted({plan(op, name, out, 5, *shape, limits).family for shape in shapes})
+
+
+def sample(found, seed):
+    """One of each kind of family, which `seed` chooses."""
+    kinds = {family.name: [other for other in found if other.name == family.name] for family in found}
+    return [random.Random(f"{seed} {name}").choice(kind) for name, kind in sorted(kinds.items())]
 
 
 def every_family(op, name, out, limits):
@@ -67,33 +65,31 @@ def compile_for(major, architecture, op, name, out, family):
     return kernels
 
 
-def test_every_kernel(major, architecture, call):
+@pytest.mark.parametrize("call", CALLS, ids="-".join)
+@pytest.mark.parametrize(("major", "architecture"), ARCHITECTURES)
+def test_every_family_and_architecture(major, architecture, call, request):
     found = every_family(*call, limits_of(architecture))
     assert {family.name for family in found} == {"group", "shared", "split", "columns", "columns_split"}
+    if not request.config.getoption("--every-kernel") or (major, architecture) in OLDER:
+        seed = request.config.getoption("--kernel-seed")
+        found = sample(found, f"{seed} {major} {architecture} {call}")
     for family in found:
         compile_for(major, architecture, *call, family)
 
 
-@pytest.mark.parametrize("given", NAMES)
-def test_every_pair_of_dtypes(given):
-    for result in NAMES:
-        for family in families("log_softmax", given, result, [(300, 1), (300, 7)]):
-            compile_for(13, 90, "log_softmax", given, result, family)
-
-
 @pytest.mark.parametrize(("major", "architecture"), ARCHITECTURES)
-def test_every_architecture(major, architecture):
-    limits = limits_of(architecture)
-    for op, name, shape in (
-        ("log_softmax", "float16", (700, 1)),
-        ("log_softmax", "float32", (5000, 1)),
-        ("log_softmax_backward", "bfloat16", (5000, 1)),
-        ("log_softmax_backward", "float64", (500, 7)),
-        ("log_softmax_backward", "float64", (512, 1)),  # a warp with eight pieces a thread, which needs most registers
-    ):
-        (family,) = families(op, name, name, [shape], limits)
-        compile_for(major, architecture, op, name, name, family)
+def test_a_warp_with_eight_pieces_a_thread(major, architecture):
+    """The kernel that needs most registers."""
+    (family,) = families("log_softmax_backward", "float64", "float64", [(512, 1)], limits_of(architecture))
     assert family == ("group", (32, 8, 1))
+    compile_for(major, architecture, "log_softmax_backward", "float64", "float64", family)
+
+
+def test_the_seed_chooses():
+    found = every_family("log_softmax", "float32", "float32", limits_of(90))
+    samples = [sample(found, seed) for seed in range(20)]
+    assert sample(found, 3) == samples[3] and len({tuple(one) for one in samples}) > 10
+    assert all(len(one) == 5 for one in samples)
 
 
 @pytest.mark.parametrize(("major", "architecture"), ARCHITECTURES)

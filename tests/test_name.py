@@ -65,3 +65,10 @@ def test_the_metadata_agree():
     for plugin in ("lsm-minimal", "lsm-torch"):
         text = (ROOT / "docs" / "examples" / "plugins" / plugin / "pyproject.toml").read_text(encoding="utf-8")
         assert DISTRIBUTION in tomllib.loads(text)["project"]["dependencies"]
+
+
+def test_the_hooks_of_pre_commit_are_the_tools_of_ci():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    (extra,) = re.findall(r"^lint = (\[.*\])", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    pinned = set(re.findall(r'"([\w-]+==[\d.]+)"', extra))
+    assert len(pinned) == 3 and pinned == set(re.findall(r'"([\w-]+==[\d.]+)"', hooks))
