@@ -8,7 +8,7 @@ import pytest
 
 import lsm
 from lsm.backends.cython_ import kernels
-from lsm.bench.contestant import OUT
+from lsm.bench.implementation import OUT
 from lsm.bench.memory import Probe
 from lsm.bench.workloads import BACKWARD, FORWARD, Case
 
@@ -55,7 +55,7 @@ def test_call_backward(benchmark, how):
 
 
 def test_explain(benchmark):
-    benchmark.group = "who would serve a call"
+    benchmark.group = "which backend serves a call"
     x = np.zeros((1, 10), np.float32)
     assert benchmark(lsm.explain, x).winner == "cython"
 
