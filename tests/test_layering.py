@@ -12,7 +12,9 @@ PACKAGE = Path(lsm.__file__).parent
 
 # From the bottom up: a module imports from the lines above its own, and from no other.
 FLOORS = [
-    "lsm._block lsm._errors lsm._stopping lsm._texts lsm._version lsm.backends lsm.backends._cuda lsm.backends._kernels",
+    "lsm._cgroup lsm._errors lsm._held lsm._stopping lsm._texts lsm._version",
+    "lsm._block",
+    "lsm.backends lsm.backends._cuda lsm.backends._kernels",
     "lsm._config",
     "lsm._threads lsm.backends._cuda.arrays lsm.backends._cuda.plan lsm.backends._frames lsm.backends.base",
     "lsm.backends._cuda.layout",
