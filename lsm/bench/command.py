@@ -11,16 +11,12 @@ from lsm._errors import LsmError
 from lsm._texts import told
 from lsm._version import install_command
 from lsm.bench import compare, report, run
-from lsm.bench.options import TOLERANCE_RATIO, OptionError, from_arguments
+from lsm.bench.options import MEASURING, TOLERANCE_RATIO, OptionError, from_arguments
 from lsm.bench.result import Result, from_json
 
 # Exit codes. Runs that cannot be compared at all are arguments which cannot be used.
 FAILED = WORSE = 1
 MISUSED, UNJUDGED, INTERRUPTED = 2, 3, 130
-
-# What a run that is over cannot be asked for.
-MEASURING = ["set", "only", "op", "dtype", "data", "shape", "axis", "sweep", "memory"]
-MEASURING += ["implementations", "threads", "rounds", "device"]
 
 
 class MissingLibraryError(LsmError, ImportError):

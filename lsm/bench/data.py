@@ -57,7 +57,7 @@ class Data:
         """As arrays of CuPy: those of PyTorch where it has the device, so that the device holds them once."""
         import cupy
 
-        if torch_has(self.device):
+        if torch_has_cuda():
             return {name: cupy.from_dlpack(tensor) for name, tensor in self.torch.items()}
         return {name: cupy.asarray(array) for name, array in self.host.items()}
 
@@ -66,18 +66,14 @@ class Data:
         forward, backward = self.x.nbytes + self.out.nbytes, 3 * self.out.nbytes
         return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[op]
 
-    def held_bytes(self, op: str) -> int:
-        """Bytes of all arrays together."""
-        return self.n_bytes(op) - (self.out.nbytes if op == BOTH else 0)
 
-
-def torch_has(device: str) -> bool:
-    """Whether PyTorch is installed and can use the device."""
+def torch_has_cuda() -> bool:
+    """Whether PyTorch is installed and can use a GPU."""
     try:
         import torch
     except Exception:  # an installation can be broken in many ways
         return False
-    return device == "cpu" or bool(torch.cuda.is_available())
+    return bool(torch.cuda.is_available())
 
 
 def torch_tensor(array: Array) -> Any:
@@ -93,12 +89,9 @@ def from_torch(tensor: Any) -> Array:
     """A tensor as a NumPy array."""
     import torch
 
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        bits: Array = tensor.view(torch.int16).numpy()
-        return bits.view(np_dtype("bfloat16"))
-    array: Array = tensor.numpy()
-    return array
+    is_bfloat16 = tensor.dtype == torch.bfloat16
+    bits: Array = (tensor.detach().view(torch.int16) if is_bfloat16 else tensor.detach()).cpu().numpy()
+    return bits.view(np_dtype("bfloat16")) if is_bfloat16 else bits
 
 
 def _normal(rng: np.random.Generator, case: Case, dtype: str) -> Array:

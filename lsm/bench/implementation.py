@@ -12,7 +12,7 @@ from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
 from lsm._texts import printable, told
 from lsm.backends.cython_ import kernels
-from lsm.bench.data import Array, Data, from_torch, torch_has
+from lsm.bench.data import Array, Data, from_torch, torch_has_cuda
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
 
 OUT, NEW = "out", "new"
@@ -65,7 +65,7 @@ def limit(case: Case, data: Data, n_threads: int) -> Implementation:
         copy, add = "copy(x, {}, n_threads)", "add(dy, {}, out, n_threads)"
         names: dict[str, Any] = {key: flat(array).view(np.uint8) for key, array in data.host.items()}
         names |= {"copy": kernels()["stream_copy"], "add": kernels()["stream_add"], "n_threads": n_threads}
-    elif torch_has(data.device):
+    elif torch_has_cuda():
         import torch
 
         names, about = {"copy": torch.Tensor.copy_, "add": torch.add, **data.torch}, on_device("torch")
@@ -81,7 +81,8 @@ def limit(case: Case, data: Data, n_threads: int) -> Implementation:
 def is_out_of_cache(case: Case, data: Data, caches: dict[str, int]) -> bool:
     """Whether the limit holds: the arrays exceed the last-level cache, or a device's own caches serve the copy too."""
     last_bytes = caches[max(caches)] if caches else USUAL_LAST_CACHE_BYTES
-    return data.device != "cpu" or data.held_bytes(case.op) > last_bytes
+    held_bytes = data.n_bytes(case.op) - (data.out.nbytes if case.op == BOTH else 0)
+    return data.device != "cpu" or held_bytes > last_bytes
 
 
 def flat(a: Array) -> Array:

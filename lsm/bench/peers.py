@@ -81,55 +81,48 @@ def _torch(case: Case, data: Data, n_threads: int) -> Made:
     arrays = {key: tensor.T if is_transposed else tensor for key, tensor in data.torch.items()}
     axis = len(case.shape) - 1 - case.axis % len(case.shape) if is_transposed else case.axis
     names: dict[str, Any] = {"torch": torch, "axis": axis, "dtype": getattr(torch, case.result_dtype), **arrays}
-
-    def to_numpy(tensor: Any) -> Array:
-        return from_torch(tensor.T if is_transposed else tensor)
-
     about: dict[str, Any] = {"library": "torch"} | (on_device("torch") if data.device != "cpu" else {})
-    about["to_numpy"] = to_numpy
+    about["to_numpy"] = lambda tensor: from_torch(tensor.T if is_transposed else tensor)
     if case.op == BOTH:
         names["leaf"] = names["x"].detach().requires_grad_()
-    for way, code in _torch_codes(case).items():
+    dtype = ", dtype=dtype" if case.out_dtype else ""
+    new = f"torch.log_softmax(x, axis{dtype})"
+    out = f"torch.log_softmax(x, axis{dtype}, out=out)" if dtype else "torch._log_softmax(x, axis, False, out=out)"
+    backward = "torch._log_softmax_backward_data(dy, {0}, axis, {0}.dtype{1})"
+    both = backward.format("y_out", ", out=out").replace("dy, y_out", f"dy, {out.replace('=out', '=y_out')}")
+    codes = {
+        FORWARD: (out, new, "compiled(x)"),
+        BACKWARD: (backward.format("y", ", out=out"), backward.format("y", ""), "compiled(dy, y)"),
+        # autograd compiles the gradient of a compiled function as well
+        BOTH: (
+            both,
+            *(f"torch.autograd.grad({f}, leaf, dy)[0]" for f in (new.replace("(x", "(leaf"), "compiled(leaf)")),
+        ),
+    }[case.op]
+    for way, code in zip((OUT, NEW), codes, strict=False):
         yield Implementation(name="torch", way=way, code=code, names=names, **about)
     if data.device == "cpu":
         yield Absent("torch.compile", "measured on cuda only")
         return
+
+    def function(*given: Any) -> Any:
+        if case.op == BACKWARD:
+            return torch._log_softmax_backward_data(*given, axis, names["dtype"])
+        return torch.log_softmax(*given, axis, dtype=names["dtype"])
+
     # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
     torch._dynamo.reset()
-    function = _torch_function(case, torch, axis, names["dtype"])
-    compiled = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
-    both = "torch.autograd.grad(compiled(leaf), leaf, dy)[0]"  # autograd compiles the gradient as well
-    code = {FORWARD: "compiled(x)", BACKWARD: "compiled(dy, y)", BOTH: both}[case.op]
-    yield Implementation(name="torch.compile", way=NEW, code=code, names={"compiled": compiled, **names}, **about)
-
-
-def _torch_codes(case: Case) -> dict[str, str]:
-    """The expression of each way."""
-    dtype = ", dtype=dtype" if case.out_dtype else ""
-    new = f"torch.log_softmax(x, axis{dtype})"
-    out = f"torch.log_softmax(x, axis{dtype}, out=out)" if dtype else "torch._log_softmax(x, axis, False, out=out)"
-    backward = "torch._log_softmax_backward_data(dy, {}, axis, {}.dtype, out=out)"
-    return {
-        FORWARD: {OUT: out, NEW: new},
-        BACKWARD: {OUT: backward.format("y", "y"), NEW: "torch._log_softmax_backward_data(dy, y, axis, y.dtype)"},
-        BOTH: {
-            OUT: backward.format(out.replace("out=out", "out=y_out"), "y_out"),
-            NEW: f"torch.autograd.grad({new.replace('(x', '(leaf')}, leaf, dy)[0]",
-        },
-    }[case.op]
-
-
-def _torch_function(case: Case, torch: Any, axis: int, dtype: Any) -> Callable[..., Any]:
-    if case.op == BACKWARD:
-        return lambda dy, y: torch._log_softmax_backward_data(dy, y, axis, dtype)
-    return lambda x: torch.log_softmax(x, axis, dtype=dtype)
+    names["compiled"] = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+    yield Implementation(name="torch.compile", way=NEW, code=codes[2], names=names, **about)
 
 
 def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     """A model of one LogSoftmax, with I/O binding and by `run`."""
     name = "onnxruntime"
     reasons = {"has no gradient": case.op != FORWARD, "has no bfloat16 log-softmax on a CPU": case.dtype == "bfloat16"}
-    for reason in [reason for reason, is_so in (reasons | {"takes C order only": case.order == "F"}).items() if is_so]:
+    if reason := next(
+        (why for why, is_so in (reasons | {"takes C order only": case.order == "F"}).items() if is_so), ""
+    ):
         yield Absent(name, reason)
         return
     import onnx
