@@ -47,11 +47,11 @@ class Stage:
     def __init__(self, config):
         n_threads = config.getoption("--bench-threads")
         (self.n_threads,), _ = possible_threads([lsm.get_num_threads() if n_threads is None else n_threads])
-        self.wanted = _named(config, "implementations")
+        wanted = _named(config, "implementations")
         self.cases = cases(Options(set=config.getoption("--bench-set"), only=_named(config, "only")))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the peers' own, when they are imported
-            self.families, self.absent = peers.usable(self.wanted, "cpu")
+            self.makers, self.absent = peers.usable(wanted, "cpu")
         self._case = self.data = None
 
     def implementations(self, case):
@@ -69,13 +69,13 @@ class Stage:
         return [one.key for one in self._made(small, Data(small, [case.op]))]
 
     def _made(self, case, data):
-        return peers.made(self.families, self.wanted, case, data, self.n_threads)[0]
+        return peers.made(self.makers, case, data, self.n_threads)[0]
 
 
 @pytest.fixture(scope="session")
 def stage(pytestconfig):
     made = pytestconfig.stash[STAGE]
-    with equal_threads(made.n_threads, made.families, {}):
+    with equal_threads(made.n_threads, made.makers, {}):
         yield made
 
 

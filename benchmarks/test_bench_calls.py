@@ -73,7 +73,7 @@ def test_memory(benchmark, op, dtype):
     """The number is in the extra information; what is timed is the process that finds it."""
     benchmark.group = "memory beside inputs and result"
     case = Case("own", (64, 2**17), dtype=dtype, op=op)
-    probe = Probe(["lsm"], ("cython",))
+    probe = Probe(["lsm cython"])
     try:
         found = benchmark.pedantic(probe.extra_bytes, (case, lsm.get_num_threads()), rounds=1)
     finally:

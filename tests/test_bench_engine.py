@@ -1,5 +1,6 @@
 """The engine of benchmark runs: what is measured, checked and kept; how fast anything is, no test can say."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ SMALL = {"shape": (4, 6), "op": (FORWARD,), "rounds": 3, "set": "quick", "thread
 LSM = ("lsm cython", "lsm numpy")
 SHAPES = [((1500, 32), -1, "C"), ((5, 7), -1, "C"), ((3, 8, 2, 2), 1, "C"), ((6, 4), 0, "F"), ((9,), 0, "C")]
 TWO = ("cython", "planted")
+CYTHON = peers.usable(("lsm cython",), "cpu")[0]
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def plant(monkeypatch):
             names = {"call": call, "x": data.x, "out": data.out}
             yield Implementation("planted", "planted", way, "call(x, out)", names)
 
-        monkeypatch.setitem(peers.FAMILIES, "planted", peers.Family(make, needs))
+        monkeypatch.setitem(peers.PEERS, "planted", peers.Maker(make, needs))
 
     return add
 
@@ -93,7 +95,7 @@ def test_every_kind_of_data_is_computed_right(op, dtype):
             case = Case("own", shape, axis, dtype, order=order, op=op, data=data)
             arrays = Data(case, [op])
             assert arrays.x.flags.f_contiguous if order == "F" else arrays.x.flags.c_contiguous
-            found, absent = peers.made(["lsm"], LSM, case, arrays, 1)
+            found, absent = peers.made(peers.usable(LSM, "cpu")[0], case, arrays, 1)
             assert len(found) == 4 and not absent
             reference = Reference(case, arrays)
             for one in found:
@@ -261,14 +263,14 @@ def test_of_a_slow_implementation_one_way_is_measured(monkeypatch):
             for way, code in ((OUT, "log_softmax(x, out=out)"), (NEW, "log_softmax(x)")):
                 yield Implementation(name, name, way, f"event.wait({seconds}) or {code}", names)
 
-    monkeypatch.setitem(peers.FAMILIES, "planted", peers.Family(make, (), ("cpu",), ("slow", "quick")))
     monkeypatch.setattr(engine, "LONG_CALL_S", 0.2)
     case, budget = Case("own", (4, 6)), Budget(rounds=3, sample_s=0.001, row_s=0.01)
-    found = engine.measure(case, Data(case), 1, ["planted"], ("slow", "quick"), {}, budget)
+    makers = {"planted": peers.Maker(make)}
+    found = engine.measure(case, Data(case), 1, makers, {}, budget)
     assert [(e.name, e.way) for e in found.implementations] == [("slow", OUT), ("quick", OUT), ("quick", NEW)]
     assert found.absent == {"slow, new result": "its calls with out= take too long for both ways to be measured"}
-    again = engine.measure(case, Data(case), 1, ["planted"], ("slow",), {}, Budget(rounds=1, sample_s=0.001))
-    assert [e.way for e in again.implementations] == [OUT, NEW]  # there is time enough
+    again = engine.measure(case, Data(case), 1, makers, {}, Budget(rounds=1, sample_s=0.001))
+    assert [e.way for e in again.implementations] == [OUT, NEW] * 2  # there is time enough
 
 
 def test_the_limit_moves_the_bytes():
@@ -288,8 +290,7 @@ def test_only_a_row_out_of_the_caches_has_a_limit(op, held):
     case, budget = Case("own", (64, 1024), op=op), Budget(rounds=3, sample_s=0.001)
     data, size = Data(case, [op]), held * 2**18
     within, beyond = (
-        engine.measure(case, data, 1, ["lsm"], ("cython",), {"L1": 1, "L2": cache}, budget)
-        for cache in (size, size - 1)
+        engine.measure(case, data, 1, CYTHON, {"L1": 1, "L2": cache}, budget) for cache in (size, size - 1)
     )
     assert within.limit is None and all(e.share is None for e in within.implementations)
     assert beyond.limit.name == LIMITS[op] and beyond.limit.us > 0
@@ -320,7 +321,7 @@ def test_a_peer_whose_threads_cannot_be_set_is_left_out(monkeypatch):
         raise ImportError("cannot import name 'clear_backends'")
 
     monkeypatch.setattr(machine, "_set_jax", cannot)
-    monkeypatch.setitem(peers.FAMILIES, "jax", peers.Family(lambda case, data, n_threads: pytest.fail("measured")))
+    monkeypatch.setitem(peers.PEERS, "jax", peers.Maker(lambda case, data, n_threads: pytest.fail("measured")))
     result = run(Options(**SMALL, implementations=("cython", "jax")))
     assert result.absent["jax"] == "its threads cannot be set to 1: ImportError: cannot import name 'clear_backends'"
     assert entry(result.rows[0], "lsm cython", OUT).is_ranked
@@ -336,16 +337,16 @@ def test_numbers_of_threads_that_cannot_be_are_left_out_by_name():
 
 def test_every_peer_that_is_installed_is_right_in_a_small_row():
     result = run(Options(**SMALL | {"op": OPS}))
-    families = set(peers.FAMILIES) - set(result.absent)
-    assert {"lsm", "numpy idiom"} <= families
+    names = set(peers.known()) - set(result.absent)
+    assert {*LSM, "numpy idiom"} <= names
     for name, reason in result.absent.items():
-        assert "is not installed" in reason or "measured on cuda only" in reason, (name, reason)
+        assert re.search("is not installed|no driver|there is a driver|measured on cuda only", reason), (name, reason)
     assert all(e.is_ranked for found in result.rows for e in found.implementations)
-    assert {e.name for e in result.rows[0].implementations} >= families - {"lsm"}
+    assert {e.name for e in result.rows[0].implementations} == names
 
 
 def test_the_memory_of_a_copy_is_measured_and_none_is_made_up():
-    probe = memory.Probe(["lsm", "numpy idiom"], ("cython", "numpy idiom"))
+    probe = memory.Probe(["lsm cython", "numpy idiom"])
     case = Case("own", (64, 2**17))  # 32 MiB
     try:
         for op in (FORWARD, BACKWARD):
@@ -431,7 +432,7 @@ def test_of_a_long_frame_some_classes_are_checked(op, dtype, monkeypatch):
     monkeypatch.setattr(errors, "PIECE_CLASSES", 300)
     part = Reference(case, data, 100)
     assert (whole.n_frames, part.n_frames) == (4, 1)
-    (one, *_), _ = peers.made(["lsm"], ("cython",), case, data, 1)
+    (one, *_), _ = peers.made(CYTHON, case, data, 1)
     one.call()
     for reference in (whole, part):
         assert reference.check(data.out, 4.0).is_right
@@ -487,7 +488,7 @@ def test_a_run_on_a_device_waits_for_it(fake_cupy):
     assert result.header.gpu == "Fake 9000" and result.header.versions["cupy"] == "0"
     forward, backward = result.rows
     assert forward.device == "cuda" and forward.limit.name == "streaming copy"
-    assert forward.absent["lsm cython"] == "serves cpu, not cuda"
+    assert result.absent["lsm cython"] == "measured on cpu only, not on cuda"
     assert entry(forward, "cupyx").is_ranked and entry(forward, "cupyx").share > 0
     assert backward.absent["cupyx"] == "has no gradient" and backward.limit.us > 0
     assert len(fake_cupy) > 2 * 3  # around every sample

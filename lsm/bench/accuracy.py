@@ -9,7 +9,6 @@ from typing import Any
 from lsm.bench import peers
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference
-from lsm.bench.implementation import labels
 from lsm.bench.options import DTYPES, KINDS_OF_DATA, OptionError
 from lsm.bench.result import Entry
 from lsm.bench.run import check
@@ -27,10 +26,10 @@ def measured(wanted: str | None, progress: Progress, n_classes: tuple[int, ...] 
     Gives "absent" libraries with the reason, and "rows": op, dtype, data, classes; by implementation "ulps", a number,
     "inf" for a result that is not finite, or why there is none; and in "beyond" the backends beyond their bound.
     """
-    families, absent = peers.usable((), "cpu")
-    known = list(labels())
-    if wanted is not None and wanted not in known:
-        raise OptionError("peers", f"there is no backend {wanted!r}; accepted: {', '.join(known)}")
+    makers, absent = peers.usable((), "cpu")
+    backends = [name.removeprefix("lsm ") for name in makers if name.startswith("lsm ")]
+    if wanted is not None and wanted not in backends:
+        raise OptionError("peers", f"there is no backend {wanted!r}; accepted: {', '.join(backends)}")
     cases = [
         Case(data, (max(1, N_ELEMENTS // n), n), dtype=dtype, op=op, data=data)
         for dtype in DTYPES
@@ -45,7 +44,7 @@ def measured(wanted: str | None, progress: Progress, n_classes: tuple[int, ...] 
         exact = Reference(case, data, data.x.size)
         ulps: dict[str, Any] = {}
         beyond = []
-        for one in peers.made(families, (), case, data, 1)[0]:
+        for one in peers.made(makers, case, data, 1)[0]:
             if one.name not in ulps and (one.backend is None or wanted in (None, one.backend)):
                 entry = Entry(one.name, one.library, one.way, one.code)
                 check(one, entry, data, exact)

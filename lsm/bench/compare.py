@@ -97,8 +97,7 @@ def _broken(before: dict[str, Entry], now: dict[str, Entry], row: Row, new: Resu
             if not now[label].is_ranked:
                 yield f"{label}, {row.label}: {now[label].error or 'the error is beyond the bound'}"
         elif then.name not in names and is_wanted(then.name, new.header.wanted):
-            reasons = (absent.get(key) for absent in (row.absent, new.absent) for key in (then.name, then.library))
-            yield f"{label}, {row.label}: {next((reason for reason in reasons if reason), 'missing')}"
+            yield f"{label}, {row.label}: {row.absent.get(then.name) or new.absent.get(then.name) or 'missing'}"
 
 
 def _differences(old: Header, new: Header) -> list[str]:

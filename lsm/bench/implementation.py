@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import lsm
 from lsm._decide import Call
 from lsm._dispatch import OPERATIONS, explain_call
-from lsm._texts import printable, told
+from lsm._texts import printable
 from lsm.backends.cython_ import kernels
 from lsm.bench.data import Array, Data, from_torch, torch_has_cuda
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
@@ -51,13 +51,6 @@ class Implementation:
         return value
 
 
-class Absent(NamedTuple):
-    """An implementation that does not serve a case, and why."""
-
-    name: str
-    reason: str
-
-
 def limit(case: Case, data: Data, n_threads: int) -> Implementation:
     """The same bytes moved with next to no arithmetic: a copy of x, or an addition of dy and y, past the caches."""
     copy, add, about = "copy({}, x)", "add(dy, {}, out=out)", {}
@@ -93,36 +86,8 @@ def flat(a: Array) -> Array:
     return view
 
 
-def labels() -> dict[str, lsm.BackendInfo]:
-    """Every backend that is known, by the name that selects it; loads them."""
-    infos = lsm.list_backends()
-    names = [info.name for info in infos]
-    return {
-        info.name if info.is_built_in or names.count(info.name) == 1 else f"{info.distribution}/{info.name}": info
-        for info in infos
-    }
-
-
-def of_lsm(case: Case, data: Data, n_threads: int) -> Iterator[Implementation | Absent]:
-    """Each backend that serves the case, with `out` and without."""
-    for label, info in labels().items():
-        name = f"lsm {printable(label)}"
-        try:
-            if info.state != "loaded":
-                raise LookupError(info.reason)
-            made = list(_of_backend(name, label, info, case, data))
-        except LookupError as reason:
-            yield Absent(name, str(reason.args[0]))
-        except Exception as error:  # an installation of torch or cupy can be broken; the other backends need neither
-            yield Absent(name, told(error))
-        else:
-            yield from made
-
-
-def _of_backend(name: str, label: str, info: lsm.BackendInfo, case: Case, data: Data) -> Iterator[Implementation]:
-    """Both ways to call one backend; a LookupError says why it does not serve the case."""
-    if data.device not in info.devices:
-        raise LookupError(f"serves {', '.join(info.devices)}, not {data.device}")
+def of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data, n_threads: int) -> Iterator[Implementation]:
+    """Both ways to call a backend of lsm, with `out` and without; a LookupError says why it does not serve the case."""
     operations = {FORWARD: OPERATIONS[:1], BACKWARD: OPERATIONS[1:2], BOTH: OPERATIONS[:2]}[case.op]
     kind, arrays = _arrays(case, data, info.array_types)
     calls = [Call(kind, data.device, (case.dtype, case.result_dtype), op) for op in operations]
@@ -147,7 +112,7 @@ def _of_backend(name: str, label: str, info: lsm.BackendInfo, case: Case, data: 
             BACKWARD: f"log_softmax_backward(dy, y{axis}{out}{backend})",
             BOTH: f"log_softmax_backward(dy, {y}{axis}{out}{backend})",
         }[case.op]
-        yield Implementation(name, "lsm", way, code, names, label, **about)
+        yield Implementation(f"lsm {printable(label)}", "lsm", way, code, names, label, **about)
 
 
 def _arrays(case: Case, data: Data, array_types: tuple[str, ...]) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -140,11 +140,11 @@ def possible_threads(numbers: Iterable[int]) -> tuple[tuple[int, ...], dict[str,
 
 
 @contextlib.contextmanager
-def equal_threads(n_threads: int, families: Iterable[str], absent: dict[str, str]) -> Iterator[list[str]]:
+def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]) -> Iterator[list[str]]:
     """Give all of them this number of threads, and verify it; yields each pool of threads and its number.
 
     Several OpenMP runtimes may be in one process, lsm's and those of wheels; threadpoolctl finds and sets them all.
-    ONNX Runtime gets the number with each session. A family that cannot be set goes to `absent` with the reason.
+    ONNX Runtime gets the number with each session. One that cannot be set goes to `absent` with the reason.
     """
     from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -155,7 +155,7 @@ def equal_threads(n_threads: int, families: Iterable[str], absent: dict[str, str
         stack.enter_context(lsm.num_threads(n_threads))
         stack.enter_context(threadpool_limits(limits=n_threads))
         for family, how in {"torch": _set_torch, "jax": _set_jax}.items():
-            if family in families:
+            if family in names:
                 try:
                     how(n_threads)
                     verified.append(f"{family}: {n_threads}")

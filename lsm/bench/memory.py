@@ -6,7 +6,7 @@ counts pages for each processor apart and adds up 32 of them at a time or more, 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -34,8 +34,8 @@ Found = dict[tuple[str, str], int]
 class Probe:
     """A process that measures the memory of calls; it starts when it is first asked."""
 
-    def __init__(self, families: Sequence[str], wanted: tuple[str, ...] = ()) -> None:
-        self._about = list(families), wanted
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = tuple(names)
         self._pool: ProcessPoolExecutor | None = None
 
     def extra_bytes(self, case: Case, n_threads: int) -> Found:
@@ -44,7 +44,7 @@ class Probe:
             os.environ.update(_NOTHING_KEPT)
             self._pool = ProcessPoolExecutor(1, get_context("spawn"), _silence)
         try:
-            return self._pool.submit(extra_bytes, *self._about, case, n_threads).result(LONGEST_S)
+            return self._pool.submit(extra_bytes, self._names, case, n_threads).result(LONGEST_S)
         except Exception:  # it has died, of too little memory say, or takes too long; a new one serves the next case
             self.close()
             raise
@@ -65,19 +65,19 @@ def _silence() -> None:
     os.dup2(nowhere, 2)
 
 
-def extra_bytes(families: list[str], wanted: tuple[str, ...], case: Case, n_threads: int) -> Found:
+def extra_bytes(names: tuple[str, ...], case: Case, n_threads: int) -> Found:
     """Measure each implementation of a case, in this process; one that raises is left out."""
     found: Found = {}
     absent: dict[str, str] = {}  # the row names them
-    with equal_threads(n_threads, families, absent):
-        families = [name for name in families if name not in absent]
+    with equal_threads(n_threads, names, absent):
+        makers = {name: maker for name, maker in peers.known().items() if name in names and name not in absent}
         small_case = replace(case, shape=shrunk(case.shape))
-        small = peers.made(families, wanted, small_case, Data(small_case, [case.op]), n_threads)[0]
+        small = peers.made(makers, small_case, Data(small_case, [case.op]), n_threads)[0]
         data = Data(case, [case.op])
         for array in (data.out, data.y_out):
             if array is not None:
                 array.fill(0)  # else its pages would count as the call's
-        large = {one.key: one for one in peers.made(families, wanted, case, data, n_threads)[0]}
+        large = {one.key: one for one in peers.made(makers, case, data, n_threads)[0]}
         for one in small:
             with suppress(Exception):  # the row says what it raises
                 one.call()

@@ -2,20 +2,22 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 
+import lsm
 from lsm._check import np_dtype
-from lsm._texts import printable
+from lsm._texts import printable, told
 from lsm.bench.data import Array, Data, from_torch
-from lsm.bench.implementation import NEW, OUT, Absent, Implementation, labels, of_lsm, on_device
+from lsm.bench.implementation import NEW, OUT, Implementation, of_backend, on_device
 from lsm.bench.options import OptionError
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
 
-Made = Iterator[Implementation | Absent]
+Made = Iterator[Implementation]
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
@@ -43,8 +45,7 @@ def _idiom(case: Case, data: Data, n_threads: int) -> Made:
 def _scipy(case: Case, data: Data, n_threads: int) -> Made:
     """`scipy.special.log_softmax`."""
     if case.op != FORWARD:
-        yield Absent("scipy", "has no gradient")
-        return
+        raise LookupError("has no gradient")
     import scipy.special
 
     names = {"log_softmax": scipy.special.log_softmax, **_given(case, data.host)}
@@ -54,8 +55,7 @@ def _scipy(case: Case, data: Data, n_threads: int) -> Made:
 def _cupyx(case: Case, data: Data, n_threads: int) -> Made:
     """`cupyx.scipy.special.log_softmax`."""
     if case.op != FORWARD or case.dtype == "bfloat16":
-        yield Absent("cupyx", "has no gradient" if case.op != FORWARD else "has no bfloat16")
-        return
+        raise LookupError("has no gradient" if case.op != FORWARD else "has no bfloat16")
     from cupyx.scipy.special import log_softmax
 
     names = {"log_softmax": log_softmax, **_given(case, data.cupy)}
@@ -71,8 +71,8 @@ def _wide(case: Case) -> str:
     return "x.astype(dtype)" if case.out_dtype else "x"
 
 
-def _torch(case: Case, data: Data, n_threads: int) -> Made:
-    """With a preallocated result by the functions below torch's own, as users write it, and on a device compiled."""
+def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) -> Made:
+    """With a preallocated result by the functions below torch's own, and as users write it; or compiled."""
     import torch
 
     # torch copies an array in Fortran order, and `_log_softmax` of torch 2.13 fills such an `out` as if it were in
@@ -85,46 +85,39 @@ def _torch(case: Case, data: Data, n_threads: int) -> Made:
     about["to_numpy"] = lambda tensor: from_torch(tensor.T if is_transposed else tensor)
     if case.op == BOTH:
         names["leaf"] = names["x"].detach().requires_grad_()
+    if is_compiled:
+
+        def function(*given: Any) -> Any:
+            if case.op == BACKWARD:
+                return torch._log_softmax_backward_data(*given, axis, names["dtype"])
+            return torch.log_softmax(*given, axis, dtype=names["dtype"])
+
+        # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
+        torch._dynamo.reset()
+        names["compiled"] = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+        both = "torch.autograd.grad(compiled(leaf), leaf, dy)[0]"  # autograd compiles the gradient as well
+        code = {FORWARD: "compiled(x)", BACKWARD: "compiled(dy, y)", BOTH: both}[case.op]
+        yield Implementation(name="torch.compile", way=NEW, code=code, names=names, **about)
+        return
     dtype = ", dtype=dtype" if case.out_dtype else ""
     new = f"torch.log_softmax(x, axis{dtype})"
     out = f"torch.log_softmax(x, axis{dtype}, out=out)" if dtype else "torch._log_softmax(x, axis, False, out=out)"
     backward = "torch._log_softmax_backward_data(dy, {0}, axis, {0}.dtype{1})"
     both = backward.format("y_out", ", out=out").replace("dy, y_out", f"dy, {out.replace('=out', '=y_out')}")
     codes = {
-        FORWARD: (out, new, "compiled(x)"),
-        BACKWARD: (backward.format("y", ", out=out"), backward.format("y", ""), "compiled(dy, y)"),
-        # autograd compiles the gradient of a compiled function as well
-        BOTH: (
-            both,
-            *(f"torch.autograd.grad({f}, leaf, dy)[0]" for f in (new.replace("(x", "(leaf"), "compiled(leaf)")),
-        ),
+        FORWARD: (out, new),
+        BACKWARD: (backward.format("y", ", out=out"), backward.format("y", "")),
+        BOTH: (both, f"torch.autograd.grad({new.replace('(x', '(leaf')}, leaf, dy)[0]"),
     }[case.op]
-    for way, code in zip((OUT, NEW), codes, strict=False):
+    for way, code in zip((OUT, NEW), codes, strict=True):
         yield Implementation(name="torch", way=way, code=code, names=names, **about)
-    if data.device == "cpu":
-        yield Absent("torch.compile", "measured on cuda only")
-        return
-
-    def function(*given: Any) -> Any:
-        if case.op == BACKWARD:
-            return torch._log_softmax_backward_data(*given, axis, names["dtype"])
-        return torch.log_softmax(*given, axis, dtype=names["dtype"])
-
-    # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
-    torch._dynamo.reset()
-    names["compiled"] = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
-    yield Implementation(name="torch.compile", way=NEW, code=codes[2], names=names, **about)
 
 
 def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     """A model of one LogSoftmax, with I/O binding and by `run`."""
     name = "onnxruntime"
-    reasons = {"has no gradient": case.op != FORWARD, "has no bfloat16 log-softmax on a CPU": case.dtype == "bfloat16"}
-    if reason := next(
-        (why for why, is_so in (reasons | {"takes C order only": case.order == "F"}).items() if is_so), ""
-    ):
-        yield Absent(name, reason)
-        return
+    if case.op != FORWARD or case.dtype == "bfloat16" or case.order == "F":
+        raise LookupError("has no gradient" if case.op != FORWARD else "takes C order only, and no bfloat16 on a CPU")
     import onnx
     import onnxruntime
 
@@ -156,8 +149,7 @@ def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
 def _jax(case: Case, data: Data, n_threads: int) -> Made:
     """`jax.nn.log_softmax`, and with its gradient by `jax.vjp`, compiled for the case."""
     if case.op == BACKWARD:
-        yield Absent("jax", "has no gradient apart from the function: see forward+backward")
-        return
+        raise LookupError("has no gradient apart from the function: see forward+backward")
     import jax
 
     axis, dtype = case.axis, data.out.dtype
@@ -179,84 +171,84 @@ def _jax(case: Case, data: Data, n_threads: int) -> Made:
     yield Implementation("jax", "jax", NEW, code, {"compiled": compiled, **given}, setup_ms=setup_ms)
 
 
-Make = Callable[[Case, Data, int], Iterable[Implementation | Absent]]
+class Maker(NamedTuple):
+    """How to make the ways to call one implementation in a case; a LookupError says why it does not serve the case."""
 
-
-class Family(NamedTuple):
-    """The implementations of one library: how to make them for a case, the modules they need, further names."""
-
-    make: Make
-    modules: tuple[str, ...] = ()
+    make: Callable[[Case, Data, int], Iterable[Implementation]]
+    modules: tuple[str, ...] = ()  # that must be importable
     devices: tuple[str, ...] = ("cpu",)
-    others: tuple[str, ...] = ()
+    reason: str = ""  # why it cannot be used, if so
 
 
-FAMILIES: dict[str, Family] = {
-    "lsm": Family(of_lsm, devices=("cpu", "cuda")),
-    "numpy idiom": Family(_idiom),
-    "scipy": Family(_scipy, ("scipy.special",)),
-    "torch": Family(_torch, ("torch",), ("cpu", "cuda"), ("torch.compile",)),
-    "onnxruntime": Family(_onnxruntime, ("onnx", "onnxruntime")),
-    "jax": Family(_jax, ("jax",), ("cpu", "cuda")),
-    "cupyx": Family(_cupyx, ("cupy", "cupyx.scipy.special"), ("cuda",)),
+Makers = dict[str, Maker]
+PEERS: Makers = {
+    "numpy idiom": Maker(_idiom),
+    "scipy": Maker(_scipy, ("scipy.special",)),
+    "torch": Maker(_torch, ("torch",), ("cpu", "cuda")),
+    "torch.compile": Maker(partial(_torch, is_compiled=True), ("torch",), ("cuda",)),
+    "onnxruntime": Maker(_onnxruntime, ("onnx", "onnxruntime")),
+    "jax": Maker(_jax, ("jax",), ("cpu", "cuda")),
+    "cupyx": Maker(_cupyx, ("cupy", "cupyx.scipy.special"), ("cuda",)),
 }
 
 
-def usable(wanted: Iterable[str], device: str) -> tuple[list[str], dict[str, str]]:
-    """The families that can be measured, all imported, and why others cannot; a wrong name is an OptionError."""
-    wanted = tuple(wanted)
-    names = {name: (name, *family.others) for name, family in FAMILIES.items()}
-    names["lsm"] = tuple(f"lsm {label}" for label in labels())
-    known = [name for some in names.values() for name in some]
+def known() -> Makers:
+    """Every backend of lsm, plugins too, which are loaded, and every peer, by name."""
+    infos = lsm.list_backends()
+    names = [info.name for info in infos]
+    found: Makers = {}
+    for info in infos:
+        is_unique = info.is_built_in or names.count(info.name) == 1
+        label = info.name if is_unique else f"{info.distribution}/{info.name}"
+        reason = "" if info.state == "loaded" else info.reason
+        found[f"lsm {printable(label)}"] = Maker(partial(of_backend, label, info), (), tuple(info.devices), reason)
+    return found | PEERS
+
+
+def usable(wanted: Iterable[str], device: str) -> tuple[Makers, dict[str, str]]:
+    """Those that can be measured, their modules imported, and why others cannot; a wrong name is an OptionError."""
+    makers, wanted = known(), tuple(wanted)
     for text in wanted:
-        if not any(text in name for name in known):
-            accepted = f"{', '.join(known)}, or a part of a name"
+        if not any(text in name for name in makers):
+            accepted = f"{', '.join(makers)}, or a part of a name"
             raise OptionError("implementations", f"{text!r} matches none; accepted: {accepted}")
     if device == "cuda":  # JAX would take 75 % of the device's memory at once
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    found, absent = [], {}
-    for name, family in FAMILIES.items():
-        if not any(is_wanted(each, wanted) for each in names[name]):
+    found, absent = {}, {}
+    for name, maker in makers.items():
+        if not is_wanted(name, wanted):
             absent[name] = "not asked for"
-        elif device not in family.devices:
-            absent[name] = f"measured on {' and '.join(family.devices)} only, not on {device}"
+        elif maker.reason or device not in maker.devices:
+            absent[name] = maker.reason or f"measured on {' and '.join(maker.devices)} only, not on {device}"
         else:
             try:
-                for module in family.modules:
+                for module in maker.modules:
                     import_module(module)
-                found.append(name)
+                found[name] = maker
             except Exception as error:  # an installation can be broken in many ways
                 absent[name] = _reason(error)
     return found, absent
 
 
-def is_wanted(name: str, wanted: Iterable[str]) -> bool:
+def is_wanted(name: str, wanted: Collection[str]) -> bool:
     """Whether an implementation was asked for; all are where none was."""
-    return not (wanted := tuple(wanted)) or any(text in name for text in wanted)
+    return not wanted or any(text in name for text in wanted)
 
 
-def made(
-    families: Iterable[str], wanted: tuple[str, ...], case: Case, data: Data, n_threads: int
-) -> tuple[list[Implementation], dict[str, str]]:
+def made(makers: Makers, case: Case, data: Data, n_threads: int) -> tuple[list[Implementation], dict[str, str]]:
     """The implementations of a case, and why others do not serve it."""
     found, absent = [], {}
-    for family in families:
+    for name, maker in makers.items():
         try:
-            some = list(FAMILIES[family].make(case, data, n_threads))
-        except Exception as error:  # whatever a peer does not support in its version; the row goes on without it
-            absent[family] = _reason(error)
-            continue
-        for one in some:
-            if isinstance(one, Absent):
-                if is_wanted(one.name, wanted):
-                    absent[one.name] = one.reason
-            elif is_wanted(one.name, wanted):
-                found.append(one)
+            found += list(maker.make(case, data, n_threads))
+        except Exception as error:  # whatever a library does not support in its version; the row goes on without it
+            absent[name] = _reason(error)
     return found, absent
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed"
-    lines = str(error).strip().splitlines()
-    return printable(f"{type(error).__name__}: {lines[0]}") if lines else type(error).__name__
+    if type(error) is LookupError:  # raised here
+        return str(error.args[0])
+    return told(error)

@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -20,6 +20,7 @@ from lsm.bench.errors import Reference
 from lsm.bench.implementation import LIMITS, OUT, Implementation, is_out_of_cache, limit
 from lsm.bench.memory import MIN_RESULT_BYTES, Probe
 from lsm.bench.options import OptionError, Options
+from lsm.bench.peers import Makers
 from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
 from lsm.bench.timing import Budget, Key, interleaved, paired, spread
 from lsm.bench.workloads import Case, cases
@@ -49,14 +50,14 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
     """
     n_threads, too_many = machine.possible_threads(options.threads or (lsm.get_num_threads(),))
     gpu = machine.gpu(options.device)
-    families, absent = peers.usable(options.implementations, options.device)
-    if not families:
+    makers, absent = peers.usable(options.implementations, options.device)
+    if not makers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
         raise OptionError("implementations", f"none can be measured ({reasons})")
     wanted = cases(options)
-    result = Result(_header(options, n_threads, families, gpu), absent | too_many)
+    result = Result(_header(options, n_threads, makers, gpu), absent | too_many)
     with_memory = options.set in ("usual", "full") if options.memory is None else options.memory
-    probe = Probe(families, options.implementations) if with_memory and options.device == "cpu" else None
+    probe = Probe(makers) if with_memory and options.device == "cpu" else None
 
     def keep() -> None:
         try:
@@ -65,7 +66,7 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
             warnings.warn(f"what was measured so far is not saved: {told(error)}", RuntimeWarning, stacklevel=2)
 
     try:
-        for row in _rows(options, wanted, families, result, probe):
+        for row in _rows(options, wanted, makers, result, probe):
             result.rows.append(row)
             keep()
         raise_if_stopped()
@@ -83,17 +84,15 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
     return result
 
 
-def _rows(
-    options: Options, wanted: list[Case], families: list[str], result: Result, probe: Probe | None
-) -> Iterator[Row]:
+def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result, probe: Probe | None) -> Iterator[Row]:
     """Measure row after row; arrays are made once for all operations on them."""
     budget = replace(BUDGETS[options.set], rounds=result.header.rounds)
     start, n_left = time.perf_counter(), len(result.header.threads) * len(wanted)
     for n in result.header.threads:
         cannot: dict[str, str] = {}
-        with machine.equal_threads(n, families, cannot) as pools:
+        with machine.equal_threads(n, makers, cannot) as pools:
             result.absent |= cannot
-            equal = [family for family in families if family not in cannot]
+            equal = {name: maker for name, maker in makers.items() if name not in cannot}
             result.header.pools += [pool for pool in pools if pool not in result.header.pools]
             for arrays, group in groupby(wanted, key=lambda case: case.arrays):
                 some = list(group)
@@ -107,7 +106,7 @@ def _rows(
                     n_left -= 1
                     try:
                         data = data or Data(arrays, [case.op for case in some], options.device)
-                        row = measure(case, data, n, equal, options.implementations, result.header.caches, budget)
+                        row = measure(case, data, n, equal, result.header.caches, budget)
                         if probe is not None:
                             measure_memory(row, data, probe)
                     except Exception as error:  # more memory than there is, say
@@ -126,7 +125,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _header(options: Options, n_threads: tuple[int, ...], families: list[str], gpu: str | None) -> Header:
+def _header(options: Options, n_threads: tuple[int, ...], makers: Makers, gpu: str | None) -> Header:
     return Header(
         processor=printable(machine.processor()),
         n_processors=cpu_limit(),
@@ -134,7 +133,7 @@ def _header(options: Options, n_threads: tuple[int, ...], families: list[str], g
         date=time.strftime("%Y-%m-%d"),
         caches=machine.caches(),
         gpu=gpu,
-        versions=machine.versions(module for name in families for module in peers.FAMILIES[name].modules),
+        versions=machine.versions(module for maker in makers.values() for module in maker.modules),
         commit=machine.commit(),
         command=printable(options.command),
         wanted=list(options.implementations),
@@ -146,17 +145,9 @@ def _header(options: Options, n_threads: tuple[int, ...], families: list[str], g
     )
 
 
-def measure(
-    case: Case,
-    data: Data,
-    n_threads: int,
-    families: Sequence[str],
-    wanted: tuple[str, ...],
-    caches: dict[str, int],
-    budget: Budget,
-) -> Row:
+def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict[str, int], budget: Budget) -> Row:
     """Measure the times and errors of one row."""
-    implementations, absent = peers.made(families, wanted, case, data, n_threads)
+    implementations, absent = peers.made(makers, case, data, n_threads)
     exact = Reference(case, data, budget.n_checked)
     row = Row(case, n_threads, data.device, data.n_bytes(case.op), n_checked_frames=exact.n_frames, absent=absent)
     long_s = max(LONG_CALL_S, budget.share_s(len(implementations)))
@@ -239,14 +230,14 @@ def fill(row: Row, samples_us: dict[Key, list[float]]) -> None:
     of = samples_us.get((base.name, base.way), []) if base else []
     limit_us = samples_us.get((LIMITS[row.case.op], OUT), [])
     if limit_us:
-        median = spread(limit_us)
-        row.limit = Limit(LIMITS[row.case.op], *median, row.bytes / median.median / 1e3)
+        us = spread(limit_us)
+        row.limit = Limit(LIMITS[row.case.op], *us, row.bytes / us[0] / 1e3)
     for entry in row.implementations:
         if samples := samples_us.get((entry.name, entry.way)):
             entry.samples_us = [round(us, 4) for us in samples]
-            entry.us = spread(samples).median
+            entry.us = spread(samples)[0]
             entry.gb_s = row.bytes / entry.us / 1e3
-            if (ratio := paired(samples, of)) is not None:
-                entry.ratio, entry.p20_ratio, entry.p80_ratio = ratio
-            if (share := paired(limit_us, samples)) is not None:
-                entry.share = share.median
+            if ratios := paired(samples, of):
+                entry.ratio, entry.p20_ratio, entry.p80_ratio = spread(ratios)
+            if shares := paired(limit_us, samples):
+                entry.share = spread(shares)[0]

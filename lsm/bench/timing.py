@@ -11,7 +11,6 @@ import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -41,24 +40,15 @@ class Budget:
         return max(self.row_s / max(1, n_implementations), MIN_ROUNDS * 2 * self.sample_s)
 
 
-class Spread(NamedTuple):
-    """The median and the 20th and 80th percentile."""
-
-    median: float
-    p20: float
-    p80: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """The spread of some values."""
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the 20th and 80th percentile."""
     low, middle, high = np.percentile(values, [20, 50, 80])
-    return Spread(float(middle), float(low), float(high))
+    return float(middle), float(low), float(high)
 
 
-def paired(times: Sequence[float], of: Sequence[float]) -> Spread | None:
-    """The ratios of two implementations within their rounds; None without a common one."""
-    ratios = [a / b for a, b in zip(times, of, strict=False)]  # one that failed on the way has the first rounds only
-    return spread(ratios) if ratios else None
+def paired(times: Sequence[float], of: Sequence[float]) -> list[float]:
+    """The ratios of two implementations within their rounds; one that failed has the first rounds only."""
+    return [a / b for a, b in zip(times, of, strict=False)]
 
 
 def settle() -> None:
@@ -124,25 +114,23 @@ class Watch:
             self.error = told(error)
 
 
-def interleaved(
-    implementations: Sequence[Implementation], budget: Budget, clock: Callable[[], float] = time.perf_counter
-) -> dict[Key, Watch]:
+def interleaved(implementations: Sequence[Implementation], budget: Budget) -> dict[Key, Watch]:
     """Take the rounds, or as many as the budget allows, but MIN_ROUNDS. Each has been called once before.
 
     An implementation that takes more than its share of the budget is in the first rounds only, or the slowest would
     leave the others too few.
     """
     gc.collect()
-    start, share_s = clock(), budget.share_s(len(implementations))
+    start, share_s = time.perf_counter(), budget.share_s(len(implementations))
     watches = {one.key: Watch(one) for one in implementations}
     for watch in watches.values():
         watch.attempt(partial(watch.calibrate, budget.sample_s))
     for i in range(budget.rounds):
-        round_start = clock()
+        round_start = time.perf_counter()
         for watch in watches.values():
             if watch.error is None and watch.spent_s <= share_s and len(watch.samples_us) == i:
                 watch.attempt(watch.sample)
-        now = clock()
+        now = time.perf_counter()
         if i + 1 >= MIN_ROUNDS and now - start + (now - round_start) > budget.row_s:
             break
     return watches
