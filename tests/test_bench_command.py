@@ -13,7 +13,7 @@ import planted_results as planted
 import pytest
 
 import lsm.bench.run
-from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, Options
+from lsm.bench.options import Options
 from lsm.bench.result import from_json
 from lsm.cli import main
 
@@ -147,14 +147,6 @@ def test_what_the_engine_refuses_is_named_as_it_was_given(capsys, args, said):
     assert said in refused(capsys, *args)
 
 
-def test_the_help_names_what_there_is(capsys):
-    assert bench("--help") == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    for names in (OPS, DTYPES, KINDS_OF_DATA):
-        assert f"of {', '.join(names)}" in shown
-    assert "exit codes: 0 done; 1" in shown
-
-
 # What is written
 
 
@@ -206,12 +198,6 @@ def test_compare_both_ways(capsys):
     assert code == 3 and shown.index("Nothing was judged") < shown.index("Not judged: others used the processors")
     code, shown = compared(capsys, row=planted.row(workload="senones"))
     assert code == 2 and "geometric mean" in shown and "Not compared\n'old.json' has nothing ranked" in shown
-
-
-def test_a_run_may_replace_what_it_is_compared_with(engine):
-    Path("base.json").write_text(planted.result().to_json())
-    assert bench("--compare", "base.json", "--json", "base.json") == 0
-    assert len(from_json(Path("base.json").read_text()).rows) == len(engine.result.rows)
 
 
 def test_an_implementation_that_was_left_out_on_purpose_is_not_missing(engine):

@@ -1,7 +1,6 @@
 """The engine of benchmark runs: what is measured, checked and kept; how fast anything is, no test can say."""
 
 import re
-import subprocess
 import sys
 import threading
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ import pytest
 import threadpoolctl
 
 import lsm
-from lsm.bench import accuracy, errors, machine, memory, peers, timing
+from lsm.bench import accuracy, machine, memory, peers, timing
 from lsm.bench import run as engine
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference
@@ -142,17 +141,6 @@ def test_a_peer_is_held_to_its_frames_and_a_backend_to_what_it_declares():
     assert reference.check(peer, None).is_right
     assert not reference.check(peer, 4.0).is_right
     assert reference.check(lsm.log_softmax(data.x), 4.0).is_right
-
-
-def test_a_broken_torch_costs_lsm_no_backend(tmp_path):
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch/__init__.py").write_text("raise OSError('libtorch.so: cannot open')\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from lsm.bench.run import run; "
-    code += f"from lsm.bench.options import Options; print(run(Options(**{SMALL!r})).to_json())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    result = from_json(done.stdout)
-    assert {"lsm cython", "lsm numpy"} <= {e.name for e in result.rows[0].implementations}
-    assert result.absent["torch"] == "OSError: libtorch.so: cannot open"
 
 
 def test_a_library_that_is_missing_is_named(plant):
@@ -396,7 +384,7 @@ def test_workloads_are_chosen_by_what_is_asked_for():
     ]
     assert (own[0].n_classes, own[0].n_frames, own[0].label) == (3, 8, "own 2x3x4 axis 1 float64, forward")
     assert [case.n_frames for case in cases(Options(set="quick", sweep="frames"))] == [1, 10, 100, 1000, 10_000]
-    assert max(case.n_classes for case in cases(Options(sweep="classes"))) == 10**8
+    assert max(case.n_classes for case in cases(Options(sweep="classes"))) == 10**7
 
 
 def test_others_count_on_the_processors_that_may_be_used(monkeypatch, tmp_path):
@@ -423,24 +411,16 @@ def test_others_count_on_the_processors_that_may_be_used(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_of_a_long_frame_some_classes_are_checked(op, dtype, monkeypatch):
-    case = Case("own", (2, 5000, 2), 1, dtype, op=op, data="peaked")
+def test_of_a_long_frame_some_classes_are_checked(op):
+    case = Case("own", (2, 5000, 2), 1, op=op, data="peaked")
     data = Data(case, [op])
-    whole = Reference(case, data)
-    monkeypatch.setattr(errors, "LONG_CLASSES", 4999)
-    monkeypatch.setattr(errors, "PIECE_CLASSES", 300)
-    part = Reference(case, data, 100)
-    assert (whole.n_frames, part.n_frames) == (4, 1)
     (one, *_), _ = peers.made(CYTHON, case, data, 1)
     one.call()
-    for reference in (whole, part):
-        assert reference.check(data.out, 4.0).is_right
+    references = [Reference(case, data), Reference(case, data, 100)]
+    assert [reference.n_frames for reference in references] == [4, 1]
+    assert all(reference.check(data.out, 4.0).is_right for reference in references)
     data.out[0, -1, 0] += 1e-3 * abs(data.out).max()
-    assert not part.check(data.out, 4.0).is_right and not whole.check(data.out, 4.0).is_right
-    chosen = np.linspace(0, 4999, 100).astype(int)
-    assert np.allclose(part._exact.value, whole._exact.value[0][chosen], rtol=1e-17, atol=0)
-    assert np.allclose(part._exact.at, whole._exact.at[0][chosen], rtol=1e-17, atol=0)
+    assert not any(reference.check(data.out, 4.0).is_right for reference in references)
 
 
 def test_the_errors_beside_the_peers():

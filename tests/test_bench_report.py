@@ -237,15 +237,6 @@ def test_the_chart_is_svg_with_text_in_it():
     assert pixels.shape[1] > 1000 and pixels[0, 0].tolist() == [1, 1, 1, 1]  # on white
 
 
-def test_the_colours_do_not_depend_on_the_order():
-    names = ["torch", "lsm numpy", "lsm cython", "jax", "a-plugin"]
-    entries = [planted.entry(name, us=1.0 + i) for i, name in enumerate(names)]
-    entries[-1].backend = "a-plugin"
-    order = ["a-plugin", "lsm cython", "lsm numpy", "jax", "torch"]
-    assert list(chart.looks([planted.row(entries)])) == order == list(chart.looks([planted.row(entries[::-1])]))
-    assert len({style["color"] for style in chart.looks([planted.row(entries)]).values()}) == len(names)
-
-
 @pytest.mark.parametrize("rows", [[], [planted.row([])], [planted.row([planted.entry(**planted.WRONG)])]])
 def test_a_run_with_nothing_to_draw_is_drawn(rows):
     result = planted.result(rows, interrupted=True)

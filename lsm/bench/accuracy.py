@@ -9,7 +9,7 @@ from typing import Any
 from lsm.bench import peers
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference
-from lsm.bench.options import DTYPES, KINDS_OF_DATA, OptionError
+from lsm.bench.options import DTYPES, KINDS_OF_DATA
 from lsm.bench.result import Entry
 from lsm.bench.run import check
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
@@ -29,7 +29,7 @@ def measured(wanted: str | None, progress: Progress, n_classes: tuple[int, ...] 
     makers, absent = peers.usable((), "cpu")
     backends = [name.removeprefix("lsm ") for name in makers if name.startswith("lsm ")]
     if wanted is not None and wanted not in backends:
-        raise OptionError("peers", f"there is no backend {wanted!r}; accepted: {', '.join(backends)}")
+        raise ValueError(f"there is no backend {wanted!r}; accepted: {', '.join(backends)}")
     cases = [
         Case(data, (max(1, N_ELEMENTS // n), n), dtype=dtype, op=op, data=data)
         for dtype in DTYPES

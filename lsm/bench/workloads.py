@@ -84,7 +84,7 @@ SETS_OF_THEIR_OWN = {
     "gpu": tuple(Workload(*about, dtypes=DTYPES, ops=_SEPARATE) for about in _GPU),
 }
 SWEEPS = {
-    "classes": tuple(Workload("sweep_classes", (1, 10**power)) for power in range(1, 9)),
+    "classes": tuple(Workload("sweep_classes", (1, 10**power)) for power in range(1, 8)),
     "frames": tuple(Workload("sweep_frames", (10**power, 1000)) for power in range(6)),
 }
 QUICK_SWEEP_ELEMENTS = 10**7  # the larger ones take most of the time
