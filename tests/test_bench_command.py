@@ -151,6 +151,7 @@ def test_what_the_engine_refuses_is_named_as_it_was_given(capsys, args, said):
 
 
 def test_all_outputs_of_one_run(work, engine, capsys):
+    Path("r.md").touch()
     assert bench("--json", "r.json", "--markdown", "r.md", "--chart", "r.svg") == 0
     shown = capsys.readouterr()
     assert "geometric mean" in shown.out and "\x1b" not in shown.out + shown.err
@@ -223,7 +224,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_measuring(work, engine,
     assert sorted(work.rglob("*")) == before
 
 
-@pytest.mark.parametrize("page", [b"# Ours\n", b"\xff\xfe"])
+@pytest.mark.parametrize("page", [b"# Ours\n", b"# lsm bench notes\n", b"\xff\xfe"])
 def test_another_text_is_not_replaced_by_a_report(engine, capsys, page):
     Path("ours.md").write_bytes(page)
     assert "'ours.md'" in refused(capsys, "--markdown", "ours.md")

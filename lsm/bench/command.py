@@ -71,8 +71,11 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise EnoughError
     if len({Path(name).resolve() for name in outputs}) < len(outputs):
         raise MisusedError(f"{', '.join(outputs)}: each output needs a file of its own")
-    if args.markdown and Path(args.markdown).exists() and not _text(args.markdown).startswith((report.HEAD, "\n")):
-        raise UnusableFileError(f"{args.markdown!r} is another text than a report; accepted: a new file, or a report")
+    if args.markdown and Path(args.markdown).exists():
+        text = _text(args.markdown)
+        if text.strip() and not text.startswith(f"{report.HEAD}\n"):
+            accepted = "accepted: a new file, or an earlier report"
+            raise UnusableFileError(f"{args.markdown!r} holds another text, which would be lost; {accepted}")
 
 
 def _measured(args: argparse.Namespace) -> tuple[Result, int]:
