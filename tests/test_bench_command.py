@@ -253,6 +253,9 @@ HOSTILE = {
     "text for a number": deeply(lambda tree: tree["rows"][0]["implementations"][0].update(us="fast")),
     "a negative ratio": deeply(lambda tree: tree["rows"][0]["implementations"][1].update(ratio=-2.0)),
     "no threads": deeply(lambda tree: tree["header"].update(threads=[])),
+    "no shape": deeply(lambda tree: tree["rows"][0]["case"].update(shape=[])),
+    "no classes": deeply(lambda tree: tree["rows"][0]["case"].update(shape=[3, 0])),
+    "an axis beyond": deeply(lambda tree: tree["rows"][0]["case"].update(axis=7)),
     "more than there is": deeply(lambda tree: tree["rows"][0].update(extra=1)),
     "less than there is": deeply(lambda tree: tree["rows"][0].pop("case")),
 }

@@ -149,9 +149,9 @@ def from_json(text: str, name: str = "the file") -> Result:
         if tree["format"] != FORMAT:
             raise ValueError(f"format {tree['format']!r}; this lsm reads {FORMAT}: measure again, or use its lsm")
         result: Result = _built(Result, tree)
-        if not result.header.threads or any(min(0, *r.case.shape, r.bytes - 1) < 0 for r in result.rows):
+        if not result.header.threads or any(min(row.case.n_frames, row.bytes) < 1 for row in result.rows):
             raise ValueError("no number of threads, or a row of no elements")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         text = printable(f"{type(error).__name__}: {error}")
         raise ValueError(f"{name!r}: {text}; accepted: what `lsm bench --json` wrote") from None
     return result
