@@ -253,6 +253,7 @@ HOSTILE = {
     "text for a number": deeply(lambda tree: tree["rows"][0]["implementations"][0].update(us="fast")),
     "a negative ratio": deeply(lambda tree: tree["rows"][0]["implementations"][1].update(ratio=-2.0)),
     "no threads": deeply(lambda tree: tree["header"].update(threads=[])),
+    "no time": deeply(lambda tree: tree["rows"][0]["implementations"][0].update(us=0.0)),
     "no shape": deeply(lambda tree: tree["rows"][0]["case"].update(shape=[])),
     "no classes": deeply(lambda tree: tree["rows"][0]["case"].update(shape=[3, 0])),
     "an axis beyond": deeply(lambda tree: tree["rows"][0]["case"].update(axis=7)),

@@ -151,6 +151,8 @@ def from_json(text: str, name: str = "the file") -> Result:
         result: Result = _built(Result, tree)
         if not result.header.threads or any(min(row.case.n_frames, row.bytes) < 1 for row in result.rows):
             raise ValueError("no number of threads, or a row of no elements")
+        if any(0 in (entry.us, entry.ratio) for row in result.rows for entry in row.implementations):
+            raise ValueError("a time of 0")
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         text = printable(f"{type(error).__name__}: {error}")
         raise ValueError(f"{name!r}: {text}; accepted: what `lsm bench --json` wrote") from None
