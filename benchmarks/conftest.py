@@ -1,4 +1,4 @@
-"""What `pytest benchmarks` measures: the cases and contestants of lsm.bench, made once for the benchmarks on them."""
+"""What `pytest benchmarks` measures: the cases and implementations of lsm.bench, made once for all benchmarks."""
 
 import gc
 import warnings
@@ -7,20 +7,20 @@ from dataclasses import replace
 import pytest
 
 import lsm
-from lsm.bench import contestants
+from lsm.bench import peers
 from lsm.bench.data import Data
+from lsm.bench.machine import equal_threads, possible_threads
 from lsm.bench.memory import shrunk
 from lsm.bench.options import SETS, OptionError, Options
-from lsm.bench.threads import check_threads, equal_threads
 from lsm.bench.workloads import cases
 
-LISTS = {"workloads": "parts of names of workloads", "contestants": "parts of names of contestants"}
+LISTS = {"only": "parts of names of workloads", "implementations": "parts of names of implementations"}
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("lsm")
     group.addoption("--bench-set", choices=SETS, default="quick", help="which workloads (default: quick)")
-    group.addoption("--bench-threads", type=int, help="threads of everybody (default: those of lsm)")
+    group.addoption("--bench-threads", type=int, help="threads of each implementation (default: those of lsm)")
     for name, about in LISTS.items():
         group.addoption(f"--bench-{name}", default="", metavar="NAME,...", help=f"{about} (default: all)")
 
@@ -29,19 +29,12 @@ def _named(config, name):
     return tuple(filter(None, config.getoption(f"--bench-{name}").split(",")))
 
 
-def _cases(config):
-    return cases(Options(set=config.getoption("--bench-set"), workloads=_named(config, "workloads")))
-
-
 def pytest_configure(config):
     """Refuse at once what each benchmark would refuse."""
     if config.getoption("--bench-set", None) is None:  # found too late, while collecting a folder above
         return
-    n_threads = config.getoption("--bench-threads")
     try:
-        check_threads([] if n_threads is None else [n_threads])
-        contestants.check_wanted(_named(config, "contestants"))
-        _cases(config)
+        config.stash[STAGE] = Stage(config)
     except OptionError as error:
         raise pytest.UsageError(f"--bench-{error.option}: {error.problem}") from None
     except ValueError as error:  # lsm.num_threads
@@ -49,18 +42,19 @@ def pytest_configure(config):
 
 
 class Stage:
-    """The contestants of a session, and the arrays of the case that is measured."""
+    """The implementations of a session, and the arrays of the case that is measured."""
 
     def __init__(self, config):
-        self.wanted = _named(config, "contestants")
-        self.n_threads = config.getoption("--bench-threads") or lsm.get_num_threads()
-        self.cases = _cases(config)
+        n_threads = config.getoption("--bench-threads")
+        (self.n_threads,), _ = possible_threads([lsm.get_num_threads() if n_threads is None else n_threads])
+        wanted = _named(config, "implementations")
+        self.cases = cases(Options(set=config.getoption("--bench-set"), only=_named(config, "only")))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the peers' own, when they are imported
-            self.families, self.absent = contestants.usable(self.wanted, "cpu")
+            self.makers, self.absent = peers.usable(wanted, "cpu")
         self._case = self.data = None
 
-    def contestants(self, case):
+    def implementations(self, case):
         """Those of a case, on its arrays."""
         if self._case is None or self._case.arrays != case.arrays:
             self._case = self.data = None
@@ -70,18 +64,18 @@ class Stage:
         return self._made(case, self.data)
 
     def names(self, case):
-        """Who takes part in a case, found out on small arrays."""
+        """The implementations of a case, found on small arrays."""
         small = replace(case, shape=shrunk(case.shape))
         return [one.key for one in self._made(small, Data(small, [case.op]))]
 
     def _made(self, case, data):
-        return contestants.taking_part(self.families, self.wanted, case, data, self.n_threads)[0]
+        return peers.made(self.makers, case, data, self.n_threads)[0]
 
 
 @pytest.fixture(scope="session")
 def stage(pytestconfig):
     made = pytestconfig.stash[STAGE]
-    with equal_threads(made.n_threads, made.families):
+    with equal_threads(made.n_threads, made.makers, {}):
         yield made
 
 
@@ -89,14 +83,12 @@ STAGE = pytest.StashKey()
 
 
 def pytest_generate_tests(metafunc):
-    if "contestant" not in metafunc.fixturenames:
+    if "implementation" not in metafunc.fixturenames:
         return
-    if STAGE not in metafunc.config.stash:
-        metafunc.config.stash[STAGE] = Stage(metafunc.config)
     made = metafunc.config.stash[STAGE]
     found = [(case, key) for case in made.cases for key in made.names(case)]
-    ids = [f"{case.label}-{name}-{way}".replace(" ", "_") for case, (name, way) in found]
-    metafunc.parametrize(("case", "contestant"), found, ids=ids)
+    ids = [f"{case.label}-{name}-{way}".replace(",", "").replace(" ", "_") for case, (name, way) in found]
+    metafunc.parametrize(("case", "implementation"), found, ids=ids)
 
 
 def pytest_report_header(config):

@@ -4,9 +4,9 @@
 
 The plugins are written to a temporary folder, as pip would leave them, and all are loaded. A call is measured as a user
 makes it, under each kind of policy; what the kernel itself takes, called directly with checked arguments, is measured
-beside it and taken off. Each number is the least of many turns, which go round, so that a slow while of the machine
-falls on all alike. Tensors of PyTorch and arrays of JAX are measured if
-those are installed; there the libraries' own way from and to NumPy is counted as front too.
+beside it and taken off. Each number is the least of many samples, taken in rounds, so that a slow phase of the machine
+affects all alike. Tensors of PyTorch and arrays of JAX are measured if those are installed; there the libraries' own
+way from and to NumPy is counted as front too.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import lsm
 from lsm.backends.cython_ import kernels
 
 N_PLUGINS = 10
-TURN = 100  # calls
+SAMPLE_CALLS = 100
 
 PLUGIN = """
 class Mine:
@@ -38,9 +38,9 @@ class Mine:
     def available(self):
         return None
     def log_softmax(self, x, axis, out):
-        raise AssertionError("nobody asked for this")
+        raise AssertionError("this was not asked for")
     def log_softmax_backward(self, grad_output, output, axis, out):
-        raise AssertionError("nobody asked for this")
+        raise AssertionError("this was not asked for")
 backend = Mine()
 """
 
@@ -56,21 +56,21 @@ def install(folder: Path) -> None:
 
 
 class Statement(NamedTuple):
-    """What is measured, and under which wish."""
+    """What is measured, and under which policy."""
 
     code: str
-    wish: Callable[[], AbstractContextManager[Any]] = nullcontext
+    policy: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 def least(statements: dict[str, Statement], names: dict[str, Any], n_repeats: int) -> dict[str, float]:
-    """The least time of each statement in ns; the turns go round."""
+    """The least time of each statement in ns; the samples are taken in rounds."""
     timers = {name: timeit.Timer(statement.code, globals=names) for name, statement in statements.items()}
     found = dict.fromkeys(statements, float("inf"))
     for _ in range(n_repeats):
         for name, timer in timers.items():
-            with statements[name].wish():
+            with statements[name].policy():
                 timer.timeit(2)  # the first call makes the plan
-                found[name] = min(found[name], timer.timeit(TURN) / TURN * 1e9)
+                found[name] = min(found[name], timer.timeit(SAMPLE_CALLS) / SAMPLE_CALLS * 1e9)
     return found
 
 
@@ -125,7 +125,7 @@ def measure(n_repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=300, help="turns of each (default 300)")
+    parser.add_argument("--repeats", type=int, default=300, help="samples of each (default 300)")
     parser.add_argument("--as-json", action="store_true", help="measure with the plugins that there are")
     options = parser.parse_args()
     if options.as_json:

@@ -2,8 +2,8 @@
 
     python benchmarks/small_calls.py [--repeats 200]
 
-Each number is the least of many turns: what the call takes when nothing disturbs it. The turns of all go round, so
-that a slow while of the machine falls on all alike. The pieces are those of a call on (1, 10); each is measured
+Each number is the least of many samples: what the call takes when nothing disturbs it. The samples are taken in rounds,
+so that a slow phase of the machine affects all alike. The pieces are those of a call on (1, 10); each is measured
 alone, so their sum is near the call and not equal to it.
 """
 
@@ -18,7 +18,7 @@ from lsm._fastpath import fast_functions
 from lsm.backends.cython_ import kernels
 
 SHAPES = ((1, 10), (32, 10), (10, 500), (1500, 32), (60, 1000))
-TURN = 1e-3  # seconds
+SAMPLE_S = 1e-3
 
 LSM = {
     "forward": "log_softmax(x)",
@@ -35,7 +35,7 @@ TORCH = {
 PIECES = {
     "a Python function of this signature": "like(x)",
     "asking for the type and the dtype": "type(x) is ndarray; x.dtype",
-    "looking up who serves": "fast_functions(dtype, None).log_softmax",
+    "looking up the backend": "fast_functions(dtype, None).log_softmax",
     "checking and computing, no new array": "fast(x, -1, out)",
     "checking, computing, a new array": "fast(x, -1, None)",
     "the whole call": "log_softmax(x)",
@@ -46,7 +46,7 @@ def least(codes: dict[str, tuple[str, dict[str, Any]]], n_repeats: int) -> dict[
     """The least time of each statement, in ns, what an empty statement takes being left out."""
     timers = {name: timeit.Timer(code, globals=names) for name, (code, names) in codes.items()}
     timers["nothing"] = timeit.Timer("pass")
-    counts = {name: max(1, int(TURN * 50 / timer.timeit(50))) for name, timer in timers.items()}
+    counts = {name: max(1, int(SAMPLE_S * 50 / timer.timeit(50))) for name, timer in timers.items()}
     found = dict.fromkeys(timers, float("inf"))
     for _ in range(n_repeats):
         for name, timer in timers.items():
@@ -67,7 +67,7 @@ def arrays(shape: tuple[int, ...]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=200, help="turns of each (default 200)")
+    parser.add_argument("--repeats", type=int, default=200, help="samples of each (default 200)")
     n_repeats = parser.parse_args().repeats
     try:
         import torch
@@ -84,8 +84,8 @@ def main() -> None:
             theirs = {name: torch.from_numpy(a.copy()) for name, a in ours.items()} | {"torch": torch}
             codes |= {f"torch {name}": (code, theirs) for name, code in TORCH.items()}
         found = least(codes, n_repeats)
-        for who in ("lsm", "torch")[: 1 + (torch is not None)]:
-            print(f"| {shape} {who} | " + " | ".join(f"{found[f'{who} {name}']:.0f}" for name in LSM) + " |")
+        for library in ("lsm", "torch")[: 1 + (torch is not None)]:
+            print(f"| {shape} {library} | " + " | ".join(f"{found[f'{library} {name}']:.0f}" for name in LSM) + " |")
     names = arrays((1, 10)) | functions
     names |= {"like": like, "ndarray": np.ndarray, "dtype": names["x"].dtype, "fast_functions": fast_functions}
     names["fast"] = kernels()["fast"]["log_softmax"]

@@ -8,7 +8,7 @@ import pytest
 
 import lsm
 from lsm.backends.cython_ import kernels
-from lsm.bench.contestant import OUT
+from lsm.bench.implementation import OUT
 from lsm.bench.memory import Probe
 from lsm.bench.workloads import BACKWARD, FORWARD, Case
 
@@ -55,7 +55,7 @@ def test_call_backward(benchmark, how):
 
 
 def test_explain(benchmark):
-    benchmark.group = "who would serve a call"
+    benchmark.group = "which backend serves a call"
     x = np.zeros((1, 10), np.float32)
     assert benchmark(lsm.explain, x).winner == "cython"
 
@@ -73,7 +73,7 @@ def test_memory(benchmark, op, dtype):
     """The number is in the extra information; what is timed is the process that finds it."""
     benchmark.group = "memory beside inputs and result"
     case = Case("own", (64, 2**17), dtype=dtype, op=op)
-    probe = Probe(["lsm"], ("cython",))
+    probe = Probe(["lsm cython"])
     try:
         found = benchmark.pedantic(probe.extra_bytes, (case, lsm.get_num_threads()), rounds=1)
     finally:

@@ -1,10 +1,10 @@
-"""Every workload by every contestant, under pytest-benchmark; benchmarks/README.md says how to read it."""
+"""Every workload by every implementation, under pytest-benchmark; benchmarks/README.md says how to read it."""
 
 import pytest
 
 from lsm.bench.errors import Reference
-from lsm.bench.limits import gb_s
-from lsm.bench.row import first_call
+from lsm.bench.result import Entry
+from lsm.bench.run import check
 
 N_CHECKED = 2**15  # elements of a result that are held to the exact values
 
@@ -14,15 +14,15 @@ pytestmark = [
 ]
 
 
-def test_workload(benchmark, stage, case, contestant):
-    (one,) = [each for each in stage.contestants(case) if each.key == contestant]
-    entry = first_call(one, stage.data, Reference(case, stage.data, N_CHECKED))
+def test_workload(benchmark, stage, case, implementation):
+    (one,) = [each for each in stage.implementations(case) if each.key == implementation]
+    entry = Entry(one.name, one.library, one.way, one.code)
+    check(one, entry, stage.data, Reference(case, stage.data, N_CHECKED))
     assert entry.error is None, entry.error
     benchmark.group = case.label
     figures = ("first_call_ms", "max_ulp", "max_frame_ulp", "max_abs_error", "bound_ulp", "is_right")
     benchmark.extra_info |= {name: getattr(entry, name) for name in figures} | {"call": one.code}
     benchmark(eval(f"lambda: {one.code}", dict(one.names)))
     if benchmark.stats is not None:  # there are none with --benchmark-disable
-        n_bytes = stage.data.n_bytes(case.op)
-        benchmark.extra_info["gb_s"] = gb_s(n_bytes, benchmark.stats.stats.median * 1e6)
+        benchmark.extra_info["gb_s"] = stage.data.n_bytes(case.op) / benchmark.stats.stats.median / 1e9
     assert entry.is_right or one.library != "lsm", entry

@@ -23,7 +23,7 @@ from lsm._operations import OPERATIONS
 from lsm._stdout import own_output, spelled_out
 from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm._texts import for_json
-from lsm.bench import arguments
+from lsm.bench import options
 
 STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
 
@@ -144,9 +144,11 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "hold a backend to everything that it claims (loads it); exit code 1 if a claim does not hold"
     check = commands.add_parser("check", help=about, description=about)
-    check.add_argument("name", metavar="NAME", help="the backend, or distribution/name")
+    check.add_argument("name", metavar="NAME", nargs="?", help="the backend, or distribution/name")
+    text = "instead, print the errors of NAME (default: of every backend) beside those of the libraries installed"
+    check.add_argument("--peers", action="store_true", help=text)
     check.add_argument("--json", metavar="FILE", help="write the report to this file too")
-    check.set_defaults(run=_check_backend)
+    check.set_defaults(run=_check_backend, usage_error=check.error)
 
     about = "apply log-softmax or its gradient to a .npy file of any size, and write a .npy file"
     apply = commands.add_parser(
@@ -170,8 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(apply)
     apply.set_defaults(run=_apply_to_files, usage_error=apply.error)
 
-    bench = commands.add_parser("bench", help=arguments.ABOUT, description=arguments.ABOUT)
-    arguments.add_to(bench)
+    bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT)
+    options.add_to(bench)
     bench.set_defaults(run=_bench)
     return parser
 
@@ -243,8 +245,11 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _check_backend(args: argparse.Namespace) -> int:
     """`lsm check`."""
+    if args.name is None and not args.peers:
+        args.usage_error("give the NAME of a backend, or --peers")
     # No other command needs these.
     testing, table = import_module("lsm.testing"), import_module("lsm._conformance.table")
+    accuracy = import_module("lsm.bench.accuracy") if args.peers else None
 
     def with_bar(cases: list[Any]) -> Iterator[Any]:
         with _progress(len(cases), unit="case", unit_scale=False) as done:
@@ -255,11 +260,17 @@ def _check_backend(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         # Opened first: a place where nothing can be written shows before a minute of checks, not after.
         file = None if args.json is None else stack.enter_context(_apply.replacing(args.json))
-        report = testing.check_backend(args.name, progress=with_bar)
-        print("\n".join(table.lines(report, args.n_columns)), file=args.stdout)
+        if accuracy is not None:
+            found = accuracy.measured(args.name, with_bar)
+            has_passed, lines = accuracy.has_passed(found), accuracy.lines(found)
+        else:
+            report = testing.check_backend(args.name, progress=with_bar)
+            found, has_passed = report.as_dict(), report.has_passed
+            lines = table.lines(report, args.n_columns)
+        print("\n".join(lines), file=args.stdout)
         if file is not None:
-            _apply.write_all(file, memoryview((json.dumps(report.as_dict(), indent=2) + "\n").encode()))
-    return 0 if report.has_passed else FAILED
+            _apply.write_all(file, memoryview((json.dumps(found, indent=2) + "\n").encode()))
+    return 0 if has_passed else FAILED
 
 
 def _apply_to_files(args: argparse.Namespace) -> int:
@@ -294,7 +305,7 @@ def _further_inputs() -> dict[str, list[str]]:
 
 def _bench(args: argparse.Namespace) -> int:
     """`lsm bench`."""
-    return int(import_module("lsm.bench.command").run(args))  # no other command needs it
+    return int(import_module("lsm.bench.command").main(args))  # no other command needs it
 
 
 @contextmanager

@@ -1,6 +1,5 @@
-"""The benchmarks run, with and without peers, and say what they should; how fast anything is, no test can tell."""
+"""The benchmarks run, with and without peers, and report what they should; how fast anything is, no test can say."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from cuda_on_cpu import cupy_on_cpu
+from test_cupy import built_in
 
-import cpu_report
-from cpu_workloads import SWEEP, WORKLOADS
+import gpu
+from lsm.backends.cupy_ import CupyBackend
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 PEERS = ("torch", "onnxruntime")
@@ -33,115 +34,6 @@ def table(text):
     assert set("".join(rule)) == {"-"}
     assert all(len(row) == len(names) for row in rows)
     return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-@pytest.mark.parametrize("hidden", [(), PEERS], ids=["the installed peers", "no peers"])
-def test_the_speed_benchmark_measures_and_reports(hidden, tmp_path):
-    as_json, as_markdown = tmp_path / "t.json", tmp_path / "t.md"
-    wish = ["--only", "tiny", "--rounds", "2", "--threads", "1", "--json", as_json, "--markdown", as_markdown]
-    done = run("cpu.py", *wish, hidden=hidden)
-    assert done.returncode == 0, done.stderr
-    assert "[2/2]" in done.stderr
-
-    result = json.loads(as_json.read_text())
-    header = result["header"]
-    assert header["processor"] and header["last_cache"] > 0 and header["levels"]["lsm"]
-    assert header["threads"] == [1] and header["rounds"] == 2
-    assert set(header["absent_peers"]) | set(header["versions"]) == {*PEERS, "python", "numpy", "lsm"}
-    if hidden:
-        assert header["absent_peers"]["torch"] == "torch is not installed"
-    assert [row["op"] for row in result["rows"]] == ["forward, new result", "backward"]
-    for row in result["rows"]:
-        assert row["workload"] == "tiny-1x10-float32" and row["threads"] == 1
-        assert all(len(turns) == 2 and min(turns) > 0 for turns in row["turns_us"].values())
-        assert set(row["turns_us"]) == set(row["calls"]) == set(row["us"])
-        assert row["share"] is None  # 80 bytes fit into any cache
-        if row["peer"]:
-            assert row["ratio"]["p20"] <= row["ratio"]["median"] <= row["ratio"]["p80"]
-    has_torch = "torch" in header["versions"]
-    assert all((row["peer"] is not None) == has_torch for row in result["rows"] if row["op"] == "backward")
-
-    rows = table(as_markdown.read_text())
-    assert [(row["workload"], row["shape"], row["op"]) for row in rows] == [
-        ("tiny", "1x10", "forward, new result"),
-        ("tiny", "1x10", "backward"),
-    ]
-    assert all(float(row["lsm us"]) > 0 for row in rows)
-    assert bool(rows[1]["ratio (p20..p80)"]) == has_torch
-
-    again = run("cpu.py", "--from", as_json)  # what an interrupted run left can be reported
-    assert again.stdout.strip() == as_markdown.read_text().strip()
-
-    chart = tmp_path / "t.svg"
-    drawn = run("cpu.py", "--from", as_json, "--chart", chart)
-    if importlib.util.find_spec("matplotlib"):
-        assert drawn.returncode == 0, drawn.stderr
-        assert "<svg" in chart.read_text() and "prefers-color-scheme: dark" in chart.read_text()
-    else:
-        assert drawn.returncode == 1 and "pip install matplotlib" in drawn.stderr
-
-
-@pytest.mark.parametrize(
-    ("wish", "answer"),
-    [
-        (["--only", "nobody"], "no such workload"),
-        (["--threads", "0"], "whole numbers from 1"),
-        (["--threads", "1000000", "--only", "tiny"], "threads were asked for"),
-        (["--peers", "nobody"], "--peers: accepted: torch, onnxruntime"),
-    ],
-)
-def test_a_wish_that_cannot_be_served_is_refused(wish, answer):
-    done = run("cpu.py", *wish, hidden=PEERS)
-    assert done.returncode != 0
-    assert answer in done.stderr and "Traceback" not in done.stderr
-
-
-def test_ratios_are_taken_within_a_round():
-    # The machine became ten times slower from round to round, and the ratio stayed the same.
-    times = {"lsm": [1.0, 10.0, 100.0], "a": [2.0, 20.0, 200.0], "b": [3.0, 30.0, 300.0], "limit": [0.5, 5.0, 50.0]}
-    row = cpu_report.figures(times, n_bytes=10_000, limit="limit")
-    assert row["peer"] == "a"
-    assert set(row["ratio"].values()) == {2.0}
-    assert set(row["share"].values()) == {0.5}
-    assert row["gb_per_s"] == pytest.approx(1.0)
-
-
-def test_what_misses_its_target_is_listed():
-    slow = {"group": "llm", "shape": [2, 3], "axis": -1, "types": "float32", "is_16_bit": False, "threads": 1}
-    slow |= {"op": "forward", "peer": "torch", "ratio": cpu_report.spread([1.2]), "share": cpu_report.spread([0.69])}
-    assert len(cpu_report.misses([slow])) == 2
-    assert cpu_report.misses([slow | {"ratio": cpu_report.spread([1.3]), "share": None}]) == []
-    assert cpu_report.means([slow, slow | {"ratio": cpu_report.spread([4.8])}]) == {
-        ("forward", False, 1): (pytest.approx(2.4), 2)
-    }
-
-
-def test_names_of_workloads_are_unique():
-    names = [workload.name for workload in WORKLOADS + SWEEP]
-    assert len(set(names)) == len(names)
-
-
-def test_the_memory_benchmark_measures_and_judges():
-    done = run("memory.py", "--megabytes", "16")
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = table(done.stdout)
-    assert {"float32", "float16", "bfloat16", "float32, every second class"} <= {row["case"] for row in rows}
-    assert all(row["input MB"] == ("32" if "backward" in row["case"] else "16") for row in rows)
-    assert all(row["kept"] == "yes" for row in rows)  # room for one frame would be 2 MB
-
-
-def test_the_accuracy_benchmark_measures_and_reports(tmp_path):
-    as_json = tmp_path / "a.json"
-    hidden = ("torch", "jax", "onnxruntime", "scipy.special")
-    done = run("accuracy.py", "--classes", "10", "--json", as_json, hidden=hidden)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(as_json.read_text())
-    assert len(result["machine"]["absent"]) == 4 and result["machine"]["classes"] == [10]
-    rows = table(done.stdout)
-    assert len(rows) == 4 * 6 and {row["forward"] for row in rows} == {"float16", "bfloat16", "float32", "float64"}
-    for row in result["rows"]:
-        bound = 0.501 if "16" in row["dtype"] else 4
-        assert all(ulps <= bound for ulps in row["ulps"].values()), row
 
 
 def test_the_exponential_benchmark_measures_and_reports(tmp_path):
@@ -176,7 +68,7 @@ def test_the_front_of_a_call_is_measured_with_plugins():
 
 
 def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
-    wish = [
+    options_given = [
         "--benchmark-only",
         "--benchmark-max-time=0.001",
         "--benchmark-min-rounds=1",
@@ -184,9 +76,9 @@ def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
         "no:cacheprovider",
         "-q",
     ]
-    wish += ["--bench-workloads=small", "--bench-contestants=cython,idiom", f"--benchmark-storage={tmp_path}"]
-    wish += ["-q", "-p", "no:cacheprovider", "-k", "test_workload or test_call_backward"]
-    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), *wish]
+    options_given += ["--bench-only=small", "--bench-implementations=cython,idiom", f"--benchmark-storage={tmp_path}"]
+    options_given += ["-q", "-p", "no:cacheprovider", "-k", "test_workload or test_call_backward"]
+    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), *options_given]
     # pytest-benchmark times nothing within pytest-xdist, by whose variables it would think itself to be there.
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     options = {"capture_output": True, "text": True, "cwd": BENCHMARKS.parent, "env": env}
@@ -195,7 +87,7 @@ def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
     (file,) = tmp_path.rglob("*_before.json")
     found = json.loads(file.read_text())["benchmarks"]
     groups = {one["group"] for one in found}
-    assert {f"small 32x10 float32 {op}" for op in ("forward", "backward", "forward+backward")} < groups
+    assert {f"small 32x10 float32, {op}" for op in ("forward", "backward", "forward+backward")} < groups
     assert "a call on 1x10 float32, backward" in groups
     extra = next(one["extra_info"] for one in found if "cython-out" in one["name"])
     assert extra["is_right"] and extra["max_ulp"] <= 4 and extra["gb_s"] > 0 and extra["call"].startswith("log_softmax")
@@ -209,8 +101,8 @@ def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
     [
         ("threads", "0", "0 threads were asked for; "),
         ("threads", "1000000", "1000000 threads were asked for; "),
-        ("workloads", "nonsense", "'nonsense' is none; accepted: small, "),
-        ("contestants", "nonsense", "'nonsense' is nobody; accepted: lsm cython, "),
+        ("only", "nonsense", "'nonsense' matches none; accepted: small, "),
+        ("implementations", "nonsense", "'nonsense' matches none; accepted: lsm cython, "),
     ],
 )
 def test_options_that_cannot_be_are_refused_once_under_pytest_benchmark(option, value, why):
@@ -219,3 +111,33 @@ def test_options_that_cannot_be_are_refused_once_under_pytest_benchmark(option, 
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     assert len(said) == 1 and said[0].startswith(f"ERROR: --bench-{option}: {why}")
+
+
+def test_the_gpu_benchmark_says_that_there_is_no_gpu(tmp_path, capsys):
+    with built_in(CupyBackend(cupy_on_cpu.module(driverGetVersion=lambda: 0))):
+        assert gpu.main([str(tmp_path / "results")]) == 2
+    assert "no GPU here that lsm can use, so nothing was measured: no driver" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert gpu.main(["--list", "--only", "bench"]) == 0
+    assert "lsm bench --set gpu --json" in capsys.readouterr().out
+
+
+def test_the_gpu_benchmark_runs_its_steps_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "why_no_gpu", lambda: "")
+    steps = {"tests": "-c 'print(1)'", "kit": "-c 'raise SystemExit(3)'"}
+    steps = {name: f"{sys.executable} {code}" for name, code in steps.items()} | {"bench": "no-such-command"}
+    monkeypatch.setattr(gpu, "STEPS", steps)
+    assert gpu.main([str(tmp_path), "--only", "tests"]) == 0
+    assert gpu.main([str(tmp_path), "--only", "tests", "kit", "bench"]) == 1
+    assert capsys.readouterr().out.split("\n")[1] == "tests: passed"
+    assert (tmp_path / "tests.txt").read_text() == "1\n"
+    assert (tmp_path / "bench.txt").read_text() == "no-such-command is not installed\n"
+    assert sorted(path.name for path in tmp_path.glob("*.passed")) == ["tests.passed"]
+
+
+def test_the_gpu_benchmark_runs_commands_that_there_are():
+    for step in ("kit", "bench"):  # they say that there is no GPU, and not that they do not know an option
+        done = subprocess.run([sys.executable, "-m", *gpu.STEPS[step].split()[2:4], "--help"], capture_output=True)
+        known = set(re.findall(r"--[a-z]+", done.stdout.decode()))
+        assert set(re.findall(r"--[a-z]+", gpu.STEPS[step])) <= known
+    assert "--require cupy -k 'cupy or on_gpu'" in gpu.PYTEST  # the names of test_on_gpu.py are not all of cupy

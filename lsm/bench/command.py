@@ -1,31 +1,22 @@
 """`lsm bench`: from the arguments to a run, its report, and the exit code."""
 
 import argparse
-import shlex
 import sys
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 
+from lsm._apply import UnusableFileError, replacing, write_all
 from lsm._errors import LsmError
 from lsm._texts import told
-from lsm._threads import get_num_threads
 from lsm._version import install_command
-from lsm.bench import files
-from lsm.bench.arguments import TOLERANCE, contestants, names
-from lsm.bench.layout import Report
-from lsm.bench.options import OptionError, Options
-from lsm.bench.result import Result
+from lsm.bench import compare, report, run
+from lsm.bench.options import MEASURING, TOLERANCE_RATIO, OptionError, from_arguments
+from lsm.bench.result import Result, from_json
 
-# Exit codes. One run cannot be held to the other at all: that is an argument which cannot be used.
+# Exit codes. Runs that cannot be compared at all are arguments which cannot be used.
 FAILED = WORSE = 1
 MISUSED, UNJUDGED, INTERRUPTED = 2, 3, 130
-REMEDY = install_command("bench")
-
-
-# What the command calls the options that have another name in the engine.
-FLAGS = {"workloads": "only", "ops": "op", "dtypes": "dtype", "with_memory": "memory"}
 
 
 class MissingLibraryError(LsmError, ImportError):
@@ -36,104 +27,75 @@ class MisusedError(LsmError, ValueError):
     """Arguments that do not go together."""
 
 
-def run(args: argparse.Namespace) -> int:
-    """`_run`, whose errors name the arguments as they were given."""
+def main(args: argparse.Namespace) -> int:
+    """Do what the arguments ask for, and give the exit code; an error names the argument."""
     try:
-        return _run(args)
+        return _main(args)
     except OptionError as error:
-        raise MisusedError(f"--{FLAGS.get(error.option, error.option)}: {error.problem}") from error
+        raise MisusedError(f"--{error.option}: {error.problem}") from error
 
 
-def _run(args: argparse.Namespace) -> int:
-    """Do what the arguments ask for.
-
-    Returns
-    -------
-    int
-        0; FAILED if the run failed on the way or nothing was timed; WORSE, UNJUDGED or MISUSED if --compare found so;
-        INTERRUPTED, after what was measured has been reported.
-    """
-    _need("rich", "threadpoolctl", *["matplotlib"] * bool(args.chart))
+def _main(args: argparse.Namespace) -> int:
+    for library in ("rich", "threadpoolctl", *["matplotlib"] * bool(args.chart)):
+        try:
+            import_module(library)
+        except ImportError as error:
+            remedy = install_command("bench")
+            raise MissingLibraryError(f"lsm bench needs {library}, which cannot be imported: {remedy}") from error
     if args.tolerance is not None and not args.compare:
-        raise MisusedError(f"--tolerance {args.tolerance:g}: it is for --compare FILE; nothing is compared without")
-    old = files.read(args.compare) if args.compare else None
-    if args.measured:
-        _refuse_with_from(args)
-        result = files.read(args.measured)
-    outputs = [name for name in (args.json, args.markdown, args.chart) if name]
-    for name in outputs:
-        files.check_writable(name)
-    if args.markdown:
-        import_module("lsm.bench.markdown").place(files.text_there(args.markdown), repr(args.markdown))
-    if len({Path(name).resolve() for name in outputs}) < len(outputs):
-        raise MisusedError(f"{', '.join(outputs)}: each output needs a file of its own")
-    code = 0
-    if not args.measured:
-        result, code = _measured(args, old)
+        raise MisusedError(f"--tolerance {args.tolerance:g}: needs --compare FILE")
+    if args.axis is not None and args.shape is None:
+        raise MisusedError(f"--axis {args.axis}: needs --shape; each named workload has its own")
+    given = [f"--{name}" for name in MEASURING if getattr(args, name) is not None]
+    if args.measured and given:
+        raise MisusedError(f"{', '.join(given)}: --from reports what was measured before; leave one of them out")
+    old = _read(args.compare) if args.compare else None
+    _check_outputs(args)
+    result, code = (_read(args.measured), 0) if args.measured else _measured(args)
     found = _reported(result, old, args)
-    if not code and not any(entry.us is not None for row in result.rows for entry in row.contestants):
-        print("lsm: error: nothing was measured; the report tells who did not take part, and why", file=sys.stderr)
+    if not code and not any(entry.us is not None for row in result.rows for entry in row.implementations):
+        print("lsm: error: nothing was measured; the report says why", file=sys.stderr)
         code = FAILED
     return code or found
 
 
-def _need(*libraries: str) -> None:
-    """Stop before anything is measured if a library is missing."""
-    for library in libraries:
-        try:
-            import_module(library)
-        except ImportError as error:
-            raise MissingLibraryError(f"lsm bench needs {library}, which cannot be imported: {REMEDY}") from error
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse before anything is measured what could not be written after it."""
+
+    class EnoughError(Exception):
+        """The file could be written; it shall stay as it is."""
+
+    outputs = [name for name in (args.json, args.markdown, args.chart) if name]
+    for name in outputs:
+        with suppress(EnoughError), replacing(name):
+            raise EnoughError
+    if len({Path(name).resolve() for name in outputs}) < len(outputs):
+        raise MisusedError(f"{', '.join(outputs)}: each output needs a file of its own")
+    if args.markdown and Path(args.markdown).exists():
+        text = _text(args.markdown)
+        if text.strip() and not text.startswith(f"{report.HEAD}\n"):
+            accepted = "accepted: a new file, or an earlier report"
+            raise UnusableFileError(f"{args.markdown!r} holds another text, which would be lost; {accepted}")
 
 
-def _refuse_with_from(args: argparse.Namespace) -> None:
-    """Say so if something was asked for that a run would need which is over."""
-    flags = ["set", "only", "op", "dtype", "data", "shape", "axis", "sweep", "memory"]
-    flags += ["contestants", "threads", "rounds", "device"]
-    given = [f"--{args.set if flag == 'set' else flag}" for flag in flags if getattr(args, flag) is not None]
-    if given:
-        raise MisusedError(f"{', '.join(given)}: --from reports what was measured before; leave one of them out")
-
-
-def options(args: argparse.Namespace) -> Options:
-    """What the engine is asked for."""
-    if args.axis is not None and args.shape is None:
-        raise MisusedError(f"--axis {args.axis}: it is for --shape; each named workload has its own")
-    return Options(
-        set=args.set or "quick",
-        workloads=names(args.only),
-        ops=names(args.op),
-        dtypes=names(args.dtype),
-        data=names(args.data),
-        shape=args.shape,
-        axis=-1 if args.axis is None else args.axis,
-        threads=args.threads or (),
-        sweep=args.sweep,
-        rounds=args.rounds,
-        contestants=names(args.contestants),
-        with_memory=args.memory,
-        device=args.device or "cpu",
-        command=shlex.join(args.command_line),
-    )
-
-
-def _measured(args: argparse.Namespace, old: Result | None) -> tuple[Result, int]:
+def _measured(args: argparse.Namespace) -> tuple[Result, int]:
     """Measure, and keep what is measured after each row if there is a file for it; give the exit code so far too."""
-    engine, progress = import_module("lsm.bench.run"), import_module("lsm.bench.progress")
-    wanted = options(args)
-    if old is not None:
-        _refuse_to_compare(wanted, old, args.compare)
     kept: Result | None = None
 
-    def save(result: Result) -> None:
+    def after_row(result: Result, n_rows: int) -> None:
         nonlocal kept
         kept = result
+        if not result.interrupted:
+            row = result.rows[-1]
+            ranked = [entry for entry in row.best_first() if entry.is_ranked][:2]
+            texts = [f"{e.label} {report.number(e.us)} us ({report.times(e.ratio)})" for e in ranked]
+            said = f"[{len(result.rows)}/{n_rows}] {row.label}: {', '.join(texts) or 'none ranked'}"
+            print(said, file=sys.stderr, flush=True)
         if args.json:
-            files.write(args.json, result.to_json())
+            _write(args.json, result.to_json())
 
     try:
-        with progress.shown(sys.stderr) as tell:
-            result: Result = engine.run(wanted, tell, save)
+        result = run.run(from_arguments(args), after_row)
     except Exception as error:
         if kept is None:
             raise
@@ -144,56 +106,52 @@ def _measured(args: argparse.Namespace, old: Result | None) -> tuple[Result, int
     return result, INTERRUPTED if result.interrupted else 0
 
 
-def _refuse_to_compare(wanted: Options, old: Result, name: str) -> None:
-    """Say before a long run what could only be said after it."""
-    has_any, cases = import_module("lsm.bench.compare").has_any, import_module("lsm.bench.workloads").cases(wanted)
-    n_threads = wanted.threads or (get_num_threads(),)
-    if not has_any(old, cases, n_threads, wanted.device):
-        about = f"threads: {', '.join(map(str, n_threads))}; device: {wanted.device}"
-        raise MisusedError(
-            f"{name!r} has nobody ranked in a row that would be measured ({about}); accepted: a run of "
-            f"the same choice, such as that by {old.header.command!r}"
-        )
-
-
 def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> int:
     """Write all outputs; give the exit code that follows from the comparison.
 
     The report is printed whatever happens on the way: it may have taken hours to measure. Where there is no row the
     files stay as they are, for an earlier run says more.
     """
-    contents, tables = import_module("lsm.bench.contents"), import_module("lsm.bench.tables")
-    fit_to_show = import_module("lsm.bench.wording").fit_to_show
-    shown, code = fit_to_show(result), 0
-    report = contents.report(shown)
+    shown, code = report.report(result), 0
     with ExitStack() as at_the_end:
-        at_the_end.callback(lambda: tables.write(report, args.stdout))  # even if a disk is full
+        at_the_end.callback(lambda: report.write(shown, args.stdout))  # even if a disk is full
         if old is not None:
-            report, code = _beside(report, shown, fit_to_show(old), args)
+            try:
+                found = compare.compared(old, result, args.tolerance or TOLERANCE_RATIO, args.compare)
+            except ValueError as error:
+                shown = shown._replace(remarks=[("Not compared", [str(error)]), *shown.remarks])
+                code = MISUSED
+            else:
+                remarks = [*found.remarks, *shown.remarks]
+                shown = shown._replace(overall=[*shown.overall, *found.tables], remarks=remarks)
+                code = WORSE if found.is_worse else 0 if found.is_judged else UNJUDGED
         if not result.rows:
             return code
         if args.json:
-            files.write(args.json, result.to_json())
+            _write(args.json, result.to_json())
         if args.markdown:
-            markdown, page = import_module("lsm.bench.markdown").markdown, files.text_there(args.markdown)
-            files.write(args.markdown, markdown(report, page, repr(args.markdown)))
+            _write(args.markdown, report.markdown(shown))
         if args.chart:
-            chart, ending = import_module("lsm.bench.chart"), Path(args.chart).suffix.lower()
-            if ending == ".png":
-                files.write(args.chart, chart.png(shown))
-            elif ending == ".svg":
-                files.write(args.chart, chart.svg(shown))
-            else:
-                files.write(args.chart, import_module("lsm.bench.page").page(report, chart.svg(shown)))
+            kind = Path(args.chart).suffix.lower().removeprefix(".")
+            _write(args.chart, import_module("lsm.bench.chart").drawn(result, kind))
     return code
 
 
-def _beside(report: Report, result: Result, old: Result, args: argparse.Namespace) -> tuple[Report, int]:
-    """Add to a report what the comparison found, or why there is none; give the exit code too."""
-    compared = import_module("lsm.bench.compare").compared
+def _write(name: str, data: str | bytes) -> None:
+    """Write all of it, or leave the file as it was."""
+    with replacing(name) as file:
+        write_all(file, memoryview(data.encode() if isinstance(data, str) else data))
+
+
+def _read(name: str) -> Result:
+    return from_json(_text(name), name)
+
+
+def _text(name: str) -> str:
+    """The text of a file, or an UnusableFileError."""
     try:
-        found = compared(old, result, args.tolerance or TOLERANCE, args.compare, contestants(result.header.command))
-    except ValueError as error:
-        return replace(report, remarks=(("Not compared", (str(error),)), *report.remarks)), MISUSED
-    report = replace(report, overall=(*report.overall, *found.tables), remarks=(*found.remarks, *report.remarks))
-    return report, WORSE if found.is_worse else 0 if found.is_judged else UNJUDGED
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UnusableFileError(f"{name!r} is not text in UTF-8 ({error})") from error
+    except OSError as error:
+        raise UnusableFileError(f"{name!r} cannot be read: {error.strerror or error}") from error

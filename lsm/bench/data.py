@@ -2,37 +2,41 @@
 
 from collections.abc import Iterable
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 import lsm
 from lsm._check import np_dtype
+from lsm._version import install_command
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 NAMES = ("x", "dy", "y", "out", "y_out")
+HUGE = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 
 
 class Data:
     """x, the gradient dy, the log-probabilities y, and what is written: out, and y_out for forward+backward.
 
-    Those that no operation of `ops` needs are None. Where x is spread over the axes is the case's `order`.
+    Arrays that no operation of `ops` needs are None. They are in the case's `order`.
     """
 
     def __init__(self, case: Case, ops: Iterable[str] = (FORWARD,), device: str = "cpu") -> None:
+        if "bfloat16" in (case.dtype, case.out_dtype) and find_spec("ml_dtypes") is None:
+            raise ValueError(f"bfloat16 needs ml_dtypes: {install_command('bfloat16')}")
         ops = set(ops)
         rng = np.random.default_rng(0)
         in_type, out_type = np_dtype(case.dtype), np_dtype(case.result_dtype)
+        layout: Any = {"order": case.order, "copy": False}
         self.case, self.device = case.arrays, device
-        self.x = _logits(case, rng).astype(in_type, order=_order(case), copy=False)
+        self.x = _logits(case, rng).astype(in_type, **layout)
         self.out = np.empty_like(self.x, dtype=out_type)
-        self.dy: Array | None = None
-        self.y: Array | None = None
-        self.y_out: Array | None = None
+        self.dy = self.y = self.y_out = None
         if ops & {BACKWARD, BOTH}:
-            self.dy = _normal(rng, case, out_type).astype(out_type, order=_order(case), copy=False)
+            self.dy = _gradient(case, self.x, rng).astype(out_type, **layout)
         if BACKWARD in ops:
             self.y = lsm.log_softmax(self.x, case.axis, out=np.empty_like(self.out), dtype=out_type)
         if BOTH in ops:
@@ -50,34 +54,30 @@ class Data:
 
     @cached_property
     def cupy(self) -> dict[str, Any]:
-        """As arrays of CuPy, which are those of PyTorch where it can have them: the device holds them once."""
+        """As arrays of CuPy: those of PyTorch where it has the device, so that the device holds them once."""
         import cupy
 
-        if torch_has(self.device):
+        if torch_has_cuda():
             return {name: cupy.from_dlpack(tensor) for name, tensor in self.torch.items()}
         return {name: cupy.asarray(array) for name, array in self.host.items()}
 
     def n_bytes(self, op: str) -> int:
-        """Stated count of bytes: each input read once, each result written once, for each call of an operation."""
+        """Bytes that a call moves: each input read once, each result written once, for each operation."""
         forward, backward = self.x.nbytes + self.out.nbytes, 3 * self.out.nbytes
         return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[op]
 
-    def held_bytes(self, op: str) -> int:
-        """Of all arrays together: what is written and read again counts once."""
-        return self.n_bytes(op) - (self.out.nbytes if op == BOTH else 0)
 
-
-def torch_has(device: str) -> bool:
-    """Whether PyTorch is there and can use the device."""
+def torch_has_cuda() -> bool:
+    """Whether PyTorch is installed and can use a GPU."""
     try:
         import torch
     except Exception:  # an installation can be broken in many ways
         return False
-    return device == "cpu" or bool(torch.cuda.is_available())
+    return bool(torch.cuda.is_available())
 
 
 def torch_tensor(array: Array) -> Any:
-    """The same memory as a tensor; torch knows NumPy's own types only, so bfloat16 goes as 16 bits of something."""
+    """The same memory as a tensor; torch knows NumPy's own dtypes only, so bfloat16 goes as int16."""
     import torch
 
     if array.dtype.name == "bfloat16":
@@ -86,33 +86,38 @@ def torch_tensor(array: Array) -> Any:
 
 
 def from_torch(tensor: Any) -> Array:
-    """The other way round."""
+    """A tensor as a NumPy array."""
     import torch
 
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        bits: Array = tensor.view(torch.int16).numpy()
-        return bits.view(np_dtype("bfloat16"))
-    array: Array = tensor.numpy()
-    return array
+    is_bfloat16 = tensor.dtype == torch.bfloat16
+    bits: Array = (tensor.detach().view(torch.int16) if is_bfloat16 else tensor.detach()).cpu().numpy()
+    return bits.view(np_dtype("bfloat16")) if is_bfloat16 else bits
 
 
-def _order(case: Case) -> Any:
-    return case.order
-
-
-def _normal(rng: np.random.Generator, case: Case, dtype: Any) -> Array:
+def _normal(rng: np.random.Generator, case: Case, dtype: str) -> Array:
     """N(0, 1); as float32 where that is enough, for the largest array as float64 would take 1.6 GB."""
-    wide = np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
-    return rng.standard_normal(case.shape, wide)
+    return rng.standard_normal(case.shape, np.float64 if dtype == "float64" else np.float32)
+
+
+def _gradient(case: Case, x: Array, rng: np.random.Generator) -> Array:
+    """N(0, 1), or that of a loss that takes the largest class for the label."""
+    if case.data != "label":
+        return _normal(rng, case, case.result_dtype)
+    dy = np.zeros(case.shape, np.float32)
+    np.put_along_axis(dy, np.expand_dims(x.argmax(case.axis), case.axis), -1, case.axis)
+    return dy
 
 
 def _logits(case: Case, rng: np.random.Generator) -> Array:
     """Logits of one kind, in float32 or float64."""
-    x = _normal(rng, case, np_dtype(case.dtype))
+    x = _normal(rng, case, case.dtype)
+    if case.data == "huge":
+        np.clip(x, -1, 1, out=x)
+        x *= HUGE[case.dtype]
+        return x
     x *= 4
     frames = np.moveaxis(x, case.axis, -1)
-    if case.data == "peaked":  # one class leads by 5 to 90
+    if case.data in ("peaked", "label"):  # one class leads by 5 to 90
         k = rng.integers(0, case.n_classes, (*frames.shape[:-1], 1))
         lead = rng.uniform(5, 90, k.shape).astype(x.dtype)
         np.put_along_axis(frames, k, frames.max(axis=-1, keepdims=True) + lead, axis=-1)
@@ -121,4 +126,6 @@ def _logits(case: Case, rng: np.random.Generator) -> Array:
         frames[..., 0] = 1
     elif case.data == "constant":
         frames[...] = frames[..., :1].copy()
+    elif case.data == "offset":
+        x += 10_000
     return x

@@ -2,13 +2,13 @@
 
 The exact values come from the conformance kit's oracle, which is slow: of large arrays some frames are checked, evenly
 chosen. Forward, an error counts in ulps of the exact output. Backward it counts in ulps of the largest of the gradient
-and its two terms, as a function of the dy and y that were given. Forward+backward it is held to the exact gradient by
-x, and y's own rounding, which moves the second term by exp(y) * S * |y| for each relative error, counts as a term too;
-the bound is that of both steps together.
+and its two terms, as a function of the dy and y that were given; for the data "label" in ulps of the gradient itself.
+Forward+backward it is held to the exact gradient by x, and y's own rounding, which moves the second term by
+exp(y) * S * |y| for each relative error, counts as a term too; the bound is that of both steps together.
 
-A backend of lsm is held to the bound that it declares, element by element. The peers declare none, and near 0 all lose
-every digit, which the figures show. They are held to PEER_ULP of the largest of each frame, where their sums count as
-sum(|dy|): what is to be had from plain arithmetic in the dtype. Whoever is beyond that gives something else.
+A backend of lsm is held to the bound that it declares, element by element. Peers declare none, and near 0 all lose
+every digit. They are held to PEER_ULP of the largest of each frame, where their sums count as sum(|dy|): what plain
+arithmetic in the dtype gives.
 """
 
 import math
@@ -20,22 +20,20 @@ from lsm._conformance import oracle
 from lsm.bench.data import Array, Data
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
 
-N_ELEMENTS = 2**20  # checked in a row: about a second
-LONG = 2**21  # classes from which on not all of a frame is checked
-PIECE = 2**18
-N_BY_DECIMAL = 2**10  # the same where longdouble is not wide enough
+N_CHECKED = 2**20  # elements of a row that are checked: about a second
+N_BY_DECIMAL = 2**10  # elements, where longdouble is not wide enough
 PEER_ULP = 4.0  # float32's bound in lsm
 # Bounds that both steps keep: one for the second, and two for the first, for an ulp of y may be two of the product
 # exp(y) * S * |y|; and exp of y's rounding error, up to 1/16 in bfloat16, is not quite linear.
-BOTH_STEPS = 3.1
+BOTH_STEPS_RATIO = 3.1
 
 
-class Found(NamedTuple):
-    """How far off a result is at most; None where that is not finite."""
+class Accuracy(NamedTuple):
+    """How far off a result is at most."""
 
-    max_ulp: float | None
-    max_frame_ulp: float | None
-    max_abs_error: float | None
+    max_ulp: float
+    max_frame_ulp: float
+    max_abs_error: float
     bound_ulp: float
     is_right: bool
 
@@ -43,7 +41,7 @@ class Found(NamedTuple):
 class Reference:
     """The exact values of some frames of a case; of a single long one those of some classes."""
 
-    def __init__(self, case: Case, data: Data, n_elements: int = N_ELEMENTS) -> None:
+    def __init__(self, case: Case, data: Data, n_elements: int = N_CHECKED) -> None:
         dtype = data.out.dtype
         n = n_elements if oracle.is_quick(dtype) else N_BY_DECIMAL
         self._op, self._dtype, self._axis, self._shape = case.op, dtype, case.axis, data.out.shape
@@ -51,20 +49,23 @@ class Reference:
         frames = np.linspace(0, case.n_frames - 1, self.n_frames).astype(int)
         shape = np.moveaxis(data.out, case.axis, -1).shape[:-1]
         self._index: Any = np.unravel_index(frames, shape) if shape else ()
+        self._classes: Any = slice(None)  # of a long frame, some
         sizes = self._second_terms(data)
-        if case.n_classes > LONG:
-            first = tuple(int(i[0]) for i in self._index)
-            classes = np.linspace(0, case.n_classes - 1, n).astype(int)
-            self._index = (*first, classes)
-            self._exact = _of_long_frame(case, data, first, classes)
-        elif case.op == FORWARD:
+        if case.op == FORWARD:
             self._exact = oracle.exact_log_softmax(self._of(data.x), dtype)
         elif case.op == BACKWARD:
             self._exact = oracle.exact_backward(self._of(data.dy), self._of(data.y))
         else:
             self._exact = oracle.exact_gradient(self._of(data.dy), self._of(data.x))
+        if case.data == "label":
+            y = oracle.log_softmax(self._of(data.x)) if case.op == BOTH else np.zeros(1)  # its rounding counts
+            at = np.maximum(np.abs(self._exact.value), np.exp(y) * np.abs(y))
+            self._exact = self._exact._replace(at=at)
         at = np.where(np.isfinite(self._exact.at), np.abs(self._exact.at), 0)
         self._frame_ulp = oracle.spacing(np.maximum(at.max(axis=-1), sizes), dtype)
+        if case.n_classes > n:
+            self._classes = np.linspace(0, case.n_classes - 1, n).astype(int)
+            self._exact = self._exact.part((..., self._classes))
 
     def _second_terms(self, data: Data) -> Any:
         """The largest exp(y) * sum(|dy|) of each frame, about; 0 forward."""
@@ -82,59 +83,23 @@ class Reference:
         """Make the checked frames of a preallocated result NaN, so that an old result does not pass for a new one."""
         np.moveaxis(out, self._axis, -1)[self._index] = np.nan
 
-    def check(self, result: Array, declared_ulp: float | None) -> Found:
+    def check(self, result: Array, declared_ulp: float | None) -> Accuracy:
         """Compare a result; without a declared bound it is held to the peers', by frames."""
         bound = PEER_ULP if declared_ulp is None else declared_ulp
-        bound *= BOTH_STEPS if self._op == BOTH else 1
+        bound *= BOTH_STEPS_RATIO if self._op == BOTH else 1
         if result.dtype != self._dtype or result.shape != self._shape:
-            return Found(None, None, None, bound, is_right=False)
-        frames = self._of(result)
+            return Accuracy(math.inf, math.inf, math.inf, bound, is_right=False)
+        frames = self._of(result)[..., self._classes]
         exact = self._exact
         with np.errstate(all="ignore"):
             off = np.abs((frames.astype(oracle.LD) - exact.value) - exact.rest)
             off[frames == exact.value] = 0  # infinities
-            # NaN, if there is any, is the largest.
-            ulps, largest = float(exact.ulps(frames).max(initial=0)), float(off.max(initial=0))
-            frame_ulps = float((off.max(axis=-1) / self._frame_ulp).max(initial=0))
+            errors = (exact.ulps(frames), off.max(axis=-1) / self._frame_ulp, off)
+            ulps, frame_ulps, largest = (float(np.nan_to_num(some, nan=np.inf, posinf=np.inf).max()) for some in errors)
         is_right = (frame_ulps if declared_ulp is None else ulps) <= bound
-        return Found(_finite(ulps), _finite(frame_ulps), _finite(largest), bound, is_right)
+        return Accuracy(ulps, frame_ulps, largest, bound, is_right)
 
     def _of(self, array: Any) -> Array:
         """What is checked of an array; classes along the last axis."""
         frames: Array = np.moveaxis(array, self._axis, -1)[self._index]
         return frames
-
-
-def _of_long_frame(case: Case, data: Data, frame: tuple[int, ...], classes: Any) -> oracle.Exact:
-    """The exact values of some classes: its sums go over the whole frame, in pieces, for longdoubles take 16 bytes."""
-
-    def frame_of(array: Any) -> Array:
-        of_it: Array = np.moveaxis(array, case.axis, -1)[frame]
-        return of_it
-
-    def summed(array: Array, function: Any) -> Any:
-        pieces = (array[i : i + PIECE].astype(oracle.LD) for i in range(0, len(array), PIECE))
-        return sum((function(piece).sum() for piece in pieces), oracle.LD(0))
-
-    y = None
-    if case.op != BACKWARD:
-        x = frame_of(data.x)
-        k = int(x.argmax())
-        m = oracle.LD(x[k])
-        s = summed(x[:k], lambda piece: np.exp(piece - m)) + summed(x[k + 1 :], lambda piece: np.exp(piece - m))
-        y = (x[classes].astype(oracle.LD) - m) - np.log1p(s)
-        if case.op == FORWARD:
-            return oracle.Exact(y, np.zeros_like(y), y)
-    dy = frame_of(data.dy)
-    s = summed(dy, lambda piece: piece)
-    total = np.abs(s) if dy.dtype.itemsize < 8 else summed(dy, np.abs)
-    given = frame_of(data.y)[classes].astype(oracle.LD) if y is None else y
-    value, at = oracle.backward_by_sums(dy[classes].astype(oracle.LD), given, s, total)
-    if y is not None:
-        with np.errstate(all="ignore"):
-            at = np.fmax(at, np.exp(y) * total * np.abs(y))
-    return oracle.Exact(value, np.zeros_like(value), at)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

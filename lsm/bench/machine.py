@@ -1,4 +1,4 @@
-"""What a run was measured on and with, and how busy the rest of the machine was meanwhile."""
+"""What a run is measured on: the processor, its caches and neighbours, and equal numbers of threads for all."""
 
 import contextlib
 import os
@@ -6,22 +6,19 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import lsm
+from lsm._texts import told
 from lsm._threads import cpu_limit
 from lsm.backends.cython_ import kernels
 from lsm.bench.options import OptionError
 
-CPUS = Path("/sys/devices/system/cpu")
-CACHES = CPUS / "cpu0/cache"
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 STATISTICS = Path("/proc/stat")
-USUAL_LAST_CACHE = 32 * 2**20  # bytes, where the system does not tell
 ENVIRONMENT = ("LSM_", "OMP_", "GOMP_", "KMP_", "ATEN_CPU_CAPABILITY", "XLA_FLAGS", "MKL_", "OPENBLAS_")
 
 
@@ -32,21 +29,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def n_cores() -> int | None:
-    """How many cores the processors belong to that this process may use; None where the system does not tell."""
-    try:
-        cores = {(CPUS / f"cpu{i}/topology/thread_siblings_list").read_text() for i in _usable_processors() or ()}
-    except OSError:
-        return None
-    return len(cores) or None
-
-
-def _usable_processors() -> set[int] | None:
-    """The numbers of those in the affinity mask; None where the system does not tell."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return affinity(0) if affinity else None
 
 
 def caches() -> dict[str, int]:
@@ -60,74 +42,42 @@ def caches() -> dict[str, int]:
     return sizes
 
 
-def last_cache(sizes: dict[str, int]) -> int:
-    """Bytes of the last level of `caches`."""
-    return sizes[max(sizes)] if sizes else USUAL_LAST_CACHE
-
-
-def instruction_levels() -> dict[str, str]:
-    """Which instructions each library uses, as far as it is loaded and tells."""
-    found = {}
-    with contextlib.suppress(lsm.BackendUnavailableError):
-        found["lsm"] = str(kernels()["level"])
-    torch: Any = sys.modules.get("torch")
-    if torch is not None:
-        found["torch"] = str(torch.backends.cpu.get_cpu_capability())
-    return found
-
-
 def versions(modules: Iterable[str]) -> dict[str, str]:
-    """Of lsm, Python, NumPy and the modules, by their names."""
-    found = {"lsm": lsm.__version__, "python": platform.python_version(), "numpy": np.__version__}
-    for name in modules:
-        top = name.split(".")[0]
+    """The versions of lsm, Python, NumPy and the modules, with the instructions that a library says it uses."""
+    found = {"lsm": lsm.__version__, "python": platform.python_version()}
+    for top in dict.fromkeys(name.split(".")[0] for name in ("numpy", *modules)):
         found[top] = str(getattr(sys.modules.get(top), "__version__", "unknown"))
+    with contextlib.suppress(lsm.BackendUnavailableError):
+        found["lsm"] += f" ({kernels()['level']})"
+    if "torch" in found:
+        found["torch"] += f" ({import_module('torch').backends.cpu.get_cpu_capability()})"
     return found
 
 
 def gpu(device: str) -> str | None:
-    """The name of the device that is measured; None for the CPU.
-
-    Raises
-    ------
-    OptionError
-        There is none that a library can use.
-    """
+    """The name of the device that is measured; None for the CPU, an OptionError if no library can use it."""
     if device == "cpu":
         return None
-    for name, named in _GPU_NAMES.items():
+    for name in ("torch", "cupy"):
         with contextlib.suppress(Exception):  # an installation can be broken in many ways
-            library = import_module(name)
+            library: Any = import_module(name)
             if library.cuda.is_available():
-                return str(named(library))
+                if name == "torch":
+                    return str(library.cuda.get_device_name())
+                return str(library.cuda.runtime.getDeviceProperties(library.cuda.Device().id)["name"].decode())
     raise OptionError("device", f"{device}: neither PyTorch nor CuPy finds a CUDA device here; accepted here: cpu")
-
-
-def _cupy_name(cupy: Any) -> str:
-    name: str = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    return name
-
-
-_GPU_NAMES: dict[str, Callable[[Any], str]] = {"torch": lambda torch: torch.cuda.get_device_name(), "cupy": _cupy_name}
 
 
 def commit() -> str | None:
     """The commit of the checkout that lsm is used from; None for an installed lsm."""
     root = Path(lsm.__file__).resolve().parents[1]
-    top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:  # an environment within somebody else's checkout
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    if not (root / ".git").exists():  # an environment within another project's checkout
         return None
-    name = _git(root, "rev-parse", "--short=12", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return f"{name} with changes" if name and changed else name
-
-
-def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def load() -> float | None:
@@ -142,17 +92,11 @@ def environment() -> dict[str, str]:
     return chosen
 
 
-def today() -> str:
-    """The date."""
-    return time.strftime("%Y-%m-%d")
-
-
 class Others:
     """How many of the processors that this process may use the rest of the machine used, since this was made.
 
-    With as many threads as processors, one busy neighbour makes whoever waits for all its threads many times slower,
-    for as long as the scheduler lets the neighbour run: such rows tell nothing. Where a quota grants less than the
-    affinity mask has, others may use the difference without taking anything away.
+    With as many threads as processors, one busy neighbour makes an implementation that waits for all its threads many
+    times slower: such rows say nothing. Where a quota grants less than the affinity mask, others may use the rest.
     """
 
     def __init__(self) -> None:
@@ -169,19 +113,75 @@ class Others:
     @staticmethod
     def _seconds() -> tuple[float, float, int] | None:
         """The clock; the time that all these processors spent on others, guests too; how many they are."""
-        mine = _usable_processors()
         try:
-            lines = [line.split() for line in STATISTICS.read_text().splitlines() if line.startswith("cpu")]
-        except OSError:
+            mine = {f"cpu{i}" for i in os.sched_getaffinity(0)}
+            lines = [words for line in STATISTICS.read_text().splitlines() if (words := line.split())[0] in mine]
+        except (AttributeError, OSError, IndexError):
             return None
         # user, nice, system, idle, waiting for disks, interrupts, soft interrupts, stolen by the host
-        ticks = [[int(text) for text in line[1:9]] for line in lines if _number(line[0]) in (mine or ())]
-        if not ticks:
-            return None
+        ticks = [[int(text) for text in words[1:9]] for words in lines]
         busy = sum(sum(some) - some[3] - some[4] for some in ticks) / os.sysconf("SC_CLK_TCK")
         return time.perf_counter(), busy - time.process_time(), len(ticks)
 
 
-def _number(name: str) -> int | None:
-    """7 of "cpu7"; None of "cpu", which stands for all."""
-    return int(name[3:]) if name[3:].isdecimal() else None
+def possible_threads(numbers: Iterable[int]) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Those of the numbers of threads that lsm would use, and why not the others; an OptionError if that is none."""
+    possible, absent = [], {}
+    for n_threads in numbers:
+        with lsm.num_threads(n_threads):
+            used = lsm.get_num_threads()
+        if used == n_threads:
+            possible.append(n_threads)
+        else:
+            absent[f"{n_threads} threads"] = f"lsm would use {used}, the processors that this process may use"
+    if not possible:
+        raise OptionError("threads", "; ".join(f"{asked} were asked for; {why}" for asked, why in absent.items()))
+    return tuple(possible), absent
+
+
+@contextlib.contextmanager
+def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]) -> Iterator[list[str]]:
+    """Give all of them this number of threads, and verify it; yields each pool of threads and its number.
+
+    Several OpenMP runtimes may be in one process, lsm's and those of wheels; threadpoolctl finds and sets them all.
+    ONNX Runtime gets the number with each session. One that cannot be set goes to `absent` with the reason.
+    """
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    kernels()  # loads lsm's own OpenMP, so that it is among those that are set
+    possible_threads([n_threads])
+    verified = [f"lsm: {n_threads}"]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lsm.num_threads(n_threads))
+        stack.enter_context(threadpool_limits(limits=n_threads))
+        for family, how in {"torch": _set_torch, "jax": _set_jax}.items():
+            if family in names:
+                try:
+                    how(n_threads)
+                    verified.append(f"{family}: {n_threads}")
+                except Exception as error:  # a version without the setting, say
+                    absent[family] = f"its threads cannot be set to {n_threads}: {told(error)}"
+        for pool in threadpool_info():
+            name = f"{pool['internal_api']} {Path(pool['filepath']).name}"
+            # A BLAS is built for a number of threads and may have fewer. No log-softmax computes with it.
+            if pool["num_threads"] != n_threads and pool["user_api"] != "blas":
+                raise RuntimeError(f"{n_threads} threads were asked for; {name} has {pool['num_threads']}")
+            verified.append(f"{name}: {pool['num_threads']}")
+        yield list(dict.fromkeys(verified))
+
+
+def _set_torch(n_threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(n_threads)
+
+
+def _set_jax(n_threads: int) -> None:
+    """XLA reads the size of its pool when its backend starts, so it is started again for another number."""
+    import jax
+    from jax.extend.backend import clear_backends
+
+    if os.environ.get("PJRT_NPROC") != str(n_threads):
+        os.environ["PJRT_NPROC"] = str(n_threads)
+        clear_backends()
+        jax.devices("cpu")

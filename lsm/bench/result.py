@@ -1,17 +1,20 @@
 """What a benchmark run found: one tree of plain values, to JSON and back.
 
-Every number that is not known, or not finite, is None: JSON has no infinity and no NaN.
+A number that is not known is None, and so is in JSON one that is not finite.
 """
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from types import NoneType, UnionType
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, is_dataclass
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-FORMAT = 1
-LATER = {"is_later": True}  # of a field that came after the first files of the format, which lack it
+from lsm._texts import printable
+from lsm.bench.workloads import Case
+
+FORMAT = 2
+DISTURBED_PROCESSORS = 0.1  # what the system itself needs is less
 
 
 @dataclass
@@ -27,10 +30,7 @@ class Limit:
 
 @dataclass
 class Entry:
-    """One way to call one contestant, in one row.
-
-    The errors are None where they were not measured, and where they are not finite; then `is_right` is False.
-    """
+    """One way to call one implementation, in one row."""
 
     name: str  # "lsm cython", "torch", ...
     library: str
@@ -38,10 +38,8 @@ class Entry:
     call: str
     backend: str | None = None
     us: float | None = None
-    p20_us: float | None = None
-    p80_us: float | None = None
-    turns_us: list[float] = field(default_factory=list)
-    ratio: float | None = None  # its time over the reference's within a turn
+    samples_us: list[float] = field(default_factory=list)
+    ratio: float | None = None  # its time over the reference's within a round
     p20_ratio: float | None = None
     p80_ratio: float | None = None
     gb_s: float | None = None
@@ -61,29 +59,51 @@ class Entry:
         """Whether it may be compared with others: it was timed to the end, and its result is right."""
         return self.us is not None and self.error is None and self.is_right
 
+    @property
+    def label(self) -> str:
+        """The implementation, and how it is called where that is not the best way."""
+        return self.name + (", new result" if self.way == "new" else "")
+
 
 @dataclass
 class Row:
-    """One workload and operation, by every contestant."""
+    """One case, by every implementation."""
 
-    workload: str
-    op: str  # "forward", "backward", "forward+backward"
-    dtype: str
-    out_dtype: str
-    data: str  # "logits", "peaked", "masked", "constant"
-    shape: list[int]
-    axis: int
-    order: str
+    case: Case
     threads: int
     device: str
     bytes: int  # each input read once, each result written once
     limit: Limit | None = None
-    sweep: str | None = None  # "classes", "frames"
-    n_frames: int = 0
     n_checked_frames: int = 0  # so many were held to the exact values
     others: float | None = None  # processors in use by the rest of the machine meanwhile
-    contestants: list[Entry] = field(default_factory=list)
-    absent: dict[str, str] = field(default_factory=dict)  # contestant: reason
+    implementations: list[Entry] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)  # implementation: reason
+
+    @property
+    def label(self) -> str:
+        """A line that names it."""
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"{self.case.label}, {threads}" + (f", on {self.device}" if self.device != "cpu" else "")
+
+    def best_first(self) -> list[Entry]:
+        """The ranked ones, then those whose result is not right, then those that raised."""
+
+        def key(entry: Entry) -> tuple[bool, bool, float, float]:
+            us = entry.us or math.inf
+            return entry.error is not None, not entry.is_ranked, entry.ratio or us, us
+
+        return sorted(self.implementations, key=key)
+
+    def is_disturbed(self, n_processors: int) -> bool:
+        """Whether others used processors meanwhile that the row's threads needed."""
+        needed = min(self.threads, n_processors)
+        return self.others is not None and self.others + needed > n_processors + DISTURBED_PROCESSORS
+
+
+def reference(rows: Iterable[Row]) -> Entry | None:
+    """What the ratios are relative to: the first backend of lsm that writes into a given result."""
+    entries = (entry for row in rows for entry in row.implementations)
+    return next((e for e in entries if e.library == "lsm" and e.backend and e.way == "out"), None)
 
 
 @dataclass
@@ -94,19 +114,17 @@ class Header:
     n_processors: int  # that the process might use
     system: str
     date: str
-    caches: dict[str, int]
-    last_cache: int
-    instruction_levels: dict[str, str]
+    caches: dict[str, int]  # bytes
     gpu: str | None
     versions: dict[str, str]
     commit: str | None
     command: str
+    wanted: list[str]  # parts of names of implementations; empty for all
     threads: list[int]
     rounds: int
     load_before: float | None
     environment: dict[str, str]
-    openmp: list[str]  # the pools of threads whose size was set and verified
-    n_cores: int | None = field(default=None, metadata=LATER)  # that the processors belong to
+    pools: list[str]  # of threads, whose size was set and verified
 
 
 @dataclass
@@ -114,7 +132,7 @@ class Result:
     """A whole run."""
 
     header: Header
-    absent: dict[str, str] = field(default_factory=dict)  # contestant: reason, for the whole run
+    absent: dict[str, str] = field(default_factory=dict)  # implementation: reason, for the whole run
     rows: list[Row] = field(default_factory=list)
     interrupted: bool = False
     format: int = FORMAT
@@ -125,78 +143,48 @@ class Result:
 
 
 def from_json(text: str, name: str = "the file") -> Result:
-    """Read what `Result.to_json` wrote.
-
-    Raises
-    ------
-    ValueError
-        It is not such a text; the message says where it differs, and `name` says which file it was.
-    """
+    """Read what `Result.to_json` wrote, or raise a ValueError that says why not."""
     try:
-        tree = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: not JSON ({error}); accepted: what `lsm bench --json` wrote") from None
-    if not isinstance(tree, dict) or "format" not in tree:
-        raise ValueError(f"{name}: not the result of a benchmark run; accepted: what `lsm bench --json` wrote")
-    if tree["format"] != FORMAT or isinstance(tree["format"], bool):
-        raise ValueError(f"{name}: format {tree['format']!r}; this lsm reads {FORMAT}: measure anew, or use its lsm")
-    result: Result = _built(Result, tree, f"{name}: result")
+        tree = json.loads(text)
+        if tree["format"] != FORMAT:
+            raise ValueError(f"format {tree['format']!r}; this lsm reads {FORMAT}: measure again, or use its lsm")
+        result: Result = _built(Result, tree)
+        if not result.header.threads or any(min(row.case.n_frames, row.bytes) < 1 for row in result.rows):
+            raise ValueError("no number of threads, or a row of no elements")
+        if any(0 in (entry.us, entry.ratio) for row in result.rows for entry in row.implementations):
+            raise ValueError("a time of 0")
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        text = printable(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{name!r}: {text}; accepted: what `lsm bench --json` wrote") from None
     return result
-
-
-def load(file: Path) -> Result:
-    """`from_json` of a file."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: not text; accepted: what `lsm bench --json` wrote") from None
-    return from_json(text, str(file))
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
 
 
 def _finite(value: Any) -> Any:
     """The same with None for every number that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _built(kind: Any, value: Any, where: str) -> Any:
-    """The value as an object of the annotated kind, every part of it checked."""
-    if isinstance(kind, UnionType):
-        if value is None and NoneType in get_args(kind):
+def _built(kind: Any, value: Any) -> Any:
+    """The value as an object of the annotated kind; a TypeError where it is none."""
+    if NoneType in get_args(kind):
+        if value is None:
             return None
-        (kind,) = (part for part in get_args(kind) if part is not NoneType)
+        kind = get_args(kind)[0]
     origin = get_origin(kind) or kind
+    accepted: Any = dict if is_dataclass(kind) else {float: (int, float), tuple: list}.get(origin, origin)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{value!r} is not of type {origin.__name__}")
     if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} is {_shown(value)}; it must be an object")
         hints = get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        missing = [f.name for f in fields(kind) if f.name not in value and not f.metadata.get("is_later")]
-        if unknown or missing:
-            raise ValueError(f"{where} lacks {missing or 'nothing'} and has {unknown or 'nothing'} beyond the format")
-        return kind(**{key: _built(hints[key], item, f"{where}.{key}") for key, item in value.items()})  # type: ignore[operator]
-    accepted: Any = (int, float) if origin is float else (origin,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and origin is not bool):
-        raise ValueError(f"{where} is {_shown(value)}; it must be of type {origin.__name__}")
-    items: Any = value
-    if origin is list:
-        (part,) = get_args(kind)
-        return [_built(part, item, f"{where}[{i}]") for i, item in enumerate(items)]
+        return kind(**{key: _built(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
+    if origin is float and not (math.isfinite(value) and value >= 0):
+        raise TypeError(f"{value!r} is negative or not finite")
     if origin is dict:
-        _, part = get_args(kind)
-        return {key: _built(part, item, f"{where}[{key!r}]") for key, item in items.items()}
-    if origin is float and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}; it must be finite or null")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
+        return {printable(key): _built(get_args(kind)[1], item) for key, item in value.items()}
+    if origin in (list, tuple):
+        return origin(_built(get_args(kind)[0], item) for item in value)
+    return printable(value) if origin is str else value

@@ -1,117 +1,81 @@
-"""The run itself: every row of the options, by every contestant, saved as it grows."""
+"""The run itself: every row of the options, by every implementation, saved as it grows."""
 
 import gc
 import platform
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import groupby
-from typing import Protocol
+from typing import Any
 
 import lsm
 from lsm._stopping import notice, raise_if_stopped
-from lsm._texts import told
+from lsm._texts import printable, told
 from lsm._threads import cpu_limit
-from lsm._version import install_command
-from lsm.bench import machine
-from lsm.bench.contestants import FAMILIES, usable
+from lsm.bench import machine, peers
 from lsm.bench.data import Data
-from lsm.bench.memory import Probe
+from lsm.bench.errors import Reference
+from lsm.bench.implementation import LIMITS, OUT, Implementation, is_out_of_cache, limit
+from lsm.bench.memory import MIN_RESULT_BYTES, Probe
 from lsm.bench.options import OptionError, Options
-from lsm.bench.result import Header, Result, Row
-from lsm.bench.row import Effort, measure
-from lsm.bench.threads import equal_threads, possible_threads
+from lsm.bench.peers import Makers
+from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
+from lsm.bench.timing import Budget, Key, interleaved, paired, spread
 from lsm.bench.workloads import Case, cases
 
-EFFORTS = {
+BUDGETS = {
     # A minute for the whole run on 2 processors: what rows may take follows from what is left.
-    "quick": Effort(rounds=5, turn_s=0.01, n_checked=2**17, budget_s=2.0),
-    "usual": Effort(rounds=11, budget_s=6.0),
-    "full": Effort(rounds=15, budget_s=60.0),
+    "quick": Budget(rounds=5, sample_s=0.01, n_checked=2**17, row_s=2.0),
+    "usual": Budget(rounds=11, row_s=6.0),
+    "full": Budget(rounds=15, row_s=60.0),
+    "cpu": Budget(rounds=15, row_s=30.0),
+    "gpu": Budget(rounds=7, sample_s=0.005, n_checked=2**17, row_s=10.0),
 }
-QUICK_S = 30.0  # seconds after which a quick run's rows get the fewest rounds: imports and exact values come on top
+QUICK_S = 30.0  # after which a quick run's rows get the fewest rounds: imports and exact values come on top
+# From here on one way of calling an implementation is measured, if the row has not the time for both.
+LONG_CALL_S = 0.5
+
+AfterRow = Callable[[Result, int], object]  # the result so far, and how many rows there are to measure
 
 
-class Progress(Protocol):
-    """Who is told how far the run is; it prints, the engine does not."""
+def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
+    """Measure what the options ask for; an OptionError if nothing fits them.
 
-    def started(self, header: Header, n_rows: int) -> None:
-        """Everything is ready, and so many rows follow."""
-
-    def row_started(self, label: str) -> None:
-        """A row is being measured; the label names it."""
-
-    def row_done(self, row: Row) -> None:
-        """A row is complete."""
-
-
-class Silent:
-    """A `Progress` that tells nobody."""
-
-    def started(self, header: Header, n_rows: int) -> None:
-        """Do nothing."""
-
-    def row_started(self, label: str) -> None:
-        """Do nothing."""
-
-    def row_done(self, row: Row) -> None:
-        """Do nothing."""
-
-
-def run(options: Options, progress: Progress | None = None, save: Callable[[Result], object] | None = None) -> Result:
-    """Measure what the options ask for.
-
-    Parameters
-    ----------
-    options : Options
-    progress : Progress, optional
-        Told how far the run is.
-    save : callable, optional
-        Called with the result as it is after each row, and once more if the run is stopped after one. If it raises,
-        a warning says so, for what was measured is still there.
-
-    Returns
-    -------
-    Result
-        After a KeyboardInterrupt, or a signal whose KeyboardInterrupt was lost, it holds the rows that were complete,
-        and `interrupted` is True. Any other
-        exception passes through, once `save` has been given the same. A row that cannot be measured is named in
-        `absent` instead.
-
-    Raises
-    ------
-    OptionError
-        No workload, no contestant or no number of threads fits the options.
-    ModuleNotFoundError
-        threadpoolctl is not installed.
+    `after_row` is called after each row, and once more if the run is stopped after one; if it raises, a warning says
+    so. After a KeyboardInterrupt, or a signal whose KeyboardInterrupt was lost, the result has the rows that were
+    complete, and `interrupted` is True. Any other exception passes through. A row that cannot be measured is named in
+    `absent`.
     """
-    n_threads, left_out = possible_threads(options.threads or (lsm.get_num_threads(),))
+    n_threads, too_many = machine.possible_threads(options.threads or (lsm.get_num_threads(),))
     gpu = machine.gpu(options.device)
-    families, absent = usable(options.contestants, options.device)
-    if not families:
+    makers, absent = peers.usable(options.implementations, options.device)
+    if not makers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
-        raise OptionError("contestants", f"nobody can take part ({reasons})")
-    absent |= left_out
-    wanted = _measurable(cases(options), absent)
-    result = Result(_header(options, n_threads, families, gpu), absent)
-    progress, save = progress or Silent(), save or (lambda _: None)
-    with_memory = options.set != "quick" if options.with_memory is None else options.with_memory
-    probe = Probe(families, options.contestants) if with_memory else None
-    progress.started(result.header, len(n_threads) * len(wanted))
+        raise OptionError("implementations", f"none can be measured ({reasons})")
+    wanted = cases(options)
+    result = Result(_header(options, n_threads, makers, gpu), absent | too_many)
+    with_memory = options.set in ("usual", "full") if options.memory is None else options.memory
+    probe = Probe(makers) if with_memory and options.device == "cpu" else None
+
+    def keep() -> None:
+        try:
+            after_row(result, len(n_threads) * len(wanted))
+        except Exception as error:  # a full disk shall not end the run
+            warnings.warn(f"what was measured so far is not saved: {told(error)}", RuntimeWarning, stacklevel=2)
+
     try:
-        for row in _rows(options, n_threads, wanted, families, result, progress, probe):
+        for row in _rows(options, wanted, makers, result, probe):
             result.rows.append(row)
-            _try_to(save, result)
-            progress.row_done(row)
+            keep()
         raise_if_stopped()
     except BaseException as stop:
         if isinstance(stop, KeyboardInterrupt):
             notice()
         result.interrupted = True
         if result.rows:
-            _try_to(save, result)
+            keep()
         if not isinstance(stop, KeyboardInterrupt):
             raise
     finally:
@@ -120,88 +84,160 @@ def run(options: Options, progress: Progress | None = None, save: Callable[[Resu
     return result
 
 
-def _try_to(save: Callable[[Result], object], result: Result) -> None:
-    """Save, or warn: a full disk shall not end the run."""
-    try:
-        save(result)
-    except Exception as error:
-        warnings.warn(f"what was measured so far is not saved: {told(error)}", RuntimeWarning, stacklevel=2)
-
-
-def _measurable(wanted: list[Case], absent: dict[str, str]) -> list[Case]:
-    """Those whose dtype there is; the reason for others goes to the absent."""
-    if find_spec("ml_dtypes") is None and any("bfloat16" in (case.dtype, case.out_dtype) for case in wanted):
-        absent["bfloat16"] = f"ml_dtypes is not installed: {install_command('bfloat16')}"
-        wanted = [case for case in wanted if "bfloat16" not in (case.dtype, case.out_dtype)]
-        if not wanted:
-            raise OptionError("dtypes", f"bfloat16: {absent['bfloat16']}")
-    return wanted
-
-
-def _rows(
-    options: Options,
-    n_threads: tuple[int, ...],
-    wanted: list[Case],
-    families: list[str],
-    result: Result,
-    progress: Progress,
-    probe: Probe | None,
-) -> Iterator[Row]:
+def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result, probe: Probe | None) -> Iterator[Row]:
     """Measure row after row; arrays are made once for all operations on them."""
-    effort = EFFORTS[options.set]
-    effort = replace(effort, rounds=options.rounds or effort.rounds)
-    start, n_left = time.perf_counter(), len(n_threads) * len(wanted)
-    for n in n_threads:
+    budget = replace(BUDGETS[options.set], rounds=result.header.rounds)
+    start, n_left = time.perf_counter(), len(result.header.threads) * len(wanted)
+    for n in result.header.threads:
         cannot: dict[str, str] = {}
-        with equal_threads(n, families, cannot) as pools:
+        with machine.equal_threads(n, makers, cannot) as pools:
             result.absent |= cannot
-            equal = [family for family in families if family not in cannot]
-            result.header.openmp += [pool for pool in pools if pool not in result.header.openmp]
+            equal = {name: maker for name, maker in makers.items() if name not in cannot}
+            result.header.pools += [pool for pool in pools if pool not in result.header.pools]
             for arrays, group in groupby(wanted, key=lambda case: case.arrays):
                 some = list(group)
-                try:
-                    data = Data(arrays, [case.op for case in some], options.device)
-                except Exception as error:  # more memory than there is, say
-                    result.absent[arrays.label.removesuffix(f" {arrays.op}")] = told(error)
-                    n_left -= len(some)
-                    continue
+                data = None  # before the next one is made: some take gigabytes
+                _free_memory()
                 for case in some:
                     raise_if_stopped()
-                    label = f"{case.label}, {n} thread{'s' * (n > 1)}"
-                    progress.row_started(label)
                     if options.set == "quick":
-                        left = QUICK_S - (time.perf_counter() - start)
-                        effort = replace(effort, budget_s=max(0.0, left / n_left))
-                    last_cache = result.header.last_cache
+                        left_s = QUICK_S - (time.perf_counter() - start)
+                        budget = replace(budget, row_s=max(0.0, left_s / n_left))
+                    n_left -= 1
                     try:
-                        row = measure(case, data, n, equal, options.contestants, last_cache, effort, probe)
-                    except Exception as error:
-                        result.absent[label] = told(error)
+                        data = data or Data(arrays, [case.op for case in some], options.device)
+                        row = measure(case, data, n, equal, result.header.caches, budget)
+                        if probe is not None:
+                            measure_memory(row, data, probe)
+                    except Exception as error:  # more memory than there is, say
+                        result.absent[Row(case, n, options.device, 0).label] = told(error)
                     else:
                         yield row
-                    n_left -= 1
-                del data  # before the next one is made: some take gigabytes
-                gc.collect()
 
 
-def _header(options: Options, n_threads: tuple[int, ...], families: list[str], gpu: str | None) -> Header:
-    sizes = machine.caches()
+def _free_memory() -> None:
+    """Return what no array holds: the pool of one library would leave no room for the arrays of another."""
+    gc.collect()
+    cupy, torch = sys.modules.get("cupy"), sys.modules.get("torch")
+    if cupy is not None and cupy.cuda.is_available():
+        cupy.get_default_memory_pool().free_all_blocks()
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _header(options: Options, n_threads: tuple[int, ...], makers: Makers, gpu: str | None) -> Header:
     return Header(
-        processor=machine.processor(),
+        processor=printable(machine.processor()),
         n_processors=cpu_limit(),
-        n_cores=machine.n_cores(),
         system=platform.system(),
-        date=machine.today(),
-        caches=sizes,
-        last_cache=machine.last_cache(sizes),
-        instruction_levels=machine.instruction_levels(),
+        date=time.strftime("%Y-%m-%d"),
+        caches=machine.caches(),
         gpu=gpu,
-        versions=machine.versions(module for name in families for module in FAMILIES[name].modules),
+        versions=machine.versions(module for maker in makers.values() for module in maker.modules),
         commit=machine.commit(),
-        command=options.command,
+        command=printable(options.command),
+        wanted=list(options.implementations),
         threads=list(n_threads),
-        rounds=options.rounds or EFFORTS[options.set].rounds,
+        rounds=options.rounds or BUDGETS[options.set].rounds,
         load_before=machine.load(),
-        environment=machine.environment(),
-        openmp=[],
+        environment={name: printable(value) for name, value in machine.environment().items()},
+        pools=[],
     )
+
+
+def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict[str, int], budget: Budget) -> Row:
+    """Measure the times and errors of one row."""
+    implementations, absent = peers.made(makers, case, data, n_threads)
+    exact = Reference(case, data, budget.n_checked)
+    row = Row(case, n_threads, data.device, data.n_bytes(case.op), n_checked_frames=exact.n_frames, absent=absent)
+    long_s = max(LONG_CALL_S, budget.share_s(len(implementations)))
+    timed: dict[Key, tuple[Implementation, Entry]] = {}
+    for one in implementations:
+        if (other := timed.get((one.name, OUT))) and (other[1].first_call_ms or 0) > long_s * 1e3:
+            row.absent[f"{one.name}, new result"] = "its calls with out= take too long for both ways to be measured"
+            continue
+        entry = Entry(one.name, one.library, one.way, one.code, one.backend)
+        row.implementations.append(entry)
+        check(one, entry, data, exact)
+        if entry.error is None:
+            timed[one.key] = one, entry
+    with_limit = [one for one, _ in timed.values()]
+    if is_out_of_cache(case, data, caches):
+        try:
+            with_limit.append(limit(case, data, n_threads))
+        except Exception as error:  # a build of the kernels without it, say
+            row.absent[LIMITS[case.op]] = told(error)
+    others = machine.Others()
+    watches = interleaved(with_limit, budget)
+    row.others = others.processors()
+    fill(row, {key: watch.samples_us for key, watch in watches.items()})
+    for key, (one, entry) in timed.items():
+        entry.error = watches[key].error
+        if entry.error is None:  # once more: one may compute at its first call, and nothing from then on
+            check(one, entry, data, exact)
+    return row
+
+
+def measure_memory(row: Row, data: Data, probe: Probe) -> None:
+    """Put in the memory that each implementation needs, or why it is not known."""
+    if data.out.nbytes < MIN_RESULT_BYTES:
+        row.absent["memory"] = f"not measured for results below {MIN_RESULT_BYTES // 2**20} MiB: known to 1 MiB only"
+        return
+    try:
+        found = probe.extra_bytes(row.case, row.threads)
+    except Exception as error:  # no further process can be started, say; the times are there
+        found, row.absent["memory"] = {}, told(error)
+    for entry in row.implementations:
+        entry.extra_bytes = found.get((entry.name, entry.way))
+
+
+def check(one: Implementation, entry: Entry, data: Data, exact: Reference) -> None:
+    """Call it and note how far the result is off, the worst of all such calls; an old result does not pass for new.
+
+    The first such call is timed. One that raises says so in the entry.
+    """
+    outs = [one.names[name] for name in ("out", "y_out") if name in one.names] if data.device != "cpu" else []
+    try:
+        for out in outs:
+            out[...] = float("nan")
+        for array in (data.out, data.y_out) if data.device == "cpu" else ():
+            if array is not None:
+                exact.spoil(array)
+        start = time.perf_counter()
+        value: Any = one.call()
+        took = time.perf_counter() - start
+        raise_if_stopped()
+        if one.way == OUT and outs:
+            value = outs[0]
+        is_written = one.way == OUT and not outs
+        found = exact.check(data.out if is_written else one.to_numpy(value), one.bound_ulp)
+    except Exception as error:  # the row goes on without it
+        entry.error = told(error)
+        return
+    is_first = entry.first_call_ms is None
+    if is_first:
+        entry.first_call_ms = one.setup_ms + took * 1e3
+    entry.max_ulp = max(found.max_ulp, entry.max_ulp or 0)
+    entry.max_frame_ulp = max(found.max_frame_ulp, entry.max_frame_ulp or 0)
+    entry.max_abs_error = max(found.max_abs_error, entry.max_abs_error or 0)
+    entry.bound_ulp, entry.bound_is_declared = found.bound_ulp, one.bound_ulp is not None
+    entry.is_right = found.is_right and (is_first or entry.is_right)
+
+
+def fill(row: Row, samples_us: dict[Key, list[float]]) -> None:
+    """Put in what follows from the samples: medians, ratios to the reference, shares of the limit."""
+    base = reference([row])
+    of = samples_us.get((base.name, base.way), []) if base else []
+    limit_us = samples_us.get((LIMITS[row.case.op], OUT), [])
+    if limit_us:
+        us = spread(limit_us)
+        row.limit = Limit(LIMITS[row.case.op], *us, row.bytes / us[0] / 1e3)
+    for entry in row.implementations:
+        if samples := samples_us.get((entry.name, entry.way)):
+            entry.samples_us = [round(us, 4) for us in samples]
+            entry.us = spread(samples)[0]
+            entry.gb_s = row.bytes / entry.us / 1e3
+            if ratios := paired(samples, of):
+                entry.ratio, entry.p20_ratio, entry.p80_ratio = spread(ratios)
+            if shares := paired(limit_us, samples):
+                entry.share = spread(shares)[0]

@@ -1,7 +1,7 @@
-"""Time contestants in turns: A B C, A B C, and so on.
+"""Time implementations in rounds of one sample each: A B C, A B C, and so on.
 
-The machine's speed drifts, so only times of one round may be compared: ratios are taken within a round, and the median
-of the ratios counts.
+The machine's speed drifts, so only samples of one round may be compared: ratios are taken within a round, and the
+median of the ratios counts.
 """
 
 import gc
@@ -9,161 +9,128 @@ import math
 import time
 import timeit
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from lsm._stopping import raise_if_stopped
 from lsm._texts import told
-from lsm.bench.contestant import Contestant
+from lsm.bench.implementation import Implementation
 
-PAUSE = 0.01  # seconds before a turn, in which the threads of whoever came before fall asleep
-LONGEST_PAUSE = 0.1  # where they do not: those of ONNX Runtime spin for 0.035 s, others if told so for ever
-TURN = 0.02  # seconds that a turn lasts at least: the clock's and the scheduler's grain vanish in it
+PAUSE_S = 0.01  # before a sample, in which the threads of the implementation before it fall asleep
+LONGEST_PAUSE_S = 0.1  # where they do not: those of ONNX Runtime spin for 0.035 s, others if told so for ever
+SAMPLE_S = 0.02  # that a sample lasts at least: the clock's and the scheduler's grain vanish in it
 MIN_ROUNDS = 3
 
 Key = tuple[str, str]
 
 
-class Spread(NamedTuple):
-    """The median and what lies around it."""
+@dataclass(frozen=True)
+class Budget:
+    """How much time a row may take."""
 
-    median: float
-    p20: float
-    p80: float
+    rounds: int
+    row_s: float = math.inf  # after which no further round begins
+    sample_s: float = SAMPLE_S
+    n_checked: int = 2**20  # elements that are held to the exact values
+
+    def share_s(self, n_implementations: int) -> float:
+        """Seconds that each implementation may take."""
+        return max(self.row_s / max(1, n_implementations), MIN_ROUNDS * 2 * self.sample_s)
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """The median, 20th and 80th percentile."""
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the 20th and 80th percentile."""
     low, middle, high = np.percentile(values, [20, 50, 80])
-    return Spread(float(middle), float(low), float(high))
+    return float(middle), float(low), float(high)
 
 
-def paired(times: Sequence[float], of: Sequence[float]) -> Spread | None:
-    """The ratios of two contestants within their rounds; None without a common one."""
-    n = min(len(times), len(of))  # one that failed on the way has the first rounds only
-    return spread([a / b for a, b in zip(times[:n], of[:n], strict=True)]) if n else None
+def paired(times: Sequence[float], of: Sequence[float]) -> list[float]:
+    """The ratios of two implementations within their rounds; one that failed has the first rounds only."""
+    return [a / b for a, b in zip(times, of, strict=False)]
 
 
 def settle() -> None:
-    """Wait until no thread of this process spins, or they would take the processors from whoever is next."""
-    for _ in range(round(LONGEST_PAUSE / PAUSE)):
+    """Wait until no thread of this process spins: it would take the processors from the next implementation."""
+    for _ in range(round(LONGEST_PAUSE_S / PAUSE_S)):
         before = time.process_time()
-        time.sleep(PAUSE)
-        if time.process_time() - before < PAUSE / 4:
+        time.sleep(PAUSE_S)
+        if time.process_time() - before < PAUSE_S / 4:
             return
 
 
-@dataclass
-class Times:
-    """What turns took, in microseconds a call, and who failed on the way."""
-
-    turns_us: dict[Key, list[float]] = field(default_factory=dict)
-    errors: dict[Key, str] = field(default_factory=dict)
-
-
 class Watch:
-    """The clock of one contestant."""
+    """The clock of one implementation, and its samples in microseconds a call."""
 
-    def __init__(self, contestant: Contestant) -> None:
-        self.contestant = contestant
-        self._timer = timeit.Timer(contestant.code, globals=dict(contestant.names))
+    def __init__(self, implementation: Implementation) -> None:
+        self._wait = implementation.synchronise
+        self._timer = timeit.Timer(implementation.code, globals=dict(implementation.names))
         self.n_calls = 1
         self.needs_waking = True
-        self.spent_s = 0.0
+        self.samples_us: list[float] = []
+        self.error: str | None = None
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that its samples took."""
+        return sum(self.samples_us) * self.n_calls / 1e6
 
     def seconds(self, n: int) -> float:
-        """What n calls take, the wait for a device at their end included; `timeit` keeps the garbage collector off."""
-        wait = self.contestant.synchronise
-        if wait is None:
+        """What n calls take, with the wait for a device at their end; `timeit` keeps the garbage collector off."""
+        if self._wait is None:
             return self._timer.timeit(n)
-        wait()
+        self._wait()
         start = time.perf_counter()
         self._timer.timeit(n)
-        wait()
+        self._wait()
         return time.perf_counter() - start
 
-    def calibrate(self, turn: float) -> float | None:
-        """Find how many calls last a turn; a first call has touched the memory and started the threads.
-
-        One call that lasts a turn or longer is a turn by itself, and its microseconds are given.
-        """
+    def calibrate(self, sample_s: float) -> None:
+        """Find how many calls make a sample; one call that is long enough is a sample already."""
         settle()
-        n, took = 1, self.seconds(1)
-        self.needs_waking = took < turn  # what is longer wakes its threads within a small part of a call
-        while took < turn / 4:
-            n = min(10 * n, math.ceil(n * turn / max(took, 1e-9)))
-            took = self.seconds(n)
-        self.n_calls = max(1, math.ceil(n * turn / took))
-        if self.needs_waking:
-            return None
-        self.spent_s += took
-        return took * 1e6
+        n, took_s = 1, self.seconds(1)
+        self.needs_waking = took_s < sample_s  # what is longer wakes its threads within a small part of a call
+        if not self.needs_waking:
+            self.samples_us.append(took_s * 1e6)
+        while took_s < sample_s / 4:
+            n = min(10 * n, math.ceil(n * sample_s / max(took_s, 1e-9)))
+            took_s = self.seconds(n)
+        self.n_calls = max(1, math.ceil(n * sample_s / took_s))
 
-    def turn_us(self) -> float:
-        """Microseconds a call, of one turn."""
+    def sample(self) -> None:
+        """Take one sample."""
         settle()
         if self.needs_waking:
             self.seconds(1)
-        seconds = self.seconds(self.n_calls)
-        self.spent_s += seconds
-        return seconds / self.n_calls * 1e6
+        self.samples_us.append(self.seconds(self.n_calls) / self.n_calls * 1e6)
 
-
-def part(budget_s: float, n_contestants: int, turn_s: float = TURN) -> float:
-    """Seconds that each contestant may take of a row's budget."""
-    return max(budget_s / max(1, n_contestants), MIN_ROUNDS * 2 * turn_s)
-
-
-def in_turns(
-    contestants: Sequence[Contestant],
-    n_rounds: int,
-    budget_s: float = math.inf,
-    turn_s: float = TURN,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Times:
-    """Let the contestants take turns, for so many rounds, or as many as the budget allows, but MIN_ROUNDS.
-
-    One that takes more than its part of the budget is in the first rounds only, or the slowest would leave the others
-    too few; one whose turns are short is not left out before MIN_ROUNDS, however little time there is. One that raises
-    takes no further part; what it took before stays. Each has been called once before. Calls that last a turn by
-    themselves have their first turn while the others find out how many calls make one.
-    """
-    start = clock()
-    part_s = part(budget_s, len(contestants), turn_s)
-    times = Times({contestant.key: [] for contestant in contestants})
-    watches: dict[Key, Watch] = {}
-
-    def attempt(key: Key, what: Callable[[], Any]) -> Any:
+    def attempt(self, what: Callable[[], None]) -> None:
+        """Do it, or note the error: what raises is left out from then on, and its samples stay."""
         try:
-            found = what()
+            what()
             raise_if_stopped()
-            return found
         except Exception as error:
-            times.errors[key] = told(error)
-            watches.pop(key, None)
-            return None
+            self.error = told(error)
 
+
+def interleaved(implementations: Sequence[Implementation], budget: Budget) -> dict[Key, Watch]:
+    """Take the rounds, or as many as the budget allows, but MIN_ROUNDS. Each has been called once before.
+
+    An implementation that takes more than its share of the budget is in the first rounds only, or the slowest would
+    leave the others too few.
+    """
     gc.collect()
-    for contestant in contestants:
-        watch = watches[contestant.key] = Watch(contestant)
-        took = attempt(contestant.key, partial(watch.calibrate, turn_s))
-        if took is not None:
-            times.turns_us[contestant.key].append(took)
-    for i in range(n_rounds):
-        round_start = clock()
-        for key, watch in list(watches.items()):
-            if watch.spent_s > part_s:
-                del watches[key]
-                continue
-            if len(times.turns_us[key]) > i:
-                continue
-            took = attempt(key, watch.turn_us)
-            if took is not None:
-                times.turns_us[key].append(took)
-        now = clock()
-        if i + 1 >= MIN_ROUNDS and now - start + (now - round_start) > budget_s:
+    start, share_s = time.perf_counter(), budget.share_s(len(implementations))
+    watches = {one.key: Watch(one) for one in implementations}
+    for watch in watches.values():
+        watch.attempt(partial(watch.calibrate, budget.sample_s))
+    for i in range(budget.rounds):
+        round_start = time.perf_counter()
+        for watch in watches.values():
+            if watch.error is None and watch.spent_s <= share_s and len(watch.samples_us) == i:
+                watch.attempt(watch.sample)
+        now = time.perf_counter()
+        if i + 1 >= MIN_ROUNDS and now - start + (now - round_start) > budget.row_s:
             break
-    return times
+    return watches

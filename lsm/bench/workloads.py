@@ -3,57 +3,91 @@
 import math
 from dataclasses import dataclass, replace
 
-from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, SETS, OptionError, Options
+from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, OptionError, Options
 
 FORWARD, BACKWARD, BOTH = OPS
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A shape that somebody has; it takes part in the named set, and those that are larger."""
+    """A shape that users have; it is in the named set, and of quick, usual and full in those that are larger."""
 
     name: str
     shape: tuple[int, ...]
     axis: int = -1
-    dtype: str = "float32"
+    dtypes: tuple[str, ...] = ("float32",)  # the quick set has the first, the full one all of DTYPES
     order: str = "C"
     set: str = "quick"
     ops: tuple[str, ...] = OPS
     quick_ops: tuple[str, ...] = (FORWARD,)
-    more_dtypes: tuple[str, ...] = ()  # in the usual set too; the full one has all
-    quick_dtypes: tuple[str, ...] = ()
     out_dtype: str = ""  # that of x, if empty
-    sweep: str | None = None
 
 
 # A decoder's frames of 32 characters; a recogniser's of 6,000 states; the next word for 64 texts; the words of whole
 # texts; the pixels of an image; a million frames of ten classes and a single one; a mixture's 500 components.
+_LLM_DTYPES = ("float32", "float16", "bfloat16")
 WORKLOADS = (
     Workload("small", (32, 10), quick_ops=OPS),
     Workload("small", (10, 500), set="usual"),
     Workload("speech_frames", (1500, 32)),
     Workload("senones", (1000, 6000), quick_ops=(FORWARD, BACKWARD)),
-    Workload("llm_step", (64, 128_256), quick_ops=OPS, more_dtypes=("float16", "bfloat16")),
+    Workload("llm_step", (64, 128_256), quick_ops=OPS, dtypes=_LLM_DTYPES),
     Workload("llm_step", (1, 151_936), set="usual"),
     Workload("llm_eval", (256, 32_000)),
-    Workload("llm_eval", (512, 32_000), set="usual", more_dtypes=("float16", "bfloat16")),
+    Workload("llm_eval", (512, 32_000), set="usual", dtypes=_LLM_DTYPES),
     Workload("llm_eval", (4096, 50_257), set="full"),
-    Workload("llm_eval", (512, 32_000), dtype="float16", out_dtype="float32", set="full", ops=(FORWARD,)),
+    Workload("llm_eval", (512, 32_000), dtypes=("float16",), out_dtype="float32", set="full", ops=(FORWARD,)),
     Workload("segmentation", (1, 21, 512, 512), axis=1),
     Workload("segmentation", (8, 150, 128, 128), axis=1, set="full"),
     Workload("rows", (500_000, 10)),
     Workload("rows", (1, 2**22)),
     Workload("rows", (1_000_000, 10), set="usual"),
     Workload("rows", (1, 2**24), set="usual"),
-    Workload("mixture", (10_000, 500), dtype="float64"),
-    Workload("mixture", (100_000, 500), dtype="float64", set="usual"),
-    Workload("mixture", (100_000, 500), dtype="float64", order="F", set="full"),
+    Workload("mixture", (10_000, 500), dtypes=("float64",)),
+    Workload("mixture", (100_000, 500), dtypes=("float64",), set="usual"),
+    Workload("mixture", (100_000, 500), dtypes=("float64",), order="F", set="full"),
 )
-SWEEPS = {
-    "classes": tuple(Workload("sweep_classes", (1, 10**power), sweep="classes") for power in range(1, 9)),
-    "frames": tuple(Workload("sweep_frames", (10**power, 1000), sweep="frames") for power in range(6)),
+NESTED = {"quick": ("quick",), "usual": ("quick", "usual"), "full": ("quick", "usual", "full")}
+FULL_DATA = KINDS_OF_DATA[:4]
+
+_LLM = ((1, 151_936), (64, 128_256), (512, 32_000), (4096, 50_257))
+_CPU = (
+    *(("small", shape, -1) for shape in ((1, 10), (32, 10), (10, 500))),
+    *(("frames", (1_000_000, n_classes), -1) for n_classes in (10, 32)),
+    ("classifier", (1024, 1000), -1),
+    *(("speech", shape, -1) for shape in ((1500, 32), (750, 5000), (1000, 6000))),
+    ("giant", (1, 2**24), -1),
+    *(("segmentation", shape, 1) for shape in ((1, 21, 512, 512), (8, 150, 128, 128))),
+    ("columns", (50_000, 64), 0),
+)
+
+# Many frames of each length, few frames, the first axis, a middle one, fewer than 32 bytes side by side; and a call
+# that is all launch.
+_GPU_ELEMENTS = 2**26
+_GPU_CLASSES = (10, 33, 100, 256, 1000, 1003, 4096, 4099, 16_384, 32_000, 50_257, 128_256, 262_144, 1_000_003, 2**24)
+_GPU = (
+    *(("rows", (_GPU_ELEMENTS // n, n), -1) for n in _GPU_CLASSES),
+    *(("few", (8, n), -1) for n in (100, 1000, 32_000, 128_256, 1_000_003)),
+    *(("columns", (n, _GPU_ELEMENTS // n), 0) for n in (10, 256, 1003, 2048, 4096, 6000, 8192, 32_000)),
+    *(("images", (max(1, _GPU_ELEMENTS // (n * 2**16)), n, 256, 256), 1) for n in (21, 150, 1000)),
+    ("narrow", (_GPU_ELEMENTS // 7000, 1000, 7), 1),
+)
+
+_SEPARATE = (FORWARD, BACKWARD)
+SETS_OF_THEIR_OWN = {
+    "cpu": (
+        *(Workload(*about, ops=_SEPARATE) for about in _CPU),
+        *(Workload("llm", shape, dtypes=_LLM_DTYPES, ops=_SEPARATE) for shape in _LLM),
+        *(Workload("llm", shape, dtypes=("float16",), out_dtype="float32", ops=(FORWARD,)) for shape in _LLM),
+        *(Workload("mixture", (100_000, 500), dtypes=("float64",), order=o, ops=_SEPARATE) for o in "CF"),
+    ),
+    "gpu": tuple(Workload(*about, dtypes=DTYPES, ops=_SEPARATE) for about in _GPU),
 }
-QUICK_SWEEP = 10**7  # elements: the larger ones take most of the time
+SWEEPS = {
+    "classes": tuple(Workload("sweep_classes", (1, 10**power)) for power in range(1, 8)),
+    "frames": tuple(Workload("sweep_frames", (10**power, 1000)) for power in range(6)),
+}
+QUICK_SWEEP_ELEMENTS = 10**7  # the larger ones take most of the time
 
 
 @dataclass(frozen=True)
@@ -68,17 +102,11 @@ class Case:
     order: str = "C"
     op: str = FORWARD
     data: str = "logits"
-    sweep: str | None = None
 
     @property
     def result_dtype(self) -> str:
-        """Of what the operation gives."""
+        """The dtype of the result."""
         return self.out_dtype or self.dtype
-
-    @property
-    def size(self) -> int:
-        """Elements of x."""
-        return math.prod(self.shape)
 
     @property
     def n_classes(self) -> int:
@@ -87,8 +115,8 @@ class Case:
 
     @property
     def n_frames(self) -> int:
-        """How many there are."""
-        return self.size // self.n_classes
+        """How many frames x has."""
+        return math.prod(self.shape) // self.n_classes
 
     @property
     def arrays(self) -> "Case":
@@ -98,30 +126,27 @@ class Case:
     @property
     def label(self) -> str:
         """A line that names it."""
-        words = [self.workload, "x".join(map(str, self.shape)), self.dtype]
-        words += [f"to {self.out_dtype}"] * bool(self.out_dtype) + [f"axis {self.axis}"] * (self.axis != -1)
-        words += ["Fortran order"] * (self.order == "F") + [self.op] + [self.data] * (self.data != "logits")
-        return " ".join(words)
+        words = [self.workload, "x".join(map(str, self.shape))]
+        words += [f"axis {self.axis}"] * (self.axis not in (-1, len(self.shape) - 1))
+        words += (
+            ["Fortran order"] * (self.order == "F") + [self.dtype] + [f"to {self.out_dtype}"] * bool(self.out_dtype)
+        )
+        return " ".join(words + [self.data] * (self.data != "logits")) + f", {self.op}"
 
 
 def cases(options: Options) -> list[Case]:
-    """What the options ask for, those on the same arrays one after the other.
-
-    Raises
-    ------
-    OptionError
-        No workload has the name; the message says which there are.
-    """
-    found = []
-    for workload in _chosen(options):
-        for dtype in _dtypes(workload, options):
-            for data in options.data or (KINDS_OF_DATA if options.set == "full" else KINDS_OF_DATA[:1]):
-                for op in _ops(workload, options):
-                    out_dtype = workload.out_dtype if workload.out_dtype != dtype else ""
-                    about = (workload.name, workload.shape, workload.axis, dtype, out_dtype, workload.order)
-                    found.append(Case(*about, op, data, workload.sweep))
+    """What the options ask for, those on the same arrays one after the other; an OptionError if that is nothing."""
+    found = [
+        Case(w.name, w.shape, w.axis, dtype, w.out_dtype * (w.out_dtype != dtype), w.order, op, data)
+        for w in _chosen(options)
+        for dtype in _dtypes(w, options)
+        for data in options.data or (FULL_DATA if options.set == "full" else FULL_DATA[:1])
+        for op in [op for op in options.op if op in w.ops] or (() if options.op else _ops(w, options))
+    ]
     if not found:
-        raise OptionError("ops", f"{', '.join(options.ops)}; none of the workloads chosen has them: choose others")
+        option = "op" if options.op else "dtype"
+        given = ", ".join(getattr(options, option))
+        raise OptionError(option, f"{given}; none of the chosen workloads has it: choose others")
     return found
 
 
@@ -129,33 +154,24 @@ def _chosen(options: Options) -> tuple[Workload, ...]:
     """The workloads, or the sizes of a sweep, or one's own shape."""
     if options.shape is not None:
         return (Workload("own", options.shape, options.axis, quick_ops=OPS),)
+    known = SETS_OF_THEIR_OWN.get(options.set, tuple(w for w in WORKLOADS if w.set in NESTED.get(options.set, ())))
     if options.sweep is not None:
-        known = SWEEPS[options.sweep]
-        if options.set == "quick":
-            known = tuple(w for w in known if math.prod(w.shape) <= QUICK_SWEEP)
-    else:
-        known = tuple(w for w in WORKLOADS if SETS.index(w.set) <= SETS.index(options.set))
-    names = dict.fromkeys(w.name for w in known)
-    for text in options.workloads:
-        if not any(text in name for name in names):
-            raise OptionError("workloads", f"{text!r} is none; accepted: {', '.join(names)}, or a part of a name")
-    return tuple(w for w in known if not options.workloads or any(text in w.name for text in options.workloads))
+        most = QUICK_SWEEP_ELEMENTS if options.set == "quick" else math.inf
+        known = tuple(w for w in SWEEPS[options.sweep] if math.prod(w.shape) <= most)
+    for text in options.only:
+        if not any(text in w.name for w in known):
+            names = ", ".join(dict.fromkeys(w.name for w in known))
+            raise OptionError("only", f"{text!r} matches none; accepted: {names}, or a part of a name")
+    return tuple(w for w in known if not options.only or any(text in w.name for text in options.only))
 
 
-def _dtypes(workload: Workload, options: Options) -> tuple[str, ...]:
-    if options.dtypes:
-        return options.dtypes if not workload.out_dtype else tuple({workload.dtype} & set(options.dtypes))
-    if workload.sweep or workload.out_dtype or options.shape is not None:
-        return (workload.dtype,)
-    if options.set == "full":
+def _dtypes(w: Workload, options: Options) -> tuple[str, ...]:
+    if options.dtype:
+        return options.dtype if not w.out_dtype else tuple({*w.dtypes} & {*options.dtype})
+    if options.set == "full" and not (options.sweep or w.out_dtype or options.shape):
         return DTYPES
-    more = workload.quick_dtypes if options.set == "quick" else workload.more_dtypes
-    return (workload.dtype, *more)
+    return w.dtypes[:1] if options.set == "quick" else w.dtypes
 
 
-def _ops(workload: Workload, options: Options) -> tuple[str, ...]:
-    if options.ops:
-        return tuple(op for op in options.ops if op in workload.ops)
-    if workload.sweep:
-        return (FORWARD,)
-    return workload.quick_ops if options.set == "quick" else workload.ops
+def _ops(w: Workload, options: Options) -> tuple[str, ...]:
+    return (FORWARD,) if options.sweep else w.quick_ops if options.set == "quick" else w.ops

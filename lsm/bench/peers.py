@@ -1,0 +1,254 @@
+"""The libraries that lsm is compared with, each called as its users would call it for speed."""
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import lsm
+from lsm._check import np_dtype
+from lsm._texts import printable, told
+from lsm.bench.data import Array, Data, from_torch
+from lsm.bench.implementation import NEW, OUT, Implementation, of_backend, on_device
+from lsm.bench.options import OptionError
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
+
+Made = Iterator[Implementation]
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """The lines that most people paste."""
+    shifted = x - x.max(axis, keepdims=True)
+    y: Array = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+    return y
+
+
+def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
+    """The lines for its gradient."""
+    dx: Array = dy - np.exp(y) * dy.sum(axis, keepdims=True)
+    return dx
+
+
+def _idiom(case: Case, data: Data, n_threads: int) -> Made:
+    """The NumPy idiom, forward and backward."""
+    names = {"log_softmax": log_softmax, "log_softmax_backward": log_softmax_backward, **_given(case, data.host)}
+    forward = f"log_softmax({_wide(case)}, axis)"
+    both = f"log_softmax_backward(dy, {forward}, axis)"
+    code = {FORWARD: forward, BACKWARD: "log_softmax_backward(dy, y, axis)", BOTH: both}[case.op]
+    yield Implementation("numpy idiom", "numpy", NEW, code, names)
+
+
+def _scipy(case: Case, data: Data, n_threads: int) -> Made:
+    """`scipy.special.log_softmax`."""
+    if case.op != FORWARD:
+        raise LookupError("has no gradient")
+    import scipy.special
+
+    names = {"log_softmax": scipy.special.log_softmax, **_given(case, data.host)}
+    yield Implementation("scipy", "scipy", NEW, f"log_softmax({_wide(case)}, axis)", names)
+
+
+def _cupyx(case: Case, data: Data, n_threads: int) -> Made:
+    """`cupyx.scipy.special.log_softmax`."""
+    if case.op != FORWARD or case.dtype == "bfloat16":
+        raise LookupError("has no gradient" if case.op != FORWARD else "has no bfloat16")
+    from cupyx.scipy.special import log_softmax
+
+    names = {"log_softmax": log_softmax, **_given(case, data.cupy)}
+    yield Implementation("cupyx", "cupy", NEW, f"log_softmax({_wide(case)}, axis)", names, **on_device("cupy"))
+
+
+def _given(case: Case, arrays: dict[str, Any]) -> dict[str, Any]:
+    return {"axis": case.axis, "dtype": np_dtype(case.result_dtype), **arrays}
+
+
+def _wide(case: Case) -> str:
+    """The expression for x where the result has another dtype."""
+    return "x.astype(dtype)" if case.out_dtype else "x"
+
+
+def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) -> Made:
+    """With a preallocated result by the functions below torch's own, and as users write it; or compiled."""
+    import torch
+
+    # torch copies an array in Fortran order, and `_log_softmax` of torch 2.13 fills such an `out` as if it were in
+    # C order: wrong. Given the transposed array, which is in C order, it does neither.
+    is_transposed = case.order == "F"
+    arrays = {key: tensor.T if is_transposed else tensor for key, tensor in data.torch.items()}
+    axis = len(case.shape) - 1 - case.axis % len(case.shape) if is_transposed else case.axis
+    names: dict[str, Any] = {"torch": torch, "axis": axis, "dtype": getattr(torch, case.result_dtype), **arrays}
+    about: dict[str, Any] = {"library": "torch"} | (on_device("torch") if data.device != "cpu" else {})
+    about["to_numpy"] = lambda tensor: from_torch(tensor.T if is_transposed else tensor)
+    if case.op == BOTH:
+        names["leaf"] = names["x"].detach().requires_grad_()
+    if is_compiled:
+
+        def function(*given: Any) -> Any:
+            if case.op == BACKWARD:
+                return torch._log_softmax_backward_data(*given, axis, names["dtype"])
+            return torch.log_softmax(*given, axis, dtype=names["dtype"])
+
+        # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
+        torch._dynamo.reset()
+        names["compiled"] = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+        both = "torch.autograd.grad(compiled(leaf), leaf, dy)[0]"  # autograd compiles the gradient as well
+        code = {FORWARD: "compiled(x)", BACKWARD: "compiled(dy, y)", BOTH: both}[case.op]
+        yield Implementation(name="torch.compile", way=NEW, code=code, names=names, **about)
+        return
+    dtype = ", dtype=dtype" if case.out_dtype else ""
+    new = f"torch.log_softmax(x, axis{dtype})"
+    out = f"torch.log_softmax(x, axis{dtype}, out=out)" if dtype else "torch._log_softmax(x, axis, False, out=out)"
+    backward = "torch._log_softmax_backward_data(dy, {0}, axis, {0}.dtype{1})"
+    both = backward.format("y_out", ", out=out").replace("dy, y_out", f"dy, {out.replace('=out', '=y_out')}")
+    codes = {
+        FORWARD: (out, new),
+        BACKWARD: (backward.format("y", ", out=out"), backward.format("y", "")),
+        BOTH: (both, f"torch.autograd.grad({new.replace('(x', '(leaf')}, leaf, dy)[0]"),
+    }[case.op]
+    for way, code in zip((OUT, NEW), codes, strict=True):
+        yield Implementation(name="torch", way=way, code=code, names=names, **about)
+
+
+def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
+    """A model of one LogSoftmax, with I/O binding and by `run`."""
+    name = "onnxruntime"
+    if case.op != FORWARD or case.dtype == "bfloat16" or case.order == "F":
+        raise LookupError("has no gradient" if case.op != FORWARD else "takes C order only, and no bfloat16 on a CPU")
+    import onnx
+    import onnxruntime
+
+    start = time.perf_counter()
+    helper, x, out = onnx.helper, data.x, data.out
+    in_type, out_type = (helper.np_dtype_to_tensor_dtype(a.dtype) for a in (x, out))
+    nodes = [helper.make_node("LogSoftmax", ["x"], ["y"], axis=case.axis)]
+    if in_type != out_type:
+        nodes = [helper.make_node("Cast", ["x"], ["wide"], to=out_type), nodes[0]]
+        nodes[1].input[0] = "wide"
+    infos = [helper.make_tensor_value_info(*of) for of in (("x", in_type, x.shape), ("y", out_type, out.shape))]
+    graph = helper.make_graph(nodes, "log_softmax", infos[:1], infos[1:])
+    # Versions that a runtime of 2023 reads as well.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, x.dtype.type, x.shape, x.ctypes.data)
+    binding.bind_output("y", "cpu", 0, out.dtype.type, out.shape, out.ctypes.data)
+    setup_ms = (time.perf_counter() - start) * 1e3
+    names = {"session": session, "binding": binding, "x": x, "out": out}
+    for way, code in ((OUT, "session.run_with_iobinding(binding)"), (NEW, "session.run(None, {'x': x})[0]")):
+        yield Implementation(name, name, way, code, names, setup_ms=setup_ms)
+
+
+def _jax(case: Case, data: Data, n_threads: int) -> Made:
+    """`jax.nn.log_softmax`, and with its gradient by `jax.vjp`, compiled for the case."""
+    if case.op == BACKWARD:
+        raise LookupError("has no gradient apart from the function: see forward+backward")
+    import jax
+
+    axis, dtype = case.axis, data.out.dtype
+
+    def forward(x: Any) -> Any:
+        return jax.nn.log_softmax(x.astype(dtype), axis)
+
+    def both(x: Any, dy: Any) -> Any:
+        y, gradient = jax.vjp(forward, x)
+        return y, gradient(dy)[0]
+
+    start = time.perf_counter()
+    # float64 is off by default; an executable made here has it everywhere.
+    with jax.enable_x64(True), jax.default_device(jax.devices(data.device)[0]):
+        given = {"x": jax.device_put(data.x)} | ({"dy": jax.device_put(data.dy)} if case.op == BOTH else {})
+        compiled = jax.jit(both if case.op == BOTH else forward).lower(*given.values()).compile()
+    setup_ms = (time.perf_counter() - start) * 1e3
+    code = "compiled(x, dy)[1].block_until_ready()" if case.op == BOTH else "compiled(x).block_until_ready()"
+    yield Implementation("jax", "jax", NEW, code, {"compiled": compiled, **given}, setup_ms=setup_ms)
+
+
+class Maker(NamedTuple):
+    """How to make the ways to call one implementation in a case; a LookupError says why it does not serve the case."""
+
+    make: Callable[[Case, Data, int], Iterable[Implementation]]
+    modules: tuple[str, ...] = ()  # that must be importable
+    devices: tuple[str, ...] = ("cpu",)
+    reason: str = ""  # why it cannot be used, if so
+
+
+Makers = dict[str, Maker]
+PEERS: Makers = {
+    "numpy idiom": Maker(_idiom),
+    "scipy": Maker(_scipy, ("scipy.special",)),
+    "torch": Maker(_torch, ("torch",), ("cpu", "cuda")),
+    "torch.compile": Maker(partial(_torch, is_compiled=True), ("torch",), ("cuda",)),
+    "onnxruntime": Maker(_onnxruntime, ("onnx", "onnxruntime")),
+    "jax": Maker(_jax, ("jax",), ("cpu", "cuda")),
+    "cupyx": Maker(_cupyx, ("cupy", "cupyx.scipy.special"), ("cuda",)),
+}
+
+
+def known() -> Makers:
+    """Every backend of lsm, plugins too, which are loaded, and every peer, by name."""
+    infos = lsm.list_backends()
+    names = [info.name for info in infos]
+    found: Makers = {}
+    for info in infos:
+        is_unique = info.is_built_in or names.count(info.name) == 1
+        label = info.name if is_unique else f"{info.distribution}/{info.name}"
+        reason = "" if info.state == "loaded" else info.reason
+        found[f"lsm {printable(label)}"] = Maker(partial(of_backend, label, info), (), tuple(info.devices), reason)
+    return found | PEERS
+
+
+def usable(wanted: Iterable[str], device: str) -> tuple[Makers, dict[str, str]]:
+    """Those that can be measured, their modules imported, and why others cannot; a wrong name is an OptionError."""
+    makers, wanted = known(), tuple(wanted)
+    for text in wanted:
+        if not any(text in name for name in makers):
+            accepted = f"{', '.join(makers)}, or a part of a name"
+            raise OptionError("implementations", f"{text!r} matches none; accepted: {accepted}")
+    if device == "cuda":  # JAX would take 75 % of the device's memory at once
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    found, absent = {}, {}
+    for name, maker in makers.items():
+        if not is_wanted(name, wanted):
+            absent[name] = "not asked for"
+        elif maker.reason or device not in maker.devices:
+            absent[name] = maker.reason or f"measured on {' and '.join(maker.devices)} only, not on {device}"
+        else:
+            try:
+                for module in maker.modules:
+                    import_module(module)
+                found[name] = maker
+            except Exception as error:  # an installation can be broken in many ways
+                absent[name] = _reason(error)
+    return found, absent
+
+
+def is_wanted(name: str, wanted: Collection[str]) -> bool:
+    """Whether an implementation was asked for; all are where none was."""
+    return not wanted or any(text in name for text in wanted)
+
+
+def made(makers: Makers, case: Case, data: Data, n_threads: int) -> tuple[list[Implementation], dict[str, str]]:
+    """The implementations of a case, and why others do not serve it."""
+    found, absent = [], {}
+    for name, maker in makers.items():
+        try:
+            found += list(maker.make(case, data, n_threads))
+        except Exception as error:  # whatever a library does not support in its version; the row goes on without it
+            absent[name] = _reason(error)
+    return found, absent
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
+    if type(error) is LookupError:  # raised here
+        return str(error.args[0])
+    return told(error)

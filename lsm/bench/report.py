@@ -1,0 +1,303 @@
+"""What a report says of a result, as headed tables of texts, and its two forms: plain text and Markdown."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from statistics import geometric_mean
+from typing import NamedTuple, TextIO
+
+from lsm.bench.result import Entry, Result, Row, reference
+
+BEST, WRONG, RAISED = "best", "wrong", "raised"  # what a line can be marked as
+STYLES = {BEST: "bold green", WRONG: "bold red", RAISED: "yellow"}
+FEW_SAMPLES = 3  # of which a median says more than one sample does
+MOST_NAMED_ROWS = 3  # before a line counts the others
+NARROWEST_COLUMNS, PLAIN_COLUMNS, WIDE_COLUMNS = 20, 120, 10_000  # of characters
+
+LEFT = ("implementation", "row")  # columns of text
+# Columns that a narrow terminal does without, the last ones first; without figures they are not shown at all.
+DROPPED = ["max ulp", "of limit", "GB/s", "p20..p80", "of frame", "first ms", "max error", "extra memory"]
+DROPPED += ["relative to peers", "fastest in", "ranked in rows", "wrong in", "new us", "old us"]
+
+LEGEND = (
+    "ratio: how many times as long as {} with out=, the median of the ratios within each round; 1x is as fast",
+    "geometric mean: of the ratios in the rows in which an implementation is ranked, which are not the same for all",
+    "GB/s: each input read once and each result written once, over the median time",
+    "of limit: the share of what a copy (forward) or an addition (backward) of the same bytes reaches",
+    "max ulp, max error: against the exact values on the same data, in ulps of each element, and absolute",
+    "of frame: in ulps of the largest element of each frame; peers, which declare no bound, are held to this one",
+    "new result: called without out=; first ms: the first call, with what is compiled or loaded in it",
+)
+
+Line = tuple[list[str], str]  # a text for each column, and a mark
+Remark = tuple[str, list[str]]  # a title, and lines
+
+
+class Table(NamedTuple):
+    """A titled table, with the notes below it."""
+
+    title: str
+    heads: list[str]
+    lines: list[Line]
+    notes: list[str] = []  # noqa: RUF012 (never changed)
+
+
+class Report(NamedTuple):
+    """All that is shown of a result; the calls in Markdown only."""
+
+    head: list[str]
+    rows: list[Table]
+    overall: list[Table]
+    remarks: list[Remark]
+    calls: Remark
+
+
+def number(value: float | None) -> str:
+    """Three digits at least, and none behind the point from 100 on."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio as a multiplier."""
+    return "" if ratio is None else f"{number(ratio)}x"
+
+
+def plural(n: int, word: str) -> str:
+    """'1 thread', '2 threads'."""
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None else f"{number(low)}..{number(high)}"
+
+
+def _size(n_bytes: int) -> str:
+    unit = max(0, min(3, (len(str(n_bytes)) - 1) // 3))
+    return f"{number(n_bytes / 1000**unit)} {('B', 'kB', 'MB', 'GB')[unit]}" if n_bytes else "0 B"
+
+
+def report(result: Result) -> Report:
+    """Everything that is shown of a result."""
+    calls = {f"{e.label}, {row.case.op}: {e.call}" for row in result.rows for e in row.implementations}
+    return Report(
+        head=list(_head(result)),
+        rows=[row_table(row, result.header.n_processors) for row in result.rows],
+        overall=list(_overall(result.rows)),
+        remarks=[(title, lines) for title, lines in _remarks(result) if lines],
+        calls=("How each was called", sorted(calls)),
+    )
+
+
+def _head(result: Result) -> Iterator[str]:
+    """What was measured on and with."""
+    header = result.header
+    caches = ", ".join(f"{name} {n_bytes // 2**10:,} KiB" for name, n_bytes in header.caches.items())
+    yield f"processor: {header.processor}, {plural(header.n_processors, 'processor')}, {caches or 'caches unknown'}"
+    yield f"GPU: {header.gpu or 'none'}"
+    yield f"versions: {', '.join(f'{name} {version}' for name, version in header.versions.items())}"
+    threads = ", ".join(map(str, header.threads))
+    load = f"; load before: {header.load_before:.1f}" if header.load_before is not None else ""
+    yield f"threads: {threads} for each implementation; rounds: {header.rounds}{load}"
+    yield f"thread pools: {'; '.join(header.pools)}"
+    if header.environment:
+        yield "environment: " + " ".join(f"{name}={value}" for name, value in header.environment.items())
+    yield f"measured: {header.date} on {header.system}, commit {header.commit or 'unknown'}, by {header.command}"
+    if result.interrupted:
+        yield f"interrupted: after {plural(len(result.rows), 'row')}; what was measured is here"
+
+
+def row_table(row: Row, n_processors: int) -> Table:
+    """One row, best first; what cannot be compared stands below the others and has no rank."""
+    entries = row.best_first()
+    marks = [RAISED if e.error is not None else "" if e.is_right else WRONG for e in entries]
+    columns = {
+        "#": [mark or str(i) for i, mark in enumerate(marks, 1)],
+        "implementation": [e.label for e in entries],
+        "us": [number(e.us) for e in entries],
+        "ratio": [times(e.ratio) for e in entries],
+        "p20..p80": [_span(e.p20_ratio, e.p80_ratio) for e in entries],
+        "GB/s": [number(e.gb_s) for e in entries],
+        "of limit": ["" if e.share is None else f"{e.share:.2f}" for e in entries],
+        "max ulp": [_ulps(e, e.max_ulp, e.bound_is_declared) for e in entries],
+        "of frame": [_ulps(e, e.max_frame_ulp, not e.bound_is_declared) for e in entries],
+        "max error": ["" if e.max_abs_error is None else f"{e.max_abs_error:.1e}" for e in entries],
+        "first ms": [number(e.first_call_ms) for e in entries],
+        "extra memory": ["" if e.extra_bytes is None else _size(e.extra_bytes) for e in entries],
+    }
+    columns = {head: cells for head, cells in columns.items() if any(cells) or head not in DROPPED}
+    if entries and entries[0].is_ranked:
+        marks[0] = BEST
+    lines = [(list(cells), mark) for *cells, mark in zip(*columns.values(), marks, strict=True)]
+    return Table(row.label, list(columns), lines, list(_notes(row, n_processors)))
+
+
+def _ulps(entry: Entry, ulps: float | None, is_held: bool) -> str:
+    """An error, beside the bound where it is held to one and beyond it."""
+    if ulps is None or math.isinf(ulps):
+        return "not finite" if is_held and not entry.is_right and entry.error is None else ""
+    return f"{ulps:.3g} > {entry.bound_ulp:g}" if is_held and ulps > (entry.bound_ulp or math.inf) else f"{ulps:.3g}"
+
+
+def _notes(row: Row, n_processors: int) -> Iterator[str]:
+    """The notes below a row's table."""
+    if row.limit is not None:
+        took = f"{number(row.limit.us)} us ({_span(row.limit.p20_us, row.limit.p80_us)})"
+        yield f"limit: {row.limit.name} of the same {_size(row.bytes)}, {took}, {number(row.limit.gb_s)} GB/s"
+    for entry in row.implementations:
+        if entry.error is not None:
+            yield f"{entry.label} raised after {plural(len(entry.samples_us), 'sample')}: {entry.error}"
+    counts = {e.label: len(e.samples_us) for e in row.implementations if e.error is None}
+    if few := [label for label, n in counts.items() if n < FEW_SAMPLES]:
+        yield f"{plural(min(counts.values()), 'sample')} only of {', '.join(few)}, for lack of time"
+    if beyond := [e.label for e in row.implementations if round(e.share or 0, 2) > 1]:
+        yield f"beyond the limit, so caches or neighbours had a part in it: {', '.join(beyond)}"
+    if row.n_checked_frames < row.case.n_frames:
+        yield f"errors: of {row.n_checked_frames:,} of {row.case.n_frames:,} frames"
+    if row.is_disturbed(n_processors):
+        yield f"others used {row.others:.1f} processors meanwhile: not reliable"
+
+
+def _overall(rows: list[Row]) -> Iterator[Table]:
+    """For each operation the geometric means, best first, and what more threads brought."""
+    for op in dict.fromkeys(row.case.op for row in rows):
+        here = [row for row in rows if row.case.op == op]
+        if means := geometric_means(here):
+            firsts = [row.best_first()[0].label for row in here if row.implementations]
+            wrong = [e.label for row in here for e in row.implementations if e.error is None and not e.is_right]
+            lines = []
+            for i, (name, (mean, n)) in enumerate(means.items(), 1):
+                counts = [f"{n} of {len(here)}", str(firsts.count(name)), str(wrong.count(name))]
+                lines.append(([str(i), name, times(mean), *counts], BEST if i == 1 else ""))
+            of = reference(here)
+            heads = ["#", "implementation", "mean ratio", "ranked in rows", "fastest in", "wrong in"]
+            yield Table(f"{op}: time over that of {of.name if of else 'lsm'}, geometric mean", heads, lines)
+        ups = speed_ups(here)
+        if len(counts_of := sorted({n for by in ups.values() for n in by})) > 1:
+            lines = [([name, *(times(by.get(n)) for n in counts_of)], "") for name, by in ups.items()]
+            title = f"{op}: how many times as fast as with {plural(counts_of[0], 'thread')}, geometric mean"
+            yield Table(title, ["implementation", *(plural(n, "thread") for n in counts_of)], lines)
+
+
+def geometric_means(rows: Iterable[Row]) -> dict[str, tuple[float, int]]:
+    """The mean of each implementation's ratios and their number, best first; of ranked ones only."""
+    ratios = defaultdict(list)
+    for entry in (e for row in rows for e in row.implementations if e.is_ranked and e.ratio):
+        ratios[entry.label].append(entry.ratio or math.nan)
+    means = {name: (geometric_mean(values), len(values)) for name, values in ratios.items()}
+    return dict(sorted(means.items(), key=lambda item: item[1]))
+
+
+def speed_ups(rows: Iterable[Row]) -> dict[str, dict[int, float]]:
+    """How many times as fast each implementation is with more threads than with the fewest, by the number; the mean."""
+    found: dict[tuple[object, str], dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        for entry in (e for e in row.implementations if e.is_ranked):
+            found[row.case, entry.label][row.threads] = entry.us or math.nan
+    ratios: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (_, name), us in found.items():
+        for n_threads, took in us.items():
+            ratios[name][n_threads].append(us[min(us)] / took)
+    return {name: {n: geometric_mean(some) for n, some in sorted(by.items())} for name, by in ratios.items()}
+
+
+def _remarks(result: Result) -> Iterator[Remark]:
+    """What holds for more than one row."""
+    entries = [(e, row) for row in result.rows for e in row.implementations]
+    absent = [f"{name}: {reason}" for name, reason in result.absent.items()]
+    reasons = [(f"{name}: {reason}", row) for row in result.rows for name, reason in row.absent.items()]
+    yield "Not measured", [*absent, *_gathered(reasons, len(result.rows))]
+    wrong = [(e.label, row) for e, row in entries if e.error is None and not e.is_right]
+    yield "Shown and not ranked, for the error is beyond the bound", _gathered(wrong, len(result.rows))
+    raised = [(f"{e.label}: {e.error}", row) for e, row in entries if e.error is not None]
+    yield "Raised while it was measured", _gathered(raised, len(result.rows))
+    of = reference(result.rows)
+    legend = [line.format(of.name if of else "the first backend of lsm") for line in LEGEND]
+    yield "How to read this", legend if result.rows else []
+
+
+def _gathered(found: list[tuple[str, Row]], n_rows: int) -> list[str]:
+    """Each text once, with the rows that it holds for."""
+    lines = []
+    for text, pairs in groupby(sorted(found, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
+        rows = list(dict.fromkeys(row.label for _, row in pairs))
+        more = [f"and {len(rows) - MOST_NAMED_ROWS} more"] * (len(rows) > MOST_NAMED_ROWS)
+        where = "every row" if len(rows) == n_rows > 1 else "; ".join([*rows[:MOST_NAMED_ROWS], *more])
+        lines.append(f"{text} ({where})")
+    return lines
+
+
+def write(report: Report, file: TextIO) -> None:
+    """Print all tables, what was fastest overall last: that is what a terminal then shows.
+
+    In colours on a terminal, without the columns that matter least where it is narrow; plain and whole elsewhere.
+    """
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    width = max(Console(file=file).width, NARROWEST_COLUMNS) if file.isatty() else None
+    console = Console(file=file, width=width or WIDE_COLUMNS, markup=False, highlight=False)
+
+    def paragraphs(lines: Iterable[str], style: str = "") -> None:
+        for line in lines:
+            console.print(Text(line, style), width=width or PLAIN_COLUMNS)
+
+    with console.capture() as capture:
+        paragraphs(report.head)
+        for table in (*report.rows, *report.overall):
+            paragraphs(["", table.title], "bold")
+            grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+            shown = fitting(table, console.width)
+            for head in (table.heads[i] for i in shown):
+                grid.add_column(Text(head, "dim"), justify="left" if head in LEFT else "right", no_wrap=len(shown) > 1)
+            for cells, mark in table.lines:
+                grid.add_row(*(Text(cells[i]) for i in shown), style=STYLES.get(mark, ""))
+            console.print(grid)
+            paragraphs(table.notes, "dim")
+        for title, lines in report.remarks:
+            paragraphs(["", title], "bold")
+            paragraphs(lines)
+    text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    encoding = file.encoding or "utf-8"  # the name of a processor may have any character
+    file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def fitting(table: Table, n_columns: int) -> list[int]:
+    """Choose the columns that fit, dropping those that matter least."""
+    widths = [2 + max(map(len, (head, *(cells[i] for cells, _ in table.lines)))) for i, head in enumerate(table.heads)]
+    shown = list(range(len(widths)))
+    for head in reversed(DROPPED):
+        if sum(widths[i] for i in shown) - 2 > n_columns:
+            shown = [i for i in shown if table.heads[i] != head]
+    return shown
+
+
+HEAD = "# lsm bench"
+_SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # llm_step needs no escape
+
+
+def markdown(report: Report) -> str:
+    """As GitHub Markdown."""
+    parts = [HEAD, "\n".join(f"- {escaped(line)}" for line in report.head)]
+    for level, tables in (("##", report.overall), ("###", report.rows)):
+        parts += ["## Each row"] * (tables is report.rows)
+        for title, heads, lines, notes in tables:
+            rows = [[escaped(head) for head in heads], ["---" if head in LEFT else "---:" for head in heads]]
+            for cells, mark in lines:
+                bold = "**" if mark == BEST else ""
+                rows.append([f"{bold}{escaped(cell)}{bold}" if cell else "" for cell in cells])
+            grid = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+            parts += [f"{level} {escaped(title)}", grid, *map(escaped, notes)]
+    for title, some in (*report.remarks, report.calls):
+        parts += [f"## {escaped(title)}", "\n".join(f"- {escaped(line)}" for line in some)]
+    return "\n\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Let nothing in a text be taken for Markdown or HTML."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    return _SPECIAL.sub(lambda sign: "\\" + sign.group(), text)
