@@ -85,7 +85,7 @@ def test_backends_import_the_contract_and_not_each_other():
         "lsm.backends._frames",
         "lsm.backends._kernels",
         "lsm._errors",
-        "lsm._config lsm.backends.info",
+        "lsm._config",
         "lsm._threads",
         "lsm._version",
     }
