@@ -27,7 +27,7 @@ import lsm
 from lsm import _apply
 from lsm._conformance import run as kit
 from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
-from lsm.bench import files
+from lsm.bench import command as bench_command
 from lsm.cli import main
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -341,7 +341,7 @@ def test_a_file_that_is_replaced_keeps_owner_group_and_attributes(old_file, capf
     if command == "apply":
         assert main(["apply", "x.npy", "x.npy"]) == 0
     elif command == "bench":
-        files.write("x.npy", "text")
+        bench_command._write("x.npy", "text")
     else:
         monkeypatch.setattr("lsm._conformance.run.CHECKS", kit.CHECKS[:1])
         assert main(["check", "numpy", "--json", "x.npy"]) == 0
