@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 import lsm
 from lsm._check import normalised_axes
 from lsm._errors import LsmError
-from lsm._identity import inherit
+from lsm._identity import copy_metadata
 
 # Large enough that the cost of a call and of a read vanishes, small enough for any machine. Counted at
 # ELEMENT_BYTES an element, whatever the file holds: integers become float64, and the NumPy backend
@@ -61,8 +61,8 @@ class StoredArray:
     def read(self, index: Index) -> Array:
         """One block."""
         block = self.empty(index)
-        for place, data in self._runs(index, block):
-            self.file.seek(place)
+        for offset, data in self._contiguous_pieces(index, block):
+            self.file.seek(offset)
             while data:
                 n_read = self.file.readinto(data)
                 if not n_read:
@@ -72,12 +72,12 @@ class StoredArray:
 
     def write(self, index: Index, block: Array) -> None:
         """Write one block that `empty` made."""
-        for place, data in self._runs(index, block):
-            self.file.seek(place)
+        for offset, data in self._contiguous_pieces(index, block):
+            self.file.seek(offset)
             write_all(self.file, data)
 
-    def _runs(self, index: Index, block: Array) -> Iterator[tuple[int, memoryview]]:
-        """Each contiguous piece of a block: its place in the file, and its bytes in memory."""
+    def _contiguous_pieces(self, index: Index, block: Array) -> Iterator[tuple[int, memoryview]]:
+        """Each contiguous piece of a block: its offset in the file, and its bytes in memory."""
         if self.is_fortran:
             shape, index, block = self.shape[::-1], index[::-1], block.T
         else:
@@ -90,8 +90,8 @@ class StoredArray:
             first, n_bytes = index[cut].start * sizes[cut], (index[cut].stop - index[cut].start) * sizes[cut]
         rows = product(*(range(part.start, part.stop) for part in index[:cut]))
         for k, row in enumerate(rows):
-            place = self.start + first + sum(i * size for i, size in zip(row, sizes, strict=False))
-            yield place, data[k * n_bytes : (k + 1) * n_bytes]
+            offset = self.start + first + sum(i * size for i, size in zip(row, sizes, strict=False))
+            yield offset, data[k * n_bytes : (k + 1) * n_bytes]
 
 
 def write_all(file: io.FileIO, data: memoryview) -> None:
@@ -128,11 +128,11 @@ def apply(op: str, inputs: Sequence[str], target: str, progress: Progress, *, ax
     """
     function = partial(getattr(lsm, op), axis=axis, **options)
     with ExitStack() as stack:
-        arrays = [stack.enter_context(opened(path)) for path in inputs]
+        arrays = [stack.enter_context(open_array(path)) for path in inputs]
         first = arrays[0]
-        result = rehearsed(function, arrays)
+        result = dry_run(function, arrays)
         with replacing(target) as file:
-            out = created(file, first.shape, result, first.is_fortran)
+            out = create_result(file, first.shape, result, first.is_fortran)
             advance = stack.enter_context(progress(math.prod(first.shape) * first.dtype.itemsize))
             for index in blocks(first.shape, normalised_axes(axis, len(first.shape)), first.is_fortran):
                 block = out.empty(index)
@@ -141,7 +141,7 @@ def apply(op: str, inputs: Sequence[str], target: str, progress: Progress, *, ax
                 advance(block.size * first.dtype.itemsize)
 
 
-def rehearsed(function: Callable[..., Array], arrays: Sequence[StoredArray]) -> np.dtype[Any]:
+def dry_run(function: Callable[..., Array], arrays: Sequence[StoredArray]) -> np.dtype[Any]:
     """Find the dtype of the result by a call on arrays without elements, which raises what the real one would."""
     for array in arrays[1:]:
         if array.shape != arrays[0].shape:
@@ -179,7 +179,7 @@ def blocks(shape: tuple[int, ...], axes: tuple[int, ...], is_fortran: bool) -> I
 
 
 @contextmanager
-def opened(path: str) -> Iterator[StoredArray]:
+def open_array(path: str) -> Iterator[StoredArray]:
     """Open a .npy file and check it; the contents are not read yet."""
     name = repr(path)
     try:
@@ -191,10 +191,10 @@ def opened(path: str) -> Iterator[StoredArray]:
     except OSError as error:
         raise UnusableFileError(f"{name} cannot be read: {error.strerror or error}") from error
     with file:
-        yield stored(name, file)
+        yield stored_array(name, file)
 
 
-def stored(name: str, file: io.FileIO) -> StoredArray:
+def stored_array(name: str, file: io.FileIO) -> StoredArray:
     """Read the header of an open .npy file, and hold the file to it."""
     start = file.read(6)
     if start != b"\x93NUMPY":
@@ -202,7 +202,7 @@ def stored(name: str, file: io.FileIO) -> StoredArray:
         if start.startswith(b"PK"):
             found = "is an .npz archive"
         raise UnusableFileError(f"{name} {found}; give a .npy file of one array, as numpy.save writes it")
-    shape, is_fortran, dtype = header(name, file)
+    shape, is_fortran, dtype = parse_header(name, file)
     if dtype.hasobject:
         raise UnusableFileError(
             f"{name} holds pickled Python objects, which are never loaded, since loading can run code; save "
@@ -225,7 +225,7 @@ def stored(name: str, file: io.FileIO) -> StoredArray:
     return array
 
 
-def header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def parse_header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and dtype, as a .npy file's header gives them; whoever wrote it may mean harm."""
     file.seek(0)
     try:
@@ -233,7 +233,7 @@ def header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.dtype[
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"format version {version[0]}.{version[1]} is not 1.0, 2.0 or 3.0")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        text = as_2_0(file) if version == (3, 0) else file
+        text = as_version_2(file) if version == (3, 0) else file
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a header from Python 2, or of odd text in one
             shape, is_fortran, dtype = read(text)
@@ -248,7 +248,7 @@ def header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.dtype[
     return tuple(map(int, shape)), is_fortran, dtype
 
 
-def as_2_0(file: io.FileIO) -> io.BytesIO:
+def as_version_2(file: io.FileIO) -> io.BytesIO:
     """What follows the magic of a file of format 3.0, as 2.0 has it: NumPy has no public function that reads 3.0.
 
     The header of 3.0 is in UTF-8, for the names of fields; that of 2.0 in Latin-1. Within quotes an escape is the same
@@ -262,7 +262,7 @@ def as_2_0(file: io.FileIO) -> io.BytesIO:
     return io.BytesIO(len(header).to_bytes(4, "little") + header)
 
 
-def created(file: io.FileIO, shape: tuple[int, ...], dtype: np.dtype[Any], is_fortran: bool) -> StoredArray:
+def create_result(file: io.FileIO, shape: tuple[int, ...], dtype: np.dtype[Any], is_fortran: bool) -> StoredArray:
     """Begin the file of the result with the header that numpy.save would write."""
     text = io.BytesIO()
     npy.write_array_header_1_0(text, {"descr": npy.dtype_to_descr(dtype), "fortran_order": is_fortran, "shape": shape})
@@ -274,7 +274,7 @@ def created(file: io.FileIO, shape: tuple[int, ...], dtype: np.dtype[Any], is_fo
 def replacing(target: str) -> Iterator[io.FileIO]:
     """Open a new file beside the target, which takes its place at the end, or goes if anything fails.
 
-    A symbolic link is followed. A file that is there keeps what `inherit` gives on; what cannot be kept becomes a
+    A symbolic link is followed. A file that is there keeps what `copy_metadata` gives on; what cannot be kept becomes a
     warning. A new one has the usual permissions.
     """
     name = repr(target)
@@ -289,7 +289,7 @@ def replacing(target: str) -> Iterator[io.FileIO]:
             yield file
             if mode is not None:
                 # By its descriptor, where there is that: another file may have been put at its name.
-                lost = inherit(path, file.fileno() if os.chmod in os.supports_fd else temporary)
+                lost = copy_metadata(path, file.fileno() if os.chmod in os.supports_fd else temporary)
                 if lost:
                     warn(f"{name} is replaced; the new file could not be given the old one's {lost}")
             os.fsync(file.fileno())  # else a crash of the machine could leave the new name with no contents

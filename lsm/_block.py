@@ -5,7 +5,7 @@ from functools import partial, wraps
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, TypeVar, cast
 
-from lsm._held import Held
+from lsm._held import ScopedValue
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -15,7 +15,7 @@ _RUNS_LATER = ("__await__", "__next__", "__anext__", "add_done_callback")
 _REMEDY = "enter the block with `with` in the body instead, around the calls of lsm and not around a yield"
 
 
-class Block(Held[T]):
+class ContextOverride(ScopedValue[T]):
     """A value for a ContextVar within a ``with`` block, or within the calls of a function that it decorates."""
 
     def __call__(self, function: Function) -> Function:
@@ -45,18 +45,18 @@ class Block(Held[T]):
             @wraps(function)
             async def within(*args: Any, **kwargs: Any) -> Any:
                 with self:
-                    return _done(await function(*args, **kwargs), function)
+                    return _check_finished(await function(*args, **kwargs), function)
         else:
 
             @wraps(function)
             def within(*args: Any, **kwargs: Any) -> Any:
                 with self:
-                    return _done(function(*args, **kwargs), function)
+                    return _check_finished(function(*args, **kwargs), function)
 
         return cast(Function, within)
 
 
-def _done(result: Any, function: Callable[..., Any]) -> Any:
+def _check_finished(result: Any, function: Callable[..., Any]) -> Any:
     """Give a result back, unless it is work that would be done after the block."""
     if isinstance(result, (partial, BuiltinFunctionType, FunctionType, MethodType)) or any(
         hasattr(type(result), a) for a in _RUNS_LATER

@@ -60,13 +60,13 @@ def as_array(x: Any, name: str) -> Any:
         if dtype.kind in "iub":
             return x.astype(np.float64)
         if dtype_name(dtype) not in DTYPES:
-            raise TypeError(f"{name}: {_why_not(dtype, name)}")
+            raise TypeError(f"{name}: {_rejection(dtype, name)}")
     if not (dtype.isnative and x.flags.aligned):
         return x.astype(dtype.newbyteorder("="))
     return x
 
 
-def _why_not(dtype: np.dtype[Any], name: str) -> str:
+def _rejection(dtype: np.dtype[Any], name: str) -> str:
     """Why an array of this dtype is not taken, and what would be."""
     if dtype.kind == "c":
         return f"{dtype} has no largest class; give {name}.real or abs({name})"
@@ -139,11 +139,11 @@ def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, .
 def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> None:
     """Raise unless `out` can take a result of this shape and dtype; its byte order is free."""
     if type(out) is not np.ndarray:
-        from lsm._foreign import refusal, why_refused
+        from lsm._foreign import explain_refusal, rule_for
 
-        if not isinstance(out, np.ndarray) or refusal(out) is not None:
+        if not isinstance(out, np.ndarray) or rule_for(out) is not None:
             accepted = f"a numpy.ndarray of shape {shape} and dtype {dtype}"
-            raise TypeError(f"out: a {type(out).__name__}; accepted: {accepted}{why_refused(out)}")
+            raise TypeError(f"out: a {type(out).__name__}; accepted: {accepted}{explain_refusal(out)}")
     check_out_like(out.shape, dtype_name(out.dtype), shape, dtype)
     if not out.flags.writeable:
         raise ValueError("out: is read-only; accepted: a writable array")
@@ -184,7 +184,7 @@ def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
     )
 
 
-def aligned_on_device(places: Sequence[int], itemsize: int, name: str) -> None:
+def check_aligned(places: Sequence[int], itemsize: int, name: str) -> None:
     """Raise TypeError unless an address and strides, in bytes, are multiples of an element's size."""
     if any(place % itemsize for place in places):
         raise TypeError(

@@ -18,7 +18,7 @@ ACCEPTED = {
     "LSM_NUM_THREADS": "a whole number from 1, such as '4'",
     "LSM_FORCE_ISA": ", ".join(map(repr, ISA_LEVELS)),
 }
-WHEN_BUILT = ("LSM_NO_OPENMP", "LSM_SANITIZE")  # read by setup.py
+BUILD_VARIABLES = ("LSM_NO_OPENMP", "LSM_SANITIZE")  # read by setup.py
 
 
 def current_directory() -> str:
@@ -29,7 +29,7 @@ def current_directory() -> str:
         return ""
 
 
-STARTED_IN = current_directory()  # when lsm is imported; a program may change it before anything is searched for
+INITIAL_DIRECTORY = current_directory()  # when lsm is imported; a program may change it before anything is searched for
 
 
 class Settings(NamedTuple):

@@ -15,7 +15,7 @@ from lsm._version import install_command
 
 if TYPE_CHECKING:
     from lsm.backends.candidate import Candidate
-    from lsm.backends.contract import Declared
+    from lsm.backends.contract import Declaration
     from lsm.backends.registry import Registry
 
 _ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types of which lsm makes new arrays itself
@@ -25,21 +25,21 @@ _COMMON_TYPES = {"cpu": NUMPY, "cuda": CUPY}
 
 
 class Policy:
-    """The backend that is requested, if one is, and the plans that were made under this request.
+    """The backend that is requested, if one is, and the entries that were made under this request.
 
-    `fast` holds, by kind of array, the functions of the fast path that the plans have found.
+    `fast` holds, by kind of array, the functions of the fast path that the entries have found.
     """
 
-    __slots__ = ("__weakref__", "fast", "plans", "requested", "rule")
+    __slots__ = ("__weakref__", "entries", "fast", "requested", "rule")
 
     def __init__(self, requested: str | None, rule: str) -> None:
         self.requested = requested
         self.rule = rule
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Make every plan anew."""
-        self.plans: dict[Any, Any] = {}
+        self.entries: dict[Any, Any] = {}
         self.fast: dict[Any, Any] = {}
 
 
@@ -125,7 +125,7 @@ def decide(request: Request, policy: Policy) -> Decision:
     error: LsmError | None = None
     try:
         if policy.requested is None:
-            winner = _choose(request, reasons)
+            winner = _choose_automatically(request, reasons)
             if winner is None:
                 error = _no_backend_error(request, reasons)
         else:
@@ -145,10 +145,10 @@ def decide(request: Request, policy: Policy) -> Decision:
         array_type=request.array_type,
         device=request.device,
         dtype=" to ".join(dict.fromkeys(request.dtypes)),
-        passed_as=_passed_as(winner.declared, request) if winner else "",
-        distribution=winner.found.distribution if winner else "",
-        version=winner.found.version if winner else "",
-        file=winner.found.file if winner else "",
+        passed_as=_passed_as(winner.declaration, request) if winner else "",
+        distribution=winner.entry_point.distribution if winner else "",
+        version=winner.entry_point.version if winner else "",
+        file=winner.entry_point.file if winner else "",
         reasons=reasons,
         error=error,
         backend=winner.backend if winner else None,
@@ -156,7 +156,7 @@ def decide(request: Request, policy: Policy) -> Decision:
     )
 
 
-def explained(request: Request, policy: Policy) -> Decision:
+def decide_and_explain(request: Request, policy: Policy) -> Decision:
     """The same, with the reason of every other backend; loads no more of them."""
     decision = decide(request, policy)
     why = "not asked for" if policy.requested else f"not needed: {decision.winner} serves the call"
@@ -171,17 +171,17 @@ def explained(request: Request, policy: Policy) -> Decision:
     return decision
 
 
-def _passed_as(declared: "Declared", request: Request) -> str:
+def _passed_as(declaration: "Declaration", request: Request) -> str:
     """The type of array that a backend is given in a call; empty if it does not serve the call's type."""
-    if request.array_type in declared.array_types:
+    if request.array_type in declaration.array_types:
         return request.array_type
     common = _COMMON_TYPES.get(request.device, "")
-    return common if common in declared.array_types else ""
+    return common if common in declaration.array_types else ""
 
 
 def _problem(candidate: "Candidate", request: Request) -> str:
     """Why this backend does not serve a call; empty if it does. Loads it, unless it is lsm's own and not for such."""
-    claims = candidate.claims() if candidate.is_built_in else None
+    claims = candidate.peek_declaration() if candidate.is_built_in else None
     if claims is not None and claims.devices:  # the same answer whether it has been found unavailable by now or not
         problem = _mismatch(claims, request)
         if problem:
@@ -190,32 +190,32 @@ def _problem(candidate: "Candidate", request: Request) -> str:
         candidate.load()
     except BackendUnavailableError:
         return f"{candidate.state}: {candidate.reason}"
-    return _mismatch(candidate.declared, request)
+    return _mismatch(candidate.declaration, request)
 
 
-def _mismatch(declared: "Declared", request: Request) -> str:
+def _mismatch(declaration: "Declaration", request: Request) -> str:
     """What of a call a backend does not claim to serve; empty if it claims all of it."""
-    if request.op not in declared.operations:
+    if request.op not in declaration.operations:
         return f"does not have {request.op}"
-    if request.device not in declared.devices:
-        return f"serves the devices {', '.join(declared.devices)}, not {request.device}"
-    passed_as = _passed_as(declared, request)
+    if request.device not in declaration.devices:
+        return f"serves the devices {', '.join(declaration.devices)}, not {request.device}"
+    passed_as = _passed_as(declaration, request)
     if not passed_as:
-        return f"serves {', '.join(declared.array_types)}, not {request.array_type}"
-    if passed_as not in _ALLOCATED and not declared.has_empty:
+        return f"serves {', '.join(declaration.array_types)}, not {request.array_type}"
+    if passed_as not in _ALLOCATED and not declaration.has_empty:
         return f"has no method empty, which would make new arrays of {passed_as}"
-    missing = [dtype for dtype in dict.fromkeys(request.dtypes) if dtype not in declared.dtypes]
+    missing = [dtype for dtype in dict.fromkeys(request.dtypes) if dtype not in declaration.dtypes]
     if missing:
-        return f"serves {', '.join(declared.dtypes)}, not {', '.join(missing)}"
-    takes_bits = passed_as != NUMPY or declared.takes_bfloat16_bits
+        return f"serves {', '.join(declaration.dtypes)}, not {', '.join(missing)}"
+    takes_bits = passed_as != NUMPY or declaration.takes_bfloat16_bits
     if "bfloat16" in request.dtypes and not takes_bits and np_dtype("bfloat16") is BFLOAT16_BITS:
         return f"needs ml_dtypes for bfloat16: {install_command('bfloat16')}"
     return ""
 
 
-def _choose(request: Request, reasons: dict[str, str]) -> "Candidate | None":
+def _choose_automatically(request: Request, reasons: dict[str, str]) -> "Candidate | None":
     """The backend for a call that wishes for none; notes why those before it do not serve."""
-    for candidate in _own():
+    for candidate in _built_in_candidates():
         problem = _problem(candidate, request)
         if not problem:
             return candidate
@@ -229,13 +229,13 @@ def _choose(request: Request, reasons: dict[str, str]) -> "Candidate | None":
             usable.append(candidate)
     usable.sort(key=_rank)
     for candidate in usable[1:]:
-        first, its = usable[0].declared.priority, candidate.declared.priority
+        first, its = usable[0].declaration.priority, candidate.declaration.priority
         how = f"priority {first} to {its}" if first != its else f"name, at the same priority {its}"
         reasons[candidate.name] = f"serves it as well; {usable[0].name} comes first by {how}"
     return usable[0] if usable else None
 
 
-def _own() -> Iterator["Candidate"]:
+def _built_in_candidates() -> Iterator["Candidate"]:
     """The built-in backends in the order of automatic choice; nothing is searched for before the first."""
     from lsm.backends.candidate import BUILT_IN
 
@@ -246,12 +246,12 @@ def _own() -> Iterator["Candidate"]:
 
 
 def _rank(candidate: "Candidate") -> tuple[int, str]:
-    return -candidate.declared.priority, candidate.name
+    return -candidate.declaration.priority, candidate.name
 
 
 def _capable_backends(request: Request) -> list[str]:
     """The names of those that would serve a call if asked; third parties are loaded only if no built-in does."""
-    own = [candidate.name for candidate in _own() if not _problem(candidate, request)]
+    own = [candidate.name for candidate in _built_in_candidates() if not _problem(candidate, request)]
     theirs = [] if own else [candidate for candidate in registry().third_party() if not _problem(candidate, request)]
     return own + [candidate.name for candidate in sorted(theirs, key=_rank)]
 
@@ -271,7 +271,7 @@ def _unsupported_error(asked: "Candidate", problem: str, policy: Policy, request
     """The error of a call whose wish cannot be met, with who would serve it."""
     is_usable = asked.state == "loaded" or (asked.is_built_in and asked.state == "discovered")
     if not is_usable:
-        return asked.error_now(f" (asked for by {policy.rule})")
+        return asked.unavailable_error(f" (asked for by {policy.rule})")
     others = " or ".join(f"backend={name!r}" for name in _capable_backends(request))
     remedy = f"{others} would serve it" if others else "no backend that is installed would"
     return BackendUnsupportedError(f"backend {asked.name!r} (asked for by {policy.rule}) {problem}; {remedy}")

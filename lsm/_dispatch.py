@@ -1,4 +1,4 @@
-"""Who serves a call and why: the order of choice, the plan that is kept of it, and `explain`.
+"""Who serves a call and why: the order of choice, the entry that is kept of it, and `explain`.
 
 The choice follows the device and dtype of the input. A backend may be asked for, and the most specific
 wish counts: the argument ``backend=``, then `use_backend`, then `set_default_backend`, then the
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from lsm import _fastpath
-from lsm._block import Block
+from lsm._block import ContextOverride
 from lsm._check import NUMPY
 from lsm._config import settings
-from lsm._decide import Decision, Policy, Request, decide, explained, registry
+from lsm._decide import Decision, Policy, Request, decide, decide_and_explain, registry
 from lsm._errors import BackendUnavailableError, PluginWarning
-from lsm._held import holding
+from lsm._held import call_locked
 from lsm._interop import library_of
 from lsm._operations import OPERATIONS
 from lsm._untraced import untraced
@@ -28,15 +28,15 @@ from lsm._untraced import untraced
 if TYPE_CHECKING:
     from lsm.backends.info import BackendInfo
 
-_PLAN_LIMIT = 512  # a program may have any number of array types
+_MAX_CACHED_ENTRIES = 512  # a program may have any number of array types
 
 # The policies of all `use_backend` blocks, also of other threads, by id. A WeakSet cannot be gone through while one of
 # them ends elsewhere.
-_in_blocks: WeakValueDictionary[int, Policy] = WeakValueDictionary()
+_block_policies: WeakValueDictionary[int, Policy] = WeakValueDictionary()
 _lock = allocate_lock()
 
 
-class Plan(NamedTuple):
+class DispatchEntry(NamedTuple):
     """How a kind of call is served.
 
     Attributes
@@ -80,37 +80,37 @@ def _environment_policy() -> Policy:
         policy: Policy = _fastpath.default
         return policy
 
-    return holding(_lock, set_default)
+    return call_locked(_lock, set_default)
 
 
-def plan_for(request: Request, backend: str | None, fast_key: Any = None) -> Plan:
-    """Find the backend for a call; the plan is kept in the policy, and its fast function by `fast_key`.
+def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> DispatchEntry:
+    """Find the backend for a call; the entry is kept in the policy, and its fast function by `fast_key`.
 
     Raises
     ------
     UnknownBackendError, BackendUnavailableError, BackendUnsupportedError
         As `decide` found.
     """
-    by_name = _fastpath.by_name  # of now, as are the plans: another thread may make lsm forget them
+    by_name = _fastpath.by_name  # of now, as are the entries: another thread may make lsm forget them
     policy = _policy() if backend is None else by_name.get(_checked_name(backend)) or Policy(backend, "backend=")
-    plans, fast = policy.plans, policy.fast
-    plan: Plan | None = plans.get(request)
-    if plan is None:
+    entries, fast = policy.entries, policy.fast
+    entry: DispatchEntry | None = entries.get(request)
+    if entry is None:
         decision = decide(request, policy)
         if decision.error is not None:
             raise decision.error
         why_not = decision.reasons.get(registry().default.name, "")
         if why_not.startswith("unavailable: "):
             _warn_without_kernels(why_not)
-        plan = _plan(decision)
-        if len(plans) < _PLAN_LIMIT:
-            plans[request] = plan
-            is_given = plan.passed_as in (NUMPY, request.array_type)  # as an ndarray, or as it is
-            if is_given and plan.fast is not None and fast_key is not None and len(set(request.dtypes)) == 1:
-                setattr(fast.setdefault(fast_key, _fastpath.FastFunctions()), request.op, plan.fast)
+        entry = _make_entry(decision)
+        if len(entries) < _MAX_CACHED_ENTRIES:
+            entries[request] = entry
+            is_given = entry.passed_as in (NUMPY, request.array_type)  # as an ndarray, or as it is
+            if is_given and entry.fast is not None and fast_key is not None and len(set(request.dtypes)) == 1:
+                setattr(fast.setdefault(fast_key, _fastpath.FastFunctions()), request.op, entry.fast)
         if backend is not None:
             by_name.setdefault(backend, policy)
-    return plan
+    return entry
 
 
 @cache  # once for a reason, also after refresh_backends
@@ -124,16 +124,16 @@ def _warn_without_kernels(why_not: str) -> None:
     )
 
 
-def _plan(decision: Decision) -> Plan:
+def _make_entry(decision: Decision) -> DispatchEntry:
     backend, passed_as = decision.backend, decision.passed_as
     if decision.is_built_in:
         functions = getattr(backend, "fast_functions", {})
-        return Plan(backend, passed_as, functions.get(decision.op))
-    from lsm._guard import Guarded
+        return DispatchEntry(backend, passed_as, functions.get(decision.op))
+    from lsm._guard import GuardedBackend
 
     # No fast functions, which a third party's may have inherited: its own methods would be passed over.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"
-    return Plan(Guarded(backend, origin), passed_as, None)
+    return DispatchEntry(GuardedBackend(backend, origin), passed_as, None)
 
 
 def _checked_name(name: Any) -> str:
@@ -142,7 +142,7 @@ def _checked_name(name: Any) -> str:
     return name
 
 
-def use_backend(name: str) -> Block[Policy]:
+def use_backend(name: str) -> ContextOverride[Policy]:
     """Use one backend for every call within a ``with`` block, in this thread or asyncio task.
 
     The backend is looked up and loaded where the block begins. What is returned may be kept, and entered again, also
@@ -185,10 +185,10 @@ def use_backend(name: str) -> Block[Policy]:
     def entered() -> Policy:
         registry().get(name).load()
         policy = Policy(name, "use_backend")
-        holding(_lock, _in_blocks.__setitem__, id(policy), policy)
+        call_locked(_lock, _block_policies.__setitem__, id(policy), policy)
         return policy
 
-    return Block(_fastpath.in_context, entered)
+    return ContextOverride(_fastpath.in_context, entered)
 
 
 def set_default_backend(name: str | None) -> None:
@@ -217,11 +217,11 @@ def set_default_backend(name: str | None) -> None:
         _fastpath.default = policy
 
     if name is None:
-        holding(_lock, set_default, None)
+        call_locked(_lock, set_default, None)
         _environment_policy()
         return
     registry().get(_checked_name(name)).load()
-    holding(_lock, set_default, Policy(name, "set_default_backend"))
+    call_locked(_lock, set_default, Policy(name, "set_default_backend"))
 
 
 def list_backends(*, load: bool = True) -> "list[BackendInfo]":
@@ -263,20 +263,20 @@ def refresh_backends() -> None:
     >>> import lsm
     >>> lsm.refresh_backends()
     """
-    from lsm.backends.registry import forget
+    from lsm.backends.registry import reset_registry
 
-    def forget_plans() -> None:
+    def clear_entries() -> None:
         _fastpath.by_name = {}
         if _fastpath.default is not None:
             _fastpath.default = Policy(_fastpath.default.requested, _fastpath.default.rule)
-        for reference in _in_blocks.valuerefs():
+        for reference in _block_policies.valuerefs():
             policy = reference()
             if policy is not None:
-                policy.forget()
+                policy.clear()
 
     importlib.invalidate_caches()
-    forget()
-    holding(_lock, forget_plans)
+    reset_registry()
+    call_locked(_lock, clear_entries)
 
 
 def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:
@@ -321,10 +321,10 @@ def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
     decision = explain_request(request, backend)
     if decision.passed_as == NUMPY:
-        library.check_memory(array, "x")
+        library.check_readable(array, "x")
     return decision
 
 
 def explain_request(request: Request, backend: str | None = None) -> Decision:
     """`explain` of a call that is described, without an array."""
-    return explained(request, _policy() if backend is None else Policy(_checked_name(backend), "backend="))
+    return decide_and_explain(request, _policy() if backend is None else Policy(_checked_name(backend), "backend="))

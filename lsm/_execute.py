@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsm import _check
-from lsm._interop_base import Arrays
+from lsm._interop_base import ArrayLibrary
 
 
 class Execution(NamedTuple):
@@ -18,7 +18,7 @@ class Execution(NamedTuple):
         The backend.
     method : str
         The name of its method, which is that of the operation.
-    library : Arrays
+    library : ArrayLibrary
         How these arrays are handled.
     inputs : tuple of array
         Of one shape.
@@ -32,7 +32,7 @@ class Execution(NamedTuple):
 
     backend: Any
     method: str
-    library: Arrays
+    library: ArrayLibrary
     inputs: tuple[Any, ...]
     axes: tuple[int, ...]
     out: Any
@@ -43,7 +43,7 @@ class Execution(NamedTuple):
         library, out, shape = self.library, self.out, tuple(self.inputs[0].shape)
         if 0 in shape:
             return self._empty(shape) if out is None else out
-        if len(self.axes) != 1 or (out is not None and not library.can_be_written(out, self.inputs)):
+        if len(self.axes) != 1 or (out is not None and not library.can_write_directly(out, self.inputs)):
             return self._run_merged()
         result = self._empty(shape) if out is None else library.as_base_array(out)
         inputs = self.inputs
@@ -75,8 +75,8 @@ class Execution(NamedTuple):
             return bool(strides) and _check.is_one_axis(apart[n_frame_axes:], strides[n_frame_axes:])
 
         merged = None
-        if out is not None and library.can_be_written(out, self.inputs):
-            permuted = library.permuted(library.as_base_array(out), order)
+        if out is not None and library.can_write_directly(out, self.inputs):
+            permuted = library.permute(library.as_base_array(out), order)
             if is_one_axis(permuted):
                 merged = permuted.reshape(together)
         is_direct = merged is not None
@@ -86,7 +86,7 @@ class Execution(NamedTuple):
         is_free = bool(library.strides(merged)) and not (is_direct and len(self.inputs) > 1)
         given = []
         for x in self.inputs:
-            permuted = library.permuted(x, order)
+            permuted = library.permute(x, order)
             if is_one_axis(permuted):
                 seen = permuted.reshape(together)
                 given.append(seen if not is_direct or library.same_or_disjoint(seen, merged) else library.copy(seen))
@@ -99,7 +99,7 @@ class Execution(NamedTuple):
         self._compute(*given, n_frame_axes, merged)
         if is_direct:
             return out
-        result = library.permuted(merged.reshape(apart), [int(i) for i in np.argsort(order)])
+        result = library.permute(merged.reshape(apart), [int(i) for i in np.argsort(order)])
         if out is None:
             return result
         out[...] = result

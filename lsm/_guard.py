@@ -6,14 +6,14 @@ from typing import Any
 from lsm._errors import BackendFailedError
 from lsm._interop import library_of
 from lsm._operations import OPERATIONS
-from lsm._texts import told
+from lsm._texts import describe_error
 
 # Not a backend's fault. A signal's handler may ask the process to end, by SystemExit as by KeyboardInterrupt, in the
 # middle of a call. All else is, also what is no Exception: a panic in a backend written in Rust, say.
-_PASS = (KeyboardInterrupt, SystemExit, MemoryError)
+_PASSED_THROUGH = (KeyboardInterrupt, SystemExit, MemoryError)
 
 
-class Guarded:
+class GuardedBackend:
     """A backend of another distribution, whose faults become errors that say whose they are.
 
     No value is looked at: that is for the kit that tests a backend.
@@ -34,11 +34,11 @@ class Guarded:
         library = library_of(like)
         try:
             made = self.backend.empty(shape, dtype, like)
-        except _PASS:
+        except _PASSED_THROUGH:
             raise
         except BaseException as error:
-            raise self._failed(f"empty raised {told(error)}") from error
-        wanted = (library.type_name(like), shape, dtype, library.place(like))
+            raise self._failed(f"empty raised {describe_error(error)}") from error
+        wanted = (library.type_name(like), shape, dtype, library.device(like))
         found: tuple[Any, ...] = (f"{type(made).__module__}.{type(made).__qualname__}",)
         if type(made) is type(like):
             found = (library.type_name(made), *library.signature(made))
@@ -52,10 +52,10 @@ class Guarded:
         before = library.signature(out)
         try:
             returned = getattr(self.backend, method)(*arguments)
-        except _PASS:
+        except _PASSED_THROUGH:
             raise
         except BaseException as error:
-            raise self._failed(f"{method} raised {told(error)}") from error
+            raise self._failed(f"{method} raised {describe_error(error)}") from error
         if returned is not None and returned is not out:
             raise self._failed(
                 f"{method} returned a {type(returned).__name__}; it must write the result into `out` and return None"

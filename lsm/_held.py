@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Held(Generic[T]):
+class ScopedValue(Generic[T]):
     """A value for a ContextVar within a ``with`` block.
 
     One object may be entered any number of times, also within itself and in several threads and tasks at once.
@@ -39,7 +39,7 @@ class Held(Generic[T]):
         raise RuntimeError("a block of lsm is left in a thread or asyncio task in which it was not entered")
 
 
-def holding(lock: Any, function: Callable[..., T], *args: Any) -> T:
+def call_locked(lock: Any, function: Callable[..., T], *args: Any) -> T:
     """Call a function with a lock held."""
     with lock:
         return function(*args)

@@ -11,7 +11,7 @@ ACL = "system.posix_acl_access"
 OF_CONTENTS = ("security.capability", "security.ima", "security.evm")
 
 
-def inherit(old: Path, new: int | Path) -> str:
+def copy_metadata(old: Path, new: int | Path) -> str:
     """Give a new file what the old one has; say what could not be given, or nothing.
 
     Access never becomes wider: the new file comes here closed to all but its owner, its permissions are set last, and

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
-from lsm._interop_base import Arrays, Operand
-from lsm._interop_cupy import CupyArrays
-from lsm._interop_jax import JaxArrays
-from lsm._interop_torch import TorchTensors
+from lsm._interop_base import ArrayLibrary, Operand
+from lsm._interop_cupy import CupyLibrary
+from lsm._interop_jax import JaxLibrary
+from lsm._interop_torch import TorchLibrary
 from lsm._version import install_command
 
 
-class OtherArrays(Arrays):
+class DlpackLibrary(ArrayLibrary):
     """Arrays of a library that lsm does not know, and that speak DLPack."""
 
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
@@ -27,31 +27,31 @@ class OtherArrays(Arrays):
         return super().validate(x, name, axis)
 
 
-class NumpyArrays(Arrays):
+class NumpyLibrary(ArrayLibrary):
     """numpy.ndarray, and whatever NumPy makes one of."""
 
     dtypes = _check.DTYPES
-    maker = "numpy.asarray"
+    converter = "numpy.asarray"
 
     def type_name(self, x: Any) -> str:
         """The name by which backends declare this type."""
         return _check.NUMPY
 
-    def device(self, x: Any) -> str:
+    def device_kind(self, x: Any) -> str:
         """NumPy's arrays lie in the memory of the CPU."""
         return "cpu"
 
-    def place(self, x: Any) -> str:
+    def device(self, x: Any) -> str:
         """As `device`."""
         return "cpu"
 
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Make an ndarray of the argument; raise TypeError for what lsm does not take."""
         if type(x) is not np.ndarray:
-            from lsm._foreign import SEQUENCES, odd_items, refuse
+            from lsm._foreign import SEQUENCES, foreign_items, refuse
 
             if isinstance(x, SEQUENCES):
-                for place, item in odd_items(x):
+                for place, item in foreign_items(x):
                     _check_item(item, name, place)
             else:
                 refuse(x, name, axis)
@@ -101,7 +101,7 @@ class NumpyArrays(Arrays):
         strides: tuple[int, ...] = x.strides
         return strides
 
-    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+    def can_write_directly(self, out: Any, inputs: tuple[Any, ...]) -> bool:
         """Whether `out` is aligned and in native byte order, as backends may expect."""
         return bool(out.dtype.isnative and out.flags.aligned)
 
@@ -120,32 +120,32 @@ def _check_item(item: Any, name: str, place: str) -> None:
 
     library = library_of(item)
     try:
-        if library is NUMPY_ARRAYS:
+        if library is NUMPY_LIBRARY:
             refuse(item, f"{name}{place}")
         else:
             library.validate(item, f"{name}{place}")
-            library.check_memory(item, f"{name}{place}")
+            library.check_readable(item, f"{name}{place}")
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from error
 
 
-NUMPY_ARRAYS = NumpyArrays()
-TORCH_TENSORS = TorchTensors()
-CUPY_ARRAYS = CupyArrays()
-_ANY, _JAX = OtherArrays(), JaxArrays()
-_NUMPYS = (np.ndarray, np.generic, list, tuple, float, int)
+NUMPY_LIBRARY = NumpyLibrary()
+TORCH_LIBRARY = TorchLibrary()
+CUPY_LIBRARY = CupyLibrary()
+_DLPACK_LIBRARY, _JAX_LIBRARY = DlpackLibrary(), JaxLibrary()
+_NUMPY_TYPES = (np.ndarray, np.generic, list, tuple, float, int)
 
 
-def library_of(x: Any) -> Arrays:
+def library_of(x: Any) -> ArrayLibrary:
     """How to take an argument; what is no array of another library is NumPy's to make one of."""
-    if isinstance(x, _NUMPYS):
-        return NUMPY_ARRAYS
+    if isinstance(x, _NUMPY_TYPES):
+        return NUMPY_LIBRARY
     if isinstance(x, getattr(sys.modules.get("torch"), "Tensor", ())):
-        return TORCH_TENSORS
+        return TORCH_LIBRARY
     if isinstance(x, getattr(sys.modules.get("jax"), "Array", ())):
-        return _JAX
+        return _JAX_LIBRARY
     if isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ())):
-        return CUPY_ARRAYS
+        return CUPY_LIBRARY
     if hasattr(type(x), "__dlpack_device__"):
-        return _ANY
-    return NUMPY_ARRAYS
+        return _DLPACK_LIBRARY
+    return NUMPY_LIBRARY

@@ -23,7 +23,7 @@ class Operand(NamedTuple):
     dtype: str
 
 
-class Arrays:
+class ArrayLibrary:
     """What lsm must know of a library's arrays; here of one of which it knows nothing but DLPack.
 
     The first methods serve backends that take NumPy arrays: the same memory is seen as one, and a result that NumPy
@@ -32,21 +32,21 @@ class Arrays:
     """
 
     dtypes: tuple[str, ...] = _check.DTYPES[:-1]  # longdouble is NumPy's alone
-    maker = ""  # what makes such an array of another one
+    converter = ""  # what makes such an array of another one
     has_fast_path = False
 
     def type_name(self, x: Any) -> str:
         """The name by which backends declare this type."""
         return f"{type(x).__module__}.{type(x).__qualname__}"
 
-    def device(self, x: Any) -> str:
+    def device_kind(self, x: Any) -> str:
         """'cpu', 'cuda', ...: the kind of device that holds x."""
         number = int(type(x).__dlpack_device__(x)[0])
         return "cpu" if number in _HOST else _KINDS.get(number, f"device type {number}")
 
-    def place(self, x: Any) -> str:
+    def device(self, x: Any) -> str:
         """The very device: 'cpu', 'cuda:0', 'cuda:1', ..."""
-        kind, number = self.device(x), int(type(x).__dlpack_device__(x)[1])
+        kind, number = self.device_kind(x), int(type(x).__dlpack_device__(x)[1])
         if kind != "cpu":
             return f"{kind}:{number}"
         own = str(getattr(x, "device", "cpu"))  # a library may tell parts of the CPU's memory apart
@@ -55,7 +55,7 @@ class Arrays:
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Look at an argument; raise TypeError for what lsm does not take."""
         try:
-            device = self.device(x)
+            device = self.device_kind(x)
         except Exception as error:  # what a library raises here is not agreed on
             raise TypeError(
                 f"{name}: this {type(x).__name__} does not say on which device it is ({error}); "
@@ -84,7 +84,7 @@ class Arrays:
         """The same memory as an ndarray that lsm computes with; copied only if it holds no dtype of lsm's."""
         return _check.as_array(self.view_as_numpy(x, name), name)
 
-    def check_memory(self, x: Any, name: str) -> None:
+    def check_readable(self, x: Any, name: str) -> None:
         """Raise TypeError for what has the library's type and no memory to read."""
 
     def view_as_numpy(self, x: Any, name: str) -> Any:
@@ -123,13 +123,13 @@ class Arrays:
 
     def from_numpy(self, y: Any, like: Any) -> Any:
         """A result as the library's own array if its namespace has from_dlpack, else as the ndarray that it is."""
-        return self._given_back(y, like)
+        return self._convert_back(y, like)
 
     def from_cupy(self, y: Any, like: Any) -> Any:
         """The same for a result of CuPy's; the library's stream waits for CuPy's."""
-        return self._given_back(y, like)
+        return self._convert_back(y, like)
 
-    def _given_back(self, y: Any, like: Any) -> Any:
+    def _convert_back(self, y: Any, like: Any) -> Any:
         namespace = getattr(like, "__array_namespace__", None)
         convert = None if namespace is None else getattr(namespace(), "from_dlpack", None)
         if convert is None:
@@ -156,7 +156,7 @@ class Arrays:
         """Make the device of x the current one, if the library has such a thing and lsm itself makes arrays there."""
         return _NO_CHANGE
 
-    def converted(self, x: Any, dtype: str) -> Any:
+    def astype(self, x: Any, dtype: str) -> Any:
         """The array in another dtype; itself if it has that already."""
         return x if _name(x.dtype) == dtype else x.astype(_check.np_dtype(dtype))
 
@@ -166,13 +166,13 @@ class Arrays:
 
     def signature(self, x: Any) -> tuple[Any, ...]:
         """Shape, dtype and device of an array, by which a backend's work is looked over."""
-        return tuple(x.shape), _name(x.dtype), self.place(x)
+        return tuple(x.shape), _name(x.dtype), self.device(x)
 
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
         """Raise unless `out` can take such a result as it is."""
         _check.check_out_like(tuple(out.shape), _name(out.dtype), shape, dtype)
 
-    def permuted(self, x: Any, order: list[int]) -> Any:
+    def permute(self, x: Any, order: list[int]) -> Any:
         """The array with its axes in another order."""
         return x.transpose(order)
 
@@ -180,7 +180,7 @@ class Arrays:
         """The strides, in whatever unit the library counts them; empty if they are not known."""
         return ()
 
-    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+    def can_write_directly(self, out: Any, inputs: tuple[Any, ...]) -> bool:
         """Whether a backend may write to `out` itself: of an unknown array it is not known what it overlaps."""
         return any(out is x for x in inputs)
 

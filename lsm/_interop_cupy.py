@@ -5,25 +5,25 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from lsm import _check
-from lsm._interop_base import Arrays, Operand
+from lsm._interop_base import ArrayLibrary, Operand
 from lsm._version import install_command
 
 
-class CupyArrays(Arrays):
+class CupyLibrary(ArrayLibrary):
     """cupy.ndarray; a subclass may hold more than one device does."""
 
-    maker = "cupy.asarray"
+    converter = "cupy.asarray"
     has_fast_path = True
 
     def type_name(self, x: Any) -> str:
         """The name by which backends declare this type."""
         return _check.CUPY
 
-    def device(self, x: Any) -> str:
+    def device_kind(self, x: Any) -> str:
         """CuPy's arrays lie on a CUDA device; its build for ROCm has no backend here."""
         return "cuda"
 
-    def place(self, x: Any) -> str:
+    def device(self, x: Any) -> str:
         """The very device: 'cuda:0', 'cuda:1', ..."""
         return f"cuda:{x.data.device_id}"
 
@@ -40,7 +40,7 @@ class CupyArrays(Arrays):
     def check_aligned(self, x: Any, name: str) -> None:
         """Raise TypeError unless every element lies at a multiple of its size, the only ones that a device reads."""
         steps = [stride for n, stride in zip(x.shape, x.strides, strict=True) if n > 1]
-        _check.aligned_on_device((x.data.ptr, *steps), x.itemsize, name)
+        _check.check_aligned((x.data.ptr, *steps), x.itemsize, name)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The dtype of the result by name; bfloat16 only where CuPy has it."""
@@ -87,7 +87,7 @@ class CupyArrays(Arrays):
         strides: tuple[int, ...] = x.strides
         return strides
 
-    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+    def can_write_directly(self, out: Any, inputs: tuple[Any, ...]) -> bool:
         """Any array that was let in."""
         return True
 

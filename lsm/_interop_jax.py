@@ -7,29 +7,29 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
-from lsm._interop_base import Arrays, Operand
+from lsm._interop_base import ArrayLibrary, Operand
 
-_ALIGNMENT = 64  # bytes: XLA's CPU client copies what lies otherwise
+_ALIGNMENT_BYTES = 64  # bytes: XLA's CPU client copies what lies otherwise
 
 
-class JaxArrays(Arrays):
+class JaxLibrary(ArrayLibrary):
     """jax.Array on one device; it is immutable, so that none can be `out`."""
 
-    maker = "jax.numpy.asarray"
+    converter = "jax.numpy.asarray"
 
     def type_name(self, x: Any) -> str:
         """The name by which backends declare this type."""
         return "jax.Array"
 
-    def device(self, x: Any) -> str:
+    def device_kind(self, x: Any) -> str:
         """As DLPack names it, where JAX says "gpu": of CUDA or of ROCm, or memory of the host that such a one reads."""
         (device,) = x.sharding.device_set
-        return super().device(x) if device.platform == "gpu" else str(device.platform)
+        return super().device_kind(x) if device.platform == "gpu" else str(device.platform)
 
-    def place(self, x: Any) -> str:
+    def device(self, x: Any) -> str:
         """The very device: JAX may see several CPUs."""
         (device,) = x.sharding.device_set
-        return f"{self.device(x)}:{device.id}"
+        return f"{self.device_kind(x)}:{device.id}"
 
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Look at an argument; raise TypeError for what lsm does not take."""
@@ -67,8 +67,8 @@ class JaxArrays(Arrays):
         """An ndarray aligned so that JAX takes it over as it is."""
         own = _check.np_dtype(dtype)
         n_bytes = math.prod(shape) * own.itemsize
-        memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
-        start = -memory.__array_interface__["data"][0] % _ALIGNMENT
+        memory = np.empty(n_bytes + _ALIGNMENT_BYTES, np.uint8)
+        start = -memory.__array_interface__["data"][0] % _ALIGNMENT_BYTES
         return memory[start : start + n_bytes].view(own).reshape(shape)
 
     def from_numpy(self, y: Any, like: Any) -> Any:
@@ -84,7 +84,7 @@ class JaxArrays(Arrays):
         """Raise TypeError: nothing writes to such an array."""
         raise TypeError("out: a JAX array, which cannot be written to; leave out= away and take the result")
 
-    def converted(self, x: Any, dtype: str) -> Any:
+    def astype(self, x: Any, dtype: str) -> Any:
         """The array in another dtype; itself if it has that already."""
         return x.astype(dtype)
 

@@ -5,28 +5,28 @@ from functools import cache
 from typing import Any
 
 from lsm import _check
-from lsm._interop_base import Arrays, Operand
+from lsm._interop_base import ArrayLibrary, Operand
 
 _REQUIRES_GRAD = """{name}: a tensor that requires grad, whose gradient lsm would lose; one of these two lines helps:
     {name}.detach()            # the values only
     lsm_torch.log_softmax(x)   # with the gradient: autograd, by docs/examples/plugins/lsm-torch of lsm's source"""
 
 
-class TorchTensors(Arrays):
+class TorchLibrary(ArrayLibrary):
     """torch.Tensor and torch.nn.Parameter; other subclasses may hold a mask, or parts on other machines."""
 
-    maker = "torch.as_tensor"
+    converter = "torch.as_tensor"
     has_fast_path = True
 
     def type_name(self, x: Any) -> str:
         """The name by which backends declare this type."""
         return "torch.Tensor"
 
-    def device(self, x: Any) -> str:
+    def device_kind(self, x: Any) -> str:
         """As torch names it: 'cpu', 'cuda', 'mps', ..."""
         return "cpu" if x.is_cpu else str(x.device.type)
 
-    def place(self, x: Any) -> str:
+    def device(self, x: Any) -> str:
         """The very device: 'cpu', 'cuda:0', ..."""
         return str(x.device)
 
@@ -55,12 +55,12 @@ class TorchTensors(Arrays):
             raise TypeError(f"{name}: a nested tensor; give its parts, {name}.unbind(), one by one")
         dtype = _names()[0].get(x.dtype)
         if dtype is None or x.layout is not torch.strided:
-            raise TypeError(f"{name}: {_why_not(x, name)}")
+            raise TypeError(f"{name}: {_rejection(x, name)}")
         if x.is_cuda:
-            _check.aligned_on_device((_address(x),), x.element_size(), name)
-        return Operand(x.resolve_neg() if x.is_neg() else x, self.device(x), dtype)
+            _check.check_aligned((_address(x),), x.element_size(), name)
+        return Operand(x.resolve_neg() if x.is_neg() else x, self.device_kind(x), dtype)
 
-    def check_memory(self, x: Any, name: str) -> None:
+    def check_readable(self, x: Any, name: str) -> None:
         """Raise TypeError for a stand-in of torch.func and the like; PyTorch's numpy() of some is arbitrary memory."""
         if x.is_cpu and x.numel() and not _address(x):
             raise TypeError(
@@ -71,7 +71,7 @@ class TorchTensors(Arrays):
     def view_as_numpy(self, x: Any, name: str) -> Any:
         """The same memory as an ndarray: torch's own way is three times as fast as DLPack, and writable."""
         torch = sys.modules["torch"]
-        self.check_memory(x, name)
+        self.check_readable(x, name)
         try:
             if x.dtype is torch.bfloat16:
                 return x.view(torch.int16).numpy().view(_check.np_dtype("bfloat16"))
@@ -136,7 +136,7 @@ class TorchTensors(Arrays):
         if not out.is_inference():  # which has no versions
             sys.modules["torch"].autograd.graph.increment_version(out)
 
-    def converted(self, x: Any, dtype: str) -> Any:
+    def astype(self, x: Any, dtype: str) -> Any:
         """The tensor in another dtype; itself if it has that already."""
         return x.to(_names()[1][dtype])
 
@@ -148,7 +148,7 @@ class TorchTensors(Arrays):
 
     def signature(self, x: Any) -> tuple[Any, ...]:
         """Shape, dtype and device."""
-        return tuple(x.shape), str(x.dtype).removeprefix("torch."), self.place(x)
+        return tuple(x.shape), str(x.dtype).removeprefix("torch."), self.device(x)
 
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
         """Raise unless `out` can take such a result as it is."""
@@ -156,7 +156,7 @@ class TorchTensors(Arrays):
         if _check.overlaps_itself(tuple(out.shape), out.stride(), 1):
             raise ValueError(f"out: its elements overlap one another (strides {out.stride()}); give an ordinary tensor")
 
-    def permuted(self, x: Any, order: list[int]) -> Any:
+    def permute(self, x: Any, order: list[int]) -> Any:
         """The tensor with its axes in another order."""
         return x.permute(order)
 
@@ -165,7 +165,7 @@ class TorchTensors(Arrays):
         strides: tuple[int, ...] = x.stride()
         return strides
 
-    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+    def can_write_directly(self, out: Any, inputs: tuple[Any, ...]) -> bool:
         """Any tensor that was let in."""
         return True
 
@@ -184,7 +184,7 @@ class TorchTensors(Arrays):
 def _names() -> tuple[dict[Any, str], dict[str, Any]]:
     """The dtype that each of torch's is computed as, and torch's own by name."""
     torch = sys.modules["torch"]
-    own = {name: getattr(torch, name) for name in Arrays.dtypes}
+    own = {name: getattr(torch, name) for name in ArrayLibrary.dtypes}
     whole = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
     computed = {getattr(torch, name): "float64" for name in whole if hasattr(torch, name)}
     return computed | {dtype: name for name, dtype in own.items()}, own
@@ -211,7 +211,7 @@ def _extent(x: Any) -> tuple[int, int]:
     return start, start + (steps + 1) * x.element_size()
 
 
-def _why_not(x: Any, name: str) -> str:
+def _rejection(x: Any, name: str) -> str:
     """Why a tensor is not taken, and what would be."""
     if x.is_complex():
         return f"{x.dtype} has no largest class; give {name}.real or abs({name})"
@@ -219,4 +219,4 @@ def _why_not(x: Any, name: str) -> str:
         return f"a quantised tensor ({x.dtype}); give {name}.dequantize()"
     if x.layout is not sys.modules["torch"].strided:
         return f"a tensor in the layout {x.layout}; give {name}.to_dense()"
-    return f"dtype {x.dtype} is not accepted; accepted: {', '.join(Arrays.dtypes)}, integers and bool"
+    return f"dtype {x.dtype} is not accepted; accepted: {', '.join(ArrayLibrary.dtypes)}, integers and bool"

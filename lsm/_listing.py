@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import lsm
-from lsm._config import ACCEPTED, WHEN_BUILT, normalise
+from lsm._config import ACCEPTED, BUILD_VARIABLES, normalise
 from lsm.backends import cython_
 from lsm.backends.base import DEFAULT_MAX_ULP
-from lsm.backends.discovery import is_meant
+from lsm.backends.discovery import matches
 
 
-def report() -> dict[str, Any]:
+def status() -> dict[str, Any]:
     """Everything, as it is written to JSON; loads every backend."""
     return {
         "lsm": lsm.__version__,
@@ -32,22 +32,22 @@ def _kernel_level() -> str | None:
         return None
 
 
-def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
-    """Lay the report out for a reader: who and where in columns, the reason and the file below."""
-    yield f"lsm {report['lsm']}, kernels: {report['kernels'] or 'none'}, threads: {report['num_threads']}"
-    for name, value in report["environment"].items():
+def lines(status: dict[str, Any], n_columns: int) -> Iterator[str]:
+    """Lay the status out for a reader: who and where in columns, the reason and the file below."""
+    yield f"lsm {status['lsm']}, kernels: {status['kernels'] or 'none'}, threads: {status['num_threads']}"
+    for name, value in status["environment"].items():
         if value is not None:
-            note = _note(name, value, report["backends"])
+            note = _note(name, value, status["backends"])
             yield f"{name}={value}" + (f"  ({note})" if note else "")
     yield from textwrap.wrap(
-        f"not set: {', '.join(name for name, value in report['environment'].items() if value is None) or 'none'}",
+        f"not set: {', '.join(name for name, value in status['environment'].items() if value is None) or 'none'}",
         max(n_columns, 40),
         subsequent_indent=" " * 9,
     )
     yield ""
     heads = {"name": "NAME", "state": "STATE", "origin": "FROM", "devices": "DEVICES"}
     rows = [heads | {"dtypes": "DTYPES", "reason": "", "accuracy": "", "file": ""}]
-    for info in report["backends"]:
+    for info in status["backends"]:
         texts = {key: ", ".join(info[key]) or "-" for key in ("devices", "dtypes")}
         texts["accuracy"] = _other_bounds(info["max_ulp"])
         rows.append(info | texts | {"origin": f"{info['distribution']} {info['version']}".strip()})
@@ -73,10 +73,10 @@ def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
 
 def _note(variable: str, value: str, backends: list[dict[str, Any]]) -> str:
     """What is likely a mistake in a variable's name or value; empty if nothing is."""
-    if variable not in (*ACCEPTED, *WHEN_BUILT):
+    if variable not in (*ACCEPTED, *BUILD_VARIABLES):
         return "lsm has no such variable"
     if variable == "LSM_BACKEND":
-        is_known = any(is_meant(value, info["name"], info["distribution"]) for info in backends)
+        is_known = any(matches(value, info["name"], info["distribution"]) for info in backends)
         return "" if is_known else "no backend has this name"
     if variable == "LSM_PLUGINS_ALLOW":
         theirs = {normalise(info["distribution"]) for info in backends if not info["is_built_in"]}

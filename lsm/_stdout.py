@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 @contextmanager
-def spelled_out() -> Iterator[None]:
+def escape_unencodable() -> Iterator[None]:
     """Let standard output and error spell out the characters that their encoding lacks, instead of raising."""
     streams: list[Any] = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure") and not s.closed]
     strict = [(stream, stream.errors) for stream in streams if stream.errors in ("strict", "surrogateescape")]
@@ -24,7 +24,7 @@ def spelled_out() -> Iterator[None]:
 
 
 @contextmanager
-def own_output(until_exit: bool) -> Iterator[TextIO]:
+def reserve_stdout(until_exit: bool) -> Iterator[TextIO]:
     """Give standard output to lsm alone: what others print, in Python or below it, goes to standard error.
 
     A library in C writes to descriptor 1, and may do so at any time until the process ends: in a thread, or when a

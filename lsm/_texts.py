@@ -2,17 +2,17 @@
 
 from typing import Any
 
-_LONGEST = 1000  # characters; an error that quotes itself has no end
+_MAX_LENGTH_CHARS = 1000  # characters; an error that quotes itself has no end
 
 
 def printable(text: str) -> str:
     """The text on one line of bounded length; characters that cannot be printed are spelt out."""
     line = " ".join(text.split())
-    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+    line = line if len(line) <= _MAX_LENGTH_CHARS else f"{line[:_MAX_LENGTH_CHARS]} ..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The kind of an error and what it says, even if it fails to say it."""
     try:
         return printable(f"{type(error).__name__}: {error}")
@@ -29,3 +29,6 @@ def for_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [for_json(item) for item in value]
     return "inf" if value == float("inf") else value
+
+
+told = describe_error  # for lsm.bench and lsm._conformance, until they use the new name

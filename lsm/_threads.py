@@ -8,19 +8,19 @@ from contextvars import ContextVar
 from time import monotonic
 from typing import NamedTuple
 
-from lsm._block import Block
+from lsm._block import ContextOverride
 from lsm._cgroup import cgroup_quota
 from lsm._config import settings
 
 # Below this many elements a parallel region costs more than it saves: starting one takes 1 to 2
 # microseconds, in which one thread gets through about 4,000 float32 elements; 16 times that.
-MIN_PARALLEL_SIZE = 32_768
+MIN_PARALLEL_ELEMENTS = 32_768
 
 # For how long calls rely on the affinity mask and on the quota of the cgroups that one of them has read in the same
 # thread. Reading them takes 0.4 and 120 microseconds, where a call may take 12; a program changes them seldom.
-MASK_HOLDS_SECONDS, QUOTA_HOLDS_SECONDS = 0.01, 1.0
+AFFINITY_TTL_SECONDS, QUOTA_TTL_SECONDS = 0.01, 1.0
 
-_chosen: int | None = None  # set_num_threads
+_process_setting: int | None = None  # set_num_threads
 _in_context: ContextVar[int | None] = ContextVar("lsm_num_threads", default=None)  # num_threads
 _is_forked_child = False
 
@@ -94,19 +94,19 @@ def get_num_threads() -> int:
     1
     """
     limit = 1 if _is_serial() else cpu_limit()
-    return min(_wanted() or limit, limit)
+    return min(_requested_threads() or limit, limit)
 
 
 def _is_serial() -> bool:
     return _is_forked_child or (_openmp is not None and not _openmp.usual)
 
 
-def _wanted() -> int | None:
+def _requested_threads() -> int | None:
     """The number of threads that is asked for; None for as many as there are processors."""
     n = _in_context.get()
     if n is not None:
         return n
-    n = _chosen or settings().num_threads
+    n = _process_setting or settings().num_threads
     if _openmp is None:
         return n or _omp_num_threads()
     now = _openmp.max_threads()
@@ -142,11 +142,11 @@ def set_num_threads(n: int) -> None:
     >>> lsm.get_num_threads()
     1
     """
-    global _chosen
-    _chosen = _checked(n)
+    global _process_setting
+    _process_setting = _checked(n)
 
 
-def num_threads(n: int) -> Block[int]:
+def num_threads(n: int) -> ContextOverride[int]:
     """Use `n` threads within a ``with`` block, in this thread or asyncio task only.
 
     What is returned may be kept, entered again and decorate functions, as that of `use_backend`.
@@ -168,7 +168,7 @@ def num_threads(n: int) -> Block[int]:
     ...     y = lsm.log_softmax([1.0, 2.0])
     """
     n = _checked(n)
-    return Block(_in_context, lambda: n)
+    return ContextOverride(_in_context, lambda: n)
 
 
 def _checked(n: int) -> int:
@@ -180,7 +180,7 @@ def _checked(n: int) -> int:
     return n
 
 
-class _Limits(_local):
+class ThreadLimitCache(_local):
     """The limits that this thread, which has an affinity mask of its own, has read, and until when they hold."""
 
     n_threads = 1
@@ -190,32 +190,32 @@ class _Limits(_local):
     def renew(self, now: float) -> None:
         """Read the affinity mask, and the quota if it is time for that."""
         if now > self.quota_until:
-            self.quota, self.quota_until = cgroup_quota(), now + QUOTA_HOLDS_SECONDS
+            self.quota, self.quota_until = cgroup_quota(), now + QUOTA_TTL_SECONDS
         n = 1 if _is_serial() else _n_processors()
-        self.n_threads, self.mask_until = min(n, self.quota or n), now + MASK_HOLDS_SECONDS
+        self.n_threads, self.mask_until = min(n, self.quota or n), now + AFFINITY_TTL_SECONDS
 
 
-_limits = _Limits()
+_limit_cache = ThreadLimitCache()
 
 
 def count_threads(size: int) -> int:
     """How many threads a call over `size` elements may use: `get_num_threads`, but for limits read a moment ago."""
-    if size < MIN_PARALLEL_SIZE:
+    if size < MIN_PARALLEL_ELEMENTS:
         return 1
-    limits, now = _limits, monotonic()
+    limits, now = _limit_cache, monotonic()
     if now > limits.mask_until:
         limits.renew(now)
     limit = limits.n_threads
     if limit == 1:
         return 1
-    n = _wanted() or limit
+    n = _requested_threads() or limit
     return n if n < limit else limit
 
 
 def _after_fork_in_child() -> None:
-    global _is_forked_child, _limits
+    global _is_forked_child, _limit_cache
     _is_forked_child = True
-    _limits = _Limits()
+    _limit_cache = ThreadLimitCache()
 
 
 if hasattr(os, "register_at_fork"):

@@ -20,7 +20,7 @@ from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Request
 from lsm._dispatch import explain_request
 from lsm._operations import OPERATIONS
-from lsm._stdout import own_output, spelled_out
+from lsm._stdout import escape_unencodable, reserve_stdout
 from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm._texts import for_json
 from lsm.bench import arguments
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ----------
     argv : sequence of str, optional
         The arguments, without the name of the command; those of the process by default. Then the process is the
-        command, and its descriptor 1 is standard error from now on (see `lsm._stdout.own_output`).
+        command, and its descriptor 1 is standard error from now on (see `lsm._stdout.reserve_stdout`).
 
     Returns
     -------
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 for a failure on the way, 2 for arguments or files that cannot be used,
         128 plus the number of the signal that ended it.
     """
-    with stop_signals() as stopped_by, warnings.catch_warnings(), spelled_out():
+    with stop_signals() as stopped_by, warnings.catch_warnings(), escape_unencodable():
         warnings.showwarning = _show_warning
         code = _run(argv)
         # `lsm bench` ends in order after a signal, with what it has measured by then.
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     """Parse the arguments and run what they ask for; an error becomes a line and an exit code."""
     try:
-        code = _parsed_and_run(argv)
+        code = _parse_and_run(argv)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -75,7 +75,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return _failed(FAILED, f"{type(error).__name__}: {error}")
 
 
-def _parsed_and_run(argv: Sequence[str] | None) -> int:
+def _parse_and_run(argv: Sequence[str] | None) -> int:
     """Run the command that the arguments name."""
     try:
         parser = _parser()
@@ -85,7 +85,7 @@ def _parsed_and_run(argv: Sequence[str] | None) -> int:
             return 0
         args.command_line = ["lsm", *(sys.argv[1:] if argv is None else argv)]
         args.n_columns = shutil.get_terminal_size().columns
-        with own_output(until_exit=argv is None) as args.stdout:
+        with reserve_stdout(until_exit=argv is None) as args.stdout:
             return int(args.run(args))
     except SystemExit as stop:  # argparse has said what there is to say
         return int(stop.code or 0)
@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     apply.add_argument("input", metavar="IN", help=".npy file: x, or for log_softmax_backward grad_output")
     apply.add_argument("target", metavar="OUT", help=".npy file to write, or to replace; may be IN")
-    for name, operations in _further_inputs().items():
+    for name, operations in _extra_inputs().items():
         apply.add_argument(f"--{name}", metavar="FILE", help=f".npy file: {name} of {', '.join(operations)}")
     apply.add_argument(
         "--axis",
@@ -211,7 +211,7 @@ def _axis(text: str) -> int | tuple[int, ...] | None:
 def _backends(args: argparse.Namespace) -> int:
     """`lsm backends`."""
     warnings.simplefilter("ignore", lsm.PluginWarning)  # the list says the same
-    report = _listing.report()
+    report = _listing.status()
     if args.json:
         print(json.dumps(for_json(report), indent=2), file=args.stdout)
     else:
@@ -266,7 +266,7 @@ def _apply_to_files(args: argparse.Namespace) -> int:
     """`lsm apply`."""
     operation = OPERATIONS[args.op]
     options, inputs = {"axis": args.axis, "backend": args.backend}, [args.input]
-    for name, operations in _further_inputs().items():
+    for name, operations in _extra_inputs().items():
         file = getattr(args, name)
         if args.op in operations and file is None:
             args.usage_error(f"{args.op} needs --{name} FILE.npy; IN is {operation.names[0]}")
@@ -283,7 +283,7 @@ def _apply_to_files(args: argparse.Namespace) -> int:
     return 0
 
 
-def _further_inputs() -> dict[str, list[str]]:
+def _extra_inputs() -> dict[str, list[str]]:
     """The inputs that operations have beside the first, each with the operations that read it."""
     found: dict[str, list[str]] = {}
     for operation in OPERATIONS.values():

@@ -29,7 +29,7 @@ def built_in(made):
     lsm.refresh_backends()
     candidate = registry.registry().built_in("cupy")
     candidate.backend = made
-    candidate._settle("discovered", "")
+    candidate._set_state("discovered", "")
     try:
         yield candidate
     finally:
@@ -287,11 +287,11 @@ def test_a_kind_of_call_is_made_ready_once(cupy, monkeypatch, rng):
 
 
 def test_calls_that_are_kept_ready_are_bounded(cupy, monkeypatch):
-    monkeypatch.setattr(cupy_, "_MOST_READY", 3)
+    monkeypatch.setattr(cupy_, "_MAX_CACHED_CALLS", 3)
     for n in range(1, 9):
         lsm.log_softmax(cupy.asarray(np.zeros((n, 4), "f4")))
     backend = registry.registry().built_in("cupy").backend
-    assert len(backend._devices[0].ready) <= 3
+    assert len(backend._devices[0].prepared) <= 3
 
 
 def test_shared_memory_is_asked_for(cupy, rng):
@@ -309,8 +309,8 @@ def warm(cupy, monkeypatch, rng):
         for target in (None, out):
             lsm.log_softmax_backward(x, lsm.log_softmax(x, axis, out=target), axis, out=target)
     cupy.ordinary = []
-    take = _interop_cupy.CupyArrays.validate
-    monkeypatch.setattr(_interop_cupy.CupyArrays, "validate", lambda *a: cupy.ordinary.append(a[1:]) or take(*a))
+    take = _interop_cupy.CupyLibrary.validate
+    monkeypatch.setattr(_interop_cupy.CupyLibrary, "validate", lambda *a: cupy.ordinary.append(a[1:]) or take(*a))
     return cupy
 
 

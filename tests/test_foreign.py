@@ -254,7 +254,7 @@ def test_lists_that_hold_themselves_end():
         lsm.log_softmax(x)
     y = []
     y += [y] * 1000
-    assert list(_foreign.odd_items(y)) == []
+    assert list(_foreign.foreign_items(y)) == []
     for around in (x, y):
         around.append(make("acme.Lazy", compute=reads))
         with pytest.raises(TypeError, match=rf"^x: x\[{len(around) - 1}\]: an acme.Lazy"):
@@ -266,7 +266,7 @@ def test_numbers_in_a_long_list_are_not_looked_at_one_by_one(monkeypatch):
     looked = []
     monkeypatch.setattr(_foreign, "refusal", lambda x: looked.append(x))
     monkeypatch.setattr(_foreign, "_is_odd", lambda kind: looked.append(kind))
-    assert list(_foreign.odd_items([[1.0, 2, np.float16(3)] for _ in range(10_000)])) == []
+    assert list(_foreign.foreign_items([[1.0, 2, np.float16(3)] for _ in range(10_000)])) == []
     assert set(looked) == {float, int, np.float16} and len(looked) == 3
 
     class Counting(list):
@@ -278,8 +278,8 @@ def test_numbers_in_a_long_list_are_not_looked_at_one_by_one(monkeypatch):
     for is_loaded in (False, True):
         seen = []
         monkeypatch.setattr(_foreign, "_LIBRARIES", {"sys"} if is_loaded else {"no such library"})
-        assert list(_foreign.odd_items(Counting([1.0] * 20_000))) == []
-        assert len(seen) == (20_000 if is_loaded else _foreign._SAMPLE)
+        assert list(_foreign.foreign_items(Counting([1.0] * 20_000))) == []
+        assert len(seen) == (20_000 if is_loaded else _foreign._SAMPLE_ITEMS)
 
 
 def test_nothing_is_imported_and_a_plain_call_looks_at_nothing():
@@ -287,7 +287,7 @@ def test_nothing_is_imported_and_a_plain_call_looks_at_nothing():
 import sys, numpy as np
 import lsm
 from lsm import _foreign
-_foreign.refusal = None  # a call of it would raise
+_foreign.rule_for = None  # a call of it would raise
 x = np.zeros((2, 3), "f4")
 lsm.log_softmax(x), lsm.log_softmax_backward(x, x), lsm.log_softmax(x.T), lsm.log_softmax(x, out=x, dtype="f4")
 lsm.log_softmax_backward(x, x, (0, 1))

@@ -26,11 +26,11 @@ from lsm._errors import (
     BackendUnavailableError,
     PluginWarning,
 )
-from lsm._held import Held, holding
-from lsm._texts import printable, told
+from lsm._held import ScopedValue, call_locked
+from lsm._texts import describe_error, printable
 from lsm._version import DISTRIBUTION
-from lsm.backends.contract import Declared, contract_problem, declared
-from lsm.backends.discovery import Found
+from lsm.backends.contract import Declaration, contract_problem, read_declaration
+from lsm.backends.discovery import EntryPoint
 from lsm.backends.info import BackendInfo
 
 _ERRORS = {"blocked": BackendBlockedError, "failed": BackendLoadError, "incompatible": BackendIncompatibleError}
@@ -47,13 +47,13 @@ class Candidate:
     Whether it is lsm's own is for the registry to say: the metadata can claim any name.
     """
 
-    def __init__(self, found: Found, backend: Any = None, *, is_built_in: bool = False) -> None:
-        self.found = found
-        self.name = found.name
-        self.address = f"{found.distribution}/{found.name}"
+    def __init__(self, entry_point: EntryPoint, backend: Any = None, *, is_built_in: bool = False) -> None:
+        self.entry_point = entry_point
+        self.name = entry_point.name
+        self.address = f"{entry_point.distribution}/{entry_point.name}"
         self.is_built_in = is_built_in
         self.backend = backend
-        self.declared = Declared()  # which is filled once it is loaded or unavailable
+        self.declaration = Declaration()  # which is filled once it is loaded or unavailable
         self.state = "discovered"
         self.error: BaseException | None = None
         self._reason = "not loaded: nothing has needed it"
@@ -70,23 +70,25 @@ class Candidate:
     def _screen(self) -> None:
         """Settle what can be settled without running any of its code."""
         allow = settings().plugins_allow
-        if self.found.problem:
-            self._settle("failed", self.found.problem)
+        if self.entry_point.problem:
+            self._set_state("failed", self.entry_point.problem)
         elif self.is_built_in:
             return
         elif self.name in BUILT_IN:
-            self._settle("blocked", f"the name {self.name!r} is reserved for lsm's own backend")
+            self._set_state("blocked", f"the name {self.name!r} is reserved for lsm's own backend")
         elif self._claims_to_be_lsm():
-            self._settle("blocked", f"{self.found.distribution!r} is lsm's own distribution, which has no such backend")
+            self._set_state(
+                "blocked", f"{self.entry_point.distribution!r} is lsm's own distribution, which has no such backend"
+            )
         elif not settings().plugins:
-            self._settle("blocked", "LSM_PLUGINS is 'off'")
-        elif allow is not None and normalise(self.found.distribution) not in allow:
-            self._settle("blocked", f"LSM_PLUGINS_ALLOW does not name {self.found.distribution!r}")
+            self._set_state("blocked", "LSM_PLUGINS is 'off'")
+        elif allow is not None and normalise(self.entry_point.distribution) not in allow:
+            self._set_state("blocked", f"LSM_PLUGINS_ALLOW does not name {self.entry_point.distribution!r}")
 
     def _claims_to_be_lsm(self) -> bool:
-        return not self.is_built_in and normalise(self.found.distribution) == DISTRIBUTION
+        return not self.is_built_in and normalise(self.entry_point.distribution) == DISTRIBUTION
 
-    def _settle(self, state: str, reason: str, error: BaseException | None = None) -> None:
+    def _set_state(self, state: str, reason: str, error: BaseException | None = None) -> None:
         self.state, self._reason, self.error = state, reason, error
 
     def load(self) -> Any:
@@ -98,34 +100,34 @@ class Candidate:
             It cannot be used; the text says why, and the cause is chained.
         """
         if self.state != "loaded":
-            holding(self._lock, self._load_once)
+            call_locked(self._lock, self._load_once)
         if self.state != "loaded":
-            raise self.error_now()
+            raise self.unavailable_error()
         return self.backend
 
-    def claims(self) -> Declared:
+    def peek_declaration(self) -> Declaration:
         """What one of lsm's own declares, read without asking whether it is available, which may import much.
 
         Of a third party's nothing is known, and none of its code runs, before it is loaded.
         """
         if self.is_built_in and self.state == "discovered":
             with suppress(Exception):  # loading it says why it cannot be imported
-                return declared(self.backend or self.found.load())
-        return self.declared
+                return read_declaration(self.backend or self.entry_point.load())
+        return self.declaration
 
-    def error_now(self, addition: str = "") -> BackendUnavailableError:
+    def unavailable_error(self, addition: str = "") -> BackendUnavailableError:
         """The error of whoever needs it although it is not loaded, with the cause."""
         error = _ERRORS.get(self.state, BackendUnavailableError)(self.describe() + addition)
         error.__cause__ = self.error
         return error
 
-    def renew_lock(self) -> None:
-        """As `Registry.renew_locks`."""
+    def replace_lock(self) -> None:
+        """As `Registry.replace_locks`."""
         self._lock = threading.RLock()
 
     def origin(self) -> str:
         """Its name, and what was installed to bring it."""
-        brought = f" (from {self.found.distribution} {self.found.version}, {self.found.file})"
+        brought = f" (from {self.entry_point.distribution} {self.entry_point.version}, {self.entry_point.file})"
         return f"backend {self.name!r}" + ("" if self.is_built_in else brought)
 
     def describe(self) -> str:
@@ -133,7 +135,7 @@ class Candidate:
         return f"{self.origin()} is {self.state}: {self.reason}{self._remedy()}"
 
     def _remedy(self) -> str:
-        distribution = self.found.distribution
+        distribution = self.entry_point.distribution
         if self.is_built_in:
             return ""
         if self.state == "discovered":
@@ -145,7 +147,7 @@ class Candidate:
         if self.state == "incompatible":
             return f"; install a release of {distribution} that was made for this lsm, or uninstall it"
         if self._claims_to_be_lsm():
-            return f"; reinstall {distribution}, or remove {self.found.file} if another package brought it"
+            return f"; reinstall {distribution}, or remove {self.entry_point.file} if another package brought it"
         if self.name in BUILT_IN:
             return f"; its author must give it another name, or you uninstall {distribution}"
         return f"; LSM_PLUGINS=on without LSM_PLUGINS_ALLOW, or with {distribution} in it, would let it be loaded"
@@ -154,7 +156,7 @@ class Candidate:
         if self._is_loading():  # its own import asks for it
             raise BackendUnavailableError(self.describe())
         if self.state == "discovered":
-            with Held(_loading, lambda: (*(_loading.get() or ()), self)):
+            with ScopedValue(_loading, lambda: (*(_loading.get() or ()), self)):
                 self._load()
 
     def _is_loading(self) -> bool:
@@ -162,22 +164,22 @@ class Candidate:
 
     def _load(self) -> None:
         try:
-            backend = self.backend or self.found.load()
+            backend = self.backend or self.entry_point.load()
             problem = contract_problem(backend, self.name)
             if not problem:
-                declaration, missing = declared(backend), backend.available()
+                declaration, missing = read_declaration(backend), backend.available()
                 if missing is None or (isinstance(missing, str) and missing.strip()):
-                    self.backend, self.declared = backend, declaration
-                    self._settle("loaded" if missing is None else "unavailable", printable(missing or ""))
+                    self.backend, self.declaration = backend, declaration
+                    self._set_state("loaded" if missing is None else "unavailable", printable(missing or ""))
                     return
                 problem = f"its method available returned {missing!r}; it must return None, or why not as text"
-            self._settle("incompatible", printable(problem))
+            self._set_state("incompatible", printable(problem))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # its own affair, be it an exit, or a panic of Rust, which is no Exception
             if self.is_built_in and not isinstance(error, ImportError):  # a signal's handler raised it
                 raise
-            self._settle("failed", told(error), error)
+            self._set_state("failed", describe_error(error), error)
         self.warn()
 
     def warn(self) -> None:
@@ -187,7 +189,7 @@ class Candidate:
 
     def info(self) -> BackendInfo:
         """This candidate as a row for the user."""
-        known = self.declared
+        known = self.declaration
         return BackendInfo(
             name=self.name,
             state=self.state,
@@ -198,8 +200,8 @@ class Candidate:
             priority=known.priority,
             max_ulp=dict(known.max_ulp),
             same_bits=known.same_bits,
-            distribution=self.found.distribution,
-            version=self.found.version,
-            file=self.found.file,
+            distribution=self.entry_point.distribution,
+            version=self.entry_point.version,
+            file=self.entry_point.file,
             is_built_in=self.is_built_in,
         )

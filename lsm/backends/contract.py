@@ -21,7 +21,7 @@ def has_operation(backend: Any, name: str) -> bool:
     return method is not None and getattr(method, "__func__", method) is not getattr(Backend, name, None)
 
 
-class Declared(NamedTuple):
+class Declaration(NamedTuple):
     """What a backend declared when it was loaded; it is not asked again, for it may change its mind or raise."""
 
     devices: tuple[str, ...] = ()
@@ -35,9 +35,9 @@ class Declared(NamedTuple):
     takes_bfloat16_bits: bool = False  # lsm's own alone
 
 
-def declared(backend: Any) -> Declared:
+def read_declaration(backend: Any) -> Declaration:
     """What a backend declares that has no `contract_problem`."""
-    return Declared(
+    return Declaration(
         devices=tuple(backend.devices),
         dtypes=tuple(backend.dtypes),
         array_types=tuple(backend.array_types),

@@ -15,9 +15,9 @@ from lsm.backends._cuda.layout import layout
 from lsm.backends.base import API_VERSION, Backend
 
 # More shared memory than this must be asked for, kernel by kernel.
-_SHARED_UNASKED = 48 * 1024
+_DEFAULT_SHARED_BYTES = 48 * 1024
 
-_MOST_READY = 4096  # kinds of call that are kept ready; a program that has more starts over
+_MAX_CACHED_CALLS = 4096  # kinds of call that are kept ready; a program that has more starts over
 
 
 class CupyBackend(Backend):
@@ -58,7 +58,7 @@ class CupyBackend(Backend):
                     "only one of the packages cupy-* may be installed, at the version of CUDA that the driver has"
                 )
         try:
-            return _why_not(self._library)
+            return _unavailable_reason(self._library)
         except Exception as error:  # a CuPy that is broken in another way than those that are known
             return f"CuPy cannot be used ({type(error).__name__}: {error})"
 
@@ -108,10 +108,10 @@ class CupyBackend(Backend):
             pointers.append(pointer)
         if out is not None and any(0 < abs(pointer - pointers[-1]) < out.nbytes for pointer in pointers):
             return None
-        ready = device.ready.get(_kind(own, op, arrays, axis % n_axes))
-        if ready is None:
+        prepared = device.prepared.get(_launch_key(own, op, arrays, axis % n_axes))
+        if prepared is None:
             return None
-        _enqueue(device, own, ready, result, pointers)
+        _enqueue(device, own, prepared, result, pointers)
         return result
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
@@ -138,7 +138,7 @@ class CupyBackend(Backend):
                 _launch(device, own, op, arrays, axis)
 
 
-class _Ready(NamedTuple):
+class _PreparedLaunch(NamedTuple):
     """A launch but for the addresses: the kernel, and its arguments after them, as CuPy passes them on."""
 
     kernel: Any
@@ -157,7 +157,7 @@ class _Device:
         self._lock = threading.Lock()
         self._modules: dict[Any, Any] = {}
         self._kernels: dict[Any, Any] = {}
-        self.ready: dict[Any, tuple[tuple[_Ready, ...], int] | None] = {}
+        self.prepared: dict[Any, tuple[tuple[_PreparedLaunch, ...], int] | None] = {}
         found = library.cuda.Device(number)
         attributes = found.attributes
         self.limits = plans.Limits(
@@ -168,9 +168,9 @@ class _Device:
             architecture=int(found.compute_capability),
         )
 
-    def make_ready(
+    def prepare(
         self, key: Any, op: plans.Op, dtypes: tuple[str, ...], shape: Any, strides: Any, axis: int
-    ) -> tuple[tuple[_Ready, ...], int] | None:
+    ) -> tuple[tuple[_PreparedLaunch, ...], int] | None:
         """The launches for calls of this key and the bytes of their workspace; None where no kernel serves the layout.
 
         The first call of a kind compiles, which takes up to a second or two; CuPy keeps the result on disk.
@@ -181,7 +181,7 @@ class _Device:
             plan = plans.plan(op, dtypes[0], dtypes[-1], *lies[:3], self.limits)
             made = (
                 tuple(
-                    _Ready(
+                    _PreparedLaunch(
                         self._kernel(op, dtypes, plan.family, launch),
                         (launch.grid,),
                         (launch.block,),
@@ -192,9 +192,9 @@ class _Device:
                 ),
                 plan.workspace,
             )
-        if len(self.ready) >= _MOST_READY:
-            self.ready.clear()
-        self.ready[key] = made
+        if len(self.prepared) >= _MAX_CACHED_CALLS:
+            self.prepared.clear()
+        self.prepared[key] = made
         return made
 
     def _kernel(self, op: plans.Op, dtypes: tuple[str, ...], family: plans.Family, launch: plans.Launch) -> Any:
@@ -207,7 +207,7 @@ class _Device:
             if key not in self._kernels:
                 self._kernels[key] = self._modules[options].get_function(launch.kernel)
             kernel = self._kernels[key]
-            if launch.shared > max(_SHARED_UNASKED, kernel.max_dynamic_shared_size_bytes):
+            if launch.shared > max(_DEFAULT_SHARED_BYTES, kernel.max_dynamic_shared_size_bytes):
                 kernel.max_dynamic_shared_size_bytes = launch.shared
         return kernel
 
@@ -215,29 +215,31 @@ class _Device:
 def _launch(device: _Device, own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> None:
     """Launch what serves a call on the current device; arrays in a layout that no kernel takes are copied."""
     out = arrays[-1]
-    key = _kind(own, op, arrays, axis)
+    key = _launch_key(own, op, arrays, axis)
     try:
-        ready = device.ready[key]
+        prepared = device.prepared[key]
     except KeyError:
         dtypes = tuple([str(x.dtype).removeprefix("torch.") for x in arrays])
-        ready = device.make_ready(key, op, dtypes, tuple(out.shape), [own.elements(x) for x in arrays], axis)
-    if ready is None:
+        prepared = device.prepare(key, op, dtypes, tuple(out.shape), [own.elements(x) for x in arrays], axis)
+    if prepared is None:
         room = own.room(out)
         _launch(device, own, op, (*[own.in_order(x) for x in arrays[:-1]], room), axis)
         if room is not out:
             own.write(out, room)
         return
-    _enqueue(device, own, ready, out, [own.pointer(x) for x in arrays])
+    _enqueue(device, own, prepared, out, [own.pointer(x) for x in arrays])
 
 
-def _kind(own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+def _launch_key(own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
     """What a call has in common with others that are served by the same launches."""
     return (op, axis, arrays[-1].shape, *[(x.dtype, own.strides(x)) for x in arrays])
 
 
-def _enqueue(device: _Device, own: Any, ready: tuple[tuple[_Ready, ...], int], out: Any, pointers: list[int]) -> None:
+def _enqueue(
+    device: _Device, own: Any, prepared: tuple[tuple[_PreparedLaunch, ...], int], out: Any, pointers: list[int]
+) -> None:
     """Launch what was made ready on arrays at these addresses, of which `out` is the last."""
-    launches, n_bytes = ready
+    launches, n_bytes = prepared
     owner, workspace = own.workspace(n_bytes, out) if n_bytes else (None, 0)
     stream = own.stream(device.number)
     for kernel, grid, block, shared, numbers in launches:
@@ -247,7 +249,7 @@ def _enqueue(device: _Device, own: Any, ready: tuple[tuple[_Ready, ...], int], o
     del owner  # the workspace goes back to its pool, which gives it to what comes later on this stream
 
 
-def _why_not(library: Any) -> str | None:
+def _unavailable_reason(library: Any) -> str | None:
     """None if CuPy can compile and run kernels here, else why not."""
     runtime = library.cuda.runtime
     if runtime.is_hip:
@@ -259,7 +261,8 @@ def _why_not(library: Any) -> str | None:
         n_devices = runtime.getDeviceCount()
     except Exception as error:
         return (
-            f"CUDA cannot be started ({error}); the driver is for CUDA {_spelt(driver)}, CuPy for {_spelt(needs)}: "
+            f"CUDA cannot be started ({error}); the driver is for CUDA {_version_text(driver)}, "
+            f"CuPy for {_version_text(needs)}: "
             f"update the driver, or install the CuPy for its version, '{DISTRIBUTION}[cuda12]' or '...[cuda13]'"
         )
     if n_devices == 0:
@@ -276,7 +279,7 @@ def _why_not(library: Any) -> str | None:
     return None
 
 
-def _spelt(version: int) -> str:
+def _version_text(version: int) -> str:
     """A version as CUDA counts it, 12090, as it is written, 12.9."""
     return f"{version // 1000}.{version % 1000 // 10}"
 

@@ -11,12 +11,12 @@ from numpy.lib.stride_tricks import as_strided
 from lsm._config import ISA_LEVELS, settings
 from lsm._errors import BackendUnavailableError
 from lsm._threads import count_threads, set_openmp
-from lsm.backends._frames import Group, groups
+from lsm.backends._axes import MergedAxis, merge_axes
 from lsm.backends.base import API_VERSION, Backend
 
 # A result of this many bytes does not stay in the caches for whoever reads it next: it is written past
 # them, which saves reading it first. Half of a common last-level cache.
-STREAM_BYTES = 16 * 2**20
+NONTEMPORAL_MIN_BYTES = 16 * 2**20
 
 # The OpenMP libraries that the kernels may have been linked with, and what installs them.
 _OPENMP = {
@@ -94,7 +94,7 @@ def kernels() -> dict[Any, Any]:
             )
         raise BackendUnavailableError(f"this build has no kernels for level {best}, or lower; rebuild lsm here")
     set_openmp(module.max_threads, module.num_procs)
-    module.configure(count_threads, STREAM_BYTES)
+    module.configure(count_threads, NONTEMPORAL_MIN_BYTES)
     # V: the bits of bfloat16, without ml_dtypes
     kinds = module.KINDS | {"V": module.KINDS["E"]}
     table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH}
@@ -110,7 +110,7 @@ def kernels() -> dict[Any, Any]:
     return table
 
 
-def _imported(name: str) -> Any:
+def _import_kernels(name: str) -> Any:
     """One of the compiled modules, imported by a statement, which PyInstaller and its like can see."""
     if name == "cpu":
         import lsm.backends._kernels.cpu as module
@@ -134,7 +134,7 @@ def _module(name: str) -> Any:
         It is part of it and cannot be loaded.
     """
     try:
-        return _imported(name)
+        return _import_kernels(name)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == f"lsm.backends._kernels.{name}":
             return None
@@ -156,7 +156,7 @@ def _run(name: str, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
     out = arrays[-1]
     if kernels()["fast"][name](*arrays[:-1], axis, out, 0) is not None:
         return
-    stream = out.nbytes >= STREAM_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
+    stream = out.nbytes >= NONTEMPORAL_MIN_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
     itemsize = max(4, *(array.itemsize for array in arrays))
     scratch, n_threads = None, count_threads(out.size)
     for views in frame_views(arrays, axis):
@@ -183,14 +183,14 @@ def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]
         merged = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]), 1)
         yield tuple([array.reshape(merged).view(np.uint8) for array in arrays])
         return
-    axes = groups(shape, [array.strides for array in arrays], axis)
+    axes = merge_axes(shape, [array.strides for array in arrays], axis)
     if len(axes) > 2:
         walked = min(axes).last_axis
         before = (slice(None),) * walked
         for k in range(shape[walked]):
             yield from frame_views(tuple(array[(*before, k)] for array in arrays), axis - (walked < axis))
         return
-    absent = Group(1, (0,) * len(arrays), -1)
+    absent = MergedAxis(1, (0,) * len(arrays), -1)
     n_inner, inner_strides, _ = axes.pop() if axes else absent
     n_outer, outer_strides, _ = axes.pop() if axes else absent
     yield tuple(

@@ -21,14 +21,14 @@ from importlib import import_module
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from lsm._config import STARTED_IN, current_directory, is_valid, normalise
-from lsm._texts import printable, told
+from lsm._config import INITIAL_DIRECTORY, current_directory, is_valid, normalise
+from lsm._texts import describe_error, printable
 
 GROUP = "lsm.backends"
-_LONGEST_NAME = 100  # characters of a backend's name
+_MAX_NAME_CHARS = 100  # characters of a backend's name
 
 
-class Found(NamedTuple):
+class EntryPoint(NamedTuple):
     """One line of a distribution's entry points.
 
     `value` is "module:attribute". `problem` says why a metadata file that mentions the group could not be read.
@@ -56,12 +56,12 @@ class _Installed(NamedTuple):
     name: str
     version: str
     file: str  # of its entry points, whether there is one or not
-    found: list[Found]
+    entry_points: list[EntryPoint]
 
 
-def find(path: list[str] | None = None) -> list[Found]:
+def find(path: list[str] | None = None) -> list[EntryPoint]:
     """Every entry point of the group on a path, sys.path if it is None, sorted by name and distribution."""
-    found: list[Found] = []
+    found: list[EntryPoint] = []
     hidden: set[str] = set()
     for entry in map(str, sys.path if path is None else path):
         if not entry or (path is None and _is_current(entry)):
@@ -70,11 +70,11 @@ def find(path: list[str] | None = None) -> list[Found]:
             name = normalise(distribution.name)
             if name not in hidden:
                 hidden.add(name)
-                found += distribution.found
+                found += distribution.entry_points
     return sorted(found, key=lambda item: (item.name, normalise(item.distribution)))
 
 
-def is_meant(asked: str, name: str, distribution: str) -> bool:
+def matches(asked: str, name: str, distribution: str) -> bool:
     """Whether "name" or "distribution/name", the distribution in any spelling, asks for this backend."""
     of, slash, asked_name = asked.rpartition("/")
     return asked_name == name and (not slash or normalise(of) == normalise(distribution))
@@ -82,7 +82,7 @@ def is_meant(asked: str, name: str, distribution: str) -> bool:
 
 def _is_current(entry: str) -> bool:
     """Whether this is the current directory, or was it when lsm was imported."""
-    for here in (STARTED_IN, current_directory()):
+    for here in (INITIAL_DIRECTORY, current_directory()):
         with suppress(OSError):
             if here and os.path.samefile(entry, here):  # noqa: PTH121
                 return True
@@ -95,7 +95,7 @@ def _installed(entry: str) -> list[_Installed]:
     with ExitStack() as opened:
         for distribution in _distributions(entry, opened):
             folder = _folder(distribution)
-            name, version = _stated(distribution)
+            name, version = _read_name_and_version(distribution)
             if folder is not None:
                 of_folder, _, rest = _stem(str(folder), entry).partition("-")
                 if not is_valid(of_folder):
@@ -103,7 +103,7 @@ def _installed(entry: str) -> list[_Installed]:
                 name, version = name or of_folder, version or rest.partition("-")[0]  # "1.0-py3.11" of an egg
             if is_valid(name):
                 file = entry if folder is None else str(folder.joinpath("entry_points.txt"))
-                found = _announced(distribution, name, printable(version), file)
+                found = _entry_points(distribution, name, printable(version), file)
                 items.append(_Installed(name, version, file, found))
     items.sort(key=lambda item: item.file)  # .dist-info before .egg-info
     return sorted(items, key=lambda item: [n.zfill(20) for n in re.findall(r"\d+", item.version)], reverse=True)
@@ -164,7 +164,7 @@ def _read(distribution: Any, name: str) -> bytes:
     return b""
 
 
-def _stated(distribution: Any) -> tuple[str, str]:
+def _read_name_and_version(distribution: Any) -> tuple[str, str]:
     """The name and the version that the metadata state; empty where they state none."""
     data = b""
     for file in ("METADATA", "PKG-INFO", ""):  # of a wheel; of a source tree or an egg; an .egg-info that is a file
@@ -177,19 +177,19 @@ def _stated(distribution: Any) -> tuple[str, str]:
     return fields.get("name", ""), fields.get("version", "")
 
 
-def _announced(distribution: Any, name: str, version: str, file: str) -> list[Found]:
+def _entry_points(distribution: Any, name: str, version: str, file: str) -> list[EntryPoint]:
     """The entry points of one distribution, or one item with the problem of its file."""
     try:
         data = _read(distribution, "entry_points.txt")
         if GROUP.encode() not in data.replace(b"\0", b""):  # UTF-16, which is not allowed, has a zero in each character
             return []
-        points = _parsed(data.decode())
+        points = _parse(data.decode())
     except Exception as error:
-        return [Found("?", name, version, file, "", f"its metadata file cannot be read: {told(error)}")]
-    return [_named(Found(key, name, version, file, value)) for key, value in points.items()]
+        return [EntryPoint("?", name, version, file, "", f"its metadata file cannot be read: {describe_error(error)}")]
+    return [_with_valid_name(EntryPoint(key, name, version, file, value)) for key, value in points.items()]
 
 
-def _parsed(text: str) -> dict[str, str]:
+def _parse(text: str) -> dict[str, str]:
     """The entry points of the group, as "module:attribute"; raises for what `importlib.metadata` overlooks."""
     import entrypoints
 
@@ -208,13 +208,13 @@ def _value(text: str) -> str:
     return f"{point.module_name}:{point.object_name}" if point.object_name else str(point.module_name)
 
 
-def _named(item: Found) -> Found:
+def _with_valid_name(item: EntryPoint) -> EntryPoint:
     """The same, or a fault with no name if the name could not be shown, or taken for "distribution/name"."""
-    if len(item.name) <= _LONGEST_NAME and item.name.isprintable() and "/" not in item.name:
+    if len(item.name) <= _MAX_NAME_CHARS and item.name.isprintable() and "/" not in item.name:
         return item
-    shown = printable(item.name[:_LONGEST_NAME])
+    shown = printable(item.name[:_MAX_NAME_CHARS])
     problem = (
         f"an entry point has a name of {len(item.name)} characters, '{shown}'; "
-        f"accepted: at most {_LONGEST_NAME}, all of them printable and none a slash"
+        f"accepted: at most {_MAX_NAME_CHARS}, all of them printable and none a slash"
     )
     return item._replace(name="?", problem=problem)

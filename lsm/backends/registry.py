@@ -6,14 +6,14 @@ from typing import Any
 
 from lsm._config import normalise
 from lsm._errors import AmbiguousBackendError, UnknownBackendError
-from lsm._held import holding
+from lsm._held import call_locked
 from lsm._version import DISTRIBUTION, __version__
 from lsm.backends import cython_
 from lsm.backends.candidate import BUILT_IN, Candidate
-from lsm.backends.discovery import Found, find, is_meant
+from lsm.backends.discovery import EntryPoint, find, matches
 
 
-class _Own(Found):
+class _BuiltInEntryPoint(EntryPoint):
     """One of lsm's own backends as the code knows it, for where no entry point names it.
 
     The metadata may have been removed to make an image small, or left out of a frozen program.
@@ -32,15 +32,15 @@ class _Own(Found):
         return numpy_.backend
 
 
-def _own(name: str) -> _Own:
+def _built_in_entry_point(name: str) -> _BuiltInEntryPoint:
     file = os.path.join(os.path.dirname(cython_.__file__), f"{name}_.py")  # noqa: PTH118, PTH120 - pathlib takes 4 ms
-    return _Own(name, DISTRIBUTION, __version__, file, f"lsm.backends.{name}_:backend")
+    return _BuiltInEntryPoint(name, DISTRIBUTION, __version__, file, f"lsm.backends.{name}_:backend")
 
 
-def _declares_own(found: Found) -> bool:
+def _is_built_in(entry_point: EntryPoint) -> bool:
     """Whether this entry point declares one of lsm's own backends: by lsm's name, and leading to this code."""
-    leads_here = found.name in BUILT_IN and found.value == _own(found.name).value
-    return leads_here and normalise(found.distribution) == DISTRIBUTION
+    leads_here = entry_point.name in BUILT_IN and entry_point.value == _built_in_entry_point(entry_point.name).value
+    return leads_here and normalise(entry_point.distribution) == DISTRIBUTION
 
 
 class Registry:
@@ -51,13 +51,13 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        self.default = Candidate(_own("cython"), cython_.backend, is_built_in=True)
+        self.default = Candidate(_built_in_entry_point("cython"), cython_.backend, is_built_in=True)
         self._others: tuple[Candidate, ...] | None = None
         self._lock = threading.Lock()
 
     def others(self) -> tuple[Candidate, ...]:
         """Every backend but the default: lsm's own, then by (name, distribution); scans on the first call."""
-        return self._others or holding(self._lock, self._search)
+        return self._others or call_locked(self._lock, self._search)
 
     def _search(self) -> tuple[Candidate, ...]:
         if self._others is None:
@@ -67,11 +67,11 @@ class Registry:
                     candidate.warn()
         return self._others
 
-    def renew_locks(self) -> None:
+    def replace_locks(self) -> None:
         """Forget who holds what: in a forked child, nobody does."""
         self._lock = threading.Lock()
         for candidate in (self.default, *(self._others or ())):
-            candidate.renew_lock()
+            candidate.replace_lock()
 
     def all(self) -> tuple[Candidate, ...]:
         """The default backend and all others."""
@@ -106,14 +106,14 @@ class Registry:
         """
         if name == self.default.name:
             return self.default
-        matches = [c for c in self.all() if is_meant(name, c.name, c.found.distribution)]
-        ours = [c for c in matches if c.is_built_in]
+        named = [c for c in self.all() if matches(name, c.name, c.entry_point.distribution)]
+        ours = [c for c in named if c.is_built_in]
         if ours:
             return ours[0]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            addresses = ", ".join(repr(c.address) for c in matches)
+        if len(named) == 1:
+            return named[0]
+        if named:
+            addresses = ", ".join(repr(c.address) for c in named)
             raise AmbiguousBackendError(f"backend {name!r} is brought by several distributions; name one: {addresses}")
         known = ", ".join(repr(c.name) for c in self.all())
         raise UnknownBackendError(
@@ -121,11 +121,11 @@ class Registry:
         )
 
 
-def _candidates(found: list[Found]) -> tuple[Candidate, ...]:
+def _candidates(found: list[EntryPoint]) -> tuple[Candidate, ...]:
     """lsm's own backends, by their entry points or without, and those of others."""
-    declared = {item.name: item._replace(version=__version__) for item in found if _declares_own(item)}
-    ours = (declared.get(name) or _own(name) for name in BUILT_IN if name != "cython")
-    theirs = (Candidate(item) for item in found if not _declares_own(item))
+    declared = {item.name: item._replace(version=__version__) for item in found if _is_built_in(item)}
+    ours = (declared.get(name) or _built_in_entry_point(name) for name in BUILT_IN if name != "cython")
+    theirs = (Candidate(item) for item in found if not _is_built_in(item))
     return (*(Candidate(item, is_built_in=True) for item in ours), *theirs)
 
 
@@ -135,7 +135,7 @@ _registry_lock = threading.Lock()
 
 def registry() -> Registry:
     """The registry of this process."""
-    return _registry or holding(_registry_lock, _create)
+    return _registry or call_locked(_registry_lock, _create)
 
 
 def _create() -> Registry:
@@ -149,16 +149,16 @@ def _after_fork_in_child() -> None:
     global _registry, _registry_lock
     _registry_lock = threading.Lock()
     if _registry is not None:
-        _registry.renew_locks()
+        _registry.replace_locks()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def forget() -> None:
+def reset_registry() -> None:
     """Drop what was found, so that the next use searches again."""
-    holding(_registry_lock, _drop)
+    call_locked(_registry_lock, _drop)
 
 
 def _drop() -> None:
