@@ -1,4 +1,4 @@
-"""One call, from the arguments of a public function to a backend's method, and back to the caller's kind of array."""
+"""A call of a public function: check the arguments, call the backend, return the caller's type of array."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from lsm._operations import Operation
 def call(
     operation: Operation, arguments: tuple[Any, ...], axis: Any, out: Any, dtype: Any = None, backend: Any = None
 ) -> Any:
-    """Serve a call of a public function, whatever its arguments are."""
+    """Execute a call of a public function, with arguments of any type."""
     library = library_of(arguments[0])
     if dtype is None and library.has_fast_path and all(library_of(other) is library for other in arguments[1:]):
         function = getattr(fast_functions(library.fast_key(arguments[0]), backend), operation.name, None)
@@ -28,20 +28,20 @@ def call(
 
 
 class Call:
-    """A call whose arguments have been validated: what they are, and where the result goes.
+    """A call with validated arguments.
 
     Attributes
     ----------
     operation : Operation
-        What is computed.
+        The operation.
     library : ArrayLibrary
-        How the arrays of the caller's library are handled.
+        The library of the arrays.
     arrays : tuple of array
         The inputs.
     request : Request
-        What decides which backend serves the call.
+        The properties that determine the backend.
     axis, out
-        As they were given.
+        As passed by the caller.
     """
 
     __slots__ = ("arrays", "axis", "library", "operation", "out", "request")
@@ -64,12 +64,12 @@ class Call:
         self.request = Request(type_name, operands[0].device, dtypes, operation.name)
 
     def select(self, backend: str | None) -> DispatchEntry:
-        """Find the backend, and how it is given the arrays."""
+        """Find the backend, and the type of array that it is passed."""
         own = self.request.dtypes[0]
         return find_entry(self.request, backend, self.library.fast_key(self.arrays[0], own))
 
     def execute(self, entry: DispatchEntry) -> Any:
-        """Call the backend on the arrays as they are, or on the same memory as NumPy's or CuPy's arrays."""
+        """Call the backend on the arrays as they are, or on views of them as NumPy or CuPy arrays."""
         library, out = self.library, self.out
         if out is not None and library is not NUMPY_LIBRARY:
             self._check_out()
@@ -95,7 +95,7 @@ class Call:
         return Execution(entry.backend, self.operation.name, library, inputs, axes, out, result).run()
 
     def _execute_as_cupy(self, entry: DispatchEntry) -> Any:
-        """Call the backend on the same memory as CuPy's arrays, and give the result back as the library's."""
+        """Call the backend on views as CuPy arrays, and convert the result."""
         library, out = self.library, self.out
         views = tuple([library.as_cupy(x, name) for x, name in zip(self.arrays, self.operation.names, strict=True)])
         target = None if out is None else library.as_cupy(out, "out")
@@ -104,20 +104,20 @@ class Call:
                 CUPY_LIBRARY.check_aligned(view, name)
         with CUPY_LIBRARY.on_device(views[0]):
             y = self._execute_as_is(entry, CUPY_LIBRARY, views, target)
-            # DLPack tells a library to wait for what it is given, not for what is written later; nor does it tell that
-            # an input is still being read when its view goes, after which the library may reuse the memory.
+            # DLPack synchronizes when a view is made. It does not cover later writes, nor reads that are pending when
+            # the view is deleted, after which the library may reuse the memory.
             CUPY_LIBRARY.wait()
             return library.from_cupy(y, self.arrays[0]) if out is None else out
 
     def _execute_as_numpy(self, entry: DispatchEntry) -> Any:
-        """Call the backend on the same memory as ndarrays, and give the result back as the library's."""
+        """Call the backend on views as ndarrays, and convert the result."""
         library, out, names = self.library, self.out, self.operation.names
         own, result = self.request.dtypes
         views = tuple([library.as_numpy(x, name) for x, name in zip(self.arrays, names, strict=True)])
         _check.same_shapes(views, names)
         target = library.new_numpy(views[0].shape, result) if out is None else library.view_as_numpy(out, "out")
         y = None
-        if entry.fast is not None and own == result:  # which was tried already on an ndarray, but refuses at once
+        if entry.fast is not None and own == result:  # for ndarrays a second try, which declines at once
             y = entry.fast(*views, self.axis, target)
         if y is None:
             axes = _check.normalised_axes(self.axis, views[0].ndim)
@@ -128,7 +128,7 @@ class Call:
         return library.from_numpy(y, self.arrays[0]) if out is None else out
 
     def _check_out(self) -> None:
-        """Raise unless `out` is of the library that the inputs are of, on their device, and can be written to."""
+        """Raise unless `out` has the library and the device of the inputs, and can be written to."""
         library, out, request = self.library, self.out, self.request
         if library_of(out) is not library or library.type_name(out) != request.array_type:
             from lsm._foreign import explain_refusal
@@ -139,22 +139,23 @@ class Call:
         places = library.device(out), library.device(self.arrays[0])
         if places[0] != places[1]:
             raise BackendUnsupportedError(
-                f"out: is on {places[0]}, the result on {places[1]}; nothing is moved between devices"
+                f"out: is on {places[0]}, the result on {places[1]}; lsm does not move arrays between devices"
             )
         library.check_out(out)
 
 
 def _check_alike(library: ArrayLibrary, other: ArrayLibrary, a: Any, b: Any, names: tuple[str, str]) -> None:
-    """Raise unless both arrays are of one library and on one device."""
-    is_apart = (
-        library.device(a) != other.device(b) if library is other else library.device_kind(a) != other.device_kind(b)
-    )
-    if is_apart:
+    """Raise unless both arrays belong to one library and are on one device."""
+    if library is other:
+        is_same_device = library.device(a) == other.device(b)
+    else:
+        is_same_device = library.device_kind(a) == other.device_kind(b)
+    if not is_same_device:
         places = f"{library.device(a)} and {other.device(b)}"
         raise BackendUnsupportedError(
-            f"{', '.join(names)}: on {places}; nothing is moved between devices, move one of them"
+            f"{', '.join(names)}: on {places}; lsm does not move arrays between devices, move one of them"
         )
     if library.type_name(a) != other.type_name(b):
         first, second = (names[1], library) if other is NUMPY_LIBRARY or not other.converter else (names[0], other)
-        remedy = f"give {second.converter}({first})" if second.converter else "give both as one type"
+        remedy = f"pass {second.converter}({first})" if second.converter else "pass both as one type"
         raise TypeError(f"{names[0]}, {names[1]}: a {library.type_name(a)} and a {other.type_name(b)}; {remedy}")
