@@ -104,7 +104,7 @@ class Call:
                 CUPY_LIBRARY.check_aligned(view, name)
         with CUPY_LIBRARY.on_device(views[0]):
             y = self._execute_as_is(entry, CUPY_LIBRARY, views, target)
-            # DLPack synchronizes when a view is made. It does not cover later writes, nor reads that are pending when
+            # DLPack synchronises when a view is made. It does not cover later writes, nor reads that are pending when
             # the view is deleted, after which the library may reuse the memory.
             CUPY_LIBRARY.wait()
             return library.from_cupy(y, self.arrays[0]) if out is None else out
