@@ -1,4 +1,4 @@
-"""Which backends there are: found once, when they are first needed, and fetched by name."""
+"""The registry of backends: found on first use, and looked up by name."""
 
 import os
 import threading
@@ -14,15 +14,15 @@ from lsm.backends.discovery import EntryPoint, find, matches
 
 
 class _BuiltInEntryPoint(EntryPoint):
-    """One of lsm's own backends as the code knows it, for where no entry point names it.
+    """A built-in backend without an entry point in the metadata.
 
-    The metadata may have been removed to make an image small, or left out of a frozen program.
+    The metadata may have been removed to make an image smaller, or omitted from a frozen program.
     """
 
     __slots__ = ()
 
     def load(self) -> Any:
-        """Import the module by a statement, which PyInstaller and its like can see."""
+        """Import the module by a statement, which tools such as PyInstaller can detect."""
         if self.name == "cupy":
             from lsm.backends import cupy_
 
@@ -38,16 +38,16 @@ def _built_in_entry_point(name: str) -> _BuiltInEntryPoint:
 
 
 def _is_built_in(entry_point: EntryPoint) -> bool:
-    """Whether this entry point declares one of lsm's own backends: by lsm's name, and leading to this code."""
-    leads_here = entry_point.name in BUILT_IN and entry_point.value == _built_in_entry_point(entry_point.name).value
-    return leads_here and normalise(entry_point.distribution) == DISTRIBUTION
+    """Whether an entry point is that of a built-in backend: of the distribution of lsm, with the same value."""
+    is_same_code = entry_point.name in BUILT_IN and entry_point.value == _built_in_entry_point(entry_point.name).value
+    return is_same_code and normalise(entry_point.distribution) == DISTRIBUTION
 
 
 class Registry:
-    """All backends that are known, found once when they are first needed.
+    """All known backends, found on first use.
 
-    Entry points bring all but the default. Which are lsm's own is known here and not read from the metadata, which may
-    be missing or claim what they like.
+    All except the default have entry points. Which ones are built in is decided here, not by the metadata, which may
+    be missing or wrong.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Registry:
         self._lock = threading.Lock()
 
     def others(self) -> tuple[Candidate, ...]:
-        """Every backend but the default: lsm's own, then by (name, distribution); scans on the first call."""
+        """All backends except the default: built-in ones, then by (name, distribution); the first call searches."""
         return self._others or call_locked(self._lock, self._search)
 
     def _search(self) -> tuple[Candidate, ...]:
@@ -68,7 +68,7 @@ class Registry:
         return self._others
 
     def replace_locks(self) -> None:
-        """Forget who holds what: in a forked child, nobody does."""
+        """Replace all locks in a forked child, where no thread can release them."""
         self._lock = threading.Lock()
         for candidate in (self.default, *(self._others or ())):
             candidate.replace_lock()
@@ -78,31 +78,31 @@ class Registry:
         return (self.default, *self.others())
 
     def built_in(self, name: str) -> Candidate | None:
-        """lsm's own backend of this name."""
+        """The built-in backend of this name."""
         if name == self.default.name:
             return self.default
         return next((c for c in self.others() if c.is_built_in and c.name == name), None)
 
     def third_party(self) -> tuple[Candidate, ...]:
-        """The others' backends that may be chosen automatically: usable so far, and alone with their name."""
-        theirs = [c for c in self.others() if not c.is_built_in and c.state in ("discovered", "loaded")]
+        """The third-party backends that can be selected automatically: not known to be unusable, with a unique name."""
+        plugins = [c for c in self.others() if not c.is_built_in and c.state in ("discovered", "loaded")]
         names = [c.name for c in self.others() if not c.is_built_in]
-        return tuple(c for c in theirs if names.count(c.name) == 1)
+        return tuple(c for c in plugins if names.count(c.name) == 1)
 
     def label(self, candidate: Candidate) -> str:
-        """The name by which this backend, and no other, can be asked for."""
-        alone = [c for c in self.all() if c.name == candidate.name] == [candidate]
-        return candidate.name if alone or candidate is self.built_in(candidate.name) else candidate.address
+        """A unique name of this backend."""
+        is_unique = [c for c in self.all() if c.name == candidate.name] == [candidate]
+        return candidate.name if is_unique or candidate is self.built_in(candidate.name) else candidate.address
 
     def get(self, name: str) -> Candidate:
-        """The backend of this name, or of this "distribution/name", the distribution in any spelling.
+        """The backend named "name" or "distribution/name", the distribution in any spelling.
 
         Raises
         ------
         UnknownBackendError
             There is none.
         AmbiguousBackendError
-            Several distributions bring one.
+            Several distributions provide one.
         """
         if name == self.default.name:
             return self.default
@@ -114,15 +114,17 @@ class Registry:
             return named[0]
         if named:
             addresses = ", ".join(repr(c.address) for c in named)
-            raise AmbiguousBackendError(f"backend {name!r} is brought by several distributions; name one: {addresses}")
+            raise AmbiguousBackendError(
+                f"backend {name!r} is provided by several distributions; use one of {addresses}"
+            )
         known = ", ".join(repr(c.name) for c in self.all())
         raise UnknownBackendError(
-            f"no backend is named {name!r}; known: {known}. After installing another, lsm.refresh_backends() finds it"
+            f"no backend is named {name!r}; known: {known}. After installing one, call lsm.refresh_backends()"
         )
 
 
 def _candidates(found: list[EntryPoint]) -> tuple[Candidate, ...]:
-    """lsm's own backends, by their entry points or without, and those of others."""
+    """The built-in backends, with or without entry points, and the third-party ones."""
     declared = {item.name: item._replace(version=__version__) for item in found if _is_built_in(item)}
     ours = (declared.get(name) or _built_in_entry_point(name) for name in BUILT_IN if name != "cython")
     theirs = (Candidate(item) for item in found if not _is_built_in(item))
@@ -145,7 +147,7 @@ def _create() -> Registry:
 
 
 def _after_fork_in_child() -> None:
-    """Renew what a thread of the parent may have held, and search anew if it was in the middle of that."""
+    """Replace locks that a thread of the parent may have held; an interrupted search starts again."""
     global _registry, _registry_lock
     _registry_lock = threading.Lock()
     if _registry is not None:
@@ -157,7 +159,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def reset_registry() -> None:
-    """Drop what was found, so that the next use searches again."""
+    """Drop all backends, so that the next use searches again."""
     call_locked(_registry_lock, _drop)
 
 
