@@ -110,8 +110,8 @@ def test_calls_on_the_cpu_never_ask_whether_it_is_available(monkeypatch):
         monkeypatch.setattr(CupyBackend, "available", fails(AssertionError("CuPy was imported")))
         x = np.zeros(3, np.longdouble)
         assert lsm.log_softmax(x).dtype == x.dtype
-        assert lsm.explain(x).reasons["cupy"] == "serves the devices cuda, not cpu"
-        wrong = r"backend 'cupy' \(asked for by backend=\) serves the devices cuda, not cpu; .*'numpy' would serve it"
+        assert lsm.explain(x).reasons["cupy"] == "supports devices cuda, not cpu"
+        wrong = r"backend 'cupy' \(requested by backend=\) supports devices cuda, not cpu; use .*'numpy'"
         with pytest.raises(lsm.BackendUnsupportedError, match=wrong):
             lsm.log_softmax(np.zeros(3, np.longdouble), backend="cupy")
 
@@ -224,7 +224,7 @@ def test_semantics_of_arrays_of_cupy(cupy, rng):
         with pytest.raises(TypeError, match="(x|out|grad_output): its elements are not aligned to their 4 bytes"):
             function(*[cupy.ndarray(a, 0) for a in arguments], **options)
     assert exact(lsm.log_softmax(cupy.ndarray(rows[:1], 0)).held, rows[:1])  # of a single row it does not matter
-    with pytest.raises(lsm.BackendUnsupportedError, match="backend 'cython' .*serves the devices cpu, not cuda; "):
+    with pytest.raises(lsm.BackendUnsupportedError, match="backend 'cython' .*supports devices cpu, not cuda; "):
         lsm.log_softmax(x, backend="cython")
 
 
@@ -248,7 +248,9 @@ def test_out_of_cupy(cupy, rng):
     ):
         with pytest.raises(error, match=message):
             lsm.log_softmax(x, out=out)
-    with pytest.raises(lsm.BackendUnsupportedError, match="on cuda:0 and cuda:1; nothing is moved between devices"):
+    with pytest.raises(
+        lsm.BackendUnsupportedError, match="on cuda:0 and cuda:1; lsm does not move arrays between devices"
+    ):
         lsm.log_softmax_backward(x, cupy.ndarray(held, 1))
 
 

@@ -167,9 +167,13 @@ def test_two_libraries_are_not_mixed():
         lsm.log_softmax_backward(held, Own(held))
     with pytest.raises(TypeError, match=r"a test_dlpack.Own and a test_dlpack.Bare; give both as one type"):
         lsm.log_softmax_backward(Own(held), Bare(held))
-    with pytest.raises(lsm.BackendUnsupportedError, match="on cpu and rocm:0; nothing is moved between devices"):
+    with pytest.raises(
+        lsm.BackendUnsupportedError, match="on cpu and rocm:0; lsm does not move arrays between devices"
+    ):
         lsm.log_softmax_backward(Own(held), Elsewhere(held))
-    with pytest.raises(lsm.BackendUnsupportedError, match="on rocm:0 and rocm:1; nothing is moved between devices"):
+    with pytest.raises(
+        lsm.BackendUnsupportedError, match="on rocm:0 and rocm:1; lsm does not move arrays between devices"
+    ):
         lsm.log_softmax_backward(Elsewhere(held), Elsewhere(held, (10, 1)))
 
 
@@ -181,9 +185,9 @@ def test_nothing_is_moved_and_the_error_says_what_would_serve(is_loaded):
     with pytest.raises(lsm.BackendUnsupportedError) as caught:
         lsm.log_softmax(x)
     assert str(caught.value) == (
-        "no backend serves test_dlpack.Elsewhere of float32 on rocm: cython serves the devices cpu, not rocm; cupy "
-        "serves the devices cuda, not rocm; numpy serves the devices cpu, not rocm; nothing is moved between devices, "
-        "and on cpu 'cython' or 'numpy' would serve it"
+        "no backend supports test_dlpack.Elsewhere of float32 on rocm: cython supports devices cpu, not rocm; cupy "
+        "supports devices cuda, not rocm; numpy supports devices cpu, not rocm; lsm does not move arrays between "
+        "devices; on cpu, use 'cython' or 'numpy'"
     )
     assert str(lsm.explain(x).error) == str(caught.value)
     with pytest.raises(TypeError, match="^x: dtype complex64 on rocm is not accepted"):

@@ -64,7 +64,7 @@ class Candidate:
     def reason(self) -> str:
         """The reason for its state."""
         if self.state == "discovered" and self._is_loading():
-            return "its own import, or available(), uses it"
+            return "it is being loaded, and its own import or available() uses it"
         return self._reason
 
     def _screen(self) -> None:
