@@ -238,7 +238,7 @@ def test_out_that_is_refused():
         (torch.zeros(2, 3).bfloat16(), TypeError, "has dtype bfloat16"),
         (torch.zeros(2, 3, dtype=torch.int32), TypeError, "has dtype int32"),
         (torch.zeros(2, 3, requires_grad=True), TypeError, "requires grad"),
-        (torch.zeros(3).expand(2, 3), ValueError, "overlap one another"),
+        (torch.zeros(3).expand(2, 3), ValueError, "its elements overlap"),
         (torch.zeros(2, 3, device="meta"), lsm.BackendUnsupportedError, "is on meta, the result on cpu"),
         (torch._neg_view(torch.zeros(2, 3)), TypeError, "negative bit"),
         (torch.zeros(2, 3).to_sparse(), TypeError, "layout"),
@@ -305,21 +305,21 @@ def quantised():
         (torch.zeros(2, requires_grad=True) * 2, "requires grad"),
         (torch.zeros(2, dtype=torch.bfloat16, requires_grad=True), "requires grad"),
         (torch.nn.Parameter(torch.zeros(2)), "requires grad"),
-        (torch.zeros(2, dtype=torch.complex64), r"complex64 has no largest class; give \w+.real or abs"),
+        (torch.zeros(2, dtype=torch.complex64), r"complex64 numbers have no order; pass \w+.real or abs"),
         (torch.zeros(2, dtype=torch.complex64).conj(), "complex64"),
-        (torch.zeros(2).to_sparse(), r"layout torch.sparse_coo; give \w+.to_dense\(\)"),
+        (torch.zeros(2).to_sparse(), r"layout torch.sparse_coo; pass \w+.to_dense\(\)"),
         (torch.zeros(2).to_mkldnn(), "layout torch._mkldnn"),
         (torch.zeros(2, dtype=torch.float8_e5m2), "dtype torch.float8_e5m2 is not accepted; accepted: float16"),
-        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested tensor; give its parts"),
-        (quantised, r"quantised tensor \(torch.qint8\); give \w+.dequantize"),
-        (masked, r"a masked array \(torch.masked.*\), whose mask would be lost; give \w+.to_tensor\(-torch.inf\)"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested tensor; pass its parts"),
+        (quantised, r"quantised tensor \(torch.qint8\); pass \w+.dequantize"),
+        (masked, r"a masked array \(torch.masked.*\), whose mask would be lost; pass \w+.to_tensor\(-torch.inf\)"),
         (lambda: torch.zeros(2).as_subclass(Subclass), r"a Subclass, a subclass of torch.Tensor .*as_subclass"),
         (lambda: Wrapper(torch.zeros(2)), "a Wrapper, a subclass of torch.Tensor .*the plain tensor that it wraps"),
         (lambda: torch._efficientzerotensor(2), "memory cannot be read"),
         (lambda: torch.nn.UninitializedParameter(requires_grad=False), "has no values yet"),
         (jagged, r"nested tensor .*unbind\(\)"),
-        (fake, "FakeTensor, a stand-in for a tensor"),
-        (lambda: jnp.zeros(2, "complex64"), "complex64 has no largest class"),
+        (fake, "FakeTensor, a placeholder without values"),
+        (lambda: jnp.zeros(2, "complex64"), "complex64 numbers have no order"),
         (lambda: jnp.zeros(2, "float8_e5m2"), "dtype float8_e5m2 is not accepted"),
         (lambda: jax.random.key(0), "cannot be read"),
     ],
@@ -413,7 +413,7 @@ def test_jax_without_float64():
             lambda: lsm.log_softmax(jnp.zeros(3), dtype="float64"),
             lambda: lsm.log_softmax_backward(jnp.arange(3), jnp.zeros(3)),
         ):
-            with pytest.raises(TypeError, match="^dtype: .*jax_enable_x64.*; or give dtype='float32'"):
+            with pytest.raises(TypeError, match="^dtype: .*jax_enable_x64.*; or pass dtype='float32'"):
                 call()
         assert lsm.log_softmax(jnp.arange(3), dtype="float32").dtype == np.float32
 
@@ -443,7 +443,7 @@ spread = jax.device_put(jnp.zeros((4, 3)), NamedSharding(Mesh(np.array([first, s
 try:
     lsm.log_softmax(spread)
 except TypeError as error:
-    assert "x: an array over 2 devices; give its parts" in str(error), error
+    assert "x: an array sharded over 2 devices; pass its shards" in str(error), error
     parts = [lsm.log_softmax(shard.data) for shard in spread.addressable_shards]
     assert [part.devices() for part in parts] == [{first}, {second}]
     print("done")
@@ -456,10 +456,10 @@ except TypeError as error:
 def test_libraries_are_not_mixed():
     n, t, j = np.zeros(3, "f4"), torch.zeros(3), jnp.zeros(3, "float32")
     for a, b, message in (
-        (t, n, r"a torch.Tensor and a numpy.ndarray; give torch.as_tensor\(output\)"),
-        (n, t, r"a numpy.ndarray and a torch.Tensor; give torch.as_tensor\(grad_output\)"),
-        (j, n, r"a jax.Array and a numpy.ndarray; give jax.numpy.asarray\(output\)"),
-        (t, j, r"a torch.Tensor and a jax.Array; give"),
+        (t, n, r"a torch.Tensor and a numpy.ndarray; pass torch.as_tensor\(output\)"),
+        (n, t, r"a numpy.ndarray and a torch.Tensor; pass torch.as_tensor\(grad_output\)"),
+        (j, n, r"a jax.Array and a numpy.ndarray; pass jax.numpy.asarray\(output\)"),
+        (t, j, r"a torch.Tensor and a jax.Array; pass"),
         (t, [0.0] * 3, r"torch.as_tensor\(output\)"),
     ):
         with pytest.raises(TypeError, match=f"^grad_output, output: .*{message}"):
@@ -624,7 +624,7 @@ def test_a_backend_for_tensors_is_given_them_as_they_are(installed, dtype, rng):
         for out, error, message in (
             (torch.empty(6, dtype=x.dtype), ValueError, "has shape"),
             (torch.empty(4, 6, dtype=torch.int32), TypeError, "has dtype int32"),
-            (torch.empty(6, dtype=x.dtype).expand(4, 6), ValueError, "overlap one another"),
+            (torch.empty(6, dtype=x.dtype).expand(4, 6), ValueError, "its elements overlap"),
             (torch.empty(4, 6, dtype=x.dtype, device="meta"), lsm.BackendUnsupportedError, "is on meta"),
         ):
             with pytest.raises(error, match=f"^out: .*{message}"):
@@ -847,7 +847,7 @@ def test_torch_compile_breaks_the_graph_and_the_result_is_right(dtype):
 
 
 def test_what_traces_without_values_is_refused():
-    with pytest.raises(TypeError, match=r"^x: a torch.fx.proxy.Proxy, a stand-in"):
+    with pytest.raises(TypeError, match=r"^x: a torch.fx.proxy.Proxy, a placeholder"):
         torch.fx.symbolic_trace(lambda a: lsm.log_softmax(a))
     from torch._subclasses import FakeTensorMode
 

@@ -285,7 +285,7 @@ print(lsm.log_softmax(x, backend="numpy")[0, 0])
     assert lines[0].startswith("AmbiguousBackendError") and "use one of 'acme-a/twin', 'acme-b/twin'" in lines[0]
     assert lines[1].startswith("BackendBlockedError") and "the name 'numpy' is reserved" in lines[1]
     assert lines[2].split() == ["0.0", "1.0"]
-    assert lines[3] == "acme-b not asked for blocked: the name 'numpy' is reserved for lsm's own backend"
+    assert lines[3] == "acme-b not requested blocked: the name 'numpy' is reserved for lsm's own backend"
     assert lines[4].startswith("-1.09")
 
 
