@@ -113,12 +113,12 @@ def march(level: str) -> list[str]:
     return [f"-m{feature}" for name in included for feature in FEATURES[name]]
 
 
-def switched_on(variable: str) -> bool:
+def is_enabled(variable: str) -> bool:
     """Whether an environment variable is '1'; stops where it is neither that nor '0' nor empty."""
-    wish = os.environ.get(variable, "")
-    if wish not in ("", "0", "1"):
-        raise SystemExit(f"{variable} is {wish!r}; accepted: '0', '1'")
-    return wish == "1"
+    value = os.environ.get(variable, "")
+    if value not in ("", "0", "1"):
+        raise SystemExit(f"{variable} is {value!r}; accepted: '0', '1'")
+    return value == "1"
 
 
 class BuildKernels(build_ext):
@@ -126,7 +126,7 @@ class BuildKernels(build_ext):
 
     def build_extensions(self) -> None:
         """Probe for OpenMP, then build all the extensions, two at a time."""
-        sanitize = SANITIZE_FLAGS if switched_on("LSM_SANITIZE") else []
+        sanitize = SANITIZE_FLAGS if is_enabled("LSM_SANITIZE") else []
         if sanitize and sys.platform != "linux":
             raise SystemExit("LSM_SANITIZE is for gcc or clang on Linux")
         if self.compiler.compiler_type == "msvc":
@@ -168,7 +168,7 @@ class BuildKernels(build_ext):
 
     def openmp_flags(self) -> tuple[list[str], list[str]]:
         """Compile and link flags for OpenMP; none if LSM_NO_OPENMP=1; stops where there is no OpenMP."""
-        if switched_on("LSM_NO_OPENMP"):
+        if is_enabled("LSM_NO_OPENMP"):
             return [], []
         reason = ""
         for compile_flags, link_flags in (

@@ -1,4 +1,4 @@
-"""log-softmax and its gradient: right, fast, small, and the same bits every time.
+"""log-softmax and its gradient: accurate, fast, small, and the same bits every time.
 
 >>> import lsm
 >>> lsm.log_softmax([20.0, 0.0]).round(3)
@@ -66,7 +66,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a call does not need when it is asked for."""
+    """Import on first access what no call needs."""
     if name == "BackendInfo":
         from lsm.backends.info import BackendInfo
 

@@ -1,4 +1,4 @@
-"""`python -m lsm`: the same as the command `lsm`."""
+"""`python -m lsm`, the same as the command `lsm`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The public functions: each documents, checks, and hands the call to the backend that serves it."""
+"""The public functions, with their documentation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from lsm._fastpath import fast_functions
 from lsm._operations import LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD
 from lsm._untraced import untraced
 
-Array = Any  # an ndarray, a torch.Tensor, a jax.Array, a cupy.ndarray, or another that speaks DLPack
+Array = Any  # numpy.ndarray, torch.Tensor, jax.Array, cupy.ndarray, or another type that supports DLPack
 Axis = int | Sequence[int] | None
 
 
@@ -22,66 +22,62 @@ def log_softmax(
     dtype: Any = None,
     backend: str | None = None,
 ) -> Array:
-    """Compute the logarithm of the softmax of `x` along one axis.
+    """Compute the logarithm of the softmax of `x`.
 
     ::
 
         m = max(x)
-        s = sum of exp(x - m) over all classes but one of the largest
+        s = sum of exp(x - m) over all classes except one of the largest
         y = (x - m) - log1p(s)
 
     Parameters
     ----------
     x : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
-        Logits, in nats, of a floating dtype, integers or bool. Any strides, read-only, unaligned or byte-swapped;
-        never changed unless it is `out`. Integers and bool become float64. -inf masks a class out.
+        Logits, in nats, of a floating dtype, integers or bool. May have any strides, be read-only, unaligned or
+        byte-swapped; not modified unless it is `out`. Integers and bool become float64. -inf masks a class.
     axis : int, tuple of int, or None, optional
-        The axis that holds the classes; several, or None for all, are taken as one. (SciPy's default is
-        None, lsm's is the last axis.)
+        The axis of the classes, by default the last (in SciPy: None). Several axes, or None for all, count as one.
     out : array of the result's type, shape, dtype and device, optional
-        Where to write the result. May be `x` itself; may overlap it in any way. (Arrays of JAX cannot be written
-        to.)
+        The array to write to. May be `x`, and may overlap it in any way. JAX arrays cannot be written to.
     dtype : dtype or str, optional
-        The dtype of the result, as NumPy spells it or the library of `x` does; by default that of `x`. The
-        computation is done in the wider of the two, in float32 or wider for 16-bit types, and rounded once.
+        The dtype of the result, as a dtype of NumPy or of the library of `x`; default: that of `x`. The computation
+        uses the wider of the two, at least float32, and rounds once.
     backend : str, optional
-        The backend to use, and no other; see `explain`.
+        The backend to use; there is no fallback. See `explain`.
 
     Returns
     -------
     y : array, type, shape and device of `x`
-        Log-probabilities, in nats: from -inf to 0, with ``sum(exp(y)) == 1`` along `axis`. `out` if given. An
-        ndarray for an array_like, and for a DLPack array whose namespace has no ``from_dlpack`` (on a CUDA device an
-        array of CuPy). Instead of an ndarray without dimensions, a NumPy scalar.
+        Log-probabilities, in nats: from -inf to 0, with ``sum(exp(y)) == 1`` along `axis`. `out`, if given. For an
+        array_like, and for a DLPack array whose namespace has no ``from_dlpack``, an ndarray (on a CUDA device, a
+        cupy.ndarray). A 0-d ndarray is returned as a NumPy scalar.
 
     Raises
     ------
     TypeError
-        `x` is complex, an object, text, structured or masked, a tensor that requires grad, or an array that JAX
-        traces; or it has a unit, is sparse, is not computed yet (dask), has labels (xarray), or lies in a file
-        (zarr, h5py): the message says what to give. `dtype` or `out` has a dtype that does not fit, or `out` is of
-        another type.
+        `x` is complex, an object, text, structured or masked, requires grad, or is traced by JAX; or it has a unit,
+        is sparse, is not computed yet (dask), has labels (xarray), or is stored in a file (zarr, h5py). The message
+        says what to pass instead. `dtype` is not supported, or `out` has another type or dtype than the result.
     ValueError
-        `out` has another shape or is read-only; `axis` names an axis twice.
+        `out` has another shape or is read-only; an axis is repeated.
     numpy.exceptions.AxisError
-        `axis` is not an axis of `x`.
+        `axis` is out of range.
     LsmError
-        The backend that was asked for does not exist, cannot be used, does not serve this type, device or dtype,
-        or fails in the call. Each has a class of its own.
+        The requested backend does not exist, is not available, does not support this type, device or dtype, or
+        failed. Each has its own subclass.
 
     See Also
     --------
-    log_softmax_backward : the gradient.
+    log_softmax_backward : The gradient.
 
     Notes
     -----
-    float32 and float64 results are within 4 ulp (units in the last place) of the exact value on any finite
-    frame, 16-bit results are the exact value rounded once, to 0.501 ulp. A frame's result depends on its
-    values, its dtype and the backend only, not on its place, the number of threads or `out`. A frame that
-    holds a NaN or +inf, or -inf only, is NaN throughout. An empty axis gives an empty array. No
-    floating-point warnings are raised. Arrays of other libraries are read where they lie, and nothing is moved
-    between devices. Source: Blanchard, Higham & Higham (2021),
-    doi:10.1093/imanum/draa038, Algorithm 4.1.
+    For any finite frame, float32 and float64 results are within 4 ulp (units in the last place) of the exact value;
+    16-bit results are the exact value rounded once, within 0.501 ulp. The result of a frame depends only on its
+    values, its dtype and the backend, not on its position, the number of threads or `out`. A frame that contains NaN
+    or +inf, or only -inf, becomes NaN. An empty axis gives an empty array. There are no floating-point warnings.
+    Arrays of other libraries are read without a copy, and nothing is moved between devices. The algorithm is
+    Algorithm 4.1 of Blanchard, Higham & Higham (2021), doi:10.1093/imanum/draa038.
 
     Examples
     --------
@@ -106,61 +102,59 @@ def log_softmax_backward(
     out: Array | None = None,
     backend: str | None = None,
 ) -> Array:
-    """Compute the gradient of a loss by the input of `log_softmax`, from the gradient by its output.
+    """Compute the gradient of a loss with respect to the input of `log_softmax`.
 
     ::
 
         dx = dy - exp(y) * sum(dy)
 
-    The Jacobian of y = x - logsumexp(x) is ``dy_i/dx_j = (i == j) - exp(y_j)``, so that
-    ``dx_j = sum over i of dy_i * ((i == j) - exp(y_j))``: the input itself is not needed.
+    The Jacobian of y = x - logsumexp(x) is ``dy_i/dx_j = (i == j) - exp(y_j)``, hence
+    ``dx_j = sum over i of dy_i * ((i == j) - exp(y_j))``. The input itself is not needed.
 
     Parameters
     ----------
     grad_output : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
-        dy, the gradient of the loss by `output`.
+        dy, the gradient of the loss with respect to `output`.
     output : array of the type, shape and device of `grad_output`
-        y, what `log_softmax` returned. (Any values below 88, or 709 in float64 and wider, are taken as they
-        are; a frame with greater ones is NaN, for exp(y) leaves the range.)
+        y, the result of `log_softmax`. Any values below 88 (in float64 and wider, 709) are accepted; a frame with
+        larger ones becomes NaN, because exp(y) overflows.
     axis : int, tuple of int, or None, optional
-        The axis that `log_softmax` was given.
+        The axis that was passed to `log_softmax`.
     out : array of the result's type, shape, dtype and device, optional
-        Where to write the result. May be `grad_output` or `output` itself; may overlap them in any way.
+        The array to write to. May be `grad_output` or `output`, and may overlap them in any way.
     backend : str, optional
-        The backend to use, and no other; see `explain`.
+        The backend to use; there is no fallback. See `explain`.
 
     Returns
     -------
     dx : array, type, shape and device of `grad_output`
-        The gradient of the loss by the input; its dtype is the one that NumPy promotes both inputs to,
-        integers counting as float64. Sums to 0 along `axis`, up to rounding. Instead of an ndarray without
-        dimensions, a NumPy scalar.
+        The gradient of the loss with respect to the input. Its dtype is that to which NumPy promotes both inputs,
+        with integers as float64. Sums to 0 along `axis`, up to rounding. A 0-d ndarray is returned as a NumPy scalar.
 
     Raises
     ------
     TypeError
-        An argument is complex, an object, text, structured or masked, requires grad, is otherwise more than numbers
-        in memory (see `log_softmax`), or is of another library than the others; `out` has another dtype.
+        An argument is rejected as in `log_softmax`; the arguments belong to different libraries; `out` has another
+        dtype.
     ValueError
-        The shapes differ; `out` has another shape or is read-only; `axis` names an axis twice.
+        The shapes differ; `out` has another shape or is read-only; an axis is repeated.
     numpy.exceptions.AxisError
-        `axis` is not an axis of `grad_output`.
+        `axis` is out of range.
     LsmError
         As for `log_softmax`.
 
     See Also
     --------
-    log_softmax : the function itself.
+    log_softmax : The function itself.
 
     Notes
     -----
-    Where y > -ln 2 it is computed as ``(dy - S) - expm1(y) * S`` with S = sum(dy), so that the gradient of
-    a confident frame does not vanish. As a function of `grad_output` and `output` the result is within
-    4 ulp of the largest of itself, dy and exp(y) * S. (The error of S is about
-    2**-53 * sum(abs(dy)), which counts in float64, and in float32 where dy cancels to the last digit.)
-    Where y is -inf it is exactly dy. A frame with a NaN,
-    with +inf in `output` or an infinite sum, or with -inf only in `output`, is NaN throughout. Source:
-    Torch7, LogSoftMax.c.
+    Where y > -ln 2, the gradient is computed as ``(dy - S) - expm1(y) * S`` with S = sum(dy), so that it does not
+    vanish for confident frames. As a function of `grad_output` and `output`, the result is within 4 ulp of the
+    largest of itself, dy and exp(y) * S. (The error of S is about 2**-53 * sum(abs(dy)); it matters in float64, and
+    in float32 where dy cancels to the last digit.) Where y is -inf, the result is exactly dy. A frame becomes NaN if
+    it contains NaN, if `output` contains +inf or only -inf, or if S is infinite. The formula is that of Torch7,
+    LogSoftMax.c.
 
     Examples
     --------

@@ -1,22 +1,22 @@
-"""One call, from the arguments of a public function to a backend's method, and back to the caller's kind of array."""
+"""A call of a public function: check the arguments, call the backend, return the caller's type of array."""
 
 from typing import Any
 
 from lsm import _check
 from lsm._decide import Request
-from lsm._dispatch import Plan, plan_for
+from lsm._dispatch import DispatchEntry, find_entry
 from lsm._errors import BackendUnsupportedError
 from lsm._execute import Execution
 from lsm._fastpath import fast_functions
-from lsm._interop import CUPY_ARRAYS, NUMPY_ARRAYS, library_of
-from lsm._interop_base import Arrays
+from lsm._interop import CUPY_LIBRARY, NUMPY_LIBRARY, library_of
+from lsm._interop_base import ArrayLibrary
 from lsm._operations import Operation
 
 
 def call(
     operation: Operation, arguments: tuple[Any, ...], axis: Any, out: Any, dtype: Any = None, backend: Any = None
 ) -> Any:
-    """Serve a call of a public function, whatever its arguments are."""
+    """Execute a call of a public function, with arguments of any type."""
     library = library_of(arguments[0])
     if dtype is None and library.has_fast_path and all(library_of(other) is library for other in arguments[1:]):
         function = getattr(fast_functions(library.fast_key(arguments[0]), backend), operation.name, None)
@@ -28,20 +28,20 @@ def call(
 
 
 class Call:
-    """A call whose arguments have been validated: what they are, and where the result goes.
+    """A call with validated arguments.
 
     Attributes
     ----------
     operation : Operation
-        What is computed.
-    library : Arrays
-        How the arrays of the caller's library are handled.
+        The operation.
+    library : ArrayLibrary
+        The library of the arrays.
     arrays : tuple of array
         The inputs.
     request : Request
-        What decides which backend serves the call.
+        The properties that determine the backend.
     axis, out
-        As they were given.
+        As passed by the caller.
     """
 
     __slots__ = ("arrays", "axis", "library", "operation", "out", "request")
@@ -63,96 +63,99 @@ class Call:
         type_name = self.library.type_name(self.arrays[0])
         self.request = Request(type_name, operands[0].device, dtypes, operation.name)
 
-    def select(self, backend: str | None) -> Plan:
-        """Find the backend, and how it is given the arrays."""
+    def select(self, backend: str | None) -> DispatchEntry:
+        """Find the backend, and the type of array that it is passed."""
         own = self.request.dtypes[0]
-        return plan_for(self.request, backend, self.library.fast_key(self.arrays[0], own))
+        return find_entry(self.request, backend, self.library.fast_key(self.arrays[0], own))
 
-    def execute(self, plan: Plan) -> Any:
-        """Call the backend on the arrays as they are, or on the same memory as NumPy's or CuPy's arrays."""
+    def execute(self, entry: DispatchEntry) -> Any:
+        """Call the backend on the arrays as they are, or on views of them as NumPy or CuPy arrays."""
         library, out = self.library, self.out
-        if out is not None and library is not NUMPY_ARRAYS:
+        if out is not None and library is not NUMPY_LIBRARY:
             self._check_out()
-        if plan.passed_as == _check.NUMPY:
-            result = self._execute_as_numpy(plan)
-        elif plan.passed_as != self.request.array_type:
-            result = self._execute_as_cupy(plan)
+        if entry.passed_as == _check.NUMPY:
+            result = self._execute_as_numpy(entry)
+        elif entry.passed_as != self.request.array_type:
+            result = self._execute_as_cupy(entry)
         else:
             with library.on_device(self.arrays[0]):
-                result = self._execute_as_is(plan, library, self.arrays, out)
+                result = self._execute_as_is(entry, library, self.arrays, out)
         if out is not None:
             library.bump_version(out)
         return result
 
-    def _execute_as_is(self, plan: Plan, library: Arrays, arrays: tuple[Any, ...], out: Any) -> Any:
+    def _execute_as_is(self, entry: DispatchEntry, library: ArrayLibrary, arrays: tuple[Any, ...], out: Any) -> Any:
         """Call the backend on arrays of a type that it declares."""
         own, result = self.request.dtypes
         _check.same_shapes(arrays, self.operation.names)
         axes = _check.normalised_axes(self.axis, arrays[0].ndim)
         if out is not None:
             library.check_native_out(out, tuple(arrays[0].shape), result)
-        inputs = tuple([library.converted(x, own) for x in arrays])
-        return Execution(plan.backend, self.operation.name, library, inputs, axes, out, result).run()
+        inputs = tuple([library.astype(x, own) for x in arrays])
+        return Execution(entry.backend, self.operation.name, library, inputs, axes, out, result).run()
 
-    def _execute_as_cupy(self, plan: Plan) -> Any:
-        """Call the backend on the same memory as CuPy's arrays, and give the result back as the library's."""
+    def _execute_as_cupy(self, entry: DispatchEntry) -> Any:
+        """Call the backend on views as CuPy arrays, and convert the result."""
         library, out = self.library, self.out
         views = tuple([library.as_cupy(x, name) for x, name in zip(self.arrays, self.operation.names, strict=True)])
         target = None if out is None else library.as_cupy(out, "out")
         for view, name in zip((*views, target), (*self.operation.names, "out"), strict=True):
             if view is not None:
-                CUPY_ARRAYS.check_aligned(view, name)
-        with CUPY_ARRAYS.on_device(views[0]):
-            y = self._execute_as_is(plan, CUPY_ARRAYS, views, target)
-            # DLPack tells a library to wait for what it is given, not for what is written later; nor does it tell that
-            # an input is still being read when its view goes, after which the library may reuse the memory.
-            CUPY_ARRAYS.wait()
+                CUPY_LIBRARY.check_aligned(view, name)
+        with CUPY_LIBRARY.on_device(views[0]):
+            y = self._execute_as_is(entry, CUPY_LIBRARY, views, target)
+            # DLPack synchronises when a view is made. It does not cover later writes, nor reads that are pending when
+            # the view is deleted, after which the library may reuse the memory.
+            CUPY_LIBRARY.wait()
             return library.from_cupy(y, self.arrays[0]) if out is None else out
 
-    def _execute_as_numpy(self, plan: Plan) -> Any:
-        """Call the backend on the same memory as ndarrays, and give the result back as the library's."""
+    def _execute_as_numpy(self, entry: DispatchEntry) -> Any:
+        """Call the backend on views as ndarrays, and convert the result."""
         library, out, names = self.library, self.out, self.operation.names
         own, result = self.request.dtypes
         views = tuple([library.as_numpy(x, name) for x, name in zip(self.arrays, names, strict=True)])
         _check.same_shapes(views, names)
         target = library.new_numpy(views[0].shape, result) if out is None else library.view_as_numpy(out, "out")
         y = None
-        if plan.fast is not None and own == result:  # which was tried already on an ndarray, but refuses at once
-            y = plan.fast(*views, self.axis, target)
+        if entry.fast is not None and own == result:  # for ndarrays a second try, which declines at once
+            y = entry.fast(*views, self.axis, target)
         if y is None:
             axes = _check.normalised_axes(self.axis, views[0].ndim)
             if target is not None:
                 _check.check_out(target, views[0].shape, result)
             inputs = views if len(views) == 1 else tuple([x.astype(_check.np_dtype(own), copy=False) for x in views])
-            y = Execution(plan.backend, self.operation.name, NUMPY_ARRAYS, inputs, axes, target, result).run()
+            y = Execution(entry.backend, self.operation.name, NUMPY_LIBRARY, inputs, axes, target, result).run()
         return library.from_numpy(y, self.arrays[0]) if out is None else out
 
     def _check_out(self) -> None:
-        """Raise unless `out` is of the library that the inputs are of, on their device, and can be written to."""
+        """Raise unless `out` has the library and the device of the inputs, and can be written to."""
         library, out, request = self.library, self.out, self.request
         if library_of(out) is not library or library.type_name(out) != request.array_type:
-            from lsm._foreign import why_refused
+            from lsm._foreign import explain_refusal
 
             kind = f"{type(out).__module__}.{type(out).__qualname__}"
             accepted = f"a {request.array_type} of dtype {request.dtypes[1]} on {request.device}"
-            raise TypeError(f"out: a {kind}; accepted: {accepted}{why_refused(out)}")
-        places = library.place(out), library.place(self.arrays[0])
+            raise TypeError(f"out: a {kind}; accepted: {accepted}{explain_refusal(out)}")
+        places = library.device(out), library.device(self.arrays[0])
         if places[0] != places[1]:
             raise BackendUnsupportedError(
-                f"out: is on {places[0]}, the result on {places[1]}; nothing is moved between devices"
+                f"out: is on {places[0]}, the result on {places[1]}; lsm does not move arrays between devices"
             )
         library.check_out(out)
 
 
-def _check_alike(library: Arrays, other: Arrays, a: Any, b: Any, names: tuple[str, str]) -> None:
-    """Raise unless both arrays are of one library and on one device."""
-    is_apart = library.place(a) != other.place(b) if library is other else library.device(a) != other.device(b)
-    if is_apart:
-        places = f"{library.place(a)} and {other.place(b)}"
+def _check_alike(library: ArrayLibrary, other: ArrayLibrary, a: Any, b: Any, names: tuple[str, str]) -> None:
+    """Raise unless both arrays belong to one library and are on one device."""
+    if library is other:
+        is_same_device = library.device(a) == other.device(b)
+    else:
+        is_same_device = library.device_kind(a) == other.device_kind(b)
+    if not is_same_device:
+        places = f"{library.device(a)} and {other.device(b)}"
         raise BackendUnsupportedError(
-            f"{', '.join(names)}: on {places}; nothing is moved between devices, move one of them"
+            f"{', '.join(names)}: on {places}; lsm does not move arrays between devices, move one of them"
         )
     if library.type_name(a) != other.type_name(b):
-        first, second = (names[1], library) if other is NUMPY_ARRAYS or not other.maker else (names[0], other)
-        remedy = f"give {second.maker}({first})" if second.maker else "give both as one type"
+        first, second = (names[1], library) if other is NUMPY_LIBRARY or not other.converter else (names[0], other)
+        remedy = f"pass {second.converter}({first})" if second.converter else "pass both as one type"
         raise TypeError(f"{names[0]}, {names[1]}: a {library.type_name(a)} and a {other.type_name(b)}; {remedy}")

@@ -1,4 +1,4 @@
-"""The processors that the cgroups of this process grant it, on Linux, in versions 1 and 2."""
+"""The CPU quota of this process from Linux cgroups, versions 1 and 2."""
 
 import math
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 def cgroup_quota(proc: str = "/proc/self") -> int | None:
-    """The least quota of the process's own cgroup and its parents, in processors, at least 1; None without a quota."""
+    """The lowest quota of the process's cgroup and its parents, in processors, at least 1; None if there is none."""
     try:
         mounts, memberships = _lines(f"{proc}/mountinfo"), _lines(f"{proc}/cgroup")
     except OSError:  # not Linux, or no /proc
@@ -21,7 +21,7 @@ def _lines(file: str) -> list[str]:
 
 
 def _folders(mounts: list[str], memberships: list[str]) -> Iterator[str]:
-    """The folder of the process's cgroup in each hierarchy that can limit processors, and those of its parents."""
+    """The directories of the process's cgroup and its parents, in each hierarchy that can limit processors."""
     for mount in mounts:
         # 32 31 0:29 /docker/x /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
         fields, _, kind = mount.partition(" - ")
@@ -36,18 +36,18 @@ def _folders(mounts: list[str], memberships: list[str]) -> Iterator[str]:
             _, controllers, path = membership.split(":", 2)  # "3:cpu,cpuacct:/docker/x", in version 2 "0::/user.slice"
             if controller in controllers.split(","):
                 inside = path.removeprefix(root.rstrip("/"))
-                # A path beyond the mount ("/..") is of a cgroup that cannot be seen here: its own is the mount.
+                # A path outside the mount ("/..") belongs to a cgroup that is not visible: use the mount itself.
                 parts = inside.strip("/").split("/") if path.startswith(root) and ".." not in inside else []
                 yield from ("/".join((folder, *parts[:depth])) for depth in range(len(parts) + 1))
 
 
 def _unescaped(field: str) -> str:
-    """A path as the kernel writes it, with spaces and the like as octal numbers."""
+    """Decode a path in which the kernel has escaped characters as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _quotas(folder: str) -> Iterator[float]:
-    """The quota that is set in one folder, in processors, if there is one."""
+    """The quota of one directory, in processors, if it has one."""
     for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             quota, period = map(int, " ".join(_lines(f"{folder}/{file}")[0] for file in files).split())

@@ -1,4 +1,4 @@
-"""What arguments may be: every rule of shape, dtype, axis and `out` that the public functions share."""
+"""Checks of arguments: the rules for shape, dtype, axis and `out` that all operations share."""
 
 import operator
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from numpy.exceptions import AxisError
 NUMPY, CUPY = "numpy.ndarray", "cupy.ndarray"
 DTYPES = ("float16", "bfloat16", "float32", "float64", "longdouble")
 
-# What the bits of another library's bfloat16 are seen as where ml_dtypes is not installed: no arithmetic of NumPy's
-# takes it by mistake. It is known by identity, so that nobody's own structured array is taken for one.
+# The dtype for views of another library's bfloat16 where ml_dtypes is not installed. NumPy has no arithmetic for it, so
+# it cannot be misread. It is compared by identity, so that a user's structured array is never mistaken for it.
 BFLOAT16_BITS = np.dtype([("bfloat16", np.uint16)])
 
 _NAME_BY_CHAR = {"e": "float16", "f": "float32", "d": "float64", "g": "longdouble"}
@@ -21,14 +21,14 @@ _CHAR_BY_NAME = {name: char for char, name in _NAME_BY_CHAR.items()}
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """'float16', 'bfloat16', 'float32', 'float64' or 'longdouble'; another dtype's own name."""
+    """'float16', 'bfloat16', 'float32', 'float64' or 'longdouble'; for other dtypes NumPy's name."""
     name = _NAME_BY_CHAR.get(dtype.char)  # dtype.name alone takes 2 microseconds
     return name or ("bfloat16" if dtype is BFLOAT16_BITS else dtype.name)
 
 
 @cache
 def np_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of this name; for bfloat16 that of ml_dtypes, or else `BFLOAT16_BITS`."""
+    """NumPy's dtype of this name; for bfloat16, that of ml_dtypes or `BFLOAT16_BITS`."""
     if name != "bfloat16":
         return np.dtype(_CHAR_BY_NAME[name])
     try:
@@ -40,64 +40,64 @@ def np_dtype(name: str) -> np.dtype[Any]:
 
 
 def as_array(x: Any, name: str) -> Any:
-    """An ndarray of a floating dtype that lsm serves, from anything that NumPy takes as an array.
+    """Convert an array_like to an ndarray of a supported floating dtype.
 
-    No copy is made of an ndarray that is aligned and in native byte order.
+    An ndarray that is aligned and in native byte order is not copied.
     """
     if type(x) is not np.ndarray:
-        from lsm._foreign import refuse  # here and below: 0.4 ms, which an ndarray need not cost
+        from lsm._foreign import refuse  # here and below: takes 0.4 ms, not needed for ndarrays
 
         try:
             made = np.asanyarray(x)
         except ValueError as error:
-            raise ValueError(f"{name}: cannot be made an array: {error}") from error
-        except (TypeError, RuntimeError) as error:  # what an __array__ raises, of a tensor with a gradient say
-            raise TypeError(f"{name}: a {type(x).__name__} cannot be made an array: {error}") from error
-        refuse(made, name)  # what an __array__ returns
+            raise ValueError(f"{name}: cannot be converted to an array: {error}") from error
+        except (TypeError, RuntimeError) as error:  # from __array__, for example of a tensor that requires grad
+            raise TypeError(f"{name}: a {type(x).__name__} cannot be converted to an array: {error}") from error
+        refuse(made, name)  # the result of __array__
         x = np.asarray(made)
     dtype = x.dtype
     if dtype.char not in _NAME_BY_CHAR:
         if dtype.kind in "iub":
             return x.astype(np.float64)
         if dtype_name(dtype) not in DTYPES:
-            raise TypeError(f"{name}: {_why_not(dtype, name)}")
+            raise TypeError(f"{name}: {_rejection(dtype, name)}")
     if not (dtype.isnative and x.flags.aligned):
         return x.astype(dtype.newbyteorder("="))
     return x
 
 
-def _why_not(dtype: np.dtype[Any], name: str) -> str:
-    """Why an array of this dtype is not taken, and what would be."""
+def _rejection(dtype: np.dtype[Any], name: str) -> str:
+    """Why arrays of this dtype are rejected, and what to pass instead."""
     if dtype.kind == "c":
-        return f"{dtype} has no largest class; give {name}.real or abs({name})"
+        return f"{dtype} numbers have no order; pass {name}.real or abs({name})"
     if dtype.names is not None:
         field = repr(dtype.names[0]) if dtype.names else "'field'"
-        return f"a structured array; give one field, such as {name}[{field}]"
+        return f"a structured array; pass one field, such as {name}[{field}]"
     if dtype.kind == "O":
-        return f"an array of Python objects; give numpy.asarray({name}, dtype=float) if they are numbers"
+        return f"an array of Python objects; pass numpy.asarray({name}, dtype=float) if they are numbers"
     if dtype.kind in "SU":
-        return f"an array of text ({dtype}); give {name}.astype(float) if it spells numbers"
+        return f"an array of text ({dtype}); pass {name}.astype(float) if it contains numbers"
     return f"dtype {dtype} is not accepted; accepted: {', '.join(DTYPES)}, integers and bool"
 
 
 def result_dtype(given: str, dtype: Any) -> str:
-    """The dtype of the result by name: `dtype` if given, else that of the input."""
+    """The name of the dtype of the result: `dtype` if given, else that of the input."""
     if dtype is None or (isinstance(dtype, str) and dtype in DTYPES):
         return dtype or given
     try:
-        wanted: np.dtype[Any] = np.dtype(dtype)
-    except Exception as error:  # SyntaxError, ValueError, ...: NumPy parses text, and asks objects for their dtype
+        requested: np.dtype[Any] = np.dtype(dtype)
+    except Exception as error:  # SyntaxError, ValueError, ...: NumPy parses strings and reads attributes of objects
         raise TypeError(f"dtype: {dtype!r} is not a dtype ({error}); accepted: {', '.join(DTYPES)}") from error
-    if dtype_name(wanted) not in DTYPES:
-        raise TypeError(f"dtype: {wanted} cannot hold log-probabilities; accepted: {', '.join(DTYPES)}")
-    return dtype_name(wanted)
+    if dtype_name(requested) not in DTYPES:
+        raise TypeError(f"dtype: {requested} is not supported; accepted: {', '.join(DTYPES)}")
+    return dtype_name(requested)
 
 
 _WIDTHS = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3, "longdouble": 4}
 
 
 def promoted(a: str, b: str, names: tuple[str, str]) -> str:
-    """The dtype, by name, that NumPy gives to a result of both."""
+    """The name of the dtype to which NumPy promotes both."""
     if a != b and _WIDTHS[a] == _WIDTHS[b]:
         raise TypeError(f"{names[0]}, {names[1]}: NumPy has no common dtype for {a} and {b}; convert one of them")
     return max(a, b, key=_WIDTHS.__getitem__)
@@ -111,9 +111,9 @@ def same_shapes(arrays: tuple[Any, ...], names: tuple[str, ...]) -> None:
 
 
 def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """The axes that hold the classes, each from 0, in the order of the array.
+    """The axes of the classes, non-negative and sorted.
 
-    A scalar is one frame of one class: for it -1 and 0 are accepted too, as NumPy's reductions do.
+    A scalar is one frame of one class; the axes -1 and 0 are accepted for it, as in NumPy's reductions.
     """
     if type(axis) is int and -ndim <= axis < ndim:
         return (axis % ndim,)
@@ -132,35 +132,35 @@ def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, .
             raise AxisError(i, ndim, "axis")
         normalised.append(i % max(ndim, 1))
     if len(set(normalised)) != len(normalised):
-        raise ValueError(f"axis: {axis!r} names an axis twice; each may be named once")
+        raise ValueError(f"axis: {axis!r} repeats an axis; accepted: each axis once")
     return tuple(sorted(normalised)) if ndim else ()
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> None:
-    """Raise unless `out` can take a result of this shape and dtype; its byte order is free."""
+    """Raise unless `out` can hold a result of this shape and dtype, in any byte order."""
     if type(out) is not np.ndarray:
-        from lsm._foreign import refusal, why_refused
+        from lsm._foreign import explain_refusal, rule_for
 
-        if not isinstance(out, np.ndarray) or refusal(out) is not None:
+        if not isinstance(out, np.ndarray) or rule_for(out) is not None:
             accepted = f"a numpy.ndarray of shape {shape} and dtype {dtype}"
-            raise TypeError(f"out: a {type(out).__name__}; accepted: {accepted}{why_refused(out)}")
+            raise TypeError(f"out: a {type(out).__name__}; accepted: {accepted}{explain_refusal(out)}")
     check_out_like(out.shape, dtype_name(out.dtype), shape, dtype)
     if not out.flags.writeable:
         raise ValueError("out: is read-only; accepted: a writable array")
     if not out.flags.c_contiguous and overlaps_itself(out.shape, out.strides, out.itemsize):
-        raise ValueError(f"out: its elements overlap one another (strides {out.strides}); give an ordinary array")
+        raise ValueError(f"out: its elements overlap (strides {out.strides}); pass an array without overlap")
 
 
 def check_out_like(found: tuple[int, ...], found_dtype: str, shape: tuple[int, ...], dtype: str) -> None:
-    """Raise unless the shape and dtype that were found are those of the result."""
+    """Raise unless `out` has the shape and dtype of the result."""
     if found != shape:
         raise ValueError(f"out: has shape {found}; the result has shape {shape}")
     if found_dtype != dtype:
-        raise TypeError(f"out: has dtype {found_dtype}; the result has dtype {dtype} (dtype= chooses another)")
+        raise TypeError(f"out: has dtype {found_dtype}; the result has dtype {dtype} (set by dtype=)")
 
 
 def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    """Whether two elements may share memory; the rare layouts that interlock without doing so count as well."""
+    """Whether two elements may share memory; also True for rare interleaved layouts in which none do."""
     extent = itemsize
     for stride, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
         if stride < extent:
@@ -170,13 +170,13 @@ def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: 
 
 
 def is_one_axis(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether one stride leads through axes in their order, so that they can be seen as one without a copy."""
+    """Whether these axes can be merged into one without a copy."""
     steps = [(stride, n) for n, stride in zip(shape, strides, strict=True) if n > 1]
     return all(outer == inner * n for (outer, _), (inner, n) in pairwise(steps))
 
 
 def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
-    """Whether two arrays of one shape are element by element the same memory."""
+    """Whether two arrays of one shape are views of the same elements."""
     return a is b or (
         a.strides == b.strides
         and a.dtype == b.dtype
@@ -184,10 +184,10 @@ def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
     )
 
 
-def aligned_on_device(places: Sequence[int], itemsize: int, name: str) -> None:
-    """Raise TypeError unless an address and strides, in bytes, are multiples of an element's size."""
+def check_aligned(places: Sequence[int], itemsize: int, name: str) -> None:
+    """Raise TypeError unless an address and strides, in bytes, are multiples of the element size."""
     if any(place % itemsize for place in places):
         raise TypeError(
-            f"{name}: its elements are not aligned to their {itemsize} bytes, and a CUDA device reads no others; "
-            "copy the bytes to where they are"
+            f"{name}: its elements are not aligned to their size, {itemsize} bytes, as CUDA requires; pass an aligned "
+            "copy"
         )

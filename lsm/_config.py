@@ -1,4 +1,4 @@
-"""The LSM_* environment variables: read once, in one place; a value not understood is an error."""
+"""The LSM_* environment variables, read once; an invalid value is an error."""
 
 import os
 import re
@@ -10,30 +10,30 @@ from lsm._errors import ConfigurationError
 
 ISA_LEVELS = ("v4", "v3", "v2", "plain")
 
-# Every variable that is read when lsm runs, and the values that are understood.
+# The variables that are read at run time, and their valid values.
 ACCEPTED = {
     "LSM_BACKEND": "the name of a backend, such as 'numpy'",
     "LSM_PLUGINS": "'on', 'off'",
-    "LSM_PLUGINS_ALLOW": "names of distributions with commas between them, such as 'lsm-torch,lsm-other'",
-    "LSM_NUM_THREADS": "a whole number from 1, such as '4'",
+    "LSM_PLUGINS_ALLOW": "comma-separated names of distributions, such as 'lsm-torch,lsm-other'",
+    "LSM_NUM_THREADS": "a positive integer, such as '4'",
     "LSM_FORCE_ISA": ", ".join(map(repr, ISA_LEVELS)),
 }
-WHEN_BUILT = ("LSM_NO_OPENMP", "LSM_SANITIZE")  # read by setup.py
+BUILD_VARIABLES = ("LSM_NO_OPENMP", "LSM_SANITIZE")  # read by setup.py
 
 
 def current_directory() -> str:
-    """The current directory; empty if it has been removed."""
+    """The current directory; empty if it was deleted."""
     try:
-        return os.getcwd()  # noqa: PTH109 - pathlib takes 4 ms to import
+        return os.getcwd()  # noqa: PTH109 - importing pathlib takes 4 ms
     except OSError:
         return ""
 
 
-STARTED_IN = current_directory()  # when lsm is imported; a program may change it before anything is searched for
+INITIAL_DIRECTORY = current_directory()  # at import; a program may change it before plugins are searched for
 
 
 class Settings(NamedTuple):
-    """What the environment asks for; None where it asks for nothing."""
+    """The settings from the environment; None where a variable is not set."""
 
     backend: str | None = None
     plugins: bool = True
@@ -43,27 +43,27 @@ class Settings(NamedTuple):
 
 
 def normalise(distribution: str) -> str:
-    """The one spelling of a distribution's name (PEP 503)."""
+    """Normalise the name of a distribution (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def is_valid(distribution: str) -> bool:
-    """Whether a distribution can have this name (PEP 508)."""
+    """Whether this is a valid name of a distribution (PEP 508)."""
     return re.fullmatch("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", distribution) is not None
 
 
 def read(environ: Mapping[str, str]) -> Settings:
-    """Parse the variables; an empty one counts as absent.
+    """Parse the variables; an empty one counts as not set.
 
     Raises
     ------
     ConfigurationError
-        A value is not understood. The message lists what would be accepted.
+        A value is invalid. The message lists the valid ones.
     """
     values = {name: environ.get(name) or None for name in ACCEPTED}
 
-    def check(name: str, is_understood: bool) -> None:
-        if values[name] is not None and not is_understood:
+    def check(name: str, is_valid_value: bool) -> None:
+        if values[name] is not None and not is_valid_value:
             raise ConfigurationError(f"{name} is {values[name]!r}; accepted: {ACCEPTED[name]}")
 
     name = values["LSM_BACKEND"] or ""
@@ -85,5 +85,5 @@ def read(environ: Mapping[str, str]) -> Settings:
 
 @cache
 def settings() -> Settings:
-    """The settings of this process, read when they are first needed."""
+    """The settings of this process, read on first use."""
     return read(os.environ)

@@ -1,9 +1,9 @@
-"""Who serves a call of this type, dtype and device, and why: the rules themselves, without any state.
+"""The rules that select a backend for an array type, dtype and device.
 
-A backend that is asked for is never replaced by another: it serves the call or the call fails with the
-reason. With no wish the built-in that serves the call is taken, and only where none does, a third-party
-one: by priority, then by name. A backend that takes NumPy arrays takes those of other libraries as well, where
-they lie on the CPU: it is given the same memory as an ndarray. So does one that takes CuPy's, on a CUDA device.
+A requested backend is never replaced by another: if it does not support the call, the call fails with the reason. If
+none is requested, the built-in backend that supports the call is selected, and if there is none, a third-party one, by
+priority and then by name. A backend for NumPy arrays also supports arrays of other libraries on the CPU, which are
+passed as ndarrays without a copy. Likewise, a backend for CuPy arrays supports other libraries on a CUDA device.
 """
 
 from collections.abc import Iterator
@@ -15,36 +15,36 @@ from lsm._version import install_command
 
 if TYPE_CHECKING:
     from lsm.backends.candidate import Candidate
-    from lsm.backends.contract import Declared
+    from lsm.backends.contract import Declaration
     from lsm.backends.registry import Registry
 
-_ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types of which lsm makes new arrays itself
+_ALLOCATED = (NUMPY, "torch.Tensor", "jax.Array")  # types that lsm allocates itself
 
-# By kind of device, the type as which a backend that takes it is given the memory of any other library's array.
+# By kind of device, the type to which arrays of any other library are converted, without a copy.
 _COMMON_TYPES = {"cpu": NUMPY, "cuda": CUPY}
 
 
 class Policy:
-    """The backend that is requested, if one is, and the plans that were made under this request.
+    """The requested backend, if any, and the dispatch entries cached for this request.
 
-    `fast` holds, by kind of array, the functions of the fast path that the plans have found.
+    `fast` has the functions of the fast path, by kind of array.
     """
 
-    __slots__ = ("__weakref__", "fast", "plans", "requested", "rule")
+    __slots__ = ("__weakref__", "entries", "fast", "requested", "rule")
 
     def __init__(self, requested: str | None, rule: str) -> None:
         self.requested = requested
         self.rule = rule
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
-        """Make every plan anew."""
-        self.plans: dict[Any, Any] = {}
+    def clear(self) -> None:
+        """Drop all cached entries."""
+        self.entries: dict[Any, Any] = {}
         self.fast: dict[Any, Any] = {}
 
 
 class Request(NamedTuple):
-    """What of a call decides which backend serves it; the types, devices and dtypes are names."""
+    """The properties of a call that determine the backend, all of them names."""
 
     array_type: str
     device: str
@@ -57,29 +57,29 @@ class Request(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Who would serve a call; printed, a short table.
+    """Which backend a call would use, and why; prints as a short table.
 
     Attributes
     ----------
     winner : str or None
-        The backend that serves the call; None if the call would fail.
+        The name of the backend; None if the call would fail.
     rule : str
-        What decided: "backend=", "use_backend", "set_default_backend", "LSM_BACKEND" or "automatic".
+        The rule that applied: "backend=", "use_backend", "set_default_backend", "LSM_BACKEND" or "automatic".
     op, array_type, device, dtype : str
-        The call; `dtype` is "float16 to float32" where the result has another than the input.
+        The call; `dtype` is "float16 to float32" if the result has another dtype than the input.
     passed_as : str
-        The type of array that the winner is given: `array_type`, or for the same memory seen as one "numpy.ndarray"
-        or, on a CUDA device, "cupy.ndarray".
+        The type of array that the backend is passed: `array_type`, or a view as "numpy.ndarray" or, on a CUDA device,
+        "cupy.ndarray".
     distribution, version, file : str
-        Where the winner comes from.
+        The origin of the backend.
     reasons : dict of str to str
-        For every other backend, by its name or "distribution/name", why it does not serve the call.
+        For every other backend, by its name or "distribution/name", why it is not used.
     error : LsmError or None
-        What the call would raise.
+        The error that the call would raise.
     backend : object or None
-        The winner itself.
+        The backend itself.
     is_built_in : bool
-        Whether it is lsm's own.
+        Whether it is part of lsm.
     """
 
     winner: str | None
@@ -112,32 +112,32 @@ class Decision(NamedTuple):
 
 
 def registry() -> "Registry":
-    """The registry; it and the backends are imported when a call first needs them, since `import lsm` must be fast."""
+    """The registry; imported on first use, along with the backends, to keep `import lsm` fast."""
     from lsm.backends import registry as module
 
     return module.registry()
 
 
 def decide(request: Request, policy: Policy) -> Decision:
-    """Find who serves a call; loads a third-party backend only if it may be the one."""
+    """Select the backend for a call; loads a third-party backend only if it may be selected."""
     reasons: dict[str, str] = {}
     winner: Candidate | None = None
     error: LsmError | None = None
     try:
         if policy.requested is None:
-            winner = _choose(request, reasons)
+            winner = _choose_automatically(request, reasons)
             if winner is None:
                 error = _no_backend_error(request, reasons)
         else:
-            asked = registry().get(policy.requested)
-            problem = _problem(asked, request)
+            candidate = registry().get(policy.requested)
+            problem = _problem(candidate, request)
             if problem:
-                error = _unsupported_error(asked, problem, policy, request)
-                reasons[registry().label(asked)] = problem
+                error = _unsupported_error(candidate, problem, policy, request)
+                reasons[registry().label(candidate)] = problem
             else:
-                winner = asked
+                winner = candidate
     except UnknownBackendError as caught:
-        error = type(caught)(f"{caught} (asked for by {policy.rule})")
+        error = type(caught)(f"{caught} (requested by {policy.rule})")
     return Decision(
         winner=winner.name if winner else None,
         rule=policy.rule,
@@ -145,10 +145,10 @@ def decide(request: Request, policy: Policy) -> Decision:
         array_type=request.array_type,
         device=request.device,
         dtype=" to ".join(dict.fromkeys(request.dtypes)),
-        passed_as=_passed_as(winner.declared, request) if winner else "",
-        distribution=winner.found.distribution if winner else "",
-        version=winner.found.version if winner else "",
-        file=winner.found.file if winner else "",
+        passed_as=_passed_as(winner.declaration, request) if winner else "",
+        distribution=winner.entry_point.distribution if winner else "",
+        version=winner.entry_point.version if winner else "",
+        file=winner.entry_point.file if winner else "",
         reasons=reasons,
         error=error,
         backend=winner.backend if winner else None,
@@ -156,10 +156,10 @@ def decide(request: Request, policy: Policy) -> Decision:
     )
 
 
-def explained(request: Request, policy: Policy) -> Decision:
-    """The same, with the reason of every other backend; loads no more of them."""
+def decide_and_explain(request: Request, policy: Policy) -> Decision:
+    """Like `decide`, with a reason for every other backend; loads no further backends."""
     decision = decide(request, policy)
-    why = "not asked for" if policy.requested else f"not needed: {decision.winner} serves the call"
+    why = "not requested" if policy.requested else f"not needed: {decision.winner} is used"
     for candidate in registry().all():
         if candidate.backend is not decision.backend or decision.winner is None:
             reason = why
@@ -171,51 +171,51 @@ def explained(request: Request, policy: Policy) -> Decision:
     return decision
 
 
-def _passed_as(declared: "Declared", request: Request) -> str:
-    """The type of array that a backend is given in a call; empty if it does not serve the call's type."""
-    if request.array_type in declared.array_types:
+def _passed_as(declaration: "Declaration", request: Request) -> str:
+    """The type of array that a backend is passed; empty if it does not support the type of the call."""
+    if request.array_type in declaration.array_types:
         return request.array_type
     common = _COMMON_TYPES.get(request.device, "")
-    return common if common in declared.array_types else ""
+    return common if common in declaration.array_types else ""
 
 
 def _problem(candidate: "Candidate", request: Request) -> str:
-    """Why this backend does not serve a call; empty if it does. Loads it, unless it is lsm's own and not for such."""
-    claims = candidate.claims() if candidate.is_built_in else None
-    if claims is not None and claims.devices:  # the same answer whether it has been found unavailable by now or not
-        problem = _mismatch(claims, request)
+    """Why this backend cannot be used for a call; empty if it can. Loads it, except a built-in one with a mismatch."""
+    declaration = candidate.peek_declaration() if candidate.is_built_in else None
+    if declaration is not None and declaration.devices:  # the same reason before and after it was found unavailable
+        problem = _mismatch(declaration, request)
         if problem:
             return problem
     try:
         candidate.load()
     except BackendUnavailableError:
         return f"{candidate.state}: {candidate.reason}"
-    return _mismatch(candidate.declared, request)
+    return _mismatch(candidate.declaration, request)
 
 
-def _mismatch(declared: "Declared", request: Request) -> str:
-    """What of a call a backend does not claim to serve; empty if it claims all of it."""
-    if request.op not in declared.operations:
+def _mismatch(declaration: "Declaration", request: Request) -> str:
+    """What a backend does not support of a call; empty if it supports all of it."""
+    if request.op not in declaration.operations:
         return f"does not have {request.op}"
-    if request.device not in declared.devices:
-        return f"serves the devices {', '.join(declared.devices)}, not {request.device}"
-    passed_as = _passed_as(declared, request)
+    if request.device not in declaration.devices:
+        return f"supports devices {', '.join(declaration.devices)}, not {request.device}"
+    passed_as = _passed_as(declaration, request)
     if not passed_as:
-        return f"serves {', '.join(declared.array_types)}, not {request.array_type}"
-    if passed_as not in _ALLOCATED and not declared.has_empty:
-        return f"has no method empty, which would make new arrays of {passed_as}"
-    missing = [dtype for dtype in dict.fromkeys(request.dtypes) if dtype not in declared.dtypes]
+        return f"supports {', '.join(declaration.array_types)}, not {request.array_type}"
+    if passed_as not in _ALLOCATED and not declaration.has_empty:
+        return f"has no method empty, which is required for {passed_as}"
+    missing = [dtype for dtype in dict.fromkeys(request.dtypes) if dtype not in declaration.dtypes]
     if missing:
-        return f"serves {', '.join(declared.dtypes)}, not {', '.join(missing)}"
-    takes_bits = passed_as != NUMPY or declared.takes_bfloat16_bits
+        return f"supports {', '.join(declaration.dtypes)}, not {', '.join(missing)}"
+    takes_bits = passed_as != NUMPY or declaration.takes_bfloat16_bits
     if "bfloat16" in request.dtypes and not takes_bits and np_dtype("bfloat16") is BFLOAT16_BITS:
         return f"needs ml_dtypes for bfloat16: {install_command('bfloat16')}"
     return ""
 
 
-def _choose(request: Request, reasons: dict[str, str]) -> "Candidate | None":
-    """The backend for a call that wishes for none; notes why those before it do not serve."""
-    for candidate in _own():
+def _choose_automatically(request: Request, reasons: dict[str, str]) -> "Candidate | None":
+    """The backend for a call that requests none; adds to `reasons` why others are not used."""
+    for candidate in _built_in_candidates():
         problem = _problem(candidate, request)
         if not problem:
             return candidate
@@ -229,14 +229,14 @@ def _choose(request: Request, reasons: dict[str, str]) -> "Candidate | None":
             usable.append(candidate)
     usable.sort(key=_rank)
     for candidate in usable[1:]:
-        first, its = usable[0].declared.priority, candidate.declared.priority
-        how = f"priority {first} to {its}" if first != its else f"name, at the same priority {its}"
-        reasons[candidate.name] = f"serves it as well; {usable[0].name} comes first by {how}"
+        first, its = usable[0].declaration.priority, candidate.declaration.priority
+        how = f"priority {first} over {its}" if first != its else f"name, at equal priority {its}"
+        reasons[candidate.name] = f"supports it too; {usable[0].name} has precedence by {how}"
     return usable[0] if usable else None
 
 
-def _own() -> Iterator["Candidate"]:
-    """The built-in backends in the order of automatic choice; nothing is searched for before the first."""
+def _built_in_candidates() -> Iterator["Candidate"]:
+    """The built-in backends in the order of automatic selection; the first needs no search."""
     from lsm.backends.candidate import BUILT_IN
 
     for name in BUILT_IN:
@@ -246,32 +246,32 @@ def _own() -> Iterator["Candidate"]:
 
 
 def _rank(candidate: "Candidate") -> tuple[int, str]:
-    return -candidate.declared.priority, candidate.name
+    return -candidate.declaration.priority, candidate.name
 
 
 def _capable_backends(request: Request) -> list[str]:
-    """The names of those that would serve a call if asked; third parties are loaded only if no built-in does."""
-    own = [candidate.name for candidate in _own() if not _problem(candidate, request)]
+    """The names of backends that support a call; third-party ones are loaded only if no built-in one does."""
+    own = [candidate.name for candidate in _built_in_candidates() if not _problem(candidate, request)]
     theirs = [] if own else [candidate for candidate in registry().third_party() if not _problem(candidate, request)]
     return own + [candidate.name for candidate in sorted(theirs, key=_rank)]
 
 
 def _no_backend_error(request: Request, reasons: dict[str, str]) -> LsmError:
     why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
-    text = f"no backend serves {request}: {why}"
+    text = f"no backend supports {request}: {why}"
     elsewhere = _capable_backends(request._replace(device="cpu")) if request.device != "cpu" else []
     if elsewhere:
-        text += f"; nothing is moved between devices, and on cpu {' or '.join(map(repr, elsewhere))} would serve it"
+        text += f"; lsm does not move arrays between devices; on cpu, use {' or '.join(map(repr, elsewhere))}"
     else:
-        text += "; install a backend that serves it: lsm backends lists what there is"
+        text += "; install a backend that supports it (lsm backends lists those installed)"
     return BackendUnsupportedError(text)
 
 
-def _unsupported_error(asked: "Candidate", problem: str, policy: Policy, request: Request) -> LsmError:
-    """The error of a call whose wish cannot be met, with who would serve it."""
-    is_usable = asked.state == "loaded" or (asked.is_built_in and asked.state == "discovered")
+def _unsupported_error(candidate: "Candidate", problem: str, policy: Policy, request: Request) -> LsmError:
+    """The error if the requested backend cannot be used, with the backends that can."""
+    is_usable = candidate.state == "loaded" or (candidate.is_built_in and candidate.state == "discovered")
     if not is_usable:
-        return asked.error_now(f" (asked for by {policy.rule})")
+        return candidate.unavailable_error(f" (requested by {policy.rule})")
     others = " or ".join(f"backend={name!r}" for name in _capable_backends(request))
-    remedy = f"{others} would serve it" if others else "no backend that is installed would"
-    return BackendUnsupportedError(f"backend {asked.name!r} (asked for by {policy.rule}) {problem}; {remedy}")
+    remedy = f"use {others}" if others else "no installed backend supports it"
+    return BackendUnsupportedError(f"backend {candidate.name!r} (requested by {policy.rule}) {problem}; {remedy}")

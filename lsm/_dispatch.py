@@ -1,26 +1,25 @@
-"""Who serves a call and why: the order of choice, the plan that is kept of it, and `explain`.
+"""Dispatch of calls to backends: the order of precedence, the cache of decisions, and `explain`.
 
-The choice follows the device and dtype of the input. A backend may be asked for, and the most specific
-wish counts: the argument ``backend=``, then `use_backend`, then `set_default_backend`, then the
-environment variable ``LSM_BACKEND``. What follows from the wish, or from none, stands in `_decide`.
+A backend can be requested by the argument ``backend=``, `use_backend`, `set_default_backend` or the environment
+variable ``LSM_BACKEND``, in this order of precedence. `_decide` has the rules that apply to a request, or to none.
 """
 
 import importlib
 import os
 import warnings
-from _thread import allocate_lock  # threading's own, which takes half a millisecond to import
+from _thread import allocate_lock  # that of threading, whose import takes 0.5 ms
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from lsm import _fastpath
-from lsm._block import Block
+from lsm._block import ContextOverride
 from lsm._check import NUMPY
 from lsm._config import settings
-from lsm._decide import Decision, Policy, Request, decide, explained, registry
+from lsm._decide import Decision, Policy, Request, decide, decide_and_explain, registry
 from lsm._errors import BackendUnavailableError, PluginWarning
-from lsm._held import holding
+from lsm._held import call_locked
 from lsm._interop import library_of
 from lsm._operations import OPERATIONS
 from lsm._untraced import untraced
@@ -28,25 +27,25 @@ from lsm._untraced import untraced
 if TYPE_CHECKING:
     from lsm.backends.info import BackendInfo
 
-_PLAN_LIMIT = 512  # a program may have any number of array types
+_MAX_CACHED_ENTRIES = 512  # a program may use any number of array types
 
-# The policies of all `use_backend` blocks, also of other threads, by id. A WeakSet cannot be gone through while one of
-# them ends elsewhere.
-_in_blocks: WeakValueDictionary[int, Policy] = WeakValueDictionary()
+# The policies of all `use_backend` blocks in all threads, by id. A WeakSet cannot be iterated over while a block ends
+# in another thread.
+_block_policies: WeakValueDictionary[int, Policy] = WeakValueDictionary()
 _lock = allocate_lock()
 
 
-class Plan(NamedTuple):
-    """How a kind of call is served.
+class DispatchEntry(NamedTuple):
+    """The cached decision for a kind of call.
 
     Attributes
     ----------
     backend : Backend
-        The backend, guarded if it is a third party's.
+        The backend; a third-party one is wrapped in a `GuardedBackend`.
     passed_as : str
-        The type of array that it is given.
+        The type of array that it is passed.
     fast : callable or None
-        The backend's function for the operation on plain arrays, if it has one.
+        The backend's function for the fast path, if it has one.
     """
 
     backend: Any
@@ -55,7 +54,7 @@ class Plan(NamedTuple):
 
 
 def _after_fork_in_child() -> None:
-    """Renew the lock, which a thread of the parent may have held."""
+    """Replace the lock, which a thread of the parent may have held."""
     global _lock
     _lock = allocate_lock()
 
@@ -65,13 +64,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def _policy() -> Policy:
-    """The policy in force, apart from ``backend=``."""
+    """The current policy, apart from ``backend=``."""
     policy: Policy = _fastpath.in_context.get() or _fastpath.default or _environment_policy()
     return policy
 
 
 def _environment_policy() -> Policy:
-    """What is in force until `set_default_backend` is called."""
+    """The policy until `set_default_backend` is called."""
 
     def set_default() -> Policy:
         if _fastpath.default is None:
@@ -80,60 +79,60 @@ def _environment_policy() -> Policy:
         policy: Policy = _fastpath.default
         return policy
 
-    return holding(_lock, set_default)
+    return call_locked(_lock, set_default)
 
 
-def plan_for(request: Request, backend: str | None, fast_key: Any = None) -> Plan:
-    """Find the backend for a call; the plan is kept in the policy, and its fast function by `fast_key`.
+def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> DispatchEntry:
+    """Find the backend for a call; caches the entry in the policy, and its fast function under `fast_key`.
 
     Raises
     ------
     UnknownBackendError, BackendUnavailableError, BackendUnsupportedError
-        As `decide` found.
+        From `decide`.
     """
-    by_name = _fastpath.by_name  # of now, as are the plans: another thread may make lsm forget them
+    by_name = _fastpath.by_name  # kept in locals, as the entries below: another thread may replace them
     policy = _policy() if backend is None else by_name.get(_checked_name(backend)) or Policy(backend, "backend=")
-    plans, fast = policy.plans, policy.fast
-    plan: Plan | None = plans.get(request)
-    if plan is None:
+    entries, fast = policy.entries, policy.fast
+    entry: DispatchEntry | None = entries.get(request)
+    if entry is None:
         decision = decide(request, policy)
         if decision.error is not None:
             raise decision.error
         why_not = decision.reasons.get(registry().default.name, "")
         if why_not.startswith("unavailable: "):
             _warn_without_kernels(why_not)
-        plan = _plan(decision)
-        if len(plans) < _PLAN_LIMIT:
-            plans[request] = plan
-            is_given = plan.passed_as in (NUMPY, request.array_type)  # as an ndarray, or as it is
-            if is_given and plan.fast is not None and fast_key is not None and len(set(request.dtypes)) == 1:
-                setattr(fast.setdefault(fast_key, _fastpath.FastFunctions()), request.op, plan.fast)
+        entry = _make_entry(decision)
+        if len(entries) < _MAX_CACHED_ENTRIES:
+            entries[request] = entry
+            is_native = entry.passed_as in (NUMPY, request.array_type)
+            if is_native and entry.fast is not None and fast_key is not None and len(set(request.dtypes)) == 1:
+                setattr(fast.setdefault(fast_key, _fastpath.FastFunctions()), request.op, entry.fast)
         if backend is not None:
             by_name.setdefault(backend, policy)
-    return plan
+    return entry
 
 
-@cache  # once for a reason, also after refresh_backends
+@cache  # once per reason, also after refresh_backends
 def _warn_without_kernels(why_not: str) -> None:
-    """Say that the automatic choice goes on without the default backend; where warnings are errors, the call fails."""
+    """Warn that automatic selection skips the default backend; where warnings are errors, the call fails."""
     warnings.warn(
-        f"lsm goes on without its compiled kernels, which is slower: backend {registry().default.name!r} is {why_not}. "
-        "LSM_BACKEND=numpy chooses the reference without this warning",
+        f"lsm runs without its compiled kernels, which is slower: backend {registry().default.name!r} is {why_not}. "
+        "Set LSM_BACKEND=numpy to use the reference without this warning",
         PluginWarning,
         stacklevel=3,
     )
 
 
-def _plan(decision: Decision) -> Plan:
+def _make_entry(decision: Decision) -> DispatchEntry:
     backend, passed_as = decision.backend, decision.passed_as
     if decision.is_built_in:
         functions = getattr(backend, "fast_functions", {})
-        return Plan(backend, passed_as, functions.get(decision.op))
-    from lsm._guard import Guarded
+        return DispatchEntry(backend, passed_as, functions.get(decision.op))
+    from lsm._guard import GuardedBackend
 
-    # No fast functions, which a third party's may have inherited: its own methods would be passed over.
+    # No fast functions: a third-party backend may have inherited them, and they would bypass its own methods.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"
-    return Plan(Guarded(backend, origin), passed_as, None)
+    return DispatchEntry(GuardedBackend(backend, origin), passed_as, None)
 
 
 def _checked_name(name: Any) -> str:
@@ -142,28 +141,27 @@ def _checked_name(name: Any) -> str:
     return name
 
 
-def use_backend(name: str) -> Block[Policy]:
-    """Use one backend for every call within a ``with`` block, in this thread or asyncio task.
+def use_backend(name: str) -> ContextOverride[Policy]:
+    """Use a backend for all calls within a ``with`` block, in this thread or asyncio task.
 
-    The backend is looked up and loaded where the block begins. What is returned may be kept, and entered again, also
-    within itself and in several threads. It also decorates functions and coroutine functions, for their calls. What
-    runs after its call, as a generator does, is refused with a TypeError. In a generator, do not put a `yield` into the
-    block: between two steps it would hold for the caller.
+    The backend is loaded when the block is entered. The returned object can be entered repeatedly, also nested and in
+    several threads. It can also decorate functions and coroutine functions, but not generator functions, whose body
+    runs after the call. Do not put a `yield` into the block: between two steps, the block would apply to the caller.
 
-    A thread, or a worker of a pool, does not see the block in which it is started or given work:
-    ``contextvars.copy_context().run`` carries the block along, and `set_default_backend` reaches all threads.
+    Threads and pool workers do not inherit the block. Use ``contextvars.copy_context().run`` to pass it on, or
+    `set_default_backend` for all threads.
 
     Parameters
     ----------
     name : str
-        Of a backend, or "distribution/name".
+        The name of a backend, or "distribution/name".
 
     Raises
     ------
     UnknownBackendError
         No backend has this name.
     BackendUnavailableError
-        It cannot be used here.
+        The backend cannot be used.
 
     Examples
     --------
@@ -171,7 +169,7 @@ def use_backend(name: str) -> Block[Policy]:
     >>> with lsm.use_backend("numpy"):
     ...     y = lsm.log_softmax([1.0, 2.0])
 
-    In a pool of threads, with the backend of the block:
+    In a thread pool:
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> from contextvars import copy_context
@@ -182,29 +180,29 @@ def use_backend(name: str) -> Block[Policy]:
     """
     _checked_name(name)
 
-    def entered() -> Policy:
+    def make_policy() -> Policy:
         registry().get(name).load()
         policy = Policy(name, "use_backend")
-        holding(_lock, _in_blocks.__setitem__, id(policy), policy)
+        call_locked(_lock, _block_policies.__setitem__, id(policy), policy)
         return policy
 
-    return Block(_fastpath.in_context, entered)
+    return ContextOverride(_fastpath.in_context, make_policy)
 
 
 def set_default_backend(name: str | None) -> None:
-    """Use one backend for every call of the process, in all threads, that names no other.
+    """Set the default backend of the process, for all threads.
 
     Parameters
     ----------
     name : str or None
-        Of a backend, or "distribution/name"; None goes back to ``LSM_BACKEND``, or to automatic choice.
+        The name of a backend, or "distribution/name"; None restores ``LSM_BACKEND`` or automatic selection.
 
     Raises
     ------
     UnknownBackendError
         No backend has this name.
     BackendUnavailableError
-        It cannot be used here.
+        The backend cannot be used.
 
     Examples
     --------
@@ -217,26 +215,26 @@ def set_default_backend(name: str | None) -> None:
         _fastpath.default = policy
 
     if name is None:
-        holding(_lock, set_default, None)
+        call_locked(_lock, set_default, None)
         _environment_policy()
         return
     registry().get(_checked_name(name)).load()
-    holding(_lock, set_default, Policy(name, "set_default_backend"))
+    call_locked(_lock, set_default, Policy(name, "set_default_backend"))
 
 
 def list_backends(*, load: bool = True) -> "list[BackendInfo]":
-    """List every backend that is known, its state and the reason for it.
+    """List all known backends, with their state and the reason for it.
 
     Parameters
     ----------
     load : bool, optional
-        Load what is not loaded yet, which runs code of third-party plugins, to learn what it declares.
-        With False no such code runs, and their state stays "discovered".
+        Whether to load plugins, which runs their code, to find out what they declare. If False, no plugin code runs,
+        and the state of plugins that are not loaded is "discovered".
 
     Returns
     -------
     list of BackendInfo
-        The built-in backends first, the others by name.
+        The built-in backends first, then the others by name.
 
     Examples
     --------
@@ -247,40 +245,40 @@ def list_backends(*, load: bool = True) -> "list[BackendInfo]":
     candidates = sorted(registry().all(), key=lambda c: not c.is_built_in)
     for candidate in candidates:
         if load or candidate.is_built_in:
-            with suppress(BackendUnavailableError):  # its state and reason say so
+            with suppress(BackendUnavailableError):  # shown by its state and reason
                 candidate.load()
     return [candidate.info() for candidate in candidates]
 
 
 def refresh_backends() -> None:
-    """Forget which backends were found, and search again when next needed.
+    """Search for backends again when they are next needed.
 
-    For a session into which a plugin has been installed. Python is told to look for new modules as well
-    (``importlib.invalidate_caches``); what is imported already is not imported anew.
+    Call this after installing a plugin into a running session. It also calls ``importlib.invalidate_caches``; modules
+    that are already imported are not reloaded.
 
     Examples
     --------
     >>> import lsm
     >>> lsm.refresh_backends()
     """
-    from lsm.backends.registry import forget
+    from lsm.backends.registry import reset_registry
 
-    def forget_plans() -> None:
+    def clear_entries() -> None:
         _fastpath.by_name = {}
         if _fastpath.default is not None:
             _fastpath.default = Policy(_fastpath.default.requested, _fastpath.default.rule)
-        for reference in _in_blocks.valuerefs():
+        for reference in _block_policies.valuerefs():
             policy = reference()
             if policy is not None:
-                policy.forget()
+                policy.clear()
 
     importlib.invalidate_caches()
-    forget()
-    holding(_lock, forget_plans)
+    reset_registry()
+    call_locked(_lock, clear_entries)
 
 
 def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:
-    """Tell who would serve a call and why, and why not the others; computes nothing.
+    """Show which backend a call would use, and why the others would not be used; computes nothing.
 
     Parameters
     ----------
@@ -294,14 +292,14 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     Returns
     -------
     Decision
-        With the error that the call would raise, if it would. Printed, it is a short table.
+        Prints as a short table. If the call would fail, it has the error.
 
     Raises
     ------
     TypeError
-        `x` is nothing that lsm takes; the message is that of the call.
+        lsm does not support `x`; the message is that of the call.
     ValueError
-        `op` is no operation of lsm.
+        `op` is not an operation of lsm.
 
     Examples
     --------
@@ -321,10 +319,10 @@ def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
     decision = explain_request(request, backend)
     if decision.passed_as == NUMPY:
-        library.check_memory(array, "x")
+        library.check_readable(array, "x")
     return decision
 
 
 def explain_request(request: Request, backend: str | None = None) -> Decision:
-    """`explain` of a call that is described, without an array."""
-    return explained(request, _policy() if backend is None else Policy(_checked_name(backend), "backend="))
+    """Like `explain`, for a described call, without an array."""
+    return decide_and_explain(request, _policy() if backend is None else Policy(_checked_name(backend), "backend="))

@@ -1,4 +1,4 @@
-"""The errors that lsm raises beyond ValueError and TypeError, each saying what would do instead."""
+"""The errors of lsm beyond ValueError and TypeError. Every message says what to do instead."""
 
 __all__ = [
     "AmbiguousBackendError",
@@ -16,44 +16,44 @@ __all__ = [
 
 
 class LsmError(Exception):
-    """Base of every error that is lsm's own."""
+    """Base class of the errors of lsm."""
 
 
 class ConfigurationError(LsmError, ValueError):
-    """An ``LSM_*`` environment variable holds a value that is not understood."""
+    """An ``LSM_*`` environment variable has an invalid value."""
 
 
 class UnknownBackendError(LsmError, LookupError):
-    """No backend has the name that was asked for."""
+    """No backend has the requested name."""
 
 
 class AmbiguousBackendError(UnknownBackendError):
-    """Several distributions bring a backend of the name that was asked for."""
+    """Several distributions provide a backend with the requested name."""
 
 
 class BackendUnavailableError(LsmError, RuntimeError):
-    """The backend is known, but cannot be used here: it says so itself, or one of the following holds."""
+    """The backend is known but cannot be used, as reported by itself or for one of the reasons below."""
 
 
 class BackendBlockedError(BackendUnavailableError):
-    """A setting keeps the backend from being loaded, or its name is reserved for lsm's own."""
+    """A setting excludes the backend, or its name is reserved for lsm."""
 
 
 class BackendLoadError(BackendUnavailableError):
-    """Importing the backend, or asking it whether it is available, raised; that error is the cause."""
+    """Importing the backend or calling its `available` raised; the cause is chained."""
 
 
 class BackendIncompatibleError(BackendUnavailableError):
-    """What the entry point names is no backend, or one for another version of the contract."""
+    """The entry point does not name a backend, or one for another version of the contract."""
 
 
 class BackendUnsupportedError(LsmError, TypeError):
-    """The backend, or every backend, does not serve this type, device and dtype."""
+    """The requested backend, or any backend, does not support this type, device and dtype."""
 
 
 class BackendFailedError(LsmError, RuntimeError):
-    """A third-party backend raised an error in the middle of a call, or broke the contract; `out` may be changed."""
+    """A third-party backend raised an error in a call, or broke the contract; `out` may have been modified."""
 
 
 class PluginWarning(UserWarning):
-    """A third-party backend is broken, or the compiled kernels cannot be used; lsm goes on without them."""
+    """A third-party backend is broken, or the compiled kernels cannot be used; lsm continues without them."""

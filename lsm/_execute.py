@@ -1,4 +1,4 @@
-"""A backend's method on arrays of one shape: several axes as one, no overlap, and an `out` that it can write."""
+"""Calling a backend's method: merge several axes into one, resolve overlap, and provide an `out` it can write to."""
 
 import math
 from typing import Any, NamedTuple
@@ -6,44 +6,44 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsm import _check
-from lsm._interop_base import Arrays
+from lsm._interop_base import ArrayLibrary
 
 
 class Execution(NamedTuple):
-    """What is needed to call a backend's method on arrays of a type that it takes.
+    """A call of a backend's method on arrays of a type that it supports.
 
     Attributes
     ----------
     backend : Backend
         The backend.
     method : str
-        The name of its method, which is that of the operation.
-    library : Arrays
-        How these arrays are handled.
+        The name of the method, the same as that of the operation.
+    library : ArrayLibrary
+        The library of the arrays.
     inputs : tuple of array
-        Of one shape.
+        The inputs, of one shape.
     axes : tuple of int
-        The axes that hold the classes, in order.
+        The axes of the classes, sorted.
     out : array or None
-        Where the result goes; None for a new array.
+        The array to write to; None for a new one.
     dtype : str
-        That of the result.
+        The dtype of the result.
     """
 
     backend: Any
     method: str
-    library: Arrays
+    library: ArrayLibrary
     inputs: tuple[Any, ...]
     axes: tuple[int, ...]
     out: Any
     dtype: str
 
     def run(self) -> Any:
-        """The result: `out`, or a new array."""
+        """Compute the result: `out`, or a new array."""
         library, out, shape = self.library, self.out, tuple(self.inputs[0].shape)
         if 0 in shape:
             return self._empty(shape) if out is None else out
-        if len(self.axes) != 1 or (out is not None and not library.can_be_written(out, self.inputs)):
+        if len(self.axes) != 1 or (out is not None and not library.can_write_directly(out, self.inputs)):
             return self._run_merged()
         result = self._empty(shape) if out is None else library.as_base_array(out)
         inputs = self.inputs
@@ -59,47 +59,49 @@ class Execution(NamedTuple):
         return self.library.empty(shape, self.dtype, self.inputs[0], self.backend)
 
     def _run_merged(self) -> Any:
-        """The same for several axes or none as one, and for an `out` that no backend writes.
+        """As `run`, for any number of axes merged into one, and for an `out` that a backend cannot write to.
 
-        No array is copied where one stride leads through the axes. An input where none does is copied into the result,
-        which then is computed in place; and `out`, where none does, is written through a temporary.
+        Arrays whose axes can be merged are not copied. Another input is copied into the result, which is then computed
+        in place; another `out` is written through a temporary.
         """
         library, out, shape = self.library, self.out, tuple(self.inputs[0].shape)
         order = [i for i in range(len(shape)) if i not in self.axes] + list(self.axes)
-        apart = tuple(shape[i] for i in order)
+        permuted_shape = tuple(shape[i] for i in order)
         n_frame_axes = len(shape) - len(self.axes)
-        together = (*apart[:n_frame_axes], math.prod(apart[n_frame_axes:]))
+        merged_shape = (*permuted_shape[:n_frame_axes], math.prod(permuted_shape[n_frame_axes:]))
 
         def is_one_axis(permuted: Any) -> bool:
             strides = library.strides(permuted)
-            return bool(strides) and _check.is_one_axis(apart[n_frame_axes:], strides[n_frame_axes:])
+            return bool(strides) and _check.is_one_axis(permuted_shape[n_frame_axes:], strides[n_frame_axes:])
 
         merged = None
-        if out is not None and library.can_be_written(out, self.inputs):
-            permuted = library.permuted(library.as_base_array(out), order)
+        if out is not None and library.can_write_directly(out, self.inputs):
+            permuted = library.permute(library.as_base_array(out), order)
             if is_one_axis(permuted):
-                merged = permuted.reshape(together)
+                merged = permuted.reshape(merged_shape)
         is_direct = merged is not None
         if merged is None:
-            merged = self._empty(together)
-        # Whether an input may be copied into the result: what else is read must not be there.
+            merged = self._empty(merged_shape)
+        # Whether an input may be copied into the result: no other input may share its memory.
         is_free = bool(library.strides(merged)) and not (is_direct and len(self.inputs) > 1)
-        given = []
+        arguments = []
         for x in self.inputs:
-            permuted = library.permuted(x, order)
+            permuted = library.permute(x, order)
             if is_one_axis(permuted):
-                seen = permuted.reshape(together)
-                given.append(seen if not is_direct or library.same_or_disjoint(seen, merged) else library.copy(seen))
+                view = permuted.reshape(merged_shape)
+                arguments.append(
+                    view if not is_direct or library.same_or_disjoint(view, merged) else library.copy(view)
+                )
             elif is_free and x.dtype == merged.dtype and (not is_direct or library.same_or_disjoint(x, out)):
-                merged.reshape(apart)[...] = permuted
-                given.append(merged)
+                merged.reshape(permuted_shape)[...] = permuted
+                arguments.append(merged)
                 is_free = False
             else:
-                given.append(permuted.reshape(together))
-        self._compute(*given, n_frame_axes, merged)
+                arguments.append(permuted.reshape(merged_shape))
+        self._compute(*arguments, n_frame_axes, merged)
         if is_direct:
             return out
-        result = library.permuted(merged.reshape(apart), [int(i) for i in np.argsort(order)])
+        result = library.permute(merged.reshape(permuted_shape), [int(i) for i in np.argsort(order)])
         if out is None:
             return result
         out[...] = result

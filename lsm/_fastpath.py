@@ -1,6 +1,6 @@
-"""The fast path: the functions by which a backend serves plain arrays straight from a public function, past all checks.
+"""The fast path: functions of a backend that a public function calls directly, without any checks.
 
-A public function asks for them first. What they do not serve is left to `_call`, where the checks and messages stand.
+They are tried first. Arguments that they decline go to `_call`, which has the checks and messages.
 """
 
 from contextvars import ContextVar
@@ -8,21 +8,21 @@ from typing import Any
 
 from lsm._operations import OPERATIONS
 
-# The policies in force, which `_dispatch` sets: of a `use_backend` block, of the process, and by the name that
-# ``backend=`` gave. The last are those only that have served a call.
+# The current policies, set by `_dispatch`: of a `use_backend` block, of the process, and by the name passed as
+# ``backend=``, after a first call.
 in_context: ContextVar[Any] = ContextVar("lsm_policy", default=None)
 default: Any = None
 by_name: dict[str, Any] = {}
 
 
 def _declines(*_: Any) -> None:
-    """The function of an operation for which no backend has been found yet."""
+    """Decline, for an operation for which no backend has been selected yet."""
 
 
 class FastFunctions:
-    """By operation, functions of (*inputs, axis, out) that return the result, or None for what is not plain."""
+    """By operation, a function of (*inputs, axis, out) that returns the result, or None if it declines."""
 
-    __slots__ = tuple(OPERATIONS)  # whose values are the fastest to get
+    __slots__ = tuple(OPERATIONS)  # the fastest attributes to read
 
     def __init__(self) -> None:
         for name in OPERATIONS:
@@ -30,7 +30,7 @@ class FastFunctions:
 
 
 def fast_functions(key: Any, backend: Any) -> Any:
-    """The functions for arrays of one kind, a dtype or (device, dtype); None before a first call."""
+    """The functions for one kind of array, a dtype or (device, dtype); None before a first call."""
     if backend is None:
         policy = in_context.get() or default
     elif type(backend) is str:

@@ -1,8 +1,8 @@
-"""Arrays that are more than numbers in memory: a mask, a unit, a pending computation, a file. Each is refused.
+"""Reject arrays that are more than numbers in memory: with a mask, a unit, a pending computation, or in a file.
 
-Nothing here imports a library, and nothing is computed or read. An object is recognised by the names of its classes and
-of their libraries, else by what its classes declare. Attributes that only an object has do not count: a table finds
-its columns there, and xarray what is in attrs.
+Nothing here imports a library, computes or reads anything. An object is recognised by the names of its classes and
+their libraries, else by attributes of its classes. Attributes of the instance do not count: for a table they include
+its columns, and for xarray the contents of attrs.
 """
 
 import sys
@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Remedy = Callable[[Any, str, Any], str]  # of the object, the expression that stands for it, and the axis
+Remedy = Callable[[Any, str, Any], str]  # (object, expression for it, axis) -> expression to use instead
 
-_NUMBERS = (np.generic, float, int, complex, str, bytes, type(None))  # nothing can be hidden in these
+_SCALARS = (np.generic, float, int, complex, str, bytes, type(None))  # cannot carry a mask or the like
 SEQUENCES = (list, tuple, deque, UserList)
-_NO_ARRAYS = _NUMBERS + SEQUENCES
-_USUAL = frozenset((float, int, bool, np.float64, np.float32, np.ndarray))
+_NOT_ARRAYS = _SCALARS + SEQUENCES
+_PLAIN_TYPES = frozenset((float, int, bool, np.float64, np.float32, np.ndarray))
 _NESTED = frozenset((list, tuple))
-_MAX_DEPTH = 64  # NumPy's limit of dimensions; a list may hold itself
-_SAMPLE = 1000  # items that are looked at in a list where no library of the table is loaded
+_MAX_DEPTH = 64  # NumPy's maximal number of dimensions; a list may contain itself
+_SAMPLE_ITEMS = 1000  # items of a list to check if no library of the table is loaded
 
 
-class Row(NamedTuple):
-    """A kind of object: what it is and what would be lost, with {} for its type; what to give instead.
+class Rule(NamedTuple):
+    """A kind of object: what it is and what would be lost, with {} for its type; what to pass instead.
 
-    `applies` looks at an object of this kind. Without a remedy the object goes on to NumPy.
+    `applies` decides for an individual object. Without a remedy, the object is passed on to NumPy.
     """
 
     text: str
@@ -36,8 +36,8 @@ class Row(NamedTuple):
     applies: Callable[[Any], bool] = lambda x: True
 
 
-def _data(x: Any, name: str) -> Any:
-    """What an attribute holds that a class of x declares or x itself keeps; None for a method, or if there is none."""
+def _attribute(x: Any, name: str) -> Any:
+    """The value of an attribute of x or its class; None for a method, or if there is none."""
     kind: Any = type(x)
     is_method = _is_method(kind, name)
     if is_method is None:
@@ -47,7 +47,7 @@ def _data(x: Any, name: str) -> Any:
 
 @lru_cache(1024)
 def _is_method(kind: type, name: str) -> bool | None:
-    """Whether what a class has by this name is code to be called; None if it has nothing."""
+    """Whether this attribute of a class is callable; None if it does not exist."""
     for base in kind.__mro__:
         if name in vars(base):
             return callable(vars(base)[name])
@@ -55,14 +55,14 @@ def _is_method(kind: type, name: str) -> bool | None:
 
 
 def _has_mask(x: Any) -> bool:
-    mask = _data(x, "mask")
+    mask = _attribute(x, "mask")
     return mask is True or hasattr(mask, "dtype") or isinstance(mask, list)
 
 
 def _has_unit(x: Any) -> bool:
-    units = (_data(x, "unit"), _data(x, "units"))
-    plain = ("", "1", "dimensionless", "1 dimensionless")
-    return any(unit is not None and not callable(unit) and str(unit) not in plain for unit in units)
+    units = (_attribute(x, "unit"), _attribute(x, "units"))
+    dimensionless = ("", "1", "dimensionless", "1 dimensionless")
+    return any(unit is not None and not callable(unit) and str(unit) not in dimensionless for unit in units)
 
 
 def _has_nulls(x: Any) -> bool:
@@ -70,36 +70,36 @@ def _has_nulls(x: Any) -> bool:
 
 
 def _filled(x: Any, name: str, axis: Any) -> str:
-    """Masked classes become -inf, which integers cannot hold."""
+    """Set masked classes to -inf, which requires a floating dtype."""
     if not hasattr(type(x), "filled"):
-        return f"numpy.where({name}.mask, -numpy.inf, {name}), which leaves masked classes out"
-    is_floating = getattr(_data(x, "dtype"), "kind", "f") == "f"
-    return f"{name}{'' if is_floating else '.astype(float)'}.filled(-numpy.inf), which leaves masked classes out"
+        return f"numpy.where({name}.mask, -numpy.inf, {name}), which excludes masked classes"
+    is_floating = getattr(_attribute(x, "dtype"), "kind", "f") == "f"
+    return f"{name}{'' if is_floating else '.astype(float)'}.filled(-numpy.inf), which excludes masked classes"
 
 
 def _without_unit(x: Any, name: str, axis: Any) -> str:
-    """Of what has a dimension only the numbers can be meant; what has none may be scaled, as percent is."""
+    """Use the numbers alone, or convert what is dimensionless but scaled, such as percent."""
     kind = type(x)
     convert = next((method for method in ("to_value", "m_as") if hasattr(kind, method)), "")
     number = next((attribute for attribute in ("value", "magnitude") if hasattr(kind, attribute)), "")
     numbers = f"{name}.{number}" if number else f"numpy.asarray({name})"
     converted = f"{name}.{convert}('')"
     held = x.magnitude if number == "magnitude" else None
-    if refusal(held) is not None:  # pint holds arrays of any library
+    if rule_for(held) is not None:  # pint holds arrays of any library
         numbers, converted = remedy(held, numbers, axis), remedy(held, converted, axis)
     elif _has_mask(x) and hasattr(kind, "filled"):
         numbers, converted = f"{numbers}.filled(-numpy.inf)", f"{converted}.filled(-numpy.inf)"
     elif _has_mask(x):
         numbers = f"numpy.where({name}.mask, -numpy.inf, {numbers})"
-    return f"{converted} if it has no dimension, or {numbers} for the numbers alone" if convert else numbers
+    return f"{converted} if it is dimensionless, or {numbers} for the numbers alone" if convert else numbers
 
 
 def _computed(x: Any, name: str, axis: Any) -> str:
-    """What is computed may again hold more than numbers. Chunk by chunk it is right where each holds whole frames."""
-    meta = _data(x, "_meta")
-    if refusal(meta) is not None:
+    """Compute it; or keep it lazy, if each chunk holds whole frames. The computed array may need a remedy in turn."""
+    meta = _attribute(x, "_meta")
+    if rule_for(meta) is not None:
         return remedy(meta, f"{name}.compute()", axis)
-    if name != "x" or getattr(_data(x, "dtype"), "kind", "") != "f" or not _is_whole_along(x, axis):
+    if name != "x" or getattr(_attribute(x, "dtype"), "kind", "") != "f" or not _is_whole_along(x, axis):
         return f"{name}.compute()"
     axis = "" if axis == -1 else f"axis={axis}, "
     return f"{name}.compute(), or stay lazy: {name}.map_blocks(lsm.log_softmax, {axis}dtype={name}.dtype)"
@@ -107,156 +107,156 @@ def _computed(x: Any, name: str, axis: Any) -> str:
 
 def _is_whole_along(x: Any, axis: Any) -> bool:
     """Whether a dask array has one chunk along the axis of the classes, or along each of several."""
-    numbers = _data(x, "numblocks") or ()
+    numbers = _attribute(x, "numblocks") or ()
     axes = range(len(numbers)) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
     try:
         return bool(numbers) and all(numbers[i] == 1 for i in axes)
-    except (IndexError, TypeError):  # no axis of x
+    except (IndexError, TypeError):  # not an axis of x
         return False
 
 
-_PENDING = "{}, whose values are not computed yet; lsm starts no computation but its own"
-_STORED = "{}, whose values lie in a store; lsm reads none unasked"
-_SPARSE = "a sparse array ({}), and log-probabilities are not sparse"
+_PENDING = "{}, whose values are not computed yet; lsm does not trigger computations"
+_STORED = "{}, whose values are in a store; lsm does not read stores"
+_SPARSE = "a sparse array ({}), but log-probabilities are not sparse"
 _NULLS = "{} with nulls, which would become NaN"
-_SEVERAL = "{}, which holds several arrays"
-_VALUELESS = "{}, a stand-in for a tensor, without values"
+_SEVERAL = "{}, which contains several arrays"
+_VALUELESS = "{}, a placeholder without values"
 
-# By library and name of the object's class or a class that it inherits from; * for any class of the library's own.
+# By library and name of the object's class or a base class; * for any class of the library.
 _BY_NAME = {
-    "xarray DataArray": Row("{}, whose dimensions and coordinates would be lost", "{}.to_numpy()"),
-    "xarray Variable": Row("{}, whose dimensions would be lost", "{}.to_numpy()"),
-    "xarray *": Row(_SEVERAL, "one of them: {}[name].to_numpy()"),
-    "zarr Array": Row(_STORED, "{}[...]"),
-    "zarr *": Row(_SEVERAL, "one of them: {}[name][...]"),
-    "h5py Dataset": Row(_STORED, "{}[...]"),
-    "h5py *": Row(_SEVERAL, "one of them: {}[name][...]"),
-    "netCDF4 Variable": Row(_STORED, "numpy.ma.filled({}[...], -numpy.inf), which leaves masked classes out"),
-    "netCDF4 *": Row(_SEVERAL, "one of them: numpy.ma.filled({}[name][...], -numpy.inf)"),
-    "tensorstore TensorStore": Row(_STORED, "{}.read().result()"),
-    "tensorstore Future": Row(_PENDING, "{}.result()"),
-    "distributed Future": Row(_PENDING, "{}.result()"),
-    "concurrent Future": Row(_PENDING, "{}.result()"),
-    "ray ObjectRef": Row("{}, which refers to an object elsewhere", "ray.get({})"),
-    "ray Dataset": Row(_PENDING, "{}.map_batches(lambda batch: dict(y=lsm.log_softmax(batch['x'])))"),
-    "polars LazyFrame": Row(_PENDING, "{}.collect()"),
-    "pyarrow Array": Row(_NULLS, "{}.fill_null(-numpy.inf), which leaves these classes out", _has_nulls),
-    "pyarrow ChunkedArray": Row(_NULLS, "{}.fill_null(-numpy.inf), which leaves these classes out", _has_nulls),
-    "pyarrow _Tabular": Row(
+    "xarray DataArray": Rule("{}, whose dimensions and coordinates would be lost", "{}.to_numpy()"),
+    "xarray Variable": Rule("{}, whose dimensions would be lost", "{}.to_numpy()"),
+    "xarray *": Rule(_SEVERAL, "one of them: {}[name].to_numpy()"),
+    "zarr Array": Rule(_STORED, "{}[...]"),
+    "zarr *": Rule(_SEVERAL, "one of them: {}[name][...]"),
+    "h5py Dataset": Rule(_STORED, "{}[...]"),
+    "h5py *": Rule(_SEVERAL, "one of them: {}[name][...]"),
+    "netCDF4 Variable": Rule(_STORED, "numpy.ma.filled({}[...], -numpy.inf), which excludes masked classes"),
+    "netCDF4 *": Rule(_SEVERAL, "one of them: numpy.ma.filled({}[name][...], -numpy.inf)"),
+    "tensorstore TensorStore": Rule(_STORED, "{}.read().result()"),
+    "tensorstore Future": Rule(_PENDING, "{}.result()"),
+    "distributed Future": Rule(_PENDING, "{}.result()"),
+    "concurrent Future": Rule(_PENDING, "{}.result()"),
+    "ray ObjectRef": Rule("{}, which refers to an object elsewhere", "ray.get({})"),
+    "ray Dataset": Rule(_PENDING, "{}.map_batches(lambda batch: dict(y=lsm.log_softmax(batch['x'])))"),
+    "polars LazyFrame": Rule(_PENDING, "{}.collect()"),
+    "pyarrow Array": Rule(_NULLS, "{}.fill_null(-numpy.inf), which excludes these classes", _has_nulls),
+    "pyarrow ChunkedArray": Rule(_NULLS, "{}.fill_null(-numpy.inf), which excludes these classes", _has_nulls),
+    "pyarrow _Tabular": Rule(
         "{}, whose columns have their own types, chunks and nulls",
         "numpy.column_stack([column.fill_null(-numpy.inf) for column in {}.columns])",
     ),
-    "torch DTensor": Row(
-        "{}, whose parts lie with several processes",
-        "{}.to_local() where each part has whole frames, or {}.full_tensor()",
+    "torch DTensor": Rule(
+        "{}, which is distributed over several processes",
+        "{}.to_local() if each part has whole frames, or {}.full_tensor()",
     ),
-    "torch AsyncCollectiveTensor": Row("{}, which other processes may still send", "{}.wait()"),
-    "torch MaskedTensor": Row(
-        "a masked array ({}), whose mask would be lost", "{}.to_tensor(-torch.inf), which leaves masked classes out"
+    "torch AsyncCollectiveTensor": Rule("{}, which may still be in transfer", "{}.wait()"),
+    "torch MaskedTensor": Rule(
+        "a masked array ({}), whose mask would be lost", "{}.to_tensor(-torch.inf), which excludes masked classes"
     ),
-    "torch NestedTensor": Row("a nested tensor ({})", "its parts, {}.unbind(), one by one"),
-    "torch UninitializedTensorMixin": Row("{}, which has no values yet", "it after its module was called once"),
-    "torch FakeTensor": Row(_VALUELESS, "a real one, outside of what traces"),
-    "torch FunctionalTensor": Row(_VALUELESS, "a real one, outside of what traces"),
-    "torch Proxy": Row(_VALUELESS, "a real one, outside of what traces"),
-    "awkward *": Row(""),  # whose `mask` is a way to make one
-    "pandas *": Row(""),  # whose `unit` is that of times
-    "pyarrow *": Row(""),
+    "torch NestedTensor": Rule("a nested tensor ({})", "its parts, {}.unbind(), one by one"),
+    "torch UninitializedTensorMixin": Rule("{}, which has no values yet", "it after its module has been called once"),
+    "torch FakeTensor": Rule(_VALUELESS, "a real tensor, outside of tracing"),
+    "torch FunctionalTensor": Rule(_VALUELESS, "a real tensor, outside of tracing"),
+    "torch Proxy": Rule(_VALUELESS, "a real tensor, outside of tracing"),
+    "awkward *": Rule(""),  # `mask` is a method to make one
+    "pandas *": Rule(""),  # `unit` is the resolution of times
+    "pyarrow *": Rule(""),
 }
 
-# By what the classes of any library declare, in this order.
+# By attribute of the class, for any library; the first that applies.
 _BY_ATTRIBUTES = (
-    ("", Row("a quantity ({}), whose unit would be lost", _without_unit, _has_unit)),
-    ("__dask_graph__", Row(_PENDING, _computed)),
-    ("", Row("a masked array ({}), whose mask would be lost", _filled, _has_mask)),
-    ("toarray", Row(_SPARSE, "{}.toarray()")),
-    ("todense", Row(_SPARSE, "{}.todense()")),
-    ("compute", Row(_PENDING, "{}.compute()")),
-    ("__await__", Row(_PENDING, "await {}")),
-    ("chunks", Row(_STORED, "{}[...]")),
+    ("", Rule("a quantity ({}), whose unit would be lost", _without_unit, _has_unit)),
+    ("__dask_graph__", Rule(_PENDING, _computed)),
+    ("", Rule("a masked array ({}), whose mask would be lost", _filled, _has_mask)),
+    ("toarray", Rule(_SPARSE, "{}.toarray()")),
+    ("todense", Rule(_SPARSE, "{}.todense()")),
+    ("compute", Rule(_PENDING, "{}.compute()")),
+    ("__await__", Rule(_PENDING, "await {}")),
+    ("chunks", Rule(_STORED, "{}[...]")),
 )
 _LIBRARIES = {key.partition(" ")[0] for key in _BY_NAME} | {"numpy.ma", "astropy", "pint", "unyt", "dask", "scipy"}
 
 
 @lru_cache(512)
-def _named(kind: type) -> Row | None:
-    """The row that names this class, or a class that it inherits from; else that for all of its library."""
+def _rule_by_name(kind: type) -> Rule | None:
+    """The rule for this class or a base class, else that for its library."""
     libraries = [base.__module__.partition(".")[0] for base in kind.__mro__]
     keys = [f"{library} {base.__name__}" for library, base in zip(libraries, kind.__mro__, strict=True)]
     return next((_BY_NAME[key] for key in (*keys, f"{libraries[0]} *") if key in _BY_NAME), None)
 
 
 @lru_cache(512)
-def _declared(kind: type) -> tuple[Row, ...]:
-    """The rows for what this class declares."""
-    return tuple([row for attribute, row in _BY_ATTRIBUTES if not attribute or hasattr(kind, attribute)])
+def _rules_by_attribute(kind: type) -> tuple[Rule, ...]:
+    """The rules for attributes of this class."""
+    return tuple([rule for attribute, rule in _BY_ATTRIBUTES if not attribute or hasattr(kind, attribute)])
 
 
-def refusal(x: Any) -> Row | None:
-    """The row of the table by which x is refused; None for numbers in memory."""
+def rule_for(x: Any) -> Rule | None:
+    """The rule by which x is rejected; None for numbers in memory."""
     kind: Any = type(x)
-    if kind is np.ndarray or isinstance(x, _NO_ARRAYS):
+    if kind is np.ndarray or isinstance(x, _NOT_ARRAYS):
         return None
-    named = _named(kind)
+    named = _rule_by_name(kind)
     if named is not None:
         return named if named.remedy and named.applies(x) else None
-    for row in _declared(kind):
-        if row.applies(x):
-            return row
-        if _is_method(kind, "magnitude") is False:  # pint declares all that an array in it could have
-            return refusal(x.magnitude)
+    for rule in _rules_by_attribute(kind):
+        if rule.applies(x):
+            return rule
+        if _is_method(kind, "magnitude") is False:  # pint has every attribute that a wrapped array could have
+            return rule_for(x.magnitude)
     return None
 
 
 def remedy(x: Any, name: str, axis: Any) -> str:
-    """What to give instead of x, which is refused."""
-    row = refusal(x)
-    assert row is not None
-    if row.applies is not _has_unit and hasattr(type(x), "magnitude"):
+    """What to pass instead of x, which is rejected."""
+    rule = rule_for(x)
+    assert rule is not None
+    if rule.applies is not _has_unit and hasattr(type(x), "magnitude"):
         return remedy(x.magnitude, f"{name}.magnitude", axis)
-    return row.remedy(x, name, axis) if callable(row.remedy) else row.remedy.replace("{}", name)
+    return rule.remedy(x, name, axis) if callable(rule.remedy) else rule.remedy.replace("{}", name)
 
 
-def _described(x: Any, row: Row) -> str:
+def _describe(x: Any, rule: Rule) -> str:
     kind = f"{type(x).__module__}.{type(x).__qualname__}"
-    article = "" if row.text.startswith("a") else "an " if kind[0] in "aehiox" else "a "
-    return article + row.text.replace("{}", kind)
+    article = "" if rule.text.startswith("a") else "an " if kind[0] in "aehiox" else "a "
+    return article + rule.text.replace("{}", kind)
 
 
-def why_refused(out: Any) -> str:
-    """The end of a sentence on an `out` of the wrong type: what of it would be lost; empty for numbers in memory."""
-    row = refusal(out)
-    return "" if row is None else f"; this is {_described(out, row)}"
+def explain_refusal(out: Any) -> str:
+    """The end of a message about an `out` of the wrong type: what would be lost; empty for numbers in memory."""
+    rule = rule_for(out)
+    return "" if rule is None else f"; this is {_describe(out, rule)}"
 
 
 def refuse(x: Any, name: str, axis: Any = -1) -> None:
-    """Raise TypeError for what is more than numbers in memory, before anything is computed or read."""
-    row = refusal(x)
-    if row is not None:
-        raise TypeError(f"{name}: {_described(x, row)}; give {remedy(x, name, axis)}")
+    """Raise TypeError if x is more than numbers in memory, before anything is computed or read."""
+    rule = rule_for(x)
+    if rule is not None:
+        raise TypeError(f"{name}: {_describe(x, rule)}; pass {remedy(x, name, axis)}")
 
 
-def odd_items(x: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what in nested lists is neither a number nor an ndarray, with its place, such as "[0][2]".
+def foreign_items(x: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the items of nested lists that are neither numbers nor ndarrays, with their index, such as "[0][2]".
 
-    Numbers cost a few nanoseconds each; a list of very many is not gone through where nothing odd can be expected.
+    A number takes a few nanoseconds. A long list is only sampled if no library of the table is loaded.
     """
-    level = x if len(x) <= _SAMPLE or _is_any_loaded() else list(islice(x, _SAMPLE))
+    level = x if len(x) <= _SAMPLE_ITEMS or _is_any_loaded() else list(islice(x, _SAMPLE_ITEMS))
     for depth in range(_MAX_DEPTH):
-        if _USUAL.issuperset(map(type, level)):  # also if it is empty
+        if _PLAIN_TYPES.issuperset(map(type, level)):  # also if it is empty
             return
         inner = level
         if not _NESTED.issuperset(map(type, level)):
             kinds = set(map(type, level))
             nested = tuple([kind for kind in kinds if issubclass(kind, SEQUENCES)])
-            if any(_is_odd(kind) for kind in kinds.difference(nested)):
-                yield from _searched(x, "", set())
+            if any(_is_foreign(kind) for kind in kinds.difference(nested)):
+                yield from _search(x, "", set())
                 return
             inner = [item for item in level if isinstance(item, nested)]
-        if depth and len(set(map(id, inner))) < len(inner):  # a list that holds itself twice would grow without end
+        if depth and len(set(map(id, inner))) < len(inner):  # a list that contains itself twice would grow forever
             inner = list({id(item): item for item in inner}.values())
-        level = list(islice(chain.from_iterable(inner), _SAMPLE))
-        if len(level) == _SAMPLE and _is_any_loaded():
+        level = list(islice(chain.from_iterable(inner), _SAMPLE_ITEMS))
+        if len(level) == _SAMPLE_ITEMS and _is_any_loaded():
             level = list(chain.from_iterable(inner))
 
 
@@ -264,15 +264,15 @@ def _is_any_loaded() -> bool:
     return any(name in sys.modules for name in _LIBRARIES)
 
 
-def _is_odd(kind: type) -> bool:
-    return kind is not np.ndarray and not issubclass(kind, _NUMBERS)
+def _is_foreign(kind: type) -> bool:
+    return kind is not np.ndarray and not issubclass(kind, _SCALARS)
 
 
-def _searched(x: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _search(x: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     seen.add(id(x))
     for i, item in enumerate(x):
         if isinstance(item, SEQUENCES):
             if id(item) not in seen:
-                yield from _searched(item, f"{place}[{i}]", seen)
-        elif _is_odd(type(item)):
+                yield from _search(item, f"{place}[{i}]", seen)
+        elif _is_foreign(type(item)):
             yield f"{place}[{i}]", item

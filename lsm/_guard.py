@@ -1,4 +1,4 @@
-"""What a third-party backend does in a call is looked over: its errors, and the shape, dtype and device of `out`."""
+"""Checks of third-party backends during a call: errors, and the shape, dtype and device of `out`."""
 
 from functools import partial
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from lsm._errors import BackendFailedError
 from lsm._interop import library_of
 from lsm._operations import OPERATIONS
-from lsm._texts import told
+from lsm._texts import describe_error
 
-# Not a backend's fault. A signal's handler may ask the process to end, by SystemExit as by KeyboardInterrupt, in the
-# middle of a call. All else is, also what is no Exception: a panic in a backend written in Rust, say.
-_PASS = (KeyboardInterrupt, SystemExit, MemoryError)
+# Not the fault of a backend: a signal handler may raise SystemExit or KeyboardInterrupt during a call. Everything else
+# is, even if it is not an Exception, such as a panic in Rust.
+_PASSED_THROUGH = (KeyboardInterrupt, SystemExit, MemoryError)
 
 
-class Guarded:
-    """A backend of another distribution, whose faults become errors that say whose they are.
+class GuardedBackend:
+    """A third-party backend, whose errors are reported with its name and origin.
 
-    No value is looked at: that is for the kit that tests a backend.
+    Values are not checked; the conformance kit does that.
     """
 
     def __init__(self, backend: Any, origin: str) -> None:
@@ -24,26 +24,26 @@ class Guarded:
         self.origin = origin
 
     def __getattr__(self, name: str) -> Any:
-        """The method of an operation, its faults caught."""
+        """The method of an operation, with its errors caught."""
         if name not in OPERATIONS:
             raise AttributeError(name)
         return partial(self._call, name)
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """See `Backend`: a new array, checked to be the one that was asked for."""
+        """See `Backend`; checks that the new array is as requested."""
         library = library_of(like)
         try:
             made = self.backend.empty(shape, dtype, like)
-        except _PASS:
+        except _PASSED_THROUGH:
             raise
         except BaseException as error:
-            raise self._failed(f"empty raised {told(error)}") from error
-        wanted = (library.type_name(like), shape, dtype, library.place(like))
+            raise self._failed(f"empty raised {describe_error(error)}") from error
+        requested = (library.type_name(like), shape, dtype, library.device(like))
         found: tuple[Any, ...] = (f"{type(made).__module__}.{type(made).__qualname__}",)
         if type(made) is type(like):
             found = (library.type_name(made), *library.signature(made))
-        if found != wanted:
-            raise self._failed(f"empty gave {found}, and was asked for {wanted}")
+        if found != requested:
+            raise self._failed(f"empty returned {found}; requested: {requested}")
         return made
 
     def _call(self, method: str, *arguments: Any) -> None:
@@ -52,19 +52,19 @@ class Guarded:
         before = library.signature(out)
         try:
             returned = getattr(self.backend, method)(*arguments)
-        except _PASS:
+        except _PASSED_THROUGH:
             raise
         except BaseException as error:
-            raise self._failed(f"{method} raised {told(error)}") from error
+            raise self._failed(f"{method} raised {describe_error(error)}") from error
         if returned is not None and returned is not out:
             raise self._failed(
-                f"{method} returned a {type(returned).__name__}; it must write the result into `out` and return None"
+                f"{method} returned a {type(returned).__name__}; it must write the result to `out` and return None"
             )
         after = library.signature(out)
         if after != before:
-            raise self._failed(f"{method} made {after} of `out`, which was {before} (shape, dtype, device)")
+            raise self._failed(f"{method} changed `out` from {before} to {after} (shape, dtype, device)")
 
     def _failed(self, what: str) -> BackendFailedError:
         return BackendFailedError(
-            f"{self.origin}: {what}. The fault is the backend's: report it there; lsm.explain lists who else serves"
+            f"{self.origin}: {what}. This is a bug in the backend: report it there; lsm.explain lists other backends"
         )

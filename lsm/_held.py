@@ -1,7 +1,7 @@
-"""What must be given back whatever happens: values for a ``with`` block, and locks.
+"""Context variables and locks that are restored and released even if a signal handler raises.
 
-setup.py compiles this file. Compiled, nothing here runs as bytecode, so no handler of a signal can raise between taking
-something and the block that holds it, nor before it is given back.
+setup.py compiles this file. Python runs signal handlers between bytecodes; compiled code has none, so a handler cannot
+raise between an acquisition and the block that releases it.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Held(Generic[T]):
+class ScopedValue(Generic[T]):
     """A value for a ContextVar within a ``with`` block.
 
-    One object may be entered any number of times, also within itself and in several threads and tasks at once.
+    An object can be entered any number of times, also nested and in several threads and tasks at once.
     """
 
     def __init__(self, variable: ContextVar[T | None], make: Callable[[], T]) -> None:
         self._variable = variable
-        self._make = make  # the value, at each entry
-        self._tokens: list[Token[T | None]] = []  # of those who are within, the latest last
+        self._make = make  # called on each entry
+        self._tokens: list[Token[T | None]] = []  # of the blocks that are active, the latest last
 
     def __enter__(self) -> None:
         """Set the value."""
@@ -28,18 +28,18 @@ class Held(Generic[T]):
         self._tokens.append(self._variable.set(value))
 
     def __exit__(self, *_: Any) -> None:
-        """Set the value from before."""
+        """Restore the previous value."""
         for token in reversed(self._tokens[:]):
             try:
                 self._variable.reset(token)
-            except ValueError:  # of another thread or task
+            except ValueError:  # from another thread or task
                 continue
             self._tokens.remove(token)
             return
-        raise RuntimeError("a block of lsm is left in a thread or asyncio task in which it was not entered")
+        raise RuntimeError("a with block of lsm was exited in another thread or asyncio task than it was entered in")
 
 
-def holding(lock: Any, function: Callable[..., T], *args: Any) -> T:
-    """Call a function with a lock held."""
+def call_locked(lock: Any, function: Callable[..., T], *args: Any) -> T:
+    """Call a function while holding a lock."""
     with lock:
         return function(*args)

@@ -1,4 +1,4 @@
-"""What a file is to others (owner, group, permissions, extended attributes), for the file that takes its place."""
+"""Copy owner, group, permissions and extended attributes to the file that replaces another."""
 
 import os
 import stat
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 ACL = "system.posix_acl_access"
-# These belong to the contents, which are new: the rights of a program, and signatures.
+# These describe the contents, which are new: capabilities of a program, and signatures.
 OF_CONTENTS = ("security.capability", "security.ima", "security.evm")
 
 
-def inherit(old: Path, new: int | Path) -> str:
-    """Give a new file what the old one has; say what could not be given, or nothing.
+def copy_metadata(old: Path, new: int | Path) -> str:
+    """Copy the metadata of a file to a new one; returns a text of what could not be copied.
 
-    Access never becomes wider: the new file comes here closed to all but its owner, its permissions are set last, and
-    they leave out what rests on a group or an access control list that it could not be given. setuid is dropped.
+    Access is never widened: the new file starts out accessible to its owner only, permissions are set last, and they
+    exclude access that depends on a group or access control list that could not be copied. setuid is dropped.
     """
     try:
         was = old.stat()
-    except FileNotFoundError:  # removed meanwhile
+    except FileNotFoundError:  # deleted in the meantime
         return ""
     now = os.stat(new)  # noqa: PTH116 (it may be a descriptor)
     kept = mode = stat.S_IMODE(was.st_mode) & 0o777
@@ -27,22 +27,22 @@ def inherit(old: Path, new: int | Path) -> str:
     has_group = was.st_gid == now.st_gid or _succeeds(os.chown, new, -1, was.st_gid)
     if not has_group:
         lost.append(f"group {was.st_gid}")
-        both = kept >> 3 & kept & 0o7  # who was in the group is now among the others, and the other way round
+        both = kept >> 3 & kept & 0o7  # members of the old group are now "others", and vice versa
         kept = kept & 0o700 | both << 3 | both
     if was.st_uid != now.st_uid and not _succeeds(os.chown, new, was.st_uid, -1):
         lost.append(f"owner {was.st_uid}")
-    wanted = _attributes(old)
-    for name in wanted:
-        # The entry of a list for "the group" would mean another group.
+    attributes = _attributes(old)
+    for name in attributes:
+        # The group entry of a list would apply to another group.
         if (name == ACL and not has_group) or not _succeeds(_copy_attribute, old, new, name):
             lost.append(f"attribute {name}")
             kept = kept & 0o700 if name == ACL else kept
-    # A directory may give new files a list of its own.
-    if ACL not in wanted and ACL in _attributes(new) and not _succeeds(os.removexattr, new, ACL):
+    # A directory may have a default list for new files.
+    if ACL not in attributes and ACL in _attributes(new) and not _succeeds(os.removexattr, new, ACL):
         kept &= 0o700
     if not _succeeds(os.chmod, new, kept):
         kept = stat.S_IMODE(os.stat(new).st_mode)  # noqa: PTH116
-    return ", ".join(lost + [f"permissions {mode:04o} (they are now {kept:04o})"] * (kept != mode))
+    return ", ".join(lost + [f"permissions {mode:04o} (now {kept:04o})"] * (kept != mode))
 
 
 def _succeeds(function: Callable[..., None], *args: Any) -> bool:
@@ -54,7 +54,7 @@ def _succeeds(function: Callable[..., None], *args: Any) -> bool:
 
 
 def _attributes(file: int | Path) -> list[str]:
-    """The names of the extended attributes to keep; none where there are no such attributes."""
+    """The names of the extended attributes to copy; none where they are not supported."""
     try:
         return [name for name in os.listxattr(file) if name not in OF_CONTENTS]
     except (AttributeError, OSError):

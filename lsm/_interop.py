@@ -1,6 +1,6 @@
-"""Which library an array is of: NumPy, PyTorch, JAX, CuPy, or any that speaks DLPack.
+"""The library of an array: NumPy, PyTorch, JAX, CuPy, or any other that supports DLPack.
 
-Nothing here imports a library. An array of PyTorch can only come from a program that has imported it.
+Nothing here imports a library: a program that has an array has imported it.
 """
 
 import sys
@@ -9,69 +9,69 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
-from lsm._interop_base import Arrays, Operand
-from lsm._interop_cupy import CupyArrays
-from lsm._interop_jax import JaxArrays
-from lsm._interop_torch import TorchTensors
+from lsm._interop_base import ArrayLibrary, Operand
+from lsm._interop_cupy import CupyLibrary
+from lsm._interop_jax import JaxLibrary
+from lsm._interop_torch import TorchLibrary
 from lsm._version import install_command
 
 
-class OtherArrays(Arrays):
-    """Arrays of a library that lsm does not know, and that speak DLPack."""
+class DlpackLibrary(ArrayLibrary):
+    """Any library that supports DLPack."""
 
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
-        """Look at an argument; raise TypeError for what lsm does not take."""
+        """Check an argument; raise TypeError if lsm does not support it."""
         from lsm._foreign import refuse
 
         refuse(x, name, axis)
         return super().validate(x, name, axis)
 
 
-class NumpyArrays(Arrays):
-    """numpy.ndarray, and whatever NumPy makes one of."""
+class NumpyLibrary(ArrayLibrary):
+    """numpy.ndarray, and array_likes."""
 
     dtypes = _check.DTYPES
-    maker = "numpy.asarray"
+    converter = "numpy.asarray"
 
     def type_name(self, x: Any) -> str:
-        """The name by which backends declare this type."""
+        """The name of this type in `Backend.array_types`."""
         return _check.NUMPY
 
-    def device(self, x: Any) -> str:
-        """NumPy's arrays lie in the memory of the CPU."""
+    def device_kind(self, x: Any) -> str:
+        """'cpu'."""
         return "cpu"
 
-    def place(self, x: Any) -> str:
-        """As `device`."""
+    def device(self, x: Any) -> str:
+        """'cpu'."""
         return "cpu"
 
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
-        """Make an ndarray of the argument; raise TypeError for what lsm does not take."""
+        """Convert the argument to an ndarray; raise TypeError if lsm does not support it."""
         if type(x) is not np.ndarray:
-            from lsm._foreign import SEQUENCES, odd_items, refuse
+            from lsm._foreign import SEQUENCES, foreign_items, refuse
 
             if isinstance(x, SEQUENCES):
-                for place, item in odd_items(x):
+                for place, item in foreign_items(x):
                     _check_item(item, name, place)
             else:
                 refuse(x, name, axis)
         if type(x) is not np.ndarray and hasattr(type(x), "__cuda_array_interface__"):
             raise TypeError(
-                f"{name}: a {type(x).__name__} on a CUDA device, of which NumPy would make a copy on the CPU; "
-                f"give cupy.asarray({name})"
+                f"{name}: a {type(x).__name__} on a CUDA device, which NumPy would copy to the CPU; "
+                f"pass cupy.asarray({name})"
             )
         array = _check.as_array(x, name)
         return Operand(array, "cpu", _check.dtype_name(array.dtype))
 
     def result_dtype(self, own: str, dtype: Any) -> str:
-        """The dtype of the result by name: `dtype`, as the user spelt it, or that of the input."""
-        wanted = _check.result_dtype(own, dtype)
-        if wanted == "bfloat16" and _check.np_dtype(wanted) is _check.BFLOAT16_BITS:
+        """The name of the dtype of the result: `dtype`, as passed by the user, or that of the input."""
+        name = _check.result_dtype(own, dtype)
+        if name == "bfloat16" and _check.np_dtype(name) is _check.BFLOAT16_BITS:
             raise TypeError(f"dtype: NumPy has bfloat16 only with ml_dtypes: {install_command('bfloat16')}")
-        return wanted
+        return name
 
     def as_numpy(self, x: Any, name: str) -> Any:
-        """The array itself, of which `take` made one."""
+        """The array itself, which `validate` has converted."""
         return x
 
     def view_as_numpy(self, x: Any, name: str) -> Any:
@@ -83,11 +83,11 @@ class NumpyArrays(Arrays):
         return x.dtype if _check.dtype_name(x.dtype) == dtype else None
 
     def from_numpy(self, y: Any, like: Any) -> Any:
-        """The result itself; a scalar where it has no dimensions, as NumPy's own functions give."""
+        """The result itself; a scalar if it is 0-d, as from NumPy's functions."""
         return y if y.ndim else y[()]
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any, backend: Any) -> Any:
-        """A new array, in the order of the axes of `like` in memory if it has the same shape."""
+        """A new array, with the memory order of `like` if the shapes are equal."""
         if like.shape == shape:
             return np.empty_like(like, dtype=_check.np_dtype(dtype), subok=False)
         return np.empty(shape, _check.np_dtype(dtype))
@@ -101,51 +101,51 @@ class NumpyArrays(Arrays):
         strides: tuple[int, ...] = x.strides
         return strides
 
-    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
-        """Whether `out` is aligned and in native byte order, as backends may expect."""
+    def can_write_directly(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+        """Whether `out` is aligned and in native byte order, as the contract promises."""
         return bool(out.dtype.isnative and out.flags.aligned)
 
     def as_base_array(self, out: Any) -> Any:
-        """Without the subclass."""
+        """The array as a plain ndarray, without its subclass."""
         return np.asarray(out)
 
     def same_or_disjoint(self, x: Any, out: Any) -> bool:
-        """Whether `out` is the very memory of x, or shares none with it."""
+        """Whether `out` and x are the same elements, or share no memory."""
         return not np.may_share_memory(x, out) or _check.same_memory(x, out)
 
 
 def _check_item(item: Any, name: str, place: str) -> None:
-    """Raise TypeError for an item of a list that lsm would not take alone."""
+    """Raise TypeError for an item of a list that lsm would reject by itself."""
     from lsm._foreign import refuse
 
     library = library_of(item)
     try:
-        if library is NUMPY_ARRAYS:
+        if library is NUMPY_LIBRARY:
             refuse(item, f"{name}{place}")
         else:
             library.validate(item, f"{name}{place}")
-            library.check_memory(item, f"{name}{place}")
+            library.check_readable(item, f"{name}{place}")
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from error
 
 
-NUMPY_ARRAYS = NumpyArrays()
-TORCH_TENSORS = TorchTensors()
-CUPY_ARRAYS = CupyArrays()
-_ANY, _JAX = OtherArrays(), JaxArrays()
-_NUMPYS = (np.ndarray, np.generic, list, tuple, float, int)
+NUMPY_LIBRARY = NumpyLibrary()
+TORCH_LIBRARY = TorchLibrary()
+CUPY_LIBRARY = CupyLibrary()
+_DLPACK_LIBRARY, _JAX_LIBRARY = DlpackLibrary(), JaxLibrary()
+_NUMPY_TYPES = (np.ndarray, np.generic, list, tuple, float, int)
 
 
-def library_of(x: Any) -> Arrays:
-    """How to take an argument; what is no array of another library is NumPy's to make one of."""
-    if isinstance(x, _NUMPYS):
-        return NUMPY_ARRAYS
+def library_of(x: Any) -> ArrayLibrary:
+    """The library of an argument; NumPy for everything that is not an array of another library."""
+    if isinstance(x, _NUMPY_TYPES):
+        return NUMPY_LIBRARY
     if isinstance(x, getattr(sys.modules.get("torch"), "Tensor", ())):
-        return TORCH_TENSORS
+        return TORCH_LIBRARY
     if isinstance(x, getattr(sys.modules.get("jax"), "Array", ())):
-        return _JAX
+        return _JAX_LIBRARY
     if isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ())):
-        return CUPY_ARRAYS
+        return CUPY_LIBRARY
     if hasattr(type(x), "__dlpack_device__"):
-        return _ANY
-    return NUMPY_ARRAYS
+        return _DLPACK_LIBRARY
+    return NUMPY_LIBRARY

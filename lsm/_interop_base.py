@@ -1,4 +1,4 @@
-"""Arrays of any library: how lsm takes them and gives a result back, by DLPack and the array API alone."""
+"""Access to arrays of any library by DLPack and the array API, and conversion of results."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -10,56 +10,55 @@ from lsm import _check
 
 _NO_CHANGE: AbstractContextManager[Any] = nullcontext()
 
-# DLPack's numbers for devices whose memory the CPU reads as its own: CPU, and host memory pinned by CUDA or ROCm.
+# DLPack's numbers for devices whose memory the CPU can read: CPU, and host memory pinned by CUDA or ROCm.
 _HOST = (1, 3, 11)
 _KINDS = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda", 14: "oneapi"}
 
 
 class Operand(NamedTuple):
-    """An argument that lsm takes: the array, the kind of its device, and the dtype that it is computed as."""
+    """A validated argument: the array, the kind of its device, and the dtype to compute in."""
 
     array: Any
     device: str
     dtype: str
 
 
-class Arrays:
-    """What lsm must know of a library's arrays; here of one of which it knows nothing but DLPack.
+class ArrayLibrary:
+    """How to use the arrays of a library; this base class knows only DLPack.
 
-    The first methods serve backends that take NumPy arrays: the same memory is seen as one, and a result that NumPy
-    holds is given back as the library's own; two do the same with CuPy's arrays on a CUDA device. The others serve
-    backends that take the arrays as they are.
+    The first methods are for backends that expect NumPy arrays, or CuPy arrays on a CUDA device: they make views and
+    convert results back. The other methods are for backends that accept the library's own arrays.
     """
 
-    dtypes: tuple[str, ...] = _check.DTYPES[:-1]  # longdouble is NumPy's alone
-    maker = ""  # what makes such an array of another one
+    dtypes: tuple[str, ...] = _check.DTYPES[:-1]  # only NumPy has longdouble
+    converter = ""  # the function that converts other arrays
     has_fast_path = False
 
     def type_name(self, x: Any) -> str:
-        """The name by which backends declare this type."""
+        """The name of this type in `Backend.array_types`."""
         return f"{type(x).__module__}.{type(x).__qualname__}"
 
-    def device(self, x: Any) -> str:
-        """'cpu', 'cuda', ...: the kind of device that holds x."""
+    def device_kind(self, x: Any) -> str:
+        """The kind of device: 'cpu', 'cuda', ..."""
         number = int(type(x).__dlpack_device__(x)[0])
         return "cpu" if number in _HOST else _KINDS.get(number, f"device type {number}")
 
-    def place(self, x: Any) -> str:
-        """The very device: 'cpu', 'cuda:0', 'cuda:1', ..."""
-        kind, number = self.device(x), int(type(x).__dlpack_device__(x)[1])
+    def device(self, x: Any) -> str:
+        """The device: 'cpu', 'cuda:0', 'cuda:1', ..."""
+        kind, number = self.device_kind(x), int(type(x).__dlpack_device__(x)[1])
         if kind != "cpu":
             return f"{kind}:{number}"
-        own = str(getattr(x, "device", "cpu"))  # a library may tell parts of the CPU's memory apart
+        own = str(getattr(x, "device", "cpu"))  # a library may have several CPU devices
         return kind if own.lower() == "cpu" else own
 
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
-        """Look at an argument; raise TypeError for what lsm does not take."""
+        """Check an argument; raise TypeError if lsm does not support it."""
         try:
-            device = self.device(x)
-        except Exception as error:  # what a library raises here is not agreed on
+            device = self.device_kind(x)
+        except Exception as error:  # DLPack does not specify the type
             raise TypeError(
-                f"{name}: this {type(x).__name__} does not say on which device it is ({error}); "
-                f"give numpy.asarray({name}) if a copy will do"
+                f"{name}: the device of this {type(x).__name__} is unknown ({error}); "
+                f"pass numpy.asarray({name}) if a copy is acceptable"
             ) from error
         own = getattr(x, "dtype", None)
         dtype = _name(own)
@@ -72,64 +71,64 @@ class Arrays:
         return Operand(x, device, dtype)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
-        """The dtype of the result by name: `dtype`, as the user spelt it, or that of the input."""
+        """The name of the dtype of the result: `dtype`, as passed by the user, or that of the input."""
         if not isinstance(dtype, (str, type, np.dtype)) and _name(dtype) in _check.DTYPES:
-            dtype = _name(dtype)  # an object of the library's own
-        wanted = _check.result_dtype(own, dtype)
-        if wanted not in self.dtypes:
-            raise TypeError(f"dtype: {wanted} is NumPy's alone; accepted for this array: {', '.join(self.dtypes)}")
-        return wanted
+            dtype = _name(dtype)  # a dtype of the library
+        name = _check.result_dtype(own, dtype)
+        if name not in self.dtypes:
+            raise TypeError(f"dtype: only NumPy has {name}; accepted for this array: {', '.join(self.dtypes)}")
+        return name
 
     def as_numpy(self, x: Any, name: str) -> Any:
-        """The same memory as an ndarray that lsm computes with; copied only if it holds no dtype of lsm's."""
+        """A view as an ndarray of a supported dtype; a copy only if the dtype must be converted."""
         return _check.as_array(self.view_as_numpy(x, name), name)
 
-    def check_memory(self, x: Any, name: str) -> None:
-        """Raise TypeError for what has the library's type and no memory to read."""
+    def check_readable(self, x: Any, name: str) -> None:
+        """Raise TypeError if x has the library's type but no readable memory."""
 
     def view_as_numpy(self, x: Any, name: str) -> Any:
-        """The same memory as an ndarray, whatever it holds; read-only if the library or a NumPy before 2.1 says so."""
-        return self._through_dlpack(np, x, name, f"give numpy.asarray({name}) if a copy will do")
+        """A view as an ndarray of any dtype; may be read-only, as from NumPy before 2.1."""
+        return self._through_dlpack(np, x, name, f"pass numpy.asarray({name}) if a copy is acceptable")
 
     def fast_key(self, x: Any, dtype: str = "") -> Any:
-        """The kind of x, by which the fast path finds a function; None if x is computed in another dtype, or never so.
+        """The key of x for the fast path: its dtype, on other devices than the CPU (device kind, dtype).
 
-        The dtype on the CPU, else the kind of device and the dtype.
+        None if there is no fast path, or if x must be converted to another dtype.
         """
         return None
 
     def call_fast_function(self, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any) -> Any:
-        """Call a function of the fast path on plain arrays; None if one of them must be validated first."""
+        """Call a function of the fast path; None if an argument must be validated first."""
         return None
 
     def new_numpy(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """An ndarray for a result that `from_numpy` need not copy; None if any will do."""
+        """A new ndarray that `from_numpy` does not have to copy; None if any ndarray will do."""
         return None
 
     def as_cupy(self, x: Any, name: str) -> Any:
-        """The same memory on a CUDA device as an array of CuPy, whose current stream waits for what x waits for."""
-        remedy = "and copied to an array of CuPy it may be"
+        """A view as a CuPy array, synchronised with CuPy's current stream."""
+        remedy = "pass a copy as a CuPy array"
         if _name(getattr(x, "dtype", None)) == "bfloat16":
-            remedy = "CuPy reads bfloat16 so from version 14 on, with ml_dtypes and NumPy 2.1.2 or later"
+            remedy = "for bfloat16, DLPack needs CuPy 14, ml_dtypes and NumPy 2.1.2, or later"
         return self._through_dlpack(sys.modules["cupy"], x, name, remedy)
 
     def _through_dlpack(self, namespace: Any, x: Any, name: str, remedy: str) -> Any:
         try:
             return namespace.from_dlpack(x)
-        except Exception as error:  # what a library raises here is not agreed on
+        except Exception as error:  # DLPack does not specify the type
             raise TypeError(
-                f"{name}: this {type(x).__name__} cannot be taken through DLPack ({error}); {remedy}"
+                f"{name}: this {type(x).__name__} cannot be imported through DLPack ({error}); {remedy}"
             ) from error
 
     def from_numpy(self, y: Any, like: Any) -> Any:
-        """A result as the library's own array if its namespace has from_dlpack, else as the ndarray that it is."""
-        return self._given_back(y, like)
+        """Convert a result to the library's type if its namespace has from_dlpack, else return the ndarray."""
+        return self._convert_back(y, like)
 
     def from_cupy(self, y: Any, like: Any) -> Any:
-        """The same for a result of CuPy's; the library's stream waits for CuPy's."""
-        return self._given_back(y, like)
+        """Likewise for a CuPy array; the library's stream waits for CuPy's."""
+        return self._convert_back(y, like)
 
-    def _given_back(self, y: Any, like: Any) -> Any:
+    def _convert_back(self, y: Any, like: Any) -> Any:
         namespace = getattr(like, "__array_namespace__", None)
         convert = None if namespace is None else getattr(namespace(), "from_dlpack", None)
         if convert is None:
@@ -139,57 +138,57 @@ class Arrays:
             return made
         try:
             return made.to_device(device)
-        except ValueError as error:  # the array API lets a device do without float64
+        except ValueError as error:  # in the array API, a device may lack float64
             raise TypeError(
-                f"dtype: {y.dtype} is not on {device} ({error}); give another, such as 'float32'"
+                f"dtype: {device} does not support {y.dtype} ({error}); pass another, such as 'float32'"
             ) from error
 
     def check_out(self, out: Any) -> None:
-        """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
+        """Raise TypeError if `out` cannot be written to, regardless of shape and dtype."""
 
     def bump_version(self, out: Any) -> None:
-        """Tell the library that `out` has been written to, where it wants to know."""
+        """Notify the library that `out` has been modified."""
 
-    # For backends that take the arrays as they are
+    # For backends that accept the library's own arrays
 
     def on_device(self, x: Any) -> AbstractContextManager[Any]:
-        """Make the device of x the current one, if the library has such a thing and lsm itself makes arrays there."""
+        """Make the device of x current, if the library has a current device on which lsm allocates."""
         return _NO_CHANGE
 
-    def converted(self, x: Any, dtype: str) -> Any:
-        """The array in another dtype; itself if it has that already."""
+    def astype(self, x: Any, dtype: str) -> Any:
+        """The array in another dtype; itself if it already has it."""
         return x if _name(x.dtype) == dtype else x.astype(_check.np_dtype(dtype))
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any, backend: Any) -> Any:
-        """A new array of the type and on the device of `like`; of an unknown type the backend makes it."""
+        """A new array of the type and on the device of `like`; the backend makes it if the type is unknown."""
         return backend.empty(shape, dtype, like)
 
     def signature(self, x: Any) -> tuple[Any, ...]:
-        """Shape, dtype and device of an array, by which a backend's work is looked over."""
-        return tuple(x.shape), _name(x.dtype), self.place(x)
+        """Shape, dtype and device, to check what a backend has done."""
+        return tuple(x.shape), _name(x.dtype), self.device(x)
 
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
-        """Raise unless `out` can take such a result as it is."""
+        """Raise unless `out` can hold a result of this shape and dtype."""
         _check.check_out_like(tuple(out.shape), _name(out.dtype), shape, dtype)
 
-    def permuted(self, x: Any, order: list[int]) -> Any:
+    def permute(self, x: Any, order: list[int]) -> Any:
         """The array with its axes in another order."""
         return x.transpose(order)
 
     def strides(self, x: Any) -> tuple[int, ...]:
-        """The strides, in whatever unit the library counts them; empty if they are not known."""
+        """The strides, in the library's unit; empty if unknown."""
         return ()
 
-    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
-        """Whether a backend may write to `out` itself: of an unknown array it is not known what it overlaps."""
+    def can_write_directly(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+        """Whether a backend may write to `out` directly: overlap is unknown here, unless `out` is an input."""
         return any(out is x for x in inputs)
 
     def as_base_array(self, out: Any) -> Any:
-        """What a backend is given of `out`."""
+        """The array that a backend is passed as `out`."""
         return out
 
     def same_or_disjoint(self, x: Any, out: Any) -> bool:
-        """Whether `out` is the very memory of x, or shares none with it."""
+        """Whether `out` and x are the same elements, or share no memory."""
         return True
 
     def copy(self, x: Any) -> Any:
@@ -198,7 +197,7 @@ class Arrays:
 
 
 def _name(dtype: Any) -> str:
-    """A library's dtype by name: torch.float32 and its like, or one of NumPy's."""
+    """The name of a dtype of NumPy or of another library, such as torch.float32."""
     if isinstance(dtype, np.dtype):
         return _check.dtype_name(dtype)
     name = getattr(dtype, "name", None)

@@ -1,67 +1,67 @@
-"""Arrays of CuPy, which is never imported here: whoever has an array has imported it."""
+"""CuPy arrays. CuPy is not imported here: a program that has an array has imported it."""
 
 import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
 from lsm import _check
-from lsm._interop_base import Arrays, Operand
+from lsm._interop_base import ArrayLibrary, Operand
 from lsm._version import install_command
 
 
-class CupyArrays(Arrays):
-    """cupy.ndarray; a subclass may hold more than one device does."""
+class CupyLibrary(ArrayLibrary):
+    """cupy.ndarray, without subclasses, which may be spread over several devices."""
 
-    maker = "cupy.asarray"
+    converter = "cupy.asarray"
     has_fast_path = True
 
     def type_name(self, x: Any) -> str:
-        """The name by which backends declare this type."""
+        """The name of this type in `Backend.array_types`."""
         return _check.CUPY
 
-    def device(self, x: Any) -> str:
-        """CuPy's arrays lie on a CUDA device; its build for ROCm has no backend here."""
+    def device_kind(self, x: Any) -> str:
+        """'cuda'; no backend supports CuPy's build for ROCm."""
         return "cuda"
 
-    def place(self, x: Any) -> str:
-        """The very device: 'cuda:0', 'cuda:1', ..."""
+    def device(self, x: Any) -> str:
+        """The device: 'cuda:0', 'cuda:1', ..."""
         return f"cuda:{x.data.device_id}"
 
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
-        """Look at an argument; raise TypeError for what lsm does not take."""
+        """Check an argument; raise TypeError if lsm does not support it."""
         if type(x) is not sys.modules["cupy"].ndarray:
             raise TypeError(
-                f"{name}: a {type(x).__name__}, a subclass of cupy.ndarray that may hold more than its values; "
-                f"give {name}.view(cupy.ndarray) if they are all that counts"
+                f"{name}: a {type(x).__name__}, a subclass of cupy.ndarray that may carry more than values; "
+                f"pass {name}.view(cupy.ndarray) for the values alone"
             )
         self.check_aligned(x, name)
         return super().validate(x, name, axis)
 
     def check_aligned(self, x: Any, name: str) -> None:
-        """Raise TypeError unless every element lies at a multiple of its size, the only ones that a device reads."""
+        """Raise TypeError unless the address of every element is a multiple of its size, as CUDA requires."""
         steps = [stride for n, stride in zip(x.shape, x.strides, strict=True) if n > 1]
-        _check.aligned_on_device((x.data.ptr, *steps), x.itemsize, name)
+        _check.check_aligned((x.data.ptr, *steps), x.itemsize, name)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
-        """The dtype of the result by name; bfloat16 only where CuPy has it."""
-        wanted = super().result_dtype(own, dtype)
-        if wanted == "bfloat16" != own:
+        """The name of the dtype of the result; bfloat16 only if CuPy supports it."""
+        name = super().result_dtype(own, dtype)
+        if name == "bfloat16" != own:
             if int(sys.modules["cupy"].__version__.partition(".")[0]) < 14:
-                raise TypeError("dtype: CuPy has bfloat16 from version 14 on; accepted here: float16, float32, float64")
-            if _check.np_dtype(wanted) is _check.BFLOAT16_BITS:
+                raise TypeError("dtype: bfloat16 needs CuPy 14 or later; accepted here: float16, float32, float64")
+            if _check.np_dtype(name) is _check.BFLOAT16_BITS:
                 raise TypeError(f"dtype: CuPy has bfloat16 only with ml_dtypes: {install_command('bfloat16')}")
-        return wanted
+        return name
 
     def fast_key(self, x: Any, dtype: str = "") -> Any:
-        """The device and the dtype, if x is computed in it."""
+        """("cuda", dtype); None if x must be converted to another dtype."""
         return ("cuda", x.dtype) if not dtype or _check.dtype_name(x.dtype) == dtype else None
 
     def call_fast_function(self, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any) -> Any:
-        """Call it on the arrays as they are."""
+        """Call the function on the arrays."""
         return function(*arrays, axis, out)
 
     def on_device(self, x: Any) -> AbstractContextManager[Any]:
-        """Make the device of x the current one, on which CuPy makes new arrays."""
+        """Make the device of x current: CuPy allocates there."""
         cuda = sys.modules["cupy"].cuda
         if cuda.runtime.getDevice() == x.data.device_id:
             return super().on_device(x)
@@ -69,32 +69,32 @@ class CupyArrays(Arrays):
         return device
 
     def wait(self) -> None:
-        """Wait until what was launched on the current stream is done."""
+        """Synchronise the current stream."""
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
 
     def check_out(self, out: Any) -> None:
-        """Raise TypeError for what cannot be written to, whatever its shape and dtype."""
+        """Raise TypeError if `out` cannot be written to, regardless of shape and dtype."""
         self.validate(out, "out")
 
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
-        """Raise unless `out` can take such a result as it is."""
+        """Raise unless `out` can hold a result of this shape and dtype."""
         super().check_native_out(out, shape, dtype)
         if not out.flags.c_contiguous and _check.overlaps_itself(tuple(out.shape), out.strides, out.itemsize):
-            raise ValueError(f"out: its elements overlap one another (strides {out.strides}); give an ordinary array")
+            raise ValueError(f"out: its elements overlap (strides {out.strides}); pass an array without overlap")
 
     def strides(self, x: Any) -> tuple[int, ...]:
         """The strides, in bytes."""
         strides: tuple[int, ...] = x.strides
         return strides
 
-    def can_be_written(self, out: Any, inputs: tuple[Any, ...]) -> bool:
-        """Any array that was let in."""
+    def can_write_directly(self, out: Any, inputs: tuple[Any, ...]) -> bool:
+        """True: overlap is known for CuPy arrays."""
         return True
 
     def same_or_disjoint(self, x: Any, out: Any) -> bool:
-        """Whether `out` is the very memory of x, or shares none with it.
+        """Whether `out` and x are the same elements, or share no memory.
 
-        CuPy's own may_share_memory takes two views that came through DLPack for two pieces of memory.
+        cupy.may_share_memory is wrong for views imported through DLPack: it considers them separate allocations.
         """
         if x.data.ptr == out.data.ptr and x.strides == out.strides and x.dtype == out.dtype:
             return True
@@ -103,7 +103,7 @@ class CupyArrays(Arrays):
 
 
 def _extent(x: Any) -> tuple[int, int]:
-    """The addresses between which an array that is not empty lies."""
+    """The first and the end address of an array that is not empty."""
     start: int = x.data.ptr
     if x.flags.c_contiguous:
         return start, start + x.nbytes

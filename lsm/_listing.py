@@ -1,4 +1,4 @@
-"""What `lsm backends` tells: every backend with its state, the kernels, and the environment."""
+"""The output of `lsm backends`: all backends with their state, the kernels, and the environment."""
 
 import os
 import textwrap
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import lsm
-from lsm._config import ACCEPTED, WHEN_BUILT, normalise
+from lsm._config import ACCEPTED, BUILD_VARIABLES, normalise
 from lsm.backends import cython_
 from lsm.backends.base import DEFAULT_MAX_ULP
-from lsm.backends.discovery import is_meant
+from lsm.backends.discovery import matches
 
 
-def report() -> dict[str, Any]:
-    """Everything, as it is written to JSON; loads every backend."""
+def status() -> dict[str, Any]:
+    """Everything, as for JSON; loads all backends."""
     return {
         "lsm": lsm.__version__,
         "kernels": _kernel_level(),
@@ -25,29 +25,29 @@ def report() -> dict[str, Any]:
 
 
 def _kernel_level() -> str | None:
-    """Tell the instruction level of the compiled kernels; None if they cannot be used."""
+    """The instruction level of the compiled kernels; None if they cannot be used."""
     try:
         return str(cython_.kernels()["level"])
     except lsm.BackendUnavailableError:
         return None
 
 
-def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
-    """Lay the report out for a reader: who and where in columns, the reason and the file below."""
-    yield f"lsm {report['lsm']}, kernels: {report['kernels'] or 'none'}, threads: {report['num_threads']}"
-    for name, value in report["environment"].items():
+def lines(status: dict[str, Any], n_columns: int) -> Iterator[str]:
+    """Format the status as text: names, states and devices in columns, the reason and the file below."""
+    yield f"lsm {status['lsm']}, kernels: {status['kernels'] or 'none'}, threads: {status['num_threads']}"
+    for name, value in status["environment"].items():
         if value is not None:
-            note = _note(name, value, report["backends"])
+            note = _note(name, value, status["backends"])
             yield f"{name}={value}" + (f"  ({note})" if note else "")
     yield from textwrap.wrap(
-        f"not set: {', '.join(name for name, value in report['environment'].items() if value is None) or 'none'}",
+        f"not set: {', '.join(name for name, value in status['environment'].items() if value is None) or 'none'}",
         max(n_columns, 40),
         subsequent_indent=" " * 9,
     )
     yield ""
     heads = {"name": "NAME", "state": "STATE", "origin": "FROM", "devices": "DEVICES"}
     rows = [heads | {"dtypes": "DTYPES", "reason": "", "accuracy": "", "file": ""}]
-    for info in report["backends"]:
+    for info in status["backends"]:
         texts = {key: ", ".join(info[key]) or "-" for key in ("devices", "dtypes")}
         texts["accuracy"] = _other_bounds(info["max_ulp"])
         rows.append(info | texts | {"origin": f"{info['distribution']} {info['version']}".strip()})
@@ -55,7 +55,7 @@ def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
     below = " " * (widths["name"] + 2)
     for row in rows:
         start = "".join(f"{row[key]:<{width}}  " for key, width in widths.items())
-        # A column for the dtypes that is too narrow to read would be worse than a line that is too long.
+        # A line that is too long is better than a column of dtypes that is too narrow to read.
         yield from textwrap.wrap(
             row["dtypes"],
             max(n_columns, len(start) + 24),
@@ -68,15 +68,15 @@ def lines(report: dict[str, Any], n_columns: int) -> Iterator[str]:
         if row["accuracy"]:
             yield below + row["accuracy"]
         if row["file"]:
-            yield below + row["file"]  # never wrapped, so that it can be copied
+            yield below + row["file"]  # not wrapped, so that it can be copied
 
 
 def _note(variable: str, value: str, backends: list[dict[str, Any]]) -> str:
-    """What is likely a mistake in a variable's name or value; empty if nothing is."""
-    if variable not in (*ACCEPTED, *WHEN_BUILT):
+    """A likely mistake in the name or value of a variable; empty if there is none."""
+    if variable not in (*ACCEPTED, *BUILD_VARIABLES):
         return "lsm has no such variable"
     if variable == "LSM_BACKEND":
-        is_known = any(is_meant(value, info["name"], info["distribution"]) for info in backends)
+        is_known = any(matches(value, info["name"], info["distribution"]) for info in backends)
         return "" if is_known else "no backend has this name"
     if variable == "LSM_PLUGINS_ALLOW":
         theirs = {normalise(info["distribution"]) for info in backends if not info["is_built_in"]}
@@ -86,7 +86,7 @@ def _note(variable: str, value: str, backends: list[dict[str, Any]]) -> str:
 
 
 def _other_bounds(bounds: dict[str, float]) -> str:
-    """The accuracy that a backend declares, where that is not lsm's own."""
+    """The accuracy that a backend declares, if it differs from lsm's own."""
     others = {dtype: bound for dtype, bound in bounds.items() if bound != DEFAULT_MAX_ULP.get(dtype)}
     own = ", ".join(f"{dtype} {DEFAULT_MAX_ULP[dtype]:g}" for dtype in others if dtype in DEFAULT_MAX_ULP)
     declared = ", ".join(f"{dtype} {bound:g}" for dtype, bound in others.items())

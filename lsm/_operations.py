@@ -1,4 +1,4 @@
-"""What lsm computes: one row for each operation, read by everything that must know which operations there are."""
+"""The table of operations, from which all other modules take them."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ class Input(NamedTuple):
     name : str
         The parameter of the public function and of a backend's method.
     role : str
-        "logits", "log-probabilities" (what `log_softmax` gave), or "gradient" (of a loss by the output).
+        "logits", "log-probabilities" (a result of `log_softmax`), or "gradient" (of a loss, by the output).
     """
 
     name: str
@@ -19,20 +19,20 @@ class Input(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One operation on frames; its result has the shape of its inputs.
+    """An operation on frames. The result has the shape of the inputs.
 
     Attributes
     ----------
     name : str
         The public function, the method of a backend, and the `op` of `lsm.explain` and of the command line.
     direction : str
-        What reports call it: "forward" or "backward".
+        Its name in reports: "forward" or "backward".
     inputs : tuple of Input
         In the order of the parameters.
     has_dtype : bool
-        Whether ``dtype=`` chooses the dtype of the result; otherwise it is that to which the inputs are promoted.
+        Whether ``dtype=`` sets the dtype of the result; otherwise it is that to which the inputs are promoted.
     is_required : bool
-        Whether every backend must have the method.
+        Whether every backend must implement it.
     """
 
     name: str

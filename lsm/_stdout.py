@@ -1,4 +1,4 @@
-"""The standard output of the command line: lsm's own lines and nothing else, in any encoding."""
+"""Standard output of the command line: only the output of lsm, in any encoding."""
 
 import io
 import os
@@ -9,8 +9,8 @@ from typing import Any, TextIO
 
 
 @contextmanager
-def spelled_out() -> Iterator[None]:
-    """Let standard output and error spell out the characters that their encoding lacks, instead of raising."""
+def escape_unencodable() -> Iterator[None]:
+    """Escape characters that the encoding of standard output or error lacks, instead of raising."""
     streams: list[Any] = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure") and not s.closed]
     strict = [(stream, stream.errors) for stream in streams if stream.errors in ("strict", "surrogateescape")]
     for stream, _ in strict:
@@ -19,20 +19,20 @@ def spelled_out() -> Iterator[None]:
         yield
     finally:
         for stream, errors in strict:
-            with suppress(OSError, ValueError):  # it flushes, and may be closed by now
+            with suppress(OSError, ValueError):  # it flushes the stream, which may be closed
                 stream.reconfigure(errors=errors)
 
 
 @contextmanager
-def own_output(until_exit: bool) -> Iterator[TextIO]:
-    """Give standard output to lsm alone: what others print, in Python or below it, goes to standard error.
+def reserve_stdout(until_exit: bool) -> Iterator[TextIO]:
+    """Reserve standard output for lsm: output of others, from Python or C, goes to standard error.
 
-    A library in C writes to descriptor 1, and may do so at any time until the process ends: in a thread, or when a
-    buffer of its own is flushed at exit. So where the process is the command, `until_exit`, descriptor 1 stays turned,
-    and `sys.stdout` is what is given here. Otherwise all is put back.
+    A C library may write to descriptor 1 until the process ends, from a thread or when a buffer is flushed at exit.
+    Therefore, with `until_exit`, descriptor 1 stays redirected, and `sys.stdout` is the stream yielded here. Otherwise
+    everything is restored.
     """
     before = sys.stdout
-    own: TextIO = before or io.StringIO()  # there may be no standard output
+    own: TextIO = before or io.StringIO()  # standard output may be missing
     with ExitStack() as stack:
         if _descriptor(before) == 1:
             before.flush()
@@ -52,8 +52,8 @@ def own_output(until_exit: bool) -> Iterator[TextIO]:
 
 @contextmanager
 def _descriptor_1_to_2(until_exit: bool) -> Iterator[None]:
-    """Let descriptor 1 be what 2 is."""
-    # One that is closed would be given to the next file that is opened, and what is printed would go into that.
+    """Redirect descriptor 1 to 2."""
+    # A closed descriptor would be reused by the next file that is opened, which would then receive the output.
     opened = [number for number in (1, 2) if _open_if_closed(number)]
     kept = os.dup(1)
     try:
@@ -64,7 +64,7 @@ def _descriptor_1_to_2(until_exit: bool) -> Iterator[None]:
             for stream in (sys.stdout, sys.__stdout__):
                 if stream is not None and _descriptor(stream) == 1:
                     with suppress(OSError):
-                        stream.flush()  # what others wrote to it meanwhile
+                        stream.flush()  # the output of others
             os.dup2(kept, 1)
             for number in opened:
                 os.close(number)
@@ -72,20 +72,20 @@ def _descriptor_1_to_2(until_exit: bool) -> Iterator[None]:
 
 
 def _open_if_closed(number: int) -> bool:
-    """Let a descriptor that is closed lead nowhere; tell whether it was."""
+    """Open a closed descriptor on os.devnull; returns whether it was closed."""
     try:
         os.fstat(number)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        if nowhere != number:
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)
         return True
     return False
 
 
 def _descriptor(stream: Any) -> int:
-    """The number that a stream writes to; -1 if there is none."""
+    """The file descriptor of a stream; -1 if there is none."""
     try:
         return int(stream.fileno())
     except (AttributeError, OSError, ValueError):
@@ -93,6 +93,6 @@ def _descriptor(stream: Any) -> int:
 
 
 def _drop(stream: TextIO) -> None:
-    """Close a stream with what it could not write."""
+    """Close a stream and ignore errors from flushing it."""
     with suppress(OSError):
         stream.close()

@@ -1,7 +1,7 @@
-"""The signals that ask a process to end: they raise, and whoever works for long asks whether that was lost.
+"""Signals that stop the command: they raise an exception, and long loops check that it was not lost.
 
-An exception that a signal raises within a callback of the garbage collector, a `__del__` or a callback from C is
-discarded by Python, and a bare `except` of some library takes any. So the signal is remembered too.
+Python discards an exception that is raised in a callback of the garbage collector, in `__del__` or in a callback from
+C, and a bare `except` in a library catches any. So the signal is recorded too.
 """
 
 import signal
@@ -14,11 +14,11 @@ _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal asked the command to end; not an Exception, so that nothing on the way takes it for a failure."""
+    """A signal stopped the command; not an Exception, so that it is not handled as a failure."""
 
 
 class _Stop:
-    """The signals that have come, and whether somebody ends in order because of them."""
+    """The signals received so far, and whether an orderly shutdown has begun."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
@@ -30,16 +30,16 @@ _stop = _Stop()
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Let the signals that ask a process to end raise, so that no temporary file is left behind; tell which came."""
+    """Raise on signals that would end the process, so that temporary files are deleted; yields the signals received."""
     global _stop
 
     def handle(number: int, _: object) -> None:
         stop.numbers.append(number)
-        if not (stop.is_noticed or _is_on_its_way()):  # a second one must not interrupt the tidying up
+        if not (stop.is_noticed or _is_propagating()):  # a second signal must not interrupt the cleanup
             raise StoppedError(number)
 
     is_main = threading.current_thread() is threading.main_thread()
-    # One that is ignored stays so: nohup and the shell's & rely on it.
+    # Ignored signals stay ignored, as nohup and the shell's & require.
     ours = [number for number in _STOPS if is_main and signal.getsignal(number) not in (signal.SIG_IGN, None)]
     outer, stop = _stop, _Stop()
     _stop = stop
@@ -53,18 +53,18 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def raise_if_stopped() -> None:
-    """Raise StoppedError if a signal came and nobody has noticed; for between two steps of something long."""
+    """Raise StoppedError if a signal was received and its exception lost; for long loops."""
     if _stop.numbers and not _stop.is_noticed:
         raise StoppedError(_stop.numbers[0])
 
 
 def notice() -> None:
-    """Say that the work is being ended in order: no further signal raises."""
+    """Begin an orderly shutdown: further signals do not raise."""
     _stop.is_noticed = True
 
 
-def _is_on_its_way() -> bool:
-    """Whether a `finally` or an `except` that the exception has reached is at work now."""
+def _is_propagating() -> bool:
+    """Whether a `finally` or an `except` is running because of the exception."""
     error = sys.exc_info()[1]
     while error is not None and not isinstance(error, StoppedError):
         error = error.__context__

@@ -1,60 +1,60 @@
-"""How many threads the CPU kernels use."""
+"""The number of threads of the CPU kernels."""
 
 import math
 import os
-from _thread import _local  # threading's own, which takes half a millisecond to import
+from _thread import _local  # that of threading, whose import takes 0.5 ms
 from collections.abc import Callable
 from contextvars import ContextVar
 from time import monotonic
 from typing import NamedTuple
 
-from lsm._block import Block
+from lsm._block import ContextOverride
 from lsm._cgroup import cgroup_quota
 from lsm._config import settings
 
-# Below this many elements a parallel region costs more than it saves: starting one takes 1 to 2
-# microseconds, in which one thread gets through about 4,000 float32 elements; 16 times that.
-MIN_PARALLEL_SIZE = 32_768
+# Smaller calls use one thread. Starting a parallel region takes 1 to 2 microseconds, in which one thread processes
+# about 4,000 float32 elements.
+MIN_PARALLEL_ELEMENTS = 32_768
 
-# For how long calls rely on the affinity mask and on the quota of the cgroups that one of them has read in the same
-# thread. Reading them takes 0.4 and 120 microseconds, where a call may take 12; a program changes them seldom.
-MASK_HOLDS_SECONDS, QUOTA_HOLDS_SECONDS = 0.01, 1.0
+# How long a thread caches the affinity mask and the cgroup quota. Reading them takes 0.4 and 120 microseconds, a call
+# may take 12, and they rarely change.
+AFFINITY_TTL_SECONDS, QUOTA_TTL_SECONDS = 0.01, 1.0
 
-_chosen: int | None = None  # set_num_threads
+_process_setting: int | None = None  # set_num_threads
 _in_context: ContextVar[int | None] = ContextVar("lsm_num_threads", default=None)  # num_threads
 _is_forked_child = False
 
 
 class _OpenMP(NamedTuple):
-    """OpenMP as the kernels use it.
+    """The OpenMP runtime of the kernels.
 
     Attributes
     ----------
     max_threads : callable
-        What it would start for the calling thread: OMP_NUM_THREADS or the processors, until omp_set_num_threads.
+        omp_get_max_threads: OMP_NUM_THREADS or the number of processors, unless omp_set_num_threads was called.
     num_procs : callable
-        The affinity mask of the calling thread, or that of the process where OpenMP has bound its threads.
-    usual : int
-        What `max_threads` gives as long as it is not limited; 0 if the kernels were built without OpenMP.
+        The size of the affinity mask of the calling thread, or of the process if OpenMP has bound its threads.
+    initial_max_threads : int
+        The value of `max_threads` without a call of omp_set_num_threads; 0 if the kernels were built without OpenMP.
     """
 
     max_threads: Callable[[], int]
     num_procs: Callable[[], int]
-    usual: int
+    initial_max_threads: int
 
 
-_openmp: _OpenMP | None = None  # once the kernels are loaded
+_openmp: _OpenMP | None = None  # set when the kernels are loaded
 
 
 def set_openmp(max_threads: Callable[[], int], num_procs: Callable[[], int]) -> None:
-    """Set what the kernels know of OpenMP, when they are loaded."""
+    """Set the OpenMP functions, when the kernels are loaded."""
     global _openmp
     n_procs = num_procs()
     _openmp = _OpenMP(max_threads, num_procs, (_omp_num_threads() or n_procs) if n_procs else 0)
 
 
 def cpu_limit() -> int:
-    """The processors that this process may use: the affinity mask and the quotas of its cgroups, at least 1."""
+    """The number of processors that this process may use, by affinity mask and cgroup quotas; at least 1."""
     n_cpus, quota = _n_processors(), cgroup_quota()
     return n_cpus if quota is None else min(n_cpus, quota)
 
@@ -68,13 +68,13 @@ def _n_processors() -> int:
 
 
 def get_num_threads() -> int:
-    """Tell how many threads a large call uses.
+    """Get the number of threads that a large call uses.
 
-    In this order: `num_threads`, `set_num_threads`, ``LSM_NUM_THREADS``, OpenMP's own setting
-    (``OMP_NUM_THREADS``). A limit that OpenMP is given while the program runs, by ``omp_set_num_threads``,
-    threadpoolctl or PyTorch, holds for all of these but `num_threads`. Never more than the affinity mask and
-    the quotas of the process's cgroups allow, and 1 in a forked child, where OpenMP's threads do not exist and
-    waiting for them would never end. A call that cannot start a thread is served by one.
+    It is set by `num_threads`, `set_num_threads`, ``LSM_NUM_THREADS`` or OpenMP (``OMP_NUM_THREADS``), in this order of
+    precedence. A lower limit set at run time by ``omp_set_num_threads``, threadpoolctl or PyTorch applies to all of
+    these except `num_threads`. The number never exceeds what the affinity mask and cgroup quotas of the process allow.
+    It is 1 in a forked child, which has no OpenMP threads and would wait for them forever. If a thread cannot be
+    started, the call runs on one.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def get_num_threads() -> int:
     Raises
     ------
     ConfigurationError
-        ``LSM_NUM_THREADS`` is not a whole number from 1.
+        ``LSM_NUM_THREADS`` is not a positive integer.
 
     Examples
     --------
@@ -94,39 +94,38 @@ def get_num_threads() -> int:
     1
     """
     limit = 1 if _is_serial() else cpu_limit()
-    return min(_wanted() or limit, limit)
+    return min(_requested_threads() or limit, limit)
 
 
 def _is_serial() -> bool:
-    return _is_forked_child or (_openmp is not None and not _openmp.usual)
+    return _is_forked_child or (_openmp is not None and not _openmp.initial_max_threads)
 
 
-def _wanted() -> int | None:
-    """The number of threads that is asked for; None for as many as there are processors."""
+def _requested_threads() -> int | None:
+    """The requested number of threads; None for all processors."""
     n = _in_context.get()
     if n is not None:
         return n
-    n = _chosen or settings().num_threads
+    n = _process_setting or settings().num_threads
     if _openmp is None:
         return n or _omp_num_threads()
     now = _openmp.max_threads()
-    return now if n is None or now < min(n, _openmp.usual) else n
+    return now if n is None or now < min(n, _openmp.initial_max_threads) else n
 
 
 def _omp_num_threads() -> int | None:
-    """OMP_NUM_THREADS, for a process that has not loaded the kernels; its first number counts."""
+    """OMP_NUM_THREADS, or the first number of it, for before the kernels are loaded."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads large calls use, in the whole process.
+    """Set the number of threads that large calls use, for the whole process.
 
     Parameters
     ----------
     n : int
-        From 1. More than the process's processors are not started; `get_num_threads` tells the
-        number in force. The results do not depend on it.
+        At least 1; limited to the processors of the process, see `get_num_threads`. Results do not depend on it.
 
     Raises
     ------
@@ -142,14 +141,14 @@ def set_num_threads(n: int) -> None:
     >>> lsm.get_num_threads()
     1
     """
-    global _chosen
-    _chosen = _checked(n)
+    global _process_setting
+    _process_setting = _checked(n)
 
 
-def num_threads(n: int) -> Block[int]:
+def num_threads(n: int) -> ContextOverride[int]:
     """Use `n` threads within a ``with`` block, in this thread or asyncio task only.
 
-    What is returned may be kept, entered again and decorate functions, as that of `use_backend`.
+    Like `use_backend`, the returned object can be entered repeatedly, and can decorate functions.
 
     Parameters
     ----------
@@ -159,7 +158,7 @@ def num_threads(n: int) -> Block[int]:
     Raises
     ------
     TypeError, ValueError
-        As `set_num_threads` does.
+        As for `set_num_threads`.
 
     Examples
     --------
@@ -168,54 +167,54 @@ def num_threads(n: int) -> Block[int]:
     ...     y = lsm.log_softmax([1.0, 2.0])
     """
     n = _checked(n)
-    return Block(_in_context, lambda: n)
+    return ContextOverride(_in_context, lambda: n)
 
 
 def _checked(n: int) -> int:
     if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"n: {n!r} is a {type(n).__name__}; accepted: a whole number from 1")
+        raise TypeError(f"n: {n!r} is a {type(n).__name__}; accepted: a positive integer")
     n = n.__index__()
     if n < 1:
-        raise ValueError(f"n: {n} threads were asked for; accepted: a whole number from 1")
+        raise ValueError(f"n: {n} is not a number of threads; accepted: a positive integer")
     return n
 
 
-class _Limits(_local):
-    """The limits that this thread, which has an affinity mask of its own, has read, and until when they hold."""
+class ThreadLimitCache(_local):
+    """The limits read by this thread, which may have its own affinity mask, and when they expire."""
 
     n_threads = 1
     quota: int | None = None
-    mask_until = quota_until = -math.inf
+    expires = quota_expires = -math.inf
 
-    def renew(self, now: float) -> None:
-        """Read the affinity mask, and the quota if it is time for that."""
-        if now > self.quota_until:
-            self.quota, self.quota_until = cgroup_quota(), now + QUOTA_HOLDS_SECONDS
+    def refresh(self, now: float) -> None:
+        """Read the affinity mask, and the quota if it has expired."""
+        if now > self.quota_expires:
+            self.quota, self.quota_expires = cgroup_quota(), now + QUOTA_TTL_SECONDS
         n = 1 if _is_serial() else _n_processors()
-        self.n_threads, self.mask_until = min(n, self.quota or n), now + MASK_HOLDS_SECONDS
+        self.n_threads, self.expires = min(n, self.quota or n), now + AFFINITY_TTL_SECONDS
 
 
-_limits = _Limits()
+_limit_cache = ThreadLimitCache()
 
 
 def count_threads(size: int) -> int:
-    """How many threads a call over `size` elements may use: `get_num_threads`, but for limits read a moment ago."""
-    if size < MIN_PARALLEL_SIZE:
+    """The number of threads for a call on `size` elements: `get_num_threads` with cached limits."""
+    if size < MIN_PARALLEL_ELEMENTS:
         return 1
-    limits, now = _limits, monotonic()
-    if now > limits.mask_until:
-        limits.renew(now)
-    limit = limits.n_threads
+    cache, now = _limit_cache, monotonic()
+    if now > cache.expires:
+        cache.refresh(now)
+    limit = cache.n_threads
     if limit == 1:
         return 1
-    n = _wanted() or limit
+    n = _requested_threads() or limit
     return n if n < limit else limit
 
 
 def _after_fork_in_child() -> None:
-    global _is_forked_child, _limits
+    global _is_forked_child, _limit_cache
     _is_forked_child = True
-    _limits = _Limits()
+    _limit_cache = ThreadLimitCache()
 
 
 if hasattr(os, "register_at_fork"):

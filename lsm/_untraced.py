@@ -1,6 +1,6 @@
-"""What torch.compile does not look into: it breaks the graph there, calls it as it is, and the result is right.
+"""Exclude functions from torch.compile, so that it breaks the graph and calls them unchanged.
 
-Dynamo runs Python with stand-ins and imitates NumPy, of which no kernel can read. PyTorch is not imported here.
+Otherwise Dynamo would trace them with fake arrays, which the kernels cannot read. PyTorch is not imported here.
 """
 
 import sys
@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_hidden: dict[Any, Any] = {}
+_disabled: dict[Any, Any] = {}
 
 
 def untraced(function: Function) -> Function:
-    """The function itself; where torch.compile was imported, the same hidden from it."""
+    """The function itself; once torch.compile has been imported, the function excluded from it."""
     if "torch._dynamo" not in sys.modules:
         return function
-    if function not in _hidden:
-        _hidden[function] = sys.modules["torch"].compiler.disable(function)
-    hidden: Function = _hidden[function]
-    return hidden
+    if function not in _disabled:
+        _disabled[function] = sys.modules["torch"].compiler.disable(function)
+    disabled: Function = _disabled[function]
+    return disabled

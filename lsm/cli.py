@@ -1,4 +1,4 @@
-"""The command `lsm`: which backends there are, what they keep, who would serve a call, log-softmax of files, speed."""
+"""The command `lsm`: list, explain, check and compare backends, and apply log-softmax to files."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Request
 from lsm._dispatch import explain_request
 from lsm._operations import OPERATIONS
-from lsm._stdout import own_output, spelled_out
+from lsm._stdout import escape_unencodable, reserve_stdout
 from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm._texts import for_json
 from lsm.bench import options
@@ -34,26 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments, without the name of the command; those of the process by default. Then the process is the
-        command, and its descriptor 1 is standard error from now on (see `lsm._stdout.own_output`).
+        The arguments, without the name of the command; default: those of the process. In this case descriptor 1 stays
+        redirected to standard error until the process ends (see `lsm._stdout.reserve_stdout`).
 
     Returns
     -------
     int
-        The exit code: 0; 1 for a failure on the way, 2 for arguments or files that cannot be used,
-        128 plus the number of the signal that ended it.
+        The exit code: 0; 1 after a failure; 2 if arguments or files cannot be used; 128 plus the number of the signal
+        that stopped it.
     """
-    with stop_signals() as stopped_by, warnings.catch_warnings(), spelled_out():
+    with stop_signals() as stopped_by, warnings.catch_warnings(), escape_unencodable():
         warnings.showwarning = _show_warning
         code = _run(argv)
-        # `lsm bench` ends in order after a signal, with what it has measured by then.
+        # After a signal, `lsm bench` still reports what it has measured.
         return STOPPED + stopped_by[0] if stopped_by else code
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Parse the arguments and run what they ask for; an error becomes a line and an exit code."""
+    """Parse the arguments and run the command; convert errors to a message and an exit code."""
     try:
-        code = _parsed_and_run(argv)
+        code = _parse_and_run(argv)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -65,18 +65,18 @@ def _run(argv: Sequence[str] | None) -> int:
         return _failed(FAILED, str(error))
     except (lsm.LsmError, TypeError, ValueError) as error:
         return _failed(MISUSED, str(error))
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has exited
         _discard_output()
         return STOPPED + 13  # SIGPIPE
     except OSError as error:
         _discard_output()
         return _failed(FAILED, str(error))
-    except Exception as error:  # MemoryError, say
+    except Exception as error:  # such as MemoryError
         return _failed(FAILED, f"{type(error).__name__}: {error}")
 
 
-def _parsed_and_run(argv: Sequence[str] | None) -> int:
-    """Run the command that the arguments name."""
+def _parse_and_run(argv: Sequence[str] | None) -> int:
+    """Parse the arguments and run the command."""
     try:
         parser = _parser()
         args = parser.parse_args(argv)
@@ -85,14 +85,14 @@ def _parsed_and_run(argv: Sequence[str] | None) -> int:
             return 0
         args.command_line = ["lsm", *(sys.argv[1:] if argv is None else argv)]
         args.n_columns = shutil.get_terminal_size().columns
-        with own_output(until_exit=argv is None) as args.stdout:
+        with reserve_stdout(until_exit=argv is None) as args.stdout:
             return int(args.run(args))
-    except SystemExit as stop:  # argparse has said what there is to say
+    except SystemExit as stop:  # argparse has printed a message
         return int(stop.code or 0)
 
 
 def _failed(code: int, message: str) -> int:
-    """Say what is wrong on one line, and give the code back."""
+    """Print an error message on one line, and return the exit code."""
     if sys.stderr is not None:
         with suppress(OSError):
             print(f"lsm: error: {' '.join(message.split())}", file=sys.stderr)
@@ -100,40 +100,42 @@ def _failed(code: int, message: str) -> int:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Show a warning as a line, without the place in lsm's source, which helps no one here."""
+    """Print a warning on one line, without its source location, which is not useful here."""
     if sys.stderr is not None:
         with suppress(OSError):
             print(f"lsm: warning: {message}", file=sys.stderr)
 
 
 def _discard_output() -> None:
-    """Send what cannot be written nowhere, or Python's own flush at exit would complain of it."""
+    """Discard buffered output that cannot be written, on which Python's flush at exit would fail."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        with suppress(OSError):  # a stdout that is not a file
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+        with suppress(OSError):  # stdout may not be a file
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Describe the arguments that `lsm` takes."""
+    """The parser of the arguments of `lsm`."""
     parser = argparse.ArgumentParser(prog="lsm", description="log-softmax and its gradient.")
     parser.add_argument("--version", action="version", version=f"lsm {lsm.__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    about = "list every backend, its state, and the reason for it (loads plugins, which runs their code)"
+    about = "list all backends, their state, and the reason for it (loads plugins, which runs their code)"
     backends = commands.add_parser("backends", help=about, description=about)
     backends.add_argument("--json", action="store_true", help="as one JSON object")
     backends.set_defaults(run=_backends)
 
-    about = "tell who would serve a call and why, and why not the others; exit code 1 if nobody would"
+    about = "show which backend a call would use, and why not the others; exit code 1 if the call would fail"
     explain = commands.add_parser("explain", help=about, description=about)
     explain.add_argument("--dtype", type=_dtype, required=True, help="dtype of the array, such as float32")
-    explain.add_argument("--device", type=_device, default="cpu", help="where it is: cpu (default), cuda, mps, ...")
+    explain.add_argument(
+        "--device", type=_device, default="cpu", help="device of the array: cpu (default), cuda, mps, ..."
+    )
     explain.add_argument(
         "--array-type",
         metavar="TYPE",
@@ -142,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(explain)
     explain.set_defaults(run=_explain)
 
-    about = "hold a backend to everything that it claims (loads it); exit code 1 if a claim does not hold"
+    about = "test everything that a backend claims (loads it); exit code 1 if a claim does not hold"
     check = commands.add_parser("check", help=about, description=about)
     check.add_argument("name", metavar="NAME", nargs="?", help="the backend, or distribution/name")
     text = "instead, print the errors of NAME (default: of every backend) beside those of the libraries installed"
@@ -155,20 +157,20 @@ def _parser() -> argparse.ArgumentParser:
         "apply",
         help=about,
         description=about,
-        epilog="For log_softmax_backward IN is the gradient by the output, and --output is the output itself: "
+        epilog="For log_softmax_backward, IN is the gradient with respect to the output, and --output is the output: "
         "lsm apply --op log_softmax_backward GRAD.npy OUT.npy --output Y.npy",
     )
-    apply.add_argument("input", metavar="IN", help=".npy file: x, or for log_softmax_backward grad_output")
-    apply.add_argument("target", metavar="OUT", help=".npy file to write, or to replace; may be IN")
-    for name, operations in _further_inputs().items():
+    apply.add_argument("input", metavar="IN", help=".npy file: x, or grad_output for log_softmax_backward")
+    apply.add_argument("target", metavar="OUT", help=".npy file to write or replace; may be IN")
+    for name, operations in _extra_inputs().items():
         apply.add_argument(f"--{name}", metavar="FILE", help=f".npy file: {name} of {', '.join(operations)}")
     apply.add_argument(
         "--axis",
         type=_axis,
         default=-1,
-        help="the axis of the classes (default: -1); several as --axis=-2,-1; 'all' for all",
+        help="axis of the classes (default: -1); several as --axis=-2,-1; 'all' for all",
     )
-    apply.add_argument("--dtype", help="dtype of the result (default: that of x; for log_softmax)")
+    apply.add_argument("--dtype", help="dtype of the result (for log_softmax; default: that of x)")
     _add_common(apply)
     apply.set_defaults(run=_apply_to_files, usage_error=apply.error)
 
@@ -180,64 +182,65 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--op", choices=OPERATIONS, default="log_softmax", help="default: log_softmax")
-    parser.add_argument("--backend", metavar="NAME", help="this backend and no other")
+    parser.add_argument("--backend", metavar="NAME", help="backend to use, without fallback")
 
 
 def _dtype(text: str) -> Any:
-    """Find a dtype of lsm's by its name, or another by NumPy's."""
+    """Parse the name of a dtype."""
     try:
         return text if text in DTYPES else np.dtype(text)
     except Exception as error:  # as in lsm._check.result_dtype
-        raise argparse.ArgumentTypeError(f"{text!r} is not a dtype ({error}); give one such as float32") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a dtype ({error}); pass one such as float32") from error
 
 
 def _device(text: str) -> str:
-    """'cuda' of 'cuda:0': whoever serves a kind of device serves each of them."""
+    """Parse 'cuda' or 'cuda:0' to 'cuda': a backend supports all devices of a kind."""
     kind, colon, index = text.partition(":")
     if not kind or (colon and not index.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a kind of device such as cuda, or one of it: cuda:0")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; accepted: a kind of device such as cuda, or a device such as cuda:0"
+        )
     return kind
 
 
 def _axis(text: str) -> int | tuple[int, ...] | None:
-    """'-1', '0,2' or 'all' as `lsm.log_softmax` takes it."""
+    """Parse '-1', '0,2' or 'all'."""
     if text == "all":
         return None
     try:
         axes = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}; accepted: an int, ints with commas between, or all") from error
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: an int, comma-separated ints, or all") from error
     return axes if len(axes) > 1 else axes[0]
 
 
 def _backends(args: argparse.Namespace) -> int:
     """`lsm backends`."""
-    warnings.simplefilter("ignore", lsm.PluginWarning)  # the list says the same
-    report = _listing.report()
+    warnings.simplefilter("ignore", lsm.PluginWarning)  # the list has the same information
+    status = _listing.status()
     if args.json:
-        print(json.dumps(for_json(report), indent=2), file=args.stdout)
+        print(json.dumps(for_json(status), indent=2), file=args.stdout)
     else:
-        print("\n".join(_listing.lines(report, args.n_columns)), file=args.stdout)
+        print("\n".join(_listing.lines(status, args.n_columns)), file=args.stdout)
     return 0
 
 
 def _explain(args: argparse.Namespace) -> int:
     """`lsm explain`."""
     warnings.simplefilter("ignore", lsm.PluginWarning)  # as in _backends
-    usual = {"cpu": "numpy.ndarray", "cuda": "cupy.ndarray"}.get(args.device, "torch.Tensor")
+    default_type = {"cpu": "numpy.ndarray", "cuda": "cupy.ndarray"}.get(args.device, "torch.Tensor")
     dtype = args.dtype
     if not isinstance(dtype, str):
         dtype = dtype_name(as_array(np.zeros(1, dtype), "x").dtype)
-    request = Request(args.array_type or usual, args.device, (dtype, dtype), args.op)
+    request = Request(args.array_type or default_type, args.device, (dtype, dtype), args.op)
     decision = explain_request(request, args.backend)
     print(decision, file=args.stdout)
     if decision.winner:
         return 0
     kinds = {device for info in lsm.list_backends(load=False) for device in info.devices}
     if args.device not in kinds:
-        there_are = ", ".join(sorted(kinds))
         print(
-            f"no backend serves devices of the kind {args.device!r}; there are backends for {there_are}",
+            f"no backend supports devices of kind {args.device!r}; supported: {', '.join(sorted(kinds))}",
             file=args.stdout,
         )
     return FAILED
@@ -247,7 +250,7 @@ def _check_backend(args: argparse.Namespace) -> int:
     """`lsm check`."""
     if args.name is None and not args.peers:
         args.usage_error("give the NAME of a backend, or --peers")
-    # No other command needs these.
+    # Not needed by other commands.
     testing, table = import_module("lsm.testing"), import_module("lsm._conformance.table")
     accuracy = import_module("lsm.bench.accuracy") if args.peers else None
 
@@ -258,7 +261,7 @@ def _check_backend(args: argparse.Namespace) -> int:
                 done(1)
 
     with ExitStack() as stack:
-        # Opened first: a place where nothing can be written shows before a minute of checks, not after.
+        # Opened first, so that an unwritable path is reported before the checks run.
         file = None if args.json is None else stack.enter_context(_apply.replacing(args.json))
         if accuracy is not None:
             found = accuracy.measured(args.name, with_bar)
@@ -277,40 +280,40 @@ def _apply_to_files(args: argparse.Namespace) -> int:
     """`lsm apply`."""
     operation = OPERATIONS[args.op]
     options, inputs = {"axis": args.axis, "backend": args.backend}, [args.input]
-    for name, operations in _further_inputs().items():
+    for name, operations in _extra_inputs().items():
         file = getattr(args, name)
         if args.op in operations and file is None:
             args.usage_error(f"{args.op} needs --{name} FILE.npy; IN is {operation.names[0]}")
         if args.op not in operations and file is not None:
-            args.usage_error(f"--{name} is for --op {', '.join(operations)}; the result goes to OUT")
+            args.usage_error(f"--{name} is an input of --op {', '.join(operations)}; the result is written to OUT")
         inputs += [file] if args.op in operations else []
     if operation.has_dtype:
         options["dtype"] = args.dtype
     elif args.dtype is not None:
         args.usage_error(f"--dtype: the result of {args.op} has the dtype of its inputs")
     if args.dtype == "bfloat16":
-        args.usage_error("--dtype: .npy files cannot hold bfloat16; give float32, which holds it exactly")
+        args.usage_error("--dtype: .npy files cannot store bfloat16; pass float32, which represents it exactly")
     _apply.apply(args.op, inputs, args.target, _progress, **options)
     return 0
 
 
-def _further_inputs() -> dict[str, list[str]]:
-    """The inputs that operations have beside the first, each with the operations that read it."""
-    found: dict[str, list[str]] = {}
+def _extra_inputs() -> dict[str, list[str]]:
+    """The inputs of operations after the first, each with the operations that have it."""
+    extra: dict[str, list[str]] = {}
     for operation in OPERATIONS.values():
         for name in operation.names[1:]:
-            found.setdefault(name, []).append(operation.name)
-    return found
+            extra.setdefault(name, []).append(operation.name)
+    return extra
 
 
 def _bench(args: argparse.Namespace) -> int:
     """`lsm bench`."""
-    return int(import_module("lsm.bench.command").main(args))  # no other command needs it
+    return int(import_module("lsm.bench.command").main(args))  # not needed by other commands
 
 
 @contextmanager
 def _progress(n_all: int, unit: str = "B", unit_scale: bool = True) -> Iterator[Callable[[int], Any]]:
-    """Show a progress bar, where somebody looks and tqdm is installed; a signal that was lost stops who tells of it."""
+    """Show a progress bar on a terminal if tqdm is installed; each update checks for signals."""
 
     def advance(n: int) -> None:
         raise_if_stopped()
@@ -323,7 +326,7 @@ def _progress(n_all: int, unit: str = "B", unit_scale: bool = True) -> Iterator[
             tqdm = import_module("tqdm").tqdm
     with ExitStack() as stack:
         if tqdm is not None:
-            size = shutil.get_terminal_size()  # tqdm itself shows nothing on a terminal that says its size is 0
+            size = shutil.get_terminal_size()  # tqdm shows nothing on a terminal that reports a size of 0
             shape = {"ncols": size.columns, "nrows": size.lines}
             bar = stack.enter_context(tqdm(total=n_all, unit=unit, unit_scale=unit_scale, unit_divisor=1024, **shape))
         yield advance

@@ -1,13 +1,13 @@
-"""The kit for authors of backends: it holds a backend to everything that it claims.
+"""The conformance kit for authors of backends: it tests everything that a backend claims.
 
-In a test of the plugin, with pytest::
+In the plugin's tests, with pytest::
 
     from lsm.testing import BackendConformance
 
     class TestMine(BackendConformance):
         backend = "mine"
 
-Without a test, and with a report: ``lsm check mine``, or `check_backend`.
+On the command line, with a report: ``lsm check mine``. From Python: `check_backend`.
 """
 
 from importlib import import_module
@@ -31,27 +31,27 @@ __all__ = [
 class BackendConformance:
     """All cases of the kit as tests; subclass it under a name that pytest collects.
 
-    A backend that cannot be used here is an error, not a skip. No case may be marked as expected to fail: one that is,
-    on the class, by a fixture or by a hook, fails whether the claim holds or not.
+    A backend that is not available is an error, not a skip. Cases cannot be marked xfail on the class, by a fixture or
+    by a hook: such a case always fails.
 
     Attributes
     ----------
     backend : str
-        The backend, as `lsm.list_backends` has it, or "distribution/name". It must be installed.
+        The name of an installed backend, or "distribution/name".
     makers : tuple of ArrayMaker
-        How to make arrays of types that the kit does not know. It knows numpy.ndarray, torch.Tensor and cupy.ndarray.
+        Makers of arrays of other types than numpy.ndarray, torch.Tensor and cupy.ndarray.
     """
 
     backend: str
     makers: tuple[ArrayMaker, ...] = ()
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Make one test of each case; pytest calls this."""
+        """Make one test per case; called by pytest."""
         if "case" not in metafunc.fixturenames:
             return
         if any(metafunc.definition.iter_markers("xfail")):
-            raise ConformanceError(f"{type(self).__name__} is marked xfail: a claim holds, or it is not to be made")
-        # It imports pytest, which the kit's other face does without.
+            raise ConformanceError(f"{type(self).__name__} is marked xfail; remove the claim that fails instead")
+        # It imports pytest, which `lsm check` does not need.
         import_module("lsm._conformance.expected").refuse_xfail(metafunc.config, BackendConformance)
         found = cases(self.backend, self.makers)
         metafunc.parametrize("case", found, ids=[case.name for case in found])

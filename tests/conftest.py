@@ -14,7 +14,7 @@ from lsm import _dispatch, _fastpath
 from lsm._version import DISTRIBUTION
 from lsm.backends import registry
 from lsm.backends.candidate import Candidate
-from lsm.backends.discovery import Found
+from lsm.backends.discovery import EntryPoint
 
 DTYPES = {
     "float16": np.dtype(np.float16),
@@ -28,7 +28,7 @@ DTYPES = {
 BACKENDS = ("cython", "numpy", "cuda-on-cpu", "cupy")
 ADAPTERS = {
     key: Candidate(
-        Found(made.name, DISTRIBUTION, lsm.__version__, adapter.__file__, f"cuda_on_cpu.adapter:{attribute}"),
+        EntryPoint(made.name, DISTRIBUTION, lsm.__version__, adapter.__file__, f"cuda_on_cpu.adapter:{attribute}"),
         made,
         is_built_in=True,
     )
@@ -159,11 +159,11 @@ def installed():
     """Put a backend among those that were found, as if a distribution had brought it."""
 
     def install(backend, distribution="acme-lsm"):
-        found = Found(backend.name, distribution, "1.0", "/site/acme/entry_points.txt", "acme:backend")
+        found = EntryPoint(backend.name, distribution, "1.0", "/site/acme/entry_points.txt", "acme:backend")
         candidate = Candidate(found, backend)
         known = registry.registry()
         known._others = (*known.others(), candidate)
-        _dispatch._policy().forget()
+        _dispatch._policy().clear()
         return backend
 
     lsm.refresh_backends()

@@ -675,7 +675,7 @@ def test_a_file_of_python_2_is_taken_without_a_word(work, capsys):
         (["--backend", "nobody"], "no backend is named 'nobody'"),
         (["--dtype", "int32"], "int32 cannot hold log-probabilities"),
         (["--dtype", "nonsense"], "'nonsense' is not a dtype"),
-        (["--dtype", "longdouble", "--backend", "cython"], "'numpy' would serve it"),
+        (["--dtype", "longdouble", "--backend", "cython"], "backend='numpy'"),
     ],
 )
 def test_what_lsm_refuses_is_a_line(work, capsys, args, said):
@@ -1062,7 +1062,7 @@ def test_explain_of_an_unknown_device_tells_which_there_are():
     done = run("explain", "--dtype", "float32", "--device", "gpu", env=own)
     assert done.returncode == 1
     said = done.stdout.splitlines()[-1]
-    assert said == "no backend serves devices of the kind 'gpu'; there are backends for cpu, cuda"
+    assert said == "no backend supports devices of kind 'gpu'; supported: cpu, cuda"
     assert "there are backends for" not in run("explain", "--dtype", "float32", "--device", "cuda", env=own).stdout
 
 
@@ -1077,7 +1077,7 @@ def test_explain_of_other_arrays(capsys):
     for device, array_type in (("cuda", "cupy.ndarray"), ("mps", "torch.Tensor")):
         done = run("explain", "--dtype", "float32", "--device", device, env=own)
         assert done.returncode == 1
-        assert f"of {array_type}, float32, on {device}: fails: no backend serves" in done.stdout
+        assert f"of {array_type}, float32, on {device}: fails: no backend supports" in done.stdout
     assert main(["explain", "--dtype", "bfloat16", "--array-type", "torch.Tensor"]) == 0
     out = capsys.readouterr().out
     assert "of torch.Tensor, bfloat16, on cpu: served by cython (automatic), as numpy.ndarray" in out
@@ -1326,12 +1326,12 @@ def test_a_warning_is_a_line(work, monkeypatch, capsys):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             if x.size:
-                warnings.warn("lsm goes on without it", lsm.PluginWarning, stacklevel=1)
+                warnings.warn("lsm continues without it", lsm.PluginWarning, stacklevel=1)
         return original(x, **options)
 
     monkeypatch.setattr(lsm, "log_softmax", warn)
     assert main(["apply", "x.npy", "y.npy"]) == 0
-    assert capsys.readouterr().err == "lsm: warning: lsm goes on without it\n"
+    assert capsys.readouterr().err == "lsm: warning: lsm continues without it\n"
 
 
 @pytest.mark.parametrize("dtype", ["f4,(", "4(", "U5", "nope"])

@@ -29,7 +29,7 @@ def built_in(made):
     lsm.refresh_backends()
     candidate = registry.registry().built_in("cupy")
     candidate.backend = made
-    candidate._settle("discovered", "")
+    candidate._set_state("discovered", "")
     try:
         yield candidate
     finally:
@@ -110,8 +110,8 @@ def test_calls_on_the_cpu_never_ask_whether_it_is_available(monkeypatch):
         monkeypatch.setattr(CupyBackend, "available", fails(AssertionError("CuPy was imported")))
         x = np.zeros(3, np.longdouble)
         assert lsm.log_softmax(x).dtype == x.dtype
-        assert lsm.explain(x).reasons["cupy"] == "serves the devices cuda, not cpu"
-        wrong = r"backend 'cupy' \(asked for by backend=\) serves the devices cuda, not cpu; .*'numpy' would serve it"
+        assert lsm.explain(x).reasons["cupy"] == "supports devices cuda, not cpu"
+        wrong = r"backend 'cupy' \(requested by backend=\) supports devices cuda, not cpu; use .*'numpy'"
         with pytest.raises(lsm.BackendUnsupportedError, match=wrong):
             lsm.log_softmax(np.zeros(3, np.longdouble), backend="cupy")
 
@@ -224,7 +224,7 @@ def test_semantics_of_arrays_of_cupy(cupy, rng):
         with pytest.raises(TypeError, match="(x|out|grad_output): its elements are not aligned to their 4 bytes"):
             function(*[cupy.ndarray(a, 0) for a in arguments], **options)
     assert exact(lsm.log_softmax(cupy.ndarray(rows[:1], 0)).held, rows[:1])  # of a single row it does not matter
-    with pytest.raises(lsm.BackendUnsupportedError, match="backend 'cython' .*serves the devices cpu, not cuda; "):
+    with pytest.raises(lsm.BackendUnsupportedError, match="backend 'cython' .*supports devices cpu, not cuda; "):
         lsm.log_softmax(x, backend="cython")
 
 
@@ -243,12 +243,14 @@ def test_out_of_cupy(cupy, rng):
         (np.empty_like(held), TypeError, "^out: a numpy.ndarray; accepted: a cupy.ndarray of dtype float32 on cuda"),
         (cupy.asarray(np.zeros((2, 4), "f4")), ValueError, r"^out: has shape \(2, 4\); the result has shape \(2, 5\)"),
         (cupy.asarray(np.zeros((2, 5))), TypeError, "^out: has dtype float64; the result has dtype float32"),
-        (cupy.ndarray(np.broadcast_to(held[0], (2, 5)), 0), ValueError, "^out: its elements overlap one another"),
+        (cupy.ndarray(np.broadcast_to(held[0], (2, 5)), 0), ValueError, "^out: its elements overlap"),
         (cupy.ndarray(held, 1), lsm.BackendUnsupportedError, "^out: is on cuda:1, the result on cuda:0"),
     ):
         with pytest.raises(error, match=message):
             lsm.log_softmax(x, out=out)
-    with pytest.raises(lsm.BackendUnsupportedError, match="on cuda:0 and cuda:1; nothing is moved between devices"):
+    with pytest.raises(
+        lsm.BackendUnsupportedError, match="on cuda:0 and cuda:1; lsm does not move arrays between devices"
+    ):
         lsm.log_softmax_backward(x, cupy.ndarray(held, 1))
 
 
@@ -287,11 +289,11 @@ def test_a_kind_of_call_is_made_ready_once(cupy, monkeypatch, rng):
 
 
 def test_calls_that_are_kept_ready_are_bounded(cupy, monkeypatch):
-    monkeypatch.setattr(cupy_, "_MOST_READY", 3)
+    monkeypatch.setattr(cupy_, "_MAX_CACHED_CALLS", 3)
     for n in range(1, 9):
         lsm.log_softmax(cupy.asarray(np.zeros((n, 4), "f4")))
     backend = registry.registry().built_in("cupy").backend
-    assert len(backend._devices[0].ready) <= 3
+    assert len(backend._devices[0].prepared) <= 3
 
 
 def test_shared_memory_is_asked_for(cupy, rng):
@@ -309,8 +311,8 @@ def warm(cupy, monkeypatch, rng):
         for target in (None, out):
             lsm.log_softmax_backward(x, lsm.log_softmax(x, axis, out=target), axis, out=target)
     cupy.ordinary = []
-    take = _interop_cupy.CupyArrays.validate
-    monkeypatch.setattr(_interop_cupy.CupyArrays, "validate", lambda *a: cupy.ordinary.append(a[1:]) or take(*a))
+    take = _interop_cupy.CupyLibrary.validate
+    monkeypatch.setattr(_interop_cupy.CupyLibrary, "validate", lambda *a: cupy.ordinary.append(a[1:]) or take(*a))
     return cupy
 
 

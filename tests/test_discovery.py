@@ -486,7 +486,7 @@ def test_pyinstaller_finds_the_hook_that_brings_the_cuda_sources():
 
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
     value = project["project"]["entry-points"]["pyinstaller40"]["hook-dirs"]
-    (folder,) = discovery.Found("hook-dirs", "", "", "", value).load()()
+    (folder,) = discovery.EntryPoint("hook-dirs", "", "", "", value).load()()
     assert "lsm._pyinstaller" in project["tool"]["setuptools"]["packages"]
     assert "**/*.cu" in Path(folder, "hook-lsm.py").read_text(encoding="utf-8")
     assert list(PACKAGE.glob("**/*.cu"))

@@ -100,12 +100,12 @@ def test_what_explain_says_is_what_happens(monkeypatch):
 
 def test_a_wish_is_never_replaced():
     message = (
-        "backend 'cython' .asked for by backend=. serves float16, bfloat16, float32, float64, not longdouble; "
-        "backend='numpy' would serve it"
+        "backend 'cython' .requested by backend=. supports float16, bfloat16, float32, float64, not longdouble; "
+        "use backend='numpy'"
     )
     with pytest.raises(lsm.BackendUnsupportedError, match=message):
         lsm.log_softmax(LONG, backend="cython")
-    with lsm.use_backend("cython"), pytest.raises(lsm.BackendUnsupportedError, match="asked for by use_backend"):
+    with lsm.use_backend("cython"), pytest.raises(lsm.BackendUnsupportedError, match="requested by use_backend"):
         lsm.log_softmax(LONG)
     with pytest.raises(lsm.BackendUnsupportedError, match="not longdouble"):
         lsm.log_softmax(F4, dtype="longdouble", backend="cython")
@@ -237,7 +237,7 @@ def a_generator():
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (a_generator, "is a generator function, whose body runs after its call; enter the block"),
+        (a_generator, "is a generator function, whose body runs after the call; use a with block"),
         (an_async_generator, "is a generator function"),
         (functools.partial(a_generator), "is a generator function"),
         (GeneratorObject(), "is a generator function"),
@@ -248,8 +248,8 @@ def a_generator():
         (classmethod(len), "below @staticmethod"),
         (property(len), "or @property"),
         (functools.cached_property(len), "accepted: a function"),
-        (3, "^3 cannot be decorated"),
-        (None, "^None cannot be decorated"),
+        (3, "^lsm cannot decorate 3"),
+        (None, "^lsm cannot decorate None"),
     ],
 )
 def test_a_block_refuses_to_decorate_what_runs_later(block, holds, function, said):
@@ -285,7 +285,7 @@ def test_a_block_refuses_a_result_that_runs_later(block, holds, returned):
     async def inside_coroutine():
         return inside()
 
-    with pytest.raises(TypeError, match="which runs after the block has ended; enter the block with `with`"):
+    with pytest.raises(TypeError, match="which runs after the block has ended; use a with block"):
         block()(inside)()
     with pytest.raises(TypeError, match="which runs after the block has ended"):
         block()(functools.lru_cache(inside))()
@@ -386,10 +386,10 @@ def test_a_refresh_reaches_the_blocks_of_other_threads():
     def work():
         with lsm.use_backend("cython"):
             lsm.log_softmax(F4)
-            before = _dispatch._policy().plans
+            before = _dispatch._policy().entries
             inside.set()
             refreshed.wait(10)
-            seen.append(_dispatch._policy().plans is not before and not _dispatch._policy().plans)
+            seen.append(_dispatch._policy().entries is not before and not _dispatch._policy().entries)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -447,10 +447,10 @@ def test_explain_prints_a_table_and_runs_nothing():
     decision = lsm.explain(LONG)
     assert str(decision).splitlines() == [
         "log_softmax of numpy.ndarray, longdouble, on cpu: served by numpy (automatic)",
-        "  cython  serves float16, bfloat16, float32, float64, not longdouble",
-        "  cupy    serves the devices cuda, not cpu",
+        "  cython  supports float16, bfloat16, float32, float64, not longdouble",
+        "  cupy    supports devices cuda, not cpu",
     ]
-    assert lsm.explain(F4).reasons["numpy"] == "not needed: cython serves the call"
+    assert lsm.explain(F4).reasons["numpy"] == "not needed: cython is used"
     assert set(lsm.explain(F4).reasons) == {"cupy", "numpy"}
     failing = lsm.explain(F4, backend="nope")
     assert failing.winner is None and isinstance(failing.error, lsm.UnknownBackendError)
@@ -472,9 +472,7 @@ def test_data_on_another_device_is_not_moved():
             raise AssertionError("the data was moved")
 
     x = Elsewhere()
-    with pytest.raises(
-        lsm.BackendUnsupportedError, match=r"Elsewhere of float32 on rocm: cython serves the devices cpu"
-    ):
+    with pytest.raises(lsm.BackendUnsupportedError, match=r"Elsewhere of float32 on rocm: cython supports devices cpu"):
         lsm.log_softmax(x)
     with pytest.raises(lsm.BackendUnsupportedError, match="rocm"):
         lsm.log_softmax_backward(x, x)
@@ -488,9 +486,9 @@ def test_data_on_another_device_is_not_moved():
     [
         ("LSM_PLUGINS", "yes", "LSM_PLUGINS is 'yes'; accepted: 'on', 'off'"),
         ("LSM_PLUGINS", "0", "LSM_PLUGINS is '0'; accepted"),
-        ("LSM_PLUGINS_ALLOW", "a,,b", "LSM_PLUGINS_ALLOW is 'a,,b'; accepted: names of distributions"),
+        ("LSM_PLUGINS_ALLOW", "a,,b", "LSM_PLUGINS_ALLOW is 'a,,b'; accepted: comma-separated names of distributions"),
         ("LSM_NUM_THREADS", "many", "LSM_NUM_THREADS is 'many'; accepted"),
-        ("LSM_NUM_THREADS", "0", "LSM_NUM_THREADS is '0'; accepted: a whole number from 1, such as '4'"),
+        ("LSM_NUM_THREADS", "0", "LSM_NUM_THREADS is '0'; accepted: a positive integer, such as '4'"),
         ("LSM_BACKEND", " numpy", "LSM_BACKEND is ' numpy'; accepted: the name of a backend"),
         ("LSM_FORCE_ISA", "avx2", "LSM_FORCE_ISA is 'avx2'; accepted: 'v4', 'v3', 'v2', 'plain'"),
     ],
@@ -530,9 +528,9 @@ def test_plans_do_not_grow_without_end():
         def __dlpack__(self, **options):
             return F4.__dlpack__(**options)
 
-    for i in range(2 * _dispatch._PLAN_LIMIT):
+    for i in range(2 * _dispatch._MAX_CACHED_ENTRIES):
         lsm.log_softmax(np.zeros(2, np.dtype("f4", metadata={"i": i})))
         lsm.log_softmax(type(f"Array{i}", (Array,), {})())
     policy = _dispatch._policy()
-    assert len(policy.plans) == _dispatch._PLAN_LIMIT
+    assert len(policy.entries) == _dispatch._MAX_CACHED_ENTRIES
     assert len(policy.fast) < 10

@@ -253,9 +253,9 @@ def test_large_calls_ask_how_many_threads(served, monkeypatch):
     monkeypatch.setattr(_threads, "monotonic", lambda: asked.append(1) or 0.0)
     for dtype in ("f2", "f4", "f8"):
         for size, n_threads, n_asked in (
-            (_threads.MIN_PARALLEL_SIZE - 1, 0, 0),
-            (_threads.MIN_PARALLEL_SIZE, 0, 1),
-            (_threads.MIN_PARALLEL_SIZE, 1, 0),
+            (_threads.MIN_PARALLEL_ELEMENTS - 1, 0, 0),
+            (_threads.MIN_PARALLEL_ELEMENTS, 0, 1),
+            (_threads.MIN_PARALLEL_ELEMENTS, 1, 0),
         ):
             asked.clear()
             assert function(np.zeros(size, dtype), -1, None, n_threads).shape == (size,)
@@ -265,8 +265,8 @@ def test_large_calls_ask_how_many_threads(served, monkeypatch):
 def test_what_is_read_is_not_streamed_over(served, monkeypatch, rng):
     """Results of `stream_bytes` and more go past the cache, unless they take the place of an array that is read."""
     module = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
-    usual = cython_.STREAM_BYTES
-    monkeypatch.setattr(cython_, "STREAM_BYTES", 1)
+    usual = cython_.NONTEMPORAL_MIN_BYTES
+    monkeypatch.setattr(cython_, "NONTEMPORAL_MIN_BYTES", 1)
     module.configure(_threads.count_threads, 1)
     try:
         for shape in ((7, 10), (5, 300), (2, 20_000)):

@@ -92,11 +92,11 @@ def test_it_is_refused_and_the_message_names_argument_type_and_remedy(case):
     x, kind, remedy = case
     plain = np.zeros(2)
     for call in (lambda: lsm.log_softmax(x), lambda: lsm.explain(x), lambda: lsm.log_softmax(x, axis=7, backend="no")):
-        with pytest.raises(TypeError, match=f"^x: an? .*{kind}.*; give .*{remedy}"):
+        with pytest.raises(TypeError, match=f"^x: an? .*{kind}.*; pass .*{remedy}"):
             call()
     with pytest.raises(TypeError, match=f"^grad_output: an? .*{kind}"):
         lsm.log_softmax_backward(x, plain)
-    with pytest.raises(TypeError, match=f"^output: an? .*{kind}.*; give "):
+    with pytest.raises(TypeError, match=f"^output: an? .*{kind}.*; pass "):
         lsm.log_softmax_backward(plain, x)
     with pytest.raises(TypeError, match=f"^out: a .*; accepted: a numpy.ndarray of shape .*; this is an? .*{kind}"):
         lsm.log_softmax(plain, out=x)
@@ -122,7 +122,7 @@ def test_so_is_a_list_that_holds_it(case, hold, place):
 
 def test_a_subclass_is_no_way_around():
     base = type(make("h5py._hl.dataset.Dataset"))
-    with pytest.raises(TypeError, match=r"give x\[...\]"):
+    with pytest.raises(TypeError, match=r"pass x\[...\]"):
         lsm.log_softmax(type("Mine", (base,), {})())
 
 
@@ -133,12 +133,12 @@ def test_what_a_remedy_of_a_lazy_array_leaves_is_converted_too():
         (make("acme.COO", todense=reads), r"\.todense\(\)"),
         (np.zeros(0), "$"),
     ):
-        with pytest.raises(TypeError, match=rf"give x\.compute\(\){rest}"):
+        with pytest.raises(TypeError, match=rf"pass x\.compute\(\){rest}"):
             lsm.log_softmax(make("dask.array.core.Array", **DASK, _meta=a_property(_meta)))
     lazy = make("dask.array.core.Array", **DASK)
     for unit, found in (("m", r"x.m_as\(''\).compute\(\) if .* x.magnitude.compute\(\)"), ("", "x.magnitude.compute")):
         x = make("pint.Quantity", units=unit, magnitude=a_property(lazy), m_as=reads, **DASK)
-        with pytest.raises(TypeError, match=f"give {found}"):
+        with pytest.raises(TypeError, match=f"pass {found}"):
             lsm.log_softmax(x)
 
 
@@ -229,7 +229,7 @@ def test_subclasses_with_a_unit_are_no_out():
     with pytest.raises(TypeError, match=r"^out: a InUnit; accepted: a numpy.ndarray .*a quantity .*unit would be lost"):
         lsm.log_softmax(np.zeros(3), out=out)
     assert (out.value == 0).all()
-    with pytest.raises(TypeError, match="give x.value$"):
+    with pytest.raises(TypeError, match="pass x.value$"):
         lsm.log_softmax(out)
 
 
@@ -242,7 +242,7 @@ def test_what_an_array_method_gives_is_looked_at():
 
 def test_masked_integers_are_made_floating_first():
     x = np.ma.masked_array([1, 2, 3], [False, True, False])
-    with pytest.raises(TypeError, match=r"give x\.astype\(float\)\.filled\(-numpy\.inf\)"):
+    with pytest.raises(TypeError, match=r"pass x\.astype\(float\)\.filled\(-numpy\.inf\)"):
         lsm.log_softmax(x)
     np.testing.assert_allclose(lsm.log_softmax(x.astype(float).filled(-np.inf)), [-2.126928, -np.inf, -0.126928], 1e-5)
 
@@ -254,7 +254,7 @@ def test_lists_that_hold_themselves_end():
         lsm.log_softmax(x)
     y = []
     y += [y] * 1000
-    assert list(_foreign.odd_items(y)) == []
+    assert list(_foreign.foreign_items(y)) == []
     for around in (x, y):
         around.append(make("acme.Lazy", compute=reads))
         with pytest.raises(TypeError, match=rf"^x: x\[{len(around) - 1}\]: an acme.Lazy"):
@@ -266,7 +266,7 @@ def test_numbers_in_a_long_list_are_not_looked_at_one_by_one(monkeypatch):
     looked = []
     monkeypatch.setattr(_foreign, "refusal", lambda x: looked.append(x))
     monkeypatch.setattr(_foreign, "_is_odd", lambda kind: looked.append(kind))
-    assert list(_foreign.odd_items([[1.0, 2, np.float16(3)] for _ in range(10_000)])) == []
+    assert list(_foreign.foreign_items([[1.0, 2, np.float16(3)] for _ in range(10_000)])) == []
     assert set(looked) == {float, int, np.float16} and len(looked) == 3
 
     class Counting(list):
@@ -278,8 +278,8 @@ def test_numbers_in_a_long_list_are_not_looked_at_one_by_one(monkeypatch):
     for is_loaded in (False, True):
         seen = []
         monkeypatch.setattr(_foreign, "_LIBRARIES", {"sys"} if is_loaded else {"no such library"})
-        assert list(_foreign.odd_items(Counting([1.0] * 20_000))) == []
-        assert len(seen) == (20_000 if is_loaded else _foreign._SAMPLE)
+        assert list(_foreign.foreign_items(Counting([1.0] * 20_000))) == []
+        assert len(seen) == (20_000 if is_loaded else _foreign._SAMPLE_ITEMS)
 
 
 def test_nothing_is_imported_and_a_plain_call_looks_at_nothing():
@@ -287,7 +287,7 @@ def test_nothing_is_imported_and_a_plain_call_looks_at_nothing():
 import sys, numpy as np
 import lsm
 from lsm import _foreign
-_foreign.refusal = None  # a call of it would raise
+_foreign.rule_for = None  # a call of it would raise
 x = np.zeros((2, 3), "f4")
 lsm.log_softmax(x), lsm.log_softmax_backward(x, x), lsm.log_softmax(x.T), lsm.log_softmax(x, out=x, dtype="f4")
 lsm.log_softmax_backward(x, x, (0, 1))

@@ -82,7 +82,7 @@ def test_imports_go_downward():
 def test_backends_import_the_contract_and_not_each_other():
     allowed = {
         "lsm.backends.base",
-        "lsm.backends._frames",
+        "lsm.backends._axes",
         "lsm.backends._kernels",
         "lsm._errors",
         "lsm._config",

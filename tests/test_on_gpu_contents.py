@@ -36,8 +36,8 @@ def tensor(cupy, monkeypatch):
     """Tensors on the CPU that say they are on cuda:0."""
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
     monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
-    monkeypatch.setattr(_interop_torch.TorchTensors, "device", lambda self, x: "cuda")
-    monkeypatch.setattr(_interop_torch.TorchTensors, "place", lambda self, x: "cuda:0")
+    monkeypatch.setattr(_interop_torch.TorchLibrary, "device_kind", lambda self, x: "cuda")
+    monkeypatch.setattr(_interop_torch.TorchLibrary, "device", lambda self, x: "cuda:0")
     monkeypatch.setattr(cupy_.TorchTensors, "device", lambda self, x: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 77}))
     return lambda values, dtype, number=0: torch.from_numpy(values).to(getattr(torch, dtype))
@@ -47,8 +47,8 @@ def tensor(cupy, monkeypatch):
 def ordinary(monkeypatch):
     """The arguments of all calls that go the ordinary way."""
     seen = []
-    take = _interop_torch.TorchTensors.validate
-    monkeypatch.setattr(_interop_torch.TorchTensors, "validate", lambda *a: seen.append(a[1]) or take(*a))
+    take = _interop_torch.TorchLibrary.validate
+    monkeypatch.setattr(_interop_torch.TorchLibrary, "validate", lambda *a: seen.append(a[1]) or take(*a))
     return seen
 
 

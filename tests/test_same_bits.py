@@ -96,12 +96,12 @@ def check_surroundings(backend, dtype, n, rng):
 def kernels_get(monkeypatch):
     """Call with a number of threads and the size from which results are streamed: the kernels get both."""
     module = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
-    ours = cython_.count_threads, cython_.STREAM_BYTES
+    ours = cython_.count_threads, cython_.NONTEMPORAL_MIN_BYTES
 
     def give(n_threads, stream_bytes):
         module.configure(lambda size: n_threads, stream_bytes)
         monkeypatch.setattr(cython_, "count_threads", lambda size: n_threads)  # for what is no plain array
-        monkeypatch.setattr(cython_, "STREAM_BYTES", stream_bytes)
+        monkeypatch.setattr(cython_, "NONTEMPORAL_MIN_BYTES", stream_bytes)
 
     yield give
     module.configure(*ours)

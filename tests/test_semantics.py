@@ -87,10 +87,10 @@ STRUCTURED = np.zeros(3, [("a", "f4"), ("b", "i4")])
     ("x", "message"),
     [
         (np.zeros(3, complex), r"complex128 .*\.real or abs"),
-        (np.array([1, None]), r"Python objects; give numpy.asarray\(.*dtype=float"),
+        (np.array([1, None]), r"Python objects; pass numpy.asarray\(.*dtype=float"),
         (["a", "b"], r"text .*astype\(float\)"),
         (np.array([b"a"]), "text"),
-        (STRUCTURED, r"structured array; give one field, such as \w+\['a'\]"),
+        (STRUCTURED, r"structured array; pass one field, such as \w+\['a'\]"),
         (np.ma.masked_array([1.0, 2.0], [True, False]), r"masked array.*filled\(-numpy.inf\)"),
         ([np.ma.masked_array([1.0, 2.0], [True, False])], "masked array"),
         (np.array(["2020-01-01"], "M8[D]"), "accepted: float16"),
@@ -125,13 +125,13 @@ def test_what_an_array_method_gives_is_looked_at():
     with pytest.raises(TypeError, match="^x: a masked array"):
         lsm.log_softmax(Holder(np.ma.masked_array([1.0, 2.0], [True, False])))
     for error in (TypeError("no"), RuntimeError("detach it")):
-        with pytest.raises(TypeError, match=f"^x: a Holder cannot be made an array: {error}"):
+        with pytest.raises(TypeError, match=f"^x: a Holder cannot be converted to an array: {error}"):
             lsm.log_softmax(Holder(error))
     assert lsm.log_softmax(Holder(np.zeros(2))).shape == (2,)
 
 
 def test_ragged_lists_name_the_argument():
-    with pytest.raises(ValueError, match="^x: cannot be made an array"):
+    with pytest.raises(ValueError, match="^x: cannot be converted to an array"):
         lsm.log_softmax([[1, 2], [3]])
 
 
@@ -207,7 +207,7 @@ def test_out_errors_come_before_anything_is_written(backend):
         (np.full((3, 4), 7, np.float32), TypeError, "dtype float32; the result has dtype float64"),
         (np.full((3, 4), 7, int), TypeError, "dtype"),
         (read_only, ValueError, "read-only"),
-        (np.lib.stride_tricks.as_strided(np.full(4, 7.0), (3, 4), (0, 8)), ValueError, "overlap one another"),
+        (np.lib.stride_tricks.as_strided(np.full(4, 7.0), (3, 4), (0, 8)), ValueError, "its elements overlap"),
         (np.ma.masked_array(np.full((3, 4), 7.0)), TypeError, "MaskedArray; accepted: a numpy.ndarray"),
         ([7.0] * 12, TypeError, "list; accepted: a numpy.ndarray"),
     ):

@@ -52,7 +52,7 @@ def test_sources_and_their_order():
 def test_a_count_that_is_not_understood(value):
     done = run("import lsm; lsm.get_num_threads()", LSM_NUM_THREADS=value)
     assert done.returncode != 0
-    assert f"LSM_NUM_THREADS is {value!r}; accepted: a whole number from 1" in done.stderr
+    assert f"LSM_NUM_THREADS is {value!r}; accepted: a positive integer" in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks here")
@@ -72,7 +72,7 @@ lsm.set_num_threads(64)
 _threads.count_threads(10**9)
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 print(lsm.get_num_threads())
-time.sleep(2 * _threads.MASK_HOLDS_SECONDS)
+time.sleep(2 * _threads.AFFINITY_TTL_SECONDS)
 print(_threads.count_threads(10**9))
 """
     done = run(code)
@@ -152,7 +152,7 @@ try:
 except OSError as error:
     print("no cgroup can be made here:", error)
 else:
-    time.sleep(_threads.QUOTA_HOLDS_SECONDS + 0.1)
+    time.sleep(_threads.QUOTA_TTL_SECONDS + 0.1)
     now = lsm.get_num_threads(), _threads.count_threads(10**9)
     (own / "cgroup.procs").write_text(str(os.getpid()))
     assert now == (1, 1), (before, now)
@@ -168,7 +168,7 @@ finally:
 def eight_processors(monkeypatch):
     """A machine with eight, as far as the counting goes."""
     monkeypatch.setattr(_threads, "cgroup_quota", lambda: None)
-    monkeypatch.setattr(_threads, "_limits", _threads._Limits())
+    monkeypatch.setattr(_threads, "_limit_cache", _threads.ThreadLimitCache())
     monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: 8, lambda: 8, 8))
     monkeypatch.setattr(_threads, "_chosen", None)
 
@@ -203,13 +203,13 @@ def test_set_and_context(eight_processors):
 @pytest.mark.parametrize("wrong", [0, -3, 1.5, "2", None, True])
 def test_counts_that_are_refused(wrong):
     for call in (lsm.set_num_threads, lambda n: lsm.num_threads(n).__enter__()):
-        with pytest.raises((TypeError, ValueError), match="^n: .*accepted: a whole number from 1"):
+        with pytest.raises((TypeError, ValueError), match="^n: .*accepted: a positive integer"):
             call(wrong)
 
 
 def test_small_work_takes_one_thread(eight_processors):
-    assert _threads.count_threads(_threads.MIN_PARALLEL_SIZE - 1) == 1
-    assert _threads.count_threads(_threads.MIN_PARALLEL_SIZE) == 8
+    assert _threads.count_threads(_threads.MIN_PARALLEL_ELEMENTS - 1) == 1
+    assert _threads.count_threads(_threads.MIN_PARALLEL_ELEMENTS) == 8
     with lsm.num_threads(3):
         assert _threads.count_threads(10**9) == 3
 

@@ -94,7 +94,7 @@ os.write(answer, json.dumps([took, modules]).encode())
 
 def light_import(subject: Subject) -> None:
     """Import the entry point's module in a fresh process: within half a second, and without a heavy library."""
-    module = registry().get(subject.name).found.value.partition(":")[0]
+    module = registry().get(subject.name).entry_point.value.partition(":")[0]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
     took = float("inf")
     for _ in range(3):  # the shortest of three: the machine may have other things to do

@@ -223,7 +223,7 @@ def _measured(case: Case) -> float | None:
 def about(candidate: Candidate) -> dict[str, Any]:
     """Of what a report is: the backend, what was installed to bring it, and the machine."""
     info = candidate.info()
-    package = candidate.found.value.partition(":")[0].partition(".")[0]
+    package = candidate.entry_point.value.partition(":")[0].partition(".")[0]
     libraries = sorted({name.partition(".")[0] for name in info.array_types} | {"numpy"})
     return {
         "backend": info.name,

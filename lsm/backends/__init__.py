@@ -1,1 +1,1 @@
-"""The backends, their contract (`base`) and how they are found (`registry`)."""
+"""The backends, their contract (`base`), and the registry that finds them (`registry`)."""

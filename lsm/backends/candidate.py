@@ -1,15 +1,15 @@
-"""One backend on its way from a line of metadata to an object that serves calls.
+"""A backend and its state, from an entry point to a loaded object.
 
-A third-party backend passes through these states:
+The states are:
 
-discovered    an entry point names it; none of its code has run
-blocked       LSM_PLUGINS or LSM_PLUGINS_ALLOW excludes it, or its name is reserved for lsm
-failed        importing it, or asking it, raised; the exception is kept
-incompatible  it is no backend, or was written for another version of the contract
-unavailable   it says itself that it cannot be used here, and why
-loaded        ready
+discovered    found in the metadata; none of its code has run
+blocked       excluded by LSM_PLUGINS or LSM_PLUGINS_ALLOW, or its name is reserved for lsm
+failed        its import or its `available` raised; the exception is kept
+incompatible  not a backend, or for another version of the contract
+unavailable   its `available` returned a reason why it cannot be used
+loaded        ready for use
 
-Only loading runs code of a plugin.
+Only loading runs the code of a plugin.
 """
 
 import threading
@@ -26,135 +26,135 @@ from lsm._errors import (
     BackendUnavailableError,
     PluginWarning,
 )
-from lsm._held import Held, holding
-from lsm._texts import printable, told
+from lsm._held import ScopedValue, call_locked
+from lsm._texts import describe_error, printable
 from lsm._version import DISTRIBUTION
-from lsm.backends.contract import Declared, contract_problem, declared
-from lsm.backends.discovery import Found
+from lsm.backends.contract import Declaration, contract_problem, read_declaration
+from lsm.backends.discovery import EntryPoint
 from lsm.backends.info import BackendInfo
 
 _ERRORS = {"blocked": BackendBlockedError, "failed": BackendLoadError, "incompatible": BackendIncompatibleError}
 
-BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic choice; the names are reserved
+BUILT_IN = ("cython", "cupy", "numpy")  # in the order of automatic selection; the names are reserved
 
-# The candidates that are being loaded in this context: what one of them imports may ask for it.
+# The candidates being loaded in this context, to detect that the import of one uses it.
 _loading: ContextVar[tuple["Candidate", ...] | None] = ContextVar("lsm_loading", default=None)
 
 
 class Candidate:
-    """One backend: what was found of it, its state, and the object once it is loaded.
+    """A backend: its entry point, its state, and the object once it is loaded.
 
-    Whether it is lsm's own is for the registry to say: the metadata can claim any name.
+    The registry decides whether it is built in, because metadata can claim any name.
     """
 
-    def __init__(self, found: Found, backend: Any = None, *, is_built_in: bool = False) -> None:
-        self.found = found
-        self.name = found.name
-        self.address = f"{found.distribution}/{found.name}"
+    def __init__(self, entry_point: EntryPoint, backend: Any = None, *, is_built_in: bool = False) -> None:
+        self.entry_point = entry_point
+        self.name = entry_point.name
+        self.address = f"{entry_point.distribution}/{entry_point.name}"
         self.is_built_in = is_built_in
         self.backend = backend
-        self.declared = Declared()  # which is filled once it is loaded or unavailable
+        self.declaration = Declaration()  # set when it is loaded or unavailable
         self.state = "discovered"
         self.error: BaseException | None = None
-        self._reason = "not loaded: nothing has needed it"
+        self._reason = "not loaded: not needed so far"
         self._lock = threading.RLock()
         self._screen()
 
     @property
     def reason(self) -> str:
-        """Why it is in its state."""
+        """The reason for its state."""
         if self.state == "discovered" and self._is_loading():
-            return "it is being loaded, and what it imports uses it"
+            return "it is being loaded, and its own import or available() uses it"
         return self._reason
 
     def _screen(self) -> None:
-        """Settle what can be settled without running any of its code."""
+        """Set the state as far as possible without running any of its code."""
         allow = settings().plugins_allow
-        if self.found.problem:
-            self._settle("failed", self.found.problem)
+        if self.entry_point.problem:
+            self._set_state("failed", self.entry_point.problem)
         elif self.is_built_in:
             return
         elif self.name in BUILT_IN:
-            self._settle("blocked", f"the name {self.name!r} is reserved for lsm's own backend")
+            self._set_state("blocked", f"the name {self.name!r} is reserved for lsm's own backend")
         elif self._claims_to_be_lsm():
-            self._settle("blocked", f"{self.found.distribution!r} is lsm's own distribution, which has no such backend")
+            self._set_state("blocked", f"the distribution {self.entry_point.distribution!r} has no such backend")
         elif not settings().plugins:
-            self._settle("blocked", "LSM_PLUGINS is 'off'")
-        elif allow is not None and normalise(self.found.distribution) not in allow:
-            self._settle("blocked", f"LSM_PLUGINS_ALLOW does not name {self.found.distribution!r}")
+            self._set_state("blocked", "LSM_PLUGINS is 'off'")
+        elif allow is not None and normalise(self.entry_point.distribution) not in allow:
+            self._set_state("blocked", f"LSM_PLUGINS_ALLOW does not include {self.entry_point.distribution!r}")
 
     def _claims_to_be_lsm(self) -> bool:
-        return not self.is_built_in and normalise(self.found.distribution) == DISTRIBUTION
+        return not self.is_built_in and normalise(self.entry_point.distribution) == DISTRIBUTION
 
-    def _settle(self, state: str, reason: str, error: BaseException | None = None) -> None:
+    def _set_state(self, state: str, reason: str, error: BaseException | None = None) -> None:
         self.state, self._reason, self.error = state, reason, error
 
     def load(self) -> Any:
-        """The backend object; loaded once, and a failure is remembered.
+        """Load the backend, once; returns the object. A failure is remembered.
 
         Raises
         ------
         BackendUnavailableError
-            It cannot be used; the text says why, and the cause is chained.
+            It cannot be used. The message has the reason, and the cause is chained.
         """
         if self.state != "loaded":
-            holding(self._lock, self._load_once)
+            call_locked(self._lock, self._load_once)
         if self.state != "loaded":
-            raise self.error_now()
+            raise self.unavailable_error()
         return self.backend
 
-    def claims(self) -> Declared:
-        """What one of lsm's own declares, read without asking whether it is available, which may import much.
+    def peek_declaration(self) -> Declaration:
+        """The declaration of a built-in backend, without calling its `available`, which may import large libraries.
 
-        Of a third party's nothing is known, and none of its code runs, before it is loaded.
+        For a third-party backend it is empty until it is loaded.
         """
         if self.is_built_in and self.state == "discovered":
-            with suppress(Exception):  # loading it says why it cannot be imported
-                return declared(self.backend or self.found.load())
-        return self.declared
+            with suppress(Exception):  # `load` reports why it cannot be imported
+                return read_declaration(self.backend or self.entry_point.load())
+        return self.declaration
 
-    def error_now(self, addition: str = "") -> BackendUnavailableError:
-        """The error of whoever needs it although it is not loaded, with the cause."""
+    def unavailable_error(self, addition: str = "") -> BackendUnavailableError:
+        """The error for a call that needs this backend, with the cause."""
         error = _ERRORS.get(self.state, BackendUnavailableError)(self.describe() + addition)
         error.__cause__ = self.error
         return error
 
-    def renew_lock(self) -> None:
-        """As `Registry.renew_locks`."""
+    def replace_lock(self) -> None:
+        """As `Registry.replace_locks`."""
         self._lock = threading.RLock()
 
     def origin(self) -> str:
-        """Its name, and what was installed to bring it."""
-        brought = f" (from {self.found.distribution} {self.found.version}, {self.found.file})"
-        return f"backend {self.name!r}" + ("" if self.is_built_in else brought)
+        """Its name and, for a plugin, the distribution."""
+        source = f" (from {self.entry_point.distribution} {self.entry_point.version}, {self.entry_point.file})"
+        return f"backend {self.name!r}" + ("" if self.is_built_in else source)
 
     def describe(self) -> str:
-        """What keeps it from being used, with its origin and the remedy."""
+        """Its origin, the reason why it cannot be used, and the remedy."""
         return f"{self.origin()} is {self.state}: {self.reason}{self._remedy()}"
 
     def _remedy(self) -> str:
-        distribution = self.found.distribution
+        distribution = self.entry_point.distribution
         if self.is_built_in:
             return ""
         if self.state == "discovered":
-            return "; neither its import nor its method available may ask for it"
+            return "; neither may use it"
         if self.state == "unavailable":
-            return "; once that is remedied, lsm.refresh_backends() makes lsm ask it again"
+            return "; when that is fixed, call lsm.refresh_backends()"
         if self.state == "failed":
             return f"; repair, upgrade or uninstall {distribution}"
         if self.state == "incompatible":
-            return f"; install a release of {distribution} that was made for this lsm, or uninstall it"
+            return f"; install a release of {distribution} for this version of lsm, or uninstall it"
         if self._claims_to_be_lsm():
-            return f"; reinstall {distribution}, or remove {self.found.file} if another package brought it"
+            return f"; reinstall {distribution}, or remove {self.entry_point.file} if another package installed it"
         if self.name in BUILT_IN:
-            return f"; its author must give it another name, or you uninstall {distribution}"
-        return f"; LSM_PLUGINS=on without LSM_PLUGINS_ALLOW, or with {distribution} in it, would let it be loaded"
+            return f"; its author must rename it; until then, uninstall {distribution}"
+        return f"; to load it, set LSM_PLUGINS=on, and unset LSM_PLUGINS_ALLOW or add {distribution} to it"
 
     def _load_once(self) -> None:
-        if self._is_loading():  # its own import asks for it
+        if self._is_loading():  # its own import uses it
             raise BackendUnavailableError(self.describe())
         if self.state == "discovered":
-            with Held(_loading, lambda: (*(_loading.get() or ()), self)):
+            with ScopedValue(_loading, lambda: (*(_loading.get() or ()), self)):
                 self._load()
 
     def _is_loading(self) -> bool:
@@ -162,32 +162,32 @@ class Candidate:
 
     def _load(self) -> None:
         try:
-            backend = self.backend or self.found.load()
+            backend = self.backend or self.entry_point.load()
             problem = contract_problem(backend, self.name)
             if not problem:
-                declaration, missing = declared(backend), backend.available()
+                declaration, missing = read_declaration(backend), backend.available()
                 if missing is None or (isinstance(missing, str) and missing.strip()):
-                    self.backend, self.declared = backend, declaration
-                    self._settle("loaded" if missing is None else "unavailable", printable(missing or ""))
+                    self.backend, self.declaration = backend, declaration
+                    self._set_state("loaded" if missing is None else "unavailable", printable(missing or ""))
                     return
-                problem = f"its method available returned {missing!r}; it must return None, or why not as text"
-            self._settle("incompatible", printable(problem))
+                problem = f"its method available returned {missing!r}; it must return None, or a reason as str"
+            self._set_state("incompatible", printable(problem))
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # its own affair, be it an exit, or a panic of Rust, which is no Exception
-            if self.is_built_in and not isinstance(error, ImportError):  # a signal's handler raised it
+        except BaseException as error:  # also SystemExit, or a panic in Rust, which is not an Exception
+            if self.is_built_in and not isinstance(error, ImportError):  # raised by a signal handler
                 raise
-            self._settle("failed", told(error), error)
+            self._set_state("failed", describe_error(error), error)
         self.warn()
 
     def warn(self) -> None:
-        """Say once that this plugin is broken."""
-        with suppress(PluginWarning):  # where warnings are errors, a call that does not need it shall go on
-            warnings.warn(f"lsm goes on without it: {self.describe()}", PluginWarning, stacklevel=2)
+        """Warn once that this plugin is broken."""
+        with suppress(PluginWarning):  # even if warnings are errors, calls that do not need it continue
+            warnings.warn(f"lsm continues without it: {self.describe()}", PluginWarning, stacklevel=2)
 
     def info(self) -> BackendInfo:
-        """This candidate as a row for the user."""
-        known = self.declared
+        """The row for `list_backends`."""
+        known = self.declaration
         return BackendInfo(
             name=self.name,
             state=self.state,
@@ -198,8 +198,8 @@ class Candidate:
             priority=known.priority,
             max_ulp=dict(known.max_ulp),
             same_bits=known.same_bits,
-            distribution=self.found.distribution,
-            version=self.found.version,
-            file=self.found.file,
+            distribution=self.entry_point.distribution,
+            version=self.entry_point.version,
+            file=self.entry_point.file,
             is_built_in=self.is_built_in,
         )

@@ -1,4 +1,4 @@
-"""What a backend declares, and whether it fulfils the contract as far as that can be seen without calling it."""
+"""The declaration of a backend, and checks of the contract that do not call its operations."""
 
 import sys
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from lsm.backends.base import API_VERSION, DEFAULT_MAX_ULP, Backend
 
 
 def max_ulp(backend: Any) -> dict[str, float]:
-    """For each dtype that a backend serves, the error that it stays within."""
+    """The error bound of a backend for each of its dtypes, in ulps."""
     bounds = {**DEFAULT_MAX_ULP, **getattr(backend, "max_ulp", {})}
     return {dtype: float(bounds[dtype]) for dtype in backend.dtypes if dtype in bounds}
 
 
 def has_operation(backend: Any, name: str) -> bool:
-    """Whether a backend has the method of an operation, and not only that of the base class."""
+    """Whether a backend implements an operation itself, not only by the base class."""
     method = getattr(backend, name, None)
     return method is not None and getattr(method, "__func__", method) is not getattr(Backend, name, None)
 
 
-class Declared(NamedTuple):
-    """What a backend declared when it was loaded; it is not asked again, for it may change its mind or raise."""
+class Declaration(NamedTuple):
+    """The attributes of a backend, read once when it is loaded, because later reads could differ or raise."""
 
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
@@ -32,12 +32,12 @@ class Declared(NamedTuple):
     same_bits: bool = False
     operations: tuple[str, ...] = ()
     has_empty: bool = False
-    takes_bfloat16_bits: bool = False  # lsm's own alone
+    takes_bfloat16_bits: bool = False  # only for built-in backends
 
 
-def declared(backend: Any) -> Declared:
-    """What a backend declares that has no `contract_problem`."""
-    return Declared(
+def read_declaration(backend: Any) -> Declaration:
+    """Read the declaration of a backend that has no `contract_problem`."""
+    return Declaration(
         devices=tuple(backend.devices),
         dtypes=tuple(backend.dtypes),
         array_types=tuple(backend.array_types),
@@ -51,25 +51,25 @@ def declared(backend: Any) -> Declared:
 
 
 def contract_problem(backend: Any, name: str) -> str | None:
-    """Why this object cannot serve as the backend `name`; None if it can."""
-    import inspect  # 5 ms, which `import lsm` shall not cost
+    """Why this object cannot be used as the backend `name`; None if it can."""
+    import inspect  # takes 5 ms, too slow for `import lsm`
 
     if isinstance(backend, type):
         return f"the entry point names the class {backend.__name__}; it must name an instance of it"
     version = getattr(backend, "api_version", None)
     if version != API_VERSION:
-        return f"its api_version is {version!r}; this lsm speaks {API_VERSION}"
+        return f"its api_version is {version!r}; this version of lsm supports {API_VERSION}"
     if getattr(backend, "name", None) != name:
-        return f"its name is {getattr(backend, 'name', None)!r}; the entry point calls it {name!r}"
+        return f"its name is {getattr(backend, 'name', None)!r}; the entry point is named {name!r}"
     if not isinstance(getattr(backend, "priority", 0), int):
         return f"its priority is {backend.priority!r}; it must be an int"
     for attribute in ("devices", "dtypes", "array_types"):
         value = getattr(backend, attribute, None)
         if not (isinstance(value, tuple) and value and all(isinstance(item, str) for item in value)):
-            return f"its {attribute} are {value!r}; they must be a tuple of str"
+            return f"its {attribute} are {value!r}; they must be a non-empty tuple of str"
     bounds = getattr(backend, "max_ulp", {})
     if not (isinstance(bounds, Mapping) and all(map(_is_bound, bounds.items()))):
-        return f"its max_ulp is {bounds!r}; it must map names of dtypes to numbers above 0"
+        return f"its max_ulp is {bounds!r}; it must map names of dtypes to positive numbers"
     if not isinstance(getattr(backend, "same_bits", False), bool):
         return f"its same_bits is {backend.same_bits!r}; it must be True or False"
     methods = {"available": 0}
@@ -86,13 +86,13 @@ def contract_problem(backend: Any, name: str) -> str | None:
             inspect.signature(function).bind(*[None] * n_arguments)
         except TypeError as error:
             return f"its method {method} does not take {n_arguments} arguments: {error}"
-        except ValueError:  # a builtin that does not tell its signature
+        except ValueError:  # a builtin without a signature
             pass
     return None
 
 
 def _is_bound(item: tuple[Any, Any]) -> bool:
-    """Whether this is the name of a dtype and an error above 0; infinity is honest, what no float holds is not."""
+    """Whether this is a name and a positive bound, either infinite or within the range of float."""
     dtype, bound = item
     is_number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
     return isinstance(dtype, str) and is_number and (0 < bound <= sys.float_info.max or bound == float("inf"))

@@ -1,4 +1,4 @@
-"""The CuPy backend: finds out whether it can be used, compiles the kernels when they are needed, and launches them."""
+"""The CuPy backend: checks whether it is available, compiles kernels on first use, and launches them."""
 
 import threading
 from importlib import import_module
@@ -14,19 +14,19 @@ from lsm.backends._cuda.arrays import CupyArrays, TorchTensors
 from lsm.backends._cuda.layout import layout
 from lsm.backends.base import API_VERSION, Backend
 
-# More shared memory than this must be asked for, kernel by kernel.
-_SHARED_UNASKED = 48 * 1024
+# A kernel that needs more shared memory must opt in.
+_DEFAULT_SHARED_BYTES = 48 * 1024
 
-_MOST_READY = 4096  # kinds of call that are kept ready; a program that has more starts over
+_MAX_CACHED_CALLS = 4096  # kinds of call with prepared launches; beyond that, the cache is cleared
 
 
 class CupyBackend(Backend):
-    """Arrays of CuPy and CUDA tensors of PyTorch, read and written where they lie.
+    """CuPy arrays and CUDA tensors of PyTorch, without copies.
 
     Parameters
     ----------
     library : module, optional
-        CuPy; by default it is imported when it is first needed.
+        CuPy; imported on first use by default.
     """
 
     name = "cupy"
@@ -48,22 +48,22 @@ class CupyBackend(Backend):
             if find_spec("cupy") is None:
                 return (
                     f"CuPy is not installed: {install_command('cuda13')}, "
-                    f"or '{DISTRIBUTION}[cuda12]' for a driver older than CUDA 13"
+                    f"or '{DISTRIBUTION}[cuda12]' if the driver is older than CUDA 13"
                 )
             try:
                 self._library = import_module("cupy")
             except Exception as error:
                 return (
                     f"CuPy cannot be imported ({type(error).__name__}: {error}); "
-                    "only one of the packages cupy-* may be installed, at the version of CUDA that the driver has"
+                    "install exactly one of the packages cupy-*, for the CUDA version of the driver"
                 )
         try:
-            return _why_not(self._library)
-        except Exception as error:  # a CuPy that is broken in another way than those that are known
+            return _unavailable_reason(self._library)
+        except Exception as error:  # CuPy is broken in an unknown way
             return f"CuPy cannot be used ({type(error).__name__}: {error})"
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """A new array of CuPy, in the order of the axes of `like` in memory if it has the same shape."""
+        """A new CuPy array, with the memory order of `like` if the shapes are equal."""
         own = import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
         if tuple(like.shape) == tuple(shape):
             return self._library.empty_like(like, dtype=np.dtype(own))
@@ -71,10 +71,10 @@ class CupyBackend(Backend):
 
     @property
     def fast_functions(self) -> dict[str, Any]:
-        """The operations on arrays and tensors as they are, by name: functions of (*inputs, axis, out).
+        """The functions of the fast path by operation, with the arguments (*inputs, axis, out).
 
-        They take arguments as the user gave them, and return the result, or None for what was not served before or
-        must be validated first.
+        They accept the user's arguments, and return the result, or None if the launches are not prepared yet or an
+        argument must be validated first.
         """
         return {
             "log_softmax": lambda x, axis, out: self._try_fast_path("log_softmax", (x,), axis, out),
@@ -84,10 +84,10 @@ class CupyBackend(Backend):
         }
 
     def _try_fast_path(self, op: plans.Op, inputs: tuple[Any, ...], axis: Any, out: Any) -> Any:
-        """The result of a call of a kind that has been served, on plain arrays of the current device; else None.
+        """The result of a call with prepared launches, on arrays on the current device; else None.
 
-        That it was served says that shape, strides and dtypes are right. Whether memory overlaps is asked anew, and
-        must be plain to see.
+        Such calls have valid shapes, strides and dtypes. Overlap is checked again, and anything but equal or clearly
+        disjoint memory declines.
         """
         library, x = self._library, inputs[0]
         own = CupyArrays(library) if type(x) is library.ndarray else self._tensors
@@ -108,10 +108,10 @@ class CupyBackend(Backend):
             pointers.append(pointer)
         if out is not None and any(0 < abs(pointer - pointers[-1]) < out.nbytes for pointer in pointers):
             return None
-        ready = device.ready.get(_kind(own, op, arrays, axis % n_axes))
-        if ready is None:
+        prepared = device.prepared.get(_launch_key(own, op, arrays, axis % n_axes))
+        if prepared is None:
             return None
-        _enqueue(device, own, ready, result, pointers)
+        _enqueue(device, own, prepared, result, pointers)
         return result
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
@@ -123,7 +123,7 @@ class CupyBackend(Backend):
         self._call("log_softmax_backward", (grad_output, output, out), axis)
 
     def _call(self, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> None:
-        """Launch what serves a call on the device that holds the arrays, which is made the current one."""
+        """Launch the kernels of a call on the device of the arrays, which is made current."""
         library, out = self._library, arrays[-1]
         own = CupyArrays(library) if isinstance(out, library.ndarray) else self._tensors
         number = own.device(out)
@@ -138,8 +138,8 @@ class CupyBackend(Backend):
                 _launch(device, own, op, arrays, axis)
 
 
-class _Ready(NamedTuple):
-    """A launch but for the addresses: the kernel, and its arguments after them, as CuPy passes them on."""
+class _PreparedLaunch(NamedTuple):
+    """A launch without the addresses: the kernel, and its arguments after them, in CuPy's form."""
 
     kernel: Any
     grid: tuple[int]
@@ -149,7 +149,7 @@ class _Ready(NamedTuple):
 
 
 class _Device:
-    """What is known of one device: its limits, the kernels that were compiled for it, and the calls made ready."""
+    """A device: its limits, its compiled kernels, and the prepared launches."""
 
     def __init__(self, library: Any, number: int) -> None:
         self.number = number
@@ -157,7 +157,7 @@ class _Device:
         self._lock = threading.Lock()
         self._modules: dict[Any, Any] = {}
         self._kernels: dict[Any, Any] = {}
-        self.ready: dict[Any, tuple[tuple[_Ready, ...], int] | None] = {}
+        self.prepared: dict[Any, tuple[tuple[_PreparedLaunch, ...], int] | None] = {}
         found = library.cuda.Device(number)
         attributes = found.attributes
         self.limits = plans.Limits(
@@ -168,37 +168,37 @@ class _Device:
             architecture=int(found.compute_capability),
         )
 
-    def make_ready(
+    def prepare(
         self, key: Any, op: plans.Op, dtypes: tuple[str, ...], shape: Any, strides: Any, axis: int
-    ) -> tuple[tuple[_Ready, ...], int] | None:
-        """The launches for calls of this key and the bytes of their workspace; None where no kernel serves the layout.
+    ) -> tuple[tuple[_PreparedLaunch, ...], int] | None:
+        """The launches for calls of this key, and the size of their workspace; None if no kernel supports the layout.
 
-        The first call of a kind compiles, which takes up to a second or two; CuPy keeps the result on disk.
+        The first call of a kind compiles a kernel, which takes one or two seconds at most; CuPy caches it on disk.
         """
-        lies = layout(shape, strides, axis)
+        view = layout(shape, strides, axis)
         made = None
-        if lies is not None:
-            plan = plans.plan(op, dtypes[0], dtypes[-1], *lies[:3], self.limits)
+        if view is not None:
+            plan = plans.plan(op, dtypes[0], dtypes[-1], *view[:3], self.limits)
             made = (
                 tuple(
-                    _Ready(
+                    _PreparedLaunch(
                         self._kernel(op, dtypes, plan.family, launch),
                         (launch.grid,),
                         (launch.block,),
                         launch.shared,
-                        tuple(map(np.int64, (*lies[:3], *lies.strides, launch.first_frame, launch.n_frames))),
+                        tuple(map(np.int64, (*view[:3], *view.strides, launch.first_frame, launch.n_frames))),
                     )
                     for launch in plan.launches
                 ),
                 plan.workspace,
             )
-        if len(self.ready) >= _MOST_READY:
-            self.ready.clear()
-        self.ready[key] = made
+        if len(self.prepared) >= _MAX_CACHED_CALLS:
+            self.prepared.clear()
+        self.prepared[key] = made
         return made
 
     def _kernel(self, op: plans.Op, dtypes: tuple[str, ...], family: plans.Family, launch: plans.Launch) -> Any:
-        """The kernel of a launch, allowed the shared memory that this one needs."""
+        """The kernel of a launch, opted in to the shared memory that it needs."""
         options = plans.module_key(op, dtypes[0], dtypes[-1], family)
         with self._lock:
             if options not in self._modules:
@@ -207,77 +207,80 @@ class _Device:
             if key not in self._kernels:
                 self._kernels[key] = self._modules[options].get_function(launch.kernel)
             kernel = self._kernels[key]
-            if launch.shared > max(_SHARED_UNASKED, kernel.max_dynamic_shared_size_bytes):
+            if launch.shared > max(_DEFAULT_SHARED_BYTES, kernel.max_dynamic_shared_size_bytes):
                 kernel.max_dynamic_shared_size_bytes = launch.shared
         return kernel
 
 
 def _launch(device: _Device, own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> None:
-    """Launch what serves a call on the current device; arrays in a layout that no kernel takes are copied."""
+    """Launch the kernels of a call on the current device; arrays in an unsupported layout are copied."""
     out = arrays[-1]
-    key = _kind(own, op, arrays, axis)
+    key = _launch_key(own, op, arrays, axis)
     try:
-        ready = device.ready[key]
+        prepared = device.prepared[key]
     except KeyError:
         dtypes = tuple([str(x.dtype).removeprefix("torch.") for x in arrays])
-        ready = device.make_ready(key, op, dtypes, tuple(out.shape), [own.elements(x) for x in arrays], axis)
-    if ready is None:
+        prepared = device.prepare(key, op, dtypes, tuple(out.shape), [own.elements(x) for x in arrays], axis)
+    if prepared is None:
         room = own.room(out)
         _launch(device, own, op, (*[own.in_order(x) for x in arrays[:-1]], room), axis)
         if room is not out:
             own.write(out, room)
         return
-    _enqueue(device, own, ready, out, [own.pointer(x) for x in arrays])
+    _enqueue(device, own, prepared, out, [own.pointer(x) for x in arrays])
 
 
-def _kind(own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
-    """What a call has in common with others that are served by the same launches."""
+def _launch_key(own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+    """The key of calls that share their launches."""
     return (op, axis, arrays[-1].shape, *[(x.dtype, own.strides(x)) for x in arrays])
 
 
-def _enqueue(device: _Device, own: Any, ready: tuple[tuple[_Ready, ...], int], out: Any, pointers: list[int]) -> None:
-    """Launch what was made ready on arrays at these addresses, of which `out` is the last."""
-    launches, n_bytes = ready
+def _enqueue(
+    device: _Device, own: Any, prepared: tuple[tuple[_PreparedLaunch, ...], int], out: Any, pointers: list[int]
+) -> None:
+    """Launch prepared kernels on arrays at these addresses; the last is that of `out`."""
+    launches, n_bytes = prepared
     owner, workspace = own.workspace(n_bytes, out) if n_bytes else (None, 0)
     stream = own.stream(device.number)
     for kernel, grid, block, shared, numbers in launches:
-        # `stream` is an argument of CuPy's function that its documentation leaves out (read in 13.6 and 14.2). To
-        # make another library's stream CuPy's current one takes longer, and how to do so differs between the two.
+        # `stream` is an undocumented argument of CuPy (in 13.6 and 14.2). Making another library's stream current takes
+        # longer, and differs between the two versions.
         kernel(grid, block, (*pointers, workspace, *numbers), shared_mem=shared, stream=stream)
-    del owner  # the workspace goes back to its pool, which gives it to what comes later on this stream
+    del owner  # returns the workspace to its pool, which reuses it in stream order
 
 
-def _why_not(library: Any) -> str | None:
-    """None if CuPy can compile and run kernels here, else why not."""
+def _unavailable_reason(library: Any) -> str | None:
+    """None if CuPy can compile and run kernels, else why not."""
     runtime = library.cuda.runtime
     if runtime.is_hip:
-        return "this CuPy is built for ROCm; the kernels are CUDA's"
+        return "this CuPy is built for ROCm; the kernels need CUDA"
     needs, driver = runtime.runtimeGetVersion(), runtime.driverGetVersion()
     if driver == 0:
-        return "no driver of NVIDIA is loaded here"
+        return "no NVIDIA driver is loaded"
     try:
         n_devices = runtime.getDeviceCount()
     except Exception as error:
         return (
-            f"CUDA cannot be started ({error}); the driver is for CUDA {_spelt(driver)}, CuPy for {_spelt(needs)}: "
-            f"update the driver, or install the CuPy for its version, '{DISTRIBUTION}[cuda12]' or '...[cuda13]'"
+            f"CUDA cannot be initialised ({error}); the driver supports CUDA {_version_text(driver)}, CuPy needs "
+            f"{_version_text(needs)}: update the driver, or install the matching '{DISTRIBUTION}[cuda12]' or "
+            "'...[cuda13]'"
         )
     if n_devices == 0:
-        return "there is a driver, but no CUDA device that this process may use (CUDA_VISIBLE_DEVICES?)"
+        return "the driver is loaded, but this process may not use any CUDA device (CUDA_VISIBLE_DEVICES?)"
     try:
-        # Compiled and not loaded: that would start a CUDA context, some hundred MB, on the current device, which may
-        # not be the one that holds the arrays. The architecture is one that every NVRTC has; CuPy asks the device.
+        # Compile but do not load: loading would create a CUDA context of some hundred MB on the current device, which
+        # may not be that of the arrays. Every NVRTC supports this architecture; by default CuPy queries the device.
         library.cuda.compiler.compile_using_nvrtc('extern "C" __global__ void lsm_probe() {}', arch="75")
     except Exception as error:
         return (
             f"CuPy cannot compile a kernel ({type(error).__name__}: {error}); "
-            f"{install_command(f'cuda{needs // 1000}')} brings the compiler, NVRTC, and the headers that it asks for"
+            f"{install_command(f'cuda{needs // 1000}')} installs the compiler, NVRTC, and the headers"
         )
     return None
 
 
-def _spelt(version: int) -> str:
-    """A version as CUDA counts it, 12090, as it is written, 12.9."""
+def _version_text(version: int) -> str:
+    """Format a CUDA version number: 12090 is 12.9."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 

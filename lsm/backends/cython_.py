@@ -1,4 +1,4 @@
-"""The Cython backend: picks the kernels for this processor, counts threads, and cuts arrays into frames."""
+"""The Cython backend: selects the kernels for this processor, and passes them views of arrays as frames."""
 
 import math
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from numpy.lib.stride_tricks import as_strided
 from lsm._config import ISA_LEVELS, settings
 from lsm._errors import BackendUnavailableError
 from lsm._threads import count_threads, set_openmp
-from lsm.backends._frames import Group, groups
+from lsm.backends._axes import MergedAxis, merge_axes
 from lsm.backends.base import API_VERSION, Backend
 
-# A result of this many bytes does not stay in the caches for whoever reads it next: it is written past
-# them, which saves reading it first. Half of a common last-level cache.
-STREAM_BYTES = 16 * 2**20
+# Larger results use nontemporal stores, which avoid reading the destination: they would not stay in the caches anyway.
+# Half the size of a common last-level cache.
+NONTEMPORAL_MIN_BYTES = 16 * 2**20
 
-# The OpenMP libraries that the kernels may have been linked with, and what installs them.
+# The OpenMP libraries that the kernels may be linked to, and how to install them.
 _OPENMP = {
     "libgomp": "apt-get install libgomp1 (Debian, Ubuntu), dnf install libgomp (Fedora), apk add libgomp (Alpine), "
     "conda install libgomp (conda)",
@@ -28,16 +28,16 @@ _OPENMP = {
 
 
 class CythonBackend(Backend):
-    """Every floating dtype but longdouble, on a CPU, any axis and strides without a copy."""
+    """All dtypes except longdouble, on the CPU, with any axis and strides, without copies."""
 
     name = "cython"
     api_version = API_VERSION
     dtypes = ("float16", "bfloat16", "float32", "float64")
     same_bits = True
-    takes_bfloat16_bits = True  # to the kernels bfloat16 is uint16 all the same
+    takes_bfloat16_bits = True  # the kernels read bfloat16 as uint16
 
     def available(self) -> str | None:
-        """None, or why no build of the kernels runs here."""
+        """None, or why the kernels cannot be used."""
         try:
             kernels()
         except BackendUnavailableError as error:
@@ -46,10 +46,10 @@ class CythonBackend(Backend):
 
     @property
     def fast_functions(self) -> dict[str, Any]:
-        """The operations on plain arrays, by name: functions of (*inputs, axis, out).
+        """The functions of the fast path by operation, with the arguments (*inputs, axis, out).
 
-        They take arguments as the user gave them, for a dtype that this backend serves, and return the result, or
-        None for what must be validated first.
+        They accept the user's arguments of a supported dtype, and return the result, or None if an argument must be
+        validated first.
         """
         functions: dict[str, Any] = kernels()["fast"]
         return functions
@@ -68,12 +68,12 @@ class CythonBackend(Backend):
 
 @cache
 def kernels() -> dict[Any, Any]:
-    """The loop functions by (operation, dtype.char), of the best instruction level that this CPU has.
+    """The kernels by (operation, dtype.char), for the highest instruction level of this processor.
 
     Raises
     ------
     BackendUnavailableError
-        The kernels were not built or cannot be loaded, or the level that LSM_FORCE_ISA names does not run here.
+        The kernels were not built or cannot be loaded, or the processor does not support the level of LSM_FORCE_ISA.
     """
     cpu = _module("cpu")
     if cpu is None:
@@ -81,7 +81,7 @@ def kernels() -> dict[Any, Any]:
     best, forced = cpu.best_level(), settings().force_isa
     if forced and ISA_LEVELS.index(forced) < ISA_LEVELS.index(best):
         raise BackendUnavailableError(
-            f"LSM_FORCE_ISA asks for {forced}, and this processor has {best}; leave it unset, or ask for that"
+            f"LSM_FORCE_ISA is {forced}, but this processor supports {best}; unset it, or set it to {best}"
         )
     for level in [forced] if forced else ISA_LEVELS[ISA_LEVELS.index(best) :]:
         module = _module(level)
@@ -92,10 +92,10 @@ def kernels() -> dict[Any, Any]:
             raise BackendUnavailableError(
                 f"the kernels for level {forced} are not part of this build; unset LSM_FORCE_ISA, or rebuild lsm"
             )
-        raise BackendUnavailableError(f"this build has no kernels for level {best}, or lower; rebuild lsm here")
+        raise BackendUnavailableError(f"this build has no kernels for level {best} or lower; rebuild lsm")
     set_openmp(module.max_threads, module.num_procs)
-    module.configure(count_threads, STREAM_BYTES)
-    # V: the bits of bfloat16, without ml_dtypes
+    module.configure(count_threads, NONTEMPORAL_MIN_BYTES)
+    # V: bfloat16 without ml_dtypes, as bits
     kinds = module.KINDS | {"V": module.KINDS["E"]}
     table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH}
     for x, kind in kinds.items():
@@ -110,8 +110,8 @@ def kernels() -> dict[Any, Any]:
     return table
 
 
-def _imported(name: str) -> Any:
-    """One of the compiled modules, imported by a statement, which PyInstaller and its like can see."""
+def _import_kernels(name: str) -> Any:
+    """Import a compiled module by a statement, which tools such as PyInstaller can detect."""
     if name == "cpu":
         import lsm.backends._kernels.cpu as module
     elif name == "v4":
@@ -126,41 +126,41 @@ def _imported(name: str) -> Any:
 
 
 def _module(name: str) -> Any:
-    """One of the compiled modules, or None if it is not part of this build.
+    """A compiled module, or None if it is not part of this build.
 
     Raises
     ------
     BackendUnavailableError
-        It is part of it and cannot be loaded.
+        It cannot be loaded.
     """
     try:
-        return _imported(name)
+        return _import_kernels(name)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == f"lsm.backends._kernels.{name}":
             return None
         text = str(error)
         missing = [how for library, how in _OPENMP.items() if library in text and "no such file" in text.lower()]
-        remedy = f"install it: {missing[0]}" if missing else "reinstall lsm, or rebuild it here"
+        remedy = f"install it: {missing[0]}" if missing else "reinstall or rebuild lsm"
         raise BackendUnavailableError(f"the compiled kernels cannot be loaded: {text}; {remedy}") from error
 
 
 def _bind(function: Any, kind: int, kind_y: int | None = None) -> Any:
-    """A loop function for given dtypes, which to it are numbers."""
+    """A kernel for given dtypes, which it takes as integers."""
     if kind_y is None:
         return lambda dy, y, dx, *rest: function(dy, y, dx, kind, *rest)
     return lambda x, y, *rest: function(x, kind, y, kind_y, *rest)
 
 
 def _run(name: str, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
-    """Call the fast function, or else the kernel on every (outer, classes, inner) view; the last array is written."""
+    """Call the fast function, or else the kernel for every (outer, classes, inner) view; writes to the last array."""
     out = arrays[-1]
     if kernels()["fast"][name](*arrays[:-1], axis, out, 0) is not None:
         return
-    stream = out.nbytes >= STREAM_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
+    stream = out.nbytes >= NONTEMPORAL_MIN_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
     itemsize = max(4, *(array.itemsize for array in arrays))
     scratch, n_threads = None, count_threads(out.size)
     for views in frame_views(arrays, axis):
-        # The stride of a single class may be any: to the kernels it is another one than here.
+        # The stride of an axis of length 1 is arbitrary, and differs from the one that the kernels see.
         is_native = out.shape[axis] > 1 and all(view.strides[1] == view.shape[3] == itemsize for view in views)
         if scratch is None or not is_native:
             n_bytes = 0 if is_native else kernels()["scratch"]
@@ -169,11 +169,11 @@ def _run(name: str, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
 
 
 def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]:
-    """Yield views of shape (outer, classes, inner, bytes of an element) that together cover arrays of one shape.
+    """Yield views of shape (outer, classes, inner, itemsize) that together cover arrays of one shape.
 
-    No copy is made. The kernels take bytes, and are told the dtype: one function for all of them is small.
-    Axes that lie evenly one after the other in all the arrays count as one, and the order of frames is
-    free. Where more than two axes of frames remain, the shortest is walked through here.
+    Nothing is copied. The kernels take bytes and the dtype as an argument, to keep the code small. Frame axes are
+    merged where the strides of all arrays permit; the order of frames is arbitrary. If more than two remain, this
+    function iterates over the shortest.
     """
     shape = arrays[0].shape
     for array in arrays:
@@ -183,14 +183,14 @@ def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]
         merged = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]), 1)
         yield tuple([array.reshape(merged).view(np.uint8) for array in arrays])
         return
-    axes = groups(shape, [array.strides for array in arrays], axis)
+    axes = merge_axes(shape, [array.strides for array in arrays], axis)
     if len(axes) > 2:
-        walked = min(axes).last_axis
-        before = (slice(None),) * walked
-        for k in range(shape[walked]):
-            yield from frame_views(tuple(array[(*before, k)] for array in arrays), axis - (walked < axis))
+        shortest = min(axes).last_axis
+        before = (slice(None),) * shortest
+        for k in range(shape[shortest]):
+            yield from frame_views(tuple(array[(*before, k)] for array in arrays), axis - (shortest < axis))
         return
-    absent = Group(1, (0,) * len(arrays), -1)
+    absent = MergedAxis(1, (0,) * len(arrays), -1)
     n_inner, inner_strides, _ = axes.pop() if axes else absent
     n_outer, outer_strides, _ = axes.pop() if axes else absent
     yield tuple(

@@ -1,15 +1,14 @@
-"""Find the backends that installed distributions announce, running none of their code.
+"""Find the entry points of backends in installed distributions, without running any of their code.
 
-Which distributions there are is what ``importlib.metadata`` finds; the name and the version of each are those of its
-METADATA or PKG-INFO; the entry points are read with ``entrypoints``. The result is that of
-``importlib.metadata.entry_points``, apart from these differences:
+``importlib.metadata`` finds the distributions. Their names and versions are those in METADATA or PKG-INFO, and
+``entrypoints`` reads the entry points. The result is that of ``importlib.metadata.entry_points``, except:
 
-- The current directory is not searched: what happens to lie there was not installed.
-- A folder whose name starts with no valid name is no distribution, as pip has it: ``~cme-1.0.dist-info`` is what an
-  interrupted uninstall leaves behind. Nor is one whose metadata state a name that is not valid.
-- A distribution hides those further down the path that have the same name in their metadata, not in the folder's name.
-- Of two versions in one folder, the higher one counts, not the one that the disk lists first.
-- Metadata that mention the group and cannot be read, or name an entry point twice, are reported.
+- The current directory is not searched: files there are not installed.
+- As in pip, a folder or metadata with an invalid name is ignored, such as ``~cme-1.0.dist-info`` from an interrupted
+  uninstall.
+- A distribution hides those further down the path with the same name in the metadata, not in the name of the folder.
+- Of two versions in one folder, the higher one counts, not the one listed first by the file system.
+- Metadata that mention the group but cannot be read, or repeat an entry point, are reported.
 """
 
 import os
@@ -21,17 +20,17 @@ from importlib import import_module
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from lsm._config import STARTED_IN, current_directory, is_valid, normalise
-from lsm._texts import printable, told
+from lsm._config import INITIAL_DIRECTORY, current_directory, is_valid, normalise
+from lsm._texts import describe_error, printable
 
 GROUP = "lsm.backends"
-_LONGEST_NAME = 100  # characters of a backend's name
+_MAX_NAME_CHARS = 100
 
 
-class Found(NamedTuple):
-    """One line of a distribution's entry points.
+class EntryPoint(NamedTuple):
+    """An entry point of a distribution.
 
-    `value` is "module:attribute". `problem` says why a metadata file that mentions the group could not be read.
+    `value` is "module:attribute". `problem` is the reason why a metadata file that mentions the group cannot be read.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Found(NamedTuple):
     problem: str = ""
 
     def load(self) -> Any:
-        """Import the module and fetch the object."""
+        """Import the module and get the object."""
         module, _, path = self.value.partition(":")
         target: Any = import_module(module)
         for attribute in path.split(".") if path else ():
@@ -55,13 +54,13 @@ class _Installed(NamedTuple):
 
     name: str
     version: str
-    file: str  # of its entry points, whether there is one or not
-    found: list[Found]
+    file: str  # of its entry points, whether or not it exists
+    entry_points: list[EntryPoint]
 
 
-def find(path: list[str] | None = None) -> list[Found]:
-    """Every entry point of the group on a path, sys.path if it is None, sorted by name and distribution."""
-    found: list[Found] = []
+def find(path: list[str] | None = None) -> list[EntryPoint]:
+    """All entry points of the group on a path (default: sys.path), sorted by name and distribution."""
+    found: list[EntryPoint] = []
     hidden: set[str] = set()
     for entry in map(str, sys.path if path is None else path):
         if not entry or (path is None and _is_current(entry)):
@@ -70,19 +69,19 @@ def find(path: list[str] | None = None) -> list[Found]:
             name = normalise(distribution.name)
             if name not in hidden:
                 hidden.add(name)
-                found += distribution.found
+                found += distribution.entry_points
     return sorted(found, key=lambda item: (item.name, normalise(item.distribution)))
 
 
-def is_meant(asked: str, name: str, distribution: str) -> bool:
-    """Whether "name" or "distribution/name", the distribution in any spelling, asks for this backend."""
-    of, slash, asked_name = asked.rpartition("/")
-    return asked_name == name and (not slash or normalise(of) == normalise(distribution))
+def matches(requested: str, name: str, distribution: str) -> bool:
+    """Whether "name" or "distribution/name", the distribution in any spelling, refers to this backend."""
+    prefix, slash, requested_name = requested.rpartition("/")
+    return requested_name == name and (not slash or normalise(prefix) == normalise(distribution))
 
 
 def _is_current(entry: str) -> bool:
-    """Whether this is the current directory, or was it when lsm was imported."""
-    for here in (STARTED_IN, current_directory()):
+    """Whether this is the current directory, now or when lsm was imported."""
+    for here in (INITIAL_DIRECTORY, current_directory()):
         with suppress(OSError):
             if here and os.path.samefile(entry, here):  # noqa: PTH121
                 return True
@@ -90,12 +89,12 @@ def _is_current(entry: str) -> bool:
 
 
 def _installed(entry: str) -> list[_Installed]:
-    """The distributions in a folder or archive, of two versions the higher one first."""
+    """The distributions in a folder or archive, higher versions first."""
     items = []
     with ExitStack() as opened:
         for distribution in _distributions(entry, opened):
             folder = _folder(distribution)
-            name, version = _stated(distribution)
+            name, version = _read_name_and_version(distribution)
             if folder is not None:
                 of_folder, _, rest = _stem(str(folder), entry).partition("-")
                 if not is_valid(of_folder):
@@ -103,28 +102,28 @@ def _installed(entry: str) -> list[_Installed]:
                 name, version = name or of_folder, version or rest.partition("-")[0]  # "1.0-py3.11" of an egg
             if is_valid(name):
                 file = entry if folder is None else str(folder.joinpath("entry_points.txt"))
-                found = _announced(distribution, name, printable(version), file)
+                found = _entry_points(distribution, name, printable(version), file)
                 items.append(_Installed(name, version, file, found))
     items.sort(key=lambda item: item.file)  # .dist-info before .egg-info
     return sorted(items, key=lambda item: [n.zfill(20) for n in re.findall(r"\d+", item.version)], reverse=True)
 
 
 def _distributions(entry: str, opened: ExitStack) -> list[Any]:
-    from importlib import metadata  # 20 ms, which `import lsm` must not take
+    from importlib import metadata  # takes 20 ms, too slow for `import lsm`
 
     if os.path.isfile(entry):  # noqa: PTH113
-        # The finder would do, but leave the archive open, and the garbage collector to warn of that.
+        # The standard finder would leave the archive open, which causes a ResourceWarning.
         return list(map(metadata.PathDistribution, _in_archive(entry, opened)))
     standard = metadata.MetadataPathFinder()
-    standard.invalidate_caches()  # it takes a folder for unchanged if its time stamp is, which is coarse
+    standard.invalidate_caches()  # the cache relies on time stamps, whose resolution is coarse
     try:
         return list(metadata.distributions(path=[entry]))
-    except Exception:  # from a finder of another package
+    except Exception:  # raised by a finder of another package
         return list(standard.find_distributions(metadata.DistributionFinder.Context(path=[entry])))
 
 
 def _in_archive(entry: str, opened: ExitStack) -> Iterator[Any]:
-    """The folders of metadata in a zip file, which stays open until `opened` is left; none in another file."""
+    """The metadata folders in a zip file, which stays open until `opened` exits; none in other files."""
     import zipfile
 
     try:
@@ -138,23 +137,23 @@ def _in_archive(entry: str, opened: ExitStack) -> Iterator[Any]:
 
 
 def _folder(distribution: Any) -> Any:
-    """The folder of the metadata, on disk or in an archive; None if another package's finder gave the distribution.
+    """The metadata folder, on disk or in an archive; None if the distribution is from another package's finder.
 
-    ``importlib.metadata`` has no public name for it, and nothing else that leads to the file and its bytes.
+    ``importlib.metadata`` has no public access to it, nor to the path and the bytes of its files.
     """
     folder = getattr(distribution, "_path", None)
     return folder if hasattr(folder, "joinpath") else None
 
 
 def _stem(folder: str, entry: str) -> str:
-    """What a folder of metadata is called, without its suffix: "name-version"; of one in an egg, the egg is asked."""
+    """The name of a metadata folder, or of the egg that contains it, without its suffix: "name-version"."""
     name = re.split(r"[/\\]", folder.rstrip("/\\"))[-1]
     is_in_egg = name.lower() == "egg-info"
     return (re.split(r"[/\\]", entry.rstrip("/\\"))[-1] if is_in_egg else name).rpartition(".")[0]
 
 
 def _read(distribution: Any, name: str) -> bytes:
-    """A file of the metadata; empty if there is none."""
+    """The contents of a metadata file; empty if there is none."""
     folder = _folder(distribution)
     if folder is None:
         return (distribution.read_text(name) or "").encode()
@@ -164,11 +163,11 @@ def _read(distribution: Any, name: str) -> bytes:
     return b""
 
 
-def _stated(distribution: Any) -> tuple[str, str]:
-    """The name and the version that the metadata state; empty where they state none."""
+def _read_name_and_version(distribution: Any) -> tuple[str, str]:
+    """The name and the version in the metadata; empty if missing."""
     data = b""
     for file in ("METADATA", "PKG-INFO", ""):  # of a wheel; of a source tree or an egg; an .egg-info that is a file
-        with suppress(Exception):  # what cannot be read states nothing
+        with suppress(Exception):  # an unreadable file counts as missing
             data = data or _read(distribution, file)
     fields: dict[str, str] = {}
     for line in takewhile(str.strip, data.decode("utf-8", "replace").splitlines()):  # a description may follow
@@ -177,20 +176,20 @@ def _stated(distribution: Any) -> tuple[str, str]:
     return fields.get("name", ""), fields.get("version", "")
 
 
-def _announced(distribution: Any, name: str, version: str, file: str) -> list[Found]:
-    """The entry points of one distribution, or one item with the problem of its file."""
+def _entry_points(distribution: Any, name: str, version: str, file: str) -> list[EntryPoint]:
+    """The entry points of one distribution, or one item with the problem of the file."""
     try:
         data = _read(distribution, "entry_points.txt")
-        if GROUP.encode() not in data.replace(b"\0", b""):  # UTF-16, which is not allowed, has a zero in each character
+        if GROUP.encode() not in data.replace(b"\0", b""):  # also finds it in UTF-16, which is invalid and reported
             return []
-        points = _parsed(data.decode())
+        points = _parse(data.decode())
     except Exception as error:
-        return [Found("?", name, version, file, "", f"its metadata file cannot be read: {told(error)}")]
-    return [_named(Found(key, name, version, file, value)) for key, value in points.items()]
+        return [EntryPoint("?", name, version, file, "", f"its metadata file cannot be read: {describe_error(error)}")]
+    return [_with_valid_name(EntryPoint(key, name, version, file, value)) for key, value in points.items()]
 
 
-def _parsed(text: str) -> dict[str, str]:
-    """The entry points of the group, as "module:attribute"; raises for what `importlib.metadata` overlooks."""
+def _parse(text: str) -> dict[str, str]:
+    """The entry points of the group, as "module:attribute"; raises on errors that `importlib.metadata` ignores."""
     import entrypoints
 
     parser = entrypoints.CaseSensitiveConfigParser(delimiters=("=",), interpolation=None, default_section="")
@@ -204,17 +203,17 @@ def _value(text: str) -> str:
     try:
         point = entrypoints.EntryPoint.from_string(re.sub(r"\s*:\s*", ":", text), "")
     except entrypoints.BadEntryPoint:
-        return text  # loading it says what is wrong
+        return text  # loading it reports the error
     return f"{point.module_name}:{point.object_name}" if point.object_name else str(point.module_name)
 
 
-def _named(item: Found) -> Found:
-    """The same, or a fault with no name if the name could not be shown, or taken for "distribution/name"."""
-    if len(item.name) <= _LONGEST_NAME and item.name.isprintable() and "/" not in item.name:
+def _with_valid_name(item: EntryPoint) -> EntryPoint:
+    """The item; with a problem instead of the name if that is too long, not printable, or contains a slash."""
+    if len(item.name) <= _MAX_NAME_CHARS and item.name.isprintable() and "/" not in item.name:
         return item
-    shown = printable(item.name[:_LONGEST_NAME])
+    shown = printable(item.name[:_MAX_NAME_CHARS])
     problem = (
         f"an entry point has a name of {len(item.name)} characters, '{shown}'; "
-        f"accepted: at most {_LONGEST_NAME}, all of them printable and none a slash"
+        f"accepted: at most {_MAX_NAME_CHARS} printable characters without a slash"
     )
     return item._replace(name="?", problem=problem)

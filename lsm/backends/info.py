@@ -1,33 +1,33 @@
-"""What the user is told about a backend; a module of its own, which `import lsm` can afford."""
+"""The description of a backend for users; a separate module to keep `import lsm` fast."""
 
 from typing import NamedTuple
 
 
 class BackendInfo(NamedTuple):
-    """What is known of one backend; a row of `lsm.list_backends`.
+    """A backend as listed by `lsm.list_backends`.
 
     Attributes
     ----------
     name : str
-        As an entry point names it.
+        The name of the entry point.
     state : str
         "discovered", "blocked", "failed", "incompatible", "unavailable" or "loaded".
     reason : str
         Why it is not loaded; empty if it is.
     devices, dtypes, array_types : tuple of str
-        What it declares; empty while that is not known.
+        What it supports; empty until it is loaded.
     priority : int
-        Its rank among third-party backends.
+        Its priority among third-party backends.
     max_ulp : dict of str to float
-        For each of `dtypes` the error that it stays within, in ulps.
+        The error bound for each of `dtypes`, in ulps.
     same_bits : bool
-        Whether it claims that a frame's bits depend on the frame's values only.
+        Whether it claims that a frame's bits depend only on the frame's values.
     distribution, version : str
-        What was installed to bring it.
+        The distribution that provides it.
     file : str
-        The metadata file that names it; the module of one of lsm's own that no metadata name.
+        The metadata file with its entry point, or the module of a built-in backend without one.
     is_built_in : bool
-        Whether it is lsm's own.
+        Whether it is part of lsm.
     """
 
     name: str

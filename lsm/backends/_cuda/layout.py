@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lsm.backends._frames import groups
+from lsm.backends._axes import merge_axes
 
 
 class Layout(NamedTuple):
@@ -27,7 +27,7 @@ def layout(shape: Sequence[int], strides: Sequence[Sequence[int]], axis: int) ->
     """
     n_classes = shape[axis]
     class_strides = [of_array[axis] if n_classes > 1 else 1 for of_array in strides]
-    axes = groups(shape, strides, axis)
+    axes = merge_axes(shape, strides, axis)
     absent = (0,) * len(strides)
     if len(axes) <= 1 and set(class_strides) == {1}:
         n_outer, outer_strides = (axes[0].n, axes[0].strides) if axes else (1, absent)
