@@ -18,7 +18,7 @@ FLOORS = [
     "lsm._untraced lsm._block lsm._fastpath lsm._pyinstaller lsm._pyinstaller.hook-lsm lsm._version",
     "lsm.backends lsm.backends._cuda lsm.backends._kernels",
     "lsm._config lsm.backends.info",
-    "lsm._threads lsm.backends._cuda.arrays lsm.backends._cuda.plan lsm.backends._frames lsm.backends.base",
+    "lsm._threads lsm.backends._cuda.arrays lsm.backends._cuda.plan lsm.backends._axes lsm.backends.base",
     "lsm.backends._cuda.layout",
     "lsm.backends.contract lsm.backends.cupy_ lsm.backends.cython_ lsm.backends.discovery lsm.backends.numpy_",
     "lsm.backends.candidate",

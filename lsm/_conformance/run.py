@@ -16,7 +16,7 @@ import numpy as np
 from lsm._conformance import accuracy, api, behaviour, memory, sizes, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
-from lsm._texts import for_json, told
+from lsm._texts import describe_error, for_json
 from lsm._version import __version__
 from lsm.backends.candidate import Candidate
 from lsm.backends.contract import max_ulp
@@ -196,7 +196,7 @@ def run(case: Case) -> Outcome:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # it claims to serve what it then fails on; an exit would pass for a code of 0
-        outcome, detail = "failed", f"raised {told(error)}"
+        outcome, detail = "failed", f"raised {describe_error(error)}"
     subject, per = case.subject, case.check.per
     return Outcome(
         check=case.check.title,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lsm._apply import UnusableFileError, replacing, write_all
 from lsm._errors import LsmError
-from lsm._texts import told
+from lsm._texts import describe_error
 from lsm._version import install_command
 from lsm.bench import compare, report, run
 from lsm.bench.options import MEASURING, TOLERANCE_RATIO, OptionError, from_arguments
@@ -99,7 +99,7 @@ def _measured(args: argparse.Namespace) -> tuple[Result, int]:
     except Exception as error:
         if kept is None:
             raise
-        print(f"lsm: error: {told(error)}; what was measured until then is reported", file=sys.stderr)
+        print(f"lsm: error: {describe_error(error)}; what was measured until then is reported", file=sys.stderr)
         return kept, FAILED
     if result.interrupted:
         print("lsm: interrupted; what was measured is reported", file=sys.stderr)

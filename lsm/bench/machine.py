@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lsm
-from lsm._texts import told
+from lsm._texts import describe_error
 from lsm._threads import cpu_limit
 from lsm.backends.cython_ import kernels
 from lsm.bench.options import OptionError
@@ -160,7 +160,7 @@ def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]
                     how(n_threads)
                     verified.append(f"{family}: {n_threads}")
                 except Exception as error:  # a version without the setting, say
-                    absent[family] = f"its threads cannot be set to {n_threads}: {told(error)}"
+                    absent[family] = f"its threads cannot be set to {n_threads}: {describe_error(error)}"
         for pool in threadpool_info():
             name = f"{pool['internal_api']} {Path(pool['filepath']).name}"
             # A BLAS is built for a number of threads and may have fewer. No log-softmax computes with it.

@@ -11,7 +11,7 @@ import numpy as np
 
 import lsm
 from lsm._check import np_dtype
-from lsm._texts import printable, told
+from lsm._texts import describe_error, printable
 from lsm.bench.data import Array, Data, from_torch
 from lsm.bench.implementation import NEW, OUT, Implementation, of_backend, on_device
 from lsm.bench.options import OptionError
@@ -251,4 +251,4 @@ def _reason(error: Exception) -> str:
         return f"{error.name} is not installed"
     if type(error) is LookupError:  # raised here
         return str(error.args[0])
-    return told(error)
+    return describe_error(error)

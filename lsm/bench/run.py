@@ -12,7 +12,7 @@ from typing import Any
 
 import lsm
 from lsm._stopping import notice, raise_if_stopped
-from lsm._texts import printable, told
+from lsm._texts import describe_error, printable
 from lsm._threads import cpu_limit
 from lsm.bench import machine, peers
 from lsm.bench.data import Data
@@ -63,7 +63,9 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
         try:
             after_row(result, len(n_threads) * len(wanted))
         except Exception as error:  # a full disk shall not end the run
-            warnings.warn(f"what was measured so far is not saved: {told(error)}", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"what was measured so far is not saved: {describe_error(error)}", RuntimeWarning, stacklevel=2
+            )
 
     try:
         for row in _rows(options, wanted, makers, result, probe):
@@ -110,7 +112,7 @@ def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result, 
                         if probe is not None:
                             measure_memory(row, data, probe)
                     except Exception as error:  # more memory than there is, say
-                        result.absent[Row(case, n, options.device, 0).label] = told(error)
+                        result.absent[Row(case, n, options.device, 0).label] = describe_error(error)
                     else:
                         yield row
 
@@ -166,7 +168,7 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
         try:
             with_limit.append(limit(case, data, n_threads))
         except Exception as error:  # a build of the kernels without it, say
-            row.absent[LIMITS[case.op]] = told(error)
+            row.absent[LIMITS[case.op]] = describe_error(error)
     others = machine.Others()
     watches = interleaved(with_limit, budget)
     row.others = others.processors()
@@ -186,7 +188,7 @@ def measure_memory(row: Row, data: Data, probe: Probe) -> None:
     try:
         found = probe.extra_bytes(row.case, row.threads)
     except Exception as error:  # no further process can be started, say; the times are there
-        found, row.absent["memory"] = {}, told(error)
+        found, row.absent["memory"] = {}, describe_error(error)
     for entry in row.implementations:
         entry.extra_bytes = found.get((entry.name, entry.way))
 
@@ -212,7 +214,7 @@ def check(one: Implementation, entry: Entry, data: Data, exact: Reference) -> No
         is_written = one.way == OUT and not outs
         found = exact.check(data.out if is_written else one.to_numpy(value), one.bound_ulp)
     except Exception as error:  # the row goes on without it
-        entry.error = told(error)
+        entry.error = describe_error(error)
         return
     is_first = entry.first_call_ms is None
     if is_first:

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from lsm._stopping import raise_if_stopped
-from lsm._texts import told
+from lsm._texts import describe_error
 from lsm.bench.implementation import Implementation
 
 PAUSE_S = 0.01  # before a sample, in which the threads of the implementation before it fall asleep
@@ -111,7 +111,7 @@ class Watch:
             what()
             raise_if_stopped()
         except Exception as error:
-            self.error = told(error)
+            self.error = describe_error(error)
 
 
 def interleaved(implementations: Sequence[Implementation], budget: Budget) -> dict[Key, Watch]:
