@@ -131,11 +131,11 @@ class Call:
         """Raise unless `out` has the library and the device of the inputs, and can be written to."""
         library, out, request = self.library, self.out, self.request
         if library_of(out) is not library or library.type_name(out) != request.array_type:
-            from lsm._foreign import explain_refusal
+            from lsm._foreign import explain_rejection
 
             kind = f"{type(out).__module__}.{type(out).__qualname__}"
             accepted = f"a {request.array_type} of dtype {request.dtypes[1]} on {request.device}"
-            raise TypeError(f"out: a {kind}; accepted: {accepted}{explain_refusal(out)}")
+            raise TypeError(f"out: a {kind}; accepted: {accepted}{explain_rejection(out)}")
         places = library.device(out), library.device(self.arrays[0])
         if places[0] != places[1]:
             raise BackendUnsupportedError(

@@ -45,7 +45,7 @@ def as_array(x: Any, name: str) -> Any:
     An ndarray that is aligned and in native byte order is not copied.
     """
     if type(x) is not np.ndarray:
-        from lsm._foreign import refuse  # here and below: takes 0.4 ms, not needed for ndarrays
+        from lsm._foreign import reject  # here and below: takes 0.4 ms, not needed for ndarrays
 
         try:
             made = np.asanyarray(x)
@@ -53,7 +53,7 @@ def as_array(x: Any, name: str) -> Any:
             raise ValueError(f"{name}: cannot be converted to an array: {error}") from error
         except (TypeError, RuntimeError) as error:  # from __array__, for example of a tensor that requires grad
             raise TypeError(f"{name}: a {type(x).__name__} cannot be converted to an array: {error}") from error
-        refuse(made, name)  # the result of __array__
+        reject(made, name)  # the result of __array__
         x = np.asarray(made)
     dtype = x.dtype
     if dtype.char not in _NAME_BY_CHAR:
@@ -80,10 +80,10 @@ def _rejection(dtype: np.dtype[Any], name: str) -> str:
     return f"dtype {dtype} is not accepted; accepted: {', '.join(DTYPES)}, integers and bool"
 
 
-def result_dtype(given: str, dtype: Any) -> str:
+def result_dtype(own: str, dtype: Any) -> str:
     """The name of the dtype of the result: `dtype` if given, else that of the input."""
     if dtype is None or (isinstance(dtype, str) and dtype in DTYPES):
-        return dtype or given
+        return dtype or own
     try:
         requested: np.dtype[Any] = np.dtype(dtype)
     except Exception as error:  # SyntaxError, ValueError, ...: NumPy parses strings and reads attributes of objects
@@ -139,11 +139,11 @@ def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, .
 def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> None:
     """Raise unless `out` can hold a result of this shape and dtype, in any byte order."""
     if type(out) is not np.ndarray:
-        from lsm._foreign import explain_refusal, rule_for
+        from lsm._foreign import explain_rejection, rule_for
 
         if not isinstance(out, np.ndarray) or rule_for(out) is not None:
             accepted = f"a numpy.ndarray of shape {shape} and dtype {dtype}"
-            raise TypeError(f"out: a {type(out).__name__}; accepted: {accepted}{explain_refusal(out)}")
+            raise TypeError(f"out: a {type(out).__name__}; accepted: {accepted}{explain_rejection(out)}")
     check_out_like(out.shape, dtype_name(out.dtype), shape, dtype)
     if not out.flags.writeable:
         raise ValueError("out: is read-only; accepted: a writable array")
@@ -184,9 +184,9 @@ def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
     )
 
 
-def check_aligned(places: Sequence[int], itemsize: int, name: str) -> None:
+def check_aligned(offsets: Sequence[int], itemsize: int, name: str) -> None:
     """Raise TypeError unless an address and strides, in bytes, are multiples of the element size."""
-    if any(place % itemsize for place in places):
+    if any(offset % itemsize for offset in offsets):
         raise TypeError(
             f"{name}: its elements are not aligned to their size, {itemsize} bytes, as CUDA requires; pass an aligned "
             "copy"

@@ -223,13 +223,13 @@ def _describe(x: Any, rule: Rule) -> str:
     return article + rule.text.replace("{}", kind)
 
 
-def explain_refusal(out: Any) -> str:
+def explain_rejection(out: Any) -> str:
     """The end of a message about an `out` of the wrong type: what would be lost; empty for numbers in memory."""
     rule = rule_for(out)
     return "" if rule is None else f"; this is {_describe(out, rule)}"
 
 
-def refuse(x: Any, name: str, axis: Any = -1) -> None:
+def reject(x: Any, name: str, axis: Any = -1) -> None:
     """Raise TypeError if x is more than numbers in memory, before anything is computed or read."""
     rule = rule_for(x)
     if rule is not None:
@@ -268,11 +268,11 @@ def _is_foreign(kind: type) -> bool:
     return kind is not np.ndarray and not issubclass(kind, _SCALARS)
 
 
-def _search(x: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _search(x: Any, index: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     seen.add(id(x))
     for i, item in enumerate(x):
         if isinstance(item, SEQUENCES):
             if id(item) not in seen:
-                yield from _search(item, f"{place}[{i}]", seen)
+                yield from _search(item, f"{index}[{i}]", seen)
         elif _is_foreign(type(item)):
-            yield f"{place}[{i}]", item
+            yield f"{index}[{i}]", item

@@ -21,9 +21,9 @@ class DlpackLibrary(ArrayLibrary):
 
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Check an argument; raise TypeError if lsm does not support it."""
-        from lsm._foreign import refuse
+        from lsm._foreign import reject
 
-        refuse(x, name, axis)
+        reject(x, name, axis)
         return super().validate(x, name, axis)
 
 
@@ -48,13 +48,13 @@ class NumpyLibrary(ArrayLibrary):
     def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
         """Convert the argument to an ndarray; raise TypeError if lsm does not support it."""
         if type(x) is not np.ndarray:
-            from lsm._foreign import SEQUENCES, foreign_items, refuse
+            from lsm._foreign import SEQUENCES, foreign_items, reject
 
             if isinstance(x, SEQUENCES):
-                for place, item in foreign_items(x):
-                    _check_item(item, name, place)
+                for index, item in foreign_items(x):
+                    _check_item(item, name, index)
             else:
-                refuse(x, name, axis)
+                reject(x, name, axis)
         if type(x) is not np.ndarray and hasattr(type(x), "__cuda_array_interface__"):
             raise TypeError(
                 f"{name}: a {type(x).__name__} on a CUDA device, which NumPy would copy to the CPU; "
@@ -114,17 +114,17 @@ class NumpyLibrary(ArrayLibrary):
         return not np.may_share_memory(x, out) or _check.same_memory(x, out)
 
 
-def _check_item(item: Any, name: str, place: str) -> None:
+def _check_item(item: Any, name: str, index: str) -> None:
     """Raise TypeError for an item of a list that lsm would reject by itself."""
-    from lsm._foreign import refuse
+    from lsm._foreign import reject
 
     library = library_of(item)
     try:
         if library is NUMPY_LIBRARY:
-            refuse(item, f"{name}{place}")
+            reject(item, f"{name}{index}")
         else:
-            library.validate(item, f"{name}{place}")
-            library.check_readable(item, f"{name}{place}")
+            library.validate(item, f"{name}{index}")
+            library.check_readable(item, f"{name}{index}")
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from error
 

@@ -34,9 +34,9 @@ class TorchLibrary(ArrayLibrary):
         """Check an argument; raise TypeError if lsm does not support it."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
-            from lsm._foreign import refuse
+            from lsm._foreign import reject
 
-            refuse(x, name, axis)
+            reject(x, name, axis)
             remedy = f"{name}.as_subclass(torch.Tensor) for the values alone"
             if not _address(x):
                 remedy = "the plain tensor that it wraps"

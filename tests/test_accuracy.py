@@ -205,7 +205,7 @@ def test_output_above_zero_is_taken_as_it_is(backend, shape, axis, rng):
                 assert (place == dx).all()
 
 
-NARROW = ("float16", "bfloat16", "float32", "float64")  # what a result may be asked for in
+NARROW = ("float16", "bfloat16", "float32", "float64")  # the dtypes of results
 
 
 def bound_of_cast(given, result):

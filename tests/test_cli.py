@@ -173,7 +173,7 @@ def test_blocks_cover_every_frame_once_and_stay_small(small_blocks, shape, axes,
     assert n_blocks > 1
 
 
-def test_a_file_is_worked_on_in_blocks_of_the_size_told(work, monkeypatch):
+def test_a_file_is_processed_in_blocks_of_the_given_size(work, monkeypatch):
     sizes = []
     original = lsm.log_softmax
     monkeypatch.setattr(lsm, "log_softmax", lambda x, **kw: sizes.append(x.size) or original(x, **kw))
@@ -299,8 +299,8 @@ ACL = b"".join(
     for number, size in [(2, 4)]
     + [
         (value, size)
-        for tag, bits, who in [(1, 6, -1), (2, 4, 12345), (4, 4, -1), (16, 4, -1), (32, 0, -1)]
-        for value, size in [(tag, 2), (bits, 2), (who % 2**32, 4)]
+        for tag, bits, user in [(1, 6, -1), (2, 4, 12345), (4, 4, -1), (16, 4, -1), (32, 0, -1)]
+        for value, size in [(tag, 2), (bits, 2), (user % 2**32, 4)]
     ]
 )
 
@@ -362,7 +362,7 @@ def test_setuid_is_dropped(work):
     [
         (0o640, {-1}, 0o600),  # the new file's group is another one
         (0o664, {-1}, 0o644),
-        (0o604, {-1}, 0o600),  # who was in the group could not read it
+        (0o604, {-1}, 0o600),  # members of the group could not read it
         (0o640, {0}, 0o640),
         (0o666, {-1, 0}, 0o666),
     ],
@@ -441,7 +441,7 @@ def test_a_directorys_default_list_opens_nothing(work):
 
 
 def test_a_file_of_another_owner_in_a_shared_directory(nobodys):
-    """Who may write to the directory and the file may replace it, and is told what that changes."""
+    """A user who may write to the directory and the file may replace it, with a warning of what that changes."""
     np.save("x.npy", np.ones((2, 2)))
     (nobodys / "x.npy").chmod(0o666)
     process = drive(
@@ -672,7 +672,7 @@ def test_a_file_of_python_2_is_taken_without_a_word(work, capsys):
     [
         (["--axis", "2"], "axis 2 is out of bounds"),
         (["--axis=0,0"], "names an axis twice"),
-        (["--backend", "nobody"], "no backend is named 'nobody'"),
+        (["--backend", "unknown"], "no backend is named 'unknown'"),
         (["--dtype", "int32"], "int32 cannot hold log-probabilities"),
         (["--dtype", "nonsense"], "'nonsense' is not a dtype"),
         (["--dtype", "longdouble", "--backend", "cython"], "backend='numpy'"),
@@ -1018,7 +1018,7 @@ def test_backends_without_kernels(capsys, monkeypatch):
         without.setattr("lsm.backends.cython_.kernels", missing)
         lsm.refresh_backends()
         assert main(["backends"]) == 0
-    lsm.refresh_backends()  # no later test shall find it unavailable
+    lsm.refresh_backends()  # later tests must not find it unavailable
     shown = capsys.readouterr().out
     assert "kernels: none" in shown and "unavailable" in shown and "no compiler" in shown
 
@@ -1098,7 +1098,7 @@ def test_every_variable_is_shown():
     assert "not set: " + ", ".join(values) in " ".join(shown.split())
 
 
-def test_a_backend_that_nobody_brings_is_pointed_out():
+def test_an_unknown_backend_is_pointed_out():
     for value, note in (("torhc", "  (no backend has this name)"), ("numpy", ""), ("lsm-softmax/numpy", "")):
         shown = run("backends", env=os.environ | {"LSM_BACKEND": value}).stdout.splitlines()
         assert f"LSM_BACKEND={value}{note}" in shown
@@ -1120,7 +1120,7 @@ def test_the_installed_command(work):
 
 
 @pytest.mark.parametrize("args", [["backends"], ["--help"], ["explain", "--dtype", "float32"]])
-def test_nobody_reads_the_output(args):
+def test_the_reader_of_the_output_has_exited(args):
     ours, theirs = os.pipe()
     os.close(ours)
     # Unbuffered, argparse itself swallows the error of --help, and the code is 0.

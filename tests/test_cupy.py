@@ -298,7 +298,7 @@ def test_calls_that_are_kept_ready_are_bounded(cupy, monkeypatch):
 
 def test_shared_memory_is_asked_for(cupy, rng):
     x = rng.standard_normal((2, 50_000)).astype("f4")
-    assert exact(lsm.log_softmax(cupy.asarray(x)).held, x)  # the shim refuses a launch beyond what was asked for
+    assert exact(lsm.log_softmax(cupy.asarray(x)).held, x)  # the shim refuses a launch beyond the requested memory
     x = rng.standard_normal((1, 40_000)).astype("f4")
     assert exact(lsm.log_softmax(cupy.asarray(x)).held, x)
 
@@ -374,7 +374,7 @@ class Tensor:
     """An array of some library on a CUDA device: DLPack, and what the array API asks for."""
 
     def __init__(self, held, number=0):
-        self.held, self.number, self.told = held, number, []
+        self.held, self.number, self.ordered = held, number, []
 
     shape = property(lambda self: self.held.shape)
     ndim = property(lambda self: self.held.ndim)
@@ -384,7 +384,7 @@ class Tensor:
         return (2, self.number)
 
     def __dlpack__(self, *, stream=None, **options):
-        self.told.append(stream)
+        self.ordered.append(stream)
         return self.held.__dlpack__(**options)
 
     def __array__(self, *args, **kwargs):
@@ -403,7 +403,7 @@ def test_any_dlpack_array_on_cuda_is_taken_without_a_copy(cupy, number, monkeypa
     y = lsm.log_softmax(x)
     assert type(y) is Tensor and y.number == number and exact(y.held, held)
     assert np.shares_memory(seen[0].held, held)
-    assert x.told == [1]  # the library of x orders its work before CuPy's stream
+    assert x.ordered == [1]  # the library of x orders its work before CuPy's stream
     assert cupy_on_cpu.state().given == [5]  # and CuPy its own before that of the library
     dx = lsm.log_softmax_backward(y, y, 0)
     np.testing.assert_allclose(dx.held, lsm.log_softmax_backward(y.held, y.held, 0), rtol=1e-5, atol=1e-6)

@@ -396,7 +396,7 @@ print(lsm.explain(np.zeros(3), backend="lsm-softmax/numpy").winner)
     assert winner == "numpy" and not err
 
 
-def test_who_asks_for_a_forged_one_hears_what_to_do(tmp_path):
+def test_requesting_a_forged_one_gives_the_remedy(tmp_path):
     site = write(tmp_path / "site", [Dist("lsm-softmax", "99")])
     code = """
 import lsm
@@ -467,7 +467,7 @@ def test_where_the_program_was_started_is_not_searched_after_it_has_moved(tmp_pa
     assert "acme" not in out and not err
 
 
-def test_whoever_freezes_a_program_sees_every_part_of_lsm():
+def test_freezing_tools_find_every_part_of_lsm():
     """PyInstaller, cx_Freeze and others follow the statements that import, wherever they stand."""
     found = ModuleFinder(path=[str(PACKAGE.parent)])
     found.import_hook("lsm")

@@ -1,4 +1,4 @@
-"""Who serves a call: the order of wishes, strictness, explain, and that it says what then happens."""
+"""Selection of a backend: precedence, no fallback, and that `explain` agrees with what calls do."""
 
 import asyncio
 import concurrent.futures
@@ -26,7 +26,7 @@ def winner(**kwargs):
     return decision.winner, decision.rule
 
 
-def test_order_of_wishes():
+def test_order_of_precedence():
     assert winner() == ("cython", "automatic")
     lsm.set_default_backend("numpy")
     assert winner() == ("numpy", "set_default_backend")
@@ -58,7 +58,7 @@ print(lsm.explain(x).winner)
 
 
 def test_what_explain_says_is_what_happens(monkeypatch):
-    """For every wish, the backend that explain names is the one whose method then runs."""
+    """For every request, the backend named by `explain` is the one whose method runs."""
     from lsm.backends import cython_, numpy_
 
     ran = []
@@ -74,16 +74,16 @@ def test_what_explain_says_is_what_happens(monkeypatch):
     monkeypatch.setattr(cython_.CythonBackend, "fast_functions", {})  # which test_fastpath.py watches
     lsm.refresh_backends()
     for x in (F2, F4, np.zeros(3), np.zeros(3, "g"), [1, 2]):
-        for wish in (None, "cython", "numpy"):
+        for requested in (None, "cython", "numpy"):
             for how in ("backend=", "use_backend", "LSM_BACKEND", "set_default_backend"):
-                kwargs = {"backend": wish} if how == "backend=" else {}
-                asked = wish if how == "LSM_BACKEND" else None
-                monkeypatch.setattr(_dispatch, "settings", lambda asked=asked: _config.Settings(backend=asked))
-                lsm.set_default_backend(wish if how == "set_default_backend" else None)
-                context = lsm.use_backend(wish) if how == "use_backend" and wish else lsm.num_threads(1)
+                kwargs = {"backend": requested} if how == "backend=" else {}
+                in_environment = requested if how == "LSM_BACKEND" else None
+                monkeypatch.setattr(_dispatch, "settings", lambda name=in_environment: _config.Settings(backend=name))
+                lsm.set_default_backend(requested if how == "set_default_backend" else None)
+                context = lsm.use_backend(requested) if how == "use_backend" and requested else lsm.num_threads(1)
                 with context:
                     decision = lsm.explain(x, **kwargs)
-                    assert decision.rule == (how if wish else "automatic")
+                    assert decision.rule == (how if requested else "automatic")
                     ran.clear()
                     if decision.winner is None:
                         with pytest.raises(type(decision.error)) as caught:
@@ -98,7 +98,7 @@ def test_what_explain_says_is_what_happens(monkeypatch):
     lsm.refresh_backends()
 
 
-def test_a_wish_is_never_replaced():
+def test_a_requested_backend_is_never_replaced():
     message = (
         "backend 'cython' .requested by backend=. supports float16, bfloat16, float32, float64, not longdouble; "
         "use backend='numpy'"
@@ -357,7 +357,7 @@ def test_threads_see_the_default_and_not_the_context():
 
 def test_workers_of_a_pool_see_the_default_and_by_copy_context_the_block():
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        pool.submit(winner).result()  # the worker is there before the wish is made
+        pool.submit(winner).result()  # the worker is there before the request
         lsm.set_default_backend("numpy")
         assert pool.submit(winner).result() == ("numpy", "set_default_backend")
         with lsm.use_backend("cython"):
@@ -401,7 +401,7 @@ def test_a_refresh_reaches_the_blocks_of_other_threads():
 
 
 def test_threads_that_choose_refresh_and_call_at_once():
-    """Wishes, plans and the registry change under way; each call is served by whom it asked for."""
+    """Requests and the registry change concurrently; each call uses the backend that it requests."""
     x = np.arange(6, dtype="f4").reshape(2, 3)
     expected = {name: lsm.log_softmax(x, backend=name).tobytes() for name in ("cython", "numpy")}
     start, wrong = threading.Barrier(6), []

@@ -66,7 +66,7 @@ class Own(Bare):
 
 
 class Elsewhere(Own):
-    """On another device, whose memory nobody here can read; ROCm's, for which lsm has no backend of its own."""
+    """On another device, whose memory cannot be read here: ROCm, for which lsm has no backend."""
 
     def __init__(self, held, where=(10, 0)):
         super().__init__(held, where)

@@ -168,46 +168,46 @@ def test_errors_are_those_of_the_ordinary_way():
         lsm.log_softmax_backward(x, np.zeros((3, 2), "f4"))
 
 
-def test_whoever_asked_for_numpy_gets_numpy(served):
+def test_a_request_for_numpy_uses_numpy(served):
     x = np.zeros((2, 3), "f4")
 
-    def who(**kwargs):
+    def used(**kwargs):
         served.clear()
         lsm.log_softmax(x, **kwargs)
         lsm.log_softmax_backward(x, x, **kwargs)
         return served.copy()
 
     lsm.set_default_backend(None)
-    who()
-    assert who() == ["quick"] * 2
-    assert who(backend="numpy") == ["numpy"] * 2
-    assert who(backend="cython") == ["quick"] * 2  # the first makes the plan
-    assert who(backend="cython") == ["quick"] * 2
-    assert who(backend="numpy") == ["numpy"] * 2
+    used()
+    assert used() == ["quick"] * 2
+    assert used(backend="numpy") == ["numpy"] * 2
+    assert used(backend="cython") == ["quick"] * 2  # the first call makes the entry
+    assert used(backend="cython") == ["quick"] * 2
+    assert used(backend="numpy") == ["numpy"] * 2
     with lsm.use_backend("numpy"):
-        assert who() == who() == ["numpy"] * 2
-        assert who(backend="cython") == ["quick"] * 2  # whatever is in force around it
+        assert used() == used() == ["numpy"] * 2
+        assert used(backend="cython") == ["quick"] * 2  # whatever is in force around it
         with lsm.use_backend("cython"):
-            assert who() == who() == ["quick"] * 2
+            assert used() == used() == ["quick"] * 2
             lsm.refresh_backends()
-            assert who(backend="cython") == who() == ["quick"] * 2
-        assert who() == ["numpy"] * 2
-    assert who() == who() == ["quick"] * 2
+            assert used(backend="cython") == used() == ["quick"] * 2
+        assert used() == ["numpy"] * 2
+    assert used() == used() == ["quick"] * 2
     lsm.set_default_backend("numpy")
-    assert who() == who() == ["numpy"] * 2
+    assert used() == used() == ["numpy"] * 2
     with lsm.use_backend("cython"):
-        who()
-        assert who() == ["quick"] * 2
+        used()
+        assert used() == ["quick"] * 2
     seen = []
-    thread = threading.Thread(target=lambda: seen.extend(who()))
+    thread = threading.Thread(target=lambda: seen.extend(used()))
     with lsm.use_backend("cython"):  # a thread does not see it
         thread.start()
         thread.join()
     assert seen == ["numpy"] * 2
     lsm.set_default_backend(None)
-    who()
+    used()
     lsm.refresh_backends()
-    assert who() == who() == ["quick"] * 2
+    assert used() == used() == ["quick"] * 2
 
 
 def test_the_environment_is_heard():

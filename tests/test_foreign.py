@@ -16,7 +16,7 @@ from lsm import _foreign
 
 
 class ReadingError(Exception):
-    """The data was asked for."""
+    """The data was read."""
 
 
 def reads(*args, **kwargs):
@@ -330,7 +330,7 @@ def test_a_number_gives_a_scalar():
 
 
 class Raising:
-    """An object whose dtype cannot be asked for."""
+    """An object whose dtype cannot be read."""
 
     def __init__(self, error):
         self.error = error

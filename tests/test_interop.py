@@ -342,7 +342,7 @@ def test_what_is_refused(x, message):
         lsm.explain(x)
 
 
-def test_a_device_that_nobody_serves():
+def test_a_device_that_no_backend_supports():
     x = torch.zeros(2, device="meta")
     message = "no backend supports torch.Tensor of float32 on meta: .* does not move .* on cpu, use 'cython' or 'numpy'"
     for call in (lambda: lsm.log_softmax(x), lambda: lsm.log_softmax_backward(x, x), lambda: lsm.log_softmax(x, out=x)):
@@ -659,26 +659,26 @@ def test_a_backend_for_jax_arrays(installed):
     assert lsm.log_softmax(x, dtype="float64", backend="native").dtype == np.float64
 
 
-def enter(how, wish):
-    """Make a wish for a backend in one of the ways that there are."""
+def enter(how, requested):
+    """Request a backend in one of several ways."""
     if how == "set_default_backend":
-        lsm.set_default_backend(wish)
-    return lsm.use_backend(wish) if how == "use_backend" else contextlib.nullcontext()
+        lsm.set_default_backend(requested)
+    return lsm.use_backend(requested) if how == "use_backend" else contextlib.nullcontext()
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-@pytest.mark.parametrize("wish", ["cython", "numpy", f"{DISTRIBUTION}/numpy"])
+@pytest.mark.parametrize("requested", ["cython", "numpy", f"{DISTRIBUTION}/numpy"])
 @pytest.mark.parametrize("how", ["automatic", "set_default_backend", "use_backend"])
-def test_what_explain_says_is_what_happens(how, wish, library):
-    with agreement.watched() as ran, enter(how, wish):
+def test_what_explain_says_is_what_happens(how, requested, library):
+    with agreement.watched() as ran, enter(how, requested):
         n_served, n_refused = agreement.check(ran, how, library)
     assert n_served > 20 and n_refused > 20
 
 
-@pytest.mark.parametrize("wish", ["cython", "numpy", "nope"])
-def test_what_explain_says_of_the_environment_is_what_happens(wish):
+@pytest.mark.parametrize("requested", ["cython", "numpy", "nope"])
+def test_what_explain_says_of_the_environment_is_what_happens(requested):
     command = [sys.executable, agreement.__file__, "LSM_BACKEND", "torch", "jax"]
-    done = subprocess.run(command, env=os.environ | {"LSM_BACKEND": wish}, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"LSM_BACKEND": requested}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(int(n) > 10 for n in done.stdout.split())
 

@@ -218,7 +218,7 @@ print(json.dumps([row._asdict() for row in rows]))
 
 
 @pytest.mark.parametrize("name", list(CANNOT_BE_LOADED))
-def test_whoever_asks_for_it_hears_why_and_what_to_do(broken, name):
+def test_requesting_it_gives_the_reason_and_the_remedy(broken, name):
     distribution, _, state, error, reason = CANNOT_BE_LOADED[name]
     out, err = broken.run(f"""
 for ask in (lambda: lsm.log_softmax(x, backend={name!r}), lambda: lsm.set_default_backend({name!r}),
@@ -289,7 +289,7 @@ print(lsm.log_softmax(x, backend="numpy")[0, 0])
     assert lines[4].startswith("-1.09")
 
 
-def test_a_wish_in_the_environment_fails_or_is_served(broken):
+def test_a_request_in_the_environment_works_or_fails(broken):
     code = """
 try:
     print(lsm.log_softmax(x)[0, 0])

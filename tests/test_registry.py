@@ -155,7 +155,7 @@ BROKEN = {
         "incompatible",
         "its method available returned ' '",
     ),
-    "an error that cannot be told": (
+    "an error that cannot be described": (
         "class E(Exception):\n    def __str__(self): 1 / 0\nraise E",
         "failed",
         "E (its __str__ raises ZeroDivisionError)",
@@ -179,7 +179,7 @@ def test_a_broken_plugin_is_said_once_and_stops_nothing(site, case):
     code, state, reason = BROKEN[case]
     file = site.add("acme-lsm", "acme", code)
     _, err = site.run("print(lsm.log_softmax(f4), lsm.log_softmax(f2), lsm.log_softmax_backward(f4, f4))")
-    assert not err  # nobody needed it
+    assert not err  # it was not needed
     states, err = site.states()
     assert states["acme"][0] == state and reason in states["acme"][1]
     assert err.count("PluginWarning") == 1 and str(file) in err and "acme-lsm 1.0" in err

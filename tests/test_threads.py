@@ -21,13 +21,13 @@ def run(code, **env):
     )
 
 
-def told(**env):
+def n_threads(**env):
     done = run("import lsm; print(lsm.get_num_threads())", **env)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
-def told_after_use(**env):
+def n_threads_after_use(**env):
     code = "import lsm; lsm.log_softmax([1.0]); print(lsm.get_num_threads())"
     done = run(code, **env)
     assert done.returncode == 0, done.stderr
@@ -38,8 +38,8 @@ N_CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 
 
 def test_sources_and_their_order():
-    assert told() == told_after_use() == _threads.cpu_limit() <= N_CPUS
-    for ask in (told, told_after_use):
+    assert n_threads() == n_threads_after_use() == _threads.cpu_limit() <= N_CPUS
+    for ask in (n_threads, n_threads_after_use):
         assert ask(OMP_NUM_THREADS="1") == 1
         assert ask(OMP_NUM_THREADS="1,2") == 1
         assert ask(LSM_NUM_THREADS="1") == 1
@@ -216,17 +216,17 @@ def test_small_work_takes_one_thread(eight_processors):
 
 def test_limits_that_openmp_is_given_while_the_program_runs(eight_processors, monkeypatch):
     """They hold for what is set for the process; a `num_threads` block is nearer to the call."""
-    told = [8]
-    monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: told[0], lambda: 8, 8))
-    for told[0], chosen, expected in ((8, None, 8), (3, None, 3), (3, 5, 3), (5, 3, 3), (64, None, 8), (64, 6, 6)):
+    omp_max = [8]
+    monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: omp_max[0], lambda: 8, 8))
+    for omp_max[0], chosen, expected in ((8, None, 8), (3, None, 3), (3, 5, 3), (5, 3, 3), (64, None, 8), (64, 6, 6)):
         monkeypatch.setattr(_threads, "_chosen", chosen)
         assert lsm.get_num_threads() == _threads.count_threads(10**9) == expected
         with lsm.num_threads(2):
             assert lsm.get_num_threads() == _threads.count_threads(10**9) == 2
     # OMP_NUM_THREADS=2 is no limit, but a default, which `set_num_threads` and LSM_NUM_THREADS replace.
-    told = [2]
-    monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: told[0], lambda: 8, 2))
-    for told[0], chosen, expected in ((2, None, 2), (2, 5, 5), (1, 5, 1)):
+    omp_max = [2]
+    monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: omp_max[0], lambda: 8, 2))
+    for omp_max[0], chosen, expected in ((2, None, 2), (2, 5, 5), (1, 5, 1)):
         monkeypatch.setattr(_threads, "_chosen", chosen)
         assert lsm.get_num_threads() == _threads.count_threads(10**9) == expected
 
@@ -248,7 +248,7 @@ for _ in range(2):
 print(before)
 """
     done = run(code)
-    assert done.stdout.split() == [str(told_after_use())], done.stderr
+    assert done.stdout.split() == [str(n_threads_after_use())], done.stderr
     assert run(code, LSM_NUM_THREADS=str(N_CPUS)).returncode == 0
 
 
@@ -262,7 +262,7 @@ print(before)
     ids=lambda env: next(iter(env)),
 )
 def test_a_thread_that_openmp_has_bound_does_not_count_for_the_process(env):
-    assert told(**env) == told_after_use(**env) == told_after_use()
+    assert n_threads(**env) == n_threads_after_use(**env) == n_threads_after_use()
 
 
 REGION = """

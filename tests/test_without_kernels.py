@@ -23,7 +23,7 @@ f4, g = np.zeros(3, "f4"), np.zeros(3, "g")
 """
 LEVELS = ("v4", "v3", "v2", "plain")
 GLIBC = "libgomp.so.1: cannot open shared object file: No such file or directory"
-# What the dynamic linker says, and what the user is told to do.
+# Messages of the dynamic linker, and the remedy.
 CANNOT_LOAD = {
     "glibc": (GLIBC, "apt-get install libgomp1 (Debian, Ubuntu), dnf install libgomp (Fedora)"),
     "musl": (

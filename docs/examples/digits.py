@@ -1,12 +1,12 @@
-"""Teach a softmax regression to read handwritten digits, with NumPy and lsm, once on every backend.
+"""Train a softmax regression on handwritten digits, with NumPy and lsm, once per backend.
 
-The data are the 1,797 images of 8 x 8 pixels that scikit-learn ships; nothing is downloaded. An image is a
-row of X, its logits are the 10 numbers x = X W, and two formulas do the rest:
+The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn; nothing is downloaded. An image is a row of
+X, its logits are the 10 numbers x = X W, and two formulas do the rest:
 
     forward    y  = x - logsumexp(x)            log-probabilities; the loss is the mean of -y[label]
-    backward   dx = dy - exp(y) * sum(dy)       the loss by the logits, from y alone; then dW = X^T dx
+    backward   dx = dy - exp(y) * sum(dy)       the gradient by the logits, from y alone; then dW = X^T dx
 
-Run it: ``python docs/examples/digits.py``. It exits with 1 if the backends disagree.
+Usage: ``python docs/examples/digits.py``. The exit code is 1 if the backends disagree.
 """
 
 import sys
@@ -19,13 +19,13 @@ import lsm
 
 N_STEPS, STEP_SIZE, WEIGHT_DECAY = 400, 0.5, 1e-3
 
-# The loss is convex and the steps are short: none enlarges what those before it have rounded away. That leaves
-# about one float32 rounding (6e-8) for each of the ~100 sums that a loss goes through.
+# The loss is convex and the steps are short, so rounding errors are not amplified from step to step. What remains is
+# about one float32 rounding error (6e-8) for each of the ~100 additions in a loss.
 TOLERANCE = 1e-5
 
 
 class Run(NamedTuple):
-    """What training on one backend gave."""
+    """The result of training with one backend."""
 
     first_loss: float
     last_loss: float
@@ -34,22 +34,22 @@ class Run(NamedTuple):
 
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images and labels to learn from (four fifths), then images and labels held out, always the same."""
+    """Training images and labels (four fifths), then held-out images and labels, always the same split."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        sys.exit("The digits come with scikit-learn, which is not installed: python -m pip install '.[examples]'")
+        sys.exit("The digits need scikit-learn, which is not installed: python -m pip install '.[examples]'")
     pixels, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
-    learn, held_out = np.split(order, [len(order) * 4 // 5])
-    mean, spread = pixels[learn].mean(axis=0), pixels[learn].std(axis=0)
-    scaled = (pixels - mean) / np.where(spread > 0, spread, 1)  # some pixels at the edge are never inked
-    images = np.column_stack([scaled, np.ones(len(scaled))]).astype(np.float32)  # the ones carry the bias
-    return images[learn], labels[learn], images[held_out], labels[held_out]
+    training, held_out = np.split(order, [len(order) * 4 // 5])
+    mean, std = pixels[training].mean(axis=0), pixels[training].std(axis=0)
+    scaled = (pixels - mean) / np.where(std > 0, std, 1)  # some pixels at the edge are always 0
+    images = np.column_stack([scaled, np.ones(len(scaled))]).astype(np.float32)  # a column of ones for the bias
+    return images[training], labels[training], images[held_out], labels[held_out]
 
 
 def loss_and_gradient(weights: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean negative log-likelihood with weight decay, and its gradient by the weights."""
+    """Mean negative log-likelihood with weight decay, and its gradient with respect to the weights."""
     rows = np.arange(len(labels))
     y = lsm.log_softmax(images @ weights)
     dy = np.zeros_like(y)
@@ -59,7 +59,7 @@ def loss_and_gradient(weights: np.ndarray, images: np.ndarray, labels: np.ndarra
 
 
 def train(images: np.ndarray, labels: np.ndarray, held_out: np.ndarray, held_out_labels: np.ndarray) -> Run:
-    """Go downhill from zero weights, then count the held-out images that are read right."""
+    """Gradient descent from zero weights, then the accuracy on held-out images."""
     start = time.perf_counter()
     weights = np.zeros((images.shape[1], 10), images.dtype)
     first_loss, gradient = loss_and_gradient(weights, images, labels)
@@ -67,14 +67,14 @@ def train(images: np.ndarray, labels: np.ndarray, held_out: np.ndarray, held_out
         weights -= STEP_SIZE * gradient
         last_loss, gradient = loss_and_gradient(weights, images, labels)
     seconds = time.perf_counter() - start
-    is_right = (held_out @ weights).argmax(axis=1) == held_out_labels
-    return Run(first_loss, last_loss, float(is_right.mean()), seconds)
+    is_correct = (held_out @ weights).argmax(axis=1) == held_out_labels
+    return Run(first_loss, last_loss, float(is_correct.mean()), seconds)
 
 
 def compare(runs: list[Run]) -> tuple[bool, str]:
-    """Whether the runs agree, and a line that says so."""
+    """Whether the runs agree, and a line to print."""
     if len(runs) == 1:
-        return True, "One backend serves float32 here: nothing to compare."
+        return True, "Only one backend supports float32 here: nothing to compare."
     first, last, accuracy, _ = np.array(runs).T
     apart = max(np.ptp(first) / first.min(), np.ptp(last) / last.min())
     agree = np.ptp(accuracy) == 0 and apart <= TOLERANCE
@@ -84,10 +84,10 @@ def compare(runs: list[Run]) -> tuple[bool, str]:
 
 
 def main() -> int:
-    """Train on each backend that serves float32 arrays of NumPy, and compare."""
+    """Train with each backend that supports float32 arrays of NumPy, and compare."""
     data = load()
-    print(f"{len(data[0])} images to learn from, {len(data[2])} held out, {N_STEPS} steps\n")
-    print("backend       first loss   last loss  held out  seconds")
+    print(f"{len(data[0])} training images, {len(data[2])} held out, {N_STEPS} steps\n")
+    print("backend       first loss   last loss  accuracy  seconds")
     runs: list[Run] = []
     for info in lsm.list_backends():
         decision = lsm.explain(data[0], backend=info.name)

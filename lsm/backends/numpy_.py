@@ -20,7 +20,7 @@ class NumpyBackend(Backend):
         with np.errstate(all="ignore"):
             wide = _frames_last(x, axis, out.dtype)
             m = wide.max(axis=-1, keepdims=True)
-            m[~np.isfinite(m)] = np.nan  # a frame with NaN or +inf, or all -inf: NaN throughout
+            m[~np.isfinite(m)] = np.nan  # a frame with NaN or +inf, or all -inf, becomes NaN
             d, e = _two_sum(wide, -m)
             e[~np.isfinite(d)] = 0
             p = np.exp(d)

@@ -1,4 +1,4 @@
-"""A backend for lsm in NumPy's own functions, which computes in float64 and rounds once."""
+"""A backend for lsm in plain NumPy, which computes in float64 and rounds once."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ class MinimalBackend(lsm.Backend):
         with np.errstate(all="ignore"):
             x = x.astype(np.float64)
             m = x.max(axis=axis, keepdims=True)
-            m[~np.isfinite(m)] = np.nan  # a NaN, +inf, or -inf only: the frame becomes NaN
+            m[~np.isfinite(m)] = np.nan  # a frame with NaN or +inf, or with -inf only, becomes NaN
             p = np.exp(x - m)
             np.put_along_axis(p, np.expand_dims(x.argmax(axis=axis), axis), 0, axis)
             out[...] = x - m - np.log1p(p.sum(axis=axis, keepdims=True))

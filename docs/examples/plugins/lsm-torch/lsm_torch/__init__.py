@@ -14,7 +14,7 @@ def log_softmax(x: "torch.Tensor", dim: Any = -1) -> "torch.Tensor":
     x : torch.Tensor, shape (..., n_classes, ...)
         Logits, in nats.
     dim : int, tuple of int, or None, optional
-        The dimension of the classes; several, or None for all, are taken as one.
+        The dimension of the classes. Several dimensions, or None for all, count as one.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def log_softmax(x: "torch.Tensor", dim: Any = -1) -> "torch.Tensor":
     >>> x.grad
     tensor([ 2.0612e-09, -2.0612e-09])
     """
-    from lsm_torch.autograd import LogSoftmax  # imports torch, which the entry point's import must not do
+    from lsm_torch.autograd import LogSoftmax  # imports torch, which must not happen when the entry point is loaded
 
     y: torch.Tensor = LogSoftmax.apply(x, dim)
     return y

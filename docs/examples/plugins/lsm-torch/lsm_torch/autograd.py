@@ -1,4 +1,4 @@
-"""lsm's forward and backward as functions that PyTorch differentiates."""
+"""lsm's forward and backward as differentiable functions of PyTorch."""
 
 from typing import Any
 
@@ -40,8 +40,8 @@ class LogSoftmaxBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        # d(dx_i)/d(dy_j) = (i == j) - exp(y_i) and d(dx_i)/d(y_i) = -exp(y_i) * S. In torch's own operations, so that
-        # this can be differentiated again.
+        # d(dx_i)/d(dy_j) = (i == j) - exp(y_i) and d(dx_i)/d(y_i) = -exp(y_i) * S. In torch operations, so that the
+        # result can be differentiated again.
         dy, y = ctx.saved_tensors
         p_g = torch.exp(y) * g
         return g - p_g.sum(ctx.dim, keepdim=True), -p_g * dy.sum(ctx.dim, keepdim=True), None

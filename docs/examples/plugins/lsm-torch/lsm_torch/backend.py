@@ -1,8 +1,8 @@
-"""The backends "torch" and "torch-float32": tensors on cpu, cuda, mps and xpu, by torch's functions.
+"""The backends "torch" and "torch-float32": tensors on cpu, cuda, mps and xpu, by functions of torch.
 
-torch.log_softmax and its gradient are not among them. Where one class leads by 20 the first gives 0 instead of
--2.06e-9, and the second a gradient of 0 (https://github.com/pytorch/pytorch/issues/113708). Both are put together here
-from torch.exp, expm1, log1p and sums, which are right there.
+They do not use torch.log_softmax and its gradient. Where one class leads by 20, the first returns 0 instead of
+-2.06e-9, and the second a gradient of 0 (https://github.com/pytorch/pytorch/issues/113708). Instead, both are composed
+of torch.exp, expm1, log1p and sums, which are accurate there.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ LN_2 = 0.693
 
 
 class TorchBackend(lsm.Backend):
-    """Devices that have float64: float32 is computed in it, 16 bits in float32, and each is rounded once."""
+    """Devices with float64: float32 is computed in float64, 16 bits in float32, and the result is rounded once."""
 
     name = "torch"
     api_version = 1
@@ -32,11 +32,11 @@ class TorchBackend(lsm.Backend):
         return None
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
-        """y = (x - m) - log1p(s), where s is the sum of exp(x - m) over all classes but one of the largest."""
+        """y = (x - m) - log1p(s), where s is the sum of exp(x - m) over all classes except one of the largest."""
         torch = import_module("torch")
         x = x.to(self._wide(torch, x, out))
         m, k = x.max(axis, keepdim=True)
-        m = torch.where(m.isfinite(), m, torch.nan)  # a frame with NaN or +inf, or all -inf: NaN throughout
+        m = torch.where(m.isfinite(), m, torch.nan)  # a frame with NaN or +inf, or all -inf, becomes NaN
         d = x - m
         e = _rounding_error(torch, x, m, d)
         p = torch.exp(d)
@@ -59,9 +59,9 @@ class TorchBackend(lsm.Backend):
 
 
 class Float32Backend(TorchBackend):
-    """Devices that may have no float64: Metal and Intel GPUs; and the CPU, where this can be checked anywhere.
+    """Devices that may lack float64: Metal and Intel GPUs; and the CPU, for tests.
 
-    The claims of a backend hold on every device that it names, so these devices have one of their own.
+    The claims of a backend apply to all of its devices, so these devices have a separate one.
     """
 
     name = "torch-float32"
@@ -75,7 +75,7 @@ class Float32Backend(TorchBackend):
 
 
 def _rounding_error(torch: Any, x: Any, m: Any, d: Any) -> Any:
-    """What rounding took from d = x - m (Knuth); 0 where d is infinite."""
+    """The rounding error of d = x - m (Knuth); 0 where d is infinite."""
     v = d - x
     e = (x - (d - v)) - (m + v)
     return torch.where(d.isfinite(), e, 0)

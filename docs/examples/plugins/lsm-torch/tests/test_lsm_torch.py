@@ -1,4 +1,4 @@
-"""The backend keeps its claims, torch's own log_softmax would not, and gradients are right to the second order."""
+"""The claims of the backends hold, those of torch's own log_softmax would not, and second derivatives are right."""
 
 import doctest
 import subprocess
@@ -44,7 +44,7 @@ def test_gradients_by_every_backend(by):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_model_learns_with_it(dtype):
-    """Type, shape and device stay torch's, and the loss falls."""
+    """The result is a tensor with the dtype of the input, and the loss decreases."""
     torch.manual_seed(0)
     labels = torch.arange(12) % 3
     x = torch.eye(3)[labels].to(dtype)
@@ -80,7 +80,7 @@ def test_functional_transforms():
 
 
 def test_what_torch_itself_would_reach(monkeypatch):
-    """torch's own functions under the same claim: the kit finds the frames in which one class leads."""
+    """torch's own functions with the same claims fail the kit, on frames with a leading class."""
 
     def forward(x, axis, out):
         out.copy_(torch.log_softmax(x.to(torch.promote_types(x.dtype, out.dtype)), axis))
