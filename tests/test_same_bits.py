@@ -27,7 +27,7 @@ N_CLASSES += (16383, 16384, 16385, 40000)
 KERNELS = Path(__file__).parents[1] / "lsm" / "backends" / "_kernels"
 CONSTANTS = {
     name: int(value)
-    for file in ("kernels.pxi", "quick.pxi")
+    for file in ("kernels.pxi", "fastpath.pxi")
     for name, value in re.findall(r"^    ([A-Z_]+) = (\d+)", (KERNELS / file).read_text(), re.MULTILINE)
 }
 OF_CLASSES = ("N_LANES", "N_PAIR", "N_ROW", "N_SHORT", "N_BLOCK", "N_CHUNK", "N_CLOSE", "N_PIPED", "N_AHEAD", "N_PLAIN")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 # NVRTC takes one text: the files in this order.
 _FRAMES = ("rows.cu", "rows_backward.cu", "columns.cu", "columns_backward.cu")
-_FILES = ("numbers.cu", "exponential.cu", "sums.cu", "gradient.cu", "memory.cu", *_FRAMES)
+_FILES = ("numbers.cu", "exponential.cu", "sums.cu", "gradient.cu", "loadstore.cu", *_FRAMES)
 
 
 @cache

@@ -1,20 +1,20 @@
 # log-softmax and its gradient on a CPU.  Every instruction level compiles this one source (v2.pyx, v3.pyx, ...).
 #
-#   memory.pxi    any dtype and stride, read and written as float or double
+#   views.pxi    any dtype and stride, read and written as float or double
 #   exp.pxi       one exponential, one logarithm, one gradient: functions of one number
 #   lanes.pxi     sums in a fixed order, and what they say of a frame
-#   careful.pxi   frames that are masked, sums that leave their type: rare, and slow
-#   registers.pxi how numbers come into registers and leave them
-#   passes.pxi    what is done with a row or a block of classes; passes_backward.pxi: for the gradient
-#   edges.pxi     the classes after the last block, and three parts from end to end
+#   fallback.pxi   frames that are masked, sums that leave their type: rare, and slow
+#   loadstore.pxi how numbers come into registers and leave them
+#   stages.pxi    what is done with a row or a block of classes; stages_backward.pxi: for the gradient
+#   remainder.pxi     the classes after the last block, and three parts from end to end
 #   rows.pxi      frames one at a time, three under way, the vectors along the classes; rows_backward.pxi
-#   groups.pxi    the ends of sums, of sixteen frames together
+#   finalize.pxi    the ends of sums, of sixteen frames together
 #   short.pxi     frames of at most 64 classes, sixteen at a time; short_backward.pxi
 #   tiles.pxi     frames that lie side by side, 32 at a time: how they are copied and written
 #   columns.pxi   the same, computed, the vectors along the frames; columns_backward.pxi
-#   loops.pxi     frames, tiles and parts of frames shared out to threads
-#   quick.pxi     plain arrays, straight from NumPy
-#   limits.pxi    a copy and an add at the speed of the memory, for benchmarks
+#   schedule.pxi     frames, tiles and parts of frames shared out to threads
+#   fastpath.pxi     plain arrays, straight from NumPy
+#   bandwidth.pxi    a copy and an add at the speed of the memory, for benchmarks
 #   here          constants, and what Python calls
 #
 # An array of any shape is seen as (outer, classes, inner).  All bounds are checked by the caller.
@@ -26,7 +26,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-cdef extern from "helpers.h" nogil:
+cdef extern from "floatbits.h" nogil:
     bint LSM_WIDENS
     float lsm_power_of_two_f(float t)
     float lsm_reduce_f(float v, float n)
@@ -60,12 +60,12 @@ cdef extern from "region.h" nogil:
     int lsm_begin_region(int n)
     void lsm_end_region(int n)
 
-cdef extern from "fold.h" nogil:
+cdef extern from "reduce.h" nogil:
     void lsm_fold_max_f(float* to, const float* x)
     void lsm_fold_max_d(double* to, const double* x)
     void lsm_fold_sum(double* to, const double* x)
 
-cdef extern from "moves.h" nogil:
+cdef extern from "loadstore.h" nogil:
     bint LSM_PUTS_SOME
     void lsm_pad_f(float* to, const float* x, Py_ssize_t n, Py_ssize_t width, float fill)
     void lsm_pad_d(double* to, const double* x, Py_ssize_t n, Py_ssize_t width, double fill)
@@ -129,25 +129,25 @@ cdef extern from *:
     """
     double LN2_ERROR, LN2_HI, LN2_LO
 
-include "memory.pxi"
+include "views.pxi"
 include "exp.pxi"
 include "lanes.pxi"
-include "careful.pxi"
-include "registers.pxi"
-include "passes.pxi"
-include "edges.pxi"
+include "fallback.pxi"
+include "loadstore.pxi"
+include "stages.pxi"
+include "remainder.pxi"
 include "rows.pxi"
-include "passes_backward.pxi"
+include "stages_backward.pxi"
 include "rows_backward.pxi"
-include "groups.pxi"
+include "finalize.pxi"
 include "short.pxi"
 include "short_backward.pxi"
 include "tiles.pxi"
 include "columns.pxi"
 include "columns_backward.pxi"
-include "loops.pxi"
-include "quick.pxi"
-include "limits.pxi"
+include "schedule.pxi"
+include "fastpath.pxi"
+include "bandwidth.pxi"
 
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 SCRATCH = N_SCRATCH

@@ -1,4 +1,4 @@
-# Frames one at a time, or three, in the passes of passes.pxi.
+# Frames one at a time, or three, in the passes of stages.pxi.
 
 
 cdef inline void begin_peaks(floating* peaks) noexcept nogil:

@@ -1,4 +1,4 @@
-# The gradient of frames one at a time, or two, in the passes of passes_backward.pxi.
+# The gradient of frames one at a time, or two, in the passes of stages_backward.pxi.
 
 # S = sum(dy) of some of a frame's classes.
 cdef struct Sum:

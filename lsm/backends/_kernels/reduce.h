@@ -1,8 +1,8 @@
 /* Sixteen frames, eight numbers of each: folded to one of each, the maximum or the sum.  Number k meets k + 4, then
    k + 2, then k + 1, as in fold_lanes: the same bits at every level.  With the numbers turned into rows first this
    took a sixth of the time of 1500x32. */
-#ifndef LSM_FOLD_H
-#define LSM_FOLD_H
+#ifndef LSM_REDUCE_H
+#define LSM_REDUCE_H
 
 #if defined(__AVX__)
 #include <immintrin.h>

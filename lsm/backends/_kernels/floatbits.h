@@ -1,6 +1,6 @@
 /* What Cython cannot say: the bits of a float, and OpenMP where it may be absent. */
-#ifndef LSM_HELPERS_H
-#define LSM_HELPERS_H
+#ifndef LSM_FLOATBITS_H
+#define LSM_FLOATBITS_H
 
 #include <math.h>
 #include <stddef.h>

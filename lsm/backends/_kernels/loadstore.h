@@ -1,6 +1,6 @@
 /* How numbers are moved: to where vectors find them, ahead of time, past the cache. */
-#ifndef LSM_MOVES_H
-#define LSM_MOVES_H
+#ifndef LSM_LOADSTORE_H
+#define LSM_LOADSTORE_H
 
 #include <stddef.h>
 #include <stdint.h>
