@@ -117,9 +117,9 @@ template <class T, int n_words, int n_all> INLINE void window(unsigned (&to)[n_w
 }
 
 // What all lanes of a warp know, so that the compiler knows that they do.
-template <int n_lanes> INLINE int common(int x) { return n_lanes == 32 ? __shfl_sync(ALL, x, 0, 32) : x; }
+template <int n_lanes> INLINE int common(int x) { return n_lanes == 32 ? __shfl_sync(FULL_MASK, x, 0, 32) : x; }
 
-template <int n_lanes> INLINE bool is_any(int skew) { return n_lanes == 32 ? skew != 0 : __any_sync(ALL, skew); }
+template <int n_lanes> INLINE bool is_any(int skew) { return n_lanes == 32 ? skew != 0 : __any_sync(FULL_MASK, skew); }
 
 // A lane's elements of a row, n_pieces times n that are n_lanes * n apart. The first would be *x; x[first] to
 // x[last - 1] exist, or more before and behind.
@@ -153,7 +153,7 @@ INLINE void read(Held<n, T> (&to)[n_pieces], const T *x, int first, int last, T 
 #pragma unroll
         for (int j = 0; j < P::n_words; j++) {
             unsigned offered = lane ? own.words[j] : i + 1 < n_pieces ? next.words[j] : behind.words[j];
-            all[B::n_words + j] = __shfl_sync(ALL, offered, lane + 1, n_lanes);
+            all[B::n_words + j] = __shfl_sync(FULL_MASK, offered, lane + 1, n_lanes);
         }
         window<T>(own.words, all, skew);
         to[i] = own.held;
@@ -210,7 +210,7 @@ template <int n_lanes, int n, class T> struct Writer {
                 }
                 unsigned mine = own.words[B::n_words - P::n_words + j];
                 unsigned offered = lane == n_lanes - 1 ? before.words[j] : mine;
-                all[j] = __shfl_sync(ALL, offered, lane + n_lanes - 1, n_lanes);
+                all[j] = __shfl_sync(FULL_MASK, offered, lane + n_lanes - 1, n_lanes);
                 before.words[j] = mine;
             }
 #pragma unroll

@@ -12,15 +12,15 @@ Op = Literal["log_softmax", "log_softmax_backward"]
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 
-MAX_GRID = 2**31 - 1
-N_GROUP_THREADS = 128  # of a block that has several frames a warp, or a warp a frame
-N_PIECES_TOGETHER = 4  # of a thread that has frames one after the other, which is more bytes under way as well
-N_SPLIT_WARPS = 8  # of a block that has a part of a frame: a slice for each
-SYSTEM_SHARED = 1024  # bytes that the system takes of every block's shared memory
-MAX_SHARED_SLICES = 128  # of a frame in shared memory: merge<3> in rows.cu has no more
+MAX_GRID_BLOCKS = 2**31 - 1
+GROUP_BLOCK_THREADS = 128  # of a block that has several frames a warp, or a warp a frame
+IN_FLIGHT_PIECES = 4  # of a thread that has frames one after the other, which is more bytes under way as well
+SPLIT_BLOCK_WARPS = 8  # of a block that has a part of a frame: a slice for each
+SYSTEM_SHARED_BYTES = 1024  # bytes that the system takes of every block's shared memory
+SHARED_MAX_SLICES = 128  # of a frame in shared memory: merge<3> in rows.cu has no more
 MAX_MERGING_BLOCKS = 256  # of one frame: every one of them merges all its slices
-N_COLUMN_THREADS = 256
-N_LARGE_TILE_THREADS = 512  # of a tile that is alone on a multiprocessor: fewer have too few loads under way
+TILE_THREADS = 256
+LARGE_TILE_THREADS = 512  # of a tile that is alone on a multiprocessor: fewer have too few loads under way
 
 
 class Limits(NamedTuple):
@@ -146,16 +146,16 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limi
             lanes *= 2
         pieces = -(-n_classes // (lanes * call.n_piece))
         # Together, so that each lane ends another frame; what a lane has to end in the gradient is little.
-        frames = min(lanes, max(1, N_PIECES_TOGETHER // pieces)) if op == "log_softmax" else 1
+        frames = min(lanes, max(1, IN_FLIGHT_PIECES // pieces)) if op == "log_softmax" else 1
         return Family("group", (lanes, pieces, frames))
     shared = shared_of_frame(call)
-    if shared <= limits.shared_per_block and call.n_slices <= MAX_SHARED_SLICES:
+    if shared <= limits.shared_per_block and call.n_slices <= SHARED_MAX_SLICES:
         # On sm_70 the gradient in float32 needs more registers than a thread has of 1,024.
         if call.is_double or (limits.architecture < 75 and op == "log_softmax_backward"):
             return Family("shared", (512, 1))
-        pair_fits = 2 * (shared + SYSTEM_SHARED) <= limits.shared_per_multiprocessor
+        pair_fits = 2 * (shared + SYSTEM_SHARED_BYTES) <= limits.shared_per_multiprocessor
         return Family("shared", (512, 2) if call.n_slices <= 16 or pair_fits else (1024, 1))
-    return Family("split", (_depth(call.n_slices, 32 * N_SPLIT_WARPS),))
+    return Family("split", (_depth(call.n_slices, 32 * SPLIT_BLOCK_WARPS),))
 
 
 def _depth(n_slices: int, n_threads: int) -> int:
@@ -171,14 +171,14 @@ def shared_of_frame(call: _Call) -> int:
 def _rows(call: _Call, family: Family, n_frames: int) -> tuple[Launch, ...]:
     if family.name == "group":
         lanes, _, frames = family.numbers
-        return _over(n_frames, N_GROUP_THREADS // lanes * frames, call.op, N_GROUP_THREADS, 0)
+        return _over(n_frames, GROUP_BLOCK_THREADS // lanes * frames, call.op, GROUP_BLOCK_THREADS, 0)
     block = min(family.numbers[0], 32 * call.n_slices)
     return _over(n_frames, 1, call.op, block, shared_of_frame(call))
 
 
 def _over(n_frames: int, per_block: int, kernel: str, block: int, shared: int) -> tuple[Launch, ...]:
     """Launches of blocks with so many frames each; a grid has an end."""
-    step = MAX_GRID * per_block
+    step = MAX_GRID_BLOCKS * per_block
     return tuple(
         Launch(kernel, -(-min(step, n_frames - i) // per_block), block, shared, i, min(step, n_frames - i))
         for i in range(0, n_frames, step)
@@ -187,13 +187,13 @@ def _over(n_frames: int, per_block: int, kernel: str, block: int, shared: int) -
 
 def _split_rows(call: _Call, family: Family, n_frames: int, limits: Limits) -> Plan:
     """Summing, then writing; groups of frames that the second finds in the L2 cache where there are several."""
-    block = 32 * N_SPLIT_WARPS
-    n_blocks = -(-call.n_slices // N_SPLIT_WARPS)
+    block = 32 * SPLIT_BLOCK_WARPS
+    n_blocks = -(-call.n_slices // SPLIT_BLOCK_WARPS)
     n_writing = min(n_blocks, MAX_MERGING_BLOCKS)
     n_arrays = 2 if call.op == "log_softmax_backward" else 1
     group = max(1, limits.l2_bytes // 3 // (n_arrays * call.n_classes * call.size))
-    group = min(group, n_frames, MAX_GRID // n_blocks)
-    scratch = 24 * N_SPLIT_WARPS
+    group = min(group, n_frames, MAX_GRID_BLOCKS // n_blocks)
+    scratch = 24 * SPLIT_BLOCK_WARPS
     launches = []
     for i in range(0, n_frames, group):
         n = min(group, n_frames - i)
@@ -221,10 +221,10 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
             leaves = 1
             while leaves * team < n_leaves:
                 leaves *= 2
-            return Family("columns", (N_COLUMN_THREADS // team, team, leaves))
-    share = limits.shared_per_multiprocessor // 3 - SYSTEM_SHARED
-    several = [(n_bytes, N_COLUMN_THREADS, share) for n_bytes in (128, 64, 32)]
-    alone = [(n_bytes, N_LARGE_TILE_THREADS, limits.shared_per_block) for n_bytes in (64, 32)]
+            return Family("columns", (TILE_THREADS // team, team, leaves))
+    share = limits.shared_per_multiprocessor // 3 - SYSTEM_SHARED_BYTES
+    several = [(n_bytes, TILE_THREADS, share) for n_bytes in (128, 64, 32)]
+    alone = [(n_bytes, LARGE_TILE_THREADS, limits.shared_per_block) for n_bytes in (64, 32)]
     for n_bytes, n_threads, limit in several + alone:
         numbers = _team(n_bytes // call.size, n_leaves, n_threads)
         if columns_shared(call, numbers, call.n_slices) <= min(limit, limits.shared_per_block):
@@ -234,7 +234,7 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
     return Family("columns_split", (*numbers, _depth(call.n_slices, numbers[1])))
 
 
-def _team(columns: int, n_leaves: int, n_threads: int = N_COLUMN_THREADS) -> tuple[int, int, int]:
+def _team(columns: int, n_leaves: int, n_threads: int = TILE_THREADS) -> tuple[int, int, int]:
     """Columns, threads and leaves: 64 leaves a row, or what there is of them in a power of two."""
     n_row = 64
     while n_row // 2 >= n_leaves:
@@ -258,7 +258,7 @@ def _split_columns(call: _Call, family: Family, n_columns: int, limits: Limits) 
     n_arrays = 2 if call.op == "log_softmax_backward" else 1
     n_tiles = -(-n_columns // width)
     group = max(1, limits.l2_bytes // 3 // (n_arrays * call.n_classes * call.size * width))
-    group = min(group, n_tiles, MAX_GRID // call.n_slices)
+    group = min(group, n_tiles, MAX_GRID_BLOCKS // call.n_slices)
     shared = columns_shared(call, family.numbers, 1)
     launches = []
     for i in range(0, n_tiles, group):

@@ -5,12 +5,12 @@
 // place in their rows are added row by row. The 64 places are folded: neighbours first (1), then neighbours of those
 // (2, 4, 8, 16, 32). Slices, each brought to the frame's maximum, are folded in the same way. What is absent is 0.
 
-const int N_LEAF = sizeof(Number) == 4 ? 4 : 2;
-const int N_ROW = 64 * N_LEAF;
-const int N_SLICE = 4 * N_ROW;
-const unsigned ALL = 0xffffffffu;
+const int LEAF_CLASSES = sizeof(Number) == 4 ? 4 : 2;
+const int ROW_CLASSES = 64 * LEAF_CLASSES;
+const int SLICE_CLASSES = 4 * ROW_CLASSES;
+const unsigned FULL_MASK = 0xffffffffu;
 
-INLINE Index count_slices(Index n) { return (n + N_SLICE - 1) / N_SLICE; }
+INLINE Index count_slices(Index n) { return (n + SLICE_CLASSES - 1) / SLICE_CLASSES; }
 
 // A sum in double; where there is no wider type than what is summed, with the rounding errors (Knuth's TwoSum).
 struct Sum { double total, error; };
@@ -38,21 +38,21 @@ INLINE Sum plus(Sum a, double b)
 }
 INLINE Sum from_lane(Sum s, int distance)
 {
-    s.total = __shfl_xor_sync(ALL, s.total, distance);
+    s.total = __shfl_xor_sync(FULL_MASK, s.total, distance);
     if (sizeof(Number) == 8)
-        s.error = __shfl_xor_sync(ALL, s.error, distance);
+        s.error = __shfl_xor_sync(FULL_MASK, s.error, distance);
     return s;
 }
 
 // So many blocks fewer are together on a multiprocessor where threads have a high fold, for which they need registers.
 #ifdef LSM_DEPTH
-const int N_FEWER = LSM_DEPTH > 12 ? 1 : 0;
+const int FEWER_BLOCKS = LSM_DEPTH > 12 ? 1 : 0;
 #endif
 // Forward, so many records are read at once where they come from the workspace.
 #if defined(LSM_DEPTH) && !(defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750)
-const int N_READ = 4;
+const int UNROLL_RECORDS = 4;
 #else
-const int N_READ = 1;
+const int UNROLL_RECORDS = 1;
 #endif
 
 // The fold of up to 2**(depth - 1) sums that come one after the other: of equal height are added, as a counter carries.
@@ -120,7 +120,7 @@ template <int n_columns, int n_team> struct Team {
     INLINE Number largest(Number m) const
     {
         for (int k = 1; k < n_in_warp; k *= 2)
-            m = maximum(m, __shfl_xor_sync(ALL, m, k * n_columns));
+            m = maximum(m, __shfl_xor_sync(FULL_MASK, m, k * n_columns));
         if (n_groups == 1)
             return m;
         Number *all = (Number *)scratch;
@@ -135,7 +135,7 @@ template <int n_columns, int n_team> struct Team {
     INLINE Index count(Index n) const
     {
         for (int k = 1; k < n_in_warp; k *= 2)
-            n += __shfl_xor_sync(ALL, n, k * n_columns);
+            n += __shfl_xor_sync(FULL_MASK, n, k * n_columns);
         if (n_groups == 1)
             return n;
         Index *all = (Index *)scratch;
@@ -208,13 +208,13 @@ INLINE Normaliser merge(const Record *records, Index step, Index n_slices, const
 {
     Share mine(n_slices, team.q, n_team);
     Number m = minus_infinity();
-#pragma unroll N_READ
+#pragma unroll UNROLL_RECORDS
     for (Index k = mine.first; k < mine.last; k++)
         m = maximum(m, records[k * step].m);
     m = team.largest(m);
     Index n_largest = 0;
     Fold<depth> fold;
-#pragma unroll N_READ
+#pragma unroll UNROLL_RECORDS
     for (Index k = mine.first; k < mine.last; k++) {
         Record of = records[k * step];
         n_largest += of.m == m ? of.n_largest : 0;

@@ -12,13 +12,13 @@ cdef bint is_masked(Vector y, Py_ssize_t n, const floating* of) noexcept nogil:
 
 
 cdef void fill_nan(Vector dx, Py_ssize_t n, const floating* of) noexcept nogil:
-    cdef floating p[N_BLOCK]
+    cdef floating p[BLOCK_CLASSES]
     cdef Py_ssize_t part, i, k
-    for k in range(N_BLOCK):
+    for k in range(BLOCK_CLASSES):
         p[k] = NAN
     for part in range(count_blocks(n)):
-        i = part * N_BLOCK
-        write(dx, i, min(<Py_ssize_t> N_BLOCK, n - i), p, False)
+        i = part * BLOCK_CLASSES
+        write(dx, i, min(<Py_ssize_t> BLOCK_CLASSES, n - i), p, False)
 
 
 cdef inline floating careful_gradient(floating dy, floating y, double s) noexcept nogil:
@@ -57,17 +57,17 @@ cdef void careful_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, c
 
     One class at a time, in double. The sum is taken of dy * 2**-40, which no n <= 2**40 finite terms can overflow.
     """
-    cdef floating buffer[N_BLOCK]
-    cdef floating buffer_y[N_BLOCK]
-    cdef floating p[N_BLOCK]
+    cdef floating buffer[BLOCK_CLASSES]
+    cdef floating buffer_y[BLOCK_CLASSES]
+    cdef floating p[BLOCK_CLASSES]
     cdef const floating* source
     cdef const floating* source_y
     cdef double total = 0, error = 0, s
     cdef Py_ssize_t part, i, k, n_block
     cdef bint is_bad = is_masked(y, n, of)
     for part in range(count_blocks(n)):
-        i = part * N_BLOCK
-        n_block = min(<Py_ssize_t> N_BLOCK, n - i)
+        i = part * BLOCK_CLASSES
+        n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
         source = load(dy, i, n_block, buffer)
         source_y = load(y, i, n_block, buffer_y)
         for k in range(n_block):
@@ -78,8 +78,8 @@ cdef void careful_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, c
         fill_nan(dx, n, of)
         return
     for part in range(count_blocks(n)):
-        i = part * N_BLOCK
-        n_block = min(<Py_ssize_t> N_BLOCK, n - i)
+        i = part * BLOCK_CLASSES
+        n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
         source = load(dy, i, n_block, buffer)
         source_y = load(y, i, n_block, buffer_y)
         for k in range(n_block):

@@ -28,8 +28,8 @@ cdef extern from "numpy/arrayobject.h":
 _import_array()
 
 cdef enum:
-    QUICK_SIZE = 32768  # elements from which threads are worth a thought: lsm._threads.MIN_PARALLEL_SIZE
-    N_HOLDING = 4096    # elements up to which the GIL is kept: to let it go and take it again costs 0.1 microseconds
+    PARALLEL_MIN_ELEMENTS = 32768  # elements from which threads are worth a thought: lsm._threads.MIN_PARALLEL_SIZE
+    HOLD_GIL_MAX_ELEMENTS = 4096    # elements up to which the GIL is kept: to let it go and take it again costs 0.1 microseconds
 
 
 # An array seen as (outer, classes, inner).
@@ -102,7 +102,7 @@ cdef inline Array whole(object x, Frames f) noexcept:
 
 cdef inline size_t count_scratch(Frames f) noexcept nogil:
     """Bytes of scratch for each thread; 0 if the frames are used where they lie."""
-    return N_SCRATCH + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 else 0
+    return SCRATCH_BYTES + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 else 0
 
 
 cdef bint run_forward(Array x, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
@@ -163,14 +163,14 @@ def quick_log_softmax(x, axis, out, int n_threads=0):
     cdef bint done, stream
     if not find_frames(x, axis, &f) or not (out is None or can_take(out, x, f)):
         return None
-    if n_threads == 0 and count_elements(f) >= QUICK_SIZE:
+    if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
         n_threads = _count_threads(count_elements(f))
     stream = shall_stream(f, out, x, x)
     if out is None:
         out = PyArray_NewLikeArray(<PyArrayObject*> x, NPY_CORDER, NULL, False)
     a = whole(x, f)
     b = whole(out, f)
-    if count_elements(f) <= N_HOLDING:
+    if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
         done = run_forward(a, b, f, max(n_threads, 1), stream)
     else:
         with nogil:
@@ -187,7 +187,7 @@ def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
         return None
     if not (out is None or (can_take(out, dy, f) and can_take(out, y, f))):
         return None
-    if n_threads == 0 and count_elements(f) >= QUICK_SIZE:
+    if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
         n_threads = _count_threads(count_elements(f))
     stream = shall_stream(f, out, dy, y)
     if out is None:
@@ -195,7 +195,7 @@ def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
     a = whole(dy, f)
     b = whole(y, f)
     c = whole(out, f)
-    if count_elements(f) <= N_HOLDING:
+    if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
         done = run_backward(a, b, c, f, max(n_threads, 1), stream)
     else:
         with nogil:

@@ -66,20 +66,20 @@ cdef extern from "reduce.h" nogil:
     void lsm_fold_sum(double* to, const double* x)
 
 cdef extern from "loadstore.h" nogil:
-    bint LSM_PUTS_SOME
+    bint LSM_HAS_PARTIAL_STORES
     void lsm_pad_f(float* to, const float* x, Py_ssize_t n, Py_ssize_t width, float fill)
     void lsm_pad_d(double* to, const double* x, Py_ssize_t n, Py_ssize_t width, double fill)
     void lsm_put_f(float* to, const float* x)
     void lsm_put_d(double* to, const double* x)
-    void lsm_put_past_f(float* to, const float* x)
-    void lsm_put_past_d(double* to, const double* x)
-    void lsm_put_16(void* to, const uint16_t* x, bint past)
-    void lsm_put_32(void* to, const uint16_t* x, bint past)
+    void lsm_put_nontemporal_f(float* to, const float* x)
+    void lsm_put_nontemporal_d(double* to, const double* x)
+    void lsm_put_16(void* to, const uint16_t* x, bint nontemporal)
+    void lsm_put_32(void* to, const uint16_t* x, bint nontemporal)
     void lsm_put_some_f(float* to, const float* x, Py_ssize_t n)
     void lsm_put_some_d(double* to, const double* x, Py_ssize_t n)
     void lsm_prefetch(const void* p, size_t n, bint near)
     void lsm_stream(void* to, const void* source, size_t n)
-    void lsm_turn(double* to, const double* source)
+    void lsm_transpose(double* to, const double* source)
     void lsm_stream_through(void* y, size_t n_y, const void* x, size_t n_x)
     void lsm_stream_add(float* to, const float* a, const float* b, size_t n)
     void lsm_stream_fence()
@@ -90,29 +90,29 @@ ctypedef fused floating:  # what is computed in
 
 cdef enum:
     N_LANES = 16      # virtual lanes, in double
-    N_PAIR = 32       # two of them: as much of 16 bits as a register holds
-    N_ROW = 64        # classes that are computed together: 16 and 32 gave gcc 12 too little to make vectors of
-    N_BLOCK = 256     # classes between two additions to the lanes: 4 rows
-    N_PEAKS = 16      # what is kept of a block's maximum: one vector, as it takes long to get from there to a number
-    N_SLICE = 16384   # classes that are read twice while they are in the cache: 64 KiB of float32
-    N_SLICE_PEAKS = 1040  # (1 + N_SLICE / N_BLOCK) * N_PEAKS
-    N_SHORT = 64      # classes up to which sixteen frames at a time are faster: at 32 classes 12 ns for 16, not 22
-    N_GROUP = 16      # those frames
-    N_PIPED = 2048    # classes of frames of which N_UNDER_WAY fit the scratch
-    N_PLAIN = 3072    # classes up to which float32 results go through the cache: at 2500 past it takes 1.29 as long
-    N_UNDER_WAY = 16  # parts of frames, at most, between the first pass over them and the last: 1 MiB of float32
-    N_TOGETHER = 8    # frames whose sums are ended together: 6.0 ns for 16 at 1024x1000, with one at a time 7.0
-    N_CLOSE = 768     # classes up to which fewer than 24 frames do so, too: 12.2 ns at 16x200, without 14.6
-    N_AHEAD = 2048    # classes that are asked for ahead of time: 6.4 ns at 512x32000, without 10.1
-    N_FAR = 3145728   # bytes from which an array is taken to come from memory: what is near is a tenth faster unasked
-    N_SCRATCH = 262144  # bytes a thread needs for what does not lie in memory as it is computed: 2 * N_SLICE doubles
-    N_FOUND = 64      # slices of a frame of which is kept what was found, before it is put together
-    N_COLUMNS = 32    # frames in a tile: two cache lines of float32
-    N_CHUNK = 512     # classes of a tile that the scratch holds: 64 KiB of float32
-    N_BAND = 16       # tiles that are copied together, at most
-    N_BAND_COLUMNS = 512  # N_BAND * N_COLUMNS
-    N_ROWS_AHEAD = 4  # rows of a band that are asked for ahead of time
-    N_FEW = 4         # frames side by side from which a tile is worth its while
+    PAIR_LANES = 32       # two of them: as much of 16 bits as a register holds
+    ROW_CLASSES = 64        # classes that are computed together: 16 and 32 gave gcc 12 too little to make vectors of
+    BLOCK_CLASSES = 256     # classes between two additions to the lanes: 4 rows
+    PEAK_LANES = 16      # what is kept of a block's maximum: one vector, as it takes long to get from there to a number
+    SLICE_CLASSES = 16384   # classes that are read twice while they are in the cache: 64 KiB of float32
+    SLICE_PEAK_LANES = 1040  # (1 + SLICE_CLASSES / BLOCK_CLASSES) * PEAK_LANES
+    SHORT_MAX_CLASSES = 64      # classes up to which sixteen frames at a time are faster: at 32 classes 12 ns for 16, not 22
+    GROUP_FRAMES = 16      # those frames
+    PIPELINE_MAX_CLASSES = 2048    # classes of frames of which PIPELINE_DEPTH fit the scratch
+    REGULAR_STORE_MAX_CLASSES = 3072    # classes up to which float32 results go through the cache: at 2500 past it takes 1.29 as long
+    PIPELINE_DEPTH = 16  # parts of frames, at most, between the first pass over them and the last: 1 MiB of float32
+    FINALIZE_BATCH_FRAMES = 8    # frames whose sums are ended together: 6.0 ns for 16 at 1024x1000, with one at a time 7.0
+    FINALIZE_BATCH_MAX_CLASSES = 768     # classes up to which fewer than 24 frames do so, too: 12.2 ns at 16x200, without 14.6
+    PREFETCH_DISTANCE_CLASSES = 2048    # classes that are asked for ahead of time: 6.4 ns at 512x32000, without 10.1
+    PREFETCH_MIN_BYTES = 3145728   # bytes from which an array is taken to come from memory: what is near is a tenth faster unasked
+    SCRATCH_BYTES = 262144  # bytes a thread needs for what does not lie in memory as it is computed: 2 * SLICE_CLASSES doubles
+    MERGE_BATCH_SLICES = 64      # slices of a frame of which is kept what was found, before it is put together
+    TILE_COLUMNS = 32    # frames in a tile: two cache lines of float32
+    CHUNK_CLASSES = 512     # classes of a tile that the scratch holds: 64 KiB of float32
+    BAND_MAX_TILES = 16       # tiles that are copied together, at most
+    BAND_MAX_COLUMNS = 512  # BAND_MAX_TILES * TILE_COLUMNS
+    PREFETCH_DISTANCE_ROWS = 4  # rows of a band that are asked for ahead of time
+    TILE_MIN_COLUMNS = 4         # frames side by side from which a tile is worth its while
     EXP_BIAS_FLOAT = 100
     EXP_BIAS_DOUBLE = 900
     GRADIENT_BIAS_FLOAT = 48   # see scale_sum
@@ -150,7 +150,7 @@ include "fastpath.pxi"
 include "bandwidth.pxi"
 
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
-SCRATCH = N_SCRATCH
+SCRATCH = SCRATCH_BYTES
 
 
 cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nogil:

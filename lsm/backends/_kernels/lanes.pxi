@@ -106,12 +106,12 @@ cdef inline void fold_lanes(double* total, double* error, Py_ssize_t n_lanes, Py
 
 
 cdef inline double lane_of_rows(const float* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
-    """Lane k of a column, of rows N_COLUMNS apart: the tree of rows k, k + N_LANES, ... of n_halves half sets of lanes.
+    """Lane k of a column, of rows TILE_COLUMNS apart: the tree of rows k, k + N_LANES, ... of n_halves half sets of lanes.
 
     widen: each number is made double before it is added.
     """
-    cdef Py_ssize_t n_groups = (n_halves + 1 - k // 8) // 2, n = N_LANES * N_COLUMNS
-    x += k * N_COLUMNS
+    cdef Py_ssize_t n_groups = (n_halves + 1 - k // 8) // 2, n = N_LANES * TILE_COLUMNS
+    x += k * TILE_COLUMNS
     if n_groups == 0:
         return 0
     if not widen:
@@ -134,7 +134,7 @@ cdef inline double four_lanes_of_rows(const float* x, Py_ssize_t k, Py_ssize_t n
 cdef inline void sum_half_sets(const float* x, Py_ssize_t n_halves, bint widen, double* total) noexcept nogil:
     """sum_few_rows of n_halves, a constant to the compiler."""
     cdef Py_ssize_t j
-    for j in range(N_COLUMNS):  # hot
+    for j in range(TILE_COLUMNS):  # hot
         total[j] = (
             (four_lanes_of_rows(&x[j], 0, n_halves, widen) + four_lanes_of_rows(&x[j], 2, n_halves, widen))
             + (four_lanes_of_rows(&x[j], 1, n_halves, widen) + four_lanes_of_rows(&x[j], 3, n_halves, widen))
@@ -142,7 +142,7 @@ cdef inline void sum_half_sets(const float* x, Py_ssize_t n_halves, bint widen, 
 
 
 cdef void sum_few_rows(const float* x, Py_ssize_t n, bint widen, double* total) noexcept nogil:
-    """The sums of n <= N_SHORT rows of N_COLUMNS float32, as add_groups and fold_lanes have them, all in registers.
+    """The sums of n <= SHORT_MAX_CLASSES rows of TILE_COLUMNS float32, as add_groups and fold_lanes have them, all in registers.
 
     Rows after the last one are 0 up to a multiple of 8: n_padded.
     """
@@ -167,7 +167,7 @@ cdef void sum_few_rows(const float* x, Py_ssize_t n, bint widen, double* total) 
 
 cdef inline bint are_few(Py_ssize_t n, const floating* of) noexcept nogil:
     """Whether sum_few_rows takes n rows: float64 carries errors, and does not."""
-    return floating is float and n <= N_SHORT
+    return floating is float and n <= SHORT_MAX_CLASSES
 
 
 cdef inline Py_ssize_t n_padded(Py_ssize_t n, const floating* of) noexcept nogil:

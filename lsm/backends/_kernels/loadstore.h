@@ -26,7 +26,8 @@ static inline void lsm_pad_f(float *to, const float *x, ptrdiff_t n, ptrdiff_t w
     for (; i + 8 <= n; i += 8)
         _mm256_storeu_ps(to + i, _mm256_loadu_ps(x + i));
     if (n >= 8) /* the last 8 numbers, turned so that those that are left come first */
-        v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x + n - 8), _mm256_add_epi32(lane, _mm256_sub_epi32(_mm256_set1_epi32(8), left)));
+        v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x + n - 8),
+                                     _mm256_add_epi32(lane, _mm256_sub_epi32(_mm256_set1_epi32(8), left)));
     else
         v = _mm256_maskload_ps(x, mask);
     if (i < width)
@@ -108,7 +109,7 @@ static inline void lsm_put_d(double *to, const double *x)
 }
 
 /* The same past the cache; `to` is where a cache line begins. */
-static inline void lsm_put_past_f(float *to, const float *x)
+static inline void lsm_put_nontemporal_f(float *to, const float *x)
 {
 #if defined(__AVX512F__)
     _mm512_stream_ps(to, _mm512_loadu_ps(x));
@@ -120,7 +121,7 @@ static inline void lsm_put_past_f(float *to, const float *x)
 #endif
 }
 
-static inline void lsm_put_past_d(double *to, const double *x)
+static inline void lsm_put_nontemporal_d(double *to, const double *x)
 {
 #if defined(__AVX512F__)
     _mm512_stream_pd(to, _mm512_loadu_pd(x));
@@ -133,39 +134,39 @@ static inline void lsm_put_past_d(double *to, const double *x)
 #endif
 }
 
-/* 16 numbers of 16 bits; past the cache where `to` is a multiple of 32, if `past`. */
-static inline void lsm_put_16(void *to, const uint16_t *x, int past)
+/* 16 numbers of 16 bits; past the cache where `to` is a multiple of 32, if `nontemporal`. */
+static inline void lsm_put_16(void *to, const uint16_t *x, int nontemporal)
 {
 #if defined(__AVX__) && !defined(__SANITIZE_ADDRESS__)
-    if (past)
+    if (nontemporal)
         _mm256_stream_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)x));
     else
         _mm256_storeu_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)x));
 #else
-    (void)past;
+    (void)nontemporal;
     memcpy(to, x, 16 * sizeof *x);
 #endif
 }
 
 /* 32 of them; past the cache where `to` is a multiple of 64. */
-static inline void lsm_put_32(void *to, const uint16_t *x, int past)
+static inline void lsm_put_32(void *to, const uint16_t *x, int nontemporal)
 {
 #if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
-    if (past)
+    if (nontemporal)
         _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(x));
     else
         _mm512_storeu_si512(to, _mm512_loadu_si512(x));
 #else
-    lsm_put_16(to, x, past);
-    lsm_put_16((uint16_t *)to + 16, x + 16, past);
+    lsm_put_16(to, x, nontemporal);
+    lsm_put_16((uint16_t *)to + 16, x + 16, nontemporal);
 #endif
 }
 
 /* The first n <= 16 of the numbers at x. */
 #if defined(__AVX512F__)
-#define LSM_PUTS_SOME 1 /* as fast as whole vectors */
+#define LSM_HAS_PARTIAL_STORES 1 /* as fast as whole vectors */
 #else
-#define LSM_PUTS_SOME 0
+#define LSM_HAS_PARTIAL_STORES 0
 #endif
 static inline void lsm_put_some_f(float *to, const float *x, ptrdiff_t n)
 {
@@ -208,7 +209,7 @@ static inline void lsm_prefetch(const void *p, size_t n, int near)
 }
 
 /* 16 rows of 8 numbers become 8 rows of 16. */
-static inline void lsm_turn(double *to, const double *from)
+static inline void lsm_transpose(double *to, const double *from)
 {
 #if defined(__SSE2__)
     for (int r = 0; r < 16; r += 2)

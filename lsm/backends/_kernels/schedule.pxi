@@ -12,16 +12,16 @@ cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssi
     cdef Py_ssize_t n_tiles
     c.n_inner = n_inner
     c.n_tiled = 0
-    c.n_band = N_COLUMNS
-    if n_inner >= N_FEW and all_dense:
-        c.n_tiled = n_inner // N_COLUMNS * N_COLUMNS
-        if fits(n) and n_inner - c.n_tiled >= N_FEW:
+    c.n_band = TILE_COLUMNS
+    if n_inner >= TILE_MIN_COLUMNS and all_dense:
+        c.n_tiled = n_inner // TILE_COLUMNS * TILE_COLUMNS
+        if fits(n) and n_inner - c.n_tiled >= TILE_MIN_COLUMNS:
             c.n_tiled = n_inner
-        n_tiles = n_outer * ((c.n_tiled + N_COLUMNS - 1) // N_COLUMNS)
-        c.n_band = N_COLUMNS * count_band(n, room, n_tiles, n_threads)
+        n_tiles = n_outer * ((c.n_tiled + TILE_COLUMNS - 1) // TILE_COLUMNS)
+        c.n_band = TILE_COLUMNS * count_band(n, room, n_tiles, n_threads)
     c.n_bands = (c.n_tiled + c.n_band - 1) // c.n_band
-    c.n_group = N_GROUP
-    if n > N_SHORT:  # all that a thread takes go one after the other
+    c.n_group = GROUP_FRAMES
+    if n > SHORT_MAX_CLASSES:  # all that a thread takes go one after the other
         c.n_group = max(1, (n_inner - c.n_tiled + n_threads - 1) // n_threads if n_outer == 1 else n_inner - c.n_tiled)
     c.n_tasks = c.n_bands + (n_inner - c.n_tiled + c.n_group - 1) // c.n_group
     return c
@@ -52,7 +52,7 @@ cdef inline floating* own_scratch(floating* scratch, Py_ssize_t n_bytes, int thr
 
 cdef inline bint shall_split(Py_ssize_t n_frames, Py_ssize_t n, int n_threads) noexcept nogil:
     """Whether few long frames are each split over the threads: where whole frames would leave some idle."""
-    return n_threads > 1 and n >= 4 * N_SLICE and n_frames < 4 * n_threads and n_frames % n_threads != 0
+    return n_threads > 1 and n >= 4 * SLICE_CLASSES and n_frames < 4 * n_threads and n_frames % n_threads != 0
 
 
 cdef inline void log_softmax_task(Array x, Array y, Py_ssize_t n, Py_ssize_t task, Cut c, floating* scratch,
@@ -65,7 +65,7 @@ cdef inline void log_softmax_task(Array x, Array y, Py_ssize_t n, Py_ssize_t tas
     else:
         j = c.n_tiled + (j - c.n_bands) * c.n_group
         last = min(j + c.n_group, c.n_inner)
-        if n <= N_SHORT:
+        if n <= SHORT_MAX_CLASSES:
             log_softmax_short(x, y, i, j, last - j, n, scratch, stream)
         elif can_pipe(x, n):
             log_softmax_rows(x, y, i, j, last, n, scratch, stream)
@@ -90,7 +90,7 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
                               frame_at(y, i // n_inner, i % n_inner), n, scratch, n_bytes, n_threads,
                               stream)
     else:
-        c = cut(n_outer, n, n_inner, 2 * N_SLICE, lies_dense(x) and lies_dense(y), n_threads)
+        c = cut(n_outer, n, n_inner, 2 * SLICE_CLASSES, lies_dense(x) and lies_dense(y), n_threads)
         if n_threads == 1:  # a parallel region costs microseconds, even with one thread
             for task in range(n_outer * c.n_tasks):
                 log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
@@ -148,7 +148,7 @@ cdef inline void log_softmax_backward_task(Array dy, Array y, Array dx, Py_ssize
     else:
         j = c.n_tiled + (j - c.n_bands) * c.n_group
         last = min(j + c.n_group, c.n_inner)
-        if n <= N_SHORT:
+        if n <= SHORT_MAX_CLASSES:
             log_softmax_backward_short(dy, y, dx, i, j, last - j, n, scratch, stream)
         elif can_pipe(dy, n) and can_pipe(y, n):
             log_softmax_backward_rows(dy, y, dx, i, j, last, n, scratch, stream)
@@ -224,7 +224,7 @@ cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t 
         env = lsm_enter_float_env()
         for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
             n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t),
-                                   own_scratch(scratch, n_bytes, t) + N_SLICE, stream)
+                                   own_scratch(scratch, n_bytes, t) + SLICE_CLASSES, stream)
         lsm_stream_fence()
         lsm_leave_float_env(env)
     if n_bad:

@@ -33,11 +33,11 @@ cdef inline Vector frame_at(Array x, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
 
 
 cdef inline Py_ssize_t count_blocks(Py_ssize_t n) noexcept nogil:
-    return (n + N_BLOCK - 1) // N_BLOCK
+    return (n + BLOCK_CLASSES - 1) // BLOCK_CLASSES
 
 
 cdef inline Py_ssize_t count_slices(Py_ssize_t n) noexcept nogil:
-    return (n + N_SLICE - 1) // N_SLICE
+    return (n + SLICE_CLASSES - 1) // SLICE_CLASSES
 
 
 cdef inline Py_ssize_t size_of(int kind) noexcept nogil:
@@ -63,8 +63,8 @@ cdef inline bint is_native(Vector x, const floating* of) noexcept nogil:
 
 cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
     """Copy n elements, as floating."""
-    cdef uint16_t bits[N_BLOCK]
-    cdef float narrow[N_BLOCK]
+    cdef uint16_t bits[BLOCK_CLASSES]
+    cdef float narrow[BLOCK_CLASSES]
     cdef const uint16_t* source
     cdef Py_ssize_t part, start, k, n_part
     if x.kind == FLOAT:
@@ -83,8 +83,8 @@ cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
                 to[k] = <floating> (<double*> (x.at + k * x.step))[0]
     else:
         for part in range(count_blocks(n)):
-            start = part * N_BLOCK
-            n_part = min(N_BLOCK, n - start)
+            start = part * BLOCK_CLASSES
+            n_part = min(BLOCK_CLASSES, n - start)
             source = <const uint16_t*> x.at + start
             if x.step != sizeof(uint16_t):
                 for k in range(n_part):
@@ -124,19 +124,19 @@ cdef inline const floating* load(Vector x, Py_ssize_t start, Py_ssize_t n, float
 
 
 cdef inline const floating* load_block(Vector x, Py_ssize_t start, floating* buffer) noexcept nogil:
-    """load of N_BLOCK elements. That their number is a constant makes 16 bits half as dear."""
+    """load of BLOCK_CLASSES elements. That their number is a constant makes 16 bits half as dear."""
     if floating is float:
         if x.kind == BFLOAT16 and x.step == sizeof(uint16_t):
-            widen(<const uint16_t*> x.at + start, N_BLOCK, BFLOAT16, buffer)
+            widen(<const uint16_t*> x.at + start, BLOCK_CLASSES, BFLOAT16, buffer)
             return buffer
         if x.kind == HALF and x.step == sizeof(uint16_t):
-            widen(<const uint16_t*> x.at + start, N_BLOCK, HALF, buffer)
+            widen(<const uint16_t*> x.at + start, BLOCK_CLASSES, HALF, buffer)
             return buffer
-    return load(x, start, N_BLOCK, buffer)
+    return load(x, start, BLOCK_CLASSES, buffer)
 
 
 cdef inline const char* block_at(Vector x, Py_ssize_t start, int kind, floating* buffer) noexcept nogil:
-    """Where N_BLOCK elements are as numbers of this kind: 16 bits lie so, others may go to the buffer."""
+    """Where BLOCK_CLASSES elements are as numbers of this kind: 16 bits lie so, others may go to the buffer."""
     if kind <= BFLOAT16:
         return x.at + start * size_of(kind)
     return <const char*> load_block(x, start, buffer)
@@ -174,10 +174,10 @@ cdef inline void put(char* to, const void* source, size_t n, bint stream) noexce
 
 
 cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bint stream) noexcept nogil:
-    """Store p as n elements from `start` on. n <= N_PIPED. Dense ones go past the cache if `stream`."""
-    cdef uint16_t bits[N_PIPED]
-    cdef float single[N_PIPED]
-    cdef double wide[N_PIPED]
+    """Store p as n elements from `start` on. n <= PIPELINE_MAX_CLASSES. Dense ones go past the cache if `stream`."""
+    cdef uint16_t bits[PIPELINE_MAX_CLASSES]
+    cdef float single[PIPELINE_MAX_CLASSES]
+    cdef double wide[PIPELINE_MAX_CLASSES]
     cdef const float* source
     cdef Py_ssize_t k
     cdef bint is_dense = y.step == size_of(y.kind)
@@ -216,24 +216,24 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
 
 
 cdef inline void write_block(Vector y, Py_ssize_t start, int kind, const floating* p, bint stream) noexcept nogil:
-    """write of N_BLOCK elements; 16 bits, of this kind as y is, if it is no type that is computed in."""
-    cdef uint16_t bits[N_BLOCK]
+    """write of BLOCK_CLASSES elements; 16 bits, of this kind as y is, if it is no type that is computed in."""
+    cdef uint16_t bits[BLOCK_CLASSES]
     cdef uint16_t* to = bits
     if kind <= BFLOAT16:
-        put(y.at + start * y.step, p, N_BLOCK * size_of(kind), stream)
+        put(y.at + start * y.step, p, BLOCK_CLASSES * size_of(kind), stream)
         return
     if floating is float:
         if y.kind <= BFLOAT16 and y.step == sizeof(uint16_t):
             if not stream:
                 to = <uint16_t*> y.at + start
             if y.kind == BFLOAT16:
-                narrow(p, N_BLOCK, BFLOAT16, to)
+                narrow(p, BLOCK_CLASSES, BFLOAT16, to)
             else:
-                narrow(p, N_BLOCK, HALF, to)
+                narrow(p, BLOCK_CLASSES, HALF, to)
             if stream:
-                lsm_stream(y.at + start * y.step, bits, N_BLOCK * sizeof(uint16_t))
+                lsm_stream(y.at + start * y.step, bits, BLOCK_CLASSES * sizeof(uint16_t))
             return
-    write(y, start, N_BLOCK, p, stream)
+    write(y, start, BLOCK_CLASSES, p, stream)
 
 
 cdef inline Py_ssize_t misaligned(Vector y, bint stream) noexcept nogil:
