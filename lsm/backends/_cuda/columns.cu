@@ -1,18 +1,18 @@
-// Forward, frames that lie side by side (inner > 1): a block has a tile of them, a team of threads each frame.
+// Forward, adjacent frames (inner > 1): one block per tile of frames, one team of threads per frame.
 //
-// Columns are counted over outer and inner together, so that a tile is full where inner is small as well. A thread
-// reads the same places of each row of its column, and keeps them in shared memory, where only it reads them.
+// Columns are numbered over outer and inner together, so that tiles are full even if inner is small. A thread reads the
+// same positions of each row of its column and keeps them in its own part of shared memory.
 
 #if defined(LSM_COLUMNS)
 
 typedef Team<LSM_COLUMNS, LSM_TEAM> Tile;
 const int TILE_THREADS = LSM_COLUMNS * LSM_TEAM;
-// A multiprocessor has registers for so many; of large ones shared memory holds no two.
+// What the registers of a multiprocessor allow. Shared memory holds only one large tile.
 const int RESIDENT_TILES = TILE_THREADS > 256 ? 1 : sizeof(Number) == 4 ? 3 : 2;
-const int THREAD_ROW_CLASSES = LSM_LEAVES * LEAF_CLASSES; // classes of a thread in each row
+const int THREAD_ROW_CLASSES = LSM_LEAVES * LEAF_CLASSES; // of one thread in each row
 const int TILE_ROW_CLASSES = LSM_TEAM * THREAD_ROW_CLASSES; // 64 leaves, or all there are
 
-// The column of a thread: where it begins, and how many classes it has, 0 beyond the last column.
+// The column of a thread: its position and number of classes, 0 beyond the last column.
 struct Column {
     Index outer, inner, n;
     INLINE Column(Index tile, int column, Index first, Index n_columns, Index n_inner, Index n_classes)
@@ -24,21 +24,21 @@ struct Column {
     }
 };
 
-// The class that the i-th of a thread's own in a row is.
+// The class at position i of this thread in a row.
 INLINE Index class_of(Index row, int q, int i) { return (row * LSM_TEAM + q) * THREAD_ROW_CLASSES + i; }
 INLINE Index count_tile_rows(Index n) { return (n + TILE_ROW_CLASSES - 1) / TILE_ROW_CLASSES; }
 
-// Some of a thread's own classes: all are read before the first is written over, for a store may touch what the next
-// load reads (in place is allowed), so loads would else be under way one by one.
+// Some of a thread's classes. They are read before the first is written: in place, a store may alias the next load,
+// which would serialise the loads.
 #if (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750) || LSM_TEAM == 1
-const int STEP_CLASSES = 4; // there are not the registers for more
+const int STEP_CLASSES = 4; // limited by registers
 #else
 const int STEP_CLASSES = 8;
 #endif
 struct Step {
     Index first;
-    int left; // from the first on, as an int
-    // From the i-th of the thread's classes in a row and those after it on, a multiple of STEP_CLASSES.
+    int left; // number of classes from the first on, as an int
+    // From position i of the thread in a row, a multiple of STEP_CLASSES.
     INLINE Step(Index row, int i, int q, Index n)
         : first(class_of(row + i / THREAD_ROW_CLASSES, q, i % THREAD_ROW_CLASSES))
     {
@@ -56,7 +56,7 @@ struct Step {
     }
 };
 
-// Keep rows of a column; the i-th of a thread's own in row r is then at (r * THREAD_ROW_CLASSES + i) * TILE_THREADS.
+// Load rows of a column to shared memory; position i of row r goes to (r * THREAD_ROW_CLASSES + i) * TILE_THREADS.
 INLINE void hold(X *held, const X *x, Index x_class, Index first_row, Index n_rows, int q, Index n, X filler)
 {
     for (Index r = 0; r < n_rows; r++) {
@@ -68,7 +68,7 @@ INLINE void hold(X *held, const X *x, Index x_class, Index first_row, Index n_ro
     }
 }
 
-// How many rows the k-th slice of a frame of n classes has.
+// The number of rows in slice k of a frame of n classes.
 INLINE int rows_of_slice(Index k, Index n)
 {
     Index left = n - k * (4 * TILE_ROW_CLASSES);

@@ -1,4 +1,4 @@
-// Backward, frames that lie side by side: dy is held where forward holds x, y passes by once.
+// Backward, adjacent frames: dy is kept where forward keeps x; y is read once.
 
 #if defined(LSM_COLUMNS) && defined(LSM_BACKWARD)
 
@@ -32,11 +32,11 @@ INLINE Part part_of_column(const X *held, Index n_rows, const Tile &tile)
     return part;
 }
 
-// dx of some classes; the highest of their y, or NaN.
+// Write dx of some classes; returns their largest y, or NaN.
 INLINE Number write_step(const Step &step, X *dx, Index dx_class, const X (&dy)[STEP_CLASSES],
                          const X (&y)[STEP_CLASSES], const Total &s)
 {
-    const int n = sizeof(Number) == 8 ? 2 : 4; // together: more would take too many registers
+    const int n = sizeof(Number) == 8 ? 2 : 4; // at once; more would take too many registers
     Number highest = minus_infinity();
 #pragma unroll
     for (int first = 0; first < STEP_CLASSES; first += n) {
@@ -57,7 +57,7 @@ INLINE Number write_step(const Step &step, X *dx, Index dx_class, const X (&dy)[
     return highest;
 }
 
-// The marks of a column from those of its threads.
+// Combine the marks of a column's threads.
 INLINE int marks_of_column(int marks, const Tile &tile)
 {
     Index n = tile.count((marks & IS_BAD ? 1 : 0) + (marks & IS_OPEN ? (Index)1 << 32 : 0));
@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_TILES) log_s
         ((Part *)workspace)[(f * n_slices + k) * LSM_COLUMNS + tile.column] = of;
 }
 
-// Leaves the marks of each column's slices behind the parts, as for rows.
+// Stores the marks of each column's slices after the parts, as for rows.
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_TILES - FEWER_BLOCKS)
     log_softmax_backward(BACKWARD_ARGUMENTS)
 {

@@ -1,4 +1,4 @@
-// Forward, frames of consecutive classes: a frame or several in the registers of a warp, one in the shared memory of a
+// Forward, frames of consecutive classes: one or more frames in the registers of a warp, one in the shared memory of a
 // block, or one split over blocks.
 
 #define FORWARD_ARGUMENTS                                                                                             \
@@ -11,30 +11,31 @@
 
 extern __shared__ __align__(16) unsigned char lsm_shared[];
 
-// A thread's consecutive elements: one leaf, or two of 16 bits, so that they are 16 bytes.
+// A thread's consecutive elements: one leaf, or two for 16-bit types, to make 16 bytes.
 const bool IS_PAIRED = sizeof(X) == 2;
 const int PIECE_CLASSES = IS_PAIRED ? 2 * LEAF_CLASSES : LEAF_CLASSES;
-const int SLICE_PIECES = SLICE_CLASSES / (32 * PIECE_CLASSES); // of a slice, for each lane of a warp
+const int SLICE_PIECES = SLICE_CLASSES / (32 * PIECE_CLASSES); // per lane of a warp
 const int SPLIT_BLOCK_WARPS = 8;
 
 typedef Held<PIECE_CLASSES, X> Unit;
 
-// A place in a frame. Those on chip are short.
+// An index into a frame; an int suffices for frames on chip.
 #ifdef LSM_SPLIT
 typedef Index Place;
 #else
 typedef int Place;
 #endif
 
-// A lane's first element in the slice that begins at `at`; its pieces are n_lanes * PIECE_CLASSES apart. How many classes are
-// before it and from it on, as an int: those count that a lane may read.
+// A lane's first element in the slice that begins at `at`; its pieces are n_lanes * PIECE_CLASSES apart. n_before and
+// n_left: how many classes a lane may access before it and from it on, as an int; one past the end still stores for its
+// neighbour.
 const int LEFT_MAX_CLASSES = SLICE_CLASSES + 16;
 template <int n_lanes> INLINE Place lane_at(Place at) { return at + (int)(threadIdx.x % n_lanes * PIECE_CLASSES); }
 template <int n_lanes> INLINE int n_before(Place at) { return lane_at<n_lanes>(at) ? 16 : 0; }
 template <int n_lanes> INLINE int n_left(Place at, Place n)
 {
     Place left = n - lane_at<n_lanes>(at);
-    return left < -16 ? -16 : left < LEFT_MAX_CLASSES ? (int)left : LEFT_MAX_CLASSES; // behind the end a lane still writes for another
+    return left < -16 ? -16 : left < LEFT_MAX_CLASSES ? (int)left : LEFT_MAX_CLASSES;
 }
 
 template <int n_lanes, int n_pieces>
@@ -50,7 +51,7 @@ INLINE double leaf(const Number *e)
     return as_double(e[0] + e[1]);
 }
 
-// The fold of the leaves' places in a row: sums[0] and [1] are of neighbours, or of places 32 apart.
+// The fold over the leaves of a row: sums[0] and sums[1] are adjacent leaves, or 32 apart.
 template <int n_lanes> INLINE Sum fold_row(const Sum (&sums)[2], bool has_two)
 {
     Sum a = sums[0], b = sums[1];
@@ -64,7 +65,7 @@ template <int n_lanes> INLINE Sum fold_row(const Sum (&sums)[2], bool has_two)
     return IS_PAIRED || !has_two ? a : plus(a, b);
 }
 
-// The largest that a lane holds; -inf if all are NaN.
+// The largest element of a lane; -inf if all are NaN.
 template <int n, class T, int size, int n_pieces> INLINE Number largest_of(const Held<n, T, size> (&x)[n_pieces])
 {
     Number m = minus_infinity();
@@ -88,7 +89,7 @@ template <int n, class T, int n_pieces> INLINE Number largest_of(const Held<n, T
 }
 #endif
 
-// What n_lanes lanes find in a slice that they hold; each of them has it then.
+// What n_lanes lanes compute from the slice they hold; the same in each lane.
 struct Found {
     Number m;
     int n_largest;
@@ -145,7 +146,7 @@ INLINE void write_slice(Y *frame, Place at, Place n, Unit (&x)[n_pieces], Normal
     out.end(n_pieces);
 }
 
-// The warp as a team of 32, each with its share of the slices.
+// The warp as a team of 32, each thread with its share of the slices.
 typedef Team<1, 32> Warp;
 INLINE Warp this_warp()
 {
@@ -159,8 +160,8 @@ INLINE int this_warps_number() { return common<32>(threadIdx.x / 32); }
 #ifdef LSM_FORWARD
 
 #ifdef LSM_GROUP
-// The lanes of a frame have LSM_FRAMES one after the other, and each ends another one: that is most of the operations
-// where classes are few, and is done in double.
+// The lanes of a frame process LSM_FRAMES frames in turn, and each lane finalizes a different one: with few classes,
+// that takes most of the instructions, in double.
 extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMENTS)
 {
     const int n_side_by_side = 32 / LSM_LANES, lane = threadIdx.x % LSM_LANES;
@@ -172,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMEN
     Place n[LSM_FRAMES];
 #pragma unroll
     for (int f = 0; f < LSM_FRAMES; f++) {
-        n[f] = first + f * n_side_by_side < n_frames ? (Place)n_classes : 0; // 0: a lane goes along for the others
+        n[f] = first + f * n_side_by_side < n_frames ? (Place)n_classes : 0; // 0: the lane only takes part in shuffles
         read_slice<LSM_LANES>(held[f], x + f * n_side_by_side * x_outer, 0, n[f], Of<X>::low());
     }
     Found mine;
@@ -197,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMEN
 #endif
 
 #ifdef LSM_SHARED
-// What a thread keeps in shared memory it reads itself: nobody waits for it.
+// A thread reads only what it wrote to shared memory itself, so no barrier is needed.
 extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softmax(FORWARD_ARGUMENTS)
 {
     const int n = (int)n_classes, n_slices = (int)count_slices(n);
@@ -216,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
             records[at / SLICE_CLASSES] = of;
     }
     __syncthreads();
-    Normaliser c = merge<3>(records, 1, n_slices, this_warp(), 32); // of up to 128 slices
+    Normaliser c = merge<3>(records, 1, n_slices, this_warp(), 32); // up to 128 slices
     for (int at = this_warps_number() * SLICE_CLASSES; at < n; at += blockDim.x / 32 * SLICE_CLASSES) {
 #pragma unroll
         for (int i = 0; i < SLICE_PIECES; i++)

@@ -1,4 +1,4 @@
-// Backward, frames of consecutive classes, by the same kernels: dy is held where forward holds x, y passes by once.
+// Backward, frames of consecutive classes, by the same kernels: dy is kept where forward keeps x; y is read once.
 
 template <int n_lanes, int n_pieces> INLINE Part part_at(Unit (&dy)[n_pieces], bool smaller)
 {
@@ -23,7 +23,7 @@ template <int n_lanes, int n_pieces> INLINE Part part_at(Unit (&dy)[n_pieces], b
     return part;
 }
 
-// The sum of a slice that n_lanes lanes hold.
+// The sum of dy over a slice held by n_lanes lanes.
 template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
 {
     Part part = part_at<n_lanes>(dy, false);
@@ -35,16 +35,16 @@ template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
     return part;
 }
 
-// dx of a slice; the highest of a lane's y, or NaN. Some pieces are read before the first is written: a store may touch
-// what the next load reads (in place is allowed), so loads would else be under way one by one.
+// Write dx of a slice; returns the largest y of the lane, or NaN. Some pieces are read before the first is written: in
+// place, a store may alias the next load, which would serialise the loads.
 #if defined(LSM_SHARED) && LSM_THREADS * LSM_BLOCKS > 512
-const int IN_FLIGHT_PIECES = 2; // of 64 registers
+const int IN_FLIGHT_PIECES = 2; // with 64 registers
 #elif defined(LSM_SPLIT) && __CUDA_ARCH__ >= 1000
-const int IN_FLIGHT_PIECES = sizeof(Number) == 8 ? 2 : 4; // four of double take more than 128 registers there
+const int IN_FLIGHT_PIECES = sizeof(Number) == 8 ? 2 : 4; // four of double would take more than 128 registers
 #else
 const int IN_FLIGHT_PIECES = 4;
 #endif
-template <bool is_on_chip> // dy: then it is there for all of the slice
+template <bool is_on_chip> // whether dy is in shared memory, all of the slice
 INLINE Number write_gradients(X *dx, const X *dy, const X *y, Place at, Place n, const Total &s)
 {
     Number highest = minus_infinity();
@@ -96,7 +96,7 @@ INLINE int marks_of_warp(int marks)
            (__any_sync(FULL_MASK, marks & IS_OPEN) ? IS_OPEN : 0);
 }
 
-// The marks of a whole block; `of_warps` has a place for each warp.
+// Combine the marks of a block; `of_warps` has one element per warp.
 INLINE int marks_of_block(int marks, int *of_warps)
 {
     marks = marks_of_warp(marks);
@@ -115,7 +115,7 @@ INLINE int marks_of_block(int marks, int *of_warps)
 extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index f = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LSM_LANES;
-    Place n = f < n_frames ? (Place)n_classes : 0; // a lane without a frame goes along, for the others of its warp
+    Place n = f < n_frames ? (Place)n_classes : 0; // 0: the lane only takes part in shuffles
     dy += (first_frame + f) * dy_outer;
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
@@ -170,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
             parts[at / SLICE_CLASSES] = of;
     }
     __syncthreads();
-    Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // of up to 128 slices
+    Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // up to 128 slices
     Number highest = minus_infinity();
     for (int at = this_warps_number() * SLICE_CLASSES; at < n; at += blockDim.x / 32 * SLICE_CLASSES)
         highest = higher(highest, write_gradients<true>(dx, frame, y, at, n, s));
@@ -195,7 +195,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(B
         ((Part *)workspace)[f * n_slices + k] = of;
 }
 
-// Leaves the marks of each slice behind the parts: a frame that they make NaN is known when all of it is written.
+// Stores the marks of each slice after the parts: only when the whole frame is written is it known whether it becomes
+// NaN.
 extern "C" __global__ void __launch_bounds__(256, 2 - FEWER_BLOCKS) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes);

@@ -1,10 +1,10 @@
-# Frames of a tile together: the vectors run along the frames.
+# Log-softmax of the frames of a tile: vectors run along the frames.
 
 
 cdef inline void add_classes(const floating* x, Py_ssize_t n_rows, const floating* h, const floating* top,
                              const floating* magic, const floating* floor, floating* p,
                              floating* n_equal) noexcept nogil:
-    """The sum of the exponentials of n_rows classes, ROW_CLASSES apart, and how many of them are the largest."""
+    """Sum the exponentials of n_rows classes, ROW_CLASSES apart, and count those equal to the maximum."""
     cdef floating v, sum_p, n_found
     cdef Py_ssize_t j, q
     for j in range(TILE_COLUMNS):
@@ -19,12 +19,12 @@ cdef inline void add_classes(const floating* x, Py_ssize_t n_rows, const floatin
 
 
 cdef inline Py_ssize_t count_rows(Py_ssize_t n, Py_ssize_t k) noexcept nogil:
-    """How many of a block's n classes are k, k + ROW_CLASSES, ..."""
+    """The number of the classes k, k + ROW_CLASSES, ... in a block of n."""
     return (n - k + ROW_CLASSES - 1) // ROW_CLASSES
 
 
 cdef inline Py_ssize_t count_groups(Py_ssize_t n, Py_ssize_t k) noexcept nogil:
-    """How many of k, k + N_LANES, ..., at most four, are classes of a block of n."""
+    """The number of the classes k, k + N_LANES, ... in a block of n, at most four."""
     return min(<Py_ssize_t> 4, (n - k + N_LANES - 1) // N_LANES)
 
 
@@ -32,7 +32,7 @@ cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floati
                                    double* error, floating* n_equal) noexcept nogil:
     """Add the exponentials of n <= BLOCK_CLASSES classes of a tile to the lanes.
 
-    `of`: h, top, magic and floor of the tile. Copies of the function's own stay in registers.
+    `of` is h, top, magic and floor of the tile, copied to locals so that gcc keeps them in registers.
     """
     cdef floating h[TILE_COLUMNS]
     cdef floating top[TILE_COLUMNS]
@@ -53,7 +53,7 @@ cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floati
         for g in range(n_groups):
             at = &x[(g * N_LANES + k) * TILE_COLUMNS]
             n_rows = count_rows(n, g * N_LANES + k)
-            if n_rows == 4:  # each a constant to the compiler
+            if n_rows == 4:  # n_rows is a compile-time constant in each branch
                 add_classes(at, 4, h, top, magic, floor, &p[g * TILE_COLUMNS], found)
             elif n_rows == 3:
                 add_classes(at, 3, h, top, magic, floor, &p[g * TILE_COLUMNS], found)
@@ -68,7 +68,7 @@ cdef inline void add_block_of_tile(const floating* x, Py_ssize_t n, const floati
 
 
 cdef inline void exp_rows(const float* x, Py_ssize_t n, const float* of, float* p, float* n_equal) noexcept nogil:
-    """p = exp(x - h) below the maxima, of n rows; how many are the largest; `of` as add_block_of_tile has it."""
+    """p = exp(x - h) of n rows, 0 at the maximum, which is counted in n_equal; `of` as in add_block_of_tile."""
     cdef float h[TILE_COLUMNS]
     cdef float top[TILE_COLUMNS]
     cdef float magic[TILE_COLUMNS]
@@ -94,7 +94,7 @@ cdef inline void exp_rows(const float* x, Py_ssize_t n, const float* of, float* 
 
 
 cdef inline void raise_maxima(const floating* x, Py_ssize_t n, floating* m) noexcept nogil:
-    """The maximum of n classes and m, for each of TILE_COLUMNS frames."""
+    """m = max(m, x) over n classes, for each of TILE_COLUMNS frames."""
     cdef floating high[TILE_COLUMNS]
     cdef Py_ssize_t i, j
     memcpy(high, m, TILE_COLUMNS * sizeof(floating))
@@ -110,7 +110,7 @@ cdef inline void raise_maxima(const floating* x, Py_ssize_t n, floating* m) noex
 
 
 cdef void find_maxima(Tile x, Py_ssize_t n, floating* m, floating* scratch) noexcept nogil:
-    """The maxima of TILE_COLUMNS frames."""
+    """The maximum of each of TILE_COLUMNS frames."""
     cdef Py_ssize_t chunk, n_part, j
     for j in range(TILE_COLUMNS):
         m[j] = -INFINITY
@@ -120,7 +120,7 @@ cdef void find_maxima(Tile x, Py_ssize_t n, floating* m, floating* scratch) noex
 
 
 cdef void sum_few(const float* x, Py_ssize_t n, const float* of, double* total, float* n_equal) noexcept nogil:
-    """The sums of the exponentials of n <= SHORT_MAX_CLASSES classes of a tile, and how many are the largest."""
+    """Sum the exponentials of n <= SHORT_MAX_CLASSES classes of a tile, and count those equal to the maximum."""
     cdef float p[SHORT_MAX_CLASSES * TILE_COLUMNS]
     exp_rows(x, n, of, p, n_equal)
     clear_rows(&p[n * TILE_COLUMNS], n_padded(n, x) - n)
@@ -129,7 +129,7 @@ cdef void sum_few(const float* x, Py_ssize_t n, const float* of, double* total, 
 
 cdef void sum_many(Tile x, Py_ssize_t n, const floating* of, double* totals, double* errors, floating* n_equal,
                    floating* scratch) noexcept nogil:
-    """The same of n <= SLICE_CLASSES classes, with what rounding lost."""
+    """sum_few for n <= SLICE_CLASSES classes, with the rounding errors of the sums."""
     cdef double total[N_LANES * TILE_COLUMNS]
     cdef double error[N_LANES * TILE_COLUMNS]
     cdef const floating* source
@@ -156,7 +156,7 @@ cdef void sum_many(Tile x, Py_ssize_t n, const floating* of, double* totals, dou
 
 cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below, floating* n_equal,
                          floating* scratch) noexcept nogil:
-    """The sums of exp(x - m) below the maxima m, and how many classes equal m, of TILE_COLUMNS frames."""
+    """The sum of exp(x - m) over the classes below m, and the count of those equal to m, of TILE_COLUMNS frames."""
     cdef double total[TILE_COLUMNS]
     cdef double error[TILE_COLUMNS]
     cdef floating of[4 * TILE_COLUMNS]
@@ -182,7 +182,7 @@ cdef void sum_tile_slice(Tile x, Py_ssize_t n, const floating* m, double* below,
 
 
 cdef void end_tile(Tile x, Py_ssize_t n, floating* m, floating* c_hi, floating* c_lo, floating* scratch) noexcept nogil:
-    """The normalisers of TILE_COLUMNS frames; of the first slice the maxima m are known."""
+    """The normalisers of TILE_COLUMNS frames, given the maxima m of their first slice."""
     cdef double below[TILE_COLUMNS]
     cdef floating n_equal[TILE_COLUMNS]
     cdef Frame frames[TILE_COLUMNS]
@@ -217,7 +217,7 @@ cdef void end_tile(Tile x, Py_ssize_t n, floating* m, floating* c_hi, floating* 
 
 cdef void log_softmax_band(Tile x, Tile y, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
                            bint stream) noexcept nogil:
-    """log_softmax_frame for n_frames neighbouring frames, at most BAND_MAX_COLUMNS."""
+    """log_softmax_frame for n_frames <= BAND_MAX_COLUMNS adjacent frames."""
     cdef floating m[BAND_MAX_COLUMNS]
     cdef floating c_hi[BAND_MAX_COLUMNS]
     cdef floating c_lo[BAND_MAX_COLUMNS]

@@ -1,8 +1,8 @@
-# The gradient of the frames of a tile together.
+# The gradient of the frames of a tile.
 
 
 cdef inline void add_gradients_of_classes(const floating* dy, Py_ssize_t n_rows, double* v) noexcept nogil:
-    """The sum of the gradients of n_rows classes, ROW_CLASSES apart."""
+    """Sum dy over n_rows classes, ROW_CLASSES apart."""
     cdef Py_ssize_t j, step = ROW_CLASSES * TILE_COLUMNS
     for j in range(TILE_COLUMNS):  # hot
         if n_rows == 4:
@@ -18,7 +18,7 @@ cdef inline void add_gradients_of_classes(const floating* dy, Py_ssize_t n_rows,
 
 cdef inline void add_block_of_tile_gradients(const floating* dy, Py_ssize_t n, bint is_first, double* total,
                                              double* error) noexcept nogil:
-    """Add n <= BLOCK_CLASSES classes of a tile to the lanes."""
+    """Add dy of n <= BLOCK_CLASSES classes of a tile to the lanes."""
     cdef double v[4 * TILE_COLUMNS]
     cdef const floating* at
     cdef Py_ssize_t j, k, g, n_rows, n_groups
@@ -27,7 +27,7 @@ cdef inline void add_block_of_tile_gradients(const floating* dy, Py_ssize_t n, b
         for g in range(n_groups):
             at = &dy[(g * N_LANES + k) * TILE_COLUMNS]
             n_rows = count_rows(n, g * N_LANES + k)
-            if n_rows == 4:  # each a constant to the compiler
+            if n_rows == 4:  # n_rows is a compile-time constant in each branch
                 add_gradients_of_classes(at, 4, &v[g * TILE_COLUMNS])
             elif n_rows == 3:
                 add_gradients_of_classes(at, 3, &v[g * TILE_COLUMNS])
@@ -40,7 +40,7 @@ cdef inline void add_block_of_tile_gradients(const floating* dy, Py_ssize_t n, b
 
 
 cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floating* scratch) noexcept nogil:
-    """The sums of the gradients of TILE_COLUMNS frames."""
+    """The sum of dy of each of TILE_COLUMNS frames."""
     cdef double total[N_LANES * TILE_COLUMNS]
     cdef double error[N_LANES * TILE_COLUMNS]
     cdef const floating* source
@@ -74,7 +74,7 @@ cdef void sum_tile(Tile dy, Py_ssize_t n, double* totals, double* errors, floati
 
 cdef inline void gradient_row(const floating* dy, const floating* y, const floating* of, bint some_large, bint some_low,
                               floating* dx, bint nontemporal) noexcept nogil:
-    """dx = dy - exp(y) * S of one class of a tile; `of`: s_hi, s_lo, s, magic and lowest, BAND_MAX_COLUMNS apart."""
+    """dx = dy - exp(y) * S for one class of a tile; `of` is s_hi, s_lo, s, magic, lowest, BAND_MAX_COLUMNS apart."""
     cdef floating w[TILE_COLUMNS]
     cdef Py_ssize_t j
     for j in range(TILE_COLUMNS):  # hot
@@ -86,7 +86,7 @@ cdef inline void gradient_row(const floating* dy, const floating* y, const float
 
 cdef void gradient_odd_row(const floating* dy, const floating* y, Py_ssize_t n_frames, const floating* of,
                            floating* dx, floating* n_bad) noexcept nogil:
-    """The same of at most TILE_COLUMNS frames for any y; n_bad: how many of each frame are out of range."""
+    """gradient_row for at most TILE_COLUMNS frames and any y; counts in n_bad the y of each frame out of range."""
     cdef Py_ssize_t j
     for j in range(n_frames):
         n_bad[j] += <floating> 1 if exceeds(y[j]) else <floating> 0
@@ -95,7 +95,7 @@ cdef void gradient_odd_row(const floating* dy, const floating* y, Py_ssize_t n_f
 
 
 cdef inline floating least_of(const floating* y, Py_ssize_t n) noexcept nogil:
-    """The least of n numbers, a multiple of TILE_COLUMNS; NaN if one is NaN or not below 0."""
+    """The minimum of n numbers, a multiple of TILE_COLUMNS; NaN if any is NaN or not below 0."""
     cdef int32_t most_f[TILE_COLUMNS]
     cdef int64_t most_d[TILE_COLUMNS]
     cdef int32_t deepest_f = lsm_depth_f(<float> -0.0)
@@ -123,9 +123,9 @@ cdef inline floating least_of(const floating* y, Py_ssize_t n) noexcept nogil:
 cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize_t n, Py_ssize_t n_frames,
                         Py_ssize_t n_of_tile, const floating* of, floating highest_low, floating* n_bad,
                         bint stream) noexcept nogil:
-    """dx of n classes of frames that lie side by side; dy is in tiles, n_of_tile classes apart, as copy_rows has them.
+    """dx for n classes of adjacent frames; dy is in tiles, n_of_tile classes apart, as written by copy_rows.
 
-    y is read where it lies: what it takes to fetch the rows to come passes with the arithmetic of this one.
+    y is read in place: the arithmetic hides the latency of its prefetches.
     """
     cdef floating buffer[BAND_MAX_COLUMNS]
     cdef floating buffer_y[BAND_MAX_COLUMNS]
@@ -135,7 +135,7 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
     cdef Vector row, row_y, ahead
     cdef Py_ssize_t i, j, tile, n_tiles = (n_frames + TILE_COLUMNS - 1) // TILE_COLUMNS, n_whole = 0
     cdef floating least
-    cdef bint few = n_of_tile < ROW_CLASSES  # of few classes one is large in most rows
+    cdef bint few = n_of_tile < ROW_CLASSES  # with few classes, most rows have a large y
     cdef bint nontemporal = False, direct = False, odd, low
     if is_native(row_of(dx, 0), buffer):
         nontemporal = can_stream(row_of(dx, 0), kind_of(buffer), stream) and dx.step % 64 == 0
@@ -181,7 +181,7 @@ cdef void gradient_rows(const floating* dy, Tile y, Tile dx, Tile then, Py_ssize
 
 
 cdef bint scale_tile(Tile dy, Py_ssize_t n, floating* to, floating* scratch) noexcept nogil:
-    """The sums of a tile's frames, prepared as gradient_row takes them; False where one leaves its type's range."""
+    """Sum dy of a tile and prepare S for gradient_row; False if S of any frame overflows."""
     cdef double total[TILE_COLUMNS]
     cdef double error[TILE_COLUMNS]
     cdef Scaled of
@@ -199,7 +199,7 @@ cdef bint scale_tile(Tile dy, Py_ssize_t n, floating* to, floating* scratch) noe
 
 
 cdef bint some_masked(Tile y, Py_ssize_t n, Py_ssize_t n_frames, const floating* of) noexcept nogil:
-    """Whether one of n_frames is masked throughout. Most are not even in their first class."""
+    """Whether any of n_frames frames is -inf throughout. The first class rules out most."""
     cdef floating buffer[BAND_MAX_COLUMNS]
     cdef const floating* first = load(row_of(y, 0), 0, n_frames, buffer)
     cdef int n_found = 0
@@ -214,7 +214,7 @@ cdef bint some_masked(Tile y, Py_ssize_t n, Py_ssize_t n_frames, const floating*
 
 
 cdef inline floating highest(const floating* x, Py_ssize_t n) noexcept nogil:
-    """The largest of n numbers, a multiple of TILE_COLUMNS."""
+    """The maximum of n numbers, a multiple of TILE_COLUMNS."""
     cdef floating high[TILE_COLUMNS]
     cdef Py_ssize_t tile, j
     for j in range(TILE_COLUMNS):
@@ -228,7 +228,7 @@ cdef inline floating highest(const floating* x, Py_ssize_t n) noexcept nogil:
 
 cdef void log_softmax_backward_band(Tile dy, Tile y, Tile dx, Py_ssize_t n, Py_ssize_t n_frames, floating* scratch,
                                     bint stream) noexcept nogil:
-    """log_softmax_backward_frame for n_frames neighbouring frames, as log_softmax_band has them."""
+    """log_softmax_backward_frame for n_frames adjacent frames, as in log_softmax_band."""
     cdef floating of[5 * BAND_MAX_COLUMNS]
     cdef floating n_bad[BAND_MAX_COLUMNS]
     cdef floating bad[TILE_COLUMNS]

@@ -1,9 +1,9 @@
-# What the frames of a group share: the ends of their maxima and sums, an exponential and a logarithm in double, all
-# with the vectors along the frames. For a frame by itself that takes 100 ns, of a group 10.
+# Finalize the maxima and sums of a group of frames, with an exponential and a logarithm in double, as vectors along the
+# frames: 10 ns a frame, where a single frame takes 100.
 
 
 cdef inline void end_maxima(const floating* half, floating* m) noexcept nogil:
-    """The largest of eight numbers, for each frame of a group."""
+    """The maximum of eight numbers, for each frame of a group."""
     if floating is float:
         lsm_fold_max_f(m, half)
     else:
@@ -11,7 +11,7 @@ cdef inline void end_maxima(const floating* half, floating* m) noexcept nogil:
 
 
 cdef inline void shift_group(const floating* m, floating* of) noexcept nogil:
-    """What exp_below needs of each maximum: all h, then all top, magic and floor."""
+    """The parameters of exp_below for each maximum: all h, then all top, magic and floor."""
     cdef Py_ssize_t f
     cdef Shift shift
     for f in range(GROUP_FRAMES):  # hot
@@ -38,7 +38,7 @@ cdef inline void half_lanes(const double* total, const double* error, double* ha
 
 cdef inline void end_sums(const double* half, const double* half_error, double* total, double* error,
                           const floating* of) noexcept nogil:
-    """The other steps of fold_lanes for a group: GROUP_FRAMES sums, and their errors unless they are float's."""
+    """The remaining steps of fold_lanes for a group: GROUP_FRAMES sums, and their errors for double."""
     if floating is float:
         lsm_fold_sum(total, half)
     else:
@@ -48,7 +48,7 @@ cdef inline void end_sums(const double* half, const double* half_error, double* 
 
 
 cdef inline bint is_one_each(const floating* n_equal, const floating* m, Py_ssize_t n_frames) noexcept nogil:
-    """Whether each frame has one largest class; n_equal: how many all have together, where that is finite."""
+    """Whether each maximum is finite and occurs once; n_equal counts the occurrences in all frames together."""
     cdef floating n_found = 0
     cdef bint all_finite = True
     cdef Py_ssize_t k
@@ -77,7 +77,7 @@ cdef inline void end_group(const double* half, const double* half_error, const f
 
 cdef void write_group(const floating* stage, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
                       Py_ssize_t n, bint stream) noexcept nogil:
-    """Write the frames of a group, which follow one another in `stage`."""
+    """Write the frames of a group, which are packed in the staging buffer."""
     cdef Py_ssize_t f, part, start
     if not lies_whole(y, n):
         for f in range(n_frames):

@@ -1,9 +1,8 @@
-# Numbers on their way into registers and out of them: whole lanes of any kind, edges padded, and what will be needed
-# soon asked for ahead of time.
+# Loads and stores of whole lanes of any kind, padding of remainders, and prefetches.
 
 
 cdef inline void pad(floating* to, const floating* x, Py_ssize_t n, Py_ssize_t width, floating fill) noexcept nogil:
-    """Copy n < ROW_CLASSES numbers, and fill up to `width`, a multiple of N_LANES."""
+    """Copy n < ROW_CLASSES numbers and fill up to `width`, a multiple of N_LANES."""
     if floating is float:
         lsm_pad_f(to, x, n, width, fill)
     else:
@@ -11,7 +10,7 @@ cdef inline void pad(floating* to, const floating* x, Py_ssize_t n, Py_ssize_t w
 
 
 cdef inline void put_some(floating* to, const floating* x, Py_ssize_t n) noexcept nogil:
-    """Copy n <= N_LANES of N_LANES numbers."""
+    """Copy the first n of N_LANES numbers."""
     if floating is float:
         lsm_put_some_f(to, x, n)
     else:
@@ -19,7 +18,7 @@ cdef inline void put_some(floating* to, const floating* x, Py_ssize_t n) noexcep
 
 
 cdef inline void put_lanes(floating* to, const floating* x, bint nontemporal) noexcept nogil:
-    """Copy N_LANES numbers; past the cache if `nontemporal`, a constant to the compiler: `to` is then aligned."""
+    """Copy N_LANES numbers. nontemporal, a compile-time constant, requires `to` to be aligned."""
     if floating is float:
         if nontemporal:
             lsm_put_nontemporal_f(to, x)
@@ -32,12 +31,12 @@ cdef inline void put_lanes(floating* to, const floating* x, bint nontemporal) no
 
 
 cdef inline bint can_stream(Vector y, int kind, bint stream) noexcept nogil:
-    """Whether give_lanes may write y past the cache, as numbers of this kind."""
+    """Whether give_lanes may write y, as numbers of this kind, with nontemporal stores."""
     return stream and lies_as(y, kind) and <uintptr_t> y.at % 64 == 0
 
 
 cdef inline void take_lanes(floating* to, const char* at, int kind) noexcept nogil:
-    """N_LANES numbers that lie side by side: 16 bits, or as they are computed with; kind is a constant to gcc."""
+    """Load N_LANES adjacent numbers: 16-bit, or of the computed type. kind is a compile-time constant."""
     if floating is float:
         if kind == HALF:
             lsm_from_half_lanes(to, <const uint16_t*> at)
@@ -50,7 +49,7 @@ cdef inline void take_lanes(floating* to, const char* at, int kind) noexcept nog
 
 
 cdef inline void give_lanes(char* to, const floating* x, int kind, bint nontemporal) noexcept nogil:
-    """Write N_LANES numbers likewise; past the cache if `nontemporal`, a constant to the compiler: `to` is then aligned."""
+    """Store N_LANES adjacent numbers likewise; nontemporal as in put_lanes."""
     cdef uint16_t bits[N_LANES]
     if kind > BFLOAT16:
         put_lanes(<floating*> to, x, nontemporal)
@@ -63,7 +62,7 @@ cdef inline void give_lanes(char* to, const floating* x, int kind, bint nontempo
 
 
 cdef inline void take_some(floating* to, const char* at, Py_ssize_t n, int kind) noexcept nogil:
-    """take_lanes of n numbers, N_LANES or PAIR_LANES; a pair of BFLOAT16 has those at even places first."""
+    """take_lanes of n numbers, N_LANES or PAIR_LANES; a pair of BFLOAT16 comes with the even elements first."""
     if floating is float and kind == BFLOAT16 and n == PAIR_LANES:
         lsm_from_bfloat16_pair(to, <const uint16_t*> at)
     else:
@@ -81,7 +80,7 @@ cdef inline void give_some(char* to, const floating* x, Py_ssize_t n, int kind, 
 
 
 cdef inline void put_in_order(floating* to, const floating* x, Py_ssize_t n, int kind) noexcept nogil:
-    """PAIR_LANES numbers that are in the order of take_some, n at a time, as they lay."""
+    """Restore memory order: PAIR_LANES numbers that take_some loaded n at a time."""
     cdef Py_ssize_t k
     if kind == BFLOAT16 and n == PAIR_LANES:
         for k in range(N_LANES):
@@ -92,14 +91,14 @@ cdef inline void put_in_order(floating* to, const floating* x, Py_ssize_t n, int
             to[k] = x[k]
 
 
-# What is asked for ahead of time while a block is passed over, row by row: many lines at once hold up those that are
-# needed now. NULL for nothing.
+# Addresses to prefetch during a block, row by row: requesting many lines at once delays the demand loads. NULL for
+# none.
 cdef struct Ahead:
     const char* read_1
     const char* read_2
     const char* written
     Py_ssize_t size_1, size_2, size_written  # bytes of an element
-    bint far  # whether there is anything
+    bint far  # whether to prefetch at all
 
 
 cdef inline Ahead nothing_ahead(bint far) noexcept nogil:
@@ -111,12 +110,12 @@ cdef inline Ahead nothing_ahead(bint far) noexcept nogil:
 
 
 cdef inline const char* prefetch_address(Vector x, Py_ssize_t start) noexcept nogil:
-    """What lies PREFETCH_DISTANCE_CLASSES elements beyond `start`."""
+    """The address PREFETCH_DISTANCE_CLASSES elements after `start`."""
     return x.at + (start + PREFETCH_DISTANCE_CLASSES) * x.step
 
 
 cdef inline void prefetch(Ahead ahead, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
-    """Ask for n elements from `start` on."""
+    """Prefetch n elements from `start` on."""
     if not ahead.far:
         return
     if ahead.read_1 != NULL:

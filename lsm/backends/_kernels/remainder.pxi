@@ -1,4 +1,4 @@
-# Where three parts of frames end: the classes after the last whole block of each, and all three parts from end to end.
+# The classes after the last whole block, and one complete run of the three stages over three parts.
 
 
 cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, Py_ssize_t block, bint add,
@@ -6,7 +6,7 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
                                 double* total, double* error, bint put,
                                 const floating* x, floating c_hi, floating c_lo, floating* y, Py_ssize_t n_rows,
                                 Py_ssize_t n_edge, Ahead ahead) noexcept nogil:
-    """pass_block of n_rows < 4 rows, and n_edge classes after them."""
+    """pass_block for n_rows < 4 rows and the n_edge classes after them."""
     cdef floating p[ROW_CLASSES]
     cdef floating high[ROW_CLASSES]
     cdef floating edge[ROW_CLASSES]
@@ -45,7 +45,7 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
 cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
                            const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
                            floating c_hi, floating c_lo, bint stream, Py_ssize_t n) noexcept nogil:
-    """The passes that are wished, over the n % BLOCK_CLASSES classes after the last block of each of three parts."""
+    """The selected stages over the n % BLOCK_CLASSES classes after the last whole block of each of three parts."""
     cdef floating buffer_a[BLOCK_CLASSES]
     cdef floating buffer_v[BLOCK_CLASSES]
     cdef floating buffer_x[BLOCK_CLASSES]
@@ -90,9 +90,9 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
 cdef void pass_three(Vector a, Py_ssize_t n_a, floating* peaks_a, Adding* adding, Vector v, Py_ssize_t n_v,
                      const floating* peaks_v, double* total, double* error, Vector x, Vector y, Py_ssize_t n_x,
                      floating c_hi, floating c_lo, bint stream) noexcept nogil:
-    """Find the peaks of n_a classes, add the exponentials of n_v, write n_x: together as far as they go together.
+    """Find the peaks of n_a classes, sum the exponentials of n_v and write n_x, fused as far as their lengths allow.
 
-    Peaks are PEAK_LANES numbers, the maximum among them: first those of all the classes, then of each block.
+    Peaks are groups of PEAK_LANES numbers that contain a maximum: first that of all classes, then that of each block.
     """
     cdef Py_ssize_t together = min(n_a, min(n_v, n_x)) // BLOCK_CLASSES
     cdef Py_ssize_t two = max(together, min(n_a, n_v) // BLOCK_CLASSES)

@@ -1,4 +1,4 @@
-# Frames one at a time, or three, in the passes of stages.pxi.
+# Vectors along the classes: single frames, or three in flight, through the stages of stages.pxi.
 
 
 cdef inline void begin_peaks(floating* peaks) noexcept nogil:
@@ -8,7 +8,7 @@ cdef inline void begin_peaks(floating* peaks) noexcept nogil:
 
 
 cdef inline floating end_peaks(const floating* peaks) noexcept nogil:
-    """The maximum of a part, from its peaks. A NaN may have been passed over: the sum finds it."""
+    """The maximum of a part, from its peaks. It may miss a NaN, which the sum finds."""
     cdef floating high[8]
     cdef Py_ssize_t k
     for k in range(8):
@@ -19,11 +19,11 @@ cdef inline floating end_peaks(const floating* peaks) noexcept nogil:
 
 
 cdef inline Shift shift_of(floating m) noexcept nogil:
-    return shift_to(m if m > -INFINITY else <floating> 0, &m)  # all that m is of may be -inf
+    return shift_to(m if m > -INFINITY else <floating> 0, &m)  # all classes may be -inf
 
 
 cdef inline Frame end_sum(double* total, double* error, floating m, Adding* adding) noexcept nogil:
-    """What a part has been found to be."""
+    """The partial result of a part."""
     cdef Frame frame
     fold_lanes(total, error, N_LANES, 1, &m)
     frame.largest = m
@@ -34,7 +34,7 @@ cdef inline Frame end_sum(double* total, double* error, floating m, Adding* addi
 
 cdef inline void normalisers(const double* total, const double* error, const double* n_equal, const floating* m,
                              floating* c_hi, floating* c_lo) noexcept nogil:
-    """The normalisers of FINALIZE_BATCH_FRAMES frames of one part each, whose sums are known."""
+    """The normalisers of FINALIZE_BATCH_FRAMES single-part frames, given their sums."""
     cdef Frame frame
     cdef Py_ssize_t j
     for j in range(FINALIZE_BATCH_FRAMES):  # hot: 32
@@ -55,7 +55,7 @@ cdef inline Py_ssize_t size_of_part(Py_ssize_t part, Py_ssize_t n) noexcept nogi
 
 cdef void read_parts(Vector x, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, floating* scratch,
                      Frame* found) noexcept nogil:
-    """The maximum and the sum of slices `first` to last - 1 of a frame."""
+    """The partial results of slices `first` to last - 1 of a frame."""
     cdef floating peaks[2 * SLICE_PEAK_LANES]
     cdef floating m[2]
     cdef Vector source[2]
@@ -87,14 +87,14 @@ cdef void read_parts(Vector x, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, 
 
 cdef void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating c_hi, floating c_lo,
                      floating* scratch, bint stream) noexcept nogil:
-    """y = (x - c_hi) - c_lo of the part-th slice of a frame."""
+    """y = (x - c_hi) - c_lo for one slice of a frame."""
     cdef Adding adding
     cdef Py_ssize_t n_part = size_of_part(part, n), n_head
     x = dense(x, part * SLICE_CLASSES, n_part, scratch)
     y = part_of(y, part)
     n_head = min(misaligned(y, stream), n_part)
     adding.shift = shift_of(c_hi)
-    adding.far = False  # it has been read before
+    adding.far = False  # has been read before
     pass_three(x, 0, NULL, &adding, x, 0, NULL, NULL, NULL, x, y, n_head, c_hi, c_lo, False)
     x.at += n_head * x.step
     y.at += n_head * y.step
@@ -102,7 +102,7 @@ cdef void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating
 
 
 cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
-    """y = (x - m) - log1p(sum of exp(x - m) over all classes but one of the largest)."""
+    """y = (x - m) - log1p(sum of exp(x - m) over all classes except one of the largest)."""
     cdef Frame frame
     cdef Frame found[MERGE_BATCH_SLICES]
     cdef Py_ssize_t part, i, n_found, n_parts = count_slices(n)
@@ -116,32 +116,32 @@ cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch,
             else:
                 merge(&frame, found[part])
     normaliser(frame, &c_hi, &c_lo)
-    for part in range(n_parts - 1, -1, -1):  # what was read last is in the cache
+    for part in range(n_parts - 1, -1, -1):  # backwards, since the last slices are still in the cache
         write_part(x, y, part, n, c_hi, c_lo, scratch, stream)
 
 
 cdef inline bint is_far(Array x, Py_ssize_t n_frames, Py_ssize_t n) noexcept nogil:
-    """Whether so many frames are more than the caches may hold; to ask for what they hold costs a tenth of the time."""
+    """Whether these frames may exceed the caches. Prefetching cached data costs 10 %."""
     return n_frames * n * size_of(x.kind) >= PREFETCH_MIN_BYTES
 
 
 cdef inline bint can_pipe(Array x, Py_ssize_t n) noexcept nogil:
-    """Whether log_softmax_rows can take frames of n classes: what is under way must fit the scratch, or the cache."""
+    """Whether log_softmax_rows can handle n classes: the frames in flight must fit the scratch or the cache."""
     return n <= PIPELINE_MAX_CLASSES or (x.step == size_of(x.kind) and n <= (PIPELINE_DEPTH - 2) * SLICE_CLASSES)
 
 
 cdef inline floating* slot(floating* scratch, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """Room for the i-th of the frames that are under way, if it has at most PIPELINE_MAX_CLASSES classes."""
+    """The scratch of the i-th frame in flight, for frames of at most PIPELINE_MAX_CLASSES classes."""
     return scratch + i % PIPELINE_DEPTH * ((n + ROW_CLASSES - 1) // ROW_CLASSES * ROW_CLASSES)
 
 
 cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n,
                            floating* scratch, bint stream) noexcept nogil:
-    """log_softmax_frame for frames `first` to last - 1 of the i-th row of frames, three parts at once.
+    """log_softmax_frame for frames `first` to last - 1 of outer index i: a software pipeline of three parts.
 
-    Between two passes over a part lie `lag` steps: with a step between them nothing waits for the end of the first,
-    which for a part of SLICE_CLASSES classes is nothing. Frames of one part each end FINALIZE_BATCH_FRAMES at a time, if they are
-    many or short.
+    Two stages of a part are `lag` steps apart. A step in between hides the latency of finalizing the first; for a part
+    of SLICE_CLASSES classes that is negligible. Frames of a single part are finalized in batches of
+    FINALIZE_BATCH_FRAMES if they are many or short.
     """
     cdef floating peaks[3 * SLICE_PEAK_LANES]
     cdef floating stage[PIPELINE_MAX_CLASSES + 2 * N_LANES]
@@ -234,9 +234,9 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
 
 cdef inline Py_ssize_t flush(floating* stage, Py_ssize_t n_pending, Py_ssize_t n, Vector y, bint stream,
                              bint is_last) noexcept nogil:
-    """Write a frame from the stage, where n_pending numbers of the frame before it are left; how many are left now.
+    """Write a frame from the staging buffer, after n_pending numbers of the frame before; returns how many are left.
 
-    What streams past the cache is whole cache lines, as far as they go.
+    Nontemporal stores cover whole cache lines as far as possible.
     """
     cdef Py_ssize_t n_left = 0
     if not is_native(y, stage):

@@ -1,13 +1,13 @@
-# The gradient of frames one at a time, or two, in the passes of stages_backward.pxi.
+# The gradient with vectors along the classes: single frames, or two in flight, through stages_backward.pxi.
 
-# S = sum(dy) of some of a frame's classes.
+# The sum of dy over some of a frame's classes.
 cdef struct Sum:
     double total
-    double error  # is to be added to it
+    double error  # to be added to total
 
 
 cdef Sum sum_part(Vector dy, Py_ssize_t part, Py_ssize_t n, floating* scratch) noexcept nogil:
-    """The sum of the part-th slice."""
+    """The sum of dy over one slice."""
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef Scaled of
@@ -34,7 +34,7 @@ cdef inline void add_sum(Sum* found, Sum of_part) noexcept nogil:
 
 cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, Py_ssize_t n, Scaled of,
                               floating* scratch, floating* scratch_y, bint stream) noexcept nogil:
-    """dx of the part-th slice of a frame; how many y are out of range."""
+    """dx for one slice of a frame; returns how many y are out of range."""
     cdef Py_ssize_t n_slice = size_of_part(part, n)
     dy = dense(dy, part * SLICE_CLASSES, n_slice, scratch)
     y = dense(y, part * SLICE_CLASSES, n_slice, scratch_y)
@@ -43,7 +43,7 @@ cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, P
 
 cdef inline Py_ssize_t gradient_slice(Vector dy, Vector y, Vector dx, Py_ssize_t n, Scaled of, bint stream, bint far,
                                       const floating* type) noexcept nogil:
-    """dx of at most SLICE_CLASSES classes; what is streamed begins with a cache line."""
+    """dx for at most SLICE_CLASSES classes; nontemporal stores start at a cache line."""
     cdef double none = 0
     cdef Py_ssize_t n_bad = 0, n_head = min(misaligned(dx, stream), n)
     if n_head:
@@ -66,7 +66,7 @@ cdef void log_softmax_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t 
     if is_masked(y, n, scratch) or not scale_sum(s.total, s.error, &of, floating is float):
         careful_backward_frame(dy, y, dx, n, scratch)
         return
-    for part in range(count_slices(n) - 1, -1, -1):  # what was read last is in the cache
+    for part in range(count_slices(n) - 1, -1, -1):  # backwards, since the last slices are still in the cache
         n_bad += gradient_part(dy, y, dx, part, n, of, scratch, scratch + SLICE_CLASSES, stream)
     if n_bad:
         fill_nan(dx, n, scratch)
@@ -74,7 +74,7 @@ cdef void log_softmax_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t 
 
 cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last,
                                     Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
-    """log_softmax_backward_frame for frames `first` to last - 1 of the i-th row of frames, two parts at once."""
+    """log_softmax_backward_frame for frames `first` to last - 1 of outer index i, with two parts in flight."""
     cdef floating stage[PIPELINE_MAX_CLASSES + 2 * N_LANES]
     cdef double total[N_LANES]
     cdef double error[N_LANES]

@@ -1,16 +1,16 @@
-# Groups of frames of at most SHORT_MAX_CLASSES classes: a frame is 1 to 4 vectors of N_LANES, padded unless it is whole.
+# Groups of frames of at most SHORT_MAX_CLASSES classes: 1 to 4 vectors of N_LANES a frame, padded if necessary.
 #
-# The number of vectors is a constant to the compiler in every loop over frames.
+# The number of vectors is a compile-time constant in every loop over frames.
 
 
 cdef inline Py_ssize_t count_vectors(Py_ssize_t n) noexcept nogil:
-    """Vectors of N_LANES classes in a frame of n."""
+    """The number of vectors of N_LANES classes in a frame of n."""
     return (n + N_LANES - 1) // N_LANES
 
 
 cdef inline const floating* find_short(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n,
                                        floating fill, floating* padded, Py_ssize_t* step) noexcept nogil:
-    """Where the first frame begins; the next is `step` numbers further on. In x if nothing is to be padded."""
+    """The first frame of the group; frames are `step` numbers apart. In place if no padding is needed."""
     cdef floating buffer[SHORT_MAX_CLASSES]
     cdef Vector frame = frame_at(x, i, first)
     cdef Py_ssize_t f, width = count_vectors(n) * N_LANES
@@ -28,7 +28,7 @@ cdef inline const floating* find_short(Array x, Py_ssize_t i, Py_ssize_t first, 
 
 cdef inline void maxima_of_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
                                    floating* half) noexcept nogil:
-    """Eight numbers for each frame, its maximum among them. A NaN may be passed over."""
+    """Reduce each frame to eight numbers that contain its maximum. May miss a NaN."""
     cdef Py_ssize_t f, k
     cdef const floating* v
     for f in range(n_frames):
@@ -47,16 +47,16 @@ cdef inline void maxima_of_vectors(const floating* x, Py_ssize_t step, Py_ssize_
 
 
 cdef inline void prefetch_next(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors) noexcept nogil:
-    """Ask for the frame that takes this one's place in the next group: one at a time while there is much to compute."""
+    """Prefetch the frame in this position of the next group, spread over the arithmetic of this one."""
     lsm_prefetch(&x[GROUP_FRAMES * step], n_vectors * N_LANES * sizeof(floating), True)
 
 
 cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
                              bint in_place, const floating* of, double* half, double* half_error,
                              floating* n_equal) noexcept nogil:
-    """The sums of the exponentials of each frame, in eight lanes, and how many classes are the largest, of all.
+    """The sum of exponentials of each frame, in eight lanes, and the count of maxima over all frames.
 
-    in_place: whether the frames lie where the user has them.
+    in_place: whether the frames are in the user's array.
     """
     cdef floating p[SHORT_MAX_CLASSES]
     cdef floating found[N_LANES]
@@ -93,7 +93,7 @@ cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_ve
 
 
 cdef inline void put_vectors(floating* to, const floating* p, Py_ssize_t n_vectors, Py_ssize_t n_last) noexcept nogil:
-    """Copy n_vectors vectors, of the last one n_last numbers."""
+    """Copy n_vectors vectors, the last one only up to n_last numbers."""
     if n_vectors > 1:
         put_lanes(to, p, False)
     if n_vectors > 2:
@@ -107,10 +107,10 @@ cdef inline void put_vectors(floating* to, const floating* p, Py_ssize_t n_vecto
 
 
 cdef inline Py_ssize_t count_whole(Py_ssize_t n_frames, Py_ssize_t n, Py_ssize_t step) noexcept nogil:
-    """How many frames of a group may be written as whole vectors: what is too much lies in the next frames.
+    """How many frames of a group may be written as whole vectors: the excess is overwritten by the next frames.
 
-    These are written later, and have been copied before if they are what is read. Not where some numbers of a vector
-    are written as fast: v3 takes 14.9 ns instead of 18.8 at 1500x10, v4 12.5 instead of 11.9 at 1000000x10.
+    In place it is safe, since those have been copied already. Not used where partial stores are as fast: at 1500x10 v3
+    takes 14.9 instead of 18.8 ns, at 1000000x10 v4 would take 12.5, not 11.9.
     """
     cdef Py_ssize_t width = count_vectors(n) * N_LANES
     return max(<Py_ssize_t> 0, n_frames - (width + n - 1) // n + 1) if step == n and not LSM_HAS_PARTIAL_STORES else 0
@@ -119,7 +119,7 @@ cdef inline Py_ssize_t count_whole(Py_ssize_t n_frames, Py_ssize_t n, Py_ssize_t
 cdef inline void write_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
                                const floating* c_hi, const floating* c_lo, floating* y, Py_ssize_t step_y,
                                Py_ssize_t n_whole, Py_ssize_t n_last) noexcept nogil:
-    """y = (x - c_hi) - c_lo; after n_whole frames, of the last vector of each n_last numbers are written."""
+    """y = (x - c_hi) - c_lo; after n_whole frames, only n_last numbers of the last vector are stored."""
     cdef floating p[SHORT_MAX_CLASSES]
     cdef floating hi, lo
     cdef Py_ssize_t f, k
@@ -134,7 +134,7 @@ cdef inline void write_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_
 
 cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n,
                             const floating* of, bint stream) noexcept nogil:
-    """log_softmax_frame for n_frames neighbouring frames of at most SHORT_MAX_CLASSES classes; `of` says the type computed in."""
+    """log_softmax_frame for n_frames adjacent frames of n <= SHORT_MAX_CLASSES; `of` gives the computed type."""
     cdef floating padded[GROUP_FRAMES * SHORT_MAX_CLASSES]
     cdef floating stage[GROUP_FRAMES * SHORT_MAX_CLASSES + N_LANES]
     cdef floating half_m[8 * GROUP_FRAMES]

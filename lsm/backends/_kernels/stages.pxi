@@ -1,10 +1,10 @@
-# Frames one at a time: the lanes run along the classes.
+# The three stages of log-softmax over a frame, with vectors along the classes: find the maximum, sum the exponentials,
+# write the result.
 #
-# A frame is passed over three times: its maximum is found, its exponentials are added, its result is written. Each by
-# itself leaves most of the processor idle (arithmetic, loads or stores). So three frames, or parts of frames, are under
-# way at once, each at another pass, row by row: what memory does is spread over all of the time, and nothing waits
-# for the end of a maximum or a sum. `find`, `add` and `put` say which passes are wished; they are constants to the
-# compiler, which leaves the others out.
+# One stage alone leaves most of the processor idle, as each is bound by arithmetic, loads or stores. So they are
+# software pipelined: three frames, or parts of frames, are in flight, each in a different stage, interleaved row by
+# row. That spreads the memory traffic evenly and hides the latency of final reductions. `find`, `add` and `put` select
+# the stages; they are compile-time constants, and the rest is eliminated.
 
 
 cdef inline floating larger(floating a, floating b) noexcept nogil:
@@ -12,7 +12,7 @@ cdef inline floating larger(floating a, floating b) noexcept nogil:
 
 
 cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, floating* buffer) noexcept nogil:
-    """x - h, in the buffer if h is not 0."""
+    """x - h, in the buffer unless h is 0."""
     cdef Py_ssize_t k
     if h == 0:
         return x
@@ -32,7 +32,7 @@ cdef inline Py_ssize_t count_equal(const floating* v, Py_ssize_t n, floating top
 
 cdef inline Py_ssize_t count_equal_of(const char* at, Py_ssize_t n, floating h, floating top, int kind,
                                       floating* buffer) noexcept nogil:
-    """How many of a block's n numbers of this kind equal `top`, less h if they are of 16 bits."""
+    """How many of n numbers of this kind equal `top`; h is subtracted from 16-bit ones first."""
     cdef Py_ssize_t k
     if floating is float:
         if kind <= BFLOAT16:
@@ -44,7 +44,7 @@ cdef inline Py_ssize_t count_equal_of(const char* at, Py_ssize_t n, floating h, 
 
 
 cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
-    """Whether a block with these peaks has a class that equals m."""
+    """Whether a block with these peaks has a class equal to m."""
     cdef int n_peaks = 0
     cdef Py_ssize_t k
     for k in range(PEAK_LANES):
@@ -52,20 +52,20 @@ cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
     return n_peaks != 0
 
 
-# What adding up needs and finds besides the sum.
+# The parameters of a sum, and what it counts besides.
 cdef struct Adding:
     Shift shift
-    Py_ssize_t n_equal  # how many classes were left out
-    bint far  # whether what is passed over must come from memory: it is then asked for ahead of time
+    Py_ssize_t n_equal  # number of classes omitted
+    bint far  # whether the data is in memory rather than in a cache, and so worth prefetching
 
 
 cdef inline void pass_lanes(bint find, const char* a, floating* high, bint add, const char* v, floating h, floating top,
                             floating magic, floating floor, bint some_equal, floating* p, bint put, const char* x,
                             floating c_hi, floating c_lo, char* y, Py_ssize_t n, int kind, int kind_y,
                             bint nontemporal) noexcept nogil:
-    """high = max(high, a), p += exp(v - h), y = (x - c_hi) - c_lo of n classes, in the order of take_some.
+    """high = max(high, a), p += exp(v - h), y = (x - c_hi) - c_lo for n classes, in the order of take_some.
 
-    By way of w, as y may be x. Numbers that are computed with are less h already.
+    The result goes through w, as y may be x. h is already subtracted from v unless it is 16-bit.
     """
     cdef floating u[PAIR_LANES]
     cdef floating w[PAIR_LANES]
@@ -89,14 +89,14 @@ cdef inline void pass_lanes(bint find, const char* a, floating* high, bint add, 
 
 
 cdef inline Py_ssize_t lanes_at_once(int kind, int kind_y, bint put) noexcept nogil:
-    """PAIR_LANES where that saves operations."""
+    """PAIR_LANES where that saves instructions."""
     return PAIR_LANES if kind == BFLOAT16 and (kind_y == BFLOAT16 or not put) else N_LANES
 
 
 cdef inline void pass_row(bint find, const char* a, floating* high, bint add, const char* v, floating h, floating top,
                           floating magic, floating floor, bint some_equal, floating* p, bint put, const char* x,
                           floating c_hi, floating c_lo, char* y, int kind, int kind_y, bint nontemporal) noexcept nogil:
-    """pass_lanes of a row."""
+    """pass_lanes for a row."""
     cdef Py_ssize_t size = N_LANES * size_of(kind), size_y = N_LANES * size_of(kind_y)
     cdef Py_ssize_t n = lanes_at_once(kind, kind_y, put)
     pass_lanes(find, a, high, add, v, h, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, n, kind, kind_y,
@@ -112,7 +112,7 @@ cdef inline void pass_row(bint find, const char* a, floating* high, bint add, co
 
 
 cdef inline void end_row(const floating* high, floating* peaks, Py_ssize_t block) noexcept nogil:
-    """The peaks of a block, from the maxima of its rows; those of the whole part, which come first, are raised."""
+    """The peaks of a block, from the maxima of its rows; updates those of the whole part, which come first."""
     cdef floating* of_block = &peaks[(1 + block) * PEAK_LANES]
     cdef Py_ssize_t k
     for k in range(PEAK_LANES):  # hot
@@ -126,7 +126,7 @@ cdef inline void pass_block(bint find, const char* a, floating* peaks, Py_ssize_
                             floating h, floating top, floating magic, floating floor, bint some_equal, double* total,
                             double* error, bint put, const char* x, floating c_hi, floating c_lo, char* y, int kind,
                             int kind_y, bint nontemporal, Ahead ahead) noexcept nogil:
-    """The passes that are wished, over a block of each of three parts."""
+    """The selected stages over one block of each of three parts."""
     cdef floating p[ROW_CLASSES]
     cdef floating high[ROW_CLASSES]
     cdef floating q[ROW_CLASSES]
@@ -159,9 +159,10 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
                              const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
                              floating c_hi, floating c_lo, bint stream, Py_ssize_t first, Py_ssize_t last, int kind,
                              int kind_y) noexcept nogil:
-    """The passes that are wished, over blocks `first` to last - 1 of each of three parts.
+    """The selected stages over blocks `first` to last - 1 of each of three parts.
 
-    kind: of what is read, which lies densely, if it is 16 bits; else it may be of any kind. kind_y: then that of y.
+    kind: the common 16-bit dtype of the inputs, which then have unit stride, or else the computed type, with inputs of
+    any kind. kind_y: likewise for y.
     """
     cdef floating buffer_a[BLOCK_CLASSES]
     cdef floating buffer_v[BLOCK_CLASSES]
@@ -173,7 +174,7 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
     cdef const char* at_x = NULL
     cdef char* at_y = <char*> w
     cdef bint direct = not stream and lies_as(y, kind_y), some_equal = False
-    cdef bint nontemporal = floating is float and can_stream(y, kind_y, stream)  # double: 18.4 ns become 19.4
+    cdef bint nontemporal = floating is float and can_stream(y, kind_y, stream)  # float64: 19.4 ns, 18.4 without
     cdef floating m = <floating> adding.shift.m, h = <floating> adding.shift.h
     cdef floating top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
@@ -214,7 +215,7 @@ cdef inline void pass_kinds(bint find, Vector a, floating* peaks_a, bint add, Ad
                             const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
                             floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
                             Py_ssize_t last) noexcept nogil:
-    """pass_blocks with kinds that are constants to the compiler; not for one pass alone, at the end of a frame."""
+    """pass_blocks with kinds that are compile-time constants; 16-bit ones only for fused stages or for writing."""
     cdef int native = kind_of(peaks_a), kind = (a if find else v if add else x).kind
     cdef bint alike = LSM_WIDENS and (put or (find and add)) and (not find or lies_as(a, kind))
     alike &= not add or lies_as(v, kind)

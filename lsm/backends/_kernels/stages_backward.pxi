@@ -1,12 +1,12 @@
-# The passes of the gradient: S of one part of a frame is summed while the gradient of another is written.
+# The stages of the gradient: S of one part of a frame is summed while the gradient of another is written.
 
 
 cdef inline void gradient_lanes(const char* dy, const char* y, Py_ssize_t n, int kind, floating s_hi, floating s_lo,
                                 floating s, floating magic, floating lowest, char* to, bint nontemporal,
                                 uint32_t* most_f, uint64_t* most_d) noexcept nogil:
-    """dx = dy - exp(y) * S of n classes none of which is large, and the largest y in terms of lsm_beyond.
+    """dx = dy - exp(y) * S for n classes, none of them large; tracks the largest y by lsm_beyond.
 
-    n, N_LANES or PAIR_LANES, is a constant to the compiler.
+    n, N_LANES or PAIR_LANES, is a compile-time constant.
     """
     cdef floating v[PAIR_LANES]
     cdef floating w[PAIR_LANES]
@@ -31,7 +31,7 @@ cdef inline void gradient_lanes(const char* dy, const char* y, Py_ssize_t n, int
 cdef inline void gradient_row_of_block(const char* dy, const char* y, int kind, floating s_hi, floating s_lo,
                                        floating s, floating magic, floating lowest, char* to, bint nontemporal,
                                        uint32_t* most_f, uint64_t* most_d) noexcept nogil:
-    """gradient_lanes of a row."""
+    """gradient_lanes for a row."""
     cdef Py_ssize_t size = N_LANES * size_of(kind)
     if kind == BFLOAT16:
         gradient_lanes(dy, y, PAIR_LANES, kind, s_hi, s_lo, s, magic, lowest, to, nontemporal, most_f, most_d)
@@ -49,7 +49,7 @@ cdef inline void gradient_row_of_block(const char* dy, const char* y, int kind, 
 
 cdef inline void sum_rows(const char** a, Py_ssize_t at, Py_ssize_t n, int kind, double* v,
                           const floating* type) noexcept nogil:
-    """v = (row 0 + row 1) + (row 2 + row 3) of n classes of a block, from class `at` of its rows a on; see above."""
+    """v = (row 0 + row 1) + (row 2 + row 3) for n classes from class `at` on; a: the rows of the block. n as above."""
     cdef floating a_0[PAIR_LANES]
     cdef floating a_1[PAIR_LANES]
     cdef floating a_2[PAIR_LANES]
@@ -74,9 +74,9 @@ cdef inline bint pass_block_backward(bint find, const char** a, double* total, d
                                      const floating* edge_dy, const floating* edge_y, Py_ssize_t n_groups,
                                      floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
                                      char* to, bint nontemporal, Ahead ahead) noexcept nogil:
-    """Whether some y of the block is_large: its gradient is then to be computed again.
+    """Whether is_large holds for any y of the block, whose gradient must then be recomputed.
 
-    n_rows and n_groups: how many rows, and groups of N_LANES in the edge, are written.
+    n_rows and n_groups: the number of rows, and of groups of N_LANES in the remainder, to be written.
     """
     cdef double v[ROW_CLASSES]
     cdef uint32_t most_f[N_LANES]
@@ -130,7 +130,7 @@ cdef inline bint pass_block_backward(bint find, const char** a, double* total, d
 
 
 cdef inline bint some_large(const floating* y, Py_ssize_t n) noexcept nogil:
-    """Whether is_large of any of n classes."""
+    """Whether is_large holds for any of n classes."""
     cdef uint32_t most_f = 0
     cdef uint64_t most_d = 0
     cdef Py_ssize_t k
@@ -147,9 +147,9 @@ cdef inline bint some_large(const floating* y, Py_ssize_t n) noexcept nogil:
 cdef inline Py_ssize_t gradient_large(const char* dy, const char* y, int kind, Py_ssize_t n, floating s_hi,
                                       floating s_lo, floating s, floating magic, floating lowest,
                                       char* to) noexcept nogil:
-    """dx of those of n classes, whole lanes, that are computed otherwise than gradient_lanes has done.
+    """Recompute dx where gradient_lanes does not apply, in n classes of whole lanes; counts the y out of range.
 
-    How many y are out of range. One class is large, rarely two: the others of its lanes get the same bits again.
+    One class is large, rarely two. The others in its lanes get the same bits again.
     """
     cdef floating v[N_LANES]
     cdef floating w[N_LANES]
@@ -175,9 +175,10 @@ cdef inline Py_ssize_t gradient_large(const char* dy, const char* y, int kind, P
 cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, double* error, bint put, Vector dy,
                                             Vector y, Vector dx, int kind, Scaled of, bint stream, bint far,
                                             Py_ssize_t first, Py_ssize_t last, const floating* type) noexcept nogil:
-    """The passes that are wished, over blocks `first` to last - 1 of two parts; how many y are out of range.
+    """The selected stages over blocks `first` to last - 1 of two parts; returns how many y are out of range.
 
-    kind: of all the arrays, which lie densely, if it is 16 bits; else any may have any kind.
+    kind: the common 16-bit dtype of all arrays, which then have unit stride, or else the computed type, with arrays of
+    any kind.
     """
     cdef floating buffer_a[BLOCK_CLASSES]
     cdef floating buffer_dy[BLOCK_CLASSES]
@@ -229,7 +230,7 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
 cdef inline Py_ssize_t pass_two_blocks(Vector a, Py_ssize_t n_a, double* total, double* error, Vector dy, Vector y,
                                        Vector dx, Py_ssize_t n, int kind, Scaled of, bint stream, bint far,
                                        const floating* type) noexcept nogil:
-    """The blocks of pass_two; see pass_blocks_backward for kind, a constant to the compiler."""
+    """The whole blocks of pass_two; kind, a compile-time constant, as in pass_blocks_backward."""
     cdef Py_ssize_t together = min(n_a, n) // BLOCK_CLASSES, last_a = n_a // BLOCK_CLASSES
     cdef Py_ssize_t last = n // BLOCK_CLASSES, n_bad = 0
     if together:
@@ -244,7 +245,7 @@ cdef inline Py_ssize_t pass_two_blocks(Vector a, Py_ssize_t n_a, double* total, 
 
 cdef Py_ssize_t pass_two(Vector a, Py_ssize_t n_a, double* total, double* error, Vector dy, Vector y, Vector dx,
                          Py_ssize_t n, Scaled of, bint stream, bint far, const floating* type) noexcept nogil:
-    """Sum n_a classes, write the gradient of n: together as far as they go together; how many y are out of range."""
+    """Sum n_a classes and write the gradient of n, fused as far as possible; returns how many y are out of range."""
     cdef Py_ssize_t n_bad = 0
     cdef bint alike = lies_as(a, dy.kind) and lies_as(dy, dy.kind) and lies_as(y, dy.kind) and lies_as(dx, dy.kind)
     alike = LSM_WIDENS and alike
@@ -266,7 +267,7 @@ cdef Py_ssize_t pass_two(Vector a, Py_ssize_t n_a, double* total, double* error,
 cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, double* error, bint put, Vector dy,
                                           Vector y, Vector dx, Py_ssize_t n, Scaled of, bint stream, bint far,
                                           const floating* type) noexcept nogil:
-    """The passes that are wished, over the n % BLOCK_CLASSES classes after the last block of two parts."""
+    """The selected stages over the n % BLOCK_CLASSES classes after the last whole block of two parts."""
     cdef floating buffer_a[BLOCK_CLASSES]
     cdef floating buffer[BLOCK_CLASSES]
     cdef floating buffer_y[BLOCK_CLASSES]

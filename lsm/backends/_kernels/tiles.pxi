@@ -1,13 +1,12 @@
-# Frames 32 at a time: the vectors run along the frames, and each frame keeps its lanes, so that its bits are those
-# that it would have alone. So are taken frames whose neighbours lie side by side: axis 0 of a matrix, axis 1 of
-# N, C, H, W.
+# Tiles of 32 adjacent frames, for axis 0 of a matrix or axis 1 of N, C, H, W. Vectors run along the frames; each frame
+# keeps its own lanes, so its bits are the same as with vectors along the classes.
 #
-# Tiles that fit the scratch are copied there first, a band of neighbours together: rows that lie a power of two
-# apart share so few places in the caches, those of addresses too, that the next pass would find none of them, and
-# a row of a single tile is but one cache line of its page.
+# Tiles that fit the scratch are copied there first, together with their neighbours in a band. Rows a power of two apart
+# map to the same few cache and TLB sets, so the next pass would miss on every row; and a row of one tile is a single
+# cache line of its page.
 
 
-# TILE_COLUMNS frames or fewer, or a band of them.
+# At most TILE_COLUMNS frames, or a band of tiles.
 cdef struct Tile:
     char* at
     Py_ssize_t step  # bytes from one class to the next
@@ -32,7 +31,7 @@ cdef inline Vector row_of(Tile x, Py_ssize_t i) noexcept nogil:
 
 
 cdef inline Tile tile_in(floating* scratch) noexcept nogil:
-    """A tile that lies densely in the scratch, the frames of a row side by side."""
+    """A packed tile in the scratch, with the frames of a row adjacent."""
     cdef Tile tile
     tile.at = <char*> scratch
     tile.step = TILE_COLUMNS * sizeof(floating)
@@ -42,26 +41,26 @@ cdef inline Tile tile_in(floating* scratch) noexcept nogil:
 
 
 cdef inline bint fits(Py_ssize_t n) noexcept nogil:
-    """Whether a tile of n classes can be copied whole."""
+    """Whether a whole tile of n classes can be copied."""
     return n <= CHUNK_CLASSES
 
 
 cdef inline Py_ssize_t room_backward(const floating* of) noexcept nogil:
-    """Numbers of scratch for dy in the gradient of columns: the more, the longer the rows that are copied.
+    """Numbers of scratch for dy in the gradient of columns: with more, longer rows are copied.
 
-    At (8, 150, 128, 128) 18.6 ns with 10 tiles, 20.4 with 8; the forward kernel gains nothing.
+    At (8, 150, 128, 128) 10 tiles take 18.6 ns, 8 take 20.4; the forward kernel gains nothing.
     """
     return 3 * SLICE_CLASSES if floating is float else 2 * SLICE_CLASSES
 
 
 cdef inline Py_ssize_t count_band(Py_ssize_t n, Py_ssize_t room, Py_ssize_t n_tiles, int n_threads) noexcept nogil:
-    """How many of n_tiles tiles of n classes to take together; 1 if not even that fits the room in the scratch."""
-    cdef Py_ssize_t n_rows = n if n > SHORT_MAX_CLASSES else (n + 7) // 8 * 8  # at most: n_padded
+    """How many of n_tiles tiles of n classes to process together; 1 if not even one fits the room in the scratch."""
+    cdef Py_ssize_t n_rows = n if n > SHORT_MAX_CLASSES else (n + 7) // 8 * 8  # n_padded or more
     return max(1, min(min(<Py_ssize_t> BAND_MAX_TILES, room // (n_rows * TILE_COLUMNS)), n_tiles // (4 * n_threads)))
 
 
 cdef inline void raise_lanes(floating* high, const floating* x) noexcept nogil:
-    """high = max(high, x) of TILE_COLUMNS numbers."""
+    """high = max(high, x) for TILE_COLUMNS numbers."""
     cdef Py_ssize_t j
     for j in range(TILE_COLUMNS):  # hot
         high[j] = larger(x[j], high[j])
@@ -74,17 +73,17 @@ cdef inline void copy_columns(floating* to, const floating* x) noexcept nogil:
 
 
 cdef inline Tile beyond(Tile x, Py_ssize_t n_classes, Py_ssize_t n_frames) noexcept nogil:
-    """The tile so many classes and frames further on."""
+    """The tile n_classes and n_frames further on."""
     x.at += n_classes * x.step + n_frames * x.gap
     return x
 
 
 cdef void copy_rows(Tile x, Tile then, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile, floating* to,
                     floating* high) noexcept nogil:
-    """Copy n classes of frames that lie side by side; tiles lie n_of_tile classes apart in the copy.
+    """Copy n classes of adjacent frames to tiles that are n_of_tile classes apart.
 
-    The rows that come soon are asked for, in the end those of `then`, which will be copied next. Columns that are not
-    there become 0. The maxima in `high`, if that is not NULL, are raised on the way.
+    Prefetches the rows ahead, at the end those of `then`, which is copied next. Missing columns are set to 0. Unless it
+    is NULL, `high` is updated to the maxima.
     """
     cdef floating buffer[TILE_COLUMNS]
     cdef const floating* source
@@ -115,14 +114,14 @@ cdef void copy_rows(Tile x, Tile then, Py_ssize_t n, Py_ssize_t n_frames, Py_ssi
 
 
 cdef inline void clear_rows(floating* to, Py_ssize_t n) noexcept nogil:
-    """n rows of TILE_COLUMNS zeros."""
+    """Clear n rows of TILE_COLUMNS numbers."""
     cdef Py_ssize_t k
     for k in range(n * TILE_COLUMNS):
         to[k] = 0
 
 
 cdef inline const floating* chunk_of(Tile x, Py_ssize_t start, Py_ssize_t n, floating* scratch) noexcept nogil:
-    """At most CHUNK_CLASSES classes of a tile, densely: where they are, or else in the scratch."""
+    """At most CHUNK_CLASSES classes of a tile, packed: in place, or else in the scratch."""
     x.at += start * x.step
     if x.step == TILE_COLUMNS * sizeof(floating) and is_native(row_of(x, 0), scratch):
         return <const floating*> x.at
@@ -136,7 +135,7 @@ cdef inline Py_ssize_t count_chunks(Py_ssize_t n) noexcept nogil:
 
 cdef inline void write_columns(floating* to, const floating* p, bint less, const floating* c_hi, const floating* c_lo,
                                bint nontemporal) noexcept nogil:
-    """Copy TILE_COLUMNS numbers, less the normalisers if `less`; see put_lanes for `nontemporal`."""
+    """Copy TILE_COLUMNS numbers, minus the normalisers if `less`; nontemporal as in put_lanes."""
     cdef floating w[TILE_COLUMNS]
     cdef Py_ssize_t j
     if less:
@@ -151,9 +150,9 @@ cdef inline void write_columns(floating* to, const floating* p, bint less, const
 
 cdef void write_rows(const floating* p, Tile y, Py_ssize_t n, Py_ssize_t n_frames, Py_ssize_t n_of_tile,
                      const floating* c_hi, const floating* c_lo, bint stream) noexcept nogil:
-    """Write n classes of tiles, n_of_tile classes apart, to frames that lie side by side.
+    """Write n classes of tiles, n_of_tile classes apart, to adjacent frames.
 
-    Less the normalisers of the columns, if c_hi is not NULL: (p - c_hi) - c_lo.
+    Subtracts the normalisers of the columns, as (p - c_hi) - c_lo, unless c_hi is NULL.
     """
     cdef floating buffer[BAND_MAX_COLUMNS]
     cdef const floating* source
