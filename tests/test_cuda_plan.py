@@ -8,7 +8,7 @@ import pytest
 from cuda_on_cpu import H100, SMALL
 
 from lsm.backends import _cuda
-from lsm.backends._cuda.plan import MAX_GRID, Limits, columns_family, module_key, plan, rows_family
+from lsm.backends._cuda.plan import MAX_GRID_BLOCKS, Limits, columns_family, module_key, plan, rows_family
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
 OPS = ("log_softmax", "log_softmax_backward")
@@ -99,7 +99,7 @@ def test_launches_are_what_the_device_takes_and_serve_every_frame(op, limits):
         wanted = plan(op, name, name, n_outer, n, inner, limits)
         done = {}
         for launch in wanted.launches:
-            assert 1 <= launch.grid <= MAX_GRID
+            assert 1 <= launch.grid <= MAX_GRID_BLOCKS
             assert 32 <= launch.block <= 1024 and launch.block % 32 == 0
             assert 0 <= launch.shared <= limits.shared_per_block
             assert launch.first_frame == done.get(launch.kernel, 0)  # each goes on where it ended

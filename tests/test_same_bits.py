@@ -27,13 +27,15 @@ N_CLASSES += (16383, 16384, 16385, 40000)
 KERNELS = Path(__file__).parents[1] / "lsm" / "backends" / "_kernels"
 CONSTANTS = {
     name: int(value)
-    for file in ("kernels.pxi", "quick.pxi")
+    for file in ("kernels.pxi", "fastpath.pxi")
     for name, value in re.findall(r"^    ([A-Z_]+) = (\d+)", (KERNELS / file).read_text(), re.MULTILINE)
 }
-OF_CLASSES = ("N_LANES", "N_PAIR", "N_ROW", "N_SHORT", "N_BLOCK", "N_CHUNK", "N_CLOSE", "N_PIPED", "N_AHEAD", "N_PLAIN")
-BORDERS = sorted({CONSTANTS[name] + i for name in (*OF_CLASSES, "N_SLICE") for i in (-1, 0, 1)})
+OF_CLASSES = ("N_LANES", "PAIR_LANES", "ROW_CLASSES", "SHORT_MAX_CLASSES", "BLOCK_CLASSES", "CHUNK_CLASSES")
+OF_CLASSES += ("FINALIZE_BATCH_MAX_CLASSES", "PIPELINE_MAX_CLASSES", "PREFETCH_DISTANCE_CLASSES")
+OF_CLASSES += ("REGULAR_STORE_MAX_CLASSES",)
+BORDERS = sorted({CONSTANTS[name] + i for name in (*OF_CLASSES, "SLICE_CLASSES") for i in (-1, 0, 1)})
 OF_KERNELS = [dtype for name, dtype in DTYPES.items() if name != "longdouble"]
-OF_ELEMENTS = [CONSTANTS[name] for name in ("N_HOLDING", "QUICK_SIZE")]
+OF_ELEMENTS = [CONSTANTS[name] for name in ("HOLD_GIL_MAX_ELEMENTS", "PARALLEL_MIN_ELEMENTS")]
 
 
 @pytest.mark.parametrize("n", N_CLASSES)
@@ -71,7 +73,7 @@ def check_surroundings(backend, dtype, n, rng):
     for i in rows:  # alone
         np.testing.assert_array_equal(lsm.log_softmax(x[i].copy(), backend=backend), y[i])
         np.testing.assert_array_equal(lsm.log_softmax_backward(dy[i].copy(), y[i].copy(), backend=backend), dx[i])
-    for part in (slice(0, 5), slice(3, 20), slice(2, 25), slice(2, 26)):  # in other batches; see N_CLOSE for 24
+    for part in (slice(0, 5), slice(3, 20), slice(2, 25), slice(2, 26)):  # batches on either side of 24 frames
         np.testing.assert_array_equal(lsm.log_softmax(x[part], backend=backend), y[part])
         np.testing.assert_array_equal(lsm.log_softmax_backward(dy[part], y[part], backend=backend), dx[part])
     # on the other axis, in an array of columns that is not a whole number of tiles

@@ -1,4 +1,4 @@
-// Backward, frames that lie side by side: dy is held where forward holds x, y passes by once.
+// Backward, adjacent frames: dy is kept where forward keeps x; y is read once.
 
 #if defined(LSM_COLUMNS) && defined(LSM_BACKWARD)
 
@@ -8,11 +8,11 @@ INLINE Sum sum_of_column(const X *held, Index n_rows, const Tile &tile, double s
     for (int a = 0; a < LSM_LEAVES; a++) {
         Sum s = nothing();
         for (int r = 0; r < n_rows; r++) {
-            double e[N_LEAF];
+            double e[LEAF_CLASSES];
 #pragma unroll
-            for (int j = 0; j < N_LEAF; j++)
-                e[j] = as_double(load(held[(r * N_OWN + a * N_LEAF + j) * N_TILE_THREADS])) * scale;
-            s = plus(s, N_LEAF == 4 ? (e[0] + e[1]) + (e[N_LEAF - 2] + e[N_LEAF - 1]) : e[0] + e[1]);
+            for (int j = 0; j < LEAF_CLASSES; j++)
+                e[j] = as_double(load(held[(r * THREAD_ROW_CLASSES + a * LEAF_CLASSES + j) * TILE_THREADS])) * scale;
+            s = plus(s, LEAF_CLASSES == 4 ? (e[0] + e[1]) + (e[LEAF_CLASSES - 2] + e[LEAF_CLASSES - 1]) : e[0] + e[1]);
         }
         fold.push(s);
     }
@@ -32,14 +32,14 @@ INLINE Part part_of_column(const X *held, Index n_rows, const Tile &tile)
     return part;
 }
 
-// dx of some classes; the highest of their y, or NaN.
-INLINE Number write_step(const Step &step, X *dx, Index dx_class, const X (&dy)[N_STEP], const X (&y)[N_STEP],
-                         const Total &s)
+// Write dx of some classes; returns their largest y, or NaN.
+INLINE Number write_step(const Step &step, X *dx, Index dx_class, const X (&dy)[STEP_CLASSES],
+                         const X (&y)[STEP_CLASSES], const Total &s)
 {
-    const int n = sizeof(Number) == 8 ? 2 : 4; // together: more would take too many registers
+    const int n = sizeof(Number) == 8 ? 2 : 4; // at once; more would take too many registers
     Number highest = minus_infinity();
 #pragma unroll
-    for (int first = 0; first < N_STEP; first += n) {
+    for (int first = 0; first < STEP_CLASSES; first += n) {
         Number r[n], v[n];
 #pragma unroll
         for (int j = 0; j < n; j++) {
@@ -57,7 +57,7 @@ INLINE Number write_step(const Step &step, X *dx, Index dx_class, const X (&dy)[
     return highest;
 }
 
-// The marks of a column from those of its threads.
+// Combine the marks of a column's threads.
 INLINE int marks_of_column(int marks, const Tile &tile)
 {
     Index n = tile.count((marks & IS_BAD ? 1 : 0) + (marks & IS_OPEN ? (Index)1 << 32 : 0));
@@ -67,7 +67,7 @@ INLINE int marks_of_column(int marks, const Tile &tile)
 INLINE void write_nan_rows(X *dx, Index dx_class, Index first_row, Index n_rows, int q, Index n)
 {
     for (Index r = first_row; r < first_row + n_rows; r++) {
-        for (int i = 0; i < N_OWN; i++) {
+        for (int i = 0; i < THREAD_ROW_CLASSES; i++) {
             Index k = class_of(r, q, i);
             if (k < n)
                 set(dx[k * dx_class], number(not_a_number()));
@@ -76,11 +76,11 @@ INLINE void write_nan_rows(X *dx, Index dx_class, Index first_row, Index n_rows,
 }
 
 #ifdef LSM_COLUMNS_ON_CHIP
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_TILES) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     const int n_rows = (int)count_tile_rows(n_classes), n_slices = (int)count_slices(n_classes);
     X *held = (X *)lsm_shared;
-    Part *parts = (Part *)(held + n_rows * N_OWN * N_TILE_THREADS);
+    Part *parts = (Part *)(held + n_rows * THREAD_ROW_CLASSES * TILE_THREADS);
     Tile tile(parts + n_slices * LSM_COLUMNS);
     Column column(blockIdx.x, tile.column, first_frame, n_frames, n_inner, n_classes);
     dy += column.outer * dy_outer + column.inner;
@@ -90,21 +90,23 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
     const X zero = {0};
     hold(held, dy, dy_class, 0, n_rows, tile.q, column.n, zero);
     for (int k = 0; k < n_slices; k++) {
-        Part of = part_of_column(held + 4 * k * N_OWN * N_TILE_THREADS, rows_of_slice(k, n_classes), tile);
+        Part of = part_of_column(held + 4 * k * THREAD_ROW_CLASSES * TILE_THREADS, rows_of_slice(k, n_classes), tile);
         if (tile.q == 0)
             parts[k * LSM_COLUMNS + tile.column] = of;
     }
     __syncthreads();
     Total s = merge<8>(parts + tile.column, LSM_COLUMNS, n_slices, tile, LSM_TEAM);
     Number highest = minus_infinity();
-    for (int own = 0; own < n_rows * N_OWN; own += N_STEP) {
+    for (int own = 0; own < n_rows * THREAD_ROW_CLASSES; own += STEP_CLASSES) {
         Step step(0, own, tile.q, column.n);
-        X of_y[N_STEP];
+        X of_y[STEP_CLASSES];
         step.read(of_y, y, y_class, Of<X>::low());
-        X of_dy[N_STEP];
+        X of_dy[STEP_CLASSES];
 #pragma unroll
-        for (int j = 0; j < N_STEP; j++)
-            of_dy[j] = N_OWN % N_STEP == 0 || own + j < n_rows * N_OWN ? held[(own + j) * N_TILE_THREADS] : zero;
+        for (int j = 0; j < STEP_CLASSES; j++)
+            of_dy[j] = THREAD_ROW_CLASSES % STEP_CLASSES == 0 || own + j < n_rows * THREAD_ROW_CLASSES ?
+                           held[(own + j) * TILE_THREADS] :
+                           zero;
         highest = higher(highest, write_step(step, dx, dx_class, of_dy, of_y, s));
     }
     if (makes_nan(marks_of_column(marks_of(highest), tile)))
@@ -113,12 +115,12 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
 #endif
 
 #ifdef LSM_COLUMNS_SPLIT
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_TILES) log_softmax_backward_sums(BACKWARD_ARGUMENTS)
 {
     unsigned n_slices = count_slices(n_classes);
     Index f = blockIdx.x / n_slices, k = blockIdx.x % n_slices;
     X *held = (X *)lsm_shared;
-    Tile tile(held + 4 * N_OWN * N_TILE_THREADS);
+    Tile tile(held + 4 * THREAD_ROW_CLASSES * TILE_THREADS);
     Column column(f, tile.column, first_frame, n_frames, n_inner, n_classes);
     dy += column.outer * dy_outer + column.inner;
     held += threadIdx.x;
@@ -130,8 +132,8 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES) log_softma
         ((Part *)workspace)[(f * n_slices + k) * LSM_COLUMNS + tile.column] = of;
 }
 
-// Leaves the marks of each column's slices behind the parts, as for rows.
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
+// Stores the marks of each column's slices after the parts, as for rows.
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_TILES - FEWER_BLOCKS)
     log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     unsigned n_slices = count_slices(n_classes), n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS;
@@ -148,10 +150,10 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     const X zero = {0};
     for (unsigned slice = blockIdx.x % n_blocks; slice < n_slices; slice += n_blocks) {
         Number highest = minus_infinity();
-        const int n_own = rows_of_slice(slice, n_classes) * N_OWN;
-        for (int own = 0; own < n_own; own += N_STEP) {
+        const int n_own = rows_of_slice(slice, n_classes) * THREAD_ROW_CLASSES;
+        for (int own = 0; own < n_own; own += STEP_CLASSES) {
             Step step((Index)4 * slice, own, tile.q, column.n);
-            X of_dy[N_STEP], of_y[N_STEP];
+            X of_dy[STEP_CLASSES], of_y[STEP_CLASSES];
             step.read(of_dy, dy, dy_class, zero);
             step.read(of_y, y, y_class, Of<X>::low());
             highest = higher(highest, write_step(step, dx, dx_class, of_dy, of_y, s));
@@ -162,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(N_TILE_THREADS, N_TILES - N_FEWER)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT_TILES - FEWER_BLOCKS)
     log_softmax_backward_ends(BACKWARD_ARGUMENTS)
 {
     unsigned n_slices = count_slices(n_classes), n_tiles = (n_frames + LSM_COLUMNS - 1) / LSM_COLUMNS;

@@ -1,9 +1,9 @@
-// The exponential and the logarithm: docs/numerics.md has the reduction, the constants and the bounds.
+// The exponential and the logarithm. docs/numerics.md derives the reduction, the constants and the bounds.
 
-#define LN2_ERROR 2.7478434e-9            /* of ln 2 rounded to float */
-#define LN2_HI 6.93147180369123816490e-01 /* ln 2 with 21 zeros at the end: n * LN2_HI is exact */
+#define LN2_ERROR 2.7478434e-9            /* relative, of ln 2 as float */
+#define LN2_HI 6.93147180369123816490e-01 /* ln 2 with its low 21 bits zero: n * LN2_HI is exact */
 #define LN2_LO 1.90821492927058770002e-10
-#define MAGIC_FLOAT 12582912.0f           /* 1.5 * 2**23: adding it rounds to an integer, which its low bits are */
+#define MAGIC_FLOAT 12582912.0f           /* 1.5 * 2**23: adding it rounds to an integer, in the low bits */
 #define MAGIC_DOUBLE 6755399441055744.0   /* 1.5 * 2**52 */
 
 INLINE float power_of_two(float t) { return __uint_as_float(__float_as_uint(t) << 23); }
@@ -11,7 +11,7 @@ INLINE double power_of_two(double t) { return bits_to_double((unsigned long long
 INLINE float power_of_two_f(int n) { return __uint_as_float((unsigned)(n + 127) << 23); }
 INLINE double power_of_two_d(int n) { return bits_to_double((unsigned long long)(n + 1023) << 52); }
 
-// exp(r) - 1 for |r| <= ln(2) / 2
+// exp(r) - 1 for |r| <= ln(2) / 2.
 INLINE float expm1_reduced(float r)
 {
     float p = 0.001381446490995586f;
@@ -38,10 +38,10 @@ INLINE double expm1_reduced(double r)
 
 template <class T> struct Constants;
 template <> struct Constants<float> {
-    static INLINE double magic() { return 12582912.0 + 127 + 100; } // the bias: sums are 2**100 too large
+    static INLINE double magic() { return 12582912.0 + 127 + 100; } // with the bias: sums are scaled by 2**100
     static INLINE double floor() { return -156.5; }                 // -(126 + 100) ln 2, rounded up
     static INLINE double unbias() { return 7.888609052210118e-31; } // 2**-100
-    static INLINE float limit() { return 88.0f; }                   // exp(y) is near the end of the range
+    static INLINE float limit() { return 88.0f; }                   // exp(y) is about to overflow
 };
 template <> struct Constants<double> {
     static INLINE double magic() { return MAGIC_DOUBLE + 1023 + 900; }
@@ -50,19 +50,19 @@ template <> struct Constants<double> {
     static INLINE double limit() { return 709.0; }
 };
 
-// How to sum exponentials of numbers up to m: x is reduced as it is, and exp(-m) brought in at the end. So the terms of
-// one x differ by powers of two for different m, and by no digit.
+// The parameters for summing exponentials of numbers up to m. x is reduced as it is, and exp(-m) applied to the sum, so
+// for different m the terms of one x differ by exact powers of two.
 struct Shift {
     Number m;
-    Number less;  // h: is subtracted first, 0, or m where m is so large that x - m is exact for all that count
-    Number magic; // and in it the power of two nearest to exp(h - m)
+    Number less;  // h, subtracted first: 0, or m if m is so large that x - m is exact for every x that matters
+    Number magic; // includes the power of two nearest to exp(h - m)
     Number floor, top; // of x - h
 };
 
 INLINE Shift shift_to(Number m)
 {
     Shift to;
-    to.m = m > minus_infinity() ? m : 0; // all that m is of may be -inf
+    to.m = m > minus_infinity() ? m : 0; // all classes may be -inf
     bool is_far = !((to.m < 0 ? -to.m : to.m) < 8192);
     to.less = is_far ? to.m : 0;
     to.top = is_far ? to.m - to.m : to.m; // NaN for inf
@@ -76,7 +76,7 @@ INLINE Shift shift_to(Number m)
 INLINE float reduced(float v, float n) { return fused(n, -0.693147182464599609375f, v); }
 INLINE double reduced(double v, double n) { return fused(n, -LN2_LO, fused(n, -LN2_HI, v)); }
 
-// exp(x - h) * 2**(bias - power): 0 far below, and for the largest, which is left out. A NaN stays NaN.
+// exp(x - h) * 2**(bias - power); 0 far below the maximum, and at the maximum, which is counted. Propagates NaN.
 INLINE Number exp_below(Number x, const Shift &to)
 {
     Number v = x - to.less;
@@ -87,10 +87,10 @@ INLINE Number exp_below(Number x, const Shift &to)
 }
 INLINE bool is_largest(Number x, const Shift &to) { return x - to.less == to.top; }
 
-// The exponent e of x, a normal double: 1/2 <= |x| / 2**e < 1; some number for any other.
+// The exponent e of a normal double x, with 1/2 <= |x| / 2**e < 1; unspecified for any other x.
 INLINE int exponent_of(double x) { return (int)((unsigned long long)__double_as_longlong(x) >> 52 & 0x7ff) - 1022; }
 
-// The sum of exp_below as one of exp(x - m).
+// Turn a sum of exp_below into one of exp(x - m).
 INLINE double finish(double total, double error, const Shift &of)
 {
     double v = as_double(of.top), power = Constants<Number>::magic() - as_double(of.magic);
@@ -105,7 +105,7 @@ INLINE double finish(double total, double error, const Shift &of)
     return s;
 }
 
-// exp(d + e) for d <= 0 and a tiny e; also where it is subnormal.
+// exp(d + e) for d <= 0 and a tiny e, including subnormal results.
 INLINE double exp_of_difference(double d, double e)
 {
     double n = fused(d, 1.4426950408889634, MAGIC_DOUBLE) - MAGIC_DOUBLE;
@@ -114,7 +114,7 @@ INLINE double exp_of_difference(double d, double e)
     return d > -1000 ? fused(p, e, p) * power_of_two_d(k / 2) * power_of_two_d(k - k / 2) : d <= -1000 ? 0 : d;
 }
 
-// log(1 + s) for s >= 0; NaN for NaN. As in fdlibm's log1p.c.
+// log(1 + s) for s >= 0, as in fdlibm's log1p.c. Propagates NaN.
 INLINE double log1p_of(double s)
 {
     double u = 1 + s;

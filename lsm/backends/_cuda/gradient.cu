@@ -1,10 +1,9 @@
-// The gradient: the sum S of a frame's dy from those of its slices, and dy - exp(y) * S of a class.
+// The gradient: the sum S of dy over a frame, from its slices, and dy - exp(y) * S for a class.
 
-// Sums of float64 gradients may leave the range where the gradient does not. One that does is taken of gradients that
-// are 2**-64 as large.
+// float64 sums of dy may overflow where the gradient does not. Those that do are summed again, scaled by 2**-64.
 #define SMALLER 5.421010862427522e-20
 
-// The sum of dy of a slice.
+// The sum of dy over a slice.
 struct Part {
     Sum sum;
     int is_smaller;
@@ -19,15 +18,15 @@ INLINE Sum made_smaller(Sum s)
     return s;
 }
 
-// What the gradient needs of S = sum of dy: S = high + low, and S = fraction * 2**exponent.
+// The parameters of the gradient: S = high + low, and S = fraction * 2**exponent.
 struct Total {
-    Number high, low, fraction, plain_to; // y to plain_to have a plain gradient, none if it is NaN
+    Number high, low, fraction, plain_to; // y <= plain_to take gradient_of_plain; NaN if none do
     int exponent;
     bool is_moderate;
 };
 
-// S that is plain is 0 or of an exponent from least to most - 1. With it and y <= top, exp(y) * 2**bias and
-// S * 2**-bias are normal, but where exp(y) * S changes no dy: that of y < floor, which may be taken for floor.
+// A plain S is 0 or has an exponent in [least, most). Then, for y <= top, exp(y) * 2**bias and S * 2**-bias are normal,
+// except where exp(y) * S changes no dy: y < floor, which may be replaced by floor.
 template <class T> struct Plain;
 template <> struct Plain<float> {
     static const int bias = 64, least = -60, most = 36;
@@ -68,21 +67,21 @@ INLINE Total total_of(Sum of, bool is_smaller, bool is_bad)
     return to;
 }
 
-// dy - exp(y) * S, as (dy - S) - expm1(y) * S where y > -ln 2, whose product is not rounded before dy is met. Both ways
-// to compute it give the same bits, so it does not matter which serves a class.
+// dy - exp(y) * S, as (dy - S) - expm1(y) * S if y > -ln 2, with one rounding of product and difference. Both functions
+// below give the same bits, so either may compute a class.
 INLINE bool is_near(Number y) { return y > (Number)-0.6931471805599453; }
-INLINE Number rest_of(Number v, Number n) // of v = n ln 2 + it
+INLINE Number rest_of(Number v, Number n) // v minus n ln 2
 {
     return sizeof(Number) == 4 ? fused(n, (Number)2.1219444005469058e-4, fused(n, (Number)-0.693359375, v))
                                : fused(n, (Number)-LN2_LO, fused(n, (Number)-LN2_HI, v));
 }
 
-// Of a plain S and y <= top; `factor` is S * -2**-bias.
+// For a plain S and y <= top; `factor` is S * -2**-bias.
 INLINE Number gradient_of_plain(Number dy, Number y, const Total &s, Number factor)
 {
     Number v = maximum(y, OfPlain::floor());
     Number t = fused(v, (Number)1.4426950408889634, OfPlain::magic());
-    Number scale = power_of_two(t); // and 2**bias
+    Number scale = power_of_two(t); // times 2**bias
     Number e = expm1_reduced(rest_of(v, t - OfPlain::magic()));
     bool near = is_near(y);
     e = fused(scale, e, scale - (near ? OfPlain::power(OfPlain::bias) : (Number)0));
@@ -91,7 +90,7 @@ INLINE Number gradient_of_plain(Number dy, Number y, const Total &s, Number fact
     return fused(e, factor, dy);
 }
 
-// Of any. The power of two goes to both factors, so that neither leaves the range unless the product does.
+// For any S and y. The power of two is split between the factors, so that neither overflows unless the product does.
 INLINE int low_bits(float t) { return (int)(__float_as_uint(t) & 0x7fffffu) - 0x400000; }
 INLINE int low_bits(double t) { return (int)__double_as_longlong(t); }
 INLINE int within(int least, int k, int most) { return k < least ? least : k > most ? most : k; }
@@ -100,7 +99,7 @@ INLINE Number gradient_of_any(Number dy, Number y, const Total &s)
 {
     const int most = sizeof(Number) == 4 ? 126 : 1022;
     const Number magic = sizeof(Number) == 4 ? (Number)MAGIC_FLOAT : (Number)MAGIC_DOUBLE;
-    const Number floor = sizeof(Number) == 4 ? (Number)-400 : (Number)-4000; // nothing is left of any S
+    const Number floor = sizeof(Number) == 4 ? (Number)-400 : (Number)-4000; // negligible for any S
     Number v = y < floor ? floor : y;
     Number t = fused(v, (Number)1.4426950408889634, magic);
     Number e = expm1_reduced(rest_of(v, t - magic));
@@ -115,10 +114,10 @@ INLINE Number gradient_of_any(Number dy, Number y, const Total &s)
     }
     int of_s = within(1 - most, k, most), of_e = within(5 - most, k - of_s, most - 5);
     e = fused(e, OfPlain::power(of_e), (Number)0);
-    return fused(e, s.fraction * -OfPlain::power(of_s), dy); // never subnormal, which a minus sign would flush
+    return fused(e, s.fraction * -OfPlain::power(of_s), dy); // never subnormal: negation would flush it to 0
 }
 
-// The gradients of some classes, in place of their dy; `highest` is the highest of their y, or higher.
+// Replace dy by the gradients of some classes; `highest` is an upper bound of their y.
 template <int n> INLINE void gradients(Number (&dy)[n], const Number (&y)[n], const Total &s, Number highest)
 {
     if (highest <= s.plain_to) {
@@ -157,7 +156,7 @@ INLINE Total merge(const Part *parts, Index step, Index n_slices, const AnyTeam 
         smaller = team.count(n_smaller) != 0;
     }
     Sum s = fold_parts<depth>(parts, step, mine, team, smaller);
-    if (sizeof(Number) == 8) { // both, for all threads of a block go the same way
+    if (sizeof(Number) == 8) { // both sums, so that all threads of a block take the same branch
         Sum again = fold_parts<depth>(parts, step, mine, team, true);
         if (left_the_range(s)) {
             s = again;
@@ -167,8 +166,8 @@ INLINE Total merge(const Part *parts, Index step, Index n_slices, const AnyTeam 
     return total_of(s, smaller, false);
 }
 
-// Whether a frame's y, of which `highest` is the highest or a NaN, is one that makes all of the frame NaN: exp(y) is
-// out of range, or y is NaN, or -inf throughout. Of parts of a frame, the marks are put together.
+// Whether the y of a frame make all of it NaN: exp(y) overflows, y is NaN, or all are -inf. `highest` is their maximum,
+// or NaN. The marks of parts of a frame are combined by bitwise or.
 const int IS_BAD = 1, IS_OPEN = 2;
 INLINE int marks_of(Number highest)
 {

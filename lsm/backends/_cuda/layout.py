@@ -1,4 +1,4 @@
-"""How arrays must lie in memory for the CUDA kernels, which take two strides of each array."""
+"""The memory layouts that the CUDA kernels accept: two strides per array."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from lsm.backends._axes import merge_axes
 class Layout(NamedTuple):
     """Arrays of one shape as (outer, classes, inner).
 
-    `strides` are the outer and the class stride of each array in turn, in elements; the inner stride is 1.
+    `strides` holds the outer and the class stride of each array in turn, in elements; the inner stride is 1.
     """
 
     n_outer: int
@@ -19,11 +19,11 @@ class Layout(NamedTuple):
 
 
 def layout(shape: Sequence[int], strides: Sequence[Sequence[int]], axis: int) -> Layout | None:
-    """How the kernels see arrays of these strides (in elements); None if none of them does.
+    """The layout of arrays with these strides, in elements; None if no kernel accepts it.
 
-    Either the classes lie side by side in all the arrays and one stride leads from frame to frame ("rows"), or the
-    frames do, along one or more axes, and two strides lead to the other frames and to the classes ("columns").
-    Arrays in C order are always one of the two.
+    Either all arrays have class stride 1 and one stride from frame to frame ("rows"), or adjacent frames along one or
+    more axes, with one stride to the other frames and one to the classes ("columns"). C-contiguous arrays are always
+    one of the two.
     """
     n_classes = shape[axis]
     class_strides = [of_array[axis] if n_classes > 1 else 1 for of_array in strides]

@@ -1,9 +1,9 @@
-// Numbers: how they are read, written and converted.
+// Numbers: loads, stores and conversions.
 //
-// Everything rounds as it stands here: compiled with -fmad=false, every FMA by name, no function of any library. So the
+// All rounding is explicit: compiled with -fmad=false, with every FMA written out and no library functions, so that the
 // same source gives the same bits on a GPU and, in the tests, on a CPU. CuPy compiles with -ftz=true, under which
-// float32 operations take subnormal numbers for 0. Where one may matter, the operation is written in PTX, which
-// -ftz=true does not reach: maximum, fused, minus, as_double, as_float and what is made of them.
+// float32 operations flush subnormals to 0. Where that could matter, the operation is written in PTX, which -ftz=true
+// does not affect: maximum, fused, minus, as_double, as_float, and functions made of them.
 
 typedef long long Index;
 
@@ -15,7 +15,7 @@ typedef LSM_Y Y;
 
 template <int n_bytes> struct Computed { typedef float type; };
 template <> struct Computed<8> { typedef double type; };
-typedef Computed<(sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y))>::type Number; // what is computed in
+typedef Computed<(sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y))>::type Number; // the type of the arithmetic
 
 #define INLINE __device__ __forceinline__
 
@@ -87,9 +87,9 @@ INLINE unsigned to_bfloat16_pair(float low, float high)
 #endif
 #endif
 
-INLINE double maximum(double a, double b) { return a > b || !(b == b) ? a : b; } // of NaN and a number the number
+INLINE double maximum(double a, double b) { return a > b || !(b == b) ? a : b; } // ignores one NaN
 
-// The same, but of NaN and a number NaN.
+// The maximum; propagates NaN.
 INLINE double higher(double a, double b) { return b > a || !(b == b) ? b : a; }
 #if __CUDA_ARCH__ >= 800
 INLINE float higher(float a, float b)
@@ -129,7 +129,7 @@ template <class T> INLINE Number load(T x)
     return y;
 }
 
-// The larger of each half of two pairs of 16 bits, of NaN and a number the number.
+// The maximum of each half of two 16-bit pairs; ignores one NaN.
 #if defined(LSM_ON_CPU)
 #define LSM_HAS_PAIRS
 template <class T> INLINE unsigned maximum_pair(unsigned a, unsigned b, T)
@@ -158,8 +158,7 @@ INLINE unsigned maximum_pair(unsigned a, unsigned b, bfloat16)
 }
 #endif
 
-// For a result of 16 bits: a float of which the rounding to 16 bits is that of x. That is rounded to odd, so that no
-// number is rounded to a tie.
+// For a 16-bit result: a float that rounds to the same 16 bits as x. It is rounded to odd, to avoid creating ties.
 INLINE float before_rounding(float x) { return x; }
 INLINE float before_rounding(double x)
 {
@@ -173,7 +172,7 @@ INLINE float before_rounding(double x)
 INLINE void set(float16 &to, Number x) { to.bits = to_half(before_rounding(x)); }
 INLINE void set(bfloat16 &to, Number x) { to.bits = (unsigned short)to_bfloat16_pair(before_rounding(x), 0); }
 
-template <class T> struct Of; // the bits of -inf and NaN
+template <class T> struct Of; // -inf, by its bits
 template <> struct Of<float16> { static INLINE float16 low() { float16 x = {0xfc00}; return x; } };
 template <> struct Of<bfloat16> { static INLINE bfloat16 low() { bfloat16 x = {0xff80}; return x; } };
 template <> struct Of<float> { static INLINE float low() { return __uint_as_float(0xff800000u); } };

@@ -1,8 +1,8 @@
-"""Which kernel serves a call, on what grid and with how much shared memory: pure functions, no GPU needed.
+"""Which kernels to launch, on what grid and with how much shared memory: pure functions that need no GPU.
 
-The family of kernels depends on the number of classes, the dtypes, whether anything lies behind the classes
-(n_inner > 1) and the device; never on the number of frames, strides or alignment. The bits do not depend on the family
-either: every kernel adds in the same order (sums.cu).
+The family of kernels depends on the number of classes, the dtypes, whether n_inner > 1, and the device; never on the
+number of frames, strides or alignment. The bits do not depend on the family either: all kernels add in the same order
+(sums.cu).
 """
 
 from typing import Literal, NamedTuple
@@ -12,21 +12,21 @@ Op = Literal["log_softmax", "log_softmax_backward"]
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 
-MAX_GRID = 2**31 - 1
-N_GROUP_THREADS = 128  # of a block that has several frames a warp, or a warp a frame
-N_PIECES_TOGETHER = 4  # of a thread that has frames one after the other, which is more bytes under way as well
-N_SPLIT_WARPS = 8  # of a block that has a part of a frame: a slice for each
-SYSTEM_SHARED = 1024  # bytes that the system takes of every block's shared memory
-MAX_SHARED_SLICES = 128  # of a frame in shared memory: merge<3> in rows.cu has no more
-MAX_MERGING_BLOCKS = 256  # of one frame: every one of them merges all its slices
-N_COLUMN_THREADS = 256
-N_LARGE_TILE_THREADS = 512  # of a tile that is alone on a multiprocessor: fewer have too few loads under way
+MAX_GRID_BLOCKS = 2**31 - 1
+GROUP_BLOCK_THREADS = 128  # with one or more frames per warp
+IN_FLIGHT_PIECES = 4  # per thread, of frames processed in turn: more bytes in flight
+SPLIT_BLOCK_WARPS = 8  # one slice per warp
+SYSTEM_SHARED_BYTES = 1024  # that the system reserves in every block's shared memory
+SHARED_MAX_SLICES = 128  # of a frame in shared memory: the limit of merge<3> in rows.cu
+MAX_MERGING_BLOCKS = 256  # of one frame, each of which merges all slices
+TILE_THREADS = 256
+LARGE_TILE_THREADS = 512  # of a tile alone on a multiprocessor: fewer have too few loads in flight
 
 
 class Limits(NamedTuple):
-    """What a device has."""
+    """The limits of a device."""
 
-    shared_per_block: int  # bytes that a block may opt in to
+    shared_per_block: int  # bytes, with the opt-in
     shared_per_multiprocessor: int
     n_multiprocessors: int
     l2_bytes: int
@@ -34,14 +34,14 @@ class Limits(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Kernels that are compiled as one module, and the numbers that they are compiled with."""
+    """Kernels compiled as one module, and the numbers they are compiled with."""
 
     name: str
     numbers: tuple[int, ...] = ()
 
 
 class Launch(NamedTuple):
-    """One kernel to launch. The last two integers are its last two arguments."""
+    """One kernel launch. first_frame and n_frames are its last two arguments."""
 
     kernel: str
     grid: int
@@ -52,7 +52,7 @@ class Launch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to launch, one after the other, and the bytes that they pass on to each other."""
+    """Launches in order, and the bytes of workspace that they share."""
 
     launches: tuple[Launch, ...]
     workspace: int
@@ -60,11 +60,11 @@ class Plan(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """What kernels must know of a call."""
+    """The parameters of a call that the kernels depend on."""
 
     op: Op
-    size: int  # bytes of an element that is read
-    is_double: bool  # computed in double
+    size: int  # bytes of an input element
+    is_double: bool  # arithmetic in double
     n_classes: int
 
     @property
@@ -86,12 +86,12 @@ class _Call(NamedTuple):
 
     @property
     def record(self) -> int:
-        """Bytes that are known of a slice: Record in sums.cu, or Part in gradient.cu."""
+        """Bytes of the partial result of a slice: Record in sums.cu, or Part in gradient.cu."""
         return 24 if self.is_double or self.op == "log_softmax_backward" else 16
 
 
 def plan(op: Op, dtype: str, out_dtype: str, n_outer: int, n_classes: int, n_inner: int, limits: Limits) -> Plan:
-    """The launches for an array seen as (outer, classes, inner); none where it is empty."""
+    """The launches for an array seen as (outer, classes, inner); none if it is empty."""
     call = _Call(op, SIZES[dtype], "float64" in (dtype, out_dtype), n_classes)
     n_frames = n_outer * n_inner
     if n_frames == 0 or n_classes == 0:
@@ -110,7 +110,7 @@ def plan(op: Op, dtype: str, out_dtype: str, n_outer: int, n_classes: int, n_inn
 
 
 def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str, ...]:
-    """The options that the source is compiled with for one family: the key of its module."""
+    """The compiler options of one family, which are the key of its module."""
     names = {
         "group": ("LSM_LANES", "LSM_PIECES", "LSM_FRAMES"),
         "shared": ("LSM_THREADS", "LSM_BLOCKS"),
@@ -134,10 +134,10 @@ def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str,
 
 
 def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limits) -> Family:
-    """How frames of consecutive classes are served.
+    """The family for frames of consecutive classes.
 
-    group: 2 to 16 lanes of a warp, or all of it, have a frame in registers; shared: a block has it in shared memory,
-    two blocks or more a multiprocessor where they fit; split: it is read twice, by several blocks.
+    group: 2 to 32 lanes of a warp hold a frame in registers. shared: a block holds a frame in shared memory, with two
+    or more blocks per multiprocessor if they fit. split: several blocks read a frame twice.
     """
     call = _Call(op, SIZES[dtype], "float64" in (dtype, out_dtype), n_classes)
     if n_classes <= call.n_slice:
@@ -145,40 +145,40 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limi
         while lanes < 32 and lanes * call.n_piece < n_classes:
             lanes *= 2
         pieces = -(-n_classes // (lanes * call.n_piece))
-        # Together, so that each lane ends another frame; what a lane has to end in the gradient is little.
-        frames = min(lanes, max(1, N_PIECES_TOGETHER // pieces)) if op == "log_softmax" else 1
+        # Several, so that each lane finalizes a different frame; the gradient has little to finalize.
+        frames = min(lanes, max(1, IN_FLIGHT_PIECES // pieces)) if op == "log_softmax" else 1
         return Family("group", (lanes, pieces, frames))
     shared = shared_of_frame(call)
-    if shared <= limits.shared_per_block and call.n_slices <= MAX_SHARED_SLICES:
-        # On sm_70 the gradient in float32 needs more registers than a thread has of 1,024.
+    if shared <= limits.shared_per_block and call.n_slices <= SHARED_MAX_SLICES:
+        # On sm_70 the float32 gradient needs more registers than 1,024 threads leave.
         if call.is_double or (limits.architecture < 75 and op == "log_softmax_backward"):
             return Family("shared", (512, 1))
-        pair_fits = 2 * (shared + SYSTEM_SHARED) <= limits.shared_per_multiprocessor
+        pair_fits = 2 * (shared + SYSTEM_SHARED_BYTES) <= limits.shared_per_multiprocessor
         return Family("shared", (512, 2) if call.n_slices <= 16 or pair_fits else (1024, 1))
-    return Family("split", (_depth(call.n_slices, 32 * N_SPLIT_WARPS),))
+    return Family("split", (_depth(call.n_slices, 32 * SPLIT_BLOCK_WARPS),))
 
 
 def _depth(n_slices: int, n_threads: int) -> int:
-    """How high the fold of one thread's share of the slices can be (Fold and Share in sums.cu)."""
+    """The depth of the fold over one thread's share of the slices (Fold and Share in sums.cu)."""
     return max(4, (-(-n_slices // n_threads) - 1).bit_length() + 1)
 
 
 def shared_of_frame(call: _Call) -> int:
-    """Bytes of shared memory of a block that has a frame there."""
+    """Bytes of shared memory of a block that holds a frame."""
     return call.n_slices * (call.n_slice * call.size + call.record) + 4 * 32
 
 
 def _rows(call: _Call, family: Family, n_frames: int) -> tuple[Launch, ...]:
     if family.name == "group":
         lanes, _, frames = family.numbers
-        return _over(n_frames, N_GROUP_THREADS // lanes * frames, call.op, N_GROUP_THREADS, 0)
+        return _over(n_frames, GROUP_BLOCK_THREADS // lanes * frames, call.op, GROUP_BLOCK_THREADS, 0)
     block = min(family.numbers[0], 32 * call.n_slices)
     return _over(n_frames, 1, call.op, block, shared_of_frame(call))
 
 
 def _over(n_frames: int, per_block: int, kernel: str, block: int, shared: int) -> tuple[Launch, ...]:
-    """Launches of blocks with so many frames each; a grid has an end."""
-    step = MAX_GRID * per_block
+    """Launches of blocks with per_block frames each, within the maximal grid."""
+    step = MAX_GRID_BLOCKS * per_block
     return tuple(
         Launch(kernel, -(-min(step, n_frames - i) // per_block), block, shared, i, min(step, n_frames - i))
         for i in range(0, n_frames, step)
@@ -186,14 +186,14 @@ def _over(n_frames: int, per_block: int, kernel: str, block: int, shared: int) -
 
 
 def _split_rows(call: _Call, family: Family, n_frames: int, limits: Limits) -> Plan:
-    """Summing, then writing; groups of frames that the second finds in the L2 cache where there are several."""
-    block = 32 * N_SPLIT_WARPS
-    n_blocks = -(-call.n_slices // N_SPLIT_WARPS)
+    """Sum, then write, in groups of frames small enough for the second kernel to find them in the L2 cache."""
+    block = 32 * SPLIT_BLOCK_WARPS
+    n_blocks = -(-call.n_slices // SPLIT_BLOCK_WARPS)
     n_writing = min(n_blocks, MAX_MERGING_BLOCKS)
     n_arrays = 2 if call.op == "log_softmax_backward" else 1
     group = max(1, limits.l2_bytes // 3 // (n_arrays * call.n_classes * call.size))
-    group = min(group, n_frames, MAX_GRID // n_blocks)
-    scratch = 24 * N_SPLIT_WARPS
+    group = min(group, n_frames, MAX_GRID_BLOCKS // n_blocks)
+    scratch = 24 * SPLIT_BLOCK_WARPS
     launches = []
     for i in range(0, n_frames, group):
         n = min(group, n_frames - i)
@@ -208,11 +208,11 @@ def _split_rows(call: _Call, family: Family, n_frames: int, limits: Limits) -> P
 
 
 def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limits) -> Family:
-    """How frames that lie side by side are served: a block has a tile of columns, a team of threads each column.
+    """The family for adjacent frames: one block per tile of columns, one team of threads per column.
 
-    The numbers are the columns of a tile, the threads of a team, and how many leaves of each row a thread has.
-    Tiles are 128 bytes wide where three fit a multiprocessor, else 64, else 32; wider where classes are few. Where no
-    three fit, a larger block has one.
+    The numbers are columns per tile, threads per team, and leaves per thread in each row. Tiles are 128 bytes wide if
+    three fit a multiprocessor, else 64, else 32; wider if there are few classes. If no three fit, one larger block per
+    multiprocessor.
     """
     call = _Call(op, SIZES[dtype], "float64" in (dtype, out_dtype), n_classes)
     n_leaves = -(-n_classes // call.n_leaf)
@@ -221,10 +221,10 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
             leaves = 1
             while leaves * team < n_leaves:
                 leaves *= 2
-            return Family("columns", (N_COLUMN_THREADS // team, team, leaves))
-    share = limits.shared_per_multiprocessor // 3 - SYSTEM_SHARED
-    several = [(n_bytes, N_COLUMN_THREADS, share) for n_bytes in (128, 64, 32)]
-    alone = [(n_bytes, N_LARGE_TILE_THREADS, limits.shared_per_block) for n_bytes in (64, 32)]
+            return Family("columns", (TILE_THREADS // team, team, leaves))
+    share = limits.shared_per_multiprocessor // 3 - SYSTEM_SHARED_BYTES
+    several = [(n_bytes, TILE_THREADS, share) for n_bytes in (128, 64, 32)]
+    alone = [(n_bytes, LARGE_TILE_THREADS, limits.shared_per_block) for n_bytes in (64, 32)]
     for n_bytes, n_threads, limit in several + alone:
         numbers = _team(n_bytes // call.size, n_leaves, n_threads)
         if columns_shared(call, numbers, call.n_slices) <= min(limit, limits.shared_per_block):
@@ -234,8 +234,8 @@ def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: L
     return Family("columns_split", (*numbers, _depth(call.n_slices, numbers[1])))
 
 
-def _team(columns: int, n_leaves: int, n_threads: int = N_COLUMN_THREADS) -> tuple[int, int, int]:
-    """Columns, threads and leaves: 64 leaves a row, or what there is of them in a power of two."""
+def _team(columns: int, n_leaves: int, n_threads: int = TILE_THREADS) -> tuple[int, int, int]:
+    """Columns, threads and leaves: 64 leaves per row, or the next power of two for fewer."""
     n_row = 64
     while n_row // 2 >= n_leaves:
         n_row //= 2
@@ -244,7 +244,7 @@ def _team(columns: int, n_leaves: int, n_threads: int = N_COLUMN_THREADS) -> tup
 
 
 def columns_shared(call: _Call, numbers: tuple[int, ...], n_slices: int) -> int:
-    """Bytes of shared memory of a tile: what threads hold, records of slices, and what teams exchange."""
+    """Bytes of shared memory of a tile: the elements, the records of slices, and the scratch of teams."""
     columns, team, leaves = numbers[:3]
     n_rows = min(-(-call.n_classes // (64 * call.n_leaf)), 4 * n_slices)
     held = n_rows * leaves * call.n_leaf * columns * team * call.size
@@ -252,13 +252,13 @@ def columns_shared(call: _Call, numbers: tuple[int, ...], n_slices: int) -> int:
 
 
 def _split_columns(call: _Call, family: Family, n_columns: int, limits: Limits) -> Plan:
-    """Summing, then writing, a block for a tile's slice; groups of tiles as in _split_rows."""
+    """Sum, then write, with one block per slice of a tile; groups of tiles as in _split_rows."""
     width, team = family.numbers[:2]
     n_writing = min(call.n_slices, MAX_MERGING_BLOCKS)
     n_arrays = 2 if call.op == "log_softmax_backward" else 1
     n_tiles = -(-n_columns // width)
     group = max(1, limits.l2_bytes // 3 // (n_arrays * call.n_classes * call.size * width))
-    group = min(group, n_tiles, MAX_GRID // call.n_slices)
+    group = min(group, n_tiles, MAX_GRID_BLOCKS // call.n_slices)
     shared = columns_shared(call, family.numbers, 1)
     launches = []
     for i in range(0, n_tiles, group):

@@ -1,4 +1,4 @@
-// Forward, frames of consecutive classes: a frame or several in the registers of a warp, one in the shared memory of a
+// Forward, frames of consecutive classes: one or more frames in the registers of a warp, one in the shared memory of a
 // block, or one split over blocks.
 
 #define FORWARD_ARGUMENTS                                                                                             \
@@ -11,30 +11,31 @@
 
 extern __shared__ __align__(16) unsigned char lsm_shared[];
 
-// A thread's consecutive elements: one leaf, or two of 16 bits, so that they are 16 bytes.
+// A thread's consecutive elements: one leaf, or two for 16-bit types, to make 16 bytes.
 const bool IS_PAIRED = sizeof(X) == 2;
-const int N_PIECE = IS_PAIRED ? 2 * N_LEAF : N_LEAF;
-const int N_PIECES = N_SLICE / (32 * N_PIECE); // of a slice, for each lane of a warp
-const int N_SPLIT_WARPS = 8;
+const int PIECE_CLASSES = IS_PAIRED ? 2 * LEAF_CLASSES : LEAF_CLASSES;
+const int SLICE_PIECES = SLICE_CLASSES / (32 * PIECE_CLASSES); // per lane of a warp
+const int SPLIT_BLOCK_WARPS = 8;
 
-typedef Held<N_PIECE, X> Unit;
+typedef Held<PIECE_CLASSES, X> Unit;
 
-// A place in a frame. Those on chip are short.
+// An index into a frame; an int suffices for frames on chip.
 #ifdef LSM_SPLIT
 typedef Index Place;
 #else
 typedef int Place;
 #endif
 
-// A lane's first element in the slice that begins at `at`; its pieces are n_lanes * N_PIECE apart. How many classes are
-// before it and from it on, as an int: those count that a lane may read.
-const int N_SEEN = N_SLICE + 16;
-template <int n_lanes> INLINE Place lane_at(Place at) { return at + (int)(threadIdx.x % n_lanes * N_PIECE); }
+// A lane's first element in the slice that begins at `at`; its pieces are n_lanes * PIECE_CLASSES apart. n_before and
+// n_left: how many classes a lane may access before it and from it on, as an int; one past the end still stores for its
+// neighbour.
+const int LEFT_MAX_CLASSES = SLICE_CLASSES + 16;
+template <int n_lanes> INLINE Place lane_at(Place at) { return at + (int)(threadIdx.x % n_lanes * PIECE_CLASSES); }
 template <int n_lanes> INLINE int n_before(Place at) { return lane_at<n_lanes>(at) ? 16 : 0; }
 template <int n_lanes> INLINE int n_left(Place at, Place n)
 {
     Place left = n - lane_at<n_lanes>(at);
-    return left < -16 ? -16 : left < N_SEEN ? (int)left : N_SEEN; // behind the end a lane still writes for another
+    return left < -16 ? -16 : left < LEFT_MAX_CLASSES ? (int)left : LEFT_MAX_CLASSES;
 }
 
 template <int n_lanes, int n_pieces>
@@ -45,12 +46,12 @@ INLINE void read_slice(Unit (&to)[n_pieces], const X *frame, Place at, Place n, 
 
 INLINE double leaf(const Number *e)
 {
-    if (N_LEAF == 4)
+    if (LEAF_CLASSES == 4)
         return as_double((e[0] + e[1]) + (e[2] + e[3]));
     return as_double(e[0] + e[1]);
 }
 
-// The fold of the leaves' places in a row: sums[0] and [1] are of neighbours, or of places 32 apart.
+// The fold over the leaves of a row: sums[0] and sums[1] are adjacent leaves, or 32 apart.
 template <int n_lanes> INLINE Sum fold_row(const Sum (&sums)[2], bool has_two)
 {
     Sum a = sums[0], b = sums[1];
@@ -64,7 +65,7 @@ template <int n_lanes> INLINE Sum fold_row(const Sum (&sums)[2], bool has_two)
     return IS_PAIRED || !has_two ? a : plus(a, b);
 }
 
-// The largest that a lane holds; -inf if all are NaN.
+// The largest element of a lane; -inf if all are NaN.
 template <int n, class T, int size, int n_pieces> INLINE Number largest_of(const Held<n, T, size> (&x)[n_pieces])
 {
     Number m = minus_infinity();
@@ -88,7 +89,7 @@ template <int n, class T, int n_pieces> INLINE Number largest_of(const Held<n, T
 }
 #endif
 
-// What n_lanes lanes find in a slice that they hold; each of them has it then.
+// What n_lanes lanes compute from the slice they hold; the same in each lane.
 struct Found {
     Number m;
     int n_largest;
@@ -99,16 +100,16 @@ template <int n_lanes, int n_pieces> INLINE Found found_in(Unit (&x)[n_pieces])
     Found found;
     found.m = largest_of(x);
     for (int k = 1; k < n_lanes; k *= 2)
-        found.m = maximum(found.m, __shfl_xor_sync(ALL, found.m, k));
+        found.m = maximum(found.m, __shfl_xor_sync(FULL_MASK, found.m, k));
     Shift shift = shift_to(found.m);
     Sum sums[2] = {nothing(), nothing()};
     found.n_largest = 0;
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
-        Number e[N_PIECE];
+        Number e[PIECE_CLASSES];
         forget(x[i]);
 #pragma unroll
-        for (int j = 0; j < N_PIECE; j++) {
+        for (int j = 0; j < PIECE_CLASSES; j++) {
             Number v = load(x[i].at(j));
             found.n_largest += is_largest(v, shift);
             e[j] = exp_below(v, shift);
@@ -116,10 +117,10 @@ template <int n_lanes, int n_pieces> INLINE Found found_in(Unit (&x)[n_pieces])
         int at = IS_PAIRED ? 0 : i % 2;
         sums[at] = plus(sums[at], leaf(e));
         if (IS_PAIRED)
-            sums[1] = plus(sums[1], leaf(e + N_PIECE - N_LEAF));
+            sums[1] = plus(sums[1], leaf(e + PIECE_CLASSES - LEAF_CLASSES));
     }
     for (int k = 1; k < n_lanes; k *= 2)
-        found.n_largest += __shfl_xor_sync(ALL, found.n_largest, k);
+        found.n_largest += __shfl_xor_sync(FULL_MASK, found.n_largest, k);
     found.sum = fold_row<n_lanes>(sums, n_pieces > 1);
     return found;
 }
@@ -132,20 +133,20 @@ INLINE Record record_of(const Found &found)
 template <int n_lanes, int n_pieces>
 INLINE void write_slice(Y *frame, Place at, Place n, Unit (&x)[n_pieces], Normaliser c)
 {
-    Writer<n_lanes, N_PIECE, Y> out(frame + lane_at<n_lanes>(at), n_left<n_lanes>(at, n));
+    Writer<n_lanes, PIECE_CLASSES, Y> out(frame + lane_at<n_lanes>(at), n_left<n_lanes>(at, n));
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
-        Number r[N_PIECE];
+        Number r[PIECE_CLASSES];
         forget(x[i]);
 #pragma unroll
-        for (int j = 0; j < N_PIECE; j++)
+        for (int j = 0; j < PIECE_CLASSES; j++)
             r[j] = normalised(load(x[i].at(j)), c);
         out.write(i, r);
     }
     out.end(n_pieces);
 }
 
-// The warp as a team of 32, each with its share of the slices.
+// The warp as a team of 32, each thread with its share of the slices.
 typedef Team<1, 32> Warp;
 INLINE Warp this_warp()
 {
@@ -159,8 +160,8 @@ INLINE int this_warps_number() { return common<32>(threadIdx.x / 32); }
 #ifdef LSM_FORWARD
 
 #ifdef LSM_GROUP
-// The lanes of a frame have LSM_FRAMES one after the other, and each ends another one: that is most of the operations
-// where classes are few, and is done in double.
+// The lanes of a frame process LSM_FRAMES frames in turn, and each lane finalizes a different one: with few classes,
+// that takes most of the instructions, in double.
 extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMENTS)
 {
     const int n_side_by_side = 32 / LSM_LANES, lane = threadIdx.x % LSM_LANES;
@@ -172,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMEN
     Place n[LSM_FRAMES];
 #pragma unroll
     for (int f = 0; f < LSM_FRAMES; f++) {
-        n[f] = first + f * n_side_by_side < n_frames ? (Place)n_classes : 0; // 0: a lane goes along for the others
+        n[f] = first + f * n_side_by_side < n_frames ? (Place)n_classes : 0; // 0: the lane only takes part in shuffles
         read_slice<LSM_LANES>(held[f], x + f * n_side_by_side * x_outer, 0, n[f], Of<X>::low());
     }
     Found mine;
@@ -188,8 +189,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMEN
     for (int f = 0; f < LSM_FRAMES; f++) {
         Normaliser of_f = c;
         if (LSM_FRAMES > 1) {
-            of_f.high = __shfl_sync(ALL, c.high, f, LSM_LANES);
-            of_f.low = __shfl_sync(ALL, c.low, f, LSM_LANES);
+            of_f.high = __shfl_sync(FULL_MASK, c.high, f, LSM_LANES);
+            of_f.low = __shfl_sync(FULL_MASK, c.low, f, LSM_LANES);
         }
         write_slice<LSM_LANES>(y + f * n_side_by_side * y_outer, 0, n[f], held[f], of_f);
     }
@@ -197,30 +198,30 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax(FORWARD_ARGUMEN
 #endif
 
 #ifdef LSM_SHARED
-// What a thread keeps in shared memory it reads itself: nobody waits for it.
+// A thread reads only what it wrote to shared memory itself, so no barrier is needed.
 extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softmax(FORWARD_ARGUMENTS)
 {
     const int n = (int)n_classes, n_slices = (int)count_slices(n);
     X *frame = (X *)lsm_shared;
-    Record *records = (Record *)(frame + n_slices * N_SLICE);
+    Record *records = (Record *)(frame + n_slices * SLICE_CLASSES);
     x += (first_frame + blockIdx.x) * x_outer;
     y += (first_frame + blockIdx.x) * y_outer;
-    Unit held[N_PIECES];
-    for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE) {
+    Unit held[SLICE_PIECES];
+    for (int at = this_warps_number() * SLICE_CLASSES; at < n; at += blockDim.x / 32 * SLICE_CLASSES) {
         read_slice<32>(held, x, at, n, Of<X>::low());
 #pragma unroll
-        for (int i = 0; i < N_PIECES; i++)
-            put_whole(frame + lane_at<32>(at) + i * 32 * N_PIECE, held[i]);
+        for (int i = 0; i < SLICE_PIECES; i++)
+            put_whole(frame + lane_at<32>(at) + i * 32 * PIECE_CLASSES, held[i]);
         Record of = record_of(found_in<32>(held));
         if (threadIdx.x % 32 == 0)
-            records[at / N_SLICE] = of;
+            records[at / SLICE_CLASSES] = of;
     }
     __syncthreads();
-    Normaliser c = merge<3>(records, 1, n_slices, this_warp(), 32); // of up to 128 slices
-    for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE) {
+    Normaliser c = merge<3>(records, 1, n_slices, this_warp(), 32); // up to 128 slices
+    for (int at = this_warps_number() * SLICE_CLASSES; at < n; at += blockDim.x / 32 * SLICE_CLASSES) {
 #pragma unroll
-        for (int i = 0; i < N_PIECES; i++)
-            get_whole(held[i], frame + lane_at<32>(at) + i * 32 * N_PIECE);
+        for (int i = 0; i < SLICE_PIECES; i++)
+            get_whole(held[i], frame + lane_at<32>(at) + i * 32 * PIECE_CLASSES);
         write_slice<32>(y, at, n, held, c);
     }
 }
@@ -231,28 +232,28 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_sums(FORWARD_AR
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
+    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * SPLIT_BLOCK_WARPS + this_warps_number();
     x += (first_frame + i) * x_outer;
-    Unit held[N_PIECES];
-    read_slice<32>(held, x, k * N_SLICE, n_classes, Of<X>::low());
+    Unit held[SLICE_PIECES];
+    read_slice<32>(held, x, k * SLICE_CLASSES, n_classes, Of<X>::low());
     Record of = record_of(found_in<32>(held));
     if (threadIdx.x % 32 == 0 && k < n_slices)
         ((Record *)workspace)[i * n_slices + k] = of;
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax(FORWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2 - FEWER_BLOCKS) log_softmax(FORWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
-    Team<1, 32 * N_SPLIT_WARPS> team(lsm_shared);
-    Normaliser c = merge<LSM_DEPTH>((Record *)workspace + i * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
+    Index i = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * SPLIT_BLOCK_WARPS + this_warps_number();
+    Team<1, 32 * SPLIT_BLOCK_WARPS> team(lsm_shared);
+    Normaliser c = merge<LSM_DEPTH>((Record *)workspace + i * n_slices, 1, n_slices, team, 32 * SPLIT_BLOCK_WARPS);
     x += (first_frame + i) * x_outer;
     y += (first_frame + i) * y_outer;
-    for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
-        Unit held[N_PIECES];
-        read_slice<32>(held, x, k * N_SLICE, n_classes, Of<X>::low());
-        write_slice<32>(y, k * N_SLICE, n_classes, held, c);
+    for (; k < n_slices; k += n_blocks * SPLIT_BLOCK_WARPS) {
+        Unit held[SLICE_PIECES];
+        read_slice<32>(held, x, k * SLICE_CLASSES, n_classes, Of<X>::low());
+        write_slice<32>(y, k * SLICE_CLASSES, n_classes, held, c);
     }
 }
 #endif

@@ -1,19 +1,20 @@
-// Backward, frames of consecutive classes, by the same kernels: dy is held where forward holds x, y passes by once.
+// Backward, frames of consecutive classes, by the same kernels: dy is kept where forward keeps x; y is read once.
 
 template <int n_lanes, int n_pieces> INLINE Part part_at(Unit (&dy)[n_pieces], bool smaller)
 {
     Sum sums[2] = {nothing(), nothing()};
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
-        double e[N_PIECE];
+        double e[PIECE_CLASSES];
 #pragma unroll
-        for (int j = 0; j < N_PIECE; j++)
+        for (int j = 0; j < PIECE_CLASSES; j++)
             e[j] = as_double(load(dy[i].at(j))) * (smaller ? SMALLER : 1);
 #pragma unroll
-        for (int j = 0; j < N_PIECE; j += N_LEAF) {
-            int at = IS_PAIRED ? j / N_LEAF : i % 2;
-            sums[at] = plus(sums[at], N_LEAF == 4 ? (e[j] + e[j + 1]) + (e[j + N_LEAF - 2] + e[j + N_LEAF - 1])
-                                                  : e[j] + e[j + 1]);
+        for (int j = 0; j < PIECE_CLASSES; j += LEAF_CLASSES) {
+            int at = IS_PAIRED ? j / LEAF_CLASSES : i % 2;
+            sums[at] = plus(sums[at], LEAF_CLASSES == 4
+                                          ? (e[j] + e[j + 1]) + (e[j + LEAF_CLASSES - 2] + e[j + LEAF_CLASSES - 1])
+                                          : e[j] + e[j + 1]);
         }
     }
     Part part;
@@ -22,11 +23,11 @@ template <int n_lanes, int n_pieces> INLINE Part part_at(Unit (&dy)[n_pieces], b
     return part;
 }
 
-// The sum of a slice that n_lanes lanes hold.
+// The sum of dy over a slice held by n_lanes lanes.
 template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
 {
     Part part = part_at<n_lanes>(dy, false);
-    if (sizeof(Number) == 8 && __any_sync(ALL, left_the_range(part.sum))) {
+    if (sizeof(Number) == 8 && __any_sync(FULL_MASK, left_the_range(part.sum))) {
         Part again = part_at<n_lanes>(dy, true);
         if (left_the_range(part.sum))
             part = again;
@@ -34,16 +35,16 @@ template <int n_lanes, int n_pieces> INLINE Part part_of(Unit (&dy)[n_pieces])
     return part;
 }
 
-// dx of a slice; the highest of a lane's y, or NaN. Some pieces are read before the first is written: a store may touch
-// what the next load reads (in place is allowed), so loads would else be under way one by one.
+// Write dx of a slice; returns the largest y of the lane, or NaN. Some pieces are read before the first is written: in
+// place, a store may alias the next load, which would serialise the loads.
 #if defined(LSM_SHARED) && LSM_THREADS * LSM_BLOCKS > 512
-const int N_AT_ONCE = 2; // of 64 registers
+const int IN_FLIGHT_PIECES = 2; // with 64 registers
 #elif defined(LSM_SPLIT) && __CUDA_ARCH__ >= 1000
-const int N_AT_ONCE = sizeof(Number) == 8 ? 2 : 4; // four of double take more than 128 registers there
+const int IN_FLIGHT_PIECES = sizeof(Number) == 8 ? 2 : 4; // four of double would take more than 128 registers
 #else
-const int N_AT_ONCE = 4;
+const int IN_FLIGHT_PIECES = 4;
 #endif
-template <bool is_on_chip> // dy: then it is there for all of the slice
+template <bool is_on_chip> // whether dy is in shared memory, all of the slice
 INLINE Number write_gradients(X *dx, const X *dy, const X *y, Place at, Place n, const Total &s)
 {
     Number highest = minus_infinity();
@@ -51,23 +52,23 @@ INLINE Number write_gradients(X *dx, const X *dy, const X *y, Place at, Place n,
     const X zero = {0};
     dy += lane_at<32>(at);
     y += lane_at<32>(at);
-    Writer<32, N_PIECE, X> out(dx + lane_at<32>(at), left);
+    Writer<32, PIECE_CLASSES, X> out(dx + lane_at<32>(at), left);
 #pragma unroll
-    for (int first = 0; first < N_PIECES; first += N_AT_ONCE) {
-        const int k = first * 32 * N_PIECE;
-        Unit of_dy[N_AT_ONCE], of_y[N_AT_ONCE];
+    for (int first = 0; first < SLICE_PIECES; first += IN_FLIGHT_PIECES) {
+        const int k = first * 32 * PIECE_CLASSES;
+        Unit of_dy[IN_FLIGHT_PIECES], of_y[IN_FLIGHT_PIECES];
         read<32>(of_y, y + k, first ? -16 : -before, left - k, Of<X>::low());
         if (!is_on_chip)
             read<32>(of_dy, dy + k, first ? -16 : -before, left - k, zero);
 #pragma unroll
-        for (int i = 0; i < N_AT_ONCE; i++) {
-            Number r[N_PIECE], v[N_PIECE];
+        for (int i = 0; i < IN_FLIGHT_PIECES; i++) {
+            Number r[PIECE_CLASSES], v[PIECE_CLASSES];
             if (is_on_chip)
-                get_whole(of_dy[i], dy + k + i * 32 * N_PIECE);
+                get_whole(of_dy[i], dy + k + i * 32 * PIECE_CLASSES);
             forget(of_dy[i]);
             forget(of_y[i]);
 #pragma unroll
-            for (int j = 0; j < N_PIECE; j++) {
+            for (int j = 0; j < PIECE_CLASSES; j++) {
                 r[j] = load(of_dy[i].at(j));
                 v[j] = load(of_y[i].at(j));
             }
@@ -77,7 +78,7 @@ INLINE Number write_gradients(X *dx, const X *dy, const X *y, Place at, Place n,
             out.write(first + i, r);
         }
     }
-    out.end(N_PIECES);
+    out.end(SLICE_PIECES);
     return highest;
 }
 
@@ -85,16 +86,17 @@ INLINE void write_nan(X *dx, Place at, Place n)
 {
     X nan;
     set(nan, number(not_a_number()));
-    for (Place i = at + (int)(threadIdx.x % 32); i < at + N_SLICE && i < n; i += 32)
+    for (Place i = at + (int)(threadIdx.x % 32); i < at + SLICE_CLASSES && i < n; i += 32)
         dx[i] = nan;
 }
 
 INLINE int marks_of_warp(int marks)
 {
-    return (__any_sync(ALL, marks & IS_BAD) ? IS_BAD : 0) | (__any_sync(ALL, marks & IS_OPEN) ? IS_OPEN : 0);
+    return (__any_sync(FULL_MASK, marks & IS_BAD) ? IS_BAD : 0) |
+           (__any_sync(FULL_MASK, marks & IS_OPEN) ? IS_OPEN : 0);
 }
 
-// The marks of a whole block; `of_warps` has a place for each warp.
+// Combine the marks of a block; `of_warps` has one element per warp.
 INLINE int marks_of_block(int marks, int *of_warps)
 {
     marks = marks_of_warp(marks);
@@ -113,7 +115,7 @@ INLINE int marks_of_block(int marks, int *of_warps)
 extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index f = (blockIdx.x * (Index)blockDim.x + threadIdx.x) / LSM_LANES;
-    Place n = f < n_frames ? (Place)n_classes : 0; // a lane without a frame goes along, for the others of its warp
+    Place n = f < n_frames ? (Place)n_classes : 0; // 0: the lane only takes part in shuffles
     dy += (first_frame + f) * dy_outer;
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
@@ -125,18 +127,18 @@ extern "C" __global__ void __launch_bounds__(128, 4) log_softmax_backward(BACKWA
 #pragma unroll
     for (int i = 0; i < LSM_PIECES; i++)
 #pragma unroll
-        for (int j = 0; j < N_PIECE; j++)
+        for (int j = 0; j < PIECE_CLASSES; j++)
             highest = higher(highest, load(held_y[i].at(j)));
     for (int k = 1; k < LSM_LANES; k *= 2)
-        highest = higher(highest, __shfl_xor_sync(ALL, highest, k));
+        highest = higher(highest, __shfl_xor_sync(FULL_MASK, highest, k));
     Part part = part_of<LSM_LANES>(held);
     Total s = total_of(part.sum, part.is_smaller, makes_nan(marks_of(highest)));
-    Writer<LSM_LANES, N_PIECE, X> out(dx + lane_at<LSM_LANES>(0), n_left<LSM_LANES>(0, n));
+    Writer<LSM_LANES, PIECE_CLASSES, X> out(dx + lane_at<LSM_LANES>(0), n_left<LSM_LANES>(0, n));
 #pragma unroll
     for (int i = 0; i < LSM_PIECES; i++) {
-        Number r[N_PIECE], v[N_PIECE];
+        Number r[PIECE_CLASSES], v[PIECE_CLASSES];
 #pragma unroll
-        for (int j = 0; j < N_PIECE; j++) {
+        for (int j = 0; j < PIECE_CLASSES; j++) {
             r[j] = load(held[i].at(j));
             v[j] = load(held_y[i].at(j));
         }
@@ -152,28 +154,28 @@ extern "C" __global__ void __launch_bounds__(LSM_THREADS, LSM_BLOCKS) log_softma
 {
     const int n = (int)n_classes, n_slices = (int)count_slices(n);
     X *frame = (X *)lsm_shared;
-    Part *parts = (Part *)(frame + n_slices * N_SLICE);
+    Part *parts = (Part *)(frame + n_slices * SLICE_CLASSES);
     dy += (first_frame + blockIdx.x) * dy_outer;
     y += (first_frame + blockIdx.x) * y_outer;
     dx += (first_frame + blockIdx.x) * dx_outer;
-    Unit held[N_PIECES];
+    Unit held[SLICE_PIECES];
     const X zero = {0};
-    for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE) {
+    for (int at = this_warps_number() * SLICE_CLASSES; at < n; at += blockDim.x / 32 * SLICE_CLASSES) {
         read_slice<32>(held, dy, at, n, zero);
 #pragma unroll
-        for (int i = 0; i < N_PIECES; i++)
-            put_whole(frame + lane_at<32>(at) + i * 32 * N_PIECE, held[i]);
+        for (int i = 0; i < SLICE_PIECES; i++)
+            put_whole(frame + lane_at<32>(at) + i * 32 * PIECE_CLASSES, held[i]);
         Part of = part_of<32>(held);
         if (threadIdx.x % 32 == 0)
-            parts[at / N_SLICE] = of;
+            parts[at / SLICE_CLASSES] = of;
     }
     __syncthreads();
-    Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // of up to 128 slices
+    Total s = merge<3>(parts, 1, n_slices, this_warp(), 32); // up to 128 slices
     Number highest = minus_infinity();
-    for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE)
+    for (int at = this_warps_number() * SLICE_CLASSES; at < n; at += blockDim.x / 32 * SLICE_CLASSES)
         highest = higher(highest, write_gradients<true>(dx, frame, y, at, n, s));
     if (makes_nan(marks_of_block(marks_of(highest), (int *)(parts + n_slices))))
-        for (int at = this_warps_number() * N_SLICE; at < n; at += blockDim.x / 32 * N_SLICE)
+        for (int at = this_warps_number() * SLICE_CLASSES; at < n; at += blockDim.x / 32 * SLICE_CLASSES)
             write_nan(dx, at, n);
 }
 #endif
@@ -183,41 +185,42 @@ extern "C" __global__ void __launch_bounds__(256, 2) log_softmax_backward_sums(B
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
+    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * SPLIT_BLOCK_WARPS + this_warps_number();
     dy += (first_frame + f) * dy_outer;
-    Unit held[N_PIECES];
+    Unit held[SLICE_PIECES];
     const X zero = {0};
-    read_slice<32>(held, dy, k * N_SLICE, n_classes, zero);
+    read_slice<32>(held, dy, k * SLICE_CLASSES, n_classes, zero);
     Part of = part_of<32>(held);
     if (threadIdx.x % 32 == 0 && k < n_slices)
         ((Part *)workspace)[f * n_slices + k] = of;
 }
 
-// Leaves the marks of each slice behind the parts: a frame that they make NaN is known when all of it is written.
-extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backward(BACKWARD_ARGUMENTS)
+// Stores the marks of each slice after the parts: only when the whole frame is written is it known whether it becomes
+// NaN.
+extern "C" __global__ void __launch_bounds__(256, 2 - FEWER_BLOCKS) log_softmax_backward(BACKWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
+    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * SPLIT_BLOCK_WARPS + this_warps_number();
     Part *parts = (Part *)workspace;
     int *marks = (int *)(parts + n_frames * n_slices) + f * n_slices;
-    Team<1, 32 * N_SPLIT_WARPS> team(lsm_shared);
-    Total s = merge<LSM_DEPTH>(parts + f * n_slices, 1, n_slices, team, 32 * N_SPLIT_WARPS);
+    Team<1, 32 * SPLIT_BLOCK_WARPS> team(lsm_shared);
+    Total s = merge<LSM_DEPTH>(parts + f * n_slices, 1, n_slices, team, 32 * SPLIT_BLOCK_WARPS);
     dy += (first_frame + f) * dy_outer;
     y += (first_frame + f) * y_outer;
     dx += (first_frame + f) * dx_outer;
-    for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS) {
-        int found = marks_of_warp(marks_of(write_gradients<false>(dx, dy, y, k * N_SLICE, n_classes, s)));
+    for (; k < n_slices; k += n_blocks * SPLIT_BLOCK_WARPS) {
+        int found = marks_of_warp(marks_of(write_gradients<false>(dx, dy, y, k * SLICE_CLASSES, n_classes, s)));
         if (threadIdx.x % 32 == 0)
             marks[k] = found;
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
+extern "C" __global__ void __launch_bounds__(256, 2 - FEWER_BLOCKS) log_softmax_backward_ends(BACKWARD_ARGUMENTS)
 {
     Index n_slices = count_slices(n_classes);
     unsigned n_blocks = gridDim.x / (unsigned)n_frames;
-    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * N_SPLIT_WARPS + this_warps_number();
+    Index f = blockIdx.x / n_blocks, k = blockIdx.x % n_blocks * SPLIT_BLOCK_WARPS + this_warps_number();
     const int *marks = (const int *)((Part *)workspace + n_frames * n_slices) + f * n_slices;
     int found = 0;
     for (Index i = threadIdx.x; i < n_slices; i += blockDim.x)
@@ -225,8 +228,8 @@ extern "C" __global__ void __launch_bounds__(256, 2 - N_FEWER) log_softmax_backw
     if (!makes_nan(marks_of_block(found, (int *)lsm_shared)))
         return;
     dx += (first_frame + f) * dx_outer;
-    for (; k < n_slices; k += n_blocks * N_SPLIT_WARPS)
-        write_nan(dx, k * N_SLICE, n_classes);
+    for (; k < n_slices; k += n_blocks * SPLIT_BLOCK_WARPS)
+        write_nan(dx, k * SLICE_CLASSES, n_classes);
 }
 #endif
 

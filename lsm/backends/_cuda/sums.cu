@@ -1,18 +1,18 @@
-// Sums: in which order a frame's classes are added, whatever kernel does it, and what is then known of the frame.
+// Sums: the order in which every kernel adds the classes of a frame, and the partial results.
 //
-// The order is a tree that stands on the class's index alone, so every kernel gives the same bits. A leaf is 4 classes
-// (2 where double is computed in), a row 64 leaves, a slice 4 rows: 1024 classes, or 512. The leaves that have one
-// place in their rows are added row by row. The 64 places are folded: neighbours first (1), then neighbours of those
-// (2, 4, 8, 16, 32). Slices, each brought to the frame's maximum, are folded in the same way. What is absent is 0.
+// The order is a tree that depends on the class index alone, so all kernels give the same bits. A leaf is 4 classes (2
+// in double), a row 64 leaves, a slice 4 rows: 1024 classes, or 512. Leaves at the same position are added row by row.
+// The 64 positions are folded: neighbours first (1 apart), then 2, 4, 8, 16 and 32 apart. Slices are rescaled to the
+// maximum of the frame and folded likewise. Missing classes count as 0.
 
-const int N_LEAF = sizeof(Number) == 4 ? 4 : 2;
-const int N_ROW = 64 * N_LEAF;
-const int N_SLICE = 4 * N_ROW;
-const unsigned ALL = 0xffffffffu;
+const int LEAF_CLASSES = sizeof(Number) == 4 ? 4 : 2;
+const int ROW_CLASSES = 64 * LEAF_CLASSES;
+const int SLICE_CLASSES = 4 * ROW_CLASSES;
+const unsigned FULL_MASK = 0xffffffffu;
 
-INLINE Index count_slices(Index n) { return (n + N_SLICE - 1) / N_SLICE; }
+INLINE Index count_slices(Index n) { return (n + SLICE_CLASSES - 1) / SLICE_CLASSES; }
 
-// A sum in double; where there is no wider type than what is summed, with the rounding errors (Knuth's TwoSum).
+// A sum in double, with the rounding errors if the terms are double as well (Knuth's TwoSum).
 struct Sum { double total, error; };
 
 INLINE Sum nothing()
@@ -38,24 +38,24 @@ INLINE Sum plus(Sum a, double b)
 }
 INLINE Sum from_lane(Sum s, int distance)
 {
-    s.total = __shfl_xor_sync(ALL, s.total, distance);
+    s.total = __shfl_xor_sync(FULL_MASK, s.total, distance);
     if (sizeof(Number) == 8)
-        s.error = __shfl_xor_sync(ALL, s.error, distance);
+        s.error = __shfl_xor_sync(FULL_MASK, s.error, distance);
     return s;
 }
 
-// So many blocks fewer are together on a multiprocessor where threads have a high fold, for which they need registers.
+// A deep fold takes more registers, so fewer blocks fit a multiprocessor.
 #ifdef LSM_DEPTH
-const int N_FEWER = LSM_DEPTH > 12 ? 1 : 0;
+const int FEWER_BLOCKS = LSM_DEPTH > 12 ? 1 : 0;
 #endif
-// Forward, so many records are read at once where they come from the workspace.
+// Forward: how many records are read from the workspace at once.
 #if defined(LSM_DEPTH) && !(defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750)
-const int N_READ = 4;
+const int UNROLL_RECORDS = 4;
 #else
-const int N_READ = 1;
+const int UNROLL_RECORDS = 1;
 #endif
 
-// The fold of up to 2**(depth - 1) sums that come one after the other: of equal height are added, as a counter carries.
+// The fold of up to 2**(depth - 1) successive sums: sums of equal height are added, like carries of a binary counter.
 template <int depth> struct Fold {
     Sum waiting[depth];
     unsigned n;
@@ -87,12 +87,12 @@ template <int depth> struct Fold {
     }
 };
 
-// Threads of a block that work on the same frame: thread q of n_team; n_columns frames side by side, as columns.
-// What they find is folded, lane by lane within a warp, then warp by warp by way of shared memory.
+// The threads of a block that work on one frame: thread q of n_team; n_columns frames are adjacent, as columns. Results
+// are reduced by shuffles within a warp, then through shared memory.
 template <int n_columns, int n_team> struct Team {
     static const int n_in_warp = n_columns >= 32 ? 1 : n_columns * n_team < 32 ? n_team : 32 / n_columns;
     static const int n_groups = n_team / n_in_warp;
-    static const int n_scratch = n_columns * n_groups; // of Sum
+    static const int n_scratch = n_columns * n_groups; // of type Sum
     Sum *scratch;
     int q, column;
 
@@ -120,7 +120,7 @@ template <int n_columns, int n_team> struct Team {
     INLINE Number largest(Number m) const
     {
         for (int k = 1; k < n_in_warp; k *= 2)
-            m = maximum(m, __shfl_xor_sync(ALL, m, k * n_columns));
+            m = maximum(m, __shfl_xor_sync(FULL_MASK, m, k * n_columns));
         if (n_groups == 1)
             return m;
         Number *all = (Number *)scratch;
@@ -135,7 +135,7 @@ template <int n_columns, int n_team> struct Team {
     INLINE Index count(Index n) const
     {
         for (int k = 1; k < n_in_warp; k *= 2)
-            n += __shfl_xor_sync(ALL, n, k * n_columns);
+            n += __shfl_xor_sync(FULL_MASK, n, k * n_columns);
         if (n_groups == 1)
             return n;
         Index *all = (Index *)scratch;
@@ -150,7 +150,7 @@ template <int n_columns, int n_team> struct Team {
     }
 };
 
-// Which slices thread q of a team folds: a power of two of them, so that the teams' fold goes on from there.
+// The slices that thread q of a team folds: a power of two, so that the fold over the team continues the same tree.
 struct Share {
     Index first, last;
     INLINE Share(Index n_slices, int q, int n_team)
@@ -165,14 +165,15 @@ struct Share {
 
 // -- forward --------------------------------------------------------------------------------------------------------
 
-// What is known of a slice: its maximum m, how many classes equal it, and the sum of exp(x - m) of the others.
+// The partial result of a slice: its maximum m, the number of classes equal to m, and the sum of exp(x - m) of the
+// others.
 struct Record {
     Number m;
     int n_largest;
     double below;
 };
 
-// A frame's normaliser c = m + log(sum of exp(x - m)), as two numbers: y = (x - high) - low.
+// The normaliser of a frame, c = m + log(sum of exp(x - m)), as two numbers: y = (x - high) - low.
 struct Normaliser { Number high, low; };
 
 INLINE float rounded(double c, float) { return as_float(c); }
@@ -187,10 +188,10 @@ INLINE Normaliser normaliser(Number m, Index n_largest, double below)
     return c;
 }
 
-// (x - c) of a class; -inf stays -inf.
+// x - c for one class; -inf stays -inf.
 INLINE Number normalised(Number x, Normaliser c) { return minus(minus(x, c.high), c.low); }
 
-// What a slice adds to the sum of its frame, if m is the frame's maximum.
+// The contribution of a slice to the sum of its frame, whose maximum is m.
 INLINE double brought_to(Record of, Number m)
 {
     if (of.m == m)
@@ -202,19 +203,19 @@ INLINE double brought_to(Record of, Number m)
     return (of.n_largest + of.below) * exp_of_difference(d, e);
 }
 
-// The normaliser of a frame from the records of its slices, `step` apart.
+// The normaliser of a frame, from the records of its slices, `step` apart.
 template <int depth, class AnyTeam>
 INLINE Normaliser merge(const Record *records, Index step, Index n_slices, const AnyTeam &team, int n_team)
 {
     Share mine(n_slices, team.q, n_team);
     Number m = minus_infinity();
-#pragma unroll N_READ
+#pragma unroll UNROLL_RECORDS
     for (Index k = mine.first; k < mine.last; k++)
         m = maximum(m, records[k * step].m);
     m = team.largest(m);
     Index n_largest = 0;
     Fold<depth> fold;
-#pragma unroll N_READ
+#pragma unroll UNROLL_RECORDS
     for (Index k = mine.first; k < mine.last; k++) {
         Record of = records[k * step];
         n_largest += of.m == m ? of.n_largest : 0;

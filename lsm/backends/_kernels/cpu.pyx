@@ -1,4 +1,4 @@
-# Which instruction level this processor has. Compiled for any processor of its kind, unlike its neighbours.
+# Detect the instruction level of this processor. Compiled for the baseline, unlike the kernels.
 
 cdef extern from *:
     """

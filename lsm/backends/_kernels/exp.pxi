@@ -1,17 +1,16 @@
-# The exponential, once for every kernel: no table and no branch, so that the compiler makes vectors of it.
+# The exponential, shared by all kernels: no table and no branch, so that it vectorises.
 #
-# exp(x) = 2**n * exp(r), n = round(x / ln 2), r = x - n ln 2.  Adding `magic` (1.5 * 2**23 or 2**52)
-# rounds to an integer and leaves n in the low bits, which shifted into the exponent field are 2**n.
-# ln2_hi is short enough for n * ln2_hi to be exact, so instruction levels with and without FMA agree
-# to the last digits.  Constants are written as double and rounded to `floating` by the assignment.
+# exp(x) = 2**n * exp(r), n = round(x / ln 2), r = x - n ln 2. Adding `magic` (1.5 * 2**23 or 2**52) rounds to an
+# integer and leaves n in the low bits; shifted into the exponent field, they are 2**n. ln2_hi is so short that
+# n * ln2_hi is exact, so levels with and without FMA agree up to the last digits. Constants are written as double and
+# rounded to `floating` on assignment.
 
 
 cdef inline floating expm1_reduced(floating r) noexcept nogil:
     """exp(r) - 1 for |r| <= ln(2)/2, as r + r**2 * P(r).
 
-    P is near-minimax with its coefficients rounded to the type. The relative error of
-    1 + r + r**2 * P(r) against exp(r) is 2**-27.7 for float32 (degree 6) and 2**-56.4 for
-    float64 (degree 11); tests/test_numerics.py checks both figures.
+    P is near-minimax, with coefficients rounded to the type. The relative error of 1 + r + r**2 * P(r) is 2**-27.7 for
+    float32 (degree 6) and 2**-56.4 for float64 (degree 11); tests/test_numerics.py checks both.
     """
     cdef floating p
     if floating is float:
@@ -35,27 +34,27 @@ cdef inline floating expm1_reduced(floating r) noexcept nogil:
 
 
 cdef inline floating power_of_two(floating t) noexcept nogil:
-    """2**n from t = n + magic + exponent bias, by its bits."""
+    """2**n from t = n + magic + exponent bias."""
     if floating is float:
         return lsm_power_of_two_f(t)
     else:
         return lsm_power_of_two_d(t)
 
 
-# What exp_below needs of m, the largest of the numbers whose exponentials are summed.
+# The parameters of exp_below, from the maximum m.
 cdef struct Shift:
-    double m      # the largest
-    double h      # is subtracted first: 0, or m where m is so large that x - m is exact for all that count
-    double power  # N: the sum is of exp(x - h) * 2**(EXP_BIAS - N), N = round((m - h) / ln 2)
+    double m      # the maximum
+    double h      # subtracted first: 0, or m if m is so large that x - m is exact for every x that matters
+    double power  # N = round((m - h) / ln 2): the terms are exp(x - h) * 2**(EXP_BIAS - N)
     double magic
-    double floor  # of x - h: what lies below counts as 0
+    double floor  # of x - h: below it, terms are 0
 
 
 cdef inline Shift shift_to(double m, const floating* of) noexcept nogil:
-    """How to sum exponentials of numbers up to m, without m itself in the inner loop.
+    """The parameters for summing exponentials of numbers up to m, without m in the inner loop.
 
-    exp(x) is reduced from x as it is, which is exact, where x - m would be rounded: left so, that costs 32 ulp
-    of a result with x - m = -90. The factor exp(-m) is brought in at the end, in double, by `finish`.
+    exp(x) is reduced from x itself, which is exact; rounding x - m first costs 32 ulp at x - m = -90. `finish` applies
+    the factor exp(-m) to the sum, in double.
     """
     cdef Shift to
     cdef double magic = 6755399441055744.0
@@ -73,11 +72,11 @@ cdef inline Shift shift_to(double m, const floating* of) noexcept nogil:
 
 cdef inline floating exp_below(floating v, floating magic, floating floor, floating top,
                                bint some_equal) noexcept nogil:
-    """exp(v) * 2**(EXP_BIAS - N), v = x - h; 0 below `floor`, and for v == top if some_equal. NaN stays NaN.
+    """exp(v) * 2**(EXP_BIAS - N), v = x - h; 0 below `floor`, and at v == top if some_equal. Propagates NaN.
 
-    The bias keeps small exponentials clear of the subnormals, which have fewer digits. float32 takes ln 2 as one
-    number, of relative error LN2_ERROR, where double needs two: what it computes is exp(v * (1 - LN2_ERROR)),
-    which `finish` sets right for the sum. That saves 0.2 of 3.3 ns for 16 numbers.
+    The bias keeps small exponentials out of the subnormal range. float64 splits ln 2 into two constants; float32 uses
+    one, of relative error LN2_ERROR, and so computes exp(v * (1 - LN2_ERROR)), which `finish` corrects in the sum. That
+    saves 0.2 of 3.3 ns per 16 numbers.
     """
     cdef floating log2e, ln2_hi, ln2_lo, t, n, r, scale
     log2e = 1.4426950408889634
@@ -98,7 +97,7 @@ cdef inline floating exp_below(floating v, floating magic, floating floor, float
 
 
 cdef inline double finish(double total, double error, Shift of, bint is_float) noexcept nogil:
-    """(total + error) as a sum of exp(x - m): times 2**(N - EXP_BIAS) * exp(h - m). NaN for m = inf."""
+    """Turn (total + error) into a sum of exp(x - m): scale it by 2**(N - EXP_BIAS) * exp(h - m). NaN for m = inf."""
     cdef double v = of.m - of.h
     cdef double w = (of.power * LN2_HI - v) + of.power * LN2_LO
     cdef double s, mean
@@ -107,8 +106,8 @@ cdef inline double finish(double total, double error, Shift of, bint is_float) n
     s = total + (error + total * expm1_reduced(w))
     if is_float:
         s *= EXP_UNBIAS_FLOAT
-        # exp(d * (1 - LN2_ERROR)) was summed, d = x - m. The mean of d, by weight, is log(s) where one class prevails
-        # and no more than log(n) off: 2**-24.7 of s for 2**20 classes
+        # The terms were exp(d * (1 - LN2_ERROR)), d = x - m. The weighted mean of d is log(s) if one class dominates,
+        # and at most log(n) away from it: 2**-24.7 of s for 2**20 classes.
         mean = min(lsm_exponent(s) * 0.6931471805599453, <double> 0)
         s += s * (LN2_ERROR * mean)
     else:
@@ -117,7 +116,7 @@ cdef inline double finish(double total, double error, Shift of, bint is_float) n
 
 
 cdef inline double exp_double(double x) noexcept nogil:
-    """exp(x) for x <= 0, by the same polynomial as everything else; 0 below -708."""
+    """exp(x) for x <= 0, by the same polynomial; 0 below -708."""
     cdef double magic = 6755399441055744.0 + 1023.0
     cdef double t = x * 1.4426950408889634 + magic
     cdef double n = t - magic
@@ -127,10 +126,10 @@ cdef inline double exp_double(double x) noexcept nogil:
 
 
 cdef inline double log1p_double(double s) noexcept nogil:
-    """log(1 + s) for s >= 0, within 1 ulp; NaN for NaN.
+    """log(1 + s) for s >= 0, within 1 ulp; propagates NaN.
 
-    1 + s = u + e = 2**k * f, f = 1 + g, and with r = g / (2 + g): log f = 2 atanh(r), as in fdlibm's log1p.c,
-    from which the coefficients are. No branch: sixteen frames take one after the other what one vector takes.
+    1 + s = u + e = 2**k * f, f = 1 + g, and with r = g / (2 + g): log f = 2 atanh(r). Method and coefficients are those
+    of fdlibm's log1p.c. No branch, so that one vector computes what sixteen frames would compute in turn.
     """
     cdef double u, v, e, k, f, g, r, z, half, p
     u = 1 + s
@@ -152,23 +151,23 @@ cdef inline double log1p_double(double s) noexcept nogil:
 
 
 cdef inline bint is_large(floating y) noexcept nogil:
-    """Whether exp(y) > 1/2 or y is NaN: at most one class of a frame of log-probabilities (or two equal ones)."""
+    """Whether exp(y) > 1/2 or y is NaN: true for at most one log-probability of a frame, or for two equal ones."""
     return not (y <= <floating> -0.6931471805599453)
 
 
 cdef inline bint is_odd(floating y) noexcept nogil:
-    """Whether y is no log-probability, not even a badly rounded one, or NaN: exp(y) may then be too large here."""
+    """Whether y is NaN, or too large even for a badly rounded log-probability, so that exp(y) may overflow."""
     return not (y <= <floating> 2)
 
 
 cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s_lo, floating s, floating magic,
                               floating lowest, bint some_large, bint some_low) noexcept nogil:
-    """dy - exp(y) * S, as (dy - S) - expm1(y) * S where y > -ln 2; S = s_hi + s_lo, the rest is from `scale_sum`.
+    """dy - exp(y) * S, as (dy - S) - expm1(y) * S if y > -ln 2. S = s_hi + s_lo; the rest is from `scale_sum`.
 
-    The second form keeps the digits that dy - S loses when exp(y) is nearly 1. It is left out of the code
-    where some_large is False: no y > -ln 2. A small exp(y) may have few digits where exp(y) * S has all,
-    so it is 2**B as large until it has met s = S * 2**-B; B is in magic, and 0 is exact below `lowest`, which
-    is not looked for unless some_low. Not for y that is_odd.
+    The second form avoids the cancellation in dy - S when exp(y) is near 1; some_large = False compiles it out, for
+    when no y is large. exp(y) alone may be subnormal where exp(y) * S is not, so it is scaled by 2**B (part of magic)
+    and multiplied by s = S * 2**-B. Below `lowest` the term is exactly 0; some_low = False skips that test. Not for
+    is_odd(y).
     """
     cdef floating log2e, ln2_hi, ln2_lo, one, t, n, r, scale, rest, w
     log2e = 1.4426950408889634

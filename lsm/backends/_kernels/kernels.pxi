@@ -1,23 +1,23 @@
-# log-softmax and its gradient on a CPU.  Every instruction level compiles this one source (v2.pyx, v3.pyx, ...).
+# Log-softmax and its gradient on a CPU. Every instruction level compiles this one source (v2.pyx, v3.pyx, ...).
 #
-#   memory.pxi    any dtype and stride, read and written as float or double
-#   exp.pxi       one exponential, one logarithm, one gradient: functions of one number
-#   lanes.pxi     sums in a fixed order, and what they say of a frame
-#   careful.pxi   frames that are masked, sums that leave their type: rare, and slow
-#   registers.pxi how numbers come into registers and leave them
-#   passes.pxi    what is done with a row or a block of classes; passes_backward.pxi: for the gradient
-#   edges.pxi     the classes after the last block, and three parts from end to end
-#   rows.pxi      frames one at a time, three under way, the vectors along the classes; rows_backward.pxi
-#   groups.pxi    the ends of sums, of sixteen frames together
-#   short.pxi     frames of at most 64 classes, sixteen at a time; short_backward.pxi
-#   tiles.pxi     frames that lie side by side, 32 at a time: how they are copied and written
-#   columns.pxi   the same, computed, the vectors along the frames; columns_backward.pxi
-#   loops.pxi     frames, tiles and parts of frames shared out to threads
-#   quick.pxi     plain arrays, straight from NumPy
-#   limits.pxi    a copy and an add at the speed of the memory, for benchmarks
-#   here          constants, and what Python calls
+#   views.pxi      any dtype and stride, loaded and stored as float or double
+#   exp.pxi        the exponential, the logarithm and the gradient of one number
+#   lanes.pxi      sums in a fixed order, and the parameters derived from them
+#   fallback.pxi   rare and slow: frames that are -inf throughout, sums out of range
+#   loadstore.pxi  vector loads and stores, prefetches
+#   stages.pxi     the stages of a pipeline over rows and blocks of classes; stages_backward.pxi
+#   remainder.pxi  the classes after the last whole block, and one run of the pipeline
+#   rows.pxi       vectors along the classes, with three frames in flight; rows_backward.pxi
+#   finalize.pxi   final reductions and logarithms for sixteen frames at once
+#   short.pxi      sixteen frames of at most 64 classes; short_backward.pxi
+#   tiles.pxi      copying and writing tiles of 32 adjacent frames
+#   columns.pxi    vectors along the frames of a tile; columns_backward.pxi
+#   schedule.pxi   distribution of frames, tiles and slices to threads
+#   fastpath.pxi   C-contiguous arrays, directly from NumPy
+#   bandwidth.pxi  a streaming copy and add, for benchmarks
+#   this file      constants and the Python interface
 #
-# An array of any shape is seen as (outer, classes, inner).  All bounds are checked by the caller.
+# An array of any shape is seen as (outer, classes, inner). The caller checks all bounds.
 
 cimport cython
 from cython.parallel cimport parallel, prange
@@ -26,7 +26,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-cdef extern from "helpers.h" nogil:
+cdef extern from "floatbits.h" nogil:
     bint LSM_WIDENS
     float lsm_power_of_two_f(float t)
     float lsm_reduce_f(float v, float n)
@@ -60,59 +60,64 @@ cdef extern from "region.h" nogil:
     int lsm_begin_region(int n)
     void lsm_end_region(int n)
 
-cdef extern from "fold.h" nogil:
+cdef extern from "reduce.h" nogil:
     void lsm_fold_max_f(float* to, const float* x)
     void lsm_fold_max_d(double* to, const double* x)
     void lsm_fold_sum(double* to, const double* x)
 
-cdef extern from "moves.h" nogil:
-    bint LSM_PUTS_SOME
+cdef extern from "loadstore.h" nogil:
+    bint LSM_HAS_PARTIAL_STORES
     void lsm_pad_f(float* to, const float* x, Py_ssize_t n, Py_ssize_t width, float fill)
     void lsm_pad_d(double* to, const double* x, Py_ssize_t n, Py_ssize_t width, double fill)
     void lsm_put_f(float* to, const float* x)
     void lsm_put_d(double* to, const double* x)
-    void lsm_put_past_f(float* to, const float* x)
-    void lsm_put_past_d(double* to, const double* x)
-    void lsm_put_16(void* to, const uint16_t* x, bint past)
-    void lsm_put_32(void* to, const uint16_t* x, bint past)
+    void lsm_put_nontemporal_f(float* to, const float* x)
+    void lsm_put_nontemporal_d(double* to, const double* x)
+    void lsm_put_16(void* to, const uint16_t* x, bint nontemporal)
+    void lsm_put_32(void* to, const uint16_t* x, bint nontemporal)
     void lsm_put_some_f(float* to, const float* x, Py_ssize_t n)
     void lsm_put_some_d(double* to, const double* x, Py_ssize_t n)
     void lsm_prefetch(const void* p, size_t n, bint near)
     void lsm_stream(void* to, const void* source, size_t n)
-    void lsm_turn(double* to, const double* source)
+    void lsm_transpose(double* to, const double* source)
     void lsm_stream_through(void* y, size_t n_y, const void* x, size_t n_x)
     void lsm_stream_add(float* to, const float* a, const float* b, size_t n)
     void lsm_stream_fence()
 
-ctypedef fused floating:  # what is computed in
+ctypedef fused floating:  # the type of the arithmetic
     float
     double
 
 cdef enum:
-    N_LANES = 16      # virtual lanes, in double
-    N_PAIR = 32       # two of them: as much of 16 bits as a register holds
-    N_ROW = 64        # classes that are computed together: 16 and 32 gave gcc 12 too little to make vectors of
-    N_BLOCK = 256     # classes between two additions to the lanes: 4 rows
-    N_PEAKS = 16      # what is kept of a block's maximum: one vector, as it takes long to get from there to a number
-    N_SLICE = 16384   # classes that are read twice while they are in the cache: 64 KiB of float32
-    N_SLICE_PEAKS = 1040  # (1 + N_SLICE / N_BLOCK) * N_PEAKS
-    N_SHORT = 64      # classes up to which sixteen frames at a time are faster: at 32 classes 12 ns for 16, not 22
-    N_GROUP = 16      # those frames
-    N_PIPED = 2048    # classes of frames of which N_UNDER_WAY fit the scratch
-    N_PLAIN = 3072    # classes up to which float32 results go through the cache: at 2500 past it takes 1.29 as long
-    N_UNDER_WAY = 16  # parts of frames, at most, between the first pass over them and the last: 1 MiB of float32
-    N_TOGETHER = 8    # frames whose sums are ended together: 6.0 ns for 16 at 1024x1000, with one at a time 7.0
-    N_CLOSE = 768     # classes up to which fewer than 24 frames do so, too: 12.2 ns at 16x200, without 14.6
-    N_AHEAD = 2048    # classes that are asked for ahead of time: 6.4 ns at 512x32000, without 10.1
-    N_FAR = 3145728   # bytes from which an array is taken to come from memory: what is near is a tenth faster unasked
-    N_SCRATCH = 262144  # bytes a thread needs for what does not lie in memory as it is computed: 2 * N_SLICE doubles
-    N_FOUND = 64      # slices of a frame of which is kept what was found, before it is put together
-    N_COLUMNS = 32    # frames in a tile: two cache lines of float32
-    N_CHUNK = 512     # classes of a tile that the scratch holds: 64 KiB of float32
-    N_BAND = 16       # tiles that are copied together, at most
-    N_BAND_COLUMNS = 512  # N_BAND * N_COLUMNS
-    N_ROWS_AHEAD = 4  # rows of a band that are asked for ahead of time
-    N_FEW = 4         # frames side by side from which a tile is worth its while
+    N_LANES = 16             # virtual lanes, in double
+    PAIR_LANES = 32          # two vectors of lanes: one register of 16-bit numbers
+    ROW_CLASSES = 64         # the unit of vectorisation: with 16 or 32, gcc 12 vectorised badly
+    BLOCK_CLASSES = 256      # 4 rows, between two additions to the lanes
+    PEAK_LANES = 16          # of a block's maximum: one vector, as reducing it to a number has a long latency
+    SLICE_CLASSES = 16384    # read twice while in the cache: 64 KiB of float32
+    SLICE_PEAK_LANES = 1040  # (1 + SLICE_CLASSES / BLOCK_CLASSES) * PEAK_LANES
+
+    GROUP_FRAMES = 16        # short frames computed together
+    SHORT_MAX_CLASSES = 64   # up to here groups are faster: 12 ns per 16 numbers at 32 classes, not 22
+
+    PIPELINE_DEPTH = 16          # parts of frames between the first stage and the last, at most: 1 MiB of float32
+    PIPELINE_MAX_CLASSES = 2048  # frames up to this length fit the scratch PIPELINE_DEPTH times
+    MERGE_BATCH_SLICES = 64      # partial results of a frame that are kept before they are merged
+    FINALIZE_BATCH_FRAMES = 8    # at 1024x1000 6.0 ns per 16 numbers, 7.0 one frame at a time
+    FINALIZE_BATCH_MAX_CLASSES = 768  # up to here also for fewer than 24 frames: at 16x200 12.2 ns, 14.6 without
+
+    REGULAR_STORE_MAX_CLASSES = 3072  # float32, even if `stream`: at 2500 nontemporal stores take 1.29 as long
+    PREFETCH_DISTANCE_CLASSES = 2048  # at 512x32000 6.4 ns, 10.1 without
+    PREFETCH_DISTANCE_ROWS = 4        # of a band
+    PREFETCH_MIN_BYTES = 3145728      # a larger array is taken to be in memory; prefetching cached data costs 10 %
+
+    SCRATCH_BYTES = 262144   # per thread, for data that is not used in place: 2 * SLICE_CLASSES doubles
+    TILE_COLUMNS = 32        # frames: two cache lines of float32
+    TILE_MIN_COLUMNS = 4     # adjacent frames from which a tile is faster
+    CHUNK_CLASSES = 512      # of a tile, in the scratch: 64 KiB of float32
+    BAND_MAX_TILES = 16      # copied together
+    BAND_MAX_COLUMNS = 512   # BAND_MAX_TILES * TILE_COLUMNS
+
     EXP_BIAS_FLOAT = 100
     EXP_BIAS_DOUBLE = 900
     GRADIENT_BIAS_FLOAT = 48   # see scale_sum
@@ -123,34 +128,34 @@ cdef double EXP_UNBIAS_DOUBLE = 2.0**-900
 
 cdef extern from *:
     """
-    #define LN2_ERROR 2.7478434e-9               /* of ln 2 rounded to float, see lsm_reduce_f */
-    #define LN2_HI 6.93147180369123816490e-01    /* ln 2 with 21 zeros at the end: n * LN2_HI is exact */
+    #define LN2_ERROR 2.7478434e-9               /* relative, of ln 2 as float; see lsm_reduce_f */
+    #define LN2_HI 6.93147180369123816490e-01    /* ln 2 with its low 21 bits zero: n * LN2_HI is exact */
     #define LN2_LO 1.90821492927058770002e-10
     """
     double LN2_ERROR, LN2_HI, LN2_LO
 
-include "memory.pxi"
+include "views.pxi"
 include "exp.pxi"
 include "lanes.pxi"
-include "careful.pxi"
-include "registers.pxi"
-include "passes.pxi"
-include "edges.pxi"
+include "fallback.pxi"
+include "loadstore.pxi"
+include "stages.pxi"
+include "remainder.pxi"
 include "rows.pxi"
-include "passes_backward.pxi"
+include "stages_backward.pxi"
 include "rows_backward.pxi"
-include "groups.pxi"
+include "finalize.pxi"
 include "short.pxi"
 include "short_backward.pxi"
 include "tiles.pxi"
 include "columns.pxi"
 include "columns_backward.pxi"
-include "loops.pxi"
-include "quick.pxi"
-include "limits.pxi"
+include "schedule.pxi"
+include "fastpath.pxi"
+include "bandwidth.pxi"
 
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
-SCRATCH = N_SCRATCH
+SCRATCH = SCRATCH_BYTES
 
 
 cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nogil:
@@ -165,9 +170,9 @@ cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nog
 
 def log_softmax(const unsigned char[:, :, :, :] x, int kind_x, unsigned char[:, :, :, :] y, int kind_y,
                 unsigned char[:, ::1] scratch, int n_threads, bint stream):
-    """y = log_softmax(x) over axis 1 of (outer, classes, inner, bytes of an element); y may be x.
+    """y = log_softmax(x) over axis 1 of (outer, classes, inner, itemsize); y may be x.
 
-    The kinds are values of KINDS, and say what the bytes are; scratch: (n_threads, SCRATCH and 64 bytes).
+    The kinds are values of KINDS and name the dtypes; scratch: (n_threads, SCRATCH + 64) bytes.
     """
     cdef Array a = array_of(<char*> &x[0, 0, 0, 0], x.strides, kind_x)
     cdef Array b = array_of(<char*> &y[0, 0, 0, 0], y.strides, kind_y)
@@ -199,7 +204,7 @@ def log_softmax_backward(const unsigned char[:, :, :, :] dy, const unsigned char
 
 
 def exponentials(const floating[::1] x, floating m, floating[::1] out):
-    """out = exp(x - m) as the kernels compute it, 0 for x == m: for the tests of its accuracy."""
+    """out = exp(x - m) as the kernels compute it, 0 at x == m. For accuracy tests."""
     cdef Py_ssize_t i
     cdef floating v
     cdef Shift shift = shift_to(m, &x[0])
@@ -210,17 +215,17 @@ def exponentials(const floating[::1] x, floating m, floating[::1] out):
 
 
 def max_threads():
-    """How many threads OpenMP would start for this thread now; 0 without OpenMP."""
+    """The number of threads OpenMP would use for a region of this thread; 0 without OpenMP."""
     return min(omp_get_max_threads(), omp_get_thread_limit())
 
 
 def num_procs():
-    """The affinity mask of this thread, or of the process where OpenMP has bound the thread; 0 without OpenMP."""
+    """The processors in the affinity mask, of the process if OpenMP has bound this thread; 0 without OpenMP."""
     return omp_get_num_procs()
 
 
 def region_threads(int n):
-    """How many threads a region that asks for n would have now: for the tests."""
+    """The number of threads that a region asking for n would get now. For tests."""
     cdef int n_threads = lsm_begin_region(n)
     lsm_end_region(n_threads)
     return n_threads

@@ -1,12 +1,12 @@
-# Sums in virtual lanes.  A class belongs to lane (index modulo 16), whatever the vector length, the axis or
-# the thread: the order of every addition stands in the source, so the bits are the same everywhere.
+# Sums in virtual lanes. A class belongs to lane (index mod 16), whatever the vector length, axis or thread. The source
+# fixes the order of every addition, so the bits are the same everywhere.
 #
-# A block has 256 classes, four rows of 64. The four rows are added first; of the 64 sums, four belong to each lane.
-# float32 is summed in double.  float64 has no wider type: its lanes carry their rounding errors along.
+# A block has 256 classes, as four rows of 64. The four rows are added first; of the 64 sums, each lane has four.
+# float32 is summed in double. float64 has no wider type, so its lanes carry their rounding errors.
 
 
 cdef inline void two_sum(double* total, double* error, double value) noexcept nogil:
-    """total + error += value, the rounding error of the sum going to `error` (Knuth's TwoSum)."""
+    """total + error += value, with the rounding error added to `error` (Knuth's TwoSum)."""
     cdef double t = total[0] + value
     cdef double v = t - total[0]
     error[0] += (total[0] - (t - v)) + (value - v)
@@ -14,7 +14,7 @@ cdef inline void two_sum(double* total, double* error, double value) noexcept no
 
 
 cdef inline void clear_lanes(double* total, double* error, Py_ssize_t n, const floating* of) noexcept nogil:
-    """n sums of what has the type of `of`, set to 0. float32 carries no errors, but they are read at the end."""
+    """Clear n lanes; `of` gives the type that is summed. float32 carries no errors, but error[0] is read at the end."""
     cdef Py_ssize_t k
     for k in range(n):
         total[k] = 0
@@ -26,7 +26,7 @@ cdef inline void clear_lanes(double* total, double* error, Py_ssize_t n, const f
 
 
 cdef inline floating tree(const floating* p, Py_ssize_t n, Py_ssize_t n_groups) noexcept nogil:
-    """(p[0] + p[n]) + (p[2 n] + p[3 n]), of which there are n_groups."""
+    """(p[0] + p[n]) + (p[2 n] + p[3 n]), truncated to n_groups terms."""
     if n_groups == 1:
         return p[0]
     if n_groups == 2:
@@ -50,7 +50,7 @@ cdef inline void add_groups(double* total, double* error, const floating* p, Py_
 
 
 cdef inline void set_lanes(double* total, const floating* p, Py_ssize_t n, Py_ssize_t n_groups) noexcept nogil:
-    """add_groups to lanes that are 0 yet, of float."""
+    """add_groups for float32 lanes that are still 0."""
     cdef Py_ssize_t k
     for k in range(n):  # hot
         total[k] = <double> tree(&p[k], n, n_groups)
@@ -58,7 +58,7 @@ cdef inline void set_lanes(double* total, const floating* p, Py_ssize_t n, Py_ss
 
 cdef inline void add_or_set(bint is_first, double* total, double* error, const floating* p, Py_ssize_t n,
                             Py_ssize_t n_groups, bint in_double) noexcept nogil:
-    """set_lanes or add_groups: float64 carries errors, and is always added."""
+    """set_lanes for the first addition in float32, otherwise add_groups: float64 must track its errors."""
     if is_first and not in_double:
         set_lanes(total, p, n, n_groups)
     else:
@@ -67,9 +67,9 @@ cdef inline void add_or_set(bint is_first, double* total, double* error, const f
 
 cdef inline void add_to_lanes(bint is_first, double* total, double* error, const floating* p, Py_ssize_t n,
                               Py_ssize_t n_groups, bint in_double) noexcept nogil:
-    """add_groups with n_groups a constant to the compiler. Exponentials are positive: float loses < 1.5 ulp here.
+    """add_groups with n_groups a compile-time constant. The terms are positive, so float32 loses < 1.5 ulp here.
 
-    is_first: the lanes are 0 yet, and those of float need not even be set to 0 before.
+    is_first: the lanes are still 0; those of float32 need not even be cleared.
     """
     if n_groups == 4:
         add_or_set(is_first, total, error, p, n, 4, in_double)
@@ -95,23 +95,23 @@ cdef inline void fold_once(double* total, double* error, Py_ssize_t w, Py_ssize_
 
 cdef inline void fold_lanes(double* total, double* error, Py_ssize_t n_lanes, Py_ssize_t n,
                             const floating* of) noexcept nogil:
-    """Fold n_lanes rows of n sums into the first row, by a fixed tree over 16; rows not there count as 0.
+    """Reduce n_lanes rows of n sums to the first row, by a fixed tree over 16; missing rows count as 0.
 
-    `of` is what was summed: its type says whether errors are carried.
+    The type of `of` says whether errors are carried.
     """
-    fold_once(total, error, 8, n_lanes, n, of)  # four constants, so that the compiler can unroll them all
+    fold_once(total, error, 8, n_lanes, n, of)  # four constants, so that the compiler unrolls them
     fold_once(total, error, 4, n_lanes, n, of)
     fold_once(total, error, 2, n_lanes, n, of)
     fold_once(total, error, 1, n_lanes, n, of)
 
 
 cdef inline double lane_of_rows(const float* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
-    """Lane k of a column, of rows N_COLUMNS apart: the tree of rows k, k + N_LANES, ... of n_halves half sets of lanes.
+    """Lane k of one column: the tree over rows k, k + N_LANES, ... of n_halves half sets of lanes.
 
-    widen: each number is made double before it is added.
+    Rows are TILE_COLUMNS apart. widen: convert to double before adding.
     """
-    cdef Py_ssize_t n_groups = (n_halves + 1 - k // 8) // 2, n = N_LANES * N_COLUMNS
-    x += k * N_COLUMNS
+    cdef Py_ssize_t n_groups = (n_halves + 1 - k // 8) // 2, n = N_LANES * TILE_COLUMNS
+    x += k * TILE_COLUMNS
     if n_groups == 0:
         return 0
     if not widen:
@@ -126,15 +126,15 @@ cdef inline double lane_of_rows(const float* x, Py_ssize_t k, Py_ssize_t n_halve
 
 
 cdef inline double four_lanes_of_rows(const float* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
-    """Lanes k, k + 8, k + 4 and k + 12, as fold_lanes adds them up."""
+    """Lanes k, k + 8, k + 4 and k + 12, added as in fold_lanes."""
     return ((lane_of_rows(x, k, n_halves, widen) + lane_of_rows(x, k + 8, n_halves, widen))
             + (lane_of_rows(x, k + 4, n_halves, widen) + lane_of_rows(x, k + 12, n_halves, widen)))
 
 
 cdef inline void sum_half_sets(const float* x, Py_ssize_t n_halves, bint widen, double* total) noexcept nogil:
-    """sum_few_rows of n_halves, a constant to the compiler."""
+    """sum_few_rows with n_halves a compile-time constant."""
     cdef Py_ssize_t j
-    for j in range(N_COLUMNS):  # hot
+    for j in range(TILE_COLUMNS):  # hot
         total[j] = (
             (four_lanes_of_rows(&x[j], 0, n_halves, widen) + four_lanes_of_rows(&x[j], 2, n_halves, widen))
             + (four_lanes_of_rows(&x[j], 1, n_halves, widen) + four_lanes_of_rows(&x[j], 3, n_halves, widen))
@@ -142,9 +142,9 @@ cdef inline void sum_half_sets(const float* x, Py_ssize_t n_halves, bint widen, 
 
 
 cdef void sum_few_rows(const float* x, Py_ssize_t n, bint widen, double* total) noexcept nogil:
-    """The sums of n <= N_SHORT rows of N_COLUMNS float32, as add_groups and fold_lanes have them, all in registers.
+    """The sums of n <= SHORT_MAX_CLASSES rows of TILE_COLUMNS float32, in the order of add_groups and fold_lanes.
 
-    Rows after the last one are 0 up to a multiple of 8: n_padded.
+    All in registers. Rows n to n_padded - 1 are 0.
     """
     cdef Py_ssize_t n_halves = (n + 7) // 8
     if n_halves == 1:
@@ -166,24 +166,24 @@ cdef void sum_few_rows(const float* x, Py_ssize_t n, bint widen, double* total) 
 
 
 cdef inline bint are_few(Py_ssize_t n, const floating* of) noexcept nogil:
-    """Whether sum_few_rows takes n rows: float64 carries errors, and does not."""
-    return floating is float and n <= N_SHORT
+    """Whether sum_few_rows applies to n rows: not for float64, which carries errors."""
+    return floating is float and n <= SHORT_MAX_CLASSES
 
 
 cdef inline Py_ssize_t n_padded(Py_ssize_t n, const floating* of) noexcept nogil:
-    """Rows of a tile of n classes in the scratch."""
+    """The rows of a tile of n classes in the scratch: padded to a multiple of 8 for sum_few_rows."""
     return (n + 7) // 8 * 8 if are_few(n, of) else n
 
 
-# What a pass over some of a frame's classes has found.
+# The partial result of a reduction over some of a frame's classes.
 cdef struct Frame:
     double largest    # m
     double below      # sum of exp(x - m) over the classes below m
-    double n_largest  # how many classes equal m
+    double n_largest  # number of classes equal to m
 
 
 cdef inline void merge(Frame* frame, Frame other) noexcept nogil:
-    """Bring two parts of a frame to their common maximum and add them up."""
+    """Combine two partial results of a frame: rescale them to their common maximum and add."""
     cdef Frame low
     cdef double d, v, e, scale
     if other.largest > frame.largest:
@@ -199,16 +199,16 @@ cdef inline void merge(Frame* frame, Frame other) noexcept nogil:
     v = d - low.largest
     e = (low.largest - (d - v)) - (frame.largest + v)
     scale = exp_double(d)
-    if d > -2000:  # else e may be NaN, and the part is nothing beside the other
+    if d > -2000:  # otherwise e may be NaN, and the smaller part is negligible
         scale += scale * e
     frame.below += (low.below + low.n_largest) * scale
 
 
 cdef inline void normaliser(Frame frame, floating* c_hi, floating* c_lo) noexcept nogil:
-    """c_hi + c_lo = m + log1p(s): log-softmax is then (x - c_hi) - c_lo, within 1 ulp.
+    """c_hi + c_lo = m + log1p(s), so that log-softmax is (x - c_hi) - c_lo, within 1 ulp.
 
-    s leaves one of the largest classes out, and log1p keeps what log(1 + s) would round away
-    (Blanchard, Higham & Higham 2021, Algorithm 4.1). x - c_hi is exact wherever c_lo matters.
+    s omits one of the largest classes; log1p keeps the digits that log(1 + s) would round away (Blanchard, Higham &
+    Higham 2021, Algorithm 4.1). x - c_hi is exact wherever c_lo matters.
     """
     cdef double log_sum = log1p_double(frame.below + (frame.n_largest - 1))
     cdef double c = frame.largest + log_sum
@@ -219,30 +219,30 @@ cdef inline void normaliser(Frame frame, floating* c_hi, floating* c_lo) noexcep
 
 
 cdef inline bint exceeds(floating y) noexcept nogil:
-    """Whether y is NaN, or exp(y) too near the end of the range of its type: the frame becomes NaN."""
+    """Whether y is NaN, or exp(y) about to overflow its type: the frame then becomes NaN."""
     if floating is float:
         return not (y < <float> 88)
     else:
         return not (y < 709)
 
 
-# What `gradient` needs of S.
+# The parameters of `gradient` that depend on S.
 cdef struct Scaled:
     double s_hi, s_lo  # S
     double s           # S * 2**-B
     double magic
-    double lowest      # exp(y) * S is nothing for y below
+    double lowest      # exp(y) * S is negligible for y below
 
 
 cdef inline bint scale_sum(double total, double error, Scaled* to, bint is_float) noexcept nogil:
-    """S = total + error, prepared; False where it would leave the range of its type.
+    """Derive the parameters from S = total + error; False if S is too large for `gradient`.
 
-    B, the power of two that exp(y) is made larger by, goes with the exponent of S: s = S * 2**-B is always
-    near 2**-GRADIENT_BIAS, so exp(y) * S has all its digits and what is below `lowest` is nothing in the type.
+    The scale 2**B of exp(y) follows the exponent of S: s = S * 2**-B is always near 2**-GRADIENT_BIAS, so exp(y) * S
+    has full precision, and terms below `lowest` are negligible.
     """
     cdef double sum = total
     cdef int bias
-    if lsm_exponent(total + error) != lsm_exponent(total):  # all but `error` has cancelled: it holds the leading digits
+    if lsm_exponent(total + error) != lsm_exponent(total):  # total has cancelled: error holds the leading digits
         total = 0
         two_sum(&sum, &total, error)
         error = total

@@ -1,5 +1,5 @@
-/* What surrounds a call of the kernels: the floating-point environment of each thread, and the right to start threads.
-   All of it is C, so that no signal's handler runs between what is taken here and what is given back. */
+/* Entry and exit of a kernel call: the floating-point environment of each thread, and permission to start threads. All
+   in C, so that no signal handler runs between acquire and release. */
 #ifndef LSM_REGION_H
 #define LSM_REGION_H
 
@@ -11,15 +11,15 @@
 #include <fenv.h>
 #endif
 
-/* The kernels' sums and exponentials hold in round-to-nearest with subnormals, which a caller's thread may have changed
-   (torch.set_flush_denormal, a library linked with -ffast-math, fesetround): set both, and return what was. The clobber
-   keeps loads and stores, and so what is computed from them, on their side. */
+/* The error bounds require round-to-nearest and subnormals, which the calling thread may have changed
+   (torch.set_flush_denormal, a library linked with -ffast-math, fesetround): set both, and return the previous state.
+   The clobber keeps memory accesses, and so the arithmetic that depends on them, from moving across. */
 static inline uint64_t lsm_enter_float_env(void)
 {
     uint64_t before;
 #if defined(__x86_64__) || defined(_M_X64)
     before = _mm_getcsr();
-    _mm_setcsr(0x1f80); /* all exceptions masked, to nearest, neither flush-to-zero nor denormals-are-zero */
+    _mm_setcsr(0x1f80); /* all exceptions masked, to nearest, no flush-to-zero, no denormals-are-zero */
 #elif defined(__aarch64__)
     __asm__ volatile("mrs %0, fpcr" : "=r"(before));
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
@@ -58,7 +58,7 @@ static inline void lsm_leave_float_env(uint64_t before)
 #endif
 
 static int lsm_is_region_open = 0;
-static __thread int lsm_n_startable = 1; /* threads of a region that this thread is known to be able to open */
+static __thread int lsm_n_startable = 1; /* largest region that this thread is known to be able to start */
 
 typedef struct {
     pthread_t thread;
@@ -77,9 +77,9 @@ static void *lsm_run_trial(void *argument)
     return NULL;
 }
 
-/* Whether n - 1 more threads can run at once. libgomp ends the process where it cannot start one (a limit of processes
-   or of memory), so that is tried before the first region of a thread, which has a pool of its own. A thread that was
-   joined may count against the limit for some microseconds more, until its number is no longer known. */
+/* Whether n - 1 more threads can run at once. libgomp aborts the process if it cannot start one (limits on processes or
+   memory), so try it before the first region of a thread, each of which has its own pool. A joined thread may count
+   against the limit for some microseconds more, until its id is gone. */
 static int lsm_can_start(int n)
 {
     pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
@@ -113,8 +113,8 @@ static int lsm_can_start(int n)
     return 1;
 }
 
-/* How many threads a call may use that asks for n: n or 1. OpenMP keeps a pool for every thread that opens a region, so
-   one region runs at a time: the thread that comes second has found itself a processor already, and works alone. */
+/* The number of threads for a call that asks for n: n or 1. OpenMP keeps a pool for every thread that opens a region,
+   so only one region runs at a time: a second calling thread already occupies a processor, and runs serially. */
 static inline int lsm_begin_region(int n)
 {
     if (n <= 1 || __atomic_exchange_n(&lsm_is_region_open, 1, __ATOMIC_ACQUIRE))

@@ -1,14 +1,14 @@
-# Frames one at a time, or three, in the passes of passes.pxi.
+# Vectors along the classes: single frames, or three in flight, through the stages of stages.pxi.
 
 
 cdef inline void begin_peaks(floating* peaks) noexcept nogil:
     cdef Py_ssize_t k
-    for k in range(N_PEAKS):
+    for k in range(PEAK_LANES):
         peaks[k] = -INFINITY
 
 
 cdef inline floating end_peaks(const floating* peaks) noexcept nogil:
-    """The maximum of a part, from its peaks. A NaN may have been passed over: the sum finds it."""
+    """The maximum of a part, from its peaks. It may miss a NaN, which the sum finds."""
     cdef floating high[8]
     cdef Py_ssize_t k
     for k in range(8):
@@ -19,11 +19,11 @@ cdef inline floating end_peaks(const floating* peaks) noexcept nogil:
 
 
 cdef inline Shift shift_of(floating m) noexcept nogil:
-    return shift_to(m if m > -INFINITY else <floating> 0, &m)  # all that m is of may be -inf
+    return shift_to(m if m > -INFINITY else <floating> 0, &m)  # all classes may be -inf
 
 
 cdef inline Frame end_sum(double* total, double* error, floating m, Adding* adding) noexcept nogil:
-    """What a part has been found to be."""
+    """The partial result of a part."""
     cdef Frame frame
     fold_lanes(total, error, N_LANES, 1, &m)
     frame.largest = m
@@ -34,10 +34,10 @@ cdef inline Frame end_sum(double* total, double* error, floating m, Adding* addi
 
 cdef inline void normalisers(const double* total, const double* error, const double* n_equal, const floating* m,
                              floating* c_hi, floating* c_lo) noexcept nogil:
-    """The normalisers of N_TOGETHER frames of one part each, whose sums are known."""
+    """The normalisers of FINALIZE_BATCH_FRAMES single-part frames, given their sums."""
     cdef Frame frame
     cdef Py_ssize_t j
-    for j in range(N_TOGETHER):  # hot: 32
+    for j in range(FINALIZE_BATCH_FRAMES):  # hot: 32
         frame.largest = m[j]
         frame.below = finish(total[j], error[j], shift_of(m[j]), floating is float)
         frame.n_largest = n_equal[j]
@@ -45,18 +45,18 @@ cdef inline void normalisers(const double* total, const double* error, const dou
 
 
 cdef inline Vector part_of(Vector x, Py_ssize_t part) noexcept nogil:
-    x.at += part * N_SLICE * x.step
+    x.at += part * SLICE_CLASSES * x.step
     return x
 
 
 cdef inline Py_ssize_t size_of_part(Py_ssize_t part, Py_ssize_t n) noexcept nogil:
-    return min(<Py_ssize_t> N_SLICE, n - part * N_SLICE)
+    return min(<Py_ssize_t> SLICE_CLASSES, n - part * SLICE_CLASSES)
 
 
 cdef void read_parts(Vector x, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, floating* scratch,
                      Frame* found) noexcept nogil:
-    """The maximum and the sum of slices `first` to last - 1 of a frame."""
-    cdef floating peaks[2 * N_SLICE_PEAKS]
+    """The partial results of slices `first` to last - 1 of a frame."""
+    cdef floating peaks[2 * SLICE_PEAK_LANES]
     cdef floating m[2]
     cdef Vector source[2]
     cdef double total[N_LANES]
@@ -71,30 +71,30 @@ cdef void read_parts(Vector x, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, 
         n_a = size_of_part(part, n) if part < last else 0
         n_v = size_of_part(part - 1, n) if part > first else 0
         if n_a:
-            source[a] = dense(x, part * N_SLICE, n_a, scratch + a * N_SLICE)
-            begin_peaks(&peaks[a * N_SLICE_PEAKS])
+            source[a] = dense(x, part * SLICE_CLASSES, n_a, scratch + a * SLICE_CLASSES)
+            begin_peaks(&peaks[a * SLICE_PEAK_LANES])
         if n_v:
             adding.shift = shift_of(m[v])
             adding.n_equal = 0
             clear_lanes(total, error, N_LANES, m)
-        pass_three(source[a], n_a, &peaks[a * N_SLICE_PEAKS], &adding, source[v], n_v, &peaks[v * N_SLICE_PEAKS],
+        pass_three(source[a], n_a, &peaks[a * SLICE_PEAK_LANES], &adding, source[v], n_v, &peaks[v * SLICE_PEAK_LANES],
                    total, error, x, x, 0, <floating> 0, <floating> 0, False)
         if n_a:
-            m[a] = end_peaks(&peaks[a * N_SLICE_PEAKS])
+            m[a] = end_peaks(&peaks[a * SLICE_PEAK_LANES])
         if n_v:
             found[part - 1 - first] = end_sum(total, error, m[v], &adding)
 
 
 cdef void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating c_hi, floating c_lo,
                      floating* scratch, bint stream) noexcept nogil:
-    """y = (x - c_hi) - c_lo of the part-th slice of a frame."""
+    """y = (x - c_hi) - c_lo for one slice of a frame."""
     cdef Adding adding
     cdef Py_ssize_t n_part = size_of_part(part, n), n_head
-    x = dense(x, part * N_SLICE, n_part, scratch)
+    x = dense(x, part * SLICE_CLASSES, n_part, scratch)
     y = part_of(y, part)
     n_head = min(misaligned(y, stream), n_part)
     adding.shift = shift_of(c_hi)
-    adding.far = False  # it has been read before
+    adding.far = False  # has been read before
     pass_three(x, 0, NULL, &adding, x, 0, NULL, NULL, NULL, x, y, n_head, c_hi, c_lo, False)
     x.at += n_head * x.step
     y.at += n_head * y.step
@@ -102,73 +102,73 @@ cdef void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating
 
 
 cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
-    """y = (x - m) - log1p(sum of exp(x - m) over all classes but one of the largest)."""
+    """y = (x - m) - log1p(sum of exp(x - m) over all classes except one of the largest)."""
     cdef Frame frame
-    cdef Frame found[N_FOUND]
+    cdef Frame found[MERGE_BATCH_SLICES]
     cdef Py_ssize_t part, i, n_found, n_parts = count_slices(n)
     cdef floating c_hi, c_lo
-    for i in range((n_parts + N_FOUND - 1) // N_FOUND):
-        n_found = min(<Py_ssize_t> N_FOUND, n_parts - i * N_FOUND)
-        read_parts(x, i * N_FOUND, i * N_FOUND + n_found, n, scratch, found)
+    for i in range((n_parts + MERGE_BATCH_SLICES - 1) // MERGE_BATCH_SLICES):
+        n_found = min(<Py_ssize_t> MERGE_BATCH_SLICES, n_parts - i * MERGE_BATCH_SLICES)
+        read_parts(x, i * MERGE_BATCH_SLICES, i * MERGE_BATCH_SLICES + n_found, n, scratch, found)
         for part in range(n_found):
             if i == 0 and part == 0:
                 frame = found[0]
             else:
                 merge(&frame, found[part])
     normaliser(frame, &c_hi, &c_lo)
-    for part in range(n_parts - 1, -1, -1):  # what was read last is in the cache
+    for part in range(n_parts - 1, -1, -1):  # backwards, since the last slices are still in the cache
         write_part(x, y, part, n, c_hi, c_lo, scratch, stream)
 
 
 cdef inline bint is_far(Array x, Py_ssize_t n_frames, Py_ssize_t n) noexcept nogil:
-    """Whether so many frames are more than the caches may hold; to ask for what they hold costs a tenth of the time."""
-    return n_frames * n * size_of(x.kind) >= N_FAR
+    """Whether these frames may exceed the caches. Prefetching cached data costs 10 %."""
+    return n_frames * n * size_of(x.kind) >= PREFETCH_MIN_BYTES
 
 
 cdef inline bint can_pipe(Array x, Py_ssize_t n) noexcept nogil:
-    """Whether log_softmax_rows can take frames of n classes: what is under way must fit the scratch, or the cache."""
-    return n <= N_PIPED or (x.step == size_of(x.kind) and n <= (N_UNDER_WAY - 2) * N_SLICE)
+    """Whether log_softmax_rows can handle n classes: the frames in flight must fit the scratch or the cache."""
+    return n <= PIPELINE_MAX_CLASSES or (x.step == size_of(x.kind) and n <= (PIPELINE_DEPTH - 2) * SLICE_CLASSES)
 
 
 cdef inline floating* slot(floating* scratch, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """Room for the i-th of the frames that are under way, if it has at most N_PIPED classes."""
-    return scratch + i % N_UNDER_WAY * ((n + N_ROW - 1) // N_ROW * N_ROW)
+    """The scratch of the i-th frame in flight, for frames of at most PIPELINE_MAX_CLASSES classes."""
+    return scratch + i % PIPELINE_DEPTH * ((n + ROW_CLASSES - 1) // ROW_CLASSES * ROW_CLASSES)
 
 
 cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n,
                            floating* scratch, bint stream) noexcept nogil:
-    """log_softmax_frame for frames `first` to last - 1 of the i-th row of frames, three parts at once.
+    """log_softmax_frame for frames `first` to last - 1 of outer index i: a software pipeline of three parts.
 
-    Between two passes over a part lie `lag` steps: with a step between them nothing waits for the end of the first,
-    which for a part of N_SLICE classes is nothing. Frames of one part each end N_TOGETHER at a time, if they are
-    many or short.
+    Two stages of a part are `lag` steps apart. A step in between hides the latency of finalizing the first; for a part
+    of SLICE_CLASSES classes that is negligible. Frames of a single part are finalized in batches of
+    FINALIZE_BATCH_FRAMES if they are many or short.
     """
-    cdef floating peaks[3 * N_SLICE_PEAKS]
-    cdef floating stage[N_PIPED + 2 * N_LANES]
-    cdef floating m[N_UNDER_WAY]
-    cdef floating c_hi[N_UNDER_WAY]
-    cdef floating c_lo[N_UNDER_WAY]
-    cdef double totals[N_UNDER_WAY]
-    cdef double errors[N_UNDER_WAY]
-    cdef double n_equal[N_UNDER_WAY]
-    cdef Vector source[N_UNDER_WAY]
+    cdef floating peaks[3 * SLICE_PEAK_LANES]
+    cdef floating stage[PIPELINE_MAX_CLASSES + 2 * N_LANES]
+    cdef floating m[PIPELINE_DEPTH]
+    cdef floating c_hi[PIPELINE_DEPTH]
+    cdef floating c_lo[PIPELINE_DEPTH]
+    cdef double totals[PIPELINE_DEPTH]
+    cdef double errors[PIPELINE_DEPTH]
+    cdef double n_equal[PIPELINE_DEPTH]
+    cdef Vector source[PIPELINE_DEPTH]
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef Adding adding
     cdef Frame frame
     cdef Vector x_a, x_v, x_x, target
-    cdef bint single = n <= N_SLICE
+    cdef bint single = n <= SLICE_CLASSES
     cdef Py_ssize_t n_parts = count_slices(n), n_all = (last - first) * n_parts
-    cdef bint shall_wait = single and (n <= N_CLOSE or n_all >= 3 * N_TOGETHER)
-    cdef Py_ssize_t together = min(<Py_ssize_t> N_TOGETHER, n_all) if shall_wait else 1
+    cdef bint shall_wait = single and (n <= FINALIZE_BATCH_MAX_CLASSES or n_all >= 3 * FINALIZE_BATCH_FRAMES)
+    cdef Py_ssize_t together = min(<Py_ssize_t> FINALIZE_BATCH_FRAMES, n_all) if shall_wait else 1
     cdef Py_ssize_t lag = 2 if single else 1, lag_put = together + 3 if single else n_parts + 1
-    cdef Py_ssize_t n_peaks = (1 + count_blocks(min(n, <Py_ssize_t> N_SLICE))) * N_PEAKS
+    cdef Py_ssize_t n_peaks = (1 + count_blocks(min(n, <Py_ssize_t> SLICE_CLASSES))) * PEAK_LANES
     cdef Py_ssize_t t, v, c, n_a, n_v, n_x, f, k, n_head, n_pending = 0
     cdef bint is_plain = is_native(frame_at(y, i, first), stage), staged
-    if floating is float and is_plain and n <= N_PLAIN:
+    if floating is float and is_plain and n <= REGULAR_STORE_MAX_CLASSES:
         stream = False
-    staged = n <= N_PIPED and (stream or not is_plain)
-    for k in range(N_UNDER_WAY):
+    staged = n <= PIPELINE_MAX_CLASSES and (stream or not is_plain)
+    for k in range(PIPELINE_DEPTH):
         m[k] = c_hi[k] = c_lo[k] = 0
         totals[k] = errors[k] = n_equal[k] = 0
     adding.shift = shift_of(<floating> 0)
@@ -181,50 +181,51 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
         if t < n_all:
             f = 0 if single else t % n_parts
             n_a = size_of_part(f, n)
-            x_a = dense(frame_at(x, i, first + (t if single else t // n_parts)), f * N_SLICE, n_a, slot(scratch, t, n))
-            source[t % N_UNDER_WAY] = x_a
+            x_a = dense(frame_at(x, i, first + (t if single else t // n_parts)), f * SLICE_CLASSES, n_a,
+                        slot(scratch, t, n))
+            source[t % PIPELINE_DEPTH] = x_a
             begin_peaks(&peaks[t % 3 * n_peaks])
         if 0 <= v < n_all:
             n_v = size_of_part(0 if single else v % n_parts, n)
-            x_v = source[v % N_UNDER_WAY]
-            adding.shift = shift_of(m[v % N_UNDER_WAY])
+            x_v = source[v % PIPELINE_DEPTH]
+            adding.shift = shift_of(m[v % PIPELINE_DEPTH])
             adding.n_equal = 0
             clear_lanes(total, error, N_LANES, m)
         f = 0
         if c >= 0:
             f = c if single else c // n_parts
             n_x = size_of_part(c - f * n_parts, n)
-            x_x = source[c % N_UNDER_WAY]
+            x_x = source[c % PIPELINE_DEPTH]
             target = part_of(frame_at(y, i, first + f), c - f * n_parts)
             if staged:
                 target = native(&stage[n_pending])
             elif stream:
                 n_head = min(misaligned(target, True), n_x)
                 pass_three(x_x, 0, peaks, &adding, x_x, 0, peaks, total, error, x_x, target, n_head,
-                           c_hi[f % N_UNDER_WAY], c_lo[f % N_UNDER_WAY], False)
+                           c_hi[f % PIPELINE_DEPTH], c_lo[f % PIPELINE_DEPTH], False)
                 x_x.at += n_head * x_x.step
                 target.at += n_head * target.step
                 n_x -= n_head
         pass_three(x_a, n_a, &peaks[t % 3 * n_peaks], &adding, x_v, n_v, &peaks[(v + 3) % 3 * n_peaks], total, error,
-                   x_x, target, n_x, c_hi[f % N_UNDER_WAY], c_lo[f % N_UNDER_WAY], stream and not staged)
+                   x_x, target, n_x, c_hi[f % PIPELINE_DEPTH], c_lo[f % PIPELINE_DEPTH], stream and not staged)
         if n_a:
-            m[t % N_UNDER_WAY] = end_peaks(&peaks[t % 3 * n_peaks])
+            m[t % PIPELINE_DEPTH] = end_peaks(&peaks[t % 3 * n_peaks])
         if n_v and single:
-            k = v % N_UNDER_WAY
+            k = v % PIPELINE_DEPTH
             fold_lanes(total, error, N_LANES, 1, m)
             totals[k] = total[0]
             errors[k] = error[0]
             n_equal[k] = adding.n_equal
             if (v + 1) % together == 0 or v == n_all - 1:
-                k = k // N_TOGETHER * N_TOGETHER
+                k = k // FINALIZE_BATCH_FRAMES * FINALIZE_BATCH_FRAMES
                 normalisers(&totals[k], &errors[k], &n_equal[k], &m[k], &c_hi[k], &c_lo[k])
         elif n_v:
             if v % n_parts == 0:
-                frame = end_sum(total, error, m[v % N_UNDER_WAY], &adding)
+                frame = end_sum(total, error, m[v % PIPELINE_DEPTH], &adding)
             else:
-                merge(&frame, end_sum(total, error, m[v % N_UNDER_WAY], &adding))
+                merge(&frame, end_sum(total, error, m[v % PIPELINE_DEPTH], &adding))
             if (v + 1) % n_parts == 0:
-                k = v // n_parts % N_UNDER_WAY
+                k = v // n_parts % PIPELINE_DEPTH
                 normaliser(frame, &c_hi[k], &c_lo[k])
         if staged and c >= 0:
             n_pending = flush(stage, n_pending, n, frame_at(y, i, first + f), stream,
@@ -233,9 +234,9 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
 
 cdef inline Py_ssize_t flush(floating* stage, Py_ssize_t n_pending, Py_ssize_t n, Vector y, bint stream,
                              bint is_last) noexcept nogil:
-    """Write a frame from the stage, where n_pending numbers of the frame before it are left; how many are left now.
+    """Write a frame from the staging buffer, after n_pending numbers of the frame before; returns how many are left.
 
-    What streams past the cache is whole cache lines, as far as they go.
+    Nontemporal stores cover whole cache lines as far as possible.
     """
     cdef Py_ssize_t n_left = 0
     if not is_native(y, stage):

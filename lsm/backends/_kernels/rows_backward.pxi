@@ -1,18 +1,18 @@
-# The gradient of frames one at a time, or two, in the passes of passes_backward.pxi.
+# The gradient with vectors along the classes: single frames, or two in flight, through stages_backward.pxi.
 
-# S = sum(dy) of some of a frame's classes.
+# The sum of dy over some of a frame's classes.
 cdef struct Sum:
     double total
-    double error  # is to be added to it
+    double error  # to be added to total
 
 
 cdef Sum sum_part(Vector dy, Py_ssize_t part, Py_ssize_t n, floating* scratch) noexcept nogil:
-    """The sum of the part-th slice."""
+    """The sum of dy over one slice."""
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef Scaled of
     cdef Py_ssize_t n_slice = size_of_part(part, n)
-    cdef Vector source = dense(dy, part * N_SLICE, n_slice, scratch)
+    cdef Vector source = dense(dy, part * SLICE_CLASSES, n_slice, scratch)
     clear_lanes(total, error, N_LANES, scratch)
     scale_sum(0, 0, &of, floating is float)
     pass_two(source, n_slice, total, error, source, source, source, 0, of, False, True, scratch)
@@ -34,16 +34,16 @@ cdef inline void add_sum(Sum* found, Sum of_part) noexcept nogil:
 
 cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, Py_ssize_t n, Scaled of,
                               floating* scratch, floating* scratch_y, bint stream) noexcept nogil:
-    """dx of the part-th slice of a frame; how many y are out of range."""
+    """dx for one slice of a frame; returns how many y are out of range."""
     cdef Py_ssize_t n_slice = size_of_part(part, n)
-    dy = dense(dy, part * N_SLICE, n_slice, scratch)
-    y = dense(y, part * N_SLICE, n_slice, scratch_y)
+    dy = dense(dy, part * SLICE_CLASSES, n_slice, scratch)
+    y = dense(y, part * SLICE_CLASSES, n_slice, scratch_y)
     return gradient_slice(dy, y, part_of(dx, part), n_slice, of, stream, True, scratch)
 
 
 cdef inline Py_ssize_t gradient_slice(Vector dy, Vector y, Vector dx, Py_ssize_t n, Scaled of, bint stream, bint far,
                                       const floating* type) noexcept nogil:
-    """dx of at most N_SLICE classes; what is streamed begins with a cache line."""
+    """dx for at most SLICE_CLASSES classes; nontemporal stores start at a cache line."""
     cdef double none = 0
     cdef Py_ssize_t n_bad = 0, n_head = min(misaligned(dx, stream), n)
     if n_head:
@@ -66,27 +66,27 @@ cdef void log_softmax_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t 
     if is_masked(y, n, scratch) or not scale_sum(s.total, s.error, &of, floating is float):
         careful_backward_frame(dy, y, dx, n, scratch)
         return
-    for part in range(count_slices(n) - 1, -1, -1):  # what was read last is in the cache
-        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, scratch + N_SLICE, stream)
+    for part in range(count_slices(n) - 1, -1, -1):  # backwards, since the last slices are still in the cache
+        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, scratch + SLICE_CLASSES, stream)
     if n_bad:
         fill_nan(dx, n, scratch)
 
 
 cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last,
                                     Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
-    """log_softmax_backward_frame for frames `first` to last - 1 of the i-th row of frames, two parts at once."""
-    cdef floating stage[N_PIPED + 2 * N_LANES]
+    """log_softmax_backward_frame for frames `first` to last - 1 of outer index i, with two parts in flight."""
+    cdef floating stage[PIPELINE_MAX_CLASSES + 2 * N_LANES]
     cdef double total[N_LANES]
     cdef double error[N_LANES]
-    cdef Vector source[N_UNDER_WAY]
+    cdef Vector source[PIPELINE_DEPTH]
     cdef Scaled scaled[4]
     cdef bint easy[4]
     cdef Sum s
     cdef Vector a, of_dy, of_y, target
-    cdef bint single = n <= N_SLICE
+    cdef bint single = n <= SLICE_CLASSES
     cdef Py_ssize_t n_parts = count_slices(n), n_all = (last - first) * n_parts, lag = 2 if single else n_parts
     cdef Py_ssize_t t, c, n_a, n_c, f, part, n_head, n_pending = 0, n_bad = 0
-    cdef bint staged = n <= N_PIPED and (stream or not is_native(frame_at(dx, i, first), stage))
+    cdef bint staged = n <= PIPELINE_MAX_CLASSES and (stream or not is_native(frame_at(dx, i, first), stage))
     cdef bint far = is_far(dy, last - first, n)
     s.total = s.error = 0
     scale_sum(0, 0, &scaled[0], floating is float)
@@ -97,16 +97,16 @@ cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t i, P
         if t < n_all:
             part = 0 if single else t % n_parts
             n_a = size_of_part(part, n)
-            a = dense(frame_at(dy, i, first + (t if single else t // n_parts)), part * N_SLICE, n_a,
+            a = dense(frame_at(dy, i, first + (t if single else t // n_parts)), part * SLICE_CLASSES, n_a,
                       slot(scratch, t % 4, n))
-            source[t % N_UNDER_WAY] = a
+            source[t % PIPELINE_DEPTH] = a
             clear_lanes(total, error, N_LANES, scratch)
         if c >= 0:
             f = c if single else c // n_parts
             part = c - f * n_parts
             n_c = size_of_part(part, n)
-            of_dy = source[c % N_UNDER_WAY]
-            of_y = dense(frame_at(y, i, first + f), part * N_SLICE, n_c, slot(scratch, 4, n))
+            of_dy = source[c % PIPELINE_DEPTH]
+            of_y = dense(frame_at(y, i, first + f), part * SLICE_CLASSES, n_c, slot(scratch, 4, n))
             target = native(&stage[n_pending]) if staged else part_of(frame_at(dx, i, first + f), part)
             if part == 0:
                 n_bad = 0

@@ -1,17 +1,17 @@
-# Groups of frames of at most N_SHORT classes: a frame is 1 to 4 vectors of N_LANES, padded unless it is whole.
+# Groups of frames of at most SHORT_MAX_CLASSES classes: 1 to 4 vectors of N_LANES a frame, padded if necessary.
 #
-# The number of vectors is a constant to the compiler in every loop over frames.
+# The number of vectors is a compile-time constant in every loop over frames.
 
 
 cdef inline Py_ssize_t count_vectors(Py_ssize_t n) noexcept nogil:
-    """Vectors of N_LANES classes in a frame of n."""
+    """The number of vectors of N_LANES classes in a frame of n."""
     return (n + N_LANES - 1) // N_LANES
 
 
 cdef inline const floating* find_short(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n,
                                        floating fill, floating* padded, Py_ssize_t* step) noexcept nogil:
-    """Where the first frame begins; the next is `step` numbers further on. In x if nothing is to be padded."""
-    cdef floating buffer[N_SHORT]
+    """The first frame of the group; frames are `step` numbers apart. In place if no padding is needed."""
+    cdef floating buffer[SHORT_MAX_CLASSES]
     cdef Vector frame = frame_at(x, i, first)
     cdef Py_ssize_t f, width = count_vectors(n) * N_LANES
     if n == width and is_native(frame, padded) and x.gap % <Py_ssize_t> sizeof(floating) == 0:
@@ -28,7 +28,7 @@ cdef inline const floating* find_short(Array x, Py_ssize_t i, Py_ssize_t first, 
 
 cdef inline void maxima_of_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
                                    floating* half) noexcept nogil:
-    """Eight numbers for each frame, its maximum among them. A NaN may be passed over."""
+    """Reduce each frame to eight numbers that contain its maximum. May miss a NaN."""
     cdef Py_ssize_t f, k
     cdef const floating* v
     for f in range(n_frames):
@@ -46,19 +46,19 @@ cdef inline void maxima_of_vectors(const floating* x, Py_ssize_t step, Py_ssize_
                                          larger(larger(v[k + 32], v[k + 40]), larger(v[k + 48], v[k + 56])))
 
 
-cdef inline void ask_for_next(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors) noexcept nogil:
-    """Ask for the frame that takes this one's place in the next group: one at a time while there is much to compute."""
-    lsm_prefetch(&x[N_GROUP * step], n_vectors * N_LANES * sizeof(floating), True)
+cdef inline void prefetch_next(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors) noexcept nogil:
+    """Prefetch the frame in this position of the next group, spread over the arithmetic of this one."""
+    lsm_prefetch(&x[GROUP_FRAMES * step], n_vectors * N_LANES * sizeof(floating), True)
 
 
 cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
                              bint in_place, const floating* of, double* half, double* half_error,
                              floating* n_equal) noexcept nogil:
-    """The sums of the exponentials of each frame, in eight lanes, and how many classes are the largest, of all.
+    """The sum of exponentials of each frame, in eight lanes, and the count of maxima over all frames.
 
-    in_place: whether the frames lie where the user has them.
+    in_place: whether the frames are in the user's array.
     """
-    cdef floating p[N_SHORT]
+    cdef floating p[SHORT_MAX_CLASSES]
     cdef floating found[N_LANES]
     cdef floating h, top, magic, floor
     cdef double total[N_LANES]
@@ -70,11 +70,11 @@ cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_ve
     for f in range(n_frames):
         v = &x[f * step]
         if in_place:
-            ask_for_next(v, step, n_vectors)
+            prefetch_next(v, step, n_vectors)
         h = of[f]
-        top = of[N_GROUP + f]
-        magic = of[2 * N_GROUP + f]
-        floor = of[3 * N_GROUP + f]
+        top = of[GROUP_FRAMES + f]
+        magic = of[2 * GROUP_FRAMES + f]
+        floor = of[3 * GROUP_FRAMES + f]
         for k in range(n_vectors * N_LANES):  # hot
             p[k] = exp_below(v[k] - h, magic, floor, top, True)
         for k in range(N_LANES):  # hot
@@ -93,7 +93,7 @@ cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_ve
 
 
 cdef inline void put_vectors(floating* to, const floating* p, Py_ssize_t n_vectors, Py_ssize_t n_last) noexcept nogil:
-    """Copy n_vectors vectors, of the last one n_last numbers."""
+    """Copy n_vectors vectors, the last one only up to n_last numbers."""
     if n_vectors > 1:
         put_lanes(to, p, False)
     if n_vectors > 2:
@@ -107,20 +107,20 @@ cdef inline void put_vectors(floating* to, const floating* p, Py_ssize_t n_vecto
 
 
 cdef inline Py_ssize_t count_whole(Py_ssize_t n_frames, Py_ssize_t n, Py_ssize_t step) noexcept nogil:
-    """How many frames of a group may be written as whole vectors: what is too much lies in the next frames.
+    """How many frames of a group may be written as whole vectors: the excess is overwritten by the next frames.
 
-    These are written later, and have been copied before if they are what is read. Not where some numbers of a vector
-    are written as fast: v3 takes 14.9 ns instead of 18.8 at 1500x10, v4 12.5 instead of 11.9 at 1000000x10.
+    In place it is safe, since those have been copied already. Not used where partial stores are as fast: at 1500x10 v3
+    takes 14.9 instead of 18.8 ns, at 1000000x10 v4 would take 12.5, not 11.9.
     """
     cdef Py_ssize_t width = count_vectors(n) * N_LANES
-    return max(<Py_ssize_t> 0, n_frames - (width + n - 1) // n + 1) if step == n and not LSM_PUTS_SOME else 0
+    return max(<Py_ssize_t> 0, n_frames - (width + n - 1) // n + 1) if step == n and not LSM_HAS_PARTIAL_STORES else 0
 
 
 cdef inline void write_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
                                const floating* c_hi, const floating* c_lo, floating* y, Py_ssize_t step_y,
                                Py_ssize_t n_whole, Py_ssize_t n_last) noexcept nogil:
-    """y = (x - c_hi) - c_lo; after n_whole frames, of the last vector of each n_last numbers are written."""
-    cdef floating p[N_SHORT]
+    """y = (x - c_hi) - c_lo; after n_whole frames, only n_last numbers of the last vector are stored."""
+    cdef floating p[SHORT_MAX_CLASSES]
     cdef floating hi, lo
     cdef Py_ssize_t f, k
     for f in range(n_frames):
@@ -128,27 +128,28 @@ cdef inline void write_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_
         lo = c_lo[f]
         for k in range(n_vectors * N_LANES):  # hot
             p[k] = (x[f * step + k] - hi) - lo
-        put_vectors(&y[f * step_y], p, n_vectors, n_last if LSM_PUTS_SOME or f >= n_whole else <Py_ssize_t> N_LANES)
+        put_vectors(&y[f * step_y], p, n_vectors,
+                    n_last if LSM_HAS_PARTIAL_STORES or f >= n_whole else <Py_ssize_t> N_LANES)
 
 
 cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n,
                             const floating* of, bint stream) noexcept nogil:
-    """log_softmax_frame for n_frames neighbouring frames of at most N_SHORT classes; `of` says the type computed in."""
-    cdef floating padded[N_GROUP * N_SHORT]
-    cdef floating stage[N_GROUP * N_SHORT + N_LANES]
-    cdef floating half_m[8 * N_GROUP]
-    cdef floating m[N_GROUP]
-    cdef floating c_hi[N_GROUP]
-    cdef floating c_lo[N_GROUP]
+    """log_softmax_frame for n_frames adjacent frames of n <= SHORT_MAX_CLASSES; `of` gives the computed type."""
+    cdef floating padded[GROUP_FRAMES * SHORT_MAX_CLASSES]
+    cdef floating stage[GROUP_FRAMES * SHORT_MAX_CLASSES + N_LANES]
+    cdef floating half_m[8 * GROUP_FRAMES]
+    cdef floating m[GROUP_FRAMES]
+    cdef floating c_hi[GROUP_FRAMES]
+    cdef floating c_lo[GROUP_FRAMES]
     cdef floating n_equal[N_LANES]
-    cdef double half[8 * N_GROUP]
-    cdef double half_error[8 * N_GROUP]
-    cdef floating shifts[4 * N_GROUP]
-    cdef double n_largest[N_GROUP]
+    cdef double half[8 * GROUP_FRAMES]
+    cdef double half_error[8 * GROUP_FRAMES]
+    cdef floating shifts[4 * GROUP_FRAMES]
+    cdef double n_largest[GROUP_FRAMES]
     cdef floating* to = stage
     cdef Py_ssize_t n_vectors = count_vectors(n), step = 0, step_y = n, n_last = N_LANES, n_whole = 0, k
     cdef const floating* v = find_short(x, i, first, n_frames, n, <floating> -INFINITY, padded, &step)
-    for k in range(n_frames * 8, 8 * N_GROUP):
+    for k in range(n_frames * 8, 8 * GROUP_FRAMES):
         half_m[k] = 0
         half[k] = 0
         half_error[k] = 0
@@ -170,7 +171,7 @@ cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py
         sum_vectors(v, step, 3, n_frames, v != padded, shifts, half, half_error, n_equal)
     else:
         sum_vectors(v, step, 4, n_frames, v != padded, shifts, half, half_error, n_equal)
-    for k in range(N_GROUP):
+    for k in range(GROUP_FRAMES):
         n_largest[k] = 1
     if not is_one_each(n_equal, m, n_frames):
         for k in range(n_frames):

@@ -1,44 +1,44 @@
 # The gradient of a group of short frames.
 
 
-# What `gradient` needs of the S of a group, see Scaled.
+# `Scaled` for a group.
 cdef struct ScaledGroup:
-    double s_hi[N_GROUP]
-    double s_lo[N_GROUP]
-    double s[N_GROUP]
-    double magic[N_GROUP]
-    double lowest[N_GROUP]
+    double s_hi[GROUP_FRAMES]
+    double s_lo[GROUP_FRAMES]
+    double s[GROUP_FRAMES]
+    double magic[GROUP_FRAMES]
+    double lowest[GROUP_FRAMES]
 
 
 cdef inline bint scale_group(const double* half, const double* half_error, ScaledGroup* to,
                              const floating* of) noexcept nogil:
-    """The sums of a group, prepared; False where one would leave the range of its type."""
-    cdef double total[8 * N_GROUP]
-    cdef double error[8 * N_GROUP]
+    """Finish the sums of a group and derive the parameters from them; False if any S is too large."""
+    cdef double total[8 * GROUP_FRAMES]
+    cdef double error[8 * GROUP_FRAMES]
     cdef Scaled scaled
     cdef int n_easy = 0
     cdef Py_ssize_t f
     end_sums(half, half_error, total, error, of)
-    for f in range(N_GROUP):  # hot
+    for f in range(GROUP_FRAMES):  # hot
         n_easy += scale_sum(total[f], <double> 0 if floating is float else error[f], &scaled, floating is float)
         to.s_hi[f] = scaled.s_hi
         to.s_lo[f] = scaled.s_lo
         to.s[f] = scaled.s
         to.magic[f] = scaled.magic
         to.lowest[f] = scaled.lowest
-    return n_easy == N_GROUP
+    return n_easy == GROUP_FRAMES
 
 
 cdef inline floating sum_gradient_vectors(const floating* dy, Py_ssize_t step, const floating* y, Py_ssize_t step_y,
                                           Py_ssize_t n_vectors, Py_ssize_t n_frames, double* half,
                                           double* half_error) noexcept nogil:
-    """The sum of each frame's gradients, in eight lanes; the least y of all, NaN if one is NaN or not below 0."""
+    """The sum of dy of each frame, in eight lanes; returns the minimum y, NaN if any is NaN or not below 0."""
     cdef int32_t most_f[N_LANES]
     cdef int64_t most_d[N_LANES]
     cdef int32_t deepest_f = lsm_depth_f(<float> -0.0)
     cdef int64_t deepest_d = lsm_depth_d(-0.0)
     cdef const floating* w
-    cdef double v[N_SHORT]
+    cdef double v[SHORT_MAX_CLASSES]
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef Py_ssize_t f, g, k
@@ -72,8 +72,8 @@ cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const flo
                                   Py_ssize_t n_vectors, Py_ssize_t n_frames, bint in_place, const floating* of,
                                   bint some_low, floating* dx, Py_ssize_t step_dx, Py_ssize_t n_whole,
                                   Py_ssize_t n_last) noexcept nogil:
-    """dx = dy - exp(y) * S of each frame. Of few classes one is large in most frames: `gradient` is told so."""
-    cdef floating p[N_SHORT]
+    """dx = dy - exp(y) * S for each frame. With few classes, most frames have a large y, so some_large is True."""
+    cdef floating p[SHORT_MAX_CLASSES]
     cdef floating s_hi, s_lo, s, magic, lowest
     cdef const floating* v
     cdef const floating* w
@@ -81,23 +81,24 @@ cdef inline void gradient_vectors(const floating* dy, Py_ssize_t step, const flo
     for f in range(n_frames):
         v = &dy[f * step]
         w = &y[f * step_y]
-        if floating is float:  # d500000x32: 11.9 ns without, 13.0 with it, 2 threads; 1000000x32 4.70 and 4.47
+        if floating is float:  # 2 threads: float64 13.0 ns, 11.9 without (500000x32), float32 4.47, 4.70 (1000000x32)
             if in_place:
-                ask_for_next(v, step, n_vectors)
-                ask_for_next(w, step_y, n_vectors)
+                prefetch_next(v, step, n_vectors)
+                prefetch_next(w, step_y, n_vectors)
         s_hi = of[f]
-        s_lo = of[N_GROUP + f]
-        s = of[2 * N_GROUP + f]
-        magic = of[3 * N_GROUP + f]
-        lowest = of[4 * N_GROUP + f]
+        s_lo = of[GROUP_FRAMES + f]
+        s = of[2 * GROUP_FRAMES + f]
+        magic = of[3 * GROUP_FRAMES + f]
+        lowest = of[4 * GROUP_FRAMES + f]
         for k in range(n_vectors * N_LANES):  # hot
             p[k] = gradient(v[k], w[k], s_hi, s_lo, s, magic, lowest, True, some_low)
-        put_vectors(&dx[f * step_dx], p, n_vectors, n_last if LSM_PUTS_SOME or f >= n_whole else <Py_ssize_t> N_LANES)
+        put_vectors(&dx[f * step_dx], p, n_vectors,
+                    n_last if LSM_HAS_PARTIAL_STORES or f >= n_whole else <Py_ssize_t> N_LANES)
 
 
 cdef inline bint is_careful_group(const floating* y, Py_ssize_t step, Py_ssize_t n_frames, Py_ssize_t n,
                                   bint some_odd_y) noexcept nogil:
-    """Whether a frame of a group has an odd y, where there may be some, or nothing but -inf."""
+    """Whether any frame is -inf throughout, or has an odd y if some_odd_y."""
     cdef Py_ssize_t f
     for f in range(n_frames):
         if some_odd_y and some_odd(&y[f * step], n):
@@ -108,10 +109,10 @@ cdef inline bint is_careful_group(const floating* y, Py_ssize_t step, Py_ssize_t
 
 
 cdef inline bint reach_low(const floating* lowest, floating least) noexcept nogil:
-    """Whether some of N_GROUP `lowest` lies above the least y, which may be NaN."""
+    """Whether any of GROUP_FRAMES `lowest` is above the minimum y, which may be NaN."""
     cdef int n_low = 0
     cdef Py_ssize_t f
-    for f in range(N_GROUP):
+    for f in range(GROUP_FRAMES):
         n_low += not (lowest[f] < least)
     return n_low > 0
 
@@ -120,8 +121,8 @@ cdef inline void gradient_group(const floating* dy, Py_ssize_t step, const float
                                 Py_ssize_t n_vectors, Py_ssize_t n_frames, bint in_place, const floating* of,
                                 floating least, floating* dx, Py_ssize_t step_dx, Py_ssize_t n_whole,
                                 Py_ssize_t n_last) noexcept nogil:
-    """gradient_vectors, told whether some y may be too low for it."""
-    if reach_low(&of[4 * N_GROUP], least):
+    """gradient_vectors, with some_low only if a y may be that low."""
+    if reach_low(&of[4 * GROUP_FRAMES], least):
         gradient_vectors(dy, step, y, step_y, n_vectors, n_frames, in_place, of, True, dx, step_dx, n_whole,
                          n_last)
     else:
@@ -131,13 +132,13 @@ cdef inline void gradient_group(const floating* dy, Py_ssize_t step, const float
 
 cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
                                      Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
-    """log_softmax_backward_frame for n_frames neighbouring frames of at most N_SHORT classes."""
-    cdef floating padded[N_GROUP * N_SHORT]
-    cdef floating padded_y[N_GROUP * N_SHORT]
-    cdef floating stage[N_GROUP * N_SHORT + N_LANES]
-    cdef floating of[5 * N_GROUP]
-    cdef double half[8 * N_GROUP]
-    cdef double half_error[8 * N_GROUP]
+    """log_softmax_backward_frame for n_frames adjacent frames of at most SHORT_MAX_CLASSES classes."""
+    cdef floating padded[GROUP_FRAMES * SHORT_MAX_CLASSES]
+    cdef floating padded_y[GROUP_FRAMES * SHORT_MAX_CLASSES]
+    cdef floating stage[GROUP_FRAMES * SHORT_MAX_CLASSES + N_LANES]
+    cdef floating of[5 * GROUP_FRAMES]
+    cdef double half[8 * GROUP_FRAMES]
+    cdef double half_error[8 * GROUP_FRAMES]
     cdef ScaledGroup scaled
     cdef floating* to = stage
     cdef Py_ssize_t n_vectors = count_vectors(n), step = 0, step_y = 0, step_dx = n, n_last = N_LANES
@@ -146,7 +147,7 @@ cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, 
     cdef const floating* w = find_short(y, i, first, n_frames, n, <floating> -1, padded_y, &step_y)
     cdef floating least
     cdef bint easy, direct, in_place = v != padded and w != padded_y
-    for k in range(n_frames * 8, N_GROUP * 8):
+    for k in range(n_frames * 8, GROUP_FRAMES * 8):
         half[k] = half_error[k] = 0
     if n_vectors == 1:
         least = sum_gradient_vectors(v, step, w, step_y, 1, n_frames, half, half_error)
@@ -162,15 +163,15 @@ cdef void log_softmax_backward_short(Array dy, Array y, Array dx, Py_ssize_t i, 
             log_softmax_backward_frame(frame_at(dy, i, first + f), frame_at(y, i, first + f),
                                        frame_at(dx, i, first + f), n, scratch, stream)
         return
-    for f in range(N_GROUP):  # hot
+    for f in range(GROUP_FRAMES):  # hot
         of[f] = <floating> scaled.s_hi[f]
-        of[N_GROUP + f] = <floating> scaled.s_lo[f]
-        of[2 * N_GROUP + f] = <floating> scaled.s[f]
-        of[3 * N_GROUP + f] = <floating> scaled.magic[f]
-        of[4 * N_GROUP + f] = <floating> scaled.lowest[f]
+        of[GROUP_FRAMES + f] = <floating> scaled.s_lo[f]
+        of[2 * GROUP_FRAMES + f] = <floating> scaled.s[f]
+        of[3 * GROUP_FRAMES + f] = <floating> scaled.magic[f]
+        of[4 * GROUP_FRAMES + f] = <floating> scaled.lowest[f]
     direct = is_native(frame_at(dx, i, first), v) and dx.gap % <Py_ssize_t> sizeof(floating) == 0
-    # Past the cache float64 takes 14.0 ns at 500000x32, through it 12.0; padded frames 8.6 and 7.6 at 1000000x20.
-    # float32 as it lies takes 4.8 at 1000000x32, and 5.5; 16 bits 7.2 and 7.7.
+    # Nontemporal stores against regular ones: float64 14.0 and 12.0 ns at 500000x32, padded frames 8.6 and 7.6 at
+    # 1000000x20; float32 in place 4.8 and 5.5, 16 bits 7.2 and 7.7 at 1000000x32.
     if floating is double or (direct and not in_place):
         stream = False
     if direct and not stream:

@@ -1,19 +1,19 @@
-/* Sixteen frames, eight numbers of each: folded to one of each, the maximum or the sum.  Number k meets k + 4, then
-   k + 2, then k + 1, as in fold_lanes: the same bits at every level.  With the numbers turned into rows first this
-   took a sixth of the time of 1500x32. */
-#ifndef LSM_FOLD_H
-#define LSM_FOLD_H
+/* Sixteen frames of eight numbers each, reduced to one number each, by maximum or sum. Number k meets k + 4, then
+   k + 2, then k + 1, as in fold_lanes: the same bits at every level. Transposing first took a sixth of the time of
+   1500x32. */
+#ifndef LSM_REDUCE_H
+#define LSM_REDUCE_H
 
 #if defined(__AVX__)
 #include <immintrin.h>
 
-/* Of pairs of frames a, b the halves that meet: numbers 0 to 3 of both and 4 to 7, 0 and 1 and 2 and 3, 0 and 1. */
+/* The halves that meet, of two frames a, b: numbers 0 to 3 of both and 4 to 7; 0 and 1, and 2 and 3. */
 #define LSM_LOW_F(a, b) _mm256_permute2f128_ps(a, b, 0x20)
 #define LSM_HIGH_F(a, b) _mm256_permute2f128_ps(a, b, 0x31)
 #define LSM_LOW_D(a, b) _mm256_permute2f128_pd(a, b, 0x20)
 #define LSM_HIGH_D(a, b) _mm256_permute2f128_pd(a, b, 0x31)
 
-static inline __m256 lsm_max_pair_f(const float *x)  /* frame 0 and frame 4 */
+static inline __m256 lsm_max_pair_f(const float *x)  /* frames 0 and 4 */
 {
     __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 32);
     return _mm256_max_ps(LSM_LOW_F(a, b), LSM_HIGH_F(a, b));

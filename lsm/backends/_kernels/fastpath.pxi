@@ -1,7 +1,7 @@
-# Arrays taken and made through NumPy's C interface: in small calls the time goes before the kernels begin.
+# The fast path of small calls, which spend most of their time before the kernels: NumPy's C API instead of memoryviews.
 #
-# Only what needs no thought is served: plain arrays, exactly alike. For any other call the answer is None, and the
-# ordinary way, where all the checks and messages stand, goes on as if nothing had been tried.
+# It accepts only C-contiguous arrays of one shape and dtype. For any other call it returns None, without side effects,
+# and the general path validates the arguments and raises the errors.
 
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
 
@@ -28,8 +28,8 @@ cdef extern from "numpy/arrayobject.h":
 _import_array()
 
 cdef enum:
-    QUICK_SIZE = 32768  # elements from which threads are worth a thought: lsm._threads.MIN_PARALLEL_SIZE
-    N_HOLDING = 4096    # elements up to which the GIL is kept: to let it go and take it again costs 0.1 microseconds
+    PARALLEL_MIN_ELEMENTS = 32768  # the same as lsm._threads.MIN_PARALLEL_SIZE
+    HOLD_GIL_MAX_ELEMENTS = 4096   # releasing and taking the GIL costs 0.1 microseconds
 
 
 # An array seen as (outer, classes, inner).
@@ -43,7 +43,7 @@ cdef inline Py_ssize_t count_elements(Frames f) noexcept nogil:
 
 
 cdef inline bint find_frames(object x, object axis, Frames* to) noexcept:
-    """See x as frames; False if x is not a plain array with this axis, and something in it."""
+    """Fill in the frames of x; False unless x is a non-empty C-contiguous ndarray with this axis."""
     cdef npy_intp* dims
     cdef int overflow = 0, n_dims, i
     cdef long at
@@ -70,7 +70,7 @@ cdef inline bint find_frames(object x, object axis, Frames* to) noexcept:
 
 
 cdef inline bint is_alike(object a, object x) noexcept:
-    """Whether a is such an array too, of the shape and dtype of x."""
+    """Whether a is a C-contiguous array of the shape and dtype of x."""
     return (
         PyArray_CheckExact(a)
         and PyArray_ISCARRAY_RO(<PyArrayObject*> a)
@@ -80,7 +80,7 @@ cdef inline bint is_alike(object a, object x) noexcept:
 
 
 cdef inline bint can_take(object out, object x, Frames f) noexcept:
-    """Whether out is such an array, writable, and either the same memory as x or no part of it."""
+    """Whether out is such an array, writable, and either the same memory as x or disjoint from it."""
     cdef char* p
     cdef char* q
     if not (is_alike(out, x) and PyArray_ISCARRAY(<PyArrayObject*> out)):
@@ -101,12 +101,12 @@ cdef inline Array whole(object x, Frames f) noexcept:
 
 
 cdef inline size_t count_scratch(Frames f) noexcept nogil:
-    """Bytes of scratch for each thread; 0 if the frames are used where they lie."""
-    return N_SCRATCH + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 else 0
+    """Bytes of scratch per thread; 0 if the kernels use the frames in place."""
+    return SCRATCH_BYTES + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 else 0
 
 
 cdef bint run_forward(Array x, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
-    """False if there is no memory."""
+    """False if the scratch cannot be allocated."""
     cdef size_t n_bytes = count_scratch(f)
     cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
     if n_bytes and scratch == NULL:
@@ -120,7 +120,7 @@ cdef bint run_forward(Array x, Array y, Frames f, int n_threads, bint stream) no
 
 
 cdef bint run_backward(Array dy, Array y, Array dx, Frames f, int n_threads, bint stream) noexcept nogil:
-    """False if there is no memory."""
+    """False if the scratch cannot be allocated."""
     cdef size_t n_bytes = count_scratch(f)
     cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
     if n_bytes and scratch == NULL:
@@ -134,17 +134,17 @@ cdef bint run_backward(Array dy, Array y, Array dx, Frames f, int n_threads, bin
 
 
 _count_threads = None  # lsm._threads.count_threads
-_stream_bytes = 0      # results of so many bytes are written past the cache
+_stream_bytes = 0      # results of at least this size use nontemporal stores
 
 
 def configure(count_threads, Py_ssize_t stream_bytes):
-    """Set the function that counts threads, and the bytes of a result from which it is written past the cache."""
+    """Set the function that chooses the number of threads, and the result size from which stores are nontemporal."""
     global _count_threads, _stream_bytes
     _count_threads, _stream_bytes = count_threads, stream_bytes
 
 
 cdef inline bint shall_stream(Frames f, object out, object a, object b) noexcept:
-    """Whether the result is large, and not one of the arrays that are read."""
+    """Whether the result is large and does not share memory with an input."""
     return (
         count_elements(f) * size_of(f.kind) >= <Py_ssize_t> _stream_bytes
         and (out is None or (PyArray_BYTES(<PyArrayObject*> out) != PyArray_BYTES(<PyArrayObject*> a)
@@ -153,24 +153,24 @@ cdef inline bint shall_stream(Frames f, object out, object a, object b) noexcept
 
 
 def quick_log_softmax(x, axis, out, int n_threads=0):
-    """log_softmax(x, axis, out=out) on plain arrays; None for any other call.
+    """log_softmax(x, axis, out=out) for C-contiguous arrays; None for any other call.
 
-    The dtype of x must be one that the kernels serve; nothing else need have been checked. Small calls take one
-    thread, others as many as count_threads says, unless n_threads does.
+    Nothing needs to have been checked except that the kernels support the dtype of x. n_threads = 0 means one thread
+    for small calls, and count_threads otherwise.
     """
     cdef Frames f
     cdef Array a, b
     cdef bint done, stream
     if not find_frames(x, axis, &f) or not (out is None or can_take(out, x, f)):
         return None
-    if n_threads == 0 and count_elements(f) >= QUICK_SIZE:
+    if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
         n_threads = _count_threads(count_elements(f))
     stream = shall_stream(f, out, x, x)
     if out is None:
         out = PyArray_NewLikeArray(<PyArrayObject*> x, NPY_CORDER, NULL, False)
     a = whole(x, f)
     b = whole(out, f)
-    if count_elements(f) <= N_HOLDING:
+    if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
         done = run_forward(a, b, f, max(n_threads, 1), stream)
     else:
         with nogil:
@@ -187,7 +187,7 @@ def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
         return None
     if not (out is None or (can_take(out, dy, f) and can_take(out, y, f))):
         return None
-    if n_threads == 0 and count_elements(f) >= QUICK_SIZE:
+    if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
         n_threads = _count_threads(count_elements(f))
     stream = shall_stream(f, out, dy, y)
     if out is None:
@@ -195,7 +195,7 @@ def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
     a = whole(dy, f)
     b = whole(y, f)
     c = whole(out, f)
-    if count_elements(f) <= N_HOLDING:
+    if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
         done = run_backward(a, b, c, f, max(n_threads, 1), stream)
     else:
         with nogil:

@@ -1,60 +1,60 @@
-# The passes of the gradient: S of one part of a frame is summed while the gradient of another is written.
+# The stages of the gradient: S of one part of a frame is summed while the gradient of another is written.
 
 
 cdef inline void gradient_lanes(const char* dy, const char* y, Py_ssize_t n, int kind, floating s_hi, floating s_lo,
-                                floating s, floating magic, floating lowest, char* to, bint past,
+                                floating s, floating magic, floating lowest, char* to, bint nontemporal,
                                 uint32_t* most_f, uint64_t* most_d) noexcept nogil:
-    """dx = dy - exp(y) * S of n classes none of which is large, and the largest y in terms of lsm_beyond.
+    """dx = dy - exp(y) * S for n classes, none of them large; tracks the largest y by lsm_beyond.
 
-    n, N_LANES or N_PAIR, is a constant to the compiler.
+    n, N_LANES or PAIR_LANES, is a compile-time constant.
     """
-    cdef floating v[N_PAIR]
-    cdef floating w[N_PAIR]
-    cdef floating p[N_PAIR]
+    cdef floating v[PAIR_LANES]
+    cdef floating w[PAIR_LANES]
+    cdef floating p[PAIR_LANES]
     cdef Py_ssize_t k
     take_some(v, dy, n, kind)
     take_some(w, y, n, kind)
     for k in range(n):  # hot
         p[k] = gradient(v[k], w[k], s_hi, s_lo, s, magic, lowest, False, True)
-    give_some(to, p, n, kind, past)
+    give_some(to, p, n, kind, nontemporal)
     for k in range(N_LANES):
         if floating is float:
             most_f[k] = max(most_f[k], lsm_beyond_f(w[k], <float> -0.6931471805599453))
-            if n == N_PAIR:
+            if n == PAIR_LANES:
                 most_f[k] = max(most_f[k], lsm_beyond_f(w[N_LANES + k], <float> -0.6931471805599453))
         else:
             most_d[k] = max(most_d[k], lsm_beyond_d(w[k], -0.6931471805599453))
-            if n == N_PAIR:
+            if n == PAIR_LANES:
                 most_d[k] = max(most_d[k], lsm_beyond_d(w[N_LANES + k], -0.6931471805599453))
 
 
 cdef inline void gradient_row_of_block(const char* dy, const char* y, int kind, floating s_hi, floating s_lo,
-                                       floating s, floating magic, floating lowest, char* to, bint past,
+                                       floating s, floating magic, floating lowest, char* to, bint nontemporal,
                                        uint32_t* most_f, uint64_t* most_d) noexcept nogil:
-    """gradient_lanes of a row."""
+    """gradient_lanes for a row."""
     cdef Py_ssize_t size = N_LANES * size_of(kind)
     if kind == BFLOAT16:
-        gradient_lanes(dy, y, N_PAIR, kind, s_hi, s_lo, s, magic, lowest, to, past, most_f, most_d)
-        gradient_lanes(dy + 2 * size, y + 2 * size, N_PAIR, kind, s_hi, s_lo, s, magic, lowest, to + 2 * size, past,
-                       most_f, most_d)
+        gradient_lanes(dy, y, PAIR_LANES, kind, s_hi, s_lo, s, magic, lowest, to, nontemporal, most_f, most_d)
+        gradient_lanes(dy + 2 * size, y + 2 * size, PAIR_LANES, kind, s_hi, s_lo, s, magic, lowest, to + 2 * size,
+                       nontemporal, most_f, most_d)
     else:
-        gradient_lanes(dy, y, N_LANES, kind, s_hi, s_lo, s, magic, lowest, to, past, most_f, most_d)
-        gradient_lanes(dy + size, y + size, N_LANES, kind, s_hi, s_lo, s, magic, lowest, to + size, past, most_f,
+        gradient_lanes(dy, y, N_LANES, kind, s_hi, s_lo, s, magic, lowest, to, nontemporal, most_f, most_d)
+        gradient_lanes(dy + size, y + size, N_LANES, kind, s_hi, s_lo, s, magic, lowest, to + size, nontemporal, most_f,
                        most_d)
-        gradient_lanes(dy + 2 * size, y + 2 * size, N_LANES, kind, s_hi, s_lo, s, magic, lowest, to + 2 * size, past,
-                       most_f, most_d)
-        gradient_lanes(dy + 3 * size, y + 3 * size, N_LANES, kind, s_hi, s_lo, s, magic, lowest, to + 3 * size, past,
-                       most_f, most_d)
+        gradient_lanes(dy + 2 * size, y + 2 * size, N_LANES, kind, s_hi, s_lo, s, magic, lowest, to + 2 * size,
+                       nontemporal, most_f, most_d)
+        gradient_lanes(dy + 3 * size, y + 3 * size, N_LANES, kind, s_hi, s_lo, s, magic, lowest, to + 3 * size,
+                       nontemporal, most_f, most_d)
 
 
 cdef inline void sum_rows(const char** a, Py_ssize_t at, Py_ssize_t n, int kind, double* v,
                           const floating* type) noexcept nogil:
-    """v = (row 0 + row 1) + (row 2 + row 3) of n classes of a block, from class `at` of its rows a on; see above."""
-    cdef floating a_0[N_PAIR]
-    cdef floating a_1[N_PAIR]
-    cdef floating a_2[N_PAIR]
-    cdef floating a_3[N_PAIR]
-    cdef double w[N_PAIR]
+    """v = (row 0 + row 1) + (row 2 + row 3) for n classes from class `at` on; a: the rows of the block. n as above."""
+    cdef floating a_0[PAIR_LANES]
+    cdef floating a_1[PAIR_LANES]
+    cdef floating a_2[PAIR_LANES]
+    cdef floating a_3[PAIR_LANES]
+    cdef double w[PAIR_LANES]
     cdef Py_ssize_t k
     take_some(a_0, a[0] + at * size_of(kind), n, kind)
     take_some(a_1, a[1] + at * size_of(kind), n, kind)
@@ -62,7 +62,7 @@ cdef inline void sum_rows(const char** a, Py_ssize_t at, Py_ssize_t n, int kind,
     take_some(a_3, a[3] + at * size_of(kind), n, kind)
     for k in range(n):  # hot
         w[k] = (<double> a_0[k] + <double> a_1[k]) + (<double> a_2[k] + <double> a_3[k])
-    if n == N_PAIR:
+    if n == PAIR_LANES:
         put_in_order(&v[at], w, n, kind)
     else:
         for k in range(n):
@@ -73,49 +73,50 @@ cdef inline bint pass_block_backward(bint find, const char** a, double* total, d
                                      const char* dy, const char* y, int kind, Py_ssize_t n_rows,
                                      const floating* edge_dy, const floating* edge_y, Py_ssize_t n_groups,
                                      floating s_hi, floating s_lo, floating s, floating magic, floating lowest,
-                                     char* to, bint past, Ahead ahead) noexcept nogil:
-    """Whether some y of the block is_large: its gradient is then to be computed again.
+                                     char* to, bint nontemporal, Ahead ahead) noexcept nogil:
+    """Whether is_large holds for any y of the block, whose gradient must then be recomputed.
 
-    n_rows and n_groups: how many rows, and groups of N_LANES in the edge, are written.
+    n_rows and n_groups: the number of rows, and of groups of N_LANES in the remainder, to be written.
     """
-    cdef double v[N_ROW]
+    cdef double v[ROW_CLASSES]
     cdef uint32_t most_f[N_LANES]
     cdef uint64_t most_d[N_LANES]
     cdef uint32_t largest_f = 0
     cdef uint64_t largest_d = 0
-    cdef Py_ssize_t k, g, size = N_ROW * size_of(kind)
+    cdef Py_ssize_t k, g, size = ROW_CLASSES * size_of(kind)
     for k in range(N_LANES):
         most_f[k] = 0
         most_d[k] = 0
-    ask(ahead, 0, N_ROW)
+    prefetch(ahead, 0, ROW_CLASSES)
     if put and n_rows > 0:
-        gradient_row_of_block(dy, y, kind, s_hi, s_lo, s, magic, lowest, to, past, most_f, most_d)
+        gradient_row_of_block(dy, y, kind, s_hi, s_lo, s, magic, lowest, to, nontemporal, most_f, most_d)
     if find:
-        sum_rows(a, 0, N_PAIR if kind == BFLOAT16 else N_LANES, kind, v, edge_y)
+        sum_rows(a, 0, PAIR_LANES if kind == BFLOAT16 else N_LANES, kind, v, edge_y)
     if n_rows >= 1:
-        ask(ahead, N_ROW, N_ROW if n_rows > 1 else n_groups * N_LANES)
+        prefetch(ahead, ROW_CLASSES, ROW_CLASSES if n_rows > 1 else n_groups * N_LANES)
     if put and n_rows > 1:
-        gradient_row_of_block(dy + size, y + size, kind, s_hi, s_lo, s, magic, lowest, to + size, past, most_f, most_d)
+        gradient_row_of_block(dy + size, y + size, kind, s_hi, s_lo, s, magic, lowest, to + size, nontemporal,
+                              most_f, most_d)
     if find and kind != BFLOAT16:
         sum_rows(a, N_LANES, N_LANES, kind, v, edge_y)
     if n_rows >= 2:
-        ask(ahead, 2 * N_ROW, N_ROW if n_rows > 2 else n_groups * N_LANES)
+        prefetch(ahead, 2 * ROW_CLASSES, ROW_CLASSES if n_rows > 2 else n_groups * N_LANES)
     if put and n_rows > 2:
-        gradient_row_of_block(dy + 2 * size, y + 2 * size, kind, s_hi, s_lo, s, magic, lowest, to + 2 * size, past,
-                              most_f, most_d)
+        gradient_row_of_block(dy + 2 * size, y + 2 * size, kind, s_hi, s_lo, s, magic, lowest, to + 2 * size,
+                              nontemporal, most_f, most_d)
     if find:
-        sum_rows(a, 2 * N_LANES, N_PAIR if kind == BFLOAT16 else N_LANES, kind, v, edge_y)
+        sum_rows(a, 2 * N_LANES, PAIR_LANES if kind == BFLOAT16 else N_LANES, kind, v, edge_y)
     if n_rows >= 3:
-        ask(ahead, 3 * N_ROW, N_ROW if n_rows > 3 else n_groups * N_LANES)
+        prefetch(ahead, 3 * ROW_CLASSES, ROW_CLASSES if n_rows > 3 else n_groups * N_LANES)
     if put and n_rows > 3:
-        gradient_row_of_block(dy + 3 * size, y + 3 * size, kind, s_hi, s_lo, s, magic, lowest, to + 3 * size, past,
-                              most_f, most_d)
+        gradient_row_of_block(dy + 3 * size, y + 3 * size, kind, s_hi, s_lo, s, magic, lowest, to + 3 * size,
+                              nontemporal, most_f, most_d)
     if find and kind != BFLOAT16:
         sum_rows(a, 3 * N_LANES, N_LANES, kind, v, edge_y)
     for g in range(n_groups):
         gradient_lanes(<const char*> &edge_dy[g * N_LANES], <const char*> &edge_y[g * N_LANES], N_LANES,
                        kind_of(edge_y), s_hi, s_lo, s, magic, lowest,
-                       to + n_rows * size + g * N_LANES * <Py_ssize_t> sizeof(floating), past, most_f, most_d)
+                       to + n_rows * size + g * N_LANES * <Py_ssize_t> sizeof(floating), nontemporal, most_f, most_d)
     if find:
         add_groups(total, error, v, N_LANES, 4, floating is double)
     if floating is float:
@@ -129,7 +130,7 @@ cdef inline bint pass_block_backward(bint find, const char** a, double* total, d
 
 
 cdef inline bint some_large(const floating* y, Py_ssize_t n) noexcept nogil:
-    """Whether is_large of any of n classes."""
+    """Whether is_large holds for any of n classes."""
     cdef uint32_t most_f = 0
     cdef uint64_t most_d = 0
     cdef Py_ssize_t k
@@ -146,9 +147,9 @@ cdef inline bint some_large(const floating* y, Py_ssize_t n) noexcept nogil:
 cdef inline Py_ssize_t gradient_large(const char* dy, const char* y, int kind, Py_ssize_t n, floating s_hi,
                                       floating s_lo, floating s, floating magic, floating lowest,
                                       char* to) noexcept nogil:
-    """dx of those of n classes, whole lanes, that are computed otherwise than gradient_lanes has done.
+    """Recompute dx where gradient_lanes does not apply, in n classes of whole lanes; counts the y out of range.
 
-    How many y are out of range. One class is large, rarely two: the others of its lanes get the same bits again.
+    One class is large, rarely two. The others in its lanes get the same bits again.
     """
     cdef floating v[N_LANES]
     cdef floating w[N_LANES]
@@ -174,14 +175,15 @@ cdef inline Py_ssize_t gradient_large(const char* dy, const char* y, int kind, P
 cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, double* error, bint put, Vector dy,
                                             Vector y, Vector dx, int kind, Scaled of, bint stream, bint far,
                                             Py_ssize_t first, Py_ssize_t last, const floating* type) noexcept nogil:
-    """The passes that are wished, over blocks `first` to last - 1 of two parts; how many y are out of range.
+    """The selected stages over blocks `first` to last - 1 of two parts; returns how many y are out of range.
 
-    kind: of all the arrays, which lie densely, if it is 16 bits; else any may have any kind.
+    kind: the common 16-bit dtype of all arrays, which then have unit stride, or else the computed type, with arrays of
+    any kind.
     """
-    cdef floating buffer_a[N_BLOCK]
-    cdef floating buffer_dy[N_BLOCK]
-    cdef floating buffer_y[N_BLOCK]
-    cdef floating w[N_BLOCK]
+    cdef floating buffer_a[BLOCK_CLASSES]
+    cdef floating buffer_dy[BLOCK_CLASSES]
+    cdef floating buffer_y[BLOCK_CLASSES]
+    cdef floating w[BLOCK_CLASSES]
     cdef const char* at_a[4]
     cdef const char* at_dy = NULL
     cdef const char* at_y = NULL
@@ -189,7 +191,7 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
     cdef bint direct = not stream and dx.kind == kind and dx.step == size_of(kind) and dx.at != dy.at and dx.at != y.at
     cdef floating s_hi = <floating> of.s_hi, s_lo = <floating> of.s_lo, s = <floating> of.s
     cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
-    cdef bint past = can_pass(dx, kind, stream), is_large = False
+    cdef bint nontemporal = can_stream(dx, kind, stream), is_large = False
     cdef Py_ssize_t block, n_bad = 0
     cdef Ahead ahead = nothing_ahead(far)
     ahead.size_1 = size_of(a.kind)
@@ -198,38 +200,39 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
     for block in range(first, last):
         if find:
             if far:
-                ahead.read_1 = ahead_of(a, block * N_BLOCK)
-            at_a[0] = block_at(a, block * N_BLOCK, kind, buffer_a)
-            at_a[1] = at_a[0] + N_ROW * size_of(kind)
-            at_a[2] = at_a[0] + 2 * N_ROW * size_of(kind)
-            at_a[3] = at_a[0] + 3 * N_ROW * size_of(kind)
+                ahead.read_1 = prefetch_address(a, block * BLOCK_CLASSES)
+            at_a[0] = block_at(a, block * BLOCK_CLASSES, kind, buffer_a)
+            at_a[1] = at_a[0] + ROW_CLASSES * size_of(kind)
+            at_a[2] = at_a[0] + 2 * ROW_CLASSES * size_of(kind)
+            at_a[3] = at_a[0] + 3 * ROW_CLASSES * size_of(kind)
         if put:
             if far:
-                ahead.read_2 = ahead_of(y, block * N_BLOCK)
+                ahead.read_2 = prefetch_address(y, block * BLOCK_CLASSES)
             if direct and far:
-                ahead.written = ahead_of(dx, block * N_BLOCK)
-            if direct or past:
-                to = dx.at + block * N_BLOCK * size_of(kind)
-            at_dy = block_at(dy, block * N_BLOCK, kind, buffer_dy)
-            at_y = block_at(y, block * N_BLOCK, kind, buffer_y)
-        if put and past:
+                ahead.written = prefetch_address(dx, block * BLOCK_CLASSES)
+            if direct or nontemporal:
+                to = dx.at + block * BLOCK_CLASSES * size_of(kind)
+            at_dy = block_at(dy, block * BLOCK_CLASSES, kind, buffer_dy)
+            at_y = block_at(y, block * BLOCK_CLASSES, kind, buffer_y)
+        if put and nontemporal:
             is_large = pass_block_backward(find, at_a, total, error, put, at_dy, at_y, kind, 4, type, type, 0, s_hi,
                                            s_lo, s, magic, lowest, to, True, ahead)
         else:
             is_large = pass_block_backward(find, at_a, total, error, put, at_dy, at_y, kind, 4, type, type, 0, s_hi,
                                            s_lo, s, magic, lowest, to, False, ahead)
         if put and is_large:
-            n_bad += gradient_large(at_dy, at_y, kind, N_BLOCK, s_hi, s_lo, s, magic, lowest, to)
-        if put and not direct and not past:
-            write_block(dx, block * N_BLOCK, kind, w, stream)
+            n_bad += gradient_large(at_dy, at_y, kind, BLOCK_CLASSES, s_hi, s_lo, s, magic, lowest, to)
+        if put and not direct and not nontemporal:
+            write_block(dx, block * BLOCK_CLASSES, kind, w, stream)
     return n_bad
 
 
 cdef inline Py_ssize_t pass_two_blocks(Vector a, Py_ssize_t n_a, double* total, double* error, Vector dy, Vector y,
                                        Vector dx, Py_ssize_t n, int kind, Scaled of, bint stream, bint far,
                                        const floating* type) noexcept nogil:
-    """The blocks of pass_two; see pass_blocks_backward for kind, a constant to the compiler."""
-    cdef Py_ssize_t together = min(n_a, n) // N_BLOCK, last_a = n_a // N_BLOCK, last = n // N_BLOCK, n_bad = 0
+    """The whole blocks of pass_two; kind, a compile-time constant, as in pass_blocks_backward."""
+    cdef Py_ssize_t together = min(n_a, n) // BLOCK_CLASSES, last_a = n_a // BLOCK_CLASSES
+    cdef Py_ssize_t last = n // BLOCK_CLASSES, n_bad = 0
     if together:
         n_bad += pass_blocks_backward(True, a, total, error, True, dy, y, dx, kind, of, stream, far, 0, together, type)
     if last_a > together:
@@ -242,7 +245,7 @@ cdef inline Py_ssize_t pass_two_blocks(Vector a, Py_ssize_t n_a, double* total, 
 
 cdef Py_ssize_t pass_two(Vector a, Py_ssize_t n_a, double* total, double* error, Vector dy, Vector y, Vector dx,
                          Py_ssize_t n, Scaled of, bint stream, bint far, const floating* type) noexcept nogil:
-    """Sum n_a classes, write the gradient of n: together as far as they go together; how many y are out of range."""
+    """Sum n_a classes and write the gradient of n, fused as far as possible; returns how many y are out of range."""
     cdef Py_ssize_t n_bad = 0
     cdef bint alike = lies_as(a, dy.kind) and lies_as(dy, dy.kind) and lies_as(y, dy.kind) and lies_as(dx, dy.kind)
     alike = LSM_WIDENS and alike
@@ -252,11 +255,11 @@ cdef Py_ssize_t pass_two(Vector a, Py_ssize_t n_a, double* total, double* error,
         n_bad = pass_two_blocks(a, n_a, total, error, dy, y, dx, n, BFLOAT16, of, stream, far, type)
     else:
         n_bad = pass_two_blocks(a, n_a, total, error, dy, y, dx, n, kind_of(type), of, stream, far, type)
-    if n_a == n and n % N_BLOCK:
+    if n_a == n and n % BLOCK_CLASSES:
         return n_bad + pass_edge_backward(True, a, total, error, True, dy, y, dx, n, of, stream, far, type)
-    if n_a % N_BLOCK:
+    if n_a % BLOCK_CLASSES:
         pass_edge_backward(True, a, total, error, False, dy, y, dx, n_a, of, stream, far, type)
-    if n % N_BLOCK:
+    if n % BLOCK_CLASSES:
         n_bad += pass_edge_backward(False, a, total, error, True, dy, y, dx, n, of, stream, far, type)
     return n_bad
 
@@ -264,22 +267,23 @@ cdef Py_ssize_t pass_two(Vector a, Py_ssize_t n_a, double* total, double* error,
 cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, double* error, bint put, Vector dy,
                                           Vector y, Vector dx, Py_ssize_t n, Scaled of, bint stream, bint far,
                                           const floating* type) noexcept nogil:
-    """The passes that are wished, over the n % N_BLOCK classes after the last block of two parts."""
-    cdef floating buffer_a[N_BLOCK]
-    cdef floating buffer[N_BLOCK]
-    cdef floating buffer_y[N_BLOCK]
-    cdef floating edge_a[N_ROW]
-    cdef floating edge[N_ROW]
-    cdef floating edge_y[N_ROW]
-    cdef floating zero[N_ROW]
-    cdef floating w[N_BLOCK + N_LANES]
+    """The selected stages over the n % BLOCK_CLASSES classes after the last whole block of two parts."""
+    cdef floating buffer_a[BLOCK_CLASSES]
+    cdef floating buffer[BLOCK_CLASSES]
+    cdef floating buffer_y[BLOCK_CLASSES]
+    cdef floating edge_a[ROW_CLASSES]
+    cdef floating edge[ROW_CLASSES]
+    cdef floating edge_y[ROW_CLASSES]
+    cdef floating zero[ROW_CLASSES]
+    cdef floating w[BLOCK_CLASSES + N_LANES]
     cdef const char* rows[4]
     cdef const floating* at_a = NULL
     cdef const floating* at_dy = NULL
     cdef const floating* at_y = NULL
     cdef floating s_hi = <floating> of.s_hi, s_lo = <floating> of.s_lo, s = <floating> of.s
     cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
-    cdef Py_ssize_t n_rest = n % N_BLOCK, start = n - n % N_BLOCK, n_rows = n_rest // N_ROW, n_edge = n_rest % N_ROW
+    cdef Py_ssize_t n_rest = n % BLOCK_CLASSES, start = n - n % BLOCK_CLASSES
+    cdef Py_ssize_t n_rows = n_rest // ROW_CLASSES, n_edge = n_rest % ROW_CLASSES
     cdef Py_ssize_t n_groups = (n_edge + N_LANES - 1) // N_LANES if put else 0, q, n_bad = 0
     cdef bint is_large
     cdef Ahead ahead = nothing_ahead(far)
@@ -287,31 +291,31 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
     ahead.size_2 = size_of(y.kind)
     if find:
         if far:
-            ahead.read_1 = ahead_of(a, start)
+            ahead.read_1 = prefetch_address(a, start)
         at_a = load(a, start, n_rest, buffer_a)
-        pad(edge_a, &at_a[n_rows * N_ROW], n_edge, N_ROW, 0)
-        for q in range(N_ROW):
+        pad(edge_a, &at_a[n_rows * ROW_CLASSES], n_edge, ROW_CLASSES, 0)
+        for q in range(ROW_CLASSES):
             zero[q] = 0
         for q in range(n_rows):
-            rows[q] = <const char*> &at_a[q * N_ROW]
+            rows[q] = <const char*> &at_a[q * ROW_CLASSES]
         rows[n_rows] = <const char*> edge_a
         for q in range(n_rows + 1, 4):
             rows[q] = <const char*> zero
     if put:
         if far:
-            ahead.read_2 = ahead_of(y, start)
+            ahead.read_2 = prefetch_address(y, start)
         at_dy = load(dy, start, n_rest, buffer)
         at_y = load(y, start, n_rest, buffer_y)
-        pad(edge, &at_dy[n_rows * N_ROW], n_edge, N_ROW, 0)
-        pad(edge_y, &at_y[n_rows * N_ROW], n_edge, N_ROW, -INFINITY)
+        pad(edge, &at_dy[n_rows * ROW_CLASSES], n_edge, ROW_CLASSES, 0)
+        pad(edge_y, &at_y[n_rows * ROW_CLASSES], n_edge, ROW_CLASSES, -INFINITY)
     is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y, kind_of(w),
                                    n_rows, edge, edge_y, n_groups, s_hi, s_lo, s, magic, lowest, <char*> w, False,
                                    ahead)
     if put and is_large:
-        n_bad += gradient_large(<const char*> at_dy, <const char*> at_y, kind_of(w), n_rows * N_ROW, s_hi, s_lo, s,
-                                magic, lowest, <char*> w)
+        n_bad += gradient_large(<const char*> at_dy, <const char*> at_y, kind_of(w), n_rows * ROW_CLASSES, s_hi, s_lo,
+                                s, magic, lowest, <char*> w)
         n_bad += gradient_large(<const char*> edge, <const char*> edge_y, kind_of(w), n_groups * N_LANES, s_hi, s_lo, s,
-                                magic, lowest, <char*> &w[n_rows * N_ROW])
+                                magic, lowest, <char*> &w[n_rows * ROW_CLASSES])
     if put:
         write(dx, start, n_rest, w, False)
     return n_bad

@@ -1,4 +1,4 @@
-# Where three parts of frames end: the classes after the last whole block of each, and all three parts from end to end.
+# The classes after the last whole block, and one complete run of the three stages over three parts.
 
 
 cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, Py_ssize_t block, bint add,
@@ -6,20 +6,20 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
                                 double* total, double* error, bint put,
                                 const floating* x, floating c_hi, floating c_lo, floating* y, Py_ssize_t n_rows,
                                 Py_ssize_t n_edge, Ahead ahead) noexcept nogil:
-    """pass_block of n_rows < 4 rows, and n_edge classes after them."""
-    cdef floating p[N_ROW]
-    cdef floating high[N_ROW]
-    cdef floating edge[N_ROW]
-    cdef Py_ssize_t whole = n_rows * N_ROW, width = (n_edge + N_LANES - 1) // N_LANES * N_LANES, r, i, g, k
-    for k in range(N_ROW):
+    """pass_block for n_rows < 4 rows and the n_edge classes after them."""
+    cdef floating p[ROW_CLASSES]
+    cdef floating high[ROW_CLASSES]
+    cdef floating edge[ROW_CLASSES]
+    cdef Py_ssize_t whole = n_rows * ROW_CLASSES, width = (n_edge + N_LANES - 1) // N_LANES * N_LANES, r, i, g, k
+    for k in range(ROW_CLASSES):
         p[k] = 0
         high[k] = -INFINITY
     for r in range(n_rows):
-        i = r * N_ROW
-        ask(ahead, i, N_ROW)
+        i = r * ROW_CLASSES
+        prefetch(ahead, i, ROW_CLASSES)
         pass_row(find, <const char*> &a[i], high, add, <const char*> &v[i], 0, top, magic, floor, some_equal, p, put,
                  <const char*> &x[i], c_hi, c_lo, <char*> &y[i], kind_of(p), kind_of(p), False)
-    ask(ahead, whole, n_edge)
+    prefetch(ahead, whole, n_edge)
     if n_edge and add:
         pad(edge, &v[whole], n_edge, width, -INFINITY)
         for g in range(width // N_LANES):
@@ -45,12 +45,12 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
 cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
                            const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
                            floating c_hi, floating c_lo, bint stream, Py_ssize_t n) noexcept nogil:
-    """The passes that are wished, over the n % N_BLOCK classes after the last block of each of three parts."""
-    cdef floating buffer_a[N_BLOCK]
-    cdef floating buffer_v[N_BLOCK]
-    cdef floating buffer_x[N_BLOCK]
-    cdef floating shifted[N_BLOCK]
-    cdef floating w[N_BLOCK]
+    """The selected stages over the n % BLOCK_CLASSES classes after the last whole block of each of three parts."""
+    cdef floating buffer_a[BLOCK_CLASSES]
+    cdef floating buffer_v[BLOCK_CLASSES]
+    cdef floating buffer_x[BLOCK_CLASSES]
+    cdef floating shifted[BLOCK_CLASSES]
+    cdef floating w[BLOCK_CLASSES]
     cdef const floating* at_a = NULL
     cdef const floating* at_v = NULL
     cdef const floating* at_x = NULL
@@ -58,20 +58,21 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
     cdef bint direct = not stream and is_native(y, w), some_equal = False
     cdef floating h = <floating> adding.shift.h, top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
-    cdef Py_ssize_t start = n - n % N_BLOCK, n_rest = n % N_BLOCK, n_rows = n % N_BLOCK // N_ROW, n_edge = n % N_ROW
-    cdef Py_ssize_t block = n // N_BLOCK
+    cdef Py_ssize_t start = n - n % BLOCK_CLASSES, n_rest = n % BLOCK_CLASSES
+    cdef Py_ssize_t n_rows = n % BLOCK_CLASSES // ROW_CLASSES, n_edge = n % ROW_CLASSES
+    cdef Py_ssize_t block = n // BLOCK_CLASSES
     cdef Ahead ahead = nothing_ahead(adding.far)
     ahead.size_1 = size_of(a.kind)
     ahead.size_written = size_of(y.kind)
     if find:
         if adding.far:
-            ahead.read_1 = ahead_of(a, start)
+            ahead.read_1 = prefetch_address(a, start)
         at_a = load(a, start, n_rest, buffer_a)
     if put and direct and adding.far:
-        ahead.written = ahead_of(y, start)
+        ahead.written = prefetch_address(y, start)
     if add:
         at_v = less(load(v, start, n_rest, buffer_v), n_rest, h, shifted)
-        some_equal = has_peak(&peaks_v[(1 + block) * N_PEAKS], <floating> adding.shift.m)
+        some_equal = has_peak(&peaks_v[(1 + block) * PEAK_LANES], <floating> adding.shift.m)
     if put:
         at_x = load(x, start, n_rest, buffer_x)
         at_y = <floating*> y.at + start if direct else w
@@ -89,12 +90,13 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
 cdef void pass_three(Vector a, Py_ssize_t n_a, floating* peaks_a, Adding* adding, Vector v, Py_ssize_t n_v,
                      const floating* peaks_v, double* total, double* error, Vector x, Vector y, Py_ssize_t n_x,
                      floating c_hi, floating c_lo, bint stream) noexcept nogil:
-    """Find the peaks of n_a classes, add the exponentials of n_v, write n_x: together as far as they go together.
+    """Find the peaks of n_a classes, sum the exponentials of n_v and write n_x, fused as far as their lengths allow.
 
-    Peaks are N_PEAKS numbers, the maximum among them: first those of all the classes, then of each block.
+    Peaks are groups of PEAK_LANES numbers that contain a maximum: first that of all classes, then that of each block.
     """
-    cdef Py_ssize_t together = min(n_a, min(n_v, n_x)) // N_BLOCK, two = max(together, min(n_a, n_v) // N_BLOCK)
-    cdef Py_ssize_t last_a = n_a // N_BLOCK, last_v = n_v // N_BLOCK, last_x = n_x // N_BLOCK
+    cdef Py_ssize_t together = min(n_a, min(n_v, n_x)) // BLOCK_CLASSES
+    cdef Py_ssize_t two = max(together, min(n_a, n_v) // BLOCK_CLASSES)
+    cdef Py_ssize_t last_a = n_a // BLOCK_CLASSES, last_v = n_v // BLOCK_CLASSES, last_x = n_x // BLOCK_CLASSES
     if together:
         pass_kinds(True, a, peaks_a, True, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream, 0,
                    together)
@@ -110,13 +112,13 @@ cdef void pass_three(Vector a, Py_ssize_t n_a, floating* peaks_a, Adding* adding
     if last_x > together:
         pass_kinds(False, a, peaks_a, False, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream,
                    together, last_x)
-    if n_a == n_v == n_x and n_a % N_BLOCK:
+    if n_a == n_v == n_x and n_a % BLOCK_CLASSES:
         pass_edge(True, a, peaks_a, True, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream,
                   n_a)
         return
-    if n_a % N_BLOCK:
+    if n_a % BLOCK_CLASSES:
         pass_edge(True, a, peaks_a, False, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, n_a)
-    if n_v % N_BLOCK:
+    if n_v % BLOCK_CLASSES:
         pass_edge(False, a, peaks_a, True, adding, v, peaks_v, total, error, False, x, y, c_hi, c_lo, stream, n_v)
-    if n_x % N_BLOCK:
+    if n_x % BLOCK_CLASSES:
         pass_edge(False, a, peaks_a, False, adding, v, peaks_v, total, error, True, x, y, c_hi, c_lo, stream, n_x)

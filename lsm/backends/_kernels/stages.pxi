@@ -1,10 +1,10 @@
-# Frames one at a time: the lanes run along the classes.
+# The three stages of log-softmax over a frame, with vectors along the classes: find the maximum, sum the exponentials,
+# write the result.
 #
-# A frame is passed over three times: its maximum is found, its exponentials are added, its result is written. Each by
-# itself leaves most of the processor idle (arithmetic, loads or stores). So three frames, or parts of frames, are under
-# way at once, each at another pass, row by row: what memory does is spread over all of the time, and nothing waits
-# for the end of a maximum or a sum. `find`, `add` and `put` say which passes are wished; they are constants to the
-# compiler, which leaves the others out.
+# One stage alone leaves most of the processor idle, as each is bound by arithmetic, loads or stores. So they are
+# software pipelined: three frames, or parts of frames, are in flight, each in a different stage, interleaved row by
+# row. That spreads the memory traffic evenly and hides the latency of final reductions. `find`, `add` and `put` select
+# the stages; they are compile-time constants, and the rest is eliminated.
 
 
 cdef inline floating larger(floating a, floating b) noexcept nogil:
@@ -12,7 +12,7 @@ cdef inline floating larger(floating a, floating b) noexcept nogil:
 
 
 cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, floating* buffer) noexcept nogil:
-    """x - h, in the buffer if h is not 0."""
+    """x - h, in the buffer unless h is 0."""
     cdef Py_ssize_t k
     if h == 0:
         return x
@@ -32,7 +32,7 @@ cdef inline Py_ssize_t count_equal(const floating* v, Py_ssize_t n, floating top
 
 cdef inline Py_ssize_t count_equal_of(const char* at, Py_ssize_t n, floating h, floating top, int kind,
                                       floating* buffer) noexcept nogil:
-    """How many of a block's n numbers of this kind equal `top`, less h if they are of 16 bits."""
+    """How many of n numbers of this kind equal `top`; h is subtracted from 16-bit ones first."""
     cdef Py_ssize_t k
     if floating is float:
         if kind <= BFLOAT16:
@@ -44,31 +44,31 @@ cdef inline Py_ssize_t count_equal_of(const char* at, Py_ssize_t n, floating h, 
 
 
 cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
-    """Whether a block with these peaks has a class that equals m."""
+    """Whether a block with these peaks has a class equal to m."""
     cdef int n_peaks = 0
     cdef Py_ssize_t k
-    for k in range(N_PEAKS):
+    for k in range(PEAK_LANES):
         n_peaks += peaks[k] == m
     return n_peaks != 0
 
 
-# What adding up needs and finds besides the sum.
+# The parameters of a sum, and what it counts besides.
 cdef struct Adding:
     Shift shift
-    Py_ssize_t n_equal  # how many classes were left out
-    bint far  # whether what is passed over must come from memory: it is then asked for ahead of time
+    Py_ssize_t n_equal  # number of classes omitted
+    bint far  # whether the data is in memory rather than in a cache, and so worth prefetching
 
 
 cdef inline void pass_lanes(bint find, const char* a, floating* high, bint add, const char* v, floating h, floating top,
                             floating magic, floating floor, bint some_equal, floating* p, bint put, const char* x,
                             floating c_hi, floating c_lo, char* y, Py_ssize_t n, int kind, int kind_y,
-                            bint past) noexcept nogil:
-    """high = max(high, a), p += exp(v - h), y = (x - c_hi) - c_lo of n classes, in the order of take_some.
+                            bint nontemporal) noexcept nogil:
+    """high = max(high, a), p += exp(v - h), y = (x - c_hi) - c_lo for n classes, in the order of take_some.
 
-    By way of w, as y may be x. Numbers that are computed with are less h already.
+    The result goes through w, as y may be x. h is already subtracted from v unless it is 16-bit.
     """
-    cdef floating u[N_PAIR]
-    cdef floating w[N_PAIR]
+    cdef floating u[PAIR_LANES]
+    cdef floating w[PAIR_LANES]
     cdef Py_ssize_t k
     if add:
         take_some(u, v, n, kind)
@@ -85,70 +85,73 @@ cdef inline void pass_lanes(bint find, const char* a, floating* high, bint add, 
         take_some(w, x, n, kind)
         for k in range(n):  # hot
             w[k] = (w[k] - c_hi) - c_lo
-        give_some(y, w, n, kind_y, past)
+        give_some(y, w, n, kind_y, nontemporal)
 
 
 cdef inline Py_ssize_t lanes_at_once(int kind, int kind_y, bint put) noexcept nogil:
-    """N_PAIR where that saves operations."""
-    return N_PAIR if kind == BFLOAT16 and (kind_y == BFLOAT16 or not put) else N_LANES
+    """PAIR_LANES where that saves instructions."""
+    return PAIR_LANES if kind == BFLOAT16 and (kind_y == BFLOAT16 or not put) else N_LANES
 
 
 cdef inline void pass_row(bint find, const char* a, floating* high, bint add, const char* v, floating h, floating top,
                           floating magic, floating floor, bint some_equal, floating* p, bint put, const char* x,
-                          floating c_hi, floating c_lo, char* y, int kind, int kind_y, bint past) noexcept nogil:
-    """pass_lanes of a row."""
+                          floating c_hi, floating c_lo, char* y, int kind, int kind_y, bint nontemporal) noexcept nogil:
+    """pass_lanes for a row."""
     cdef Py_ssize_t size = N_LANES * size_of(kind), size_y = N_LANES * size_of(kind_y)
     cdef Py_ssize_t n = lanes_at_once(kind, kind_y, put)
-    pass_lanes(find, a, high, add, v, h, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, n, kind, kind_y, past)
+    pass_lanes(find, a, high, add, v, h, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, n, kind, kind_y,
+               nontemporal)
     if n == N_LANES:
         pass_lanes(find, a + size, &high[N_LANES], add, v + size, h, top, magic, floor, some_equal, &p[N_LANES], put,
-                   x + size, c_hi, c_lo, y + size_y, n, kind, kind_y, past)
+                   x + size, c_hi, c_lo, y + size_y, n, kind, kind_y, nontemporal)
     pass_lanes(find, a + 2 * size, &high[2 * N_LANES], add, v + 2 * size, h, top, magic, floor, some_equal,
-               &p[2 * N_LANES], put, x + 2 * size, c_hi, c_lo, y + 2 * size_y, n, kind, kind_y, past)
+               &p[2 * N_LANES], put, x + 2 * size, c_hi, c_lo, y + 2 * size_y, n, kind, kind_y, nontemporal)
     if n == N_LANES:
         pass_lanes(find, a + 3 * size, &high[3 * N_LANES], add, v + 3 * size, h, top, magic, floor, some_equal,
-                   &p[3 * N_LANES], put, x + 3 * size, c_hi, c_lo, y + 3 * size_y, n, kind, kind_y, past)
+                   &p[3 * N_LANES], put, x + 3 * size, c_hi, c_lo, y + 3 * size_y, n, kind, kind_y, nontemporal)
 
 
 cdef inline void end_row(const floating* high, floating* peaks, Py_ssize_t block) noexcept nogil:
-    """The peaks of a block, from the maxima of its rows; those of the whole part, which come first, are raised."""
-    cdef floating* of_block = &peaks[(1 + block) * N_PEAKS]
+    """The peaks of a block, from the maxima of its rows; updates those of the whole part, which come first."""
+    cdef floating* of_block = &peaks[(1 + block) * PEAK_LANES]
     cdef Py_ssize_t k
-    for k in range(N_PEAKS):  # hot
-        of_block[k] = larger(larger(high[k], high[k + N_PEAKS]), larger(high[k + 2 * N_PEAKS], high[k + 3 * N_PEAKS]))
-    for k in range(N_PEAKS):  # hot
+    for k in range(PEAK_LANES):  # hot
+        of_block[k] = larger(larger(high[k], high[k + PEAK_LANES]),
+                             larger(high[k + 2 * PEAK_LANES], high[k + 3 * PEAK_LANES]))
+    for k in range(PEAK_LANES):  # hot
         peaks[k] = larger(of_block[k], peaks[k])
 
 
 cdef inline void pass_block(bint find, const char* a, floating* peaks, Py_ssize_t block, bint add, const char* v,
                             floating h, floating top, floating magic, floating floor, bint some_equal, double* total,
                             double* error, bint put, const char* x, floating c_hi, floating c_lo, char* y, int kind,
-                            int kind_y, bint past, Ahead ahead) noexcept nogil:
-    """The passes that are wished, over a block of each of three parts."""
-    cdef floating p[N_ROW]
-    cdef floating high[N_ROW]
-    cdef floating q[N_ROW]
-    cdef Py_ssize_t size = N_ROW * size_of(kind), size_y = N_ROW * size_of(kind_y)
+                            int kind_y, bint nontemporal, Ahead ahead) noexcept nogil:
+    """The selected stages over one block of each of three parts."""
+    cdef floating p[ROW_CLASSES]
+    cdef floating high[ROW_CLASSES]
+    cdef floating q[ROW_CLASSES]
+    cdef Py_ssize_t size = ROW_CLASSES * size_of(kind), size_y = ROW_CLASSES * size_of(kind_y)
     cdef Py_ssize_t k, n = lanes_at_once(kind, kind_y, put)
-    for k in range(N_ROW):
+    for k in range(ROW_CLASSES):
         p[k] = 0
         high[k] = -INFINITY
-    ask(ahead, 0, N_ROW)
-    pass_row(find, a, high, add, v, h, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, kind, kind_y, past)
-    ask(ahead, N_ROW, N_ROW)
+    prefetch(ahead, 0, ROW_CLASSES)
+    pass_row(find, a, high, add, v, h, top, magic, floor, some_equal, p, put, x, c_hi, c_lo, y, kind, kind_y,
+             nontemporal)
+    prefetch(ahead, ROW_CLASSES, ROW_CLASSES)
     pass_row(find, a + size, high, add, v + size, h, top, magic, floor, some_equal, p, put, x + size, c_hi, c_lo,
-             y + size_y, kind, kind_y, past)
-    ask(ahead, 2 * N_ROW, N_ROW)
+             y + size_y, kind, kind_y, nontemporal)
+    prefetch(ahead, 2 * ROW_CLASSES, ROW_CLASSES)
     pass_row(find, a + 2 * size, high, add, v + 2 * size, h, top, magic, floor, some_equal, p, put, x + 2 * size, c_hi,
-             c_lo, y + 2 * size_y, kind, kind_y, past)
-    ask(ahead, 3 * N_ROW, N_ROW)
+             c_lo, y + 2 * size_y, kind, kind_y, nontemporal)
+    prefetch(ahead, 3 * ROW_CLASSES, ROW_CLASSES)
     pass_row(find, a + 3 * size, high, add, v + 3 * size, h, top, magic, floor, some_equal, p, put, x + 3 * size, c_hi,
-             c_lo, y + 3 * size_y, kind, kind_y, past)
+             c_lo, y + 3 * size_y, kind, kind_y, nontemporal)
     if find:
         end_row(high, peaks, block)
     if add:
         put_in_order(q, p, n, kind)
-        put_in_order(&q[N_PAIR], &p[N_PAIR], n, kind)
+        put_in_order(&q[PAIR_LANES], &p[PAIR_LANES], n, kind)
         add_groups(total, error, q, N_LANES, 4, floating is double)
 
 
@@ -156,21 +159,22 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
                              const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
                              floating c_hi, floating c_lo, bint stream, Py_ssize_t first, Py_ssize_t last, int kind,
                              int kind_y) noexcept nogil:
-    """The passes that are wished, over blocks `first` to last - 1 of each of three parts.
+    """The selected stages over blocks `first` to last - 1 of each of three parts.
 
-    kind: of what is read, which lies densely, if it is 16 bits; else it may be of any kind. kind_y: then that of y.
+    kind: the common 16-bit dtype of the inputs, which then have unit stride, or else the computed type, with inputs of
+    any kind. kind_y: likewise for y.
     """
-    cdef floating buffer_a[N_BLOCK]
-    cdef floating buffer_v[N_BLOCK]
-    cdef floating buffer_x[N_BLOCK]
-    cdef floating shifted[N_BLOCK]
-    cdef floating w[N_BLOCK]
+    cdef floating buffer_a[BLOCK_CLASSES]
+    cdef floating buffer_v[BLOCK_CLASSES]
+    cdef floating buffer_x[BLOCK_CLASSES]
+    cdef floating shifted[BLOCK_CLASSES]
+    cdef floating w[BLOCK_CLASSES]
     cdef const char* at_a = NULL
     cdef const char* at_v = NULL
     cdef const char* at_x = NULL
     cdef char* at_y = <char*> w
     cdef bint direct = not stream and lies_as(y, kind_y), some_equal = False
-    cdef bint past = floating is float and can_pass(y, kind_y, stream)  # double: 18.4 ns become 19.4
+    cdef bint nontemporal = floating is float and can_stream(y, kind_y, stream)  # float64: 19.4 ns, 18.4 without
     cdef floating m = <floating> adding.shift.m, h = <floating> adding.shift.h
     cdef floating top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
@@ -181,37 +185,37 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
     for block in range(first, last):
         if find:
             if adding.far:
-                ahead.read_1 = ahead_of(a, block * N_BLOCK)
-            at_a = block_at(a, block * N_BLOCK, kind, buffer_a)
+                ahead.read_1 = prefetch_address(a, block * BLOCK_CLASSES)
+            at_a = block_at(a, block * BLOCK_CLASSES, kind, buffer_a)
         if put and direct and adding.far:
-            ahead.written = ahead_of(y, block * N_BLOCK)
+            ahead.written = prefetch_address(y, block * BLOCK_CLASSES)
         if add:
-            at_v = block_at(v, block * N_BLOCK, kind, buffer_v)
+            at_v = block_at(v, block * BLOCK_CLASSES, kind, buffer_v)
             if kind > BFLOAT16:
-                at_v = <const char*> less(<const floating*> at_v, N_BLOCK, h, shifted)
-            some_equal = has_peak(&peaks_v[(1 + block) * N_PEAKS], m)
+                at_v = <const char*> less(<const floating*> at_v, BLOCK_CLASSES, h, shifted)
+            some_equal = has_peak(&peaks_v[(1 + block) * PEAK_LANES], m)
         if put:
-            at_x = block_at(x, block * N_BLOCK, kind, buffer_x)
-            at_y = y.at + block * N_BLOCK * size_of(kind_y) if direct or past else <char*> w
+            at_x = block_at(x, block * BLOCK_CLASSES, kind, buffer_x)
+            at_y = y.at + block * BLOCK_CLASSES * size_of(kind_y) if direct or nontemporal else <char*> w
         if add and some_equal:
-            adding.n_equal += count_equal_of(at_v, N_BLOCK, h, top, kind, buffer_v)
+            adding.n_equal += count_equal_of(at_v, BLOCK_CLASSES, h, top, kind, buffer_v)
             pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, True, total, error, put, at_x,
                        c_hi, c_lo, at_y, kind, kind_y, False, ahead)
-        elif put and past:
+        elif put and nontemporal:
             pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, False, total, error, put, at_x,
                        c_hi, c_lo, at_y, kind, kind_y, True, ahead)
         else:
             pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, False, total, error, put, at_x,
                        c_hi, c_lo, at_y, kind, kind_y, False, ahead)
-        if put and not direct and not past:
-            write_block(y, block * N_BLOCK, kind_y, w, stream)
+        if put and not direct and not nontemporal:
+            write_block(y, block * BLOCK_CLASSES, kind_y, w, stream)
 
 
 cdef inline void pass_kinds(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
                             const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
                             floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
                             Py_ssize_t last) noexcept nogil:
-    """pass_blocks with kinds that are constants to the compiler; not for one pass alone, at the end of a frame."""
+    """pass_blocks with kinds that are compile-time constants; 16-bit ones only for fused stages or for writing."""
     cdef int native = kind_of(peaks_a), kind = (a if find else v if add else x).kind
     cdef bint alike = LSM_WIDENS and (put or (find and add)) and (not find or lies_as(a, kind))
     alike &= not add or lies_as(v, kind)

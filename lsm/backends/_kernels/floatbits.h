@@ -1,6 +1,6 @@
-/* What Cython cannot say: the bits of a float, and OpenMP where it may be absent. */
-#ifndef LSM_HELPERS_H
-#define LSM_HELPERS_H
+/* The bits of floating-point numbers, conversions of 16-bit types, and stubs for OpenMP. */
+#ifndef LSM_FLOATBITS_H
+#define LSM_FLOATBITS_H
 
 #include <math.h>
 #include <stddef.h>
@@ -20,8 +20,8 @@ static inline int omp_get_num_procs(void) { return 0; }
 static inline int omp_get_thread_limit(void) { return 0; }
 #endif
 
-/* The low bits of a sum `t = n + magic` hold the integer n (plus the exponent bias that was put
-   into magic).  Shifted into the exponent field they are 2**n, without a conversion to integer. */
+/* The low bits of t = n + magic are the integer n, plus the exponent bias contained in magic. Shifted into the exponent
+   field they are 2**n, without a conversion to integer. */
 static inline float lsm_power_of_two_f(float t)
 {
     uint32_t bits;
@@ -42,20 +42,20 @@ static inline double lsm_power_of_two_d(double t)
     return scale;
 }
 
-/* v - n * L without rounding the product; L is ln 2 rounded to float, (1 + LN2_ERROR) * ln 2.  Where there is no
-   FMA, L is taken as two numbers of so few bits that both products are exact: the same bits. */
+/* v - n * L with an exact product; L is ln 2 rounded to float, (1 + LN2_ERROR) * ln 2. Without FMA, L is split into two
+   numbers short enough for both products to be exact: the same bits. */
 static inline float lsm_reduce_f(float v, float n)
 {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-    return fmaf(n, -0.693147182464599609375f, v); /* by name: whether v - n * L becomes one depends on flags */
+    return fmaf(n, -0.693147182464599609375f, v); /* explicit: contraction of v - n * L depends on flags */
 #else
     return (v - n * 0.693359375f) - n * -0.000212192535400390625f;
 #endif
 }
 
-/* How far the bits of y lie beyond those of limit < 0, as an unsigned number: for y from limit down to -inf
-   at most that of -inf, for any greater y and for NaN more.  Two integer operations find the
-   largest of many, where a floating-point maximum would lose a NaN. */
+/* The bits of y minus those of limit < 0, unsigned: for -inf <= y <= limit at most the value of -inf, for any
+   greater y and for NaN more. Two integer operations find the largest of many, where a floating-point maximum would
+   lose a NaN. */
 static inline uint32_t lsm_beyond_f(float y, float limit)
 {
     uint32_t a, b;
@@ -72,8 +72,8 @@ static inline uint64_t lsm_beyond_d(double y, double limit)
     return a - b;
 }
 
-/* The bits of y as a signed number: of numbers from -0 down they grow, up to those of -inf; greater ones are those of
-   NaN and of numbers from +0 up.  So one integer maximum of many finds the least of them, or that there are others. */
+/* The bits of y as a signed integer: they increase from -0 down to -inf, and are outside that range for NaN and from +0
+   up. So one integer maximum finds the smallest of many, or detects one outside. */
 static inline int32_t lsm_depth_f(float y)
 {
     int32_t bits;
@@ -88,7 +88,7 @@ static inline int64_t lsm_depth_d(double y)
     return bits;
 }
 
-/* Back; NaN if there are others. */
+/* The inverse; NaN for a value outside. */
 static inline float lsm_least_f(int32_t depth)
 {
     float y;
@@ -103,8 +103,8 @@ static inline double lsm_least_d(int64_t depth)
     return y <= 0 && depth < 0 ? y : NAN;
 }
 
-/* x rounded to float, to nearest even, by integers: gcc 12 takes (double)(float)x for x when it makes vectors
-   of a loop, so that x - (double)(float)x is 0.  Below float's normal range 24 bits are kept. */
+/* x rounded to float, to nearest even, by integer operations: when gcc 12 vectorises a loop, it replaces
+   (double)(float)x by x, so that x - (double)(float)x becomes 0. Below the normal range of float, 24 bits are kept. */
 static inline double lsm_round_to_float(double x)
 {
     uint64_t bits;
@@ -115,13 +115,13 @@ static inline double lsm_round_to_float(double x)
     return x;
 }
 
-/* 2**n of a normal double. */
+/* 2**n, if that is a normal double. */
 static inline double lsm_power_of_two_i(int n)
 {
     return lsm_power_of_two_d((double)n + (6755399441055744.0 + 1023.0));
 }
 
-/* The exponent of x, a normal double with 1/2 <= |x| / 2**exponent < 1; some number for any other x. */
+/* The exponent of a normal double x, with 1/2 <= |x| / 2**exponent < 1; unspecified for any other x. */
 static inline int lsm_exponent(double x)
 {
     uint64_t bits;
@@ -129,7 +129,7 @@ static inline int lsm_exponent(double x)
     return (int)(bits >> 52 & 0x7ff) - 1022;
 }
 
-/* u = 2**k * f with f in [sqrt(1/2), sqrt(2)), for u >= 1; k as a double, by the way of 2**52 + k. */
+/* u = 2**k * f with f in [sqrt(1/2), sqrt(2)), for u >= 1; returns k as a double, by way of 2**52 + k. */
 static inline double lsm_split(double u, double *f)
 {
     uint64_t bits, above;
@@ -143,8 +143,8 @@ static inline double lsm_split(double u, double *f)
     return k - 4503599627370496.0;
 }
 
-/* Whether 16 bits are widened within the passes, which makes three of each: where there are instructions for it, and
-   nobody says otherwise (benchmarks/vectorised.py). */
+/* Whether the stages widen 16-bit types themselves, which triples their code: where the instructions exist, unless
+   overridden (benchmarks/vectorised.py). */
 #if defined(LSM_WIDENS)
 #elif defined(__AVX2__) && defined(__F16C__)
 #define LSM_WIDENS 1
@@ -160,7 +160,7 @@ static inline float lsm_from_bfloat16(uint16_t x)
     return y;
 }
 
-/* To the nearest, ties to even; any NaN becomes one that 16 bits can tell. */
+/* To nearest even; a NaN stays a NaN. */
 static inline uint16_t lsm_to_bfloat16(float x)
 {
     uint32_t bits;
@@ -169,7 +169,7 @@ static inline uint16_t lsm_to_bfloat16(float x)
     return (uint16_t)(bits >> 16);
 }
 
-/* Sixteen or eight at a time by name: gcc 12 makes vectors of 32 numbers of 16 bits, and takes each apart again. */
+/* Explicit vectors of 16 or 8: gcc 12 vectorises 32 16-bit numbers at once, and then splits the vectors again. */
 static inline void lsm_from_bfloat16s(float *to, const uint16_t *x, ptrdiff_t n)
 {
 #if defined(__AVX512F__)
@@ -188,7 +188,7 @@ static inline void lsm_from_bfloat16s(float *to, const uint16_t *x, ptrdiff_t n)
         *to = lsm_from_bfloat16(*x);
 }
 
-/* To the nearest, ties to even. */
+/* To nearest even. */
 static inline void lsm_to_bfloat16s(uint16_t *to, const float *x, ptrdiff_t n)
 {
 #if defined(__AVX512F__)
@@ -206,7 +206,7 @@ static inline void lsm_to_bfloat16s(uint16_t *to, const float *x, ptrdiff_t n)
         *to = lsm_to_bfloat16(*x);
 }
 
-/* 32 numbers: those at even places, then those at odd ones.  That takes two operations, as they lie it takes six. */
+/* 32 numbers, the even elements first, then the odd ones: two instructions, where memory order takes six. */
 static inline void lsm_from_bfloat16_pair(float *to, const uint16_t *x)
 {
 #if defined(__AVX512F__)
@@ -244,7 +244,7 @@ static inline __m256i lsm_nearest_bfloat16(const float *x)
 }
 #endif
 
-/* The same back.  A NaN must have only zeros in the bits that are left out, as one made of bfloat16 has. */
+/* The inverse. A NaN must be 0 in the bits that are dropped, as it is after widening bfloat16. */
 static inline void lsm_to_bfloat16_pair(uint16_t *to, const float *x)
 {
 #if defined(__AVX512F__)
@@ -265,7 +265,7 @@ static inline void lsm_to_bfloat16_pair(uint16_t *to, const float *x)
 #endif
 }
 
-/* float16 has no vector instructions of its own below AVX512-FP16, but conversions since F16C. */
+/* Below AVX512-FP16 there is no float16 arithmetic, but conversions since F16C. */
 static inline void lsm_from_half(float *to, const uint16_t *x, ptrdiff_t n)
 {
 #if defined(__AVX512F__)
@@ -277,7 +277,7 @@ static inline void lsm_from_half(float *to, const uint16_t *x, ptrdiff_t n)
         _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x)));
 #endif
     for (; n > 0; n--, x++, to++) {
-        /* exponent and fraction in float's places, 2**-112 too small: exact for subnormals as well */
+        /* shift exponent and fraction into place, 2**-112 too small: exact for subnormals as well */
         uint32_t sign = (uint32_t)(*x & 0x8000) << 16, bits = (uint32_t)(*x & 0x7fff) << 13;
         float y;
         memcpy(&y, &bits, sizeof y);
@@ -309,7 +309,7 @@ static inline uint16_t lsm_to_half_1(float x)
     return (uint16_t)(sign | half);
 }
 
-/* To the nearest, ties to even. */
+/* To nearest even. */
 static inline void lsm_to_half(uint16_t *to, const float *x, ptrdiff_t n)
 {
 #if defined(__AVX512F__)
@@ -324,7 +324,7 @@ static inline void lsm_to_half(uint16_t *to, const float *x, ptrdiff_t n)
         *to = lsm_to_half_1(*x);
 }
 
-/* The same of 16 numbers, without a loop: the compiler then keeps them in registers. */
+/* Sixteen numbers, without a loop: the compiler then keeps them in registers. */
 static inline void lsm_from_half_lanes(float *to, const uint16_t *x)
 {
 #if defined(__F16C__) && !defined(__AVX512F__)

@@ -1,7 +1,7 @@
-# What lies in memory: any stride and any dtype, read and written in pieces of the type that is computed in.
+# Views of arrays of any stride and dtype, converted to and from the computed type.
 #
-# float and double that lie densely are used where they are. All else goes through a buffer, so that no other
-# function knows of strides or of 16 bits.
+# float and double with unit stride are used in place. Everything else goes through a buffer, so that no other function
+# deals with strides or 16-bit types.
 
 cdef enum Kind:
     HALF
@@ -10,7 +10,7 @@ cdef enum Kind:
     DOUBLE
 
 
-# One frame, or one row of neighbouring frames.
+# One frame, or one row of adjacent frames.
 cdef struct Vector:
     char* at
     Py_ssize_t step  # bytes from one element to the next
@@ -20,7 +20,7 @@ cdef struct Vector:
 # An array seen as (outer, classes, inner).
 cdef struct Array:
     char* at
-    Py_ssize_t outer, step, gap  # bytes along each
+    Py_ssize_t outer, step, gap  # strides in bytes
     int kind
 
 
@@ -33,11 +33,11 @@ cdef inline Vector frame_at(Array x, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
 
 
 cdef inline Py_ssize_t count_blocks(Py_ssize_t n) noexcept nogil:
-    return (n + N_BLOCK - 1) // N_BLOCK
+    return (n + BLOCK_CLASSES - 1) // BLOCK_CLASSES
 
 
 cdef inline Py_ssize_t count_slices(Py_ssize_t n) noexcept nogil:
-    return (n + N_SLICE - 1) // N_SLICE
+    return (n + SLICE_CLASSES - 1) // SLICE_CLASSES
 
 
 cdef inline Py_ssize_t size_of(int kind) noexcept nogil:
@@ -52,19 +52,19 @@ cdef inline int kind_of(const floating* of) noexcept nogil:
 
 
 cdef inline bint lies_as(Vector x, int kind) noexcept nogil:
-    """Whether the elements lie side by side and are of this kind."""
+    """Whether the elements have this kind and unit stride."""
     return x.kind == kind and x.step == size_of(kind)
 
 
 cdef inline bint is_native(Vector x, const floating* of) noexcept nogil:
-    """Whether the elements lie side by side and have the type of `of`."""
+    """Whether the elements have the type of `of` and unit stride."""
     return lies_as(x, kind_of(of))
 
 
 cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
-    """Copy n elements, as floating."""
-    cdef uint16_t bits[N_BLOCK]
-    cdef float narrow[N_BLOCK]
+    """Copy n elements, converted to floating."""
+    cdef uint16_t bits[BLOCK_CLASSES]
+    cdef float narrow[BLOCK_CLASSES]
     cdef const uint16_t* source
     cdef Py_ssize_t part, start, k, n_part
     if x.kind == FLOAT:
@@ -83,8 +83,8 @@ cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
                 to[k] = <floating> (<double*> (x.at + k * x.step))[0]
     else:
         for part in range(count_blocks(n)):
-            start = part * N_BLOCK
-            n_part = min(N_BLOCK, n - start)
+            start = part * BLOCK_CLASSES
+            n_part = min(BLOCK_CLASSES, n - start)
             source = <const uint16_t*> x.at + start
             if x.step != sizeof(uint16_t):
                 for k in range(n_part):
@@ -99,7 +99,7 @@ cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
 
 
 cdef inline void widen(const uint16_t* x, Py_ssize_t n, int kind, float* to) noexcept nogil:
-    """16-bit numbers as float, exactly."""
+    """Convert 16-bit numbers to float, exactly."""
     if kind == HALF:
         lsm_from_half(to, x, n)
     else:
@@ -107,7 +107,7 @@ cdef inline void widen(const uint16_t* x, Py_ssize_t n, int kind, float* to) noe
 
 
 cdef inline void narrow(const float* x, Py_ssize_t n, int kind, uint16_t* to) noexcept nogil:
-    """Floats rounded to 16 bits, to the nearest, ties to even."""
+    """Round floats to 16 bits, to nearest even."""
     if kind == HALF:
         lsm_to_half(to, x, n)
     else:
@@ -115,7 +115,7 @@ cdef inline void narrow(const float* x, Py_ssize_t n, int kind, uint16_t* to) no
 
 
 cdef inline const floating* load(Vector x, Py_ssize_t start, Py_ssize_t n, floating* buffer) noexcept nogil:
-    """n elements from `start` on: where they are, or else in the buffer."""
+    """n elements from `start` on: in place, or else in the buffer."""
     x.at += start * x.step
     if is_native(x, buffer):
         return <const floating*> x.at
@@ -124,31 +124,31 @@ cdef inline const floating* load(Vector x, Py_ssize_t start, Py_ssize_t n, float
 
 
 cdef inline const floating* load_block(Vector x, Py_ssize_t start, floating* buffer) noexcept nogil:
-    """load of N_BLOCK elements. That their number is a constant makes 16 bits half as dear."""
+    """load of BLOCK_CLASSES elements. The constant length halves the cost of 16-bit types."""
     if floating is float:
         if x.kind == BFLOAT16 and x.step == sizeof(uint16_t):
-            widen(<const uint16_t*> x.at + start, N_BLOCK, BFLOAT16, buffer)
+            widen(<const uint16_t*> x.at + start, BLOCK_CLASSES, BFLOAT16, buffer)
             return buffer
         if x.kind == HALF and x.step == sizeof(uint16_t):
-            widen(<const uint16_t*> x.at + start, N_BLOCK, HALF, buffer)
+            widen(<const uint16_t*> x.at + start, BLOCK_CLASSES, HALF, buffer)
             return buffer
-    return load(x, start, N_BLOCK, buffer)
+    return load(x, start, BLOCK_CLASSES, buffer)
 
 
 cdef inline const char* block_at(Vector x, Py_ssize_t start, int kind, floating* buffer) noexcept nogil:
-    """Where N_BLOCK elements are as numbers of this kind: 16 bits lie so, others may go to the buffer."""
+    """BLOCK_CLASSES elements as numbers of this kind: 16-bit ones in place, others possibly in the buffer."""
     if kind <= BFLOAT16:
         return x.at + start * size_of(kind)
     return <const char*> load_block(x, start, buffer)
 
 
 cdef inline bint lies_whole(Array x, Py_ssize_t n) noexcept nogil:
-    """Whether neighbouring frames follow one another in memory without a gap."""
+    """Whether adjacent frames are packed in memory."""
     return x.step == size_of(x.kind) and x.gap == n * x.step
 
 
 cdef inline Vector native(const floating* x) noexcept nogil:
-    """Numbers that lie as they are computed with."""
+    """A view of numbers of the computed type."""
     cdef Vector to
     to.at = <char*> x
     to.step = sizeof(floating)
@@ -157,7 +157,7 @@ cdef inline Vector native(const floating* x) noexcept nogil:
 
 
 cdef inline Vector dense(Vector x, Py_ssize_t start, Py_ssize_t n, floating* scratch) noexcept nogil:
-    """n elements from `start` on, side by side: where they are, or else in the scratch."""
+    """n elements from `start` on, with unit stride: in place, or else in the scratch."""
     x.at += start * x.step
     if x.step == size_of(x.kind):
         return x
@@ -166,7 +166,7 @@ cdef inline Vector dense(Vector x, Py_ssize_t start, Py_ssize_t n, floating* scr
 
 
 cdef inline void put(char* to, const void* source, size_t n, bint stream) noexcept nogil:
-    """Copy n bytes, past the cache if `stream`."""
+    """Copy n bytes, with nontemporal stores if `stream`."""
     if stream:
         lsm_stream(to, source, n)
     else:
@@ -174,10 +174,10 @@ cdef inline void put(char* to, const void* source, size_t n, bint stream) noexce
 
 
 cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bint stream) noexcept nogil:
-    """Store p as n elements from `start` on. n <= N_PIPED. Dense ones go past the cache if `stream`."""
-    cdef uint16_t bits[N_PIPED]
-    cdef float single[N_PIPED]
-    cdef double wide[N_PIPED]
+    """Store n <= PIPELINE_MAX_CLASSES numbers from `start` on; with nontemporal stores if `stream`, for unit stride."""
+    cdef uint16_t bits[PIPELINE_MAX_CLASSES]
+    cdef float single[PIPELINE_MAX_CLASSES]
+    cdef double wide[PIPELINE_MAX_CLASSES]
     cdef const float* source
     cdef Py_ssize_t k
     cdef bint is_dense = y.step == size_of(y.kind)
@@ -185,7 +185,7 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
     if is_native(y, p):
         put(y.at, p, n * sizeof(floating), stream)
     elif y.kind == DOUBLE:
-        if floating is float:  # dense double would be native
+        if floating is float:  # double with unit stride would be native
             if is_dense:
                 for k in range(n):  # hot
                     wide[k] = p[k]
@@ -216,28 +216,28 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
 
 
 cdef inline void write_block(Vector y, Py_ssize_t start, int kind, const floating* p, bint stream) noexcept nogil:
-    """write of N_BLOCK elements; 16 bits, of this kind as y is, if it is no type that is computed in."""
-    cdef uint16_t bits[N_BLOCK]
+    """write of BLOCK_CLASSES elements; if kind is 16-bit, p already holds numbers of that kind, and so does y."""
+    cdef uint16_t bits[BLOCK_CLASSES]
     cdef uint16_t* to = bits
     if kind <= BFLOAT16:
-        put(y.at + start * y.step, p, N_BLOCK * size_of(kind), stream)
+        put(y.at + start * y.step, p, BLOCK_CLASSES * size_of(kind), stream)
         return
     if floating is float:
         if y.kind <= BFLOAT16 and y.step == sizeof(uint16_t):
             if not stream:
                 to = <uint16_t*> y.at + start
             if y.kind == BFLOAT16:
-                narrow(p, N_BLOCK, BFLOAT16, to)
+                narrow(p, BLOCK_CLASSES, BFLOAT16, to)
             else:
-                narrow(p, N_BLOCK, HALF, to)
+                narrow(p, BLOCK_CLASSES, HALF, to)
             if stream:
-                lsm_stream(y.at + start * y.step, bits, N_BLOCK * sizeof(uint16_t))
+                lsm_stream(y.at + start * y.step, bits, BLOCK_CLASSES * sizeof(uint16_t))
             return
-    write(y, start, N_BLOCK, p, stream)
+    write(y, start, BLOCK_CLASSES, p, stream)
 
 
 cdef inline Py_ssize_t misaligned(Vector y, bint stream) noexcept nogil:
-    """How many elements come before the first cache line that starts with one; 0 unless they are streamed."""
+    """The number of elements before the first cache-line boundary; 0 unless y is streamed."""
     if stream and y.step == size_of(y.kind):
         return (-<Py_ssize_t> y.at & 63) // y.step
     return 0

@@ -1,8 +1,8 @@
-# What the memory can do: a copy and an add that do nothing else, written past the caches.
+# Memory bandwidth for benchmarks: a copy and an add, with nontemporal stores.
 
 
 def stream_copy(const unsigned char[::1] x, unsigned char[::1] y, int n_threads):
-    """Read all of x and write all of y, y = x where both are; with n_threads threads."""
+    """Read all of x and write all of y with n_threads threads; y = x over their common length."""
     cdef Py_ssize_t n = max(x.shape[0], y.shape[0]), n_piece = 65536, n_pieces = (n + n_piece - 1) // n_piece, i
     cdef Py_ssize_t first_x, first_y, n_x, n_y
     cdef const char* source = <const char*> &x[0]
@@ -17,7 +17,7 @@ def stream_copy(const unsigned char[::1] x, unsigned char[::1] y, int n_threads)
 
 
 def stream_add(const unsigned char[::1] a, const unsigned char[::1] b, unsigned char[::1] out, int n_threads):
-    """out = a + b, as float32, with n_threads threads."""
+    """out = a + b in float32, with n_threads threads."""
     cdef Py_ssize_t n = out.shape[0] // 4, n_piece = 16384, i
     cdef const float* p = <const float*> &a[0]
     cdef const float* q = <const float*> &b[0]

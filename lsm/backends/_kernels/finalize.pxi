@@ -1,9 +1,9 @@
-# What the frames of a group share: the ends of their maxima and sums, an exponential and a logarithm in double, all
-# with the vectors along the frames. For a frame by itself that takes 100 ns, of a group 10.
+# Finalize the maxima and sums of a group of frames, with an exponential and a logarithm in double, as vectors along the
+# frames: 10 ns a frame, where a single frame takes 100.
 
 
 cdef inline void end_maxima(const floating* half, floating* m) noexcept nogil:
-    """The largest of eight numbers, for each frame of a group."""
+    """The maximum of eight numbers, for each frame of a group."""
     if floating is float:
         lsm_fold_max_f(m, half)
     else:
@@ -11,15 +11,15 @@ cdef inline void end_maxima(const floating* half, floating* m) noexcept nogil:
 
 
 cdef inline void shift_group(const floating* m, floating* of) noexcept nogil:
-    """What exp_below needs of each maximum: all h, then all top, magic and floor."""
+    """The parameters of exp_below for each maximum: all h, then all top, magic and floor."""
     cdef Py_ssize_t f
     cdef Shift shift
-    for f in range(N_GROUP):  # hot
+    for f in range(GROUP_FRAMES):  # hot
         shift = shift_of(m[f])
         of[f] = <floating> shift.h
-        of[N_GROUP + f] = <floating> (shift.m - shift.h)
-        of[2 * N_GROUP + f] = <floating> shift.magic
-        of[3 * N_GROUP + f] = <floating> shift.floor
+        of[GROUP_FRAMES + f] = <floating> (shift.m - shift.h)
+        of[2 * GROUP_FRAMES + f] = <floating> shift.magic
+        of[3 * GROUP_FRAMES + f] = <floating> shift.floor
 
 
 cdef inline void half_lanes(const double* total, const double* error, double* half, double* half_error,
@@ -38,23 +38,23 @@ cdef inline void half_lanes(const double* total, const double* error, double* ha
 
 cdef inline void end_sums(const double* half, const double* half_error, double* total, double* error,
                           const floating* of) noexcept nogil:
-    """The other steps of fold_lanes for a group: N_GROUP sums, and their errors unless they are float's."""
+    """The remaining steps of fold_lanes for a group: GROUP_FRAMES sums, and their errors for double."""
     if floating is float:
         lsm_fold_sum(total, half)
     else:
-        lsm_turn(total, half)
-        lsm_turn(error, half_error)
-        fold_lanes(total, error, 8, N_GROUP, of)
+        lsm_transpose(total, half)
+        lsm_transpose(error, half_error)
+        fold_lanes(total, error, 8, GROUP_FRAMES, of)
 
 
 cdef inline bint is_one_each(const floating* n_equal, const floating* m, Py_ssize_t n_frames) noexcept nogil:
-    """Whether each frame has one largest class; n_equal: how many all have together, where that is finite."""
+    """Whether each maximum is finite and occurs once; n_equal counts the occurrences in all frames together."""
     cdef floating n_found = 0
     cdef bint all_finite = True
     cdef Py_ssize_t k
     for k in range(N_LANES):
         n_found += n_equal[k]
-    for k in range(N_GROUP):
+    for k in range(GROUP_FRAMES):
         all_finite &= fabs(m[k]) < INFINITY
     return all_finite and n_found == n_frames
 
@@ -62,12 +62,12 @@ cdef inline bint is_one_each(const floating* n_equal, const floating* m, Py_ssiz
 cdef inline void end_group(const double* half, const double* half_error, const floating* m, const double* n_largest,
                            floating* c_hi, floating* c_lo) noexcept nogil:
     """The normalisers of a group."""
-    cdef double total[8 * N_GROUP]
-    cdef double error[8 * N_GROUP]
+    cdef double total[8 * GROUP_FRAMES]
+    cdef double error[8 * GROUP_FRAMES]
     cdef Py_ssize_t f
     cdef Frame frame
     end_sums(half, half_error, total, error, m)
-    for f in range(N_GROUP):  # hot
+    for f in range(GROUP_FRAMES):  # hot
         frame.largest = m[f]
         frame.below = finish(total[f], <double> 0 if floating is float else error[f], shift_of(m[f]),
                              floating is float)
@@ -77,7 +77,7 @@ cdef inline void end_group(const double* half, const double* half_error, const f
 
 cdef void write_group(const floating* stage, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
                       Py_ssize_t n, bint stream) noexcept nogil:
-    """Write the frames of a group, which follow one another in `stage`."""
+    """Write the frames of a group, which are packed in the staging buffer."""
     cdef Py_ssize_t f, part, start
     if not lies_whole(y, n):
         for f in range(n_frames):
@@ -85,6 +85,7 @@ cdef void write_group(const floating* stage, Array y, Py_ssize_t i, Py_ssize_t f
     elif is_native(frame_at(y, i, first), stage):
         put(frame_at(y, i, first).at, stage, n_frames * n * sizeof(floating), stream)
     else:
-        for part in range((n_frames * n + N_PIPED - 1) // N_PIPED):
-            start = part * N_PIPED
-            write(frame_at(y, i, first), start, min(<Py_ssize_t> N_PIPED, n_frames * n - start), &stage[start], stream)
+        for part in range((n_frames * n + PIPELINE_MAX_CLASSES - 1) // PIPELINE_MAX_CLASSES):
+            start = part * PIPELINE_MAX_CLASSES
+            write(frame_at(y, i, first), start, min(<Py_ssize_t> PIPELINE_MAX_CLASSES, n_frames * n - start),
+                  &stage[start], stream)

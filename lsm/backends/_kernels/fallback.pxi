@@ -1,4 +1,4 @@
-# What is rare: frames that are masked throughout, and sums that leave the range of their type.
+# Rare cases: frames that are -inf throughout, and sums out of the range of their type.
 
 
 cdef bint is_masked(Vector y, Py_ssize_t n, const floating* of) noexcept nogil:
@@ -12,13 +12,13 @@ cdef bint is_masked(Vector y, Py_ssize_t n, const floating* of) noexcept nogil:
 
 
 cdef void fill_nan(Vector dx, Py_ssize_t n, const floating* of) noexcept nogil:
-    cdef floating p[N_BLOCK]
+    cdef floating p[BLOCK_CLASSES]
     cdef Py_ssize_t part, i, k
-    for k in range(N_BLOCK):
+    for k in range(BLOCK_CLASSES):
         p[k] = NAN
     for part in range(count_blocks(n)):
-        i = part * N_BLOCK
-        write(dx, i, min(<Py_ssize_t> N_BLOCK, n - i), p, False)
+        i = part * BLOCK_CLASSES
+        write(dx, i, min(<Py_ssize_t> BLOCK_CLASSES, n - i), p, False)
 
 
 cdef inline floating careful_gradient(floating dy, floating y, double s) noexcept nogil:
@@ -28,9 +28,9 @@ cdef inline floating careful_gradient(floating dy, floating y, double s) noexcep
         return dy
     if y > -0.6931471805599453:
         return <floating> (((small - s) - expm1(y) * s) * 2.0**40)
-    half = exp(0.5 * y)  # twice, since exp(y) alone may be 0 where exp(y) * s is not
+    half = exp(0.5 * y)  # applied twice: exp(y) alone may underflow where exp(y) * s does not
     half = half * s * half
-    if fabs(half) < 2.0**900:  # else the term may leave the range where the difference does not
+    if fabs(half) < 2.0**900:  # otherwise the term may overflow where the difference does not
         return <floating> (dy - half * 2.0**40)
     return <floating> ((small - half) * 2.0**40)
 
@@ -44,7 +44,7 @@ cdef inline floating gradient_of_any(floating dy, floating y, floating s_hi, flo
 
 
 cdef inline bint some_odd(const floating* y, Py_ssize_t n) noexcept nogil:
-    """Whether is_odd of any of n numbers."""
+    """Whether is_odd holds for any of n numbers."""
     cdef int n_odd = 0
     cdef Py_ssize_t k
     for k in range(n):  # hot
@@ -53,21 +53,21 @@ cdef inline bint some_odd(const floating* y, Py_ssize_t n) noexcept nogil:
 
 
 cdef void careful_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, const floating* of) noexcept nogil:
-    """The gradient of a frame that is masked throughout, or whose sum is enormous, infinite or NaN.
+    """The gradient of a frame that is -inf throughout, or whose sum is huge, infinite or NaN.
 
-    One class at a time, in double. The sum is taken of dy * 2**-40, which no n <= 2**40 finite terms can overflow.
+    One class at a time, in double. Summing dy * 2**-40 cannot overflow for n <= 2**40 finite terms.
     """
-    cdef floating buffer[N_BLOCK]
-    cdef floating buffer_y[N_BLOCK]
-    cdef floating p[N_BLOCK]
+    cdef floating buffer[BLOCK_CLASSES]
+    cdef floating buffer_y[BLOCK_CLASSES]
+    cdef floating p[BLOCK_CLASSES]
     cdef const floating* source
     cdef const floating* source_y
     cdef double total = 0, error = 0, s
     cdef Py_ssize_t part, i, k, n_block
     cdef bint is_bad = is_masked(y, n, of)
     for part in range(count_blocks(n)):
-        i = part * N_BLOCK
-        n_block = min(<Py_ssize_t> N_BLOCK, n - i)
+        i = part * BLOCK_CLASSES
+        n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
         source = load(dy, i, n_block, buffer)
         source_y = load(y, i, n_block, buffer_y)
         for k in range(n_block):
@@ -78,8 +78,8 @@ cdef void careful_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, c
         fill_nan(dx, n, of)
         return
     for part in range(count_blocks(n)):
-        i = part * N_BLOCK
-        n_block = min(<Py_ssize_t> N_BLOCK, n - i)
+        i = part * BLOCK_CLASSES
+        n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
         source = load(dy, i, n_block, buffer)
         source_y = load(y, i, n_block, buffer_y)
         for k in range(n_block):

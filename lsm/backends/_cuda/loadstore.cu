@@ -1,8 +1,9 @@
-// Memory: the n consecutive elements that a lane has of a row, in pieces of up to 16 bytes, wherever the row begins.
+// Vector loads and stores: the n consecutive elements of a lane, in pieces of up to 16 bytes, at any alignment of the
+// row.
 //
-// Which lane has which element depends on its index alone. Pieces lie at multiples of their size. Of a row that begins
-// `skew` elements behind such a multiple, those pieces are read in which it lies: each lane's last `skew` elements are
-// then the next lane's first, and handed on by a shuffle. It is written likewise, and its ends element by element.
+// An element's lane depends on its index alone. Loads are aligned to the size of a piece. If a row starts `skew`
+// elements after such a boundary, each lane loads `skew` elements early: its last `skew` elements are the next lane's
+// first, and come from there by a shuffle. Stores work likewise; both ends of the row are stored element by element.
 
 template <int n_bytes> struct Piece;
 template <> struct Piece<16> { typedef uint4 type; };
@@ -17,7 +18,7 @@ template <int n, class T> struct Pieces {
     static INLINE int skew(const T *at) { return (int)((unsigned long long)at % n_bytes / sizeof(T)); }
 };
 
-// What a lane holds: n elements, two of 16 bits in a register.
+// The n elements of a lane, two to a register for 16-bit types.
 template <int n, class T, int size = sizeof(T)> struct Held {
     T x[n];
     INLINE T at(int i) const { return x[i]; }
@@ -30,14 +31,14 @@ template <int n, class T> struct Held<n, T, 2> {
         T value = {(unsigned short)(words[i / 2] >> 16 * (i % 2))};
         return value;
     }
-    INLINE void put(int i, T value) // in order
+    INLINE void put(int i, T value) // in increasing order of i
     {
         words[i / 2] = i % 2 ? words[i / 2] | (unsigned)value.bits << 16 : value.bits;
     }
 };
 
-// Let the compiler forget what it has made of 16 bits: it would rather keep all the numbers than widen them again, and
-// has not the registers for it.
+// Hide 16-bit values from the optimiser, which would otherwise keep the widened numbers instead of widening them again,
+// and run out of registers.
 template <int n, class T, int size> INLINE void forget(Held<n, T, size> &) {}
 template <int n, class T> INLINE void forget(Held<n, T, 2> &held)
 {
@@ -48,7 +49,7 @@ template <int n, class T> INLINE void forget(Held<n, T, 2> &held)
 #endif
 }
 
-template <int n, class T> union Both { // what is held, and how it lies in memory
+template <int n, class T> union Both { // the elements, and their layout in memory
     static const int n_words = n * (int)sizeof(T) / 4;
     typename Pieces<n, T>::type piece[Pieces<n, T>::count];
     unsigned words[n_words];
@@ -56,7 +57,7 @@ template <int n, class T> union Both { // what is held, and how it lies in memor
     INLINE Both() {}
 };
 
-// Whole pieces at x.
+// Load or store whole pieces at x.
 template <int n, class T> INLINE void get_whole(Held<n, T> &to, const T *x)
 {
     Both<n, T> both;
@@ -74,7 +75,7 @@ template <int n, class T> INLINE void put_whole(T *to, const Held<n, T> &held)
         reinterpret_cast<typename Pieces<n, T>::type *>(to)[i] = both.piece[i];
 }
 
-// Pieces of which only x[first] to x[last - 1] exist; the rest is `filler`, or not written.
+// Pieces of which only x[first] to x[last - 1] exist; the rest is set to `filler`, or not written.
 template <int n, class T> INLINE void get(Held<n, T> &to, const T *x, int first, int last, T filler)
 {
     if (first <= 0 && last >= n) {
@@ -97,7 +98,7 @@ template <int n, class T> INLINE void put(T *to, const Held<n, T> &held, int fir
     }
 }
 
-// The elements of `all` from number `by` on.
+// The elements of `all` from position `by` on.
 template <class T, int n_words, int n_all> INLINE void window(unsigned (&to)[n_words], unsigned (&all)[n_all], int by)
 {
     const int n_bytes = by * (int)sizeof(T);
@@ -116,13 +117,13 @@ template <class T, int n_words, int n_all> INLINE void window(unsigned (&to)[n_w
         to[i] = sizeof(T) == 2 ? __byte_perm(all[i], all[i + 1], n_bytes & 2 ? 0x5432 : 0x3210) : all[i];
 }
 
-// What all lanes of a warp know, so that the compiler knows that they do.
-template <int n_lanes> INLINE int common(int x) { return n_lanes == 32 ? __shfl_sync(ALL, x, 0, 32) : x; }
+// Tell the compiler that a value is the same in all lanes of a warp.
+template <int n_lanes> INLINE int common(int x) { return n_lanes == 32 ? __shfl_sync(FULL_MASK, x, 0, 32) : x; }
 
-template <int n_lanes> INLINE bool is_any(int skew) { return n_lanes == 32 ? skew != 0 : __any_sync(ALL, skew); }
+template <int n_lanes> INLINE bool is_any(int skew) { return n_lanes == 32 ? skew != 0 : __any_sync(FULL_MASK, skew); }
 
-// A lane's elements of a row, n_pieces times n that are n_lanes * n apart. The first would be *x; x[first] to
-// x[last - 1] exist, or more before and behind.
+// Load a lane's elements of a row, n_pieces times n that are n_lanes * n apart. *x is the first; x[first] to x[last -
+// 1] exist, and possibly more on either side.
 template <int n_lanes, int n, class T, int n_pieces>
 INLINE void read(Held<n, T> (&to)[n_pieces], const T *x, int first, int last, T filler)
 {
@@ -134,10 +135,10 @@ INLINE void read(Held<n, T> (&to)[n_pieces], const T *x, int first, int last, T 
     last += skew;
 #pragma unroll
     for (int i = 0; i < n_pieces; i++)
-        get(to[i], x + i * step, i ? 0 : first, last - i * step, filler); // of the first piece alone may part be before
+        get(to[i], x + i * step, i ? 0 : first, last - i * step, filler); // only the first piece may precede the row
     if (!is_any<n_lanes>(skew))
         return;
-    Both<P::n_of_one, T> behind; // what the last lane lacks at the end
+    Both<P::n_of_one, T> behind; // the elements missing at the end of the last lane
     if (lane == 0)
         get(behind.held, x + n_pieces * step, 0, last - n_pieces * step, filler);
 #pragma unroll
@@ -153,7 +154,7 @@ INLINE void read(Held<n, T> (&to)[n_pieces], const T *x, int first, int last, T 
 #pragma unroll
         for (int j = 0; j < P::n_words; j++) {
             unsigned offered = lane ? own.words[j] : i + 1 < n_pieces ? next.words[j] : behind.words[j];
-            all[B::n_words + j] = __shfl_sync(ALL, offered, lane + 1, n_lanes);
+            all[B::n_words + j] = __shfl_sync(FULL_MASK, offered, lane + 1, n_lanes);
         }
         window<T>(own.words, all, skew);
         to[i] = own.held;
@@ -169,26 +170,26 @@ template <int n, class T, int size> INLINE void round_all(Held<n, T, size> &to, 
         to.put(i, value);
     }
 }
-template <int n> INLINE void round_all(Held<n, bfloat16, 2> &to, const Number (&y)[n]) // two by one instruction
+template <int n> INLINE void round_all(Held<n, bfloat16, 2> &to, const Number (&y)[n]) // two per instruction
 {
 #pragma unroll
     for (int i = 0; i < n; i += 2)
         to.words[i / 2] = to_bfloat16_pair(before_rounding(y[i]), before_rounding(y[i + 1]));
 }
 
-// Rounds a lane's elements of a row and writes them, in the order in which they lie. The first is at `to`; so many of
-// the row are from it on.
+// Rounds and stores a lane's elements of a row, in increasing order. `to` is the address of the first, and n_left is
+// the number of elements of the row from there on.
 template <int n_lanes, int n, class T> struct Writer {
     typedef Pieces<n, T> P;
     typedef Both<n, T> B;
     static const int step = n_lanes * n;
-    T *to; // less the skew
+    T *to; // minus the skew
     int lane, skew, first, last;
-    Both<P::n_of_one, T> before; // the last piece of what was written
+    Both<P::n_of_one, T> before; // the last piece written
 
     INLINE Writer(T *at, int n_left) : lane(threadIdx.x % n_lanes), skew(common<n_lanes>(P::skew(at)))
     {
-        // of the address: of the index sm_90 and before would make a first piece that is stored word by word
+        // from the address: with the index, up to sm_90 the first piece would be stored word by word
         to = reinterpret_cast<T *>(reinterpret_cast<char *>(at) - (int)((unsigned long long)at % P::n_bytes));
         first = skew - lane * n;
         last = skew + n_left;
@@ -204,13 +205,13 @@ template <int n_lanes, int n, class T> struct Writer {
             unsigned all[P::n_words + B::n_words];
 #pragma unroll
             for (int j = 0; j < P::n_words; j++) {
-                if (j < (int)sizeof(T) / 4) { // of its first element nothing: skew is less
+                if (j < (int)sizeof(T) / 4) { // skew is smaller: the first element is not used
                     all[j] = own.words[j];
                     continue;
                 }
                 unsigned mine = own.words[B::n_words - P::n_words + j];
                 unsigned offered = lane == n_lanes - 1 ? before.words[j] : mine;
-                all[j] = __shfl_sync(ALL, offered, lane + n_lanes - 1, n_lanes);
+                all[j] = __shfl_sync(FULL_MASK, offered, lane + n_lanes - 1, n_lanes);
                 before.words[j] = mine;
             }
 #pragma unroll
@@ -221,7 +222,7 @@ template <int n_lanes, int n, class T> struct Writer {
         }
         put(to + i * step, own.held, i ? 0 : first, last - i * step);
     }
-    INLINE void end(int n_pieces) // what the last lane still has
+    INLINE void end(int n_pieces) // the remainder of the last lane
     {
         if (skew && lane == n_lanes - 1) {
             const int at = skew + (n_pieces - 1) * step + n - P::n_of_one;

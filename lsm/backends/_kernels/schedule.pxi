@@ -1,27 +1,27 @@
-# Frames shared out to threads.  How they are cut changes no bit of any result.
+# Distribution of frames to threads. It does not affect the bits of any result.
 
-# How the inner axis is cut: bands of tiles first, then groups.
+# The partition of the inner axis: bands of tiles first, then groups.
 cdef struct Cut:
     Py_ssize_t n_inner, n_tiled, n_band, n_bands, n_group, n_tasks
 
 
 cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t room, bint all_dense,
                     int n_threads) noexcept nogil:
-    """room: for each array that is read; all_dense: neighbouring frames lie side by side in all the arrays."""
+    """room: numbers of scratch for each input; all_dense: inner stride 1 in all arrays."""
     cdef Cut c
     cdef Py_ssize_t n_tiles
     c.n_inner = n_inner
     c.n_tiled = 0
-    c.n_band = N_COLUMNS
-    if n_inner >= N_FEW and all_dense:
-        c.n_tiled = n_inner // N_COLUMNS * N_COLUMNS
-        if fits(n) and n_inner - c.n_tiled >= N_FEW:
+    c.n_band = TILE_COLUMNS
+    if n_inner >= TILE_MIN_COLUMNS and all_dense:
+        c.n_tiled = n_inner // TILE_COLUMNS * TILE_COLUMNS
+        if fits(n) and n_inner - c.n_tiled >= TILE_MIN_COLUMNS:
             c.n_tiled = n_inner
-        n_tiles = n_outer * ((c.n_tiled + N_COLUMNS - 1) // N_COLUMNS)
-        c.n_band = N_COLUMNS * count_band(n, room, n_tiles, n_threads)
+        n_tiles = n_outer * ((c.n_tiled + TILE_COLUMNS - 1) // TILE_COLUMNS)
+        c.n_band = TILE_COLUMNS * count_band(n, room, n_tiles, n_threads)
     c.n_bands = (c.n_tiled + c.n_band - 1) // c.n_band
-    c.n_group = N_GROUP
-    if n > N_SHORT:  # all that a thread takes go one after the other
+    c.n_group = GROUP_FRAMES
+    if n > SHORT_MAX_CLASSES:  # one group: a thread pipelines all its frames
         c.n_group = max(1, (n_inner - c.n_tiled + n_threads - 1) // n_threads if n_outer == 1 else n_inner - c.n_tiled)
     c.n_tasks = c.n_bands + (n_inner - c.n_tiled + c.n_group - 1) // c.n_group
     return c
@@ -45,19 +45,19 @@ cdef inline void swap_axes(Array* x) noexcept nogil:
 
 
 cdef inline floating* own_scratch(floating* scratch, Py_ssize_t n_bytes, int thread) noexcept nogil:
-    """The scratch of one thread, from a cache line's start on."""
+    """The scratch of one thread, aligned to a cache line."""
     cdef char* at = <char*> scratch + thread * n_bytes
     return <floating*> (at + (-<Py_ssize_t> at & 63))
 
 
 cdef inline bint shall_split(Py_ssize_t n_frames, Py_ssize_t n, int n_threads) noexcept nogil:
-    """Whether few long frames are each split over the threads: where whole frames would leave some idle."""
-    return n_threads > 1 and n >= 4 * N_SLICE and n_frames < 4 * n_threads and n_frames % n_threads != 0
+    """Whether to split each frame over the threads: few long frames would leave threads idle."""
+    return n_threads > 1 and n >= 4 * SLICE_CLASSES and n_frames < 4 * n_threads and n_frames % n_threads != 0
 
 
 cdef inline void log_softmax_task(Array x, Array y, Py_ssize_t n, Py_ssize_t task, Cut c, floating* scratch,
                                   bint stream) noexcept nogil:
-    """One band, or one group: tasks 0 to n_bands - 1 of each outer index are bands."""
+    """Run one band or group: tasks 0 to n_bands - 1 of each outer index are bands."""
     cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks, last
     if j < c.n_bands:
         j *= c.n_band
@@ -65,7 +65,7 @@ cdef inline void log_softmax_task(Array x, Array y, Py_ssize_t n, Py_ssize_t tas
     else:
         j = c.n_tiled + (j - c.n_bands) * c.n_group
         last = min(j + c.n_group, c.n_inner)
-        if n <= N_SHORT:
+        if n <= SHORT_MAX_CLASSES:
             log_softmax_short(x, y, i, j, last - j, n, scratch, stream)
         elif can_pipe(x, n):
             log_softmax_rows(x, y, i, j, last, n, scratch, stream)
@@ -90,7 +90,7 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
                               frame_at(y, i // n_inner, i % n_inner), n, scratch, n_bytes, n_threads,
                               stream)
     else:
-        c = cut(n_outer, n, n_inner, 2 * N_SLICE, lies_dense(x) and lies_dense(y), n_threads)
+        c = cut(n_outer, n, n_inner, 2 * SLICE_CLASSES, lies_dense(x) and lies_dense(y), n_threads)
         if n_threads == 1:  # a parallel region costs microseconds, even with one thread
             for task in range(n_outer * c.n_tasks):
                 log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
@@ -108,14 +108,14 @@ cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n,
 
 cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch, Py_ssize_t n_bytes, int n_threads,
                             bint stream) noexcept nogil:
-    """log_softmax_frame with the slices shared out; those that a thread read last, it writes first."""
+    """log_softmax_frame with the slices distributed; each thread writes first what it read last."""
     cdef Py_ssize_t n_parts = count_slices(n), part
     cdef Frame* found = <Frame*> malloc(n_parts * sizeof(Frame))
     cdef Frame frame
     cdef floating c_hi, c_lo
     cdef uint64_t env
     cdef int t
-    if found == NULL:  # one thread needs no memory of its own
+    if found == NULL:  # one thread needs no allocation
         log_softmax_frame(x, y, n, own_scratch(scratch, n_bytes, 0), stream)
         lsm_stream_fence()
         return
@@ -139,7 +139,7 @@ cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch,
 
 cdef inline void log_softmax_backward_task(Array dy, Array y, Array dx, Py_ssize_t n, Py_ssize_t task, Cut c,
                                            floating* scratch, bint stream) noexcept nogil:
-    """One band, or one group, of the gradient."""
+    """Run one band or group of the gradient."""
     cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks, last
     if j < c.n_bands:
         j *= c.n_band
@@ -148,7 +148,7 @@ cdef inline void log_softmax_backward_task(Array dy, Array y, Array dx, Py_ssize
     else:
         j = c.n_tiled + (j - c.n_bands) * c.n_group
         last = min(j + c.n_group, c.n_inner)
-        if n <= N_SHORT:
+        if n <= SHORT_MAX_CLASSES:
             log_softmax_backward_short(dy, y, dx, i, j, last - j, n, scratch, stream)
         elif can_pipe(dy, n) and can_pipe(y, n):
             log_softmax_backward_rows(dy, y, dx, i, j, last, n, scratch, stream)
@@ -197,7 +197,7 @@ cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_
 
 cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,
                                      Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
-    """log_softmax_backward_frame with the slices shared out."""
+    """log_softmax_backward_frame with the slices distributed."""
     cdef Py_ssize_t n_parts = count_slices(n), part, n_bad = 0
     cdef Sum* found = <Sum*> malloc(n_parts * sizeof(Sum))
     cdef Sum s
@@ -224,7 +224,7 @@ cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t 
         env = lsm_enter_float_env()
         for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
             n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t),
-                                   own_scratch(scratch, n_bytes, t) + N_SLICE, stream)
+                                   own_scratch(scratch, n_bytes, t) + SLICE_CLASSES, stream)
         lsm_stream_fence()
         lsm_leave_float_env(env)
     if n_bad:

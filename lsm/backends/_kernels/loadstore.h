@@ -1,6 +1,6 @@
-/* How numbers are moved: to where vectors find them, ahead of time, past the cache. */
-#ifndef LSM_MOVES_H
-#define LSM_MOVES_H
+/* Loads, stores, nontemporal stores and prefetches. */
+#ifndef LSM_LOADSTORE_H
+#define LSM_LOADSTORE_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -10,8 +10,8 @@
 #include <immintrin.h>
 #endif
 
-/* n < 64 numbers, and `fill` after them up to `width`, a multiple of 16: a call of memcpy takes 12 ns, of 400 that
-   1000 classes take.  AddressSanitizer does not look at masked loads and stores, but at memcpy. */
+/* Copy n < 64 numbers and fill up to `width`, a multiple of 16. A call of memcpy takes 12 ns of the 400 for 1000
+   classes. AddressSanitizer checks memcpy, but not masked loads and stores. */
 static inline void lsm_pad_f(float *to, const float *x, ptrdiff_t n, ptrdiff_t width, float fill)
 {
 #if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
@@ -25,8 +25,9 @@ static inline void lsm_pad_f(float *to, const float *x, ptrdiff_t n, ptrdiff_t w
     ptrdiff_t i = 0;
     for (; i + 8 <= n; i += 8)
         _mm256_storeu_ps(to + i, _mm256_loadu_ps(x + i));
-    if (n >= 8) /* the last 8 numbers, turned so that those that are left come first */
-        v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x + n - 8), _mm256_add_epi32(lane, _mm256_sub_epi32(_mm256_set1_epi32(8), left)));
+    if (n >= 8) /* the last 8 numbers, rotated so that the remainder comes first */
+        v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(x + n - 8),
+                                     _mm256_add_epi32(lane, _mm256_sub_epi32(_mm256_set1_epi32(8), left)));
     else
         v = _mm256_maskload_ps(x, mask);
     if (i < width)
@@ -53,8 +54,8 @@ static inline void lsm_pad_d(double *to, const double *x, ptrdiff_t n, ptrdiff_t
 #endif
 }
 
-/* Copy n bytes past the cache: a result that is larger than the cache is not read before it is evicted,
-   and a plain store would read every line from memory first. */
+/* Copy n bytes with nontemporal stores: a result larger than the cache is evicted before it is used, and a regular
+   store would first read every line from memory. */
 static inline void lsm_stream(void *to, const void *from, size_t n)
 {
 #if defined(__SSE2__)
@@ -81,7 +82,7 @@ static inline void lsm_stream(void *to, const void *from, size_t n)
 #endif
 }
 
-/* 16 numbers, as vectors: the compiler then sees what it has just put at x, and leaves that out. */
+/* Copy 16 numbers as explicit vectors: the compiler then elides the preceding store to x. */
 static inline void lsm_put_f(float *to, const float *x)
 {
 #if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
@@ -107,8 +108,8 @@ static inline void lsm_put_d(double *to, const double *x)
 #endif
 }
 
-/* The same past the cache; `to` is where a cache line begins. */
-static inline void lsm_put_past_f(float *to, const float *x)
+/* The same with nontemporal stores; `to` is aligned to a cache line. */
+static inline void lsm_put_nontemporal_f(float *to, const float *x)
 {
 #if defined(__AVX512F__)
     _mm512_stream_ps(to, _mm512_loadu_ps(x));
@@ -120,7 +121,7 @@ static inline void lsm_put_past_f(float *to, const float *x)
 #endif
 }
 
-static inline void lsm_put_past_d(double *to, const double *x)
+static inline void lsm_put_nontemporal_d(double *to, const double *x)
 {
 #if defined(__AVX512F__)
     _mm512_stream_pd(to, _mm512_loadu_pd(x));
@@ -133,39 +134,39 @@ static inline void lsm_put_past_d(double *to, const double *x)
 #endif
 }
 
-/* 16 numbers of 16 bits; past the cache where `to` is a multiple of 32, if `past`. */
-static inline void lsm_put_16(void *to, const uint16_t *x, int past)
+/* Copy 16 numbers of 16 bits; nontemporal stores require `to` to be a multiple of 32. */
+static inline void lsm_put_16(void *to, const uint16_t *x, int nontemporal)
 {
 #if defined(__AVX__) && !defined(__SANITIZE_ADDRESS__)
-    if (past)
+    if (nontemporal)
         _mm256_stream_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)x));
     else
         _mm256_storeu_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)x));
 #else
-    (void)past;
+    (void)nontemporal;
     memcpy(to, x, 16 * sizeof *x);
 #endif
 }
 
-/* 32 of them; past the cache where `to` is a multiple of 64. */
-static inline void lsm_put_32(void *to, const uint16_t *x, int past)
+/* Copy 32 numbers of 16 bits; nontemporal stores require `to` to be a multiple of 64. */
+static inline void lsm_put_32(void *to, const uint16_t *x, int nontemporal)
 {
 #if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
-    if (past)
+    if (nontemporal)
         _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(x));
     else
         _mm512_storeu_si512(to, _mm512_loadu_si512(x));
 #else
-    lsm_put_16(to, x, past);
-    lsm_put_16((uint16_t *)to + 16, x + 16, past);
+    lsm_put_16(to, x, nontemporal);
+    lsm_put_16((uint16_t *)to + 16, x + 16, nontemporal);
 #endif
 }
 
-/* The first n <= 16 of the numbers at x. */
+/* Store the first n <= 16 numbers of x. */
 #if defined(__AVX512F__)
-#define LSM_PUTS_SOME 1 /* as fast as whole vectors */
+#define LSM_HAS_PARTIAL_STORES 1 /* as fast as whole vectors */
 #else
-#define LSM_PUTS_SOME 0
+#define LSM_HAS_PARTIAL_STORES 0
 #endif
 static inline void lsm_put_some_f(float *to, const float *x, ptrdiff_t n)
 {
@@ -192,8 +193,8 @@ static inline void lsm_put_some_d(double *to, const double *x, ptrdiff_t n)
 #endif
 }
 
-/* Ask for the cache lines of n bytes from p on, for the first cache if `near`, else for the second.
-   Never faults, so it may look past an array's end. */
+/* Prefetch n bytes from p, to the L1 cache if `near`, else to L2. Never faults, so it may run past the end of an
+   array. */
 static inline void lsm_prefetch(const void *p, size_t n, int near)
 {
 #if defined(__GNUC__)
@@ -207,8 +208,8 @@ static inline void lsm_prefetch(const void *p, size_t n, int near)
 #endif
 }
 
-/* 16 rows of 8 numbers become 8 rows of 16. */
-static inline void lsm_turn(double *to, const double *from)
+/* Transpose 16 rows of 8 numbers. */
+static inline void lsm_transpose(double *to, const double *from)
 {
 #if defined(__SSE2__)
     for (int r = 0; r < 16; r += 2)
@@ -226,8 +227,8 @@ static inline void lsm_turn(double *to, const double *from)
 #endif
 }
 
-/* Read n_x bytes and write n_y, those of x as far as they go, past the cache: what limits any function that
-   does as much.  What is read beyond is added up, and the sum written, so that it is not left out. */
+/* Read n_x bytes and write n_y with nontemporal stores: a bound for any function with that traffic. Bytes beyond n_y
+   are summed, and the sum used, so that the compiler keeps the loads. */
 static inline void lsm_stream_through(void *y, size_t n_y, const void *x, size_t n_x)
 {
     const char *f = (const char *)x;
@@ -246,7 +247,7 @@ static inline void lsm_stream_through(void *y, size_t n_y, const void *x, size_t
     }
 }
 
-/* to = a + b, past the cache. */
+/* to = a + b, with nontemporal stores. */
 static inline void lsm_stream_add(float *to, const float *a, const float *b, size_t n)
 {
     float sum[1024];
@@ -259,7 +260,7 @@ static inline void lsm_stream_add(float *to, const float *a, const float *b, siz
     }
 }
 
-/* Order streamed stores before whatever tells another thread that they are done. */
+/* Order nontemporal stores before signalling completion to another thread. */
 static inline void lsm_stream_fence(void)
 {
 #if defined(__SSE2__)
