@@ -58,7 +58,7 @@ def dtype_of_the_result(subject: Subject) -> None:
             require(y.dtype == dtype, f"{operation.name}: dtype={name!r} gives {y.dtype}")
         for name in DTYPES:
             if name not in subject.backend.dtypes:
-                expect(TypeError, f"{operation.name}: dtype={name!r}", call, subject, operation, given, dtype=name)
+                expect(TypeError, f"dtype={name!r}", subject, operation, given, dtype=name)
 
 
 def axes(subject: Subject) -> None:
@@ -78,9 +78,8 @@ def axes(subject: Subject) -> None:
             subject.worst(result, sample.exact(operation), f"{operation.direction}, axis={axis}")
     for operation, given in each(subject, ordinary(subject, shape)):
         for axis in (3, -4, (0, 3)):
-            what = f"{operation.name}, axis={axis} of an array of 3"
-            expect(AxisError, what, call, subject, operation, given, axis)
-        expect(ValueError, f"{operation.name}, axis=(0, -3), one axis twice", call, subject, operation, given, (0, -3))
+            expect(AxisError, f"axis={axis} of an array of 3", subject, operation, given, axis)
+        expect(ValueError, "axis=(0, -3), one axis twice", subject, operation, given, (0, -3))
 
 
 def out_is_written(subject: Subject) -> None:
@@ -94,13 +93,12 @@ def out_is_written(subject: Subject) -> None:
         wrong = np.full((4, 5), GUARD, subject.dtype), np.full(sample.shape, GUARD, np.int32)
         for error, values in zip((ValueError, TypeError), wrong, strict=True):
             bad = subject.to_device(values)
-            what = f"{op}, out of shape {values.shape} and {values.dtype}"
-            expect(error, what, call, subject, operation, given, out=bad)
+            expect(error, f"out of shape {values.shape} and {values.dtype}", subject, operation, given, out=bad)
             require((subject.maker.to_numpy(bad) == values).all(), f"{op}: an out that was refused is written to")
         if subject.maker.has_read_only:
             bad = subject.to_device(np.full(sample.shape, GUARD, subject.dtype))
             bad.flags.writeable = False
-            expect(ValueError, f"{op}, out is read-only", call, subject, operation, given, out=bad)
+            expect(ValueError, "out is read-only", subject, operation, given, out=bad)
 
 
 def overlap(subject: Subject) -> None:
@@ -160,7 +158,7 @@ def inputs_that_differ(subject: Subject) -> None:
             inputs = [subject.to_device(np.zeros((2, 3), subject.dtype)) for _ in operation.inputs]
             inputs[k] = subject.to_device(np.zeros(3, subject.dtype))
             what = f"{operation.names[0]} of shape (2, 3), {name} of shape (3,)"
-            expect(ValueError, what, call, subject, operation, inputs)
+            expect(ValueError, what, subject, operation, inputs)
 
 
 def dtypes_that_differ(subject: Subject) -> None:
@@ -175,7 +173,7 @@ def dtypes_that_differ(subject: Subject) -> None:
             try:
                 wanted = np.promote_types(subject.dtype, dtype)
             except TypeError:
-                expect(TypeError, what, call, subject, operation, given)
+                expect(TypeError, what, subject, operation, given)
                 continue
             if dtype_name(wanted) not in subject.backend.dtypes:
                 continue
@@ -249,7 +247,7 @@ def refused(subject: Subject) -> None:
             for k, name in enumerate(operation.names):
                 inputs: list[Any] = [np.zeros(x.shape) for _ in operation.inputs]
                 inputs[k] = x
-                expect(TypeError, f"{operation.name}, {name} of {x.dtype}", call, subject, operation, inputs)
+                expect(TypeError, f"{name} of dtype {x.dtype}", subject, operation, inputs)
 
 
 def numpy_only(subject: Subject) -> None:
@@ -257,15 +255,18 @@ def numpy_only(subject: Subject) -> None:
         skip("is about what NumPy holds")
 
 
-def expect(error: type[Exception], what: str, function: Any, *args: Any, **kwargs: Any) -> None:
+def expect(
+    error: type[Exception], what: str, subject: Subject, operation: Operation, *args: Any, **kwargs: Any
+) -> None:
     """Raise ConformanceError unless a call raises this error."""
     try:
-        function(*args, **kwargs)
+        call(subject, operation, *args, **kwargs)
     except error:
         return
     except Exception as other:
-        raise ConformanceError(f"{what}: raises {type(other).__name__}, not {error.__name__}: {other}") from other
-    raise ConformanceError(f"{what}: is taken; it must raise {error.__name__}")
+        found = f"raises {type(other).__name__}, not {error.__name__}: {other}"
+        raise ConformanceError(f"{operation.name}, {what}: {found}") from other
+    raise ConformanceError(f"{operation.name}, {what}: is taken; it must raise {error.__name__}")
 
 
 CHECKS = (

@@ -15,7 +15,7 @@ from lsm._conformance.arrays import (
     Array,
     ArrayMaker,
     CannotMakeError,
-    Guarded,
+    GuardedArray,
     Layout,
     bits,
     numpy_dtype,
@@ -111,12 +111,12 @@ class Subject:
     ) -> Array:
         """Call the backend's own method as lsm does, with `out` the input `in_place`, and check what it touches."""
         op, first = operation.name, inputs[0]
-        made = [Guarded(array, self.maker, self.device, layout) for array in inputs]
+        made = [GuardedArray(array, self.maker, self.device, layout) for array in inputs]
         given = dict(zip(operation.names, made, strict=True))
         if in_place:
             out = given[in_place]
         else:
-            out = Guarded(np.full(first.shape, GUARD, dtype or first.dtype), self.maker, self.device, out_layout)
+            out = GuardedArray(np.full(first.shape, GUARD, dtype or first.dtype), self.maker, self.device, out_layout)
         arguments = [*[array.array for array in made], axis % first.ndim, out.array]
         returned = getattr(self.backend, op)(*arguments)
         if returned is not None and returned is not out.array:
