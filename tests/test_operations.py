@@ -56,7 +56,7 @@ def test_a_row_says_what_the_public_function_takes(operation):
     parameters = list(inspect.signature(getattr(lsm, operation.name)).parameters)
     assert parameters == [*operation.names, "axis", "out", *["dtype"] * operation.has_dtype, "backend"]
     assert operation.name in lsm.__all__
-    assert operation.is_required == (operation.name in vars(lsm.Backend))
+    assert operation.name in vars(lsm.Backend) or not operation.is_required
 
 
 def test_every_operation_has_a_reference_and_a_title_of_its_own():
