@@ -13,7 +13,7 @@ import numpy as np
 import lsm
 from lsm._operations import OPERATIONS
 from lsm.backends import cython_, numpy_
-from lsm.backends.contract import declared
+from lsm.backends.contract import has_operation
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "longdouble", "int32", "bool", "complex64")
 CALLS = ((None, None), ("float32", None), (None, "numpy"), (None, "cython"), (None, "nope"))
@@ -51,7 +51,7 @@ def watched():
         return call
 
     for name, backend in (("cython", cython_.backend), ("numpy", numpy_.backend)):
-        for method in declared(backend).operations:
+        for method in [op for op in OPERATIONS if has_operation(backend, op)]:
             original = getattr(backend, method)
             setattr(backend, method, note(name, method, original))
             undo.append((backend, method))

@@ -69,22 +69,19 @@ def test_a_made_up_operation_is_served_explained_and_refused():
 x = np.log(np.array([[1, 3], [1, 1]], np.float32))
 print(np.exp(lsm.made_up(x) / 2).round(6).tolist())
 print(lsm.made_up(x.astype(np.float16), None, dtype="float64", backend="numpy").dtype)
-print(lsm.explain(x, "made_up"))
-for wish in ("cython", "numpy"):
-    try:
-        print(type(lsm.made_up([1.0, 2.0], backend=wish)).__name__)
-    except lsm.BackendUnsupportedError as error:
-        print(error)
+decision = lsm.explain(x, "made_up")
+print(decision.winner, decision.reasons["cython"])
+try:
+    lsm.made_up(x, backend="cython")
+except lsm.BackendUnsupportedError as error:
+    print(error)
 """)
-    assert out == [
+    assert out[:3] == [
         "[[0.25, 0.75], [0.5, 0.5]]",
         "float64",
-        "made_up of numpy.ndarray, float32, on cpu: served by numpy (automatic)",
-        "  cython  does not have made_up",
-        "  cupy    does not have made_up",
-        "backend 'cython' (asked for by backend=) does not have made_up; backend='numpy' would serve it",
-        "ndarray",
+        "numpy does not have made_up",
     ]
+    assert "does not have made_up" in out[3] and "backend='numpy'" in out[3]
 
 
 def test_the_kit_tries_a_made_up_operation_on_the_backends_that_have_it():
@@ -129,7 +126,7 @@ print(main(["explain", "--op", "made_up", "--dtype", "float32", "--backend", "nu
 
 def test_the_contract_takes_an_optional_operation_and_asks_for_none():
     out = with_made_up("""
-from lsm.backends.contract import contract_problem, declared
+from lsm.backends.contract import contract_problem, has_operation
 
 class Two(lsm.Backend):
     name, api_version, dtypes = "two", 1, ("float32",)
@@ -143,10 +140,10 @@ class Wrong(Two):
     def made_up(self, x): pass
 
 for backend in (Two(), Three(), Wrong()):
-    print(contract_problem(backend, "two"), len(declared(backend).operations))
+    print(contract_problem(backend, "two"), has_operation(backend, "made_up"))
 """)
-    assert out[:2] == ["None 2", "None 3"]
-    assert out[2].startswith("its method made_up does not take 3 arguments")
+    assert out[:2] == ["None False", "None True"]
+    assert "made_up" in out[2] and "3 arguments" in out[2]
 
 
 class Shape:

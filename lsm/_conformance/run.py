@@ -16,6 +16,7 @@ import numpy as np
 from lsm._conformance import accuracy, api, behaviour, memory, sizes, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
+from lsm._operations import OPERATIONS
 from lsm._texts import for_json, told
 from lsm._version import __version__
 from lsm.backends.candidate import Candidate
@@ -237,7 +238,7 @@ def about(candidate: Candidate) -> dict[str, Any]:
             "array_types": list(info.array_types),
             "max_ulp": info.max_ulp,
             "same_bits": info.same_bits,
-            "operations": list(candidate.declared.operations),
+            "operations": [name for name in OPERATIONS if has_operation(candidate.backend, name)],
         },
         "lsm": __version__,
         "python": platform.python_version(),
