@@ -278,6 +278,7 @@ def replacing(target: str) -> Iterator[io.FileIO]:
     """
     name = repr(target)
     try:
+        check_is_no_descriptor(target)
         path = Path(target).resolve()
         mode = replaceable_mode(path, target)
     except (OSError, RuntimeError) as error:  # RuntimeError: a cycle of links, before Python 3.13
@@ -304,6 +305,17 @@ def warn(text: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn(text, stacklevel=2)
+
+
+def check_is_no_descriptor(target: str) -> None:
+    """Raise UnusableFileError for /dev/stdout and the like, which lead to whatever file a descriptor has open."""
+    path = Path(target).absolute()
+    for _ in range(40):  # the links that a path may lead through
+        if path.parts[1:2] in (("dev",), ("proc",)) and path.parts[2:3] != ("shm",):
+            raise UnusableFileError(f"{target!r} is a device or a descriptor; give the name of a file to write")
+        if not path.is_symlink():
+            return
+        path = Path(os.path.normpath(path.parent / path.readlink()))
 
 
 def new_file(path: Path, name: str, mode: int) -> io.FileIO:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Attributes of results that are computed after the call: coroutines, iterators, asynchronous iterators, futures.
-_DEFERRED = ("__await__", "__next__", "__anext__", "add_done_callback")
+_DEFERRED = ("__await__", "__next__", "__anext__", "__enter__", "__aenter__", "add_done_callback")
 _REMEDY = "use a with block in the body instead, around the calls of lsm and not around a yield"
 
 
@@ -50,8 +50,7 @@ class ContextOverride(ScopedValue[T]):
 
             @wraps(function)
             def within(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    return _check_finished(function(*args, **kwargs), function)
+                return _check_finished(self.call(function, args, kwargs), function)
 
         return cast(Function, within)
 

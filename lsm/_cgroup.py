@@ -9,9 +9,9 @@ def cgroup_quota(proc: str = "/proc/self") -> int | None:
     """The lowest quota of the process's cgroup and its parents, in processors, at least 1; None if there is none."""
     try:
         mounts, memberships = _lines(f"{proc}/mountinfo"), _lines(f"{proc}/cgroup")
-    except OSError:  # not Linux, or no /proc
+        quotas = [quota for folder in _folders(mounts, memberships) for quota in _quotas(folder)]
+    except (OSError, ValueError):  # not Linux, no /proc, or lines of another form
         return None
-    quotas = [quota for folder in _folders(mounts, memberships) for quota in _quotas(folder)]
     return max(1, math.ceil(min(quotas))) if quotas else None
 
 

@@ -7,7 +7,7 @@ variable ``LSM_BACKEND``, in this order of precedence. `_decide` has the rules t
 import importlib
 import os
 import warnings
-from _thread import allocate_lock  # that of threading, whose import takes 0.5 ms
+from _thread import RLock  # that of threading, whose import takes 0.5 ms
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,7 @@ _MAX_CACHED_ENTRIES = 512  # a program may use any number of array types
 # The policies of all `use_backend` blocks in all threads, by id. A WeakSet cannot be iterated over while a block ends
 # in another thread.
 _block_policies: WeakValueDictionary[int, Policy] = WeakValueDictionary()
-_lock = allocate_lock()
+_lock = RLock()
 
 
 class DispatchEntry(NamedTuple):
@@ -56,7 +56,7 @@ class DispatchEntry(NamedTuple):
 def _after_fork_in_child() -> None:
     """Replace the lock, which a thread of the parent may have held."""
     global _lock
-    _lock = allocate_lock()
+    _lock = RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -10,6 +10,7 @@ from collections import UserList, deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import chain, islice
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,14 +60,21 @@ def _has_mask(x: Any) -> bool:
     return mask is True or hasattr(mask, "dtype") or isinstance(mask, list)
 
 
+_METHODS = (BuiltinFunctionType, FunctionType, MethodType)
+
+
 def _has_unit(x: Any) -> bool:
     units = (_attribute(x, "unit"), _attribute(x, "units"))
     dimensionless = ("", "1", "dimensionless", "1 dimensionless")
-    return any(unit is not None and not callable(unit) and str(unit) not in dimensionless for unit in units)
+    return any(unit is not None and not isinstance(unit, _METHODS) and str(unit) not in dimensionless for unit in units)
 
 
 def _has_nulls(x: Any) -> bool:
-    return bool(x.null_count)
+    """Whether an array of pyarrow has nulls, or a part that holds its values."""
+    if x.null_count:
+        return True
+    parts = [getattr(x, name, None) for name in ("storage", "values", "dictionary")]
+    return any(_has_nulls(part) for part in (*getattr(x, "chunks", ()), *parts) if hasattr(part, "null_count"))
 
 
 def _filled(x: Any, name: str, axis: Any) -> str:
@@ -118,6 +126,7 @@ def _is_whole_along(x: Any, axis: Any) -> bool:
 _PENDING = "{}, whose values are not computed yet; lsm does not trigger computations"
 _STORED = "{}, whose values are in a store; lsm does not read stores"
 _SPARSE = "a sparse array ({}), but log-probabilities are not sparse"
+_FILL_NULLS = "{}.cast('float64').fill_null(-numpy.inf), which excludes these classes"
 _NULLS = "{} with nulls, which would become NaN"
 _SEVERAL = "{}, which contains several arrays"
 _VALUELESS = "{}, a placeholder without values"
@@ -140,11 +149,11 @@ _BY_NAME = {
     "ray ObjectRef": Rule("{}, which refers to an object elsewhere", "ray.get({})"),
     "ray Dataset": Rule(_PENDING, "{}.map_batches(lambda batch: dict(y=lsm.log_softmax(batch['x'])))"),
     "polars LazyFrame": Rule(_PENDING, "{}.collect()"),
-    "pyarrow Array": Rule(_NULLS, "{}.fill_null(-numpy.inf), which excludes these classes", _has_nulls),
-    "pyarrow ChunkedArray": Rule(_NULLS, "{}.fill_null(-numpy.inf), which excludes these classes", _has_nulls),
+    "pyarrow Array": Rule(_NULLS, _FILL_NULLS, _has_nulls),
+    "pyarrow ChunkedArray": Rule(_NULLS, _FILL_NULLS, _has_nulls),
     "pyarrow _Tabular": Rule(
         "{}, whose columns have their own types, chunks and nulls",
-        "numpy.column_stack([column.fill_null(-numpy.inf) for column in {}.columns])",
+        "numpy.column_stack([column.cast('float64').fill_null(-numpy.inf) for column in {}.columns])",
     ),
     "torch DTensor": Rule(
         "{}, which is distributed over several processes",

@@ -27,6 +27,11 @@ class ScopedValue(Generic[T]):
         value = self._make()
         self._tokens.append(self._variable.set(value))
 
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function within the block."""
+        with self:
+            return function(*args, **kwargs)
+
     def __exit__(self, *_: Any) -> None:
         """Restore the previous value."""
         for token in reversed(self._tokens[:]):

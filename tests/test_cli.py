@@ -1341,3 +1341,18 @@ def test_a_dtype_that_numpy_refuses_in_whatever_way(work, dtype, capsys):
     error = capsys.readouterr().err
     assert "dtype: " in error and "accepted: float16, bfloat16" in error
     assert not (work / "y.npy").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="no such device here")  # noqa: PTH110
+@pytest.mark.parametrize("target", ["/dev/stdout", "/dev/fd/1", "link"])
+def test_a_descriptor_is_no_file_to_replace(target, tmp_path):
+    """It would lead to whatever file it has open, which would be replaced."""
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    (tmp_path / "log").write_text("precious")
+    with (tmp_path / "log").open("a") as log:
+        command = [sys.executable, "-m", "lsm", "apply", "x.npy", target]
+        done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=log)
+    assert done.returncode == 2
+    said = (tmp_path / "log").read_text()
+    assert said.startswith("precious") and "is a device or a descriptor; give the name of a file to write" in said

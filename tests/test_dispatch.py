@@ -277,6 +277,7 @@ async def a_coroutine():
         lambda: winner,
         lambda: lambda: winner(),
         lambda: [].append,
+        contextlib.nullcontext,
     ],
 )
 def test_a_block_refuses_a_result_that_runs_later(block, holds, returned):

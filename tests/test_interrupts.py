@@ -185,3 +185,20 @@ def test_signals_in_a_loop():
     done = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20
+
+
+def test_a_signal_handler_may_call_lsm_while_it_searches():
+    code = """
+import signal
+import numpy as np
+import lsm
+from lsm.backends import registry
+own = registry.find
+def find():
+    lsm.explain(np.zeros(3), backend="numpy")  # as a handler that runs now would
+    return own()
+registry.find = lambda: (setattr(registry, "find", own), find())[1]
+print([info.name for info in lsm.list_backends(load=False)][:3], lsm.explain(np.zeros(3)).winner)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "['cython', 'cupy', 'numpy'] cython", done.stdout + done.stderr

@@ -432,3 +432,17 @@ def test_policies_of_many_threads_at_once():
     """Also without the GIL, where Python has none: see CONTRIBUTING.md."""
     done = run(POLICIES)
     assert done.stdout.split()[:1] == ["0"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("env", [{"OMP_PLACES": "{0}"}, {"GOMP_CPU_AFFINITY": "0"}], ids=lambda env: next(iter(env)))
+def test_threads_are_no_more_than_the_processors_of_the_places(env):
+    """On one processor two threads would wait for each other: a call of 0.1 ms took 30."""
+    assert n_threads_after_use(**env) == 1
+
+
+def test_lines_of_another_form_are_no_quota(tmp_path):
+    for name, text in (("mountinfo", "nonsense\n\n"), ("cgroup", "nonsense\n")):
+        (tmp_path / "mountinfo").write_text(V2.format(root="/", at=tmp_path) + "\n")
+        (tmp_path / "cgroup").write_text("0::/\n")
+        (tmp_path / name).write_text(text)
+        assert _cgroup.cgroup_quota(str(tmp_path)) is None

@@ -116,21 +116,26 @@ CASES = {
     "scipy.sparse, array": (lambda tmp: scipy.sparse.coo_array(VALUES), VALUES, ["x.toarray()"]),
     "sparse": (lambda tmp: sparse.COO.from_numpy(VALUES), VALUES, ["x.todense()"]),
     "polars, lazy": (lambda tmp: polars.DataFrame(VALUES).lazy(), VALUES, ["x.collect()"]),
-    "pyarrow.Array": (lambda tmp: nulls(), FILLED[0], ["x.fill_null(-numpy.inf)"]),
+    "pyarrow.Array of integers": (
+        lambda tmp: pyarrow.array([1, None, 3]),
+        np.array([1, -np.inf, 3]),
+        ["x.cast('float64').fill_null(-numpy.inf)"],
+    ),
+    "pyarrow.Array": (lambda tmp: nulls(), FILLED[0], ["x.cast('float64').fill_null(-numpy.inf)"]),
     "pyarrow.ChunkedArray": (
         lambda tmp: pyarrow.chunked_array([nulls()]),
         FILLED[0],
-        ["x.fill_null(-numpy.inf)"],
+        ["x.cast('float64').fill_null(-numpy.inf)"],
     ),
     "pyarrow.Table": (
         lambda tmp: columns(),
         FILLED,
-        ["numpy.column_stack([column.fill_null(-numpy.inf) for column in x.columns])"],
+        ["numpy.column_stack([column.cast('float64').fill_null(-numpy.inf) for column in x.columns])"],
     ),
     "pyarrow.RecordBatch": (
         lambda tmp: columns(pyarrow.record_batch),
         FILLED,
-        ["numpy.column_stack([column.fill_null(-numpy.inf) for column in x.columns])"],
+        ["numpy.column_stack([column.cast('float64').fill_null(-numpy.inf) for column in x.columns])"],
     ),
     "numpy.ma": (lambda tmp: np.ma.masked_array(VALUES, MASK), FILLED, ["x.filled(-numpy.inf)"]),
     "astropy, masked": (lambda tmp: Masked(VALUES, MASK), FILLED, ["x.filled(-numpy.inf)"]),
@@ -144,6 +149,7 @@ CASES = {
         VALUES,
         ["x.to_value('')"],
     ),
+    "astropy, decibels": (lambda tmp: VALUES * astropy.units.dB, VALUES, ["x.value"]),
     "astropy, metres": (lambda tmp: VALUES * astropy.units.m, VALUES, ["x.value"]),
     "astropy, masked percent": (
         lambda tmp: Masked(astropy.units.Quantity(VALUES * 100, "percent"), MASK),

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from importlib import import_module
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from lsm._config import INITIAL_DIRECTORY, current_directory, is_valid, normalise
@@ -105,7 +104,18 @@ def _installed(entry: str) -> list[_Installed]:
                 found = _entry_points(distribution, name, printable(version), file)
                 items.append(_Installed(name, version, file, found))
     items.sort(key=lambda item: item.file)  # .dist-info before .egg-info
-    return sorted(items, key=lambda item: [n.zfill(20) for n in re.findall(r"\d+", item.version)], reverse=True)
+    return sorted(items, key=lambda item: _version_key(item.version), reverse=True)
+
+
+def _version_key(version: str) -> tuple[Any, ...]:
+    """How versions are ordered, as far as that matters for what one folder may hold (PEP 440)."""
+    epoch, release, rest = re.fullmatch(r"(?:(\d+)!)?([\d.]*)(.*)", version, re.DOTALL).groups()  # type: ignore[union-attr]
+    numbers = tuple(int(n) for n in release.split(".") if n)
+    while numbers and numbers[-1] == 0:
+        numbers = numbers[:-1]
+    phases = {"dev": -4, "a": -3, "b": -2, "rc": -1, "c": -1, "post": 1}
+    phase, number = re.match(r"[-_.]?([a-z]*)[-_.]?(\d*)", rest.lower()).groups()  # type: ignore[union-attr]
+    return int(epoch or 0), numbers, phases.get(phase, 0), int(number or 0)
 
 
 def _distributions(entry: str, opened: ExitStack) -> list[Any]:
@@ -170,8 +180,12 @@ def _read_name_and_version(distribution: Any) -> tuple[str, str]:
         with suppress(Exception):  # an unreadable file counts as missing
             data = data or _read(distribution, file)
     fields: dict[str, str] = {}
-    for line in takewhile(str.strip, data.decode("utf-8", "replace").splitlines()):  # a description may follow
-        field, _, value = line.partition(":")
+    for line in data.decode("utf-8", "replace").replace("\r\n", "\n").split("\n"):
+        field, colon, value = line.partition(":")
+        if line[:1] in (" ", "\t"):  # continues a field
+            continue
+        if not colon:  # the fields have ended; a description may follow
+            break
         fields.setdefault(field.lower(), value.strip())
     return fields.get("name", ""), fields.get("version", "")
 

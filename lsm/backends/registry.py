@@ -53,7 +53,7 @@ class Registry:
     def __init__(self) -> None:
         self.default = Candidate(_built_in_entry_point("cython"), cython_.backend, is_built_in=True)
         self._others: tuple[Candidate, ...] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def others(self) -> tuple[Candidate, ...]:
         """All backends except the default: built-in ones, then by (name, distribution); the first call searches."""
@@ -69,7 +69,7 @@ class Registry:
 
     def replace_locks(self) -> None:
         """Replace all locks in a forked child, where no thread can release them."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for candidate in (self.default, *(self._others or ())):
             candidate.replace_lock()
 
@@ -132,7 +132,7 @@ def _candidates(found: list[EntryPoint]) -> tuple[Candidate, ...]:
 
 
 _registry: Registry | None = None
-_registry_lock = threading.Lock()
+_registry_lock = threading.RLock()
 
 
 def registry() -> Registry:
@@ -149,7 +149,7 @@ def _create() -> Registry:
 def _after_fork_in_child() -> None:
     """Replace locks that a thread of the parent may have held; an interrupted search starts again."""
     global _registry, _registry_lock
-    _registry_lock = threading.Lock()
+    _registry_lock = threading.RLock()
     if _registry is not None:
         _registry.replace_locks()
 

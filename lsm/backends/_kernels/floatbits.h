@@ -16,7 +16,9 @@
 #else
 static inline int omp_get_thread_num(void) { return 0; }
 static inline int omp_get_max_threads(void) { return 0; }
+static inline int omp_get_num_places(void) { return 0; }
 static inline int omp_get_num_procs(void) { return 0; }
+static inline int omp_get_place_num_procs(int place) { return (void)place, 0; }
 static inline int omp_get_thread_limit(void) { return 0; }
 #endif
 

@@ -50,7 +50,9 @@ cdef extern from "floatbits.h" nogil:
     void lsm_from_half_lanes(float* to, const uint16_t* x)
     void lsm_to_half_lanes(uint16_t* to, const float* x)
     int omp_get_max_threads()
+    int omp_get_num_places()
     int omp_get_num_procs()
+    int omp_get_place_num_procs(int place)
     int omp_get_thread_limit()
     int omp_get_thread_num()
 
@@ -220,8 +222,14 @@ def max_threads():
 
 
 def num_procs():
-    """The processors in the affinity mask, of the process if OpenMP has bound this thread; 0 without OpenMP."""
-    return omp_get_num_procs()
+    """The processors in the affinity mask, of the process if OpenMP has bound this thread; 0 without OpenMP.
+
+    Threads run in the places of OpenMP, if there are any (OMP_PLACES, GOMP_CPU_AFFINITY), and on no other processor.
+    """
+    cdef int n_procs = omp_get_num_procs(), n_in_places = 0, place
+    for place in range(omp_get_num_places()):
+        n_in_places += omp_get_place_num_procs(place)
+    return min(n_procs, n_in_places) if n_in_places else n_procs
 
 
 def region_threads(int n):

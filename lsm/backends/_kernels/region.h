@@ -85,8 +85,10 @@ static int lsm_can_start(int n)
     pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
     lsm_trial *trials;
     int n_started = 0, i;
-    if (n <= lsm_n_startable)
+    if (n <= lsm_n_startable) {
+        lsm_n_startable = n; /* the threads of a pool that a smaller region does not need end */
         return 1;
+    }
     trials = (lsm_trial *)calloc((size_t)(n - 1), sizeof(lsm_trial));
     if (trials == NULL)
         return 0;
