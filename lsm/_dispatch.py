@@ -19,7 +19,7 @@ from lsm._check import NUMPY
 from lsm._config import settings
 from lsm._decide import Decision, Policy, Request, decide, decide_and_explain, registry
 from lsm._errors import BackendUnavailableError, PluginWarning
-from lsm._held import call_locked
+from lsm._held import call_within
 from lsm._interop import library_of
 from lsm._operations import OPERATIONS
 from lsm._untraced import untraced
@@ -79,7 +79,7 @@ def _environment_policy() -> Policy:
         policy: Policy = _fastpath.default
         return policy
 
-    return call_locked(_lock, set_default)
+    return call_within(_lock, set_default)
 
 
 def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> DispatchEntry:
@@ -183,7 +183,7 @@ def use_backend(name: str) -> ContextOverride[Policy]:
     def make_policy() -> Policy:
         registry().get(name).load()
         policy = Policy(name, "use_backend")
-        call_locked(_lock, _block_policies.__setitem__, id(policy), policy)
+        call_within(_lock, _block_policies.__setitem__, id(policy), policy)
         return policy
 
     return ContextOverride(_fastpath.in_context, make_policy)
@@ -215,11 +215,11 @@ def set_default_backend(name: str | None) -> None:
         _fastpath.default = policy
 
     if name is None:
-        call_locked(_lock, set_default, None)
+        call_within(_lock, set_default, None)
         _environment_policy()
         return
     registry().get(_checked_name(name)).load()
-    call_locked(_lock, set_default, Policy(name, "set_default_backend"))
+    call_within(_lock, set_default, Policy(name, "set_default_backend"))
 
 
 def list_backends(*, load: bool = True) -> "list[BackendInfo]":
@@ -274,7 +274,7 @@ def refresh_backends() -> None:
 
     importlib.invalidate_caches()
     reset_registry()
-    call_locked(_lock, clear_entries)
+    call_within(_lock, clear_entries)
 
 
 def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:

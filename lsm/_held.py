@@ -44,7 +44,7 @@ class ScopedValue(Generic[T]):
         raise RuntimeError("a with block of lsm was exited in another thread or asyncio task than it was entered in")
 
 
-def call_locked(lock: Any, function: Callable[..., T], *args: Any) -> T:
-    """Call a function while holding a lock."""
-    with lock:
+def call_within(context: Any, function: Callable[..., T], *args: Any) -> T:
+    """Call a function with a lock held, or within another context manager."""
+    with context:
         return function(*args)

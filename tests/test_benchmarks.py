@@ -116,7 +116,7 @@ def test_options_that_cannot_be_are_refused_once_under_pytest_benchmark(option, 
 def test_the_gpu_benchmark_says_that_there_is_no_gpu(tmp_path, capsys):
     with built_in(CupyBackend(cupy_on_cpu.module(driverGetVersion=lambda: 0))):
         assert gpu.main([str(tmp_path / "results")]) == 2
-    assert "no GPU here that lsm can use, so nothing was measured: no driver" in capsys.readouterr().err
+    assert "no GPU here that lsm can use, so nothing was measured: no NVIDIA driver" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert gpu.main(["--list", "--only", "bench"]) == 0
     assert "lsm bench --set gpu --json" in capsys.readouterr().out

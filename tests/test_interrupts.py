@@ -109,9 +109,11 @@ def check_nothing_is_held():
     assert lsm.get_num_threads() == N_THREADS
     states = {info.name: info.state for info in lsm.list_backends() if info.is_built_in}
     assert states == STATES
+    assert np.geterr() == ERROR_STATE
 
 
 N_THREADS = lsm.get_num_threads()
+ERROR_STATE = np.geterr()
 STATES = {info.name: info.state for info in lsm.list_backends() if info.is_built_in}
 
 

@@ -86,6 +86,7 @@ def test_backends_import_the_contract_and_not_each_other():
         "lsm.backends._axes",
         "lsm.backends._kernels",
         "lsm._errors",
+        "lsm._held",
         "lsm._config",
         "lsm._threads",
         "lsm._version",

@@ -26,7 +26,7 @@ from lsm._errors import (
     BackendUnavailableError,
     PluginWarning,
 )
-from lsm._held import ScopedValue, call_locked
+from lsm._held import ScopedValue, call_within
 from lsm._texts import describe_error, printable
 from lsm._version import DISTRIBUTION
 from lsm.backends.contract import Declaration, contract_problem, read_declaration
@@ -98,7 +98,7 @@ class Candidate:
             It cannot be used. The message has the reason, and the cause is chained.
         """
         if self.state != "loaded":
-            call_locked(self._lock, self._load_once)
+            call_within(self._lock, self._load_once)
         if self.state != "loaded":
             raise self.unavailable_error()
         return self.backend

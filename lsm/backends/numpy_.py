@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from lsm._held import call_within
 from lsm.backends.base import API_VERSION, Backend
 
 
@@ -17,33 +18,39 @@ class NumpyBackend(Backend):
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
         """y = (x - m) - log1p(sum of exp(x - m) over all classes but one of the largest)."""
-        with np.errstate(all="ignore"):
-            wide = _frames_last(x, axis, out.dtype)
-            m = wide.max(axis=-1, keepdims=True)
-            m[~np.isfinite(m)] = np.nan  # a frame with NaN or +inf, or all -inf, becomes NaN
-            d, e = _two_sum(wide, -m)
-            e[~np.isfinite(d)] = 0
-            p = np.exp(d)
-            p += p * e
-            np.put_along_axis(p, wide.argmax(axis=-1)[..., np.newaxis], 0, axis=-1)
-            s = _sum(p)
-            np.moveaxis(out, axis, -1)[...] = d - (np.log1p(s) - e)
+        call_within(np.errstate(all="ignore"), _log_softmax, x, axis, out)
 
     def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
         """dx = dy - exp(y) * s, as (dy - s) - expm1(y) * s where y > -ln 2."""
-        with np.errstate(all="ignore"):
-            dy = _frames_last(grad_output, axis, out.dtype)
-            y = _frames_last(output, axis, out.dtype)
-            h = np.where(np.abs(dy).max(axis=-1, keepdims=True) > 1, dy.dtype.type(2) ** -40, dy.dtype.type(1))
-            s = _sum(dy * h)  # times h, so that it cannot overflow
-            bad = ~np.isfinite(s) | ~(y.max(axis=-1, keepdims=True) < (88 if out.itemsize < 8 else 709))
-            s[bad | (y == -np.inf).all(axis=-1, keepdims=True)] = np.nan
-            near = ((dy * h - s) - np.expm1(y) * s) / h
-            is_low = y < -600  # use exp(y / 2) twice: exp(y) may be 0 where exp(y) * s is not; this doubles its error
-            p = np.exp(np.where(is_low, y / 2, y))
-            term = p * s * np.where(is_low, p, 1)
-            far = np.where(np.abs(term) < 2.0**900, dy - term / h, (dy * h - term) / h)  # term / h may overflow
-            np.moveaxis(out, axis, -1)[...] = np.where(y > -np.log(2), near, far)
+        call_within(np.errstate(all="ignore"), _log_softmax_backward, grad_output, output, axis, out)
+
+
+def _log_softmax(x: Any, axis: int, out: Any) -> None:
+    wide = _frames_last(x, axis, out.dtype)
+    m = wide.max(axis=-1, keepdims=True)
+    m[~np.isfinite(m)] = np.nan  # a frame with NaN or +inf, or all -inf, becomes NaN
+    d, e = _two_sum(wide, -m)
+    e[~np.isfinite(d)] = 0
+    p = np.exp(d)
+    p += p * e
+    np.put_along_axis(p, wide.argmax(axis=-1)[..., np.newaxis], 0, axis=-1)
+    s = _sum(p)
+    np.moveaxis(out, axis, -1)[...] = d - (np.log1p(s) - e)
+
+
+def _log_softmax_backward(grad_output: Any, output: Any, axis: int, out: Any) -> None:
+    dy = _frames_last(grad_output, axis, out.dtype)
+    y = _frames_last(output, axis, out.dtype)
+    h = np.where(np.abs(dy).max(axis=-1, keepdims=True) > 1, dy.dtype.type(2) ** -40, dy.dtype.type(1))
+    s = _sum(dy * h)  # times h, so that it cannot overflow
+    bad = ~np.isfinite(s) | ~(y.max(axis=-1, keepdims=True) < (88 if out.itemsize < 8 else 709))
+    s[bad | (y == -np.inf).all(axis=-1, keepdims=True)] = np.nan
+    near = ((dy * h - s) - np.expm1(y) * s) / h
+    is_low = y < -600  # use exp(y / 2) twice: exp(y) may be 0 where exp(y) * s is not; this doubles its error
+    p = np.exp(np.where(is_low, y / 2, y))
+    term = p * s * np.where(is_low, p, 1)
+    far = np.where(np.abs(term) < 2.0**900, dy - term / h, (dy * h - term) / h)  # term / h may overflow
+    np.moveaxis(out, axis, -1)[...] = np.where(y > -np.log(2), near, far)
 
 
 def _frames_last(array: Any, axis: int, dtype: np.dtype[Any]) -> Any:

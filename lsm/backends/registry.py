@@ -6,7 +6,7 @@ from typing import Any
 
 from lsm._config import normalise
 from lsm._errors import AmbiguousBackendError, UnknownBackendError
-from lsm._held import call_locked
+from lsm._held import call_within
 from lsm._version import DISTRIBUTION, __version__
 from lsm.backends import cython_
 from lsm.backends.candidate import BUILT_IN, Candidate
@@ -57,7 +57,7 @@ class Registry:
 
     def others(self) -> tuple[Candidate, ...]:
         """All backends except the default: built-in ones, then by (name, distribution); the first call searches."""
-        return self._others or call_locked(self._lock, self._search)
+        return self._others or call_within(self._lock, self._search)
 
     def _search(self) -> tuple[Candidate, ...]:
         if self._others is None:
@@ -137,7 +137,7 @@ _registry_lock = threading.RLock()
 
 def registry() -> Registry:
     """The registry of this process."""
-    return _registry or call_locked(_registry_lock, _create)
+    return _registry or call_within(_registry_lock, _create)
 
 
 def _create() -> Registry:
@@ -160,7 +160,7 @@ if hasattr(os, "register_at_fork"):
 
 def reset_registry() -> None:
     """Drop all backends, so that the next use searches again."""
-    call_locked(_registry_lock, _drop)
+    call_within(_registry_lock, _drop)
 
 
 def _drop() -> None:
