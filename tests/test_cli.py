@@ -392,10 +392,10 @@ def test_what_cannot_be_kept_is_said_and_opens_nothing(work, capsys, monkeypatch
     uid, gid = path.stat().st_uid + 1, path.stat().st_gid + 1
     assert calls == [(-1, gid), (uid, -1)]
     said = capsys.readouterr().err
-    assert said.startswith("lsm: warning: 'x.npy' is replaced; the new file could not be given the old one's ")
+    assert said.startswith("lsm: warning: 'x.npy' is replaced; the new file does not have the old one's ")
     assert said.count("\n") == 1
     assert (f"group {gid}" in said, f"owner {uid}" in said) == (-1 in fails, 0 in fails)
-    assert (f"permissions {mode:04o} (they are now {kept:04o})" in said) == (mode != kept)
+    assert (f"permissions {mode:04o} (now {kept:04o})" in said) == (mode != kept)
     assert stat.S_IMODE(path.stat().st_mode) == kept
     assert np.load(path).shape == (2, 2)
 
@@ -419,8 +419,8 @@ def test_attributes_that_cannot_be_kept(work, capsys, monkeypatch, filters):
         warnings.simplefilter(filters)
         assert main(["apply", "x.npy", "x.npy"]) == 0
     assert capsys.readouterr().err == (
-        "lsm: warning: 'x.npy' is replaced; the new file could not be given the old one's attribute user.a, "
-        "attribute system.posix_acl_access, permissions 0640 (they are now 0600)\n"
+        "lsm: warning: 'x.npy' is replaced; the new file does not have the old one's attribute user.a, "
+        "attribute system.posix_acl_access, permissions 0640 (now 0600)\n"
     )
     assert given == {"user.b": b"2"}
     assert stat.S_IMODE((work / "x.npy").stat().st_mode) == 0o600
@@ -450,9 +450,7 @@ def test_a_file_of_another_owner_in_a_shared_directory(nobodys):
     said = process.communicate(timeout=30)[1].decode()
     assert process.returncode == 0
     lost = "group 0, owner 0\n" if IS_ROOT else ""
-    assert said == (
-        f"lsm: warning: 'x.npy' is replaced; the new file could not be given the old one's {lost}" * IS_ROOT
-    )
+    assert said == (f"lsm: warning: 'x.npy' is replaced; the new file does not have the old one's {lost}" * IS_ROOT)
     assert stat.S_IMODE((nobodys / "x.npy").stat().st_mode) == 0o666
 
 
@@ -551,13 +549,13 @@ HOSTILE = {
     "bad order": (with_header(described(order="7")), "header"),
     "negative": (with_header(described(shape="(-1, 3)"), bytes(12)), "header"),
     "two negatives": (with_header(described(shape="(-1, -3)"), bytes(12)), "header"),
-    "huge": (with_header(described(shape="(99999999999,)"), bytes(12)), "cut short"),
+    "huge": (with_header(described(shape="(99999999999,)"), bytes(12)), "is truncated"),
     "too huge": (with_header(described(shape="(2**70,)"), bytes(12)), "header"),
     "overflow": (with_header(described(shape=f"({2**32}, {2**32}, {2**32})"), bytes(12)), "header"),
     "empty and huge": (with_header(described(shape=f"(0, {2**70})")), "header"),
     "many axes": (with_header(described(shape=f"({'1, ' * 70})"), bytes(4)), "header"),
-    "cut short": (with_header(described(), bytes(11)), "cut short"),
-    "no data": (with_header(described()), "cut short"),
+    "cut short": (with_header(described(), bytes(11)), "is truncated"),
+    "no data": (with_header(described()), "is truncated"),
     "objects": (with_header(described("'|O'"), b"\x80\x04."), "pickled"),
     "objects within": (with_header(described("[('a', '|O')]"), b"\x80\x04."), "pickled"),
     "subarray": (with_header(described("('<f4', (3,))"), bytes(36)), "elements that are arrays"),
@@ -565,7 +563,7 @@ HOSTILE = {
     "structured of 3.0": (with_header(described("[('\u5c71', '<f4'), ('\xfc', '<f4')]"), bytes(24), 3), "structured"),
     "3.0 of no text": (with_header(b"{'descr': '\xff'}\n", version=3), "header"),
     "huge header of 3.0": (b"\x93NUMPY\x03\x00\xff\xff\xff\x7f{", "header"),
-    "3.0 cut short": (with_header(described("'<f4'", "(0,)").ljust(90), version=3)[:-9], "ends within the header"),
+    "3.0 cut short": (with_header(described("'<f4'", "(0,)").ljust(90), version=3)[:-9], "ends within its header"),
     "magic of 3.0 only": (b"\x93NUMPY\x03\x00\x01", "header"),
     "complex": (with_header(described("'<c8'"), bytes(24)), "complex64"),
     "text array": (with_header(described("'<U2'"), bytes(24)), "text"),
@@ -671,7 +669,7 @@ def test_a_file_of_python_2_is_taken_without_a_word(work, capsys):
     ("args", "said"),
     [
         (["--axis", "2"], "axis 2 is out of bounds"),
-        (["--axis=0,0"], "names an axis twice"),
+        (["--axis=0,0"], "repeats an axis"),
         (["--backend", "unknown"], "no backend is named 'unknown'"),
         (["--dtype", "int32"], "int32 cannot hold log-probabilities"),
         (["--dtype", "nonsense"], "'nonsense' is not a dtype"),
@@ -791,7 +789,7 @@ def test_an_input_that_becomes_shorter(work, small_blocks, monkeypatch, capsys):
 
     monkeypatch.setattr(lsm, "log_softmax", shorten)
     assert main(["apply", "x.npy", "y.npy"]) == 1
-    assert capsys.readouterr().err == "lsm: error: 'x.npy' became shorter while it was read\n"
+    assert capsys.readouterr().err == "lsm: error: 'x.npy' was truncated while it was being read\n"
     assert [path.name for path in work.iterdir()] == ["x.npy"]
 
 

@@ -53,7 +53,7 @@ REFUSED = {
     "polars.lazyframe.frame.LazyFrame": ({}, r"x.collect\(\)"),
     "pyarrow.lib.ChunkedArray": ({"null_count": 2}, r"x.fill_null\(-numpy.inf\)"),
     "pyarrow.lib._Tabular": ({}, "column.fill_null"),
-    "torch.fx.proxy.Proxy": ({}, "a real one, outside of what traces"),
+    "torch.fx.proxy.Proxy": ({}, "a real tensor, outside of tracing"),
     "cubed.array_api.array_object.Array": ({"compute": reads, "chunks": (1,)}, r"x.compute\(\)"),
     "dask.array.core.Array": (DASK | {"numblocks": a_property((1, 4))}, r"x.compute\(\)$"),
     "dask.array._array_expr._collection.Array": (DASK, r"x.compute\(\)$"),
@@ -264,7 +264,7 @@ def test_lists_that_hold_themselves_end():
 def test_numbers_in_a_long_list_are_not_looked_at_one_by_one(monkeypatch):
     """A few nanoseconds each; and where no library is there that could have put anything else in, not at all."""
     looked = []
-    monkeypatch.setattr(_foreign, "refusal", lambda x: looked.append(x))
+    monkeypatch.setattr(_foreign, "rule_for", lambda x: looked.append(x))
     monkeypatch.setattr(_foreign, "_is_odd", lambda kind: looked.append(kind))
     assert list(_foreign.foreign_items([[1.0, 2, np.float16(3)] for _ in range(10_000)])) == []
     assert set(looked) == {float, int, np.float16} and len(looked) == 3

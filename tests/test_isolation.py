@@ -302,7 +302,7 @@ except lsm.LsmError as error:
     out, _ = broken.run(code, LSM_BACKEND="nope")
     assert out.startswith("UnknownBackendError") and "(requested by LSM_BACKEND)" in out
     out, _ = broken.run(code, LSM_BACKEND="good", LSM_PLUGINS_ALLOW="acme-a")
-    assert out.startswith("BackendBlockedError") and "LSM_PLUGINS_ALLOW, or with zeta-good in it" in out
+    assert out.startswith("BackendBlockedError") and "unset LSM_PLUGINS_ALLOW or add zeta-good to it" in out
 
 
 def test_the_command_line_lists_them_all(broken):

@@ -170,7 +170,7 @@ def eight_processors(monkeypatch):
     monkeypatch.setattr(_threads, "cgroup_quota", lambda: None)
     monkeypatch.setattr(_threads, "_limit_cache", _threads.ThreadLimitCache())
     monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: 8, lambda: 8, 8))
-    monkeypatch.setattr(_threads, "_chosen", None)
+    monkeypatch.setattr(_threads, "_process_setting", None)
 
 
 def test_set_and_context(eight_processors):
@@ -219,7 +219,7 @@ def test_limits_that_openmp_is_given_while_the_program_runs(eight_processors, mo
     omp_max = [8]
     monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: omp_max[0], lambda: 8, 8))
     for omp_max[0], chosen, expected in ((8, None, 8), (3, None, 3), (3, 5, 3), (5, 3, 3), (64, None, 8), (64, 6, 6)):
-        monkeypatch.setattr(_threads, "_chosen", chosen)
+        monkeypatch.setattr(_threads, "_process_setting", chosen)
         assert lsm.get_num_threads() == _threads.count_threads(10**9) == expected
         with lsm.num_threads(2):
             assert lsm.get_num_threads() == _threads.count_threads(10**9) == 2
@@ -227,7 +227,7 @@ def test_limits_that_openmp_is_given_while_the_program_runs(eight_processors, mo
     omp_max = [2]
     monkeypatch.setattr(_threads, "_openmp", _threads._OpenMP(lambda: omp_max[0], lambda: 8, 2))
     for omp_max[0], chosen, expected in ((2, None, 2), (2, 5, 5), (1, 5, 1)):
-        monkeypatch.setattr(_threads, "_chosen", chosen)
+        monkeypatch.setattr(_threads, "_process_setting", chosen)
         assert lsm.get_num_threads() == _threads.count_threads(10**9) == expected
 
 
