@@ -86,7 +86,7 @@ def test_available_says_what_is_missing(changes, message):
 def test_available_without_a_compiler():
     module = cupy_on_cpu.module()
     module.cuda.compiler.compile_using_nvrtc = fails(RuntimeError("libnvrtc.so.13: no such file"))
-    assert "python -m pip install 'lsm-softmax[cuda13]' brings the compiler" in CupyBackend(module).available()
+    assert "python -m pip install 'lsm-softmax[cuda13]' installs the compiler" in CupyBackend(module).available()
 
 
 def test_nothing_is_loaded_on_a_device_to_find_out():
