@@ -517,7 +517,7 @@ for call in (
     assert done.returncode == 0, done.stderr
     numpy_, dtype, structured = done.stdout.splitlines()
     assert (
-        "needs ml_dtypes for bfloat16: python -m pip install 'lsm-softmax[bfloat16]'; backend='cython' would" in numpy_
+        "needs ml_dtypes for bfloat16: python -m pip install 'lsm-softmax[bfloat16]'; use backend='cython'" in numpy_
     )
     assert dtype == "dtype: NumPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm-softmax[bfloat16]'"
     assert "structured" in structured
@@ -637,8 +637,8 @@ def test_a_backend_for_tensors_is_given_them_as_they_are(installed, dtype, rng):
 def test_a_tensor_that_is_not_what_was_let_in(installed):
     native = installed(Native())
     for spoil, what in (
-        (lambda self, x, axis, out: out.resize_(7), r"made \(\(7,\), 'float32', 'cpu'\) of `out`"),
-        (lambda self, x, axis, out: out.transpose_(0, 1), r"made \(\(3, 2\), "),
+        (lambda self, x, axis, out: out.resize_(7), r"changed `out` from .* to \(\(7,\), 'float32', 'cpu'\)"),
+        (lambda self, x, axis, out: out.transpose_(0, 1), r"changed `out` from .* to \(\(3, 2\), "),
         (lambda self, x, axis, out: torch.log_softmax(x, axis), "returned a Tensor"),
     ):
         native.log_softmax = spoil.__get__(native)
