@@ -105,7 +105,7 @@ def apply(op: str, inputs: Sequence[str], target: str, progress: Progress, *, ax
     Parameters
     ----------
     op : str
-        "log_softmax" or "log_softmax_backward".
+        The name of a function of lsm.
     inputs : sequence of str
         The .npy files of the inputs.
     target : str

@@ -104,8 +104,8 @@ def promoted(a: str, b: str, names: tuple[str, str]) -> str:
 
 
 def same_shapes(arrays: tuple[Any, ...], names: tuple[str, ...]) -> None:
-    """Raise ValueError unless the shapes of one array or two agree."""
-    if arrays[0].shape != arrays[-1].shape:
+    """Raise ValueError unless all shapes agree."""
+    if any(array.shape != arrays[0].shape for array in arrays[1:]):
         shapes = " and ".join(str(tuple(array.shape)) for array in arrays)
         raise ValueError(f"{', '.join(names)}: shapes {shapes} differ; they must be the same")
 

@@ -285,7 +285,7 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     x : array_like
         As for `log_softmax`.
     op : str, optional
-        The name of a function of lsm: "log_softmax" or "log_softmax_backward".
+        The name of a function of lsm, such as "log_softmax_backward".
     dtype, backend : optional
         As for `log_softmax`.
 

@@ -46,6 +46,10 @@ class Operation(NamedTuple):
         """The names of the inputs."""
         return tuple([array.name for array in self.inputs])
 
+    def reads(self, role: str) -> bool:
+        """Whether one of the inputs has this role."""
+        return any(array.role == role for array in self.inputs)
+
 
 LOG_SOFTMAX = Operation("log_softmax", "forward", (Input("x", "logits"),), has_dtype=True, is_required=True)
 LOG_SOFTMAX_BACKWARD = Operation(

@@ -19,7 +19,7 @@ from lsm import _apply, _listing
 from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Request
 from lsm._dispatch import explain_request
-from lsm._operations import OPERATIONS
+from lsm._operations import OPERATIONS, Operation
 from lsm._stdout import escape_unencodable, reserve_stdout
 from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm._texts import for_json
@@ -152,15 +152,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", metavar="FILE", help="write the report to this file too")
     check.set_defaults(run=_check_backend, usage_error=check.error)
 
-    about = "apply log-softmax or its gradient to a .npy file of any size, and write a .npy file"
+    about = "apply log-softmax, or another operation, to a .npy file of any size, and write a .npy file"
     apply = commands.add_parser(
         "apply",
         help=about,
         description=about,
-        epilog="For log_softmax_backward, IN is the gradient with respect to the output, and --output is the output: "
-        "lsm apply --op log_softmax_backward GRAD.npy OUT.npy --output Y.npy",
+        epilog="; ".join(map(_usage_of, OPERATIONS.values())),
     )
-    apply.add_argument("input", metavar="IN", help=".npy file: x, or grad_output for log_softmax_backward")
+    firsts = ", ".join(f"{operation.names[0]} of {name}" for name, operation in OPERATIONS.items())
+    apply.add_argument("input", metavar="IN", help=f".npy file: {firsts}")
     apply.add_argument("target", metavar="OUT", help=".npy file to write or replace; may be IN")
     for name, operations in _extra_inputs().items():
         apply.add_argument(f"--{name}", metavar="FILE", help=f".npy file: {name} of {', '.join(operations)}")
@@ -170,7 +170,8 @@ def _parser() -> argparse.ArgumentParser:
         default=-1,
         help="axis of the classes (default: -1); several as --axis=-2,-1; 'all' for all",
     )
-    apply.add_argument("--dtype", help="dtype of the result (for log_softmax; default: that of x)")
+    with_dtype = ", ".join(name for name, operation in OPERATIONS.items() if operation.has_dtype)
+    apply.add_argument("--dtype", help=f"dtype of the result of {with_dtype} (default: that of IN)")
     _add_common(apply)
     apply.set_defaults(run=_apply_to_files, usage_error=apply.error)
 
@@ -178,6 +179,13 @@ def _parser() -> argparse.ArgumentParser:
     options.add_to(bench)
     bench.set_defaults(run=_bench)
     return parser
+
+
+def _usage_of(operation: Operation) -> str:
+    """How `lsm apply` is given an operation's inputs."""
+    first, *others = operation.names
+    further = "".join(f" --{name} {name}.npy" for name in others)
+    return f"lsm apply --op {operation.name} {first}.npy OUT.npy{further}"
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

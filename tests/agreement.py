@@ -11,7 +11,9 @@ import sys
 import numpy as np
 
 import lsm
+from lsm._operations import OPERATIONS
 from lsm.backends import cython_, numpy_
+from lsm.backends.contract import has_operation
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "longdouble", "int32", "bool", "complex64")
 CALLS = ((None, None), ("float32", None), (None, "numpy"), (None, "cython"), (None, "nope"))
@@ -38,10 +40,10 @@ def watched():
     """Let the built-in backends note in the list that is yielded that they run, by whichever way they are called."""
     ran, undo = [], []
 
-    def note(name, function):
+    def note(name, op, function):
         def call(*arguments):
             result = function(*arguments)
-            by_lsm = len(arguments) == 3 + function.__name__.endswith("backward")  # not by the method itself
+            by_lsm = len(arguments) == len(OPERATIONS[op].inputs) + 2  # not by the method itself
             if "quick" not in function.__name__ or (by_lsm and result is not None):
                 ran.append(name)
             return result
@@ -49,12 +51,12 @@ def watched():
         return call
 
     for name, backend in (("cython", cython_.backend), ("numpy", numpy_.backend)):
-        for method in ("log_softmax", "log_softmax_backward"):
+        for method in [op for op in OPERATIONS if has_operation(backend, op)]:
             original = getattr(backend, method)
-            setattr(backend, method, note(name, original))
+            setattr(backend, method, note(name, method, original))
             undo.append((backend, method))
     fast = cython_.kernels()["fast"]
-    cython_.kernels()["fast"] = {name: note("cython", function) for name, function in fast.items()}
+    cython_.kernels()["fast"] = {op: note("cython", op, function) for op, function in fast.items()}
     lsm.refresh_backends()
     try:
         yield ran

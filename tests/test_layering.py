@@ -34,7 +34,8 @@ FLOORS = [
     "lsm._api",
     "lsm lsm._conformance lsm.bench",
     "lsm._conformance.arrays lsm._conformance.expected lsm._conformance.oracle lsm.bench.options",
-    "lsm._conformance.subject lsm.bench.machine lsm.bench.workloads",
+    "lsm._conformance.samples lsm.bench.machine lsm.bench.workloads",
+    "lsm._conformance.subject",
     "lsm._conformance.accuracy lsm.bench.data lsm.bench.result",
     "lsm._conformance.api lsm._conformance.behaviour lsm._conformance.memory"
     " lsm._conformance.sizes lsm._conformance.special",

@@ -429,6 +429,6 @@ print(len(failures), *failures)
 
 
 def test_policies_of_many_threads_at_once():
-    """Also without the GIL, where Python has none: see docs/development.md."""
+    """Also without the GIL, where Python has none: see CONTRIBUTING.md."""
     done = run(POLICIES)
     assert done.stdout.split()[:1] == ["0"], done.stdout + done.stderr

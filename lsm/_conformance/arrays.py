@@ -195,7 +195,7 @@ LAYOUTS = (
 )
 
 
-class Guarded:
+class GuardedArray:
     """An array that lies within a larger run of memory, in which nothing else may change."""
 
     def __init__(self, values: Array, maker: ArrayMaker, device: str, layout: Layout = CONTIGUOUS) -> None:

@@ -6,14 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lsm._check import DTYPES
-from lsm._conformance.accuracy import frames, gradient, rounded
 from lsm._conformance.arrays import LAYOUTS, Array, bits
-from lsm._conformance.oracle import exact_backward, exact_log_softmax, is_quick
+from lsm._conformance.oracle import is_quick
+from lsm._conformance.samples import Sample, frames
 from lsm._conformance.subject import Check, ConformanceError, Subject, require, skip
 from lsm.backends.registry import registry
 
@@ -31,28 +32,27 @@ def same_bits(subject: Subject) -> None:
     for n in N_CLASSES:
         rng = subject.rng()
         x = np.concatenate([frames(kind, (5, n), subject.dtype, rng) for kind in ("ordinary", "peaked")])
-        dy = gradient(x, subject.rng())
-        y = rounded(exact_log_softmax(x, x.dtype), x.dtype)
-        calls: list[tuple[str, Callable[..., Array], tuple[Array, ...]]]
-        calls = [("forward", subject.forward, (x,)), ("backward", subject.backward, (dy, y))]
-        for op, call, given in calls:
-            alone = np.concatenate([call(*[a[i : i + 1] for a in given]) for i in range(len(x))])
+        sample = Sample(x, rng)
+        for operation in subject.operations:
+            given, call = sample.inputs(operation), partial(subject.run, operation)
+            alone = np.concatenate([call([a[i : i + 1] for a in given]) for i in range(len(x))])
             for what, result in variants(call, given):
                 if bits(result) != bits(alone):
-                    raise ConformanceError(f"{op}, {n} classes: same_bits is claimed; other bits {what} than alone")
+                    where = f"{operation.direction}, {n} classes"
+                    raise ConformanceError(f"{where}: same_bits is claimed; other bits {what} than alone")
 
 
 def variants(call: Callable[..., Array], given: tuple[Array, ...]) -> Iterator[tuple[str, Array]]:
     """Yield the results for the same ten frames in other surroundings."""
-    yield "in a batch of 10", call(*given)
-    yield "when called again", call(*given)
-    yield "in a batch of 300", call(*[np.tile(a, (30, 1)) for a in given])[-10:]
-    yield "at another place of the batch", np.roll(call(*[np.roll(a, 3, axis=0) for a in given]), -3, axis=0)
-    yield "along the first axis", call(*[a.T.copy() for a in given], 0).T
-    middle = call(*[a.reshape(2, 5, -1).swapaxes(1, 2).copy() for a in given], 1)
+    yield "in a batch of 10", call(given)
+    yield "when called again", call(given)
+    yield "in a batch of 300", call([np.tile(a, (30, 1)) for a in given])[-10:]
+    yield "at another place of the batch", np.roll(call([np.roll(a, 3, axis=0) for a in given]), -3, axis=0)
+    yield "along the first axis", call([a.T for a in given], 0).T
+    middle = call([a.reshape(2, 5, -1).swapaxes(1, 2) for a in given], 1)
     yield "along the middle axis", middle.swapaxes(1, 2).reshape(given[0].shape)
     for layout in LAYOUTS[1:4]:
-        yield f"with inputs and out in another layout ({layout.name})", call(*given, layout=layout, out_layout=layout)
+        yield f"with inputs and out in another layout ({layout.name})", call(given, layout=layout, out_layout=layout)
 
 
 def threads(subject: Subject) -> None:
@@ -61,17 +61,15 @@ def threads(subject: Subject) -> None:
     jobs = []
     for n in (3, 10, 64, 257) if is_quick(subject.dtype) else (3, 10):
         for n_frames in (1, 5, 16):
-            x = frames("ordinary", (n_frames, n), subject.dtype, rng)
-            exact = exact_log_softmax(x, x.dtype)
-            dy, y = gradient(x, rng), rounded(exact, x.dtype)
-            alone = subject.forward(x), subject.backward(dy, y)
-            jobs.append((x, dy, y, exact, exact_backward(dy, y), alone))
+            sample = Sample(frames("ordinary", (n_frames, n), subject.dtype, rng), rng)
+            for operation in subject.operations:
+                inputs = sample.inputs(operation)
+                jobs.append((operation, inputs, subject.run(operation, inputs), sample.exact(operation)))
 
     def work(job: Any) -> None:
-        x, dy, y, exact_y, exact_dx, alone = job
-        what = "called from several threads at once"
-        subject.agree(subject.forward(x), alone[0], exact_y, f"forward, {what}")
-        subject.agree(subject.backward(dy, y), alone[1], exact_dx, f"backward, {what}")
+        operation, inputs, alone, exact = job
+        result = subject.run(operation, inputs)
+        subject.agree(result, alone, exact, f"{operation.direction}, called from several threads at once")
 
     with ThreadPoolExecutor(N_THREADS) as pool:
         for _ in pool.map(work, jobs * N_ROUNDS):

@@ -5,7 +5,7 @@ narrow for is computed by the standard library's decimal, with 60 digits and slo
 """
 
 import decimal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,19 +58,12 @@ def is_quick(dtype: np.dtype[Any]) -> bool:
 
 def exact_log_softmax(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
     """The exact log-softmax of finite values and -inf, to check a result of `dtype`."""
-    if is_quick(dtype):
-        value = log_softmax(x, axis)
-        return Exact(value, np.zeros_like(value), value)
-    value, rest = _by_decimal(_log_softmax_frame, (x,), axis)
-    return Exact(value, rest, value)
+    return _exact(_log_softmax_frame, (x,), dtype, axis, log_softmax(x, axis))
 
 
-def exact_backward(dy: Array, y: Array, axis: int = -1) -> Exact:
+def exact_backward(dy: Array, y: Array, dtype: np.dtype[Any] | None = None, axis: int = -1) -> Exact:
     """The exact gradient; an error counts in ulps of the largest of |dx|, |dy| and |exp(y) * S|."""
-    value, at = backward(dy, y, axis)
-    if is_quick(dy.dtype):
-        return Exact(value, np.zeros_like(value), at)
-    return Exact(*_by_decimal(_backward_frame, (dy, y), axis), at)
+    return _exact(_backward_frame, (dy, y), dtype or dy.dtype, axis, *backward(dy, y, axis))
 
 
 def exact_gradient(dy: Array, x: Array, axis: int = -1) -> Exact:
@@ -79,9 +72,29 @@ def exact_gradient(dy: Array, x: Array, axis: int = -1) -> Exact:
     value, at = backward(dy, y, axis)
     with np.errstate(all="ignore"):
         at = np.fmax(at, np.exp(y) * _total(dy, axis) * np.abs(y))  # a masked class, 0 * inf, has no such term
-    if is_quick(dy.dtype):
-        return Exact(value, np.zeros_like(value), at)
-    return Exact(*_by_decimal(_gradient_frame, (dy, x), axis), at)
+    return _exact(_gradient_frame, (dy, x), dy.dtype, axis, value, at)
+
+
+class Reference(NamedTuple):
+    """What an operation must give.
+
+    Attributes
+    ----------
+    exact : callable
+        The exact result: given the inputs as they are, and by name `dtype`, that of the result to check, and `axis`.
+    masked : callable
+        What the result must be, exactly, where a class is masked out (-inf as logit or log-probability): a number, or
+        an array of the inputs' shape. Given the inputs.
+    """
+
+    exact: Callable[..., Exact]
+    masked: Callable[..., Any]
+
+
+REFERENCES = {
+    "log_softmax": Reference(exact_log_softmax, masked=lambda x: -np.inf),
+    "log_softmax_backward": Reference(exact_backward, masked=lambda dy, y: dy),
+}
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
@@ -140,6 +153,16 @@ def ulps(result: Array, exact: Array, at: Array | None = None) -> float:
 # -- by decimal -----------------------------------------------------------------------------------------------------
 
 _CONTEXT = decimal.Context(prec=60, Emin=-6000, Emax=6000, traps=[])  # longdouble ends at about 1e-4950 and 1e4932
+
+
+def _exact(
+    frame: Any, inputs: tuple[Array, ...], dtype: np.dtype[Any], axis: int, value: Array, at: Array | None = None
+) -> Exact:
+    """`value`, a result in longdouble, where that is wide enough for `dtype`; else what `frame` gives by decimal."""
+    rest = np.zeros_like(value)
+    if not is_quick(dtype):
+        value, rest = _by_decimal(frame, inputs, axis)
+    return Exact(value, rest, value if at is None else at)
 
 
 def _by_decimal(frame: Any, inputs: tuple[Array, ...], axis: int) -> tuple[Array, Array]:

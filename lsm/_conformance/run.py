@@ -16,10 +16,11 @@ import numpy as np
 from lsm._conformance import accuracy, api, behaviour, memory, sizes, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
+from lsm._operations import OPERATIONS
 from lsm._texts import describe_error, for_json
 from lsm._version import __version__
 from lsm.backends.candidate import Candidate
-from lsm.backends.contract import max_ulp
+from lsm.backends.contract import has_operation, max_ulp
 from lsm.backends.registry import registry
 
 CHECKS = (*accuracy.CHECKS, *memory.CHECKS, *sizes.CHECKS, *special.CHECKS, *behaviour.CHECKS, *api.CHECKS)
@@ -98,7 +99,8 @@ def cases(name: str, makers: tuple[ArrayMaker, ...] = ()) -> list[Case]:
 def _cases(name: str, backend: Any, makers: dict[str, ArrayMaker]) -> Iterator[Case]:
     known = [dtype for dtype in backend.dtypes if dtype in max_ulp(backend)]
     anything = Subject(name, backend, MAKERS[0], backend.devices[0], (known or ["float64"])[0])
-    yield from (Case(check, anything) for check in CHECKS if check.per == "backend")
+    every = [check for check in CHECKS if not check.operation or has_operation(backend, check.operation)]
+    yield from (Case(check, anything) for check in every if check.per == "backend")
     for type_name in backend.array_types:
         for device in backend.devices:
             maker = makers.get(type_name) or _Unknown(type_name)
@@ -108,11 +110,10 @@ def _cases(name: str, backend: Any, makers: dict[str, ArrayMaker]) -> Iterator[C
                 yield Case(Check("everything", _skipping(problem), per="place"), subject)
                 continue
             subjects = [Subject(name, backend, maker, device, dtype) for dtype in known]
-            yield from (Case(check, subjects[0]) for check in CHECKS if check.per == "place" and subjects)
+            yield from (Case(check, subjects[0]) for check in every if check.per == "place" and subjects)
             for subject in subjects:
                 problem = _why_not(maker, device, subject.dtype_name)
-                checks = [check for check in CHECKS if check.per == "dtype"]
-                yield from (Case(check, subject) for check in checks if not problem)
+                yield from (Case(check, subject) for check in every if check.per == "dtype" and not problem)
                 if problem:
                     yield Case(Check("everything", _skipping(problem)), subject)
 
@@ -237,6 +238,7 @@ def about(candidate: Candidate) -> dict[str, Any]:
             "array_types": list(info.array_types),
             "max_ulp": info.max_ulp,
             "same_bits": info.same_bits,
+            "operations": [name for name in OPERATIONS if has_operation(candidate.backend, name)],
         },
         "lsm": __version__,
         "python": platform.python_version(),

@@ -1,6 +1,6 @@
 """What is checked: a backend with one type of array, device and dtype of those it claims; and one check of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,13 +15,15 @@ from lsm._conformance.arrays import (
     Array,
     ArrayMaker,
     CannotMakeError,
-    Guarded,
+    GuardedArray,
     Layout,
     bits,
     numpy_dtype,
 )
-from lsm._conformance.oracle import Exact
-from lsm.backends.contract import max_ulp
+from lsm._conformance.oracle import REFERENCES, Exact
+from lsm._conformance.samples import Sample
+from lsm._operations import OPERATIONS, Operation
+from lsm.backends.contract import has_operation, max_ulp
 
 
 class ConformanceError(AssertionError):
@@ -87,47 +89,36 @@ class Subject:
         """An array for `lsm` itself, which the backend shall be given."""
         return self.maker.from_numpy(np.asarray(values), self.device)
 
-    def forward(
+    @property
+    def operations(self) -> list[Operation]:
+        """The operations that the backend has."""
+        return [operation for operation in OPERATIONS.values() if has_operation(self.backend, operation.name)]
+
+    def reading(self, role: str) -> list[Operation]:
+        """Those that read an input of this role."""
+        return [operation for operation in self.operations if operation.reads(role)]
+
+    def run(
         self,
-        x: Array,
+        operation: Operation,
+        inputs: Sequence[Array],
         axis: int = -1,
         *,
         dtype: np.dtype[Any] | None = None,
         layout: Layout = CONTIGUOUS,
         out_layout: Layout = CONTIGUOUS,
-        in_place: bool = False,
-    ) -> Array:
-        """Call the backend's own log_softmax as lsm does, and look after what it may not touch."""
-        given = Guarded(x, self.maker, self.device, layout)
-        out = given if in_place else self._room(x.shape, dtype or x.dtype, out_layout)
-        returned = self.backend.log_softmax(given.array, axis % x.ndim, out.array)
-        return self._written("log_softmax", returned, {"x": given}, out)
-
-    def backward(
-        self,
-        dy: Array,
-        y: Array,
-        axis: int = -1,
-        *,
-        layout: Layout = CONTIGUOUS,
-        out_layout: Layout = CONTIGUOUS,
         in_place: str = "",
     ) -> Array:
-        """The same for its log_softmax_backward; in place of "grad_output" or "output"."""
-        given = {
-            "grad_output": Guarded(dy, self.maker, self.device, layout),
-            "output": Guarded(y, self.maker, self.device, layout),
-        }
-        out = given[in_place] if in_place else self._room(dy.shape, dy.dtype, out_layout)
-        arrays = [array.array for array in given.values()]
-        returned = self.backend.log_softmax_backward(*arrays, axis % dy.ndim, out.array)
-        return self._written("log_softmax_backward", returned, given, out)
-
-    def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any], layout: Layout) -> Guarded:
-        return Guarded(np.full(shape, GUARD, dtype), self.maker, self.device, layout)
-
-    def _written(self, op: str, returned: Any, given: dict[str, Guarded], out: Guarded) -> Array:
-        """What the call wrote into `out`, once nothing else has changed."""
+        """Call the backend's own method as lsm does, with `out` the input `in_place`, and check what it touches."""
+        op, first = operation.name, inputs[0]
+        made = [GuardedArray(array, self.maker, self.device, layout) for array in inputs]
+        given = dict(zip(operation.names, made, strict=True))
+        if in_place:
+            out = given[in_place]
+        else:
+            out = GuardedArray(np.full(first.shape, GUARD, dtype or first.dtype), self.maker, self.device, out_layout)
+        arguments = [*[array.array for array in made], axis % first.ndim, out.array]
+        returned = getattr(self.backend, op)(*arguments)
         if returned is not None and returned is not out.array:
             kind = type(returned).__name__
             raise ConformanceError(f"{op} returned a {kind}; it must write its result into out and return None")
@@ -144,6 +135,23 @@ class Subject:
         if n_left:
             raise ConformanceError(f"{op} left {n_left} of the {result.size} elements of out as they were")
         return result
+
+    def worst_of(
+        self, sample: Sample, what: str, operations: Iterable[Operation] | None = None, **options: Any
+    ) -> float:
+        """The largest error of some operations, or all, on a sample; what is masked out must be exact."""
+        worst = 0.0
+        for operation in self.operations if operations is None else operations:
+            text, inputs = f"{operation.direction}, {what}", sample.inputs(operation)
+            result = self.run(operation, inputs, sample.axis, **options)
+            is_masked = np.zeros(result.shape, bool)
+            for array, (_, role) in zip(inputs, operation.inputs, strict=True):
+                is_masked |= np.isneginf(array) & (role != "gradient")
+            wanted = np.broadcast_to(REFERENCES[operation.name].masked(*inputs), result.shape)[is_masked]
+            found = result[is_masked]
+            require((found == wanted).all(), f"{text}: {show(found)} where a class is masked out, not {show(wanted)}")
+            worst = max(worst, self.worst(result, sample.exact(operation, result.dtype), text))
+        return worst
 
     def worst(self, result: Array, exact: Exact, what: str) -> float:
         """The largest error of a result in ulps; an AccuracyError if it is beyond the bound."""
@@ -169,12 +177,14 @@ class Subject:
 class Check(NamedTuple):
     """One thing that is checked; gives the error that it measured in ulps, or None.
 
-    `per` says of what there is one case each: "dtype", "place" (an array type on a device) or "backend".
+    `per` says of what there is one case each: "dtype", "place" (an array type on a device) or "backend". `operation`
+    names the one that is checked alone; a backend without it has no such case.
     """
 
     title: str
     function: Callable[[Subject], float | None]
     per: str = "dtype"
+    operation: str = ""
 
 
 class Case(NamedTuple):
@@ -205,3 +215,8 @@ def require(condition: Any, message: str) -> None:
 def skip(reason: str) -> None:
     """Leave the case out, which is counted and shown."""
     raise SkipTest(reason)
+
+
+def show(array: Array) -> str:
+    """A few values for a message."""
+    return np.array2string(array.astype(np.float64).ravel(), threshold=4, edgeitems=2, precision=4)

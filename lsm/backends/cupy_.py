@@ -1,9 +1,10 @@
 """The CuPy backend: checks whether it is available, compiles kernels on first use, and launches them."""
 
 import threading
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -76,19 +77,15 @@ class CupyBackend(Backend):
         They accept the user's arguments, and return the result, or None if the launches are not prepared yet or an
         argument must be validated first.
         """
-        return {
-            "log_softmax": lambda x, axis, out: self._try_fast_path("log_softmax", (x,), axis, out),
-            "log_softmax_backward": lambda dy, y, axis, out: self._try_fast_path(
-                "log_softmax_backward", (dy, y), axis, out
-            ),
-        }
+        return {op: partial(self._try_fast_path, op) for op in get_args(plans.Op)}
 
-    def _try_fast_path(self, op: plans.Op, inputs: tuple[Any, ...], axis: Any, out: Any) -> Any:
+    def _try_fast_path(self, op: plans.Op, *arguments: Any) -> Any:
         """The result of a call with prepared launches, on arrays on the current device; else None.
 
         Such calls have valid shapes, strides and dtypes. Overlap is checked again, and anything but equal or clearly
         disjoint memory declines.
         """
+        *inputs, axis, out = arguments
         library, x = self._library, inputs[0]
         own = CupyArrays(library) if type(x) is library.ndarray else self._tensors
         if type(axis) is not int or not own.plain_pointer(x):
