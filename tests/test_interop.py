@@ -517,9 +517,7 @@ for call in (
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     numpy_, dtype, structured = done.stdout.splitlines()
-    assert (
-        "needs ml_dtypes for bfloat16: python -m pip install 'lsm-softmax[bfloat16]'; use backend='cython'" in numpy_
-    )
+    assert "needs ml_dtypes for bfloat16: python -m pip install 'lsm-softmax[bfloat16]'; use backend='cython'" in numpy_
     assert dtype == "dtype: NumPy has bfloat16 only with ml_dtypes: python -m pip install 'lsm-softmax[bfloat16]'"
     assert "structured" in structured
 
