@@ -29,6 +29,3 @@ def for_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [for_json(item) for item in value]
     return "inf" if value == float("inf") else value
-
-
-told = describe_error  # for lsm.bench and lsm._conformance, until they use the new name

@@ -313,7 +313,7 @@ for name in ("absent", "acme_b/cython", "itself", "nope"):
     assert "neither may use it" in itself
     assert (
         "known: 'cython', 'cupy', 'numpy', 'absent', " in nope
-        and "After installing another, lsm.refresh_backends() finds it" in nope
+        and "After installing one, call lsm.refresh_backends()" in nope
     )
 
 

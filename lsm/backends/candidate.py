@@ -77,7 +77,8 @@ class Candidate:
         elif self.name in BUILT_IN:
             self._set_state("blocked", f"the name {self.name!r} is reserved for lsm's own backend")
         elif self._claims_to_be_lsm():
-            self._set_state("blocked", f"the distribution {self.entry_point.distribution!r} has no such backend")
+            reason = f"{self.entry_point.distribution!r} is lsm's own distribution, which has no such backend"
+            self._set_state("blocked", reason)
         elif not settings().plugins:
             self._set_state("blocked", "LSM_PLUGINS is 'off'")
         elif allow is not None and normalise(self.entry_point.distribution) not in allow:
