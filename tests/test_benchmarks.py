@@ -99,7 +99,7 @@ def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "why"),
     [
-        ("threads", "0", "0 threads were asked for; "),
+        ("threads", "0", "0 is not a number of threads; "),
         ("threads", "1000000", "1000000 threads were asked for; "),
         ("only", "nonsense", "'nonsense' matches none; accepted: small, "),
         ("implementations", "nonsense", "'nonsense' matches none; accepted: lsm cython, "),

@@ -420,7 +420,7 @@ def test_attributes_that_cannot_be_kept(work, capsys, monkeypatch, filters):
         assert main(["apply", "x.npy", "x.npy"]) == 0
     assert capsys.readouterr().err == (
         "lsm: warning: 'x.npy' is replaced; the new file does not have the old one's attribute user.a, "
-        "attribute system.posix_acl_access, permissions 0640 (they are now 0600)\n"
+        "attribute system.posix_acl_access, permissions 0640 (now 0600)\n"
     )
     assert given == {"user.b": b"2"}
     assert stat.S_IMODE((work / "x.npy").stat().st_mode) == 0o600

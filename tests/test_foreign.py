@@ -265,7 +265,7 @@ def test_numbers_in_a_long_list_are_not_looked_at_one_by_one(monkeypatch):
     """A few nanoseconds each; and where no library is there that could have put anything else in, not at all."""
     looked = []
     monkeypatch.setattr(_foreign, "rule_for", lambda x: looked.append(x))
-    monkeypatch.setattr(_foreign, "_is_odd", lambda kind: looked.append(kind))
+    monkeypatch.setattr(_foreign, "_is_foreign", lambda kind: looked.append(kind))
     assert list(_foreign.foreign_items([[1.0, 2, np.float16(3)] for _ in range(10_000)])) == []
     assert set(looked) == {float, int, np.float16} and len(looked) == 3
 

@@ -34,7 +34,7 @@ class _NoXfail:
             report.outcome = "failed"
             report.longrepr = (
                 f"{item.name}: is expected to fail ({report.wasxfail or 'no reason given'}); "
-                f"no case may be: a claim holds, or it is not to be made{result}"
+                f"remove the claim that fails instead{result}"
             )
             del report.wasxfail
         return report
