@@ -428,7 +428,7 @@ except lsm.BackendBlockedError as error:
     print(error)
 """
     out, _ = run(code, [site])
-    assert "'lsm-softmax' has no such backend; reinstall lsm-softmax, or remove" in out
+    assert "which has no such backend; reinstall lsm-softmax, or remove" in out
 
 
 def test_another_distribution_that_names_lsms_own_module_brings_nothing(tmp_path):
