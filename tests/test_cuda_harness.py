@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -202,8 +203,9 @@ def test_the_kernels_under_the_sanitizers(name):
     [
         ("% n_bytes / sizeof(T)", "% 1", "misaligned address"),
         ("get(to[i], x + i * step, i ? 0 : first,", "get(to[i], x + i * step, 0,", "use-after-poison"),
-        ("0, last - n_pieces * step, filler)", "0, n, filler)", "heap-"),  # memory that is free, or was never taken
-        ("at + j < last", "true", "heap-"),
+        # Behind the array may lie memory that was freed.
+        ("0, last - n_pieces * step, filler)", "0, n, filler)", "heap-(buffer-overflow|use-after-free)"),
+        ("at + j < last", "true", "heap-(buffer-overflow|use-after-free)"),
         ("own + j < n_rows * THREAD_ROW_CLASSES ?", "true ?", "use-after-poison"),
     ],
     ids=["alignment", "before a row", "behind a row", "written behind", "behind a tile"],
@@ -213,7 +215,7 @@ def test_sanitizers_see_into_lsm_s_kernels(fault, instead, message):
     name, shape = ("float64", (2, 50, 5)) if "n_rows" in fault else ("float32", (3, 1001, 1))
     done = run_sanitized(WHOLE.format(name=name, shapes=[shape], fault=fault, instead=instead))
     assert done.returncode != 0 and "it ran" not in done.stdout
-    assert message in done.stderr, done.stderr[-3000:]
+    assert re.search(message, done.stderr), done.stderr[-3000:]
 
 
 def barriers():

@@ -414,7 +414,7 @@ print(lsm.explain(np.zeros(3), backend="lsm-softmax/numpy").winner)
     ]
     ((_, distribution, version, state, is_built_in, reason),) = listed[3:]
     assert (distribution, version, state, is_built_in) == ("LSM.softmax", "99", "blocked", False)
-    assert "reserved" in reason or "has no such backend" in reason
+    assert "reserved" in reason or "is lsm's own distribution, which has no such backend" in reason
     assert winner == "numpy" and not err
 
 
@@ -428,7 +428,7 @@ except lsm.BackendBlockedError as error:
     print(error)
 """
     out, _ = run(code, [site])
-    assert "which has no such backend; reinstall lsm-softmax, or remove" in out
+    assert "'lsm-softmax' is lsm's own distribution, which has no such backend; reinstall lsm-softmax, or remove" in out
 
 
 def test_another_distribution_that_names_lsms_own_module_brings_nothing(tmp_path):

@@ -53,7 +53,7 @@ class Implementation:
 
 
 def limit(case: Case, data: Data, n_threads: int) -> Implementation:
-    """The same bytes moved with next to no arithmetic: a copy of x, or an addition of dy and y, past the caches."""
+    """The same bytes moved with next to no arithmetic: a copy of x, or dy + y, with nontemporal stores."""
     copy, add, about = "copy({}, x)", "add(dy, {}, out=out)", {}
     if data.device == "cpu":
         copy, add = "copy(x, {}, n_threads)", "add(dy, {}, out, n_threads)"
