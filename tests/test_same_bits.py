@@ -30,7 +30,7 @@ CONSTANTS = {
     for file in ("kernels.pxi", "fastpath.pxi")
     for name, value in re.findall(r"^    ([A-Z_]+) = (\d+)", (KERNELS / file).read_text(), re.MULTILINE)
 }
-OF_CLASSES = ("N_LANES", "PAIR_LANES", "ROW_CLASSES", "SHORT_MAX_CLASSES", "BLOCK_CLASSES", "CHUNK_CLASSES")
+OF_CLASSES = ("N_LANES", "PAIR_LANES", "ROW_CLASSES", "SHORT_MAX_CLASSES", "FEW_CLASSES", "BLOCK_CLASSES")
 OF_CLASSES += ("FINALIZE_BATCH_MAX_CLASSES", "PIPELINE_MAX_CLASSES", "PREFETCH_DISTANCE_CLASSES")
 OF_CLASSES += ("REGULAR_STORE_MAX_CLASSES",)
 BORDERS = sorted({CONSTANTS[name] + i for name in (*OF_CLASSES, "SLICE_CLASSES") for i in (-1, 0, 1)})

@@ -56,19 +56,16 @@ class CythonBackend(Backend):
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax`."""
-        table = kernels()
-        _run("log_softmax", table["log_softmax", x.dtype.char, out.dtype.char], (x, out), axis)
+        _run("log_softmax", (x,), axis, out)
 
     def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax_backward`."""
-        table = kernels()
-        kernel = table["log_softmax_backward", out.dtype.char]
-        _run("log_softmax_backward", kernel, (grad_output, output, out), axis)
+        _run("log_softmax_backward", (grad_output, output), axis, out)
 
 
 @cache
 def kernels() -> dict[Any, Any]:
-    """The kernels by (operation, dtype.char), for the highest instruction level of this processor.
+    """What the kernels provide, by name, for the highest instruction level of this processor.
 
     Raises
     ------
@@ -95,19 +92,19 @@ def kernels() -> dict[Any, Any]:
         raise BackendUnavailableError(f"this build has no kernels for level {best} or lower; rebuild lsm")
     set_openmp(module.max_threads, module.num_procs)
     module.configure(count_threads, NONTEMPORAL_MIN_BYTES)
-    # V: bfloat16 without ml_dtypes, as bits
-    kinds = module.KINDS | {"V": module.KINDS["E"]}
-    table: dict[Any, Any] = {"level": level, "scratch": module.SCRATCH}
-    for x, kind in kinds.items():
-        table["log_softmax_backward", x] = _bind(module.log_softmax_backward, kind)
-        for y, kind_y in kinds.items():
-            table["log_softmax", x, y] = _bind(module.log_softmax, kind, kind_y)
-    table["stream_copy"], table["stream_add"] = module.stream_copy, module.stream_add
-    table["fast"] = {
-        "log_softmax": module.quick_log_softmax,
-        "log_softmax_backward": module.quick_log_softmax_backward,
+    return {
+        "level": level,
+        "scratch": module.SCRATCH,
+        "run": module.run,
+        "ops": module.OPS,
+        "kinds": module.KINDS | {"V": module.KINDS["E"]},  # V: bfloat16 without ml_dtypes, as bits
+        "fast": {
+            "log_softmax": module.quick_log_softmax,
+            "log_softmax_backward": module.quick_log_softmax_backward,
+        },
+        "stream_copy": module.stream_copy,
+        "stream_add": module.stream_add,
     }
-    return table
 
 
 def _import_kernels(name: str) -> Any:
@@ -144,28 +141,23 @@ def _module(name: str) -> Any:
         raise BackendUnavailableError(f"the compiled kernels cannot be loaded: {text}; {remedy}") from error
 
 
-def _bind(function: Any, kind: int, kind_y: int | None = None) -> Any:
-    """A kernel for given dtypes, which it takes as integers."""
-    if kind_y is None:
-        return lambda dy, y, dx, *rest: function(dy, y, dx, kind, *rest)
-    return lambda x, y, *rest: function(x, kind, y, kind_y, *rest)
-
-
-def _run(name: str, kernel: Any, arrays: tuple[Any, ...], axis: int) -> None:
-    """Call the fast function, or else the kernel for every (outer, classes, inner) view; writes to the last array."""
-    out = arrays[-1]
-    if kernels()["fast"][name](*arrays[:-1], axis, out, 0) is not None:
+def _run(name: str, inputs: tuple[Any, ...], axis: int, out: Any) -> None:
+    """Call the fast function, or else the kernel for every (outer, classes, inner) view."""
+    table = kernels()
+    if table["fast"][name](*inputs, axis, out, 0) is not None:
         return
-    stream = out.nbytes >= NONTEMPORAL_MIN_BYTES and not any(np.may_share_memory(out, array) for array in arrays[:-1])
+    arrays = (*inputs, out)
+    stream = out.nbytes >= NONTEMPORAL_MIN_BYTES and not any(np.may_share_memory(out, array) for array in inputs)
+    kinds = table["kinds"][inputs[0].dtype.char], table["kinds"][out.dtype.char]
     itemsize = max(4, *(array.itemsize for array in arrays))
     scratch, n_threads = None, count_threads(out.size)
     for views in frame_views(arrays, axis):
         # The stride of an axis of length 1 is arbitrary, and differs from the one that the kernels see.
         is_native = out.shape[axis] > 1 and all(view.strides[1] == view.shape[3] == itemsize for view in views)
         if scratch is None or not is_native:
-            n_bytes = 0 if is_native else kernels()["scratch"]
+            n_bytes = 0 if is_native else table["scratch"]
             scratch = np.empty((n_threads, n_bytes + 64), np.uint8)
-        kernel(*views, scratch, n_threads, stream)
+        table["run"](table["ops"][name], views[0], views[-2], views[-1], *kinds, scratch, n_threads, stream)
 
 
 def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]:

@@ -85,3 +85,30 @@ cdef void careful_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, c
         for k in range(n_block):
             p[k] = careful_gradient(source[k], source_y[k], s)
         write(dx, i, n_block, p, False)
+
+
+cdef void write_irregular_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, const floating* params) noexcept nogil:
+    """The gradient of one frame of a block, some of whose frames may not be regular.
+
+    params: those of the frame, MAX_WIDTH apart; the first is NaN if the sum is out of range.
+    """
+    cdef floating buffer[BLOCK_CLASSES]
+    cdef floating buffer_y[BLOCK_CLASSES]
+    cdef floating p[BLOCK_CLASSES]
+    cdef const floating* source
+    cdef const floating* source_y
+    cdef Py_ssize_t i, k, n_block, n_bad = 0
+    if params[0] != params[0] or is_masked(y, n, params):
+        careful_backward_frame(dy, y, dx, n, params)
+        return
+    for i from 0 <= i < n by BLOCK_CLASSES:
+        n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
+        source = load(dy, i, n_block, buffer)
+        source_y = load(y, i, n_block, buffer_y)
+        for k in range(n_block):
+            n_bad += exceeds(source_y[k])
+            p[k] = gradient_of_any(source[k], source_y[k], params[0], params[MAX_WIDTH], params[2 * MAX_WIDTH],
+                                   params[3 * MAX_WIDTH], params[4 * MAX_WIDTH])
+        write(dx, i, n_block, p, False)
+    if n_bad:
+        fill_nan(dx, n, params)

@@ -105,30 +105,16 @@ cdef inline size_t count_scratch(Frames f) noexcept nogil:
     return SCRATCH_BYTES + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 else 0
 
 
-cdef bint run_forward(Array x, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
+cdef bint run_whole(int op, Array a, Array b, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
     """False if the scratch cannot be allocated."""
     cdef size_t n_bytes = count_scratch(f)
     cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
     if n_bytes and scratch == NULL:
         return False
     if f.kind == DOUBLE:
-        log_softmax_frames(x, y, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads, stream)
+        run_frames(op, a, b, y, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads, stream)
     else:
-        log_softmax_frames(x, y, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, n_threads, stream)
-    free(scratch)
-    return True
-
-
-cdef bint run_backward(Array dy, Array y, Array dx, Frames f, int n_threads, bint stream) noexcept nogil:
-    """False if the scratch cannot be allocated."""
-    cdef size_t n_bytes = count_scratch(f)
-    cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
-    if n_bytes and scratch == NULL:
-        return False
-    if f.kind == DOUBLE:
-        log_softmax_backward_frames(dy, y, dx, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads, stream)
-    else:
-        log_softmax_backward_frames(dy, y, dx, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, n_threads, stream)
+        run_frames(op, a, b, y, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, n_threads, stream)
     free(scratch)
     return True
 
@@ -171,10 +157,10 @@ def quick_log_softmax(x, axis, out, int n_threads=0):
     a = whole(x, f)
     b = whole(out, f)
     if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
-        done = run_forward(a, b, f, max(n_threads, 1), stream)
+        done = run_whole(LOG_SOFTMAX, a, a, b, f, max(n_threads, 1), stream)
     else:
         with nogil:
-            done = run_forward(a, b, f, max(n_threads, 1), stream)
+            done = run_whole(LOG_SOFTMAX, a, a, b, f, max(n_threads, 1), stream)
     return out if done else None
 
 
@@ -196,8 +182,8 @@ def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
     b = whole(y, f)
     c = whole(out, f)
     if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
-        done = run_backward(a, b, c, f, max(n_threads, 1), stream)
+        done = run_whole(LOG_SOFTMAX_BACKWARD, a, b, c, f, max(n_threads, 1), stream)
     else:
         with nogil:
-            done = run_backward(a, b, c, f, max(n_threads, 1), stream)
+            done = run_whole(LOG_SOFTMAX_BACKWARD, a, b, c, f, max(n_threads, 1), stream)
     return out if done else None

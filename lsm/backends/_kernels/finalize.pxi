@@ -10,18 +10,6 @@ cdef inline void end_maxima(const floating* half, floating* m) noexcept nogil:
         lsm_fold_max_d(m, half)
 
 
-cdef inline void shift_group(const floating* m, floating* of) noexcept nogil:
-    """The parameters of exp_below for each maximum: all h, then all top, magic and floor."""
-    cdef Py_ssize_t f
-    cdef Shift shift
-    for f in range(GROUP_FRAMES):  # hot
-        shift = shift_of(m[f])
-        of[f] = <floating> shift.h
-        of[GROUP_FRAMES + f] = <floating> (shift.m - shift.h)
-        of[2 * GROUP_FRAMES + f] = <floating> shift.magic
-        of[3 * GROUP_FRAMES + f] = <floating> shift.floor
-
-
 cdef inline void half_lanes(const double* total, const double* error, double* half, double* half_error,
                             const floating* of) noexcept nogil:
     """The first step of fold_lanes, for one frame."""
@@ -65,14 +53,14 @@ cdef inline void end_group(const double* half, const double* half_error, const f
     cdef double total[8 * GROUP_FRAMES]
     cdef double error[8 * GROUP_FRAMES]
     cdef Py_ssize_t f
-    cdef Frame frame
+    cdef floating params[2 * MAX_WIDTH]
     end_sums(half, half_error, total, error, m)
     for f in range(GROUP_FRAMES):  # hot
-        frame.largest = m[f]
-        frame.below = finish(total[f], <double> 0 if floating is float else error[f], shift_of(m[f]),
-                             floating is float)
-        frame.n_largest = n_largest[f]
-        normaliser(frame, &c_hi[f], &c_lo[f])
+        finalize(LOG_SOFTMAX, True, partial_of(LOG_SOFTMAX, True, total[f], <double> 0 if floating is float else error[f],
+                                               m[f], <floating> n_largest[f]), &params[f])
+    for f in range(GROUP_FRAMES):
+        c_hi[f] = params[f]
+        c_lo[f] = params[MAX_WIDTH + f]
 
 
 cdef void write_group(const floating* stage, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,

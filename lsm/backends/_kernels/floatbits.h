@@ -44,6 +44,22 @@ static inline double lsm_power_of_two_d(double t)
     return scale;
 }
 
+/* k, such that x is 2**k times a number from sqrt(1/2) to sqrt(2); and 2**-k. */
+static inline int32_t lsm_log2_above_half_root(float x)
+{
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits - 0x3f3504f3) >> 23;
+}
+
+static inline float lsm_power_of_minus(int32_t k)
+{
+    uint32_t bits = (uint32_t)(127 - k) << 23;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 /* v - n * L with an exact product; L is ln 2 rounded to float, (1 + LN2_ERROR) * ln 2. Without FMA, L is split into two
    numbers short enough for both products to be exact: the same bits. */
 static inline float lsm_reduce_f(float v, float n)

@@ -10,8 +10,9 @@
 #   rows.pxi       vectors along the classes, with three frames in flight; rows_backward.pxi
 #   finalize.pxi   final reductions and logarithms for sixteen frames at once
 #   short.pxi      sixteen frames of at most 64 classes; short_backward.pxi
-#   tiles.pxi      copying and writing tiles of 32 adjacent frames
-#   columns.pxi    vectors along the frames of a tile; columns_backward.pxi
+#   few.pxi        frames of at most 64 classes, whose ends count
+#   ops.pxi        what an operation is to a traversal; one op_*.pxi for each
+#   traverse_block.pxi  frames that are interleaved, with vectors along the frames
 #   schedule.pxi   distribution of frames, tiles and slices to threads
 #   fastpath.pxi   C-contiguous arrays, directly from NumPy
 #   bandwidth.pxi  a streaming copy and add, for benchmarks
@@ -24,13 +25,15 @@ from cython.parallel cimport parallel, prange
 from libc.math cimport INFINITY, NAN, exp, expm1, fabs
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 cdef extern from "floatbits.h" nogil:
     bint LSM_WIDENS
     float lsm_power_of_two_f(float t)
     float lsm_reduce_f(float v, float n)
     double lsm_power_of_two_d(double t)
+    int32_t lsm_log2_above_half_root(float x)
+    float lsm_power_of_minus(int32_t k)
     double lsm_round_to_float(double x)
     double lsm_power_of_two_i(int n)
     double lsm_split(double u, double* f)
@@ -113,12 +116,17 @@ cdef enum:
     PREFETCH_DISTANCE_ROWS = 4        # of a band
     PREFETCH_MIN_BYTES = 3145728      # a larger array is taken to be in memory; prefetching cached data costs 10 %
 
+    CHUNK = 16               # numbers of a vector of a block
+    FEW_CLASSES = 64         # up to here what a frame costs once counts
+    MAX_WIDTH = 1024         # numbers of a row of a block, at most
+    FEW_MAX_WIDTH = 1008     # of few classes: rows 4096 bytes apart would share cache sets
+    MAX_ACCUMULATORS = 1024  # of all lanes of the frames of a block
+    ACCUMULATED_COLUMNS = 64  # MAX_ACCUMULATORS / N_LANES
+    JOINED_COLUMNS = 64      # fewer frames than this are joined
+    MIN_COLUMNS = 64         # of a block, where there are more
+    N_PARAMS = 5             # of a frame
+
     SCRATCH_BYTES = 262144   # per thread, for data that is not used in place: 2 * SLICE_CLASSES doubles
-    TILE_COLUMNS = 32        # frames: two cache lines of float32
-    TILE_MIN_COLUMNS = 4     # adjacent frames from which a tile is faster
-    CHUNK_CLASSES = 512      # of a tile, in the scratch: 64 KiB of float32
-    BAND_MAX_TILES = 16      # copied together
-    BAND_MAX_COLUMNS = 512   # BAND_MAX_TILES * TILE_COLUMNS
 
     EXP_BIAS_FLOAT = 100
     EXP_BIAS_DOUBLE = 900
@@ -144,18 +152,21 @@ include "loadstore.pxi"
 include "stages.pxi"
 include "remainder.pxi"
 include "rows.pxi"
+include "ops.pxi"
 include "stages_backward.pxi"
 include "rows_backward.pxi"
 include "finalize.pxi"
+include "few.pxi"
+include "op_log_softmax.pxi"
+include "op_log_softmax_backward.pxi"
 include "short.pxi"
 include "short_backward.pxi"
-include "tiles.pxi"
-include "columns.pxi"
-include "columns_backward.pxi"
+include "traverse_block.pxi"
 include "schedule.pxi"
 include "fastpath.pxi"
 include "bandwidth.pxi"
 
+OPS = {"log_softmax": LOG_SOFTMAX, "log_softmax_backward": LOG_SOFTMAX_BACKWARD}
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 SCRATCH = SCRATCH_BYTES
 
@@ -170,39 +181,25 @@ cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nog
     return array
 
 
-def log_softmax(const unsigned char[:, :, :, :] x, int kind_x, unsigned char[:, :, :, :] y, int kind_y,
-                unsigned char[:, ::1] scratch, int n_threads, bint stream):
-    """y = log_softmax(x) over axis 1 of (outer, classes, inner, itemsize); y may be x.
+def run(int op, const unsigned char[:, :, :, :] a, const unsigned char[:, :, :, :] b, unsigned char[:, :, :, :] y,
+        int kind, int kind_y, unsigned char[:, ::1] scratch, int n_threads, bint stream):
+    """An operation over axis 1 of (outer, classes, inner, itemsize); y may be a or b.
 
-    The kinds are values of KINDS and name the dtypes; scratch: (n_threads, SCRATCH + 64) bytes.
+    b is a for operations with one input. The kinds are values of KINDS: of the inputs, and of y.
+    scratch: (n_threads, SCRATCH + 64) bytes.
     """
-    cdef Array a = array_of(<char*> &x[0, 0, 0, 0], x.strides, kind_x)
-    cdef Array b = array_of(<char*> &y[0, 0, 0, 0], y.strides, kind_y)
-    cdef Py_ssize_t* shape = x.shape
+    cdef Array of_a = array_of(<char*> &a[0, 0, 0, 0], a.strides, kind)
+    cdef Array of_b = array_of(<char*> &b[0, 0, 0, 0], b.strides, kind)
+    cdef Array of_y = array_of(<char*> &y[0, 0, 0, 0], y.strides, kind_y)
+    cdef Py_ssize_t* shape = a.shape
     cdef char* s = <char*> &scratch[0, 0]
     with nogil:
-        if kind_x == DOUBLE or kind_y == DOUBLE:
-            log_softmax_frames(a, b, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1], n_threads, stream)
+        if kind == DOUBLE or kind_y == DOUBLE:
+            run_frames(op, of_a, of_b, of_y, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1], n_threads,
+                       stream)
         else:
-            log_softmax_frames(a, b, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1], n_threads, stream)
-
-
-def log_softmax_backward(const unsigned char[:, :, :, :] dy, const unsigned char[:, :, :, :] y,
-                         unsigned char[:, :, :, :] dx, int kind, unsigned char[:, ::1] scratch, int n_threads,
-                         bint stream):
-    """dx = dy - exp(y) * sum(dy) over axis 1; dx may be dy or y. See log_softmax."""
-    cdef Array a = array_of(<char*> &dy[0, 0, 0, 0], dy.strides, kind)
-    cdef Array b = array_of(<char*> &y[0, 0, 0, 0], y.strides, kind)
-    cdef Array c = array_of(<char*> &dx[0, 0, 0, 0], dx.strides, kind)
-    cdef Py_ssize_t* shape = dy.shape
-    cdef char* s = <char*> &scratch[0, 0]
-    with nogil:
-        if kind == DOUBLE:
-            log_softmax_backward_frames(a, b, c, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1],
-                                        n_threads, stream)
-        else:
-            log_softmax_backward_frames(a, b, c, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1],
-                                        n_threads, stream)
+            run_frames(op, of_a, of_b, of_y, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1], n_threads,
+                       stream)
 
 
 def exponentials(const floating[::1] x, floating m, floating[::1] out):

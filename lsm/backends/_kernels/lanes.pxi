@@ -105,86 +105,16 @@ cdef inline void fold_lanes(double* total, double* error, Py_ssize_t n_lanes, Py
     fold_once(total, error, 1, n_lanes, n, of)
 
 
-cdef inline double lane_of_rows(const float* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
-    """Lane k of one column: the tree over rows k, k + N_LANES, ... of n_halves half sets of lanes.
-
-    Rows are TILE_COLUMNS apart. widen: convert to double before adding.
-    """
-    cdef Py_ssize_t n_groups = (n_halves + 1 - k // 8) // 2, n = N_LANES * TILE_COLUMNS
-    x += k * TILE_COLUMNS
-    if n_groups == 0:
-        return 0
-    if not widen:
-        return <double> tree(x, n, n_groups)
-    if n_groups == 1:
-        return x[0]
-    if n_groups == 2:
-        return <double> x[0] + <double> x[n]
-    if n_groups == 3:
-        return (<double> x[0] + <double> x[n]) + <double> x[2 * n]
-    return (<double> x[0] + <double> x[n]) + (<double> x[2 * n] + <double> x[3 * n])
-
-
-cdef inline double four_lanes_of_rows(const float* x, Py_ssize_t k, Py_ssize_t n_halves, bint widen) noexcept nogil:
-    """Lanes k, k + 8, k + 4 and k + 12, added as in fold_lanes."""
-    return ((lane_of_rows(x, k, n_halves, widen) + lane_of_rows(x, k + 8, n_halves, widen))
-            + (lane_of_rows(x, k + 4, n_halves, widen) + lane_of_rows(x, k + 12, n_halves, widen)))
-
-
-cdef inline void sum_half_sets(const float* x, Py_ssize_t n_halves, bint widen, double* total) noexcept nogil:
-    """sum_few_rows with n_halves a compile-time constant."""
-    cdef Py_ssize_t j
-    for j in range(TILE_COLUMNS):  # hot
-        total[j] = (
-            (four_lanes_of_rows(&x[j], 0, n_halves, widen) + four_lanes_of_rows(&x[j], 2, n_halves, widen))
-            + (four_lanes_of_rows(&x[j], 1, n_halves, widen) + four_lanes_of_rows(&x[j], 3, n_halves, widen))
-        )
-
-
-cdef void sum_few_rows(const float* x, Py_ssize_t n, bint widen, double* total) noexcept nogil:
-    """The sums of n <= SHORT_MAX_CLASSES rows of TILE_COLUMNS float32, in the order of add_groups and fold_lanes.
-
-    All in registers. Rows n to n_padded - 1 are 0.
-    """
-    cdef Py_ssize_t n_halves = (n + 7) // 8
-    if n_halves == 1:
-        sum_half_sets(x, 1, widen, total)
-    elif n_halves == 2:
-        sum_half_sets(x, 2, widen, total)
-    elif n_halves == 3:
-        sum_half_sets(x, 3, widen, total)
-    elif n_halves == 4:
-        sum_half_sets(x, 4, widen, total)
-    elif n_halves == 5:
-        sum_half_sets(x, 5, widen, total)
-    elif n_halves == 6:
-        sum_half_sets(x, 6, widen, total)
-    elif n_halves == 7:
-        sum_half_sets(x, 7, widen, total)
-    else:
-        sum_half_sets(x, 8, widen, total)
-
-
-cdef inline bint are_few(Py_ssize_t n, const floating* of) noexcept nogil:
-    """Whether sum_few_rows applies to n rows: not for float64, which carries errors."""
-    return floating is float and n <= SHORT_MAX_CLASSES
-
-
-cdef inline Py_ssize_t n_padded(Py_ssize_t n, const floating* of) noexcept nogil:
-    """The rows of a tile of n classes in the scratch: padded to a multiple of 8 for sum_few_rows."""
-    return (n + 7) // 8 * 8 if are_few(n, of) else n
-
-
 # The partial result of a reduction over some of a frame's classes.
-cdef struct Frame:
+cdef struct Partial:
     double largest    # m
     double below      # sum of exp(x - m) over the classes below m
     double n_largest  # number of classes equal to m
 
 
-cdef inline void merge(Frame* frame, Frame other) noexcept nogil:
+cdef inline void merge(Partial* frame, Partial other) noexcept nogil:
     """Combine two partial results of a frame: rescale them to their common maximum and add."""
-    cdef Frame low
+    cdef Partial low
     cdef double d, v, e, scale
     if other.largest > frame.largest:
         low = frame[0]
@@ -204,7 +134,7 @@ cdef inline void merge(Frame* frame, Frame other) noexcept nogil:
     frame.below += (low.below + low.n_largest) * scale
 
 
-cdef inline void normaliser(Frame frame, floating* c_hi, floating* c_lo) noexcept nogil:
+cdef inline void normaliser(Partial frame, floating* c_hi, floating* c_lo) noexcept nogil:
     """c_hi + c_lo = m + log1p(s), so that log-softmax is (x - c_hi) - c_lo, within 1 ulp.
 
     s omits one of the largest classes; log1p keeps the digits that log(1 + s) would round away (Blanchard, Higham &

@@ -22,9 +22,9 @@ cdef inline Shift shift_of(floating m) noexcept nogil:
     return shift_to(m if m > -INFINITY else <floating> 0, &m)  # all classes may be -inf
 
 
-cdef inline Frame end_sum(double* total, double* error, floating m, Adding* adding) noexcept nogil:
+cdef inline Partial end_sum(double* total, double* error, floating m, Adding* adding) noexcept nogil:
     """The partial result of a part."""
-    cdef Frame frame
+    cdef Partial frame
     fold_lanes(total, error, N_LANES, 1, &m)
     frame.largest = m
     frame.below = finish(total[0], error[0], adding.shift, floating is float)
@@ -35,7 +35,7 @@ cdef inline Frame end_sum(double* total, double* error, floating m, Adding* addi
 cdef inline void normalisers(const double* total, const double* error, const double* n_equal, const floating* m,
                              floating* c_hi, floating* c_lo) noexcept nogil:
     """The normalisers of FINALIZE_BATCH_FRAMES single-part frames, given their sums."""
-    cdef Frame frame
+    cdef Partial frame
     cdef Py_ssize_t j
     for j in range(FINALIZE_BATCH_FRAMES):  # hot: 32
         frame.largest = m[j]
@@ -54,7 +54,7 @@ cdef inline Py_ssize_t size_of_part(Py_ssize_t part, Py_ssize_t n) noexcept nogi
 
 
 cdef void read_parts(Vector x, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n, floating* scratch,
-                     Frame* found) noexcept nogil:
+                     Partial* found) noexcept nogil:
     """The partial results of slices `first` to last - 1 of a frame."""
     cdef floating peaks[2 * SLICE_PEAK_LANES]
     cdef floating m[2]
@@ -103,8 +103,8 @@ cdef void write_part(Vector x, Vector y, Py_ssize_t part, Py_ssize_t n, floating
 
 cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
     """y = (x - m) - log1p(sum of exp(x - m) over all classes except one of the largest)."""
-    cdef Frame frame
-    cdef Frame found[MERGE_BATCH_SLICES]
+    cdef Partial frame
+    cdef Partial found[MERGE_BATCH_SLICES]
     cdef Py_ssize_t part, i, n_found, n_parts = count_slices(n)
     cdef floating c_hi, c_lo
     for i in range((n_parts + MERGE_BATCH_SLICES - 1) // MERGE_BATCH_SLICES):
@@ -155,7 +155,7 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef Adding adding
-    cdef Frame frame
+    cdef Partial frame
     cdef Vector x_a, x_v, x_x, target
     cdef bint single = n <= SLICE_CLASSES
     cdef Py_ssize_t n_parts = count_slices(n), n_all = (last - first) * n_parts

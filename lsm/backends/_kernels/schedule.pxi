@@ -1,44 +1,5 @@
 # Distribution of frames to threads. It does not affect the bits of any result.
 
-# The partition of the inner axis: bands of tiles first, then groups.
-cdef struct Cut:
-    Py_ssize_t n_inner, n_tiled, n_band, n_bands, n_group, n_tasks
-
-
-cdef inline Cut cut(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t room, bint all_dense,
-                    int n_threads) noexcept nogil:
-    """room: numbers of scratch for each input; all_dense: inner stride 1 in all arrays."""
-    cdef Cut c
-    cdef Py_ssize_t n_tiles
-    c.n_inner = n_inner
-    c.n_tiled = 0
-    c.n_band = TILE_COLUMNS
-    if n_inner >= TILE_MIN_COLUMNS and all_dense:
-        c.n_tiled = n_inner // TILE_COLUMNS * TILE_COLUMNS
-        if fits(n) and n_inner - c.n_tiled >= TILE_MIN_COLUMNS:
-            c.n_tiled = n_inner
-        n_tiles = n_outer * ((c.n_tiled + TILE_COLUMNS - 1) // TILE_COLUMNS)
-        c.n_band = TILE_COLUMNS * count_band(n, room, n_tiles, n_threads)
-    c.n_bands = (c.n_tiled + c.n_band - 1) // c.n_band
-    c.n_group = GROUP_FRAMES
-    if n > SHORT_MAX_CLASSES:  # one group: a thread pipelines all its frames
-        c.n_group = max(1, (n_inner - c.n_tiled + n_threads - 1) // n_threads if n_outer == 1 else n_inner - c.n_tiled)
-    c.n_tasks = c.n_bands + (n_inner - c.n_tiled + c.n_group - 1) // c.n_group
-    return c
-
-
-cdef inline Tile tile_at(Array x, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
-    cdef Tile tile
-    tile.at = x.at + i * x.outer + j * x.gap
-    tile.step = x.step
-    tile.gap = x.gap
-    tile.kind = x.kind
-    return tile
-
-
-cdef inline bint lies_dense(Array x) noexcept nogil:
-    return x.gap == size_of(x.kind) and x.step != x.gap
-
 
 cdef inline void swap_axes(Array* x) noexcept nogil:
     x.outer, x.gap = x.gap, x.outer
@@ -55,63 +16,128 @@ cdef inline bint shall_split(Py_ssize_t n_frames, Py_ssize_t n, int n_threads) n
     return n_threads > 1 and n >= 4 * SLICE_CLASSES and n_frames < 4 * n_threads and n_frames % n_threads != 0
 
 
-cdef inline void log_softmax_task(Array x, Array y, Py_ssize_t n, Py_ssize_t task, Cut c, floating* scratch,
-                                  bint stream) noexcept nogil:
-    """Run one band or group: tasks 0 to n_bands - 1 of each outer index are bands."""
-    cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks, last
-    if j < c.n_bands:
-        j *= c.n_band
-        log_softmax_band(tile_at(x, i, j), tile_at(y, i, j), n, min(c.n_band, c.n_tiled - j), scratch, stream)
+cdef inline Py_ssize_t magnitude(Py_ssize_t n) noexcept nogil:
+    return -n if n < 0 else n
+
+
+cdef inline bint are_rows(int op, Array a, Array y, Py_ssize_t n_inner) noexcept nogil:
+    """Whether vectors run along the classes: for the last axis, and for frames that lie apart."""
+    return has_rows(op) and (n_inner == 1 or magnitude(a.gap) >= magnitude(a.step)
+                             or magnitude(y.gap) >= magnitude(y.step))
+
+
+cdef inline Py_ssize_t group_of_rows(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
+                                     int n_threads) noexcept nogil:
+    """The frames of a task: a group of short ones, or all of a thread, which pipelines them."""
+    if n <= SHORT_MAX_CLASSES:
+        return GROUP_FRAMES
+    return max(<Py_ssize_t> 1, (n_inner + n_threads - 1) // n_threads if n_outer == 1 else n_inner)
+
+
+cdef inline void run_rows_task(int op, Array a, Array b, Array y, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t group,
+                               Py_ssize_t task, floating* scratch, bint stream) noexcept nogil:
+    cdef Py_ssize_t n_groups = (n_inner + group - 1) // group
+    cdef Py_ssize_t i = task // n_groups, first = task % n_groups * group, last = min(first + group, n_inner)
+    if op == LOG_SOFTMAX:
+        log_softmax_rows_task(a, y, n, i, first, last, scratch, stream)
     else:
-        j = c.n_tiled + (j - c.n_bands) * c.n_group
-        last = min(j + c.n_group, c.n_inner)
-        if n <= SHORT_MAX_CLASSES:
-            log_softmax_short(x, y, i, j, last - j, n, scratch, stream)
-        elif can_pipe(x, n):
-            log_softmax_rows(x, y, i, j, last, n, scratch, stream)
-        else:
-            for j in range(j, last):
-                log_softmax_frame(frame_at(x, i, j), frame_at(y, i, j), n, scratch, stream)
+        log_softmax_backward_rows_task(a, b, y, n, i, first, last, scratch, stream)
 
 
-cdef void log_softmax_frames(Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
-                             floating* scratch, Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
-    cdef Cut c
-    cdef Py_ssize_t task, i
+cdef inline void log_softmax_rows_task(Array x, Array y, Py_ssize_t n, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last,
+                                       floating* scratch, bint stream) noexcept nogil:
+    cdef Py_ssize_t j
+    if n <= SHORT_MAX_CLASSES:
+        log_softmax_short(x, y, i, first, last - first, n, scratch, stream)
+    elif can_pipe(x, n):
+        log_softmax_rows(x, y, i, first, last, n, scratch, stream)
+    else:
+        for j in range(first, last):
+            log_softmax_frame(frame_at(x, i, j), frame_at(y, i, j), n, scratch, stream)
+
+
+cdef inline void log_softmax_backward_rows_task(Array dy, Array y, Array dx, Py_ssize_t n, Py_ssize_t i,
+                                                Py_ssize_t first, Py_ssize_t last, floating* scratch,
+                                                bint stream) noexcept nogil:
+    cdef Py_ssize_t j
+    if n <= SHORT_MAX_CLASSES:
+        log_softmax_backward_short(dy, y, dx, i, first, last - first, n, scratch, stream)
+    elif can_pipe(dy, n) and can_pipe(y, n):
+        log_softmax_backward_rows(dy, y, dx, i, first, last, n, scratch, stream)
+    else:
+        for j in range(first, last):
+            log_softmax_backward_frame(frame_at(dy, i, j), frame_at(y, i, j), frame_at(dx, i, j), n, scratch, stream)
+
+
+cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
+                     floating* scratch, Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
+    """An operation on all frames of arrays seen as (outer, classes, inner)."""
+    cdef BlockCut c
+    cdef Py_ssize_t task, i, n_tasks, group = 1
+    cdef bint rows, joinable, far
     cdef uint64_t env = lsm_enter_float_env()
     n_threads = lsm_begin_region(n_threads)
-    if n_inner == 1:
+    if n_inner == 1 and has_rows(op):
         n_outer, n_inner = n_inner, n_outer
-        swap_axes(&x)
+        swap_axes(&a)
+        swap_axes(&b)
         swap_axes(&y)
-    if shall_split(n_outer * n_inner, n, n_threads):
+    rows = are_rows(op, a, y, n_inner)
+    if shall_split(n_outer * n_inner, n, n_threads) and has_rows(op):
         for i in range(n_outer * n_inner):
-            split_log_softmax(frame_at(x, i // n_inner, i % n_inner),
-                              frame_at(y, i // n_inner, i % n_inner), n, scratch, n_bytes, n_threads,
-                              stream)
+            split_frame(op, frame_at(a, i // n_inner, i % n_inner), frame_at(b, i // n_inner, i % n_inner),
+                        frame_at(y, i // n_inner, i % n_inner), n, scratch, n_bytes, n_threads, stream)
+        lsm_end_region(n_threads)
+        lsm_leave_float_env(env)
+        return
+    far = n_outer * n * n_inner * size_of(a.kind) >= PREFETCH_MIN_BYTES
+    if rows:
+        group = group_of_rows(n_outer, n, n_inner, n_threads)
+        n_tasks = n_outer * ((n_inner + group - 1) // group)
     else:
-        c = cut(n_outer, n, n_inner, 2 * SLICE_CLASSES, lies_dense(x) and lies_dense(y), n_threads)
-        if n_threads == 1:  # a parallel region costs microseconds, even with one thread
-            for task in range(n_outer * c.n_tasks):
-                log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
+        joinable = is_joinable(a, n_inner) and (is_joinable(y, n_inner) or not writes_elements(op))
+        joinable &= is_joinable(b, n_inner) or not reads_two(op)
+        c = cut_blocks(n_outer, n, n_inner, joinable, n_threads, scratch)
+        n_tasks = c.n_tasks
+    if n_threads == 1:  # a parallel region costs microseconds, even with one thread
+        for task in range(n_tasks):
+            if rows:
+                run_rows_task(op, a, b, y, n, n_inner, group, task, own_scratch(scratch, n_bytes, 0), stream)
+            else:
+                run_block_task(op, a, b, y, n_outer, n, n_inner, task, c, far, stream,
+                               own_scratch(scratch, n_bytes, 0))
+        lsm_stream_fence()
+    else:
+        with parallel(num_threads=n_threads):
+            env = lsm_enter_float_env()
+            for task in prange(n_tasks, schedule="static"):
+                if rows:
+                    run_rows_task(op, a, b, y, n, n_inner, group, task,
+                                  own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
+                else:
+                    run_block_task(op, a, b, y, n_outer, n, n_inner, task, c, far, stream,
+                                   own_scratch(scratch, n_bytes, omp_get_thread_num()))
             lsm_stream_fence()
-        else:
-            with parallel(num_threads=n_threads):
-                env = lsm_enter_float_env()
-                for task in prange(n_outer * c.n_tasks, schedule="static"):
-                    log_softmax_task(x, y, n, task, c, own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
-                lsm_stream_fence()
-                lsm_leave_float_env(env)
+            lsm_leave_float_env(env)
     lsm_end_region(n_threads)
     lsm_leave_float_env(env)
+
+
+cdef inline void split_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n, floating* scratch, Py_ssize_t n_bytes,
+                             int n_threads, bint stream) noexcept nogil:
+    """One frame, its slices distributed to the threads."""
+    if op == LOG_SOFTMAX:
+        split_log_softmax(a, y, n, scratch, n_bytes, n_threads, stream)
+    else:
+        split_log_softmax_backward(a, b, y, n, scratch, n_bytes, n_threads, stream)
 
 
 cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch, Py_ssize_t n_bytes, int n_threads,
                             bint stream) noexcept nogil:
     """log_softmax_frame with the slices distributed; each thread writes first what it read last."""
     cdef Py_ssize_t n_parts = count_slices(n), part
-    cdef Frame* found = <Frame*> malloc(n_parts * sizeof(Frame))
-    cdef Frame frame
+    cdef Partial* found = <Partial*> malloc(n_parts * sizeof(Partial))
+    cdef Partial frame
     cdef floating c_hi, c_lo
     cdef uint64_t env
     cdef int t
@@ -135,64 +161,6 @@ cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch,
             write_part(x, y, part, n, c_hi, c_lo, own_scratch(scratch, n_bytes, t), stream)
         lsm_stream_fence()
         lsm_leave_float_env(env)
-
-
-cdef inline void log_softmax_backward_task(Array dy, Array y, Array dx, Py_ssize_t n, Py_ssize_t task, Cut c,
-                                           floating* scratch, bint stream) noexcept nogil:
-    """Run one band or group of the gradient."""
-    cdef Py_ssize_t i = task // c.n_tasks, j = task % c.n_tasks, last
-    if j < c.n_bands:
-        j *= c.n_band
-        log_softmax_backward_band(tile_at(dy, i, j), tile_at(y, i, j), tile_at(dx, i, j), n,
-                                  min(c.n_band, c.n_tiled - j), scratch, stream)
-    else:
-        j = c.n_tiled + (j - c.n_bands) * c.n_group
-        last = min(j + c.n_group, c.n_inner)
-        if n <= SHORT_MAX_CLASSES:
-            log_softmax_backward_short(dy, y, dx, i, j, last - j, n, scratch, stream)
-        elif can_pipe(dy, n) and can_pipe(y, n):
-            log_softmax_backward_rows(dy, y, dx, i, j, last, n, scratch, stream)
-        else:
-            for j in range(j, last):
-                log_softmax_backward_frame(frame_at(dy, i, j), frame_at(y, i, j), frame_at(dx, i, j), n, scratch,
-                                           stream)
-
-
-cdef void log_softmax_backward_frames(Array dy, Array y, Array dx, Py_ssize_t n_outer, Py_ssize_t n,
-                                      Py_ssize_t n_inner, floating* scratch, Py_ssize_t n_bytes, int n_threads,
-                                      bint stream) noexcept nogil:
-    cdef Cut c
-    cdef Py_ssize_t task, i
-    cdef uint64_t env = lsm_enter_float_env()
-    n_threads = lsm_begin_region(n_threads)
-    if n_inner == 1:
-        n_outer, n_inner = n_inner, n_outer
-        swap_axes(&dy)
-        swap_axes(&y)
-        swap_axes(&dx)
-    if shall_split(n_outer * n_inner, n, n_threads):
-        for i in range(n_outer * n_inner):
-            split_log_softmax_backward(frame_at(dy, i // n_inner, i % n_inner),
-                                       frame_at(y, i // n_inner, i % n_inner),
-                                       frame_at(dx, i // n_inner, i % n_inner), n, scratch, n_bytes,
-                                       n_threads, stream)
-    else:
-        c = cut(n_outer, n, n_inner, room_backward(scratch), lies_dense(dy) and lies_dense(y) and lies_dense(dx),
-                n_threads)
-        if n_threads == 1:
-            for task in range(n_outer * c.n_tasks):
-                log_softmax_backward_task(dy, y, dx, n, task, c, own_scratch(scratch, n_bytes, 0), stream)
-            lsm_stream_fence()
-        else:
-            with parallel(num_threads=n_threads):
-                env = lsm_enter_float_env()
-                for task in prange(n_outer * c.n_tasks, schedule="static"):
-                    log_softmax_backward_task(dy, y, dx, n, task, c,
-                                              own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
-                lsm_stream_fence()
-                lsm_leave_float_env(env)
-    lsm_end_region(n_threads)
-    lsm_leave_float_env(env)
 
 
 cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,

@@ -52,7 +52,7 @@ cdef inline void prefetch_next(const floating* x, Py_ssize_t step, Py_ssize_t n_
 
 
 cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_vectors, Py_ssize_t n_frames,
-                             bint in_place, const floating* of, double* half, double* half_error,
+                             bint in_place, const floating* m, double* half, double* half_error,
                              floating* n_equal) noexcept nogil:
     """The sum of exponentials of each frame, in eight lanes, and the count of maxima over all frames.
 
@@ -60,7 +60,7 @@ cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_ve
     """
     cdef floating p[SHORT_MAX_CLASSES]
     cdef floating found[N_LANES]
-    cdef floating h, top, magic, floor
+    cdef floating top, w
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef const floating* v
@@ -71,20 +71,18 @@ cdef inline void sum_vectors(const floating* x, Py_ssize_t step, Py_ssize_t n_ve
         v = &x[f * step]
         if in_place:
             prefetch_next(v, step, n_vectors)
-        h = of[f]
-        top = of[GROUP_FRAMES + f]
-        magic = of[2 * GROUP_FRAMES + f]
-        floor = of[3 * GROUP_FRAMES + f]
+        top = m[f]
         for k in range(n_vectors * N_LANES):  # hot
-            p[k] = exp_below(v[k] - h, magic, floor, top, True)
+            w = exp_difference(v[k], top)
+            p[k] = <floating> 0 if v[k] == top else w
         for k in range(N_LANES):  # hot
-            found[k] += <floating> 1 if v[k] - h == top else <floating> 0
+            found[k] += <floating> 1 if v[k] == top else <floating> 0
             if n_vectors > 1:
-                found[k] += <floating> 1 if v[k + N_LANES] - h == top else <floating> 0
+                found[k] += <floating> 1 if v[k + N_LANES] == top else <floating> 0
             if n_vectors > 2:
-                found[k] += <floating> 1 if v[k + 2 * N_LANES] - h == top else <floating> 0
+                found[k] += <floating> 1 if v[k + 2 * N_LANES] == top else <floating> 0
             if n_vectors > 3:
-                found[k] += <floating> 1 if v[k + 3 * N_LANES] - h == top else <floating> 0
+                found[k] += <floating> 1 if v[k + 3 * N_LANES] == top else <floating> 0
         clear_lanes(total, error, N_LANES, x)
         add_groups(total, error, p, N_LANES, n_vectors, floating is double)
         half_lanes(total, error, &half[f * 8], &half_error[f * 8], x)
@@ -144,7 +142,6 @@ cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py
     cdef floating n_equal[N_LANES]
     cdef double half[8 * GROUP_FRAMES]
     cdef double half_error[8 * GROUP_FRAMES]
-    cdef floating shifts[4 * GROUP_FRAMES]
     cdef double n_largest[GROUP_FRAMES]
     cdef floating* to = stage
     cdef Py_ssize_t n_vectors = count_vectors(n), step = 0, step_y = n, n_last = N_LANES, n_whole = 0, k
@@ -162,15 +159,14 @@ cdef void log_softmax_short(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py
     else:
         maxima_of_vectors(v, step, 4, n_frames, half_m)
     end_maxima(half_m, m)
-    shift_group(m, shifts)
     if n_vectors == 1:
-        sum_vectors(v, step, 1, n_frames, v != padded, shifts, half, half_error, n_equal)
+        sum_vectors(v, step, 1, n_frames, v != padded, m, half, half_error, n_equal)
     elif n_vectors == 2:
-        sum_vectors(v, step, 2, n_frames, v != padded, shifts, half, half_error, n_equal)
+        sum_vectors(v, step, 2, n_frames, v != padded, m, half, half_error, n_equal)
     elif n_vectors == 3:
-        sum_vectors(v, step, 3, n_frames, v != padded, shifts, half, half_error, n_equal)
+        sum_vectors(v, step, 3, n_frames, v != padded, m, half, half_error, n_equal)
     else:
-        sum_vectors(v, step, 4, n_frames, v != padded, shifts, half, half_error, n_equal)
+        sum_vectors(v, step, 4, n_frames, v != padded, m, half, half_error, n_equal)
     for k in range(GROUP_FRAMES):
         n_largest[k] = 1
     if not is_one_each(n_equal, m, n_frames):

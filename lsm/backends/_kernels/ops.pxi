@@ -1,0 +1,71 @@
+# What an operation is to every traversal: up to two reductions over the classes of a frame, the parameters that follow
+# from them, and what is written for each class. `op` is a compile-time constant at each call, so that the compiler keeps
+# one branch of each function here.
+#
+# The first input is a: x, or dy. The second is b, the result of the forward operation; it is a where there is none.
+
+cdef enum Op:
+    LOG_SOFTMAX
+    LOG_SOFTMAX_BACKWARD
+
+
+cdef inline bint reads_two(int op) noexcept nogil:
+    return op == LOG_SOFTMAX_BACKWARD
+
+
+cdef inline bint sums_exponentials(int op) noexcept nogil:
+    """Whether the reductions are the maximum of a, and the sum of exp(a - max); otherwise a sum of `term`."""
+    return op == LOG_SOFTMAX
+
+
+cdef inline bint reduces_max(int op) noexcept nogil:
+    return sums_exponentials(op) or finds_largest(op)
+
+
+cdef inline bint finds_largest(int op) noexcept nogil:
+    """Whether `term` needs the a of the class with the largest b, which becomes the first parameter."""
+    return False
+
+
+cdef inline bint limits_range(int op) noexcept nogil:
+    """Whether b must be in the range of log-probabilities, and not -inf throughout."""
+    return op == LOG_SOFTMAX_BACKWARD
+
+
+cdef inline bint has_rows(int op) noexcept nogil:
+    """Whether rows.pxi, short.pxi and their twins serve the operation; otherwise all frames are interleaved."""
+    return True
+
+
+cdef inline bint writes_elements(int op) noexcept nogil:
+    """Whether there is a result for each class; otherwise it is the first parameter of the frame."""
+    return True
+
+
+cdef inline double term(int op, floating a, floating b, floating p) noexcept nogil:
+    """A term of a sum in double; p: the first parameter."""
+    return a
+
+
+cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nogil:
+    """The parameters of a frame, MAX_WIDTH apart, from its reduction; False if the epilogue does not apply to it."""
+    if op == LOG_SOFTMAX:
+        return finalize_log_softmax(few, s, p)
+    return finalize_log_softmax_backward(s, p)
+
+
+cdef inline floating epilogue(int op, floating a, floating b, floating p0, floating p1, floating p2, floating p3,
+                              floating p4, bint some_low) noexcept nogil:
+    """The result of a class, from the parameters of its frame. some_low = False: no b is so low that p4 matters."""
+    if op == LOG_SOFTMAX:
+        return (a - p0) - p1
+    return gradient(a, b, p0, p1, p2, p3, p4, True, some_low)
+
+
+cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
+                    floating* buffer) noexcept nogil:
+    """run_shape with `op` a constant."""
+    if op == LOG_SOFTMAX:
+        run_shape(LOG_SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
+    else:
+        run_shape(LOG_SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, stream, buffer)
