@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsm import _check
+from lsm._signals import reraise_from_handler
 
 _NO_CHANGE: AbstractContextManager[Any] = nullcontext()
 
@@ -56,6 +57,7 @@ class ArrayLibrary:
         try:
             device = self.device_kind(x)
         except Exception as error:  # DLPack does not specify the type
+            reraise_from_handler(error)
             raise TypeError(
                 f"{name}: the device of this {type(x).__name__} is unknown ({error}); "
                 f"pass numpy.asarray({name}) if a copy is acceptable"
@@ -116,6 +118,7 @@ class ArrayLibrary:
         try:
             return namespace.from_dlpack(x)
         except Exception as error:  # DLPack does not specify the type
+            reraise_from_handler(error)
             raise TypeError(
                 f"{name}: this {type(x).__name__} cannot be imported through DLPack ({error}); {remedy}"
             ) from error

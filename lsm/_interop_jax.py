@@ -8,6 +8,7 @@ import numpy as np
 
 from lsm import _check
 from lsm._interop_base import ArrayLibrary, Operand
+from lsm._signals import reraise_from_handler
 
 _ALIGNMENT_BYTES = 64  # XLA's CPU client copies memory with less
 
@@ -61,6 +62,7 @@ class JaxLibrary(ArrayLibrary):
         try:
             return np.asarray(x)
         except (RuntimeError, TypeError) as error:  # it was deleted, or has random keys
+            reraise_from_handler(error)
             raise TypeError(f"{name}: a JAX array that cannot be read ({error})") from error
 
     def new_numpy(self, shape: tuple[int, ...], dtype: str) -> Any:
