@@ -14,8 +14,8 @@ PACKAGE = Path(lsm.__file__).parent
 
 # From the bottom up: a module imports from the lines above its own, and from no other.
 FLOORS = [
-    "lsm._errors lsm._held lsm._identity lsm._operations lsm._signals lsm._stdout lsm._stopping",
-    "lsm._cgroup lsm._texts lsm._untraced",
+    "lsm._errors lsm._held lsm._identity lsm._operations lsm._signals lsm._stopping",
+    "lsm._cgroup lsm._stdout lsm._texts lsm._untraced",
     "lsm._block lsm._fastpath lsm._pyinstaller lsm._pyinstaller.hook-lsm lsm._version",
     "lsm.backends lsm.backends._cuda lsm.backends._kernels",
     "lsm._config lsm.backends.info",
