@@ -1,8 +1,8 @@
 """Reject arrays that are more than numbers in memory: with a mask, a unit, a pending computation, or in a file.
 
 Nothing here imports a library, computes or reads anything. An object is recognised by the names of its classes and
-their libraries, else by attributes of its classes. Attributes of the instance do not count: for a table they include
-its columns, and for xarray the contents of attrs.
+their libraries, else by attributes of its classes. Of the attributes that a class makes up in `__getattr__` only a mask
+and methods count: for a table they include its columns, and for xarray the contents of attrs.
 """
 
 import sys
@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import chain, islice
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+
+from lsm._signals import ignoring
 
 Options = dict[str, Any]  # of the call: axis, dtype and backend, as passed by the user
 Remedy = Callable[[Any, str, Options], str]  # (object, expression for it, options) -> expression to use instead
@@ -57,8 +59,18 @@ def _is_method(kind: type, name: str) -> bool | None:
 
 
 def _has_mask(x: Any) -> bool:
-    mask = _attribute(x, "mask")
-    return mask is True or hasattr(mask, "dtype") or isinstance(mask, list)
+    mask, kind = _attribute(x, "mask"), cast("Any", type(x))
+    if mask is None and _is_dynamic(kind):
+        mask = getattr(x, "mask", None)
+        is_column = 0 < getattr(mask, "ndim", 0) < getattr(x, "ndim", 0)
+        mask = None if callable(mask) or is_column else mask
+    return mask is True or hasattr(mask, "dtype") or isinstance(mask, (list, tuple))
+
+
+@lru_cache(1024)
+def _is_dynamic(kind: Any) -> bool:
+    """Whether instances of a class may have attributes that it makes up."""
+    return hasattr(kind, "__getattr__") or kind.__getattribute__ is not object.__getattribute__
 
 
 _METHODS = (BuiltinFunctionType, FunctionType, MethodType)
@@ -256,6 +268,11 @@ def rule_for(x: Any) -> Rule | None:
             return rule
         if _is_method(kind, "magnitude") is False:  # pint has every attribute that a wrapped array could have
             return rule_for(x.magnitude)
+    if _is_dynamic(kind):
+        for attribute, rule in _BY_ATTRIBUTES:
+            made_up = getattr(x, attribute, None) if attribute else None
+            if (callable(made_up) or isinstance(made_up, tuple)) and rule.applies(x):
+                return rule
     return None
 
 
@@ -301,7 +318,7 @@ def foreign_items(x: Any) -> Iterator[tuple[str, Any]]:
             kinds = set(map(type, level))
             nested = tuple([kind for kind in kinds if issubclass(kind, SEQUENCES)])
             if any(_is_foreign(kind) for kind in kinds.difference(nested)):
-                yield from _search(x, "", set())
+                yield from _search(x, "", {})
                 return
             inner = [item for item in level if isinstance(item, nested)]
         if depth and len(set(map(id, inner))) < len(inner):  # a list that contains itself twice would grow forever
@@ -319,11 +336,33 @@ def _is_foreign(kind: type) -> bool:
     return kind is not np.ndarray and not issubclass(kind, _SCALARS)
 
 
-def _search(x: Any, index: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    seen.add(id(x))
+def _search(x: Any, index: str, seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
+    seen[id(x)] = x  # kept, so that no other object gets its id
     for i, item in enumerate(x):
-        if isinstance(item, SEQUENCES):
-            if id(item) not in seen:
-                yield from _search(item, f"{index}[{i}]", seen)
-        elif _is_foreign(type(item)):
+        if not isinstance(item, SEQUENCES) and _is_foreign(type(item)):
             yield f"{index}[{i}]", item
+        items = as_list(item)
+        if items is not None and id(item) not in seen and index.count("[") < _MAX_DEPTH:
+            seen[id(item)] = item
+            yield from _search(items, f"{index}[{i}]", seen)
+
+
+def as_list(x: Any) -> Any:
+    """The items of x if NumPy would read it as a sequence, like a list; else None."""
+    if isinstance(x, SEQUENCES):
+        return x
+    if not _is_sequence(cast("Any", type(x))):
+        return None
+    try:
+        memoryview(x)
+    except TypeError:
+        with ignoring(KeyError):  # of something like a dict
+            return list(x)
+    return None
+
+
+@lru_cache(1024)
+def _is_sequence(kind: Any) -> bool:
+    own = ("__array__", "__array_interface__", "__array_struct__")
+    is_indexed = hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and not issubclass(kind, (dict, np.ndarray))
+    return is_indexed and not issubclass(kind, _SCALARS) and not any(hasattr(kind, name) for name in own)
