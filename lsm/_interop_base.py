@@ -136,7 +136,14 @@ class ArrayLibrary:
         convert = None if namespace is None else getattr(namespace(), "from_dlpack", None)
         if convert is None:
             return y if y.ndim else y[()]
-        made, device = convert(y), getattr(like, "device", None)
+        try:
+            made, device = convert(y), getattr(like, "device", None)
+        except Exception as error:  # NumPy's bfloat16, say
+            reraise_from_handler(error)
+            raise TypeError(
+                f"dtype: a {self.type_name(like)} of {_check.dtype_name(y.dtype)} cannot be made through DLPack "
+                f"({error}); pass another, such as 'float32'"
+            ) from error
         if callable(device) or getattr(made, "device", None) == device or not hasattr(made, "to_device"):
             return made
         try:

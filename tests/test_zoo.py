@@ -500,6 +500,13 @@ def test_results_come_back_on_the_device_of_the_input(place):
             lsm.log_softmax(xp.asarray([1, 2], device=place))
 
 
+def test_a_dtype_that_the_library_has_not():
+    xp = array_api_strict
+    for x in (xp.asarray(VALUES), xp.asarray([1, 2])):
+        with pytest.raises(TypeError, match="^dtype: a .*Array of bfloat16 cannot .*; pass another, such as 'float32'"):
+            lsm.log_softmax(x, dtype="bfloat16")
+
+
 def test_devices_are_not_mixed():
     xp = array_api_strict
     x, y = (xp.asarray([1.0, 2.0], device=xp.Device(name)) for name in ("CPU_DEVICE", "device1"))
