@@ -57,8 +57,9 @@ class ContextOverride(ScopedValue[T]):
 
 def _check_finished(result: Any, function: Callable[..., Any]) -> Any:
     """Return a result, unless it is work that would run after the block."""
-    if isinstance(result, (partial, BuiltinFunctionType, FunctionType, MethodType)) or any(
-        hasattr(type(result), a) for a in _DEFERRED
+    is_file = hasattr(result, "close") and (hasattr(result, "read") or hasattr(result, "write"))
+    if isinstance(result, (partial, BuiltinFunctionType, FunctionType, MethodType)) or (
+        not is_file and any(hasattr(type(result), a) for a in _DEFERRED)
     ):
         if isinstance(result, Coroutine):
             result.close()  # else Python warns that it was never awaited

@@ -23,8 +23,8 @@ def call(
         result = None if function is None else library.call_fast_function(function, arguments, axis, out)
         if result is not None:
             return result
-    bound = Call(operation, arguments, axis, out, dtype)
-    return bound.execute(bound.select(backend))
+    bound = Call(operation, arguments, axis, out, dtype, backend)
+    return bound.execute(bound.select())
 
 
 class Call:
@@ -40,18 +40,21 @@ class Call:
         The inputs.
     request : Request
         The properties that determine the backend.
-    axis, out
+    axis, out, backend
         As passed by the caller.
     """
 
-    __slots__ = ("arrays", "axis", "library", "operation", "out", "request")
+    __slots__ = ("arrays", "axis", "backend", "library", "operation", "out", "request")
 
-    def __init__(self, operation: Operation, arguments: tuple[Any, ...], axis: Any, out: Any, dtype: Any) -> None:
+    def __init__(
+        self, operation: Operation, arguments: tuple[Any, ...], axis: Any, out: Any, dtype: Any, backend: Any
+    ) -> None:
         libraries = [library_of(argument) for argument in arguments]
         names = operation.names
         items = zip(libraries, arguments, names, strict=True)
-        operands = [library.validate(argument, name, axis) for library, argument, name in items]
-        self.operation, self.axis, self.out = operation, axis, out
+        options = {"axis": axis, "dtype": dtype, "backend": backend}
+        operands = [library.validate(argument, name, **options) for library, argument, name in items]
+        self.operation, self.axis, self.out, self.backend = operation, axis, out, backend
         self.library = libraries[0]
         self.arrays = tuple([operand.array for operand in operands])
         own = operands[0].dtype
@@ -63,10 +66,10 @@ class Call:
         type_name = self.library.type_name(self.arrays[0])
         self.request = Request(type_name, operands[0].device, dtypes, operation.name)
 
-    def select(self, backend: str | None) -> DispatchEntry:
+    def select(self) -> DispatchEntry:
         """Find the backend, and the type of array that it is passed."""
         own = self.request.dtypes[0]
-        return find_entry(self.request, backend, self.library.fast_key(self.arrays[0], own))
+        return find_entry(self.request, self.backend, self.library.fast_key(self.arrays[0], own))
 
     def execute(self, entry: DispatchEntry) -> Any:
         """Call the backend on the arrays as they are, or on views of them as NumPy or CuPy arrays."""

@@ -4,13 +4,16 @@ import math
 import re
 from collections.abc import Iterator
 
+from lsm._signals import reraise_from_handler
+
 
 def cgroup_quota(proc: str = "/proc/self") -> int | None:
     """The lowest quota of the process's cgroup and its parents, in processors, at least 1; None if there is none."""
     try:
         mounts, memberships = _lines(f"{proc}/mountinfo"), _lines(f"{proc}/cgroup")
         quotas = [quota for folder in _folders(mounts, memberships) for quota in _quotas(folder)]
-    except (OSError, ValueError):  # not Linux, no /proc, or lines of another form
+    except (OSError, ValueError) as error:  # not Linux, no /proc, or lines of another form
+        reraise_from_handler(error)
         return None
     return max(1, math.ceil(min(quotas))) if quotas else None
 
@@ -51,7 +54,8 @@ def _quotas(folder: str) -> Iterator[float]:
     for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             quota, period = map(int, " ".join(_lines(f"{folder}/{file}")[0] for file in files).split())
-        except (OSError, ValueError, IndexError):  # no such file; "max"
+        except (OSError, ValueError, IndexError) as error:  # no such file; "max"
+            reraise_from_handler(error)
             continue
         if quota > 0 and period > 0:  # -1 is no limit
             yield quota / period

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.exceptions import AxisError
 
+from lsm._signals import reraise_from_handler
+
 NUMPY, CUPY = "numpy.ndarray", "cupy.ndarray"
 DTYPES = ("float16", "bfloat16", "float32", "float64", "longdouble")
 
@@ -50,8 +52,10 @@ def as_array(x: Any, name: str) -> Any:
         try:
             made = np.asanyarray(x)
         except ValueError as error:
+            reraise_from_handler(error)
             raise ValueError(f"{name}: cannot be converted to an array: {error}") from error
         except (TypeError, RuntimeError) as error:  # from __array__, for example of a tensor that requires grad
+            reraise_from_handler(error)
             raise TypeError(f"{name}: a {type(x).__name__} cannot be converted to an array: {error}") from error
         reject(made, name)  # the result of __array__
         x = np.asarray(made)
@@ -87,6 +91,7 @@ def result_dtype(own: str, dtype: Any) -> str:
     try:
         requested: np.dtype[Any] = np.dtype(dtype)
     except Exception as error:  # SyntaxError, ValueError, ...: NumPy parses strings and reads attributes of objects
+        reraise_from_handler(error)
         raise TypeError(f"dtype: {dtype!r} is not a dtype ({error}); accepted: {', '.join(DTYPES)}") from error
     if dtype_name(requested) not in DTYPES:
         raise TypeError(f"dtype: {requested} is not supported; accepted: {', '.join(DTYPES)}")

@@ -315,7 +315,7 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
 
 def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     library = library_of(x)
-    array, device, own = library.validate(x, "x")
+    array, device, own = library.validate(x, "x", dtype=dtype, backend=backend)
     request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
     decision = explain_request(request, backend)
     if decision.passed_as == NUMPY:

@@ -1,8 +1,8 @@
 """Reject arrays that are more than numbers in memory: with a mask, a unit, a pending computation, or in a file.
 
 Nothing here imports a library, computes or reads anything. An object is recognised by the names of its classes and
-their libraries, else by attributes of its classes. Attributes of the instance do not count: for a table they include
-its columns, and for xarray the contents of attrs.
+their libraries, else by attributes of its classes. Of the attributes that a class makes up in `__getattr__` only a mask
+and methods count: for a table they include its columns, and for xarray the contents of attrs.
 """
 
 import sys
@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import chain, islice
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-Remedy = Callable[[Any, str, Any], str]  # (object, expression for it, axis) -> expression to use instead
+from lsm._signals import ignoring
+
+Options = dict[str, Any]  # of the call: axis, dtype and backend, as passed by the user
+Remedy = Callable[[Any, str, Options], str]  # (object, expression for it, options) -> expression to use instead
 
 _SCALARS = (np.generic, float, int, complex, str, bytes, type(None))  # cannot carry a mask or the like
 SEQUENCES = (list, tuple, deque, UserList)
@@ -56,8 +59,18 @@ def _is_method(kind: type, name: str) -> bool | None:
 
 
 def _has_mask(x: Any) -> bool:
-    mask = _attribute(x, "mask")
-    return mask is True or hasattr(mask, "dtype") or isinstance(mask, list)
+    mask, kind = _attribute(x, "mask"), cast("Any", type(x))
+    if mask is None and _is_dynamic(kind):
+        mask = getattr(x, "mask", None)
+        is_column = 0 < getattr(mask, "ndim", 0) < getattr(x, "ndim", 0)
+        mask = None if callable(mask) or is_column else mask
+    return mask is True or hasattr(mask, "dtype") or isinstance(mask, (list, tuple))
+
+
+@lru_cache(1024)
+def _is_dynamic(kind: Any) -> bool:
+    """Whether instances of a class may have attributes that it makes up."""
+    return hasattr(kind, "__getattr__") or kind.__getattribute__ is not object.__getattribute__
 
 
 _METHODS = (BuiltinFunctionType, FunctionType, MethodType)
@@ -77,7 +90,7 @@ def _has_nulls(x: Any) -> bool:
     return any(_has_nulls(part) for part in (*getattr(x, "chunks", ()), *parts) if hasattr(part, "null_count"))
 
 
-def _filled(x: Any, name: str, axis: Any) -> str:
+def _filled(x: Any, name: str, options: Options) -> str:
     """Set masked classes to -inf, which requires a floating dtype."""
     if not hasattr(type(x), "filled"):
         return f"numpy.where({name}.mask, -numpy.inf, {name}), which excludes masked classes"
@@ -85,7 +98,7 @@ def _filled(x: Any, name: str, axis: Any) -> str:
     return f"{name}{'' if is_floating else '.astype(float)'}.filled(-numpy.inf), which excludes masked classes"
 
 
-def _without_unit(x: Any, name: str, axis: Any) -> str:
+def _without_unit(x: Any, name: str, options: Options) -> str:
     """Use the numbers alone, or convert what is dimensionless but scaled, such as percent."""
     kind = type(x)
     convert = next((method for method in ("to_value", "m_as") if hasattr(kind, method)), "")
@@ -94,7 +107,7 @@ def _without_unit(x: Any, name: str, axis: Any) -> str:
     converted = f"{name}.{convert}('')"
     held = x.magnitude if number == "magnitude" else None
     if rule_for(held) is not None:  # pint holds arrays of any library
-        numbers, converted = remedy(held, numbers, axis), remedy(held, converted, axis)
+        numbers, converted = remedy(held, numbers, options), remedy(held, converted, options)
     elif _has_mask(x) and hasattr(kind, "filled"):
         numbers, converted = f"{numbers}.filled(-numpy.inf)", f"{converted}.filled(-numpy.inf)"
     elif _has_mask(x):
@@ -102,15 +115,38 @@ def _without_unit(x: Any, name: str, axis: Any) -> str:
     return f"{converted} if it is dimensionless, or {numbers} for the numbers alone" if convert else numbers
 
 
-def _computed(x: Any, name: str, axis: Any) -> str:
+def _computed(x: Any, name: str, options: Options) -> str:
     """Compute it; or keep it lazy, if each chunk holds whole frames. The computed array may need a remedy in turn."""
     meta = _attribute(x, "_meta")
     if rule_for(meta) is not None:
-        return remedy(meta, f"{name}.compute()", axis)
-    if name != "x" or getattr(_attribute(x, "dtype"), "kind", "") != "f" or not _is_whole_along(x, axis):
+        return remedy(meta, f"{name}.compute()", options)
+    axis, dtype, backend = options.get("axis", -1), options.get("dtype"), options.get("backend")
+    result = dtype if dtype is None else getattr(dtype, "__name__", str(dtype))
+    is_known = getattr(_attribute(x, "dtype"), "kind", "") == "f" and result in (None, "float16", "float32", "float64")
+    if name != "x" or not is_known or not _is_whole_along(x, axis):
         return f"{name}.compute()"
-    axis = "" if axis == -1 else f"axis={axis}, "
-    return f"{name}.compute(), or stay lazy: {name}.map_blocks(lsm.log_softmax, {axis}dtype={name}.dtype)"
+    given = ("" if axis == -1 else f"axis={axis}, ") + (f"backend={backend!r}, " if backend else "")
+    call = f"lsm.log_softmax, {given}dtype={name}.dtype"
+    if dtype is not None:  # which map_blocks does not pass on
+        call = f"lambda block: lsm.log_softmax(block, {given}dtype={result!r}), dtype={result!r}"
+    return f"{name}.compute(), or stay lazy: {name}.map_blocks({call})"
+
+
+def _without_labels(x: Any, name: str, options: Options) -> str:
+    """Use the array within, which may need a remedy in turn; `data` would read a file."""
+    held = getattr(getattr(x, "variable", x), "_data", None)
+    if type(held).__module__.startswith("xarray.") or rule_for(held) is None:
+        return f"{name}.to_numpy()"
+    return remedy(held, f"{name}.data", options)
+
+
+def _is_more_than_data(x: Any) -> bool:
+    return not hasattr(type(x), "__array__") or _has_mask(x) or _has_unit(x)
+
+
+def _of_nddata(x: Any, name: str, options: Options) -> str:
+    data = f"{name}.data" if rule_for(x.data) is None else remedy(x.data, f"{name}.data", options)
+    return data if x.mask is None else f"numpy.where({name}.mask, -numpy.inf, {data}), which excludes masked classes"
 
 
 def _is_whole_along(x: Any, axis: Any) -> bool:
@@ -130,24 +166,38 @@ _FILL_NULLS = "{}.cast('float64').fill_null(-numpy.inf), which excludes these cl
 _NULLS = "{} with nulls, which would become NaN"
 _SEVERAL = "{}, which contains several arrays"
 _VALUELESS = "{}, a placeholder without values"
+_NO_ARRAY = "{}, which is not an array"
+_FILL_READ = "numpy.ma.filled({}[...], -numpy.inf), which excludes masked classes"
 
 # By library and name of the object's class or a base class; * for any class of the library.
 _BY_NAME = {
-    "xarray DataArray": Rule("{}, whose dimensions and coordinates would be lost", "{}.to_numpy()"),
-    "xarray Variable": Rule("{}, whose dimensions would be lost", "{}.to_numpy()"),
+    "xarray DataArray": Rule("{}, whose dimensions and coordinates would be lost", _without_labels),
+    "xarray Variable": Rule("{}, whose dimensions would be lost", _without_labels),
     "xarray *": Rule(_SEVERAL, "one of them: {}[name].to_numpy()"),
     "zarr Array": Rule(_STORED, "{}[...]"),
-    "zarr *": Rule(_SEVERAL, "one of them: {}[name][...]"),
+    "zarr AsyncArray": Rule(_STORED, "await {}.getitem(...)"),
+    "zarr OIndex": Rule(_STORED, "{}.array[...]"),
+    "zarr VIndex": Rule(_STORED, "{}.array[...]"),
+    "zarr BlockIndex": Rule(_STORED, "{}.array[...]"),
+    "zarr Group": Rule(_SEVERAL, "one of them: {}[name][...]"),
+    "zarr AsyncGroup": Rule(_SEVERAL, "one of them: await (await {}.getitem(name)).getitem(...)"),
+    "zarr *": Rule(_NO_ARRAY, "zarr.open_array({})[...] if it is a store"),
     "h5py Dataset": Rule(_STORED, "{}[...]"),
-    "h5py *": Rule(_SEVERAL, "one of them: {}[name][...]"),
-    "netCDF4 Variable": Rule(_STORED, "numpy.ma.filled({}[...], -numpy.inf), which excludes masked classes"),
+    "h5py AsTypeView": Rule(_STORED, "{}[...]"),
+    "h5py FieldsView": Rule(_STORED, "{}[...]"),
+    "h5py Group": Rule(_SEVERAL, "one of them: {}[name][...]"),
+    "h5py File": Rule(_SEVERAL, "one of them: {}[name][...]"),
+    "h5py *": Rule(_NO_ARRAY, "a dataset: file[name][...]"),
+    "scipy netcdf_variable": Rule(_STORED, _FILL_READ),
+    "scipy netcdf_file": Rule(_SEVERAL, "one of them: numpy.ma.filled({}.variables[name][...], -numpy.inf)"),
+    "netCDF4 Variable": Rule(_STORED, _FILL_READ),
     "netCDF4 *": Rule(_SEVERAL, "one of them: numpy.ma.filled({}[name][...], -numpy.inf)"),
     "tensorstore TensorStore": Rule(_STORED, "{}.read().result()"),
     "tensorstore Future": Rule(_PENDING, "{}.result()"),
     "distributed Future": Rule(_PENDING, "{}.result()"),
     "concurrent Future": Rule(_PENDING, "{}.result()"),
     "ray ObjectRef": Rule("{}, which refers to an object elsewhere", "ray.get({})"),
-    "ray Dataset": Rule(_PENDING, "{}.map_batches(lambda batch: dict(y=lsm.log_softmax(batch['x'])))"),
+    "ray Dataset": Rule(_PENDING, "{}.map_batches(lambda batch: dict(y=lsm.log_softmax(batch[name])))"),
     "polars LazyFrame": Rule(_PENDING, "{}.collect()"),
     "pyarrow Array": Rule(_NULLS, _FILL_NULLS, _has_nulls),
     "pyarrow ChunkedArray": Rule(_NULLS, _FILL_NULLS, _has_nulls),
@@ -168,6 +218,10 @@ _BY_NAME = {
     "torch FakeTensor": Rule(_VALUELESS, "a real tensor, outside of tracing"),
     "torch FunctionalTensor": Rule(_VALUELESS, "a real tensor, outside of tracing"),
     "torch Proxy": Rule(_VALUELESS, "a real tensor, outside of tracing"),
+    "astropy NDData": Rule("{}, whose mask, unit and uncertainty would be lost", _of_nddata, _is_more_than_data),
+    "astropy TimeBase": Rule(
+        "{}, which is a time", "numpy.ma.filled({}.jd, -numpy.inf), which excludes masked classes"
+    ),
     "awkward *": Rule(""),  # `mask` is a method to make one
     "pandas *": Rule(""),  # `unit` is the resolution of times
     "pyarrow *": Rule(""),
@@ -214,16 +268,21 @@ def rule_for(x: Any) -> Rule | None:
             return rule
         if _is_method(kind, "magnitude") is False:  # pint has every attribute that a wrapped array could have
             return rule_for(x.magnitude)
+    if _is_dynamic(kind):
+        for attribute, rule in _BY_ATTRIBUTES:
+            made_up = getattr(x, attribute, None) if attribute else None
+            if (callable(made_up) or isinstance(made_up, tuple)) and rule.applies(x):
+                return rule
     return None
 
 
-def remedy(x: Any, name: str, axis: Any) -> str:
+def remedy(x: Any, name: str, options: Options) -> str:
     """What to pass instead of x, which is rejected."""
     rule = rule_for(x)
     assert rule is not None
     if rule.applies is not _has_unit and hasattr(type(x), "magnitude"):
-        return remedy(x.magnitude, f"{name}.magnitude", axis)
-    return rule.remedy(x, name, axis) if callable(rule.remedy) else rule.remedy.replace("{}", name)
+        return remedy(x.magnitude, f"{name}.magnitude", options)
+    return rule.remedy(x, name, options) if callable(rule.remedy) else rule.remedy.replace("{}", name)
 
 
 def _describe(x: Any, rule: Rule) -> str:
@@ -238,11 +297,11 @@ def explain_rejection(out: Any) -> str:
     return "" if rule is None else f"; this is {_describe(out, rule)}"
 
 
-def reject(x: Any, name: str, axis: Any = -1) -> None:
+def reject(x: Any, name: str, **options: Any) -> None:
     """Raise TypeError if x is more than numbers in memory, before anything is computed or read."""
     rule = rule_for(x)
     if rule is not None:
-        raise TypeError(f"{name}: {_describe(x, rule)}; pass {remedy(x, name, axis)}")
+        raise TypeError(f"{name}: {_describe(x, rule)}; pass {remedy(x, name, options)}")
 
 
 def foreign_items(x: Any) -> Iterator[tuple[str, Any]]:
@@ -259,7 +318,7 @@ def foreign_items(x: Any) -> Iterator[tuple[str, Any]]:
             kinds = set(map(type, level))
             nested = tuple([kind for kind in kinds if issubclass(kind, SEQUENCES)])
             if any(_is_foreign(kind) for kind in kinds.difference(nested)):
-                yield from _search(x, "", set())
+                yield from _search(x, "", {})
                 return
             inner = [item for item in level if isinstance(item, nested)]
         if depth and len(set(map(id, inner))) < len(inner):  # a list that contains itself twice would grow forever
@@ -277,11 +336,33 @@ def _is_foreign(kind: type) -> bool:
     return kind is not np.ndarray and not issubclass(kind, _SCALARS)
 
 
-def _search(x: Any, index: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    seen.add(id(x))
+def _search(x: Any, index: str, seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
+    seen[id(x)] = x  # kept, so that no other object gets its id
     for i, item in enumerate(x):
-        if isinstance(item, SEQUENCES):
-            if id(item) not in seen:
-                yield from _search(item, f"{index}[{i}]", seen)
-        elif _is_foreign(type(item)):
+        if not isinstance(item, SEQUENCES) and _is_foreign(type(item)):
             yield f"{index}[{i}]", item
+        items = as_list(item)
+        if items is not None and id(item) not in seen and index.count("[") < _MAX_DEPTH:
+            seen[id(item)] = item
+            yield from _search(items, f"{index}[{i}]", seen)
+
+
+def as_list(x: Any) -> Any:
+    """The items of x if NumPy would read it as a sequence, like a list; else None."""
+    if isinstance(x, SEQUENCES):
+        return x
+    if not _is_sequence(cast("Any", type(x))):
+        return None
+    try:
+        memoryview(x)
+    except TypeError:
+        with ignoring(KeyError):  # of something like a dict
+            return list(x)
+    return None
+
+
+@lru_cache(1024)
+def _is_sequence(kind: Any) -> bool:
+    own = ("__array__", "__array_interface__", "__array_struct__")
+    is_indexed = hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and not issubclass(kind, (dict, np.ndarray))
+    return is_indexed and not issubclass(kind, _SCALARS) and not any(hasattr(kind, name) for name in own)

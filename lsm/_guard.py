@@ -6,6 +6,7 @@ from typing import Any
 from lsm._errors import BackendFailedError
 from lsm._interop import library_of
 from lsm._operations import OPERATIONS
+from lsm._signals import reraise_from_handler
 from lsm._texts import describe_error
 
 # Not the fault of a backend: a signal handler may raise SystemExit or KeyboardInterrupt during a call. Everything else
@@ -37,6 +38,7 @@ class GuardedBackend:
         except _PASSED_THROUGH:
             raise
         except BaseException as error:
+            reraise_from_handler(error)
             raise self._failed(f"empty raised {describe_error(error)}") from error
         requested = (library.type_name(like), shape, dtype, library.device(like))
         found: tuple[Any, ...] = (f"{type(made).__module__}.{type(made).__qualname__}",)
@@ -55,6 +57,7 @@ class GuardedBackend:
         except _PASSED_THROUGH:
             raise
         except BaseException as error:
+            reraise_from_handler(error)
             raise self._failed(f"{method} raised {describe_error(error)}") from error
         if returned is not None and returned is not out:
             raise self._failed(

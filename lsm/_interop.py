@@ -19,12 +19,12 @@ from lsm._version import install_command
 class DlpackLibrary(ArrayLibrary):
     """Any library that supports DLPack."""
 
-    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
+    def validate(self, x: Any, name: str, **options: Any) -> Operand:
         """Check an argument; raise TypeError if lsm does not support it."""
         from lsm._foreign import reject
 
-        reject(x, name, axis)
-        return super().validate(x, name, axis)
+        reject(x, name, **options)
+        return super().validate(x, name, **options)
 
 
 class NumpyLibrary(ArrayLibrary):
@@ -45,16 +45,17 @@ class NumpyLibrary(ArrayLibrary):
         """'cpu'."""
         return "cpu"
 
-    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
+    def validate(self, x: Any, name: str, **options: Any) -> Operand:
         """Convert the argument to an ndarray; raise TypeError if lsm does not support it."""
         if type(x) is not np.ndarray:
-            from lsm._foreign import SEQUENCES, foreign_items, reject
+            from lsm._foreign import as_list, foreign_items, reject
 
-            if isinstance(x, SEQUENCES):
+            reject(x, name, **options)
+            items = as_list(x)
+            if items is not None:
+                x = items
                 for index, item in foreign_items(x):
                     _check_item(item, name, index)
-            else:
-                reject(x, name, axis)
         if type(x) is not np.ndarray and hasattr(type(x), "__cuda_array_interface__"):
             raise TypeError(
                 f"{name}: a {type(x).__name__} on a CUDA device, which NumPy would copy to the CPU; "

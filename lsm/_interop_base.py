@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsm import _check
+from lsm._signals import reraise_from_handler
 
 _NO_CHANGE: AbstractContextManager[Any] = nullcontext()
 
@@ -51,11 +52,12 @@ class ArrayLibrary:
         own = str(getattr(x, "device", "cpu"))  # a library may have several CPU devices
         return kind if own.lower() == "cpu" else own
 
-    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
-        """Check an argument; raise TypeError if lsm does not support it."""
+    def validate(self, x: Any, name: str, **options: Any) -> Operand:
+        """Check an argument; raise TypeError if lsm does not support it. The options of the call are for messages."""
         try:
             device = self.device_kind(x)
         except Exception as error:  # DLPack does not specify the type
+            reraise_from_handler(error)
             raise TypeError(
                 f"{name}: the device of this {type(x).__name__} is unknown ({error}); "
                 f"pass numpy.asarray({name}) if a copy is acceptable"
@@ -116,6 +118,7 @@ class ArrayLibrary:
         try:
             return namespace.from_dlpack(x)
         except Exception as error:  # DLPack does not specify the type
+            reraise_from_handler(error)
             raise TypeError(
                 f"{name}: this {type(x).__name__} cannot be imported through DLPack ({error}); {remedy}"
             ) from error
@@ -133,7 +136,14 @@ class ArrayLibrary:
         convert = None if namespace is None else getattr(namespace(), "from_dlpack", None)
         if convert is None:
             return y if y.ndim else y[()]
-        made, device = convert(y), getattr(like, "device", None)
+        try:
+            made, device = convert(y), getattr(like, "device", None)
+        except Exception as error:  # NumPy's bfloat16, say
+            reraise_from_handler(error)
+            raise TypeError(
+                f"dtype: a {self.type_name(like)} of {_check.dtype_name(y.dtype)} cannot be made through DLPack "
+                f"({error}); pass another, such as 'float32'"
+            ) from error
         if callable(device) or getattr(made, "device", None) == device or not hasattr(made, "to_device"):
             return made
         try:

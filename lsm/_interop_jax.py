@@ -8,6 +8,7 @@ import numpy as np
 
 from lsm import _check
 from lsm._interop_base import ArrayLibrary, Operand
+from lsm._signals import reraise_from_handler
 
 _ALIGNMENT_BYTES = 64  # XLA's CPU client copies memory with less
 
@@ -31,7 +32,7 @@ class JaxLibrary(ArrayLibrary):
         (device,) = x.sharding.device_set
         return f"{self.device_kind(x)}:{device.id}"
 
-    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
+    def validate(self, x: Any, name: str, **options: Any) -> Operand:
         """Check an argument; raise TypeError if lsm does not support it."""
         jax = sys.modules["jax"]
         if isinstance(x, jax.core.Tracer):
@@ -44,7 +45,7 @@ class JaxLibrary(ArrayLibrary):
                 f"{name}: an array sharded over {len(x.sharding.device_set)} devices; pass its shards, "
                 f"[shard.data for shard in {name}.addressable_shards], one by one"
             )
-        return super().validate(x, name, axis)
+        return super().validate(x, name, **options)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The name of the dtype of the result; float64 only if enabled in JAX, which would silently use float32."""
@@ -61,6 +62,7 @@ class JaxLibrary(ArrayLibrary):
         try:
             return np.asarray(x)
         except (RuntimeError, TypeError) as error:  # it was deleted, or has random keys
+            reraise_from_handler(error)
             raise TypeError(f"{name}: a JAX array that cannot be read ({error})") from error
 
     def new_numpy(self, shape: tuple[int, ...], dtype: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lsm import _check
 from lsm._interop_base import ArrayLibrary, Operand
+from lsm._signals import reraise_from_handler
 
 _REQUIRES_GRAD = """{name}: a tensor that requires grad, whose gradient would be lost; use one of:
     {name}.detach()            # the values only
@@ -30,13 +31,13 @@ class TorchLibrary(ArrayLibrary):
         """The device: 'cpu', 'cuda:0', ..."""
         return str(x.device)
 
-    def validate(self, x: Any, name: str, axis: Any = -1) -> Operand:
+    def validate(self, x: Any, name: str, **options: Any) -> Operand:
         """Check an argument; raise TypeError if lsm does not support it."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
             from lsm._foreign import reject
 
-            reject(x, name, axis)
+            reject(x, name, **options)
             remedy = f"{name}.as_subclass(torch.Tensor) for the values alone"
             if not _address(x):
                 remedy = "the plain tensor that it wraps"
@@ -77,6 +78,7 @@ class TorchLibrary(ArrayLibrary):
                 return x.view(torch.int16).numpy().view(_check.np_dtype("bfloat16"))
             return x.numpy()
         except Exception as error:  # torch modes, such as fake tensors, may raise any type
+            reraise_from_handler(error)
             raise TypeError(f"{name}: a tensor whose memory cannot be read ({error})") from error
 
     def fast_key(self, x: Any, dtype: str = "") -> Any:
@@ -115,7 +117,8 @@ class TorchLibrary(ArrayLibrary):
             if x.dtype is not torch.bfloat16:
                 return x.numpy()
             return None if x.is_neg() else self.view_as_numpy(x, "")
-        except Exception:  # `view_as_numpy` reports the reason
+        except Exception as error:  # `view_as_numpy` reports the reason
+            reraise_from_handler(error)
             return None
 
     def from_numpy(self, y: Any, like: Any) -> Any:

@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
 
 
@@ -23,52 +23,63 @@ def escape_unencodable() -> Iterator[None]:
                 stream.reconfigure(errors=errors)
 
 
-@contextmanager
-def reserve_stdout(until_exit: bool) -> Iterator[TextIO]:
+def reserve_stdout(stack: ExitStack, until_exit: bool) -> TextIO:
     """Reserve standard output for lsm: output of others, from Python or C, goes to standard error.
 
-    A C library may write to descriptor 1 until the process ends, from a thread or when a buffer is flushed at exit.
-    Therefore, with `until_exit`, descriptor 1 stays redirected, and `sys.stdout` is the stream yielded here. Otherwise
-    everything is restored.
+    Others may print until the process ends: from a thread, in a function of atexit, or when a buffer of C is flushed.
+    Therefore, with `until_exit`, `sys.stdout` and descriptor 1 stay redirected. Otherwise the stack restores both;
+    each step is registered before it is done, because a signal may come between the two.
     """
     before = sys.stdout
     own: TextIO = before or io.StringIO()  # standard output may be missing
-    with ExitStack() as stack:
-        if _descriptor(before) == 1:
-            before.flush()
-            number = os.dup(1)
-            own = open(number, "w", encoding=before.encoding, errors=before.errors, closefd=False)  # noqa: SIM115
-            if not until_exit:
-                stack.callback(os.close, number)
-                stack.callback(_drop, own)
-        stack.enter_context(_descriptor_1_to_2(until_exit))
-        stack.callback(setattr, sys, "stdout", own if until_exit and before is not None else before)
-        stack.enter_context(redirect_stdout(sys.stderr))
-        try:
-            yield own
-        finally:
-            own.flush()
-
-
-@contextmanager
-def _descriptor_1_to_2(until_exit: bool) -> Iterator[None]:
-    """Redirect descriptor 1 to 2."""
     # A closed descriptor would be reused by the next file that is opened, which would then receive the output.
-    opened = [number for number in (1, 2) if _open_if_closed(number)]
-    kept = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
+    for number in filter(_open_if_closed, (1, 2)):
         if not until_exit:
-            for stream in (sys.stdout, sys.__stdout__):
-                if stream is not None and _descriptor(stream) == 1:
-                    with suppress(OSError):
-                        stream.flush()  # the output of others
-            os.dup2(kept, 1)
-            for number in opened:
-                os.close(number)
-        os.close(kept)
+            stack.callback(os.close, number)
+    if _descriptor(before) == 1:
+        before.flush()
+        number = os.dup(1)
+        own = open(number, "w", encoding=before.encoding, errors=before.errors, closefd=False)  # noqa: SIM115
+        if not until_exit:
+            stack.callback(os.close, number)
+            stack.callback(_drop, own)
+    if not until_exit:
+        kept = os.dup(1)
+        stack.callback(_restore, kept, before)
+    stack.callback(_flush, own)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return own
+
+
+def _restore(kept: int, stdout: TextIO) -> None:
+    """Restore descriptor 1 and `sys.stdout`."""
+    for stream in (stdout, sys.__stdout__):
+        if stream is not None and _descriptor(stream) == 1:
+            with suppress(OSError):
+                stream.flush()  # the output of others
+    os.dup2(kept, 1)
+    os.close(kept)
+    sys.stdout = stdout
+
+
+def _flush(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except OSError:
+        discard(stream)
+        raise
+
+
+def discard(stream: TextIO) -> None:
+    """Discard buffered output that cannot be written, on which flushing at exit would fail."""
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError):  # it may not be a file
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def _open_if_closed(number: int) -> bool:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lsm._signals import reraise_from_handler
+
 _MAX_LENGTH_CHARS = 1000
 
 
@@ -19,6 +21,7 @@ def describe_error(error: BaseException) -> str:
     except KeyboardInterrupt:
         raise
     except BaseException as another:
+        reraise_from_handler(another)
         return f"{type(error).__name__} (its __str__ raises {type(another).__name__})"
 
 

@@ -72,9 +72,9 @@ def get_num_threads() -> int:
 
     It is set by `num_threads`, `set_num_threads`, ``LSM_NUM_THREADS`` or OpenMP (``OMP_NUM_THREADS``), in this order of
     precedence. A lower limit set at run time by ``omp_set_num_threads``, threadpoolctl or PyTorch applies to all of
-    these except `num_threads`. The number never exceeds what the affinity mask and cgroup quotas of the process allow.
-    It is 1 in a forked child, which has no OpenMP threads and would wait for them forever. If a thread cannot be
-    started, the call runs on one.
+    these except `num_threads`; threadpoolctl sees lsm only after its first call, which loads OpenMP. The number never
+    exceeds what the affinity mask and cgroup quotas of the process allow. It is 1 in a forked child, which has no
+    OpenMP threads and would wait for them forever. If a thread cannot be started, the call runs on one.
 
     Returns
     -------
@@ -121,6 +121,8 @@ def _omp_num_threads() -> int | None:
 
 def set_num_threads(n: int) -> None:
     """Set the number of threads that large calls use, for the whole process.
+
+    To limit also the first call, use this or `num_threads`: threadpoolctl sees lsm only after it.
 
     Parameters
     ----------

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import sys
@@ -20,7 +19,7 @@ from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Request
 from lsm._dispatch import explain_request
 from lsm._operations import OPERATIONS, Operation
-from lsm._stdout import escape_unencodable, reserve_stdout
+from lsm._stdout import discard, escape_unencodable, reserve_stdout
 from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
 from lsm._texts import for_json
 from lsm.bench import options
@@ -34,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments, without the name of the command; default: those of the process. In this case descriptor 1 stays
-        redirected to standard error until the process ends (see `lsm._stdout.reserve_stdout`).
+        The arguments, without the name of the command; default: those of the process. In this case standard
+        output stays redirected to standard error until the process ends (see `lsm._stdout.reserve_stdout`).
 
     Returns
     -------
@@ -66,10 +65,12 @@ def _run(argv: Sequence[str] | None) -> int:
     except (lsm.LsmError, TypeError, ValueError) as error:
         return _failed(MISUSED, str(error))
     except BrokenPipeError:  # the reader of the output has exited
-        _discard_output()
+        if sys.stdout is not None:
+            discard(sys.stdout)
         return STOPPED + 13  # SIGPIPE
     except OSError as error:
-        _discard_output()
+        if sys.stdout is not None:
+            discard(sys.stdout)
         return _failed(FAILED, str(error))
     except Exception as error:  # such as MemoryError
         return _failed(FAILED, f"{type(error).__name__}: {error}")
@@ -85,8 +86,14 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
             return 0
         args.command_line = ["lsm", *(sys.argv[1:] if argv is None else argv)]
         args.n_columns = shutil.get_terminal_size().columns
-        with reserve_stdout(until_exit=argv is None) as args.stdout:
-            return int(args.run(args))
+        with ExitStack() as stack:
+            try:
+                args.stdout = reserve_stdout(stack, until_exit=argv is None)
+                code = int(args.run(args))
+                args.stdout.flush()
+                return code
+            finally:
+                notice()  # a signal must not interrupt what the stack restores
     except SystemExit as stop:  # argparse has printed a message
         return int(stop.code or 0)
 
@@ -104,18 +111,6 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     if sys.stderr is not None:
         with suppress(OSError):
             print(f"lsm: warning: {message}", file=sys.stderr)
-
-
-def _discard_output() -> None:
-    """Discard buffered output that cannot be written, on which Python's flush at exit would fail."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        with suppress(OSError):  # stdout may not be a file
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
-            os.close(null)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -501,6 +501,45 @@ class Classes77(Sometimes):
         return x.shape[axis] == 77
 
 
+class Classes32767(Sometimes):
+    def is_wrong(self, x, axis):
+        return x.shape[axis] == 2**15 - 1
+
+
+class Classes32768(Sometimes):
+    def is_wrong_backward(self, dy, y, axis):
+        return dy.shape[axis] == 2**15
+
+
+class Classes32769(Sometimes):
+    def is_wrong(self, x, axis):
+        return x.shape[axis] == 2**15 + 1
+
+
+class Classes65536(Sometimes):
+    def is_wrong(self, x, axis):
+        return x.shape[axis] == 2**16
+
+
+class Frames65536(Sometimes):
+    def is_wrong(self, x, axis):
+        return x.size // x.shape[axis] == 2**16
+
+
+class Frames65536Last(Good):
+    """Counts them in 16 bits, so that the last is none."""
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        super().log_softmax_backward(grad_output, output, axis, out)
+        if len(out) == 2**16:
+            out[-1] += 1
+
+
+class FramesMillion(Sometimes):
+    def is_wrong(self, x, axis):
+        return x.size // x.shape[axis] >= 2**20
+
+
 class Longer(Sometimes):
     """Frames that are longer than the longest that was tried."""
 

@@ -6,9 +6,11 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import io
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 
@@ -295,6 +297,16 @@ def test_a_block_refuses_a_result_that_runs_later(block, holds, returned):
     with pytest.raises(TypeError, match="which runs after the block has ended"):
         asyncio.run(block()(inside_coroutine)())
     assert not holds()
+
+
+@EVERY_BLOCK
+@pytest.mark.parametrize(
+    "opened",
+    [io.BytesIO, io.StringIO, tempfile.TemporaryFile, tempfile.NamedTemporaryFile, tempfile.SpooledTemporaryFile],
+)
+def test_a_decorated_function_may_return_a_file(block, holds, opened):
+    with block()(lambda: opened())() as file:
+        assert file.tell() == 0
 
 
 @EVERY_BLOCK

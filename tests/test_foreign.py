@@ -3,7 +3,9 @@
 tests/test_zoo.py has the libraries themselves.
 """
 
+import array
 import collections
+import collections.abc
 import subprocess
 import sys
 import types
@@ -82,6 +84,48 @@ REFUSED = {
 }
 
 
+class Own(collections.abc.Sequence):
+    """A sequence of another class."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+class Indexed:
+    """NumPy takes this for a sequence too."""
+
+    def __init__(self, items):
+        self.items = items
+
+    __len__, __getitem__ = Own.__len__, Own.__getitem__
+
+
+class Fresh(Own):
+    """Whose items are made when they are asked for, and may all have the same id."""
+
+    def __getitem__(self, i):
+        return Own(self.items[i])
+
+
+class Wrapper:
+    """All attributes are those of another object."""
+
+    def __init__(self, held, **more):
+        self.__dict__ |= {"held": held} | more
+
+    def __getattr__(self, name):
+        return getattr(self.held, name)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.held)
+
+
 @pytest.fixture(params=list(REFUSED))
 def case(request):
     attributes, remedy = REFUSED[request.param]
@@ -111,6 +155,11 @@ def test_it_is_refused_and_the_message_names_argument_type_and_remedy(case):
         (lambda x: [[0.0] * 5, (1, [np.zeros(3), x])], r"x\[1\]\[1\]\[1\]"),
         (lambda x: collections.deque([x]), r"x\[0\]"),
         (lambda x: collections.UserList([x]), r"x\[0\]"),
+        (lambda x: Own([x]), r"x\[0\]"),
+        (lambda x: Own([[1.0], Own([2.0, x])]), r"x\[1\]\[1\]"),
+        (lambda x: [Own([1.0]), Own([Own([x])])], r"x\[1\]\[0\]\[0\]"),
+        (lambda x: Indexed([1.0, x]), r"x\[1\]"),
+        (lambda x: Fresh([[1.0], [2.0], [x]]), r"x\[2\]\[0\]"),
     ],
 )
 def test_so_is_a_list_that_holds_it(case, hold, place):
@@ -353,3 +402,71 @@ def test_a_dtype_that_numpy_refuses_in_whatever_way(dtype):
     for call in (lsm.log_softmax, lsm.explain):
         with pytest.raises(TypeError, match=r"(?s)^dtype: .*accepted: float16, bfloat16, float32"):
             call([1.0], dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        [1.0, 2.0],
+        Own([1.0, 2.0]),
+        Indexed([1.0, 2.0]),
+        range(1, 3),
+        Own([np.float64(1), np.array(2.0)]),
+        Wrapper(np.array([1.0, 2.0])),
+        Wrapper(np.array([1.0, 2.0]), mask=None),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_sequences_and_wrappers_of_numbers_are_taken(x):
+    np.testing.assert_array_equal(lsm.log_softmax(x), lsm.log_softmax(np.array([1.0, 2.0])), strict=True)
+
+
+def test_buffers_keep_their_dtype():
+    assert lsm.log_softmax(array.array("f", [1, 2])).dtype == np.float32
+
+
+def test_a_sequence_without_end_is_an_error():
+    class Endless(Own):
+        def __getitem__(self, i):
+            if i:
+                raise IndexError
+            return Endless([None])
+
+    with pytest.raises((TypeError, ValueError), match="^x: "):
+        lsm.log_softmax(Endless([None]))
+
+
+@pytest.mark.parametrize("mask", [(False, True), [False, True], np.array([False, True]), np.True_], ids=repr)
+@pytest.mark.parametrize("way", ["of the class", "of the object", "made up"])
+def test_a_mask_in_any_form(mask, way):
+    values = np.array([1.0, 2.0])
+    if way == "of the class":
+        x = type("Masked", (), {"mask": a_property(mask), "__array__": lambda self, dtype=None, copy=None: values})()
+    elif way == "of the object":
+        x = Wrapper(values, mask=mask)
+    else:
+        held = np.ma.masked_array(values, mask) if np.ndim(mask) else types.SimpleNamespace(mask=mask)
+        x = Wrapper(held if isinstance(mask, (np.ndarray, np.generic)) else types.SimpleNamespace(mask=mask, ndim=1))
+    for call in (lsm.log_softmax, lsm.explain, lambda x: lsm.log_softmax([x, x])):
+        with pytest.raises(TypeError, match="^x: .*masked array .*; pass numpy.where"):
+            call(x)
+
+
+@pytest.mark.parametrize("name", ["__dask_graph__", "compute", "todense", "__await__", "chunks"])
+def test_what_is_pending_within_a_wrapper(name):
+    held = types.SimpleNamespace(**{name: (2,) if name == "chunks" else reads, "__array__": reads})
+    with pytest.raises(TypeError, match="^x: a .*Wrapper"):
+        lsm.log_softmax(Wrapper(held))
+
+
+def test_a_column_is_no_mask():
+    class Table(Wrapper):
+        ndim, shape = 2, (2, 2)
+
+        def __getattr__(self, name):
+            if name in ("mask", "compute", "chunks"):
+                return np.array([True, False])
+            raise AttributeError(name)
+
+    x = np.array([[1.0, 2.0], [3.0, 4.0]])
+    np.testing.assert_array_equal(lsm.log_softmax(Table(x)), lsm.log_softmax(x))

@@ -14,8 +14,9 @@ PACKAGE = Path(lsm.__file__).parent
 
 # From the bottom up: a module imports from the lines above its own, and from no other.
 FLOORS = [
-    "lsm._cgroup lsm._errors lsm._held lsm._identity lsm._operations lsm._stdout lsm._stopping lsm._texts",
-    "lsm._untraced lsm._block lsm._fastpath lsm._pyinstaller lsm._pyinstaller.hook-lsm lsm._version",
+    "lsm._errors lsm._held lsm._identity lsm._operations lsm._signals lsm._stopping",
+    "lsm._cgroup lsm._stdout lsm._texts lsm._untraced",
+    "lsm._block lsm._fastpath lsm._pyinstaller lsm._pyinstaller.hook-lsm lsm._version",
     "lsm.backends lsm.backends._cuda lsm.backends._kernels",
     "lsm._config lsm.backends.info",
     "lsm._threads lsm.backends._cuda.arrays lsm.backends._cuda.plan lsm.backends._axes lsm.backends.base",
@@ -88,6 +89,7 @@ def test_backends_import_the_contract_and_not_each_other():
         "lsm._errors",
         "lsm._held",
         "lsm._config",
+        "lsm._signals",
         "lsm._threads",
         "lsm._version",
     }

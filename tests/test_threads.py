@@ -286,12 +286,14 @@ for _ in range(3):
 assert (out[:3] == y).all()
 print("served")
 """
-LIMITS = {
-    "memory": """
+MEMORY = """
 with open("/proc/self/statm") as pages:
     size = int(pages.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 2**21, resource.RLIM_INFINITY))  # less than the stack of a thread
-""",
+resource.setrlimit(resource.RLIMIT_AS, (size + {n_bytes}, resource.RLIM_INFINITY))  # less than the stack of a thread
+"""
+LARGE = MEMORY.format(n_bytes=2**27) + "threading.stack_size(2**30)\n"
+LIMITS = {
+    "memory": MEMORY.format(n_bytes=2**21),
     "processes": """
 if os.getuid() == 0:  # for whom this limit does not hold
     os.setgid(65534); os.setuid(65534)
@@ -307,17 +309,44 @@ def test_a_call_that_can_start_no_thread_is_served_by_one(limit):
     assert done.stdout.split() == ["served"], done.stdout + done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="these limits are Linux's")
+@pytest.mark.parametrize(
+    "env",
+    [{"OMP_STACKSIZE": "1G"}, {"GOMP_STACKSIZE": " 1024 m "}, {"OMP_STACKSIZE": "1048576", "GOMP_STACKSIZE": "64"}],
+    ids=str,
+)
+def test_openmps_stacks_may_be_larger_than_others(env):
+    done = run(REGION.format(limit=LARGE), LSM_NUM_THREADS="2", OPENBLAS_NUM_THREADS="1", **env)
+    assert done.stdout.split() == ["served"], done.stdout + done.stderr
+    done = run(LEVEL + "print(kernels.region_threads(2))", LSM_NUM_THREADS="2", **env)
+    assert done.stdout.split() == ["2"], done.stdout + done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linux's")
+@pytest.mark.parametrize("value", ["", "64x", "no", "99999999999999999999"])
+def test_a_stack_size_that_is_none_is_ignored(value):
+    done = run(LEVEL + "print(kernels.region_threads(2))", OMP_STACKSIZE=value, GOMP_STACKSIZE="4 M")
+    assert done.stdout.split() == ["2"], done.stdout + done.stderr
+
+
+LEVEL = """
+from importlib import import_module
+from lsm.backends import cython_
+kernels = import_module(f"lsm.backends._kernels.{cython_.kernels()['level']}")
+"""
+
 FORK = """
-import os, sys, numpy as np, lsm
+import os, signal, sys, numpy as np, lsm
 x = np.random.default_rng(0).standard_normal((64, 5000)).astype("f4")
 y = lsm.log_softmax(x)                      # a parallel region in the parent
 dx = lsm.log_softmax_backward(x, y)
-pid = os.fork()
+pid = {fork}
 if pid == 0:
     try:
+        signal.alarm(20)
         lsm.set_num_threads(4)
         same = (lsm.log_softmax(x) == y).all() and (lsm.log_softmax_backward(x, y) == dx).all()
-        assert lsm.get_num_threads() == 1
+        assert {is_serial}
         os._exit(0 if same else 3)
     except BaseException:
         os._exit(4)
@@ -328,9 +357,16 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_fork_after_a_parallel_region():
-    done = run(FORK, LSM_NUM_THREADS="2")
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(
+    ("fork", "is_serial"),
+    [
+        ("os.fork()", "lsm.get_num_threads() == 1"),
+        ("__import__('ctypes').PyDLL(None).fork()", "True"),  # of which Python hears nothing
+    ],
+)
+def test_fork_after_a_parallel_region(fork, is_serial):
+    done = run(FORK.format(fork=fork, is_serial=is_serial), LSM_NUM_THREADS="2")
+    assert done.returncode == 0, (done.returncode, done.stderr)
 
 
 FORK_INSIDE = """

@@ -3,6 +3,8 @@
 Needs them all, `python -m pip install '.[zoo]'`; conftest.py leaves this file out where one is not installed.
 """
 
+import asyncio
+import io
 import os
 import subprocess
 import sys
@@ -23,14 +25,16 @@ import pint
 import polars
 import pyarrow
 import pytest
+import scipy.io
 import scipy.sparse
 import sparse
 import tensorstore
 import unyt
 import xarray
 import zarr
-from astropy.nddata import CCDData
+from astropy.nddata import CCDData, NDData, NDDataArray
 from astropy.table import Column, MaskedColumn
+from astropy.time import Time, TimeDelta
 from astropy.utils.masked import Masked
 
 import lsm
@@ -52,6 +56,27 @@ def netcdf(tmp_path):
     return held
 
 
+def old_netcdf(tmp_path):
+    held = scipy.io.netcdf_file(io.BytesIO(), "w", maskandscale=True)
+    held.createDimension("frame", 2), held.createDimension("class", 3)
+    made = held.createVariable("x", "f8", ("frame", "class"))
+    made.units, made.missing_value = "m", -999.0
+    made[:] = np.ma.masked_array(VALUES, MASK)
+    return held
+
+
+def records(tmp_path):
+    made = np.zeros(VALUES.shape, [("x", "f8"), ("other", "i4")])
+    made["x"] = VALUES
+    return h5py.File(tmp_path / "x.h5", "w").create_dataset("x", data=made)
+
+
+def masked_time(tmp_path):
+    made = Time(VALUES + 2451545, format="jd")
+    made[MASK] = np.ma.masked
+    return made
+
+
 def store(tmp_path):
     spec = {"driver": "zarr", "kvstore": {"driver": "memory"}}
     held = tensorstore.open(spec, create=True, dtype=tensorstore.float64, shape=VALUES.shape).result()
@@ -63,6 +88,11 @@ def zarr_group(tmp_path):
     held = zarr.group()
     held.create_array("x", data=VALUES)
     return held
+
+
+def in_a_file(tmp_path):
+    xarray.Dataset({"x": (("a", "b"), VALUES)}).to_netcdf(tmp_path / "x.nc", engine="netcdf4")
+    return xarray.open_dataset(tmp_path / "x.nc", engine="netcdf4")["x"]
 
 
 def masked_dask(tmp_path):
@@ -99,16 +129,45 @@ CASES = {
     "xarray, lazy": (
         lambda tmp: xarray.DataArray(dask.array.from_array(VALUES)),
         VALUES,
-        ["x.to_numpy()"],
+        ["x.data.compute()"],
     ),
+    "xarray, sparse": (lambda tmp: xarray.DataArray(sparse.COO.from_numpy(VALUES)), VALUES, ["x.data.todense()"]),
+    "xarray, percent": (
+        lambda tmp: xarray.DataArray(UNITS.Quantity(VALUES * 100, "percent")),
+        VALUES,
+        ["x.data.m_as('')"],
+    ),
+    "xarray, metres": (lambda tmp: xarray.DataArray(UNITS.Quantity(VALUES, "m")), VALUES, ["x.data.magnitude"]),
+    "xarray.Variable, metres": (
+        lambda tmp: xarray.Variable(("a", "b"), UNITS.Quantity(VALUES, "m")),
+        VALUES,
+        ["x.data.magnitude"],
+    ),
+    "xarray, in a file": (in_a_file, VALUES, ["x.to_numpy()"]),
     "xarray.Variable": (lambda tmp: xarray.Variable(("a", "b"), VALUES), VALUES, ["x.to_numpy()"]),
     "xarray.Dataset": (lambda tmp: xarray.Dataset({"x": (("a", "b"), VALUES)}), VALUES, ["x[name].to_numpy()"]),
     "zarr": (lambda tmp: zarr.array(VALUES), VALUES, ["x[...]"]),
+    "zarr.OIndex": (lambda tmp: zarr.array(VALUES).oindex, VALUES, ["x.array[...]"]),
+    "zarr.VIndex": (lambda tmp: zarr.array(VALUES).vindex, VALUES, ["x.array[...]"]),
+    "zarr.BlockIndex": (lambda tmp: zarr.array(VALUES).blocks, VALUES, ["x.array[...]"]),
+    "zarr, a store": (lambda tmp: zarr.array(VALUES).store, VALUES, ["zarr.open_array(x)[...]"]),
     "zarr.Group": (zarr_group, VALUES, ["x[name][...]"]),
     "h5py": (h5_dataset, VALUES, ["x[...]"]),
+    "h5py, astype": (lambda tmp: h5_dataset(tmp).astype("f8"), VALUES, ["x[...]"]),
+    "h5py, fields": (lambda tmp: records(tmp).fields("x"), VALUES, ["x[...]"]),
     "h5py.File": (lambda tmp: h5_dataset(tmp).file, VALUES, ["x[name][...]"]),
     "netCDF4": (lambda tmp: netcdf(tmp)["x"], FILLED, ["numpy.ma.filled(x[...], -numpy.inf)"]),
     "netCDF4.Dataset": (netcdf, FILLED, ["numpy.ma.filled(x[name][...], -numpy.inf)"]),
+    "scipy.io.netcdf_file": (
+        old_netcdf,
+        FILLED,
+        ["numpy.ma.filled(x.variables[name][...], -numpy.inf)"],
+    ),
+    "scipy.io.netcdf_file, a variable": (
+        lambda tmp: old_netcdf(tmp).variables["x"],
+        FILLED,
+        ["numpy.ma.filled(x[...], -numpy.inf)"],
+    ),
     "tensorstore": (store, VALUES, ["x.read().result()"]),
     "tensorstore.Future": (lambda tmp: store(tmp).read(), VALUES, ["x.result()"]),
     "cubed": (lambda tmp: cubed.array_api.asarray(VALUES), VALUES, ["x.compute()"]),
@@ -168,16 +227,31 @@ CASES = {
         FILLED,
         ["x.value.filled(-numpy.inf)"],
     ),
-    "astropy.CCDData": (lambda tmp: CCDData(VALUES, unit="adu"), VALUES, ["numpy.asarray(x)"]),
+    "astropy.NDData": (lambda tmp: NDData(VALUES), VALUES, ["x.data"]),
+    "astropy.NDData, masked": (
+        lambda tmp: NDData(np.ma.masked_array(VALUES, MASK)),
+        FILLED,
+        ["numpy.where(x.mask, -numpy.inf, x.data)"],
+    ),
+    "astropy.NDData, metres": (lambda tmp: NDData(VALUES * astropy.units.m), VALUES, ["x.data"]),
+    "astropy.NDDataArray": (
+        lambda tmp: NDDataArray(VALUES, unit="m", mask=MASK),
+        FILLED,
+        ["numpy.where(x.mask, -numpy.inf, x.data)"],
+    ),
+    "astropy.Time": (lambda tmp: Time(VALUES + 2451545, format="jd"), VALUES, ["numpy.ma.filled(x.jd, -numpy.inf)"]),
+    "astropy.Time, masked": (masked_time, FILLED, ["numpy.ma.filled(x.jd, -numpy.inf)"]),
+    "astropy.TimeDelta": (lambda tmp: TimeDelta(VALUES, format="jd"), VALUES, ["numpy.ma.filled(x.jd, -numpy.inf)"]),
+    "astropy.CCDData": (lambda tmp: CCDData(VALUES, unit="adu"), VALUES, ["x.data"]),
     "astropy.CCDData, masked": (
         lambda tmp: CCDData(VALUES, unit="adu", mask=MASK),
         FILLED,
-        ["numpy.where(x.mask, -numpy.inf, numpy.asarray(x))"],
+        ["numpy.where(x.mask, -numpy.inf, x.data)"],
     ),
     "astropy.CCDData, masked, no unit": (
         lambda tmp: CCDData(VALUES, unit="", mask=MASK),
         FILLED,
-        ["numpy.where(x.mask, -numpy.inf, x)"],
+        ["numpy.where(x.mask, -numpy.inf, x.data)"],
     ),
     "pint, percent": (lambda tmp: UNITS.Quantity(VALUES * 100, "percent"), VALUES, ["x.m_as('')"]),
     "pint, metres": (lambda tmp: UNITS.Quantity(VALUES, "m"), VALUES, ["x.magnitude"]),
@@ -231,7 +305,7 @@ def test_it_is_refused_and_nothing_is_computed_or_read(case, monkeypatch):
 def test_what_the_message_proposes_gives_the_right_result(case):
     x, values, remedies = case
     expected = lsm.log_softmax(values)
-    names = {"x": x, "numpy": numpy, "lsm": lsm, "name": "x"}
+    names = {"x": x, "numpy": numpy, "lsm": lsm, "zarr": zarr, "name": "x"}
     for remedy in remedies:
         given = eval(remedy, names)
         y = given.compute() if "lsm." in remedy else lsm.log_softmax(given)
@@ -253,6 +327,48 @@ def test_chunk_by_chunk_is_named_where_the_classes_are_whole():
     remedy = "x.map_blocks(lsm.log_softmax, axis=0, dtype=x.dtype)"
     assert message(x, 0).endswith(remedy)
     np.testing.assert_array_equal(eval(remedy, {"x": x, "lsm": lsm}).compute(), lsm.log_softmax(VALUES, 0))
+
+
+@pytest.mark.parametrize("given", [{"backend": "numpy"}, {"dtype": "float32"}, {"dtype": np.float32, "axis": 0}])
+def test_the_other_arguments_are_part_of_the_remedy(given):
+    x = dask.array.from_array(VALUES)
+    with pytest.raises(TypeError) as caught:
+        lsm.log_softmax(x, **given)
+    remedy = str(caught.value).partition("or stay lazy: ")[2]
+    y = eval(remedy, {"x": x, "lsm": lsm})
+    expected = lsm.log_softmax(VALUES, **given)
+    assert y.dtype == expected.dtype
+    np.testing.assert_array_equal(y.compute(), expected, strict=True)
+    if "backend" in given:
+        assert "backend='numpy'" in remedy
+    else:
+        with pytest.raises(TypeError, match="or stay lazy: .*dtype='float32'"):
+            lsm.explain(x, dtype=given["dtype"])
+
+
+@pytest.mark.parametrize("given", [{"dtype": "longdouble"}, {"dtype": "bfloat16"}, {"dtype": "no"}])
+def test_no_chunks_where_dask_has_no_such_dtype(given):
+    with pytest.raises(TypeError, match=r"pass x.compute\(\)$"):
+        lsm.log_softmax(dask.array.from_array(VALUES), **given)
+
+
+def test_asynchronous_arrays_of_zarr():
+    held = zarr_group(None)
+
+    def remedy_of(x):
+        return message(x).partition("pass ")[2].removeprefix("one of them: ")
+
+    async def tried():
+        for x in (held["x"]._async_array, held._async_group):
+            names = {"x": x, "name": "x", "lsm": lsm}
+            exec(f"async def read():\n    return lsm.log_softmax({remedy_of(x)})", names)
+            yield await names["read"]()
+
+    async def all_tried():
+        return [y async for y in tried()]
+
+    for y in asyncio.run(all_tried()):
+        np.testing.assert_array_equal(y, lsm.log_softmax(VALUES))
 
 
 def test_dask_with_query_planning():
@@ -303,9 +419,10 @@ import logging, numpy as np, lsm, ray
 ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, object_store_memory=10**8)
 ray.data.DataContext.get_current().enable_progress_bars = False
 x = ray.put(np.arange(3.0))
-rows = ray.data.from_numpy(np.arange(6.0).reshape(2, 3)).rename_columns({"data": "x"})
+rows = ray.data.from_numpy(np.arange(6.0).reshape(2, 3))
+name = "data"
 for given, remedy in (
-    (x, "ray.get(x)"), (rows, "x.map_batches(lambda batch: dict(y=lsm.log_softmax(batch['x'])))")
+    (x, "ray.get(x)"), (rows, "x.map_batches(lambda batch: dict(y=lsm.log_softmax(batch[name])))")
 ):
     for call in (lsm.log_softmax, lsm.explain, lambda x: lsm.log_softmax([x])):
         try:
@@ -313,7 +430,7 @@ for given, remedy in (
         except TypeError as error:
             print("RESULT", remedy.replace("x.map", "map").replace("(x)", "(") in str(error))
 print("RESULT", (lsm.log_softmax(ray.get(x)) == lsm.log_softmax(np.arange(3.0))).all())
-y = rows.map_batches(lambda batch: dict(y=lsm.log_softmax(batch["x"]))).take_all()
+y = rows.map_batches(lambda batch: dict(y=lsm.log_softmax(batch[name]))).take_all()
 print("RESULT", (np.array([row["y"] for row in y]) == lsm.log_softmax(np.arange(6.0).reshape(2, 3))).all())
 """
     environment = os.environ | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
@@ -381,6 +498,13 @@ def test_results_come_back_on_the_device_of_the_input(place):
     if "float64" not in xp.__array_namespace_info__().dtypes(device=place):
         with pytest.raises(TypeError, match="^dtype: .* does not support float64 .*; pass another, such as 'float32'"):
             lsm.log_softmax(xp.asarray([1, 2], device=place))
+
+
+def test_a_dtype_that_the_library_has_not():
+    xp = array_api_strict
+    for x in (xp.asarray(VALUES), xp.asarray([1, 2])):
+        with pytest.raises(TypeError, match="^dtype: a .*Array of bfloat16 cannot .*; pass another, such as 'float32'"):
+            lsm.log_softmax(x, dtype="bfloat16")
 
 
 def test_devices_are_not_mixed():

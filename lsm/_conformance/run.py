@@ -17,6 +17,7 @@ from lsm._conformance import accuracy, api, behaviour, memory, sizes, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
 from lsm._operations import OPERATIONS
+from lsm._signals import reraise_from_handler
 from lsm._texts import describe_error, for_json
 from lsm._version import __version__
 from lsm.backends.candidate import Candidate
@@ -197,6 +198,7 @@ def run(case: Case) -> Outcome:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # it claims to serve what it then fails on; an exit would pass for a code of 0
+        reraise_from_handler(error)
         outcome, detail = "failed", f"raised {describe_error(error)}"
     subject, per = case.subject, case.check.per
     return Outcome(
@@ -217,7 +219,8 @@ def _measured(case: Case) -> float | None:
         return case.check.function(replace(case.subject, is_measuring=True))
     except KeyboardInterrupt:
         raise
-    except BaseException:  # as in `run`
+    except BaseException as error:  # as in `run`
+        reraise_from_handler(error)
         return None
 
 

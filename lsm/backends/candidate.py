@@ -27,6 +27,7 @@ from lsm._errors import (
     PluginWarning,
 )
 from lsm._held import ScopedValue, call_within
+from lsm._signals import ignoring, reraise_from_handler
 from lsm._texts import describe_error, printable
 from lsm._version import DISTRIBUTION
 from lsm.backends.contract import Declaration, contract_problem, read_declaration
@@ -110,7 +111,7 @@ class Candidate:
         For a third-party backend it is empty until it is loaded.
         """
         if self.is_built_in and self.state == "discovered":
-            with suppress(Exception):  # `load` reports why it cannot be imported
+            with ignoring(Exception):  # `load` reports why it cannot be imported
                 return read_declaration(self.backend or self.entry_point.load())
         return self.declaration
 
@@ -176,7 +177,8 @@ class Candidate:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # also SystemExit, or a panic in Rust, which is not an Exception
-            if self.is_built_in and not isinstance(error, ImportError):  # raised by a signal handler
+            reraise_from_handler(error)
+            if self.is_built_in and not isinstance(error, ImportError):
                 raise
             self._set_state("failed", describe_error(error), error)
         self.warn()

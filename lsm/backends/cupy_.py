@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from lsm._signals import reraise_from_handler
 from lsm._version import DISTRIBUTION, install_command
 from lsm.backends._cuda import plan as plans
 from lsm.backends._cuda import source
@@ -54,6 +55,7 @@ class CupyBackend(Backend):
             try:
                 self._library = import_module("cupy")
             except Exception as error:
+                reraise_from_handler(error)
                 return (
                     f"CuPy cannot be imported ({type(error).__name__}: {error}); "
                     "install exactly one of the packages cupy-*, for the CUDA version of the driver"
@@ -61,6 +63,7 @@ class CupyBackend(Backend):
         try:
             return _unavailable_reason(self._library)
         except Exception as error:  # CuPy is broken in an unknown way
+            reraise_from_handler(error)
             return f"CuPy cannot be used ({type(error).__name__}: {error})"
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
@@ -257,6 +260,7 @@ def _unavailable_reason(library: Any) -> str | None:
     try:
         n_devices = runtime.getDeviceCount()
     except Exception as error:
+        reraise_from_handler(error)
         return (
             f"CUDA cannot be initialised ({error}); the driver supports CUDA {_version_text(driver)}, CuPy needs "
             f"{_version_text(needs)}: update the driver, or install the matching '{DISTRIBUTION}[cuda12]' or "
@@ -269,6 +273,7 @@ def _unavailable_reason(library: Any) -> str | None:
         # may not be that of the arrays. Every NVRTC supports this architecture; by default CuPy queries the device.
         library.cuda.compiler.compile_using_nvrtc('extern "C" __global__ void lsm_probe() {}', arch="75")
     except Exception as error:
+        reraise_from_handler(error)
         return (
             f"CuPy cannot compile a kernel ({type(error).__name__}: {error}); "
             f"{install_command(f'cuda{needs // 1000}')} installs the compiler, NVRTC, and the headers"

@@ -15,11 +15,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from lsm._config import INITIAL_DIRECTORY, current_directory, is_valid, normalise
+from lsm._signals import ignoring, reraise_from_handler
 from lsm._texts import describe_error, printable
 
 GROUP = "lsm.backends"
@@ -81,7 +82,7 @@ def matches(requested: str, name: str, distribution: str) -> bool:
 def _is_current(entry: str) -> bool:
     """Whether this is the current directory, now or when lsm was imported."""
     for here in (INITIAL_DIRECTORY, current_directory()):
-        with suppress(OSError):
+        with ignoring(OSError):
             if here and os.path.samefile(entry, here):  # noqa: PTH121
                 return True
     return False
@@ -128,7 +129,8 @@ def _distributions(entry: str, opened: ExitStack) -> list[Any]:
     standard.invalidate_caches()  # the cache relies on time stamps, whose resolution is coarse
     try:
         return list(metadata.distributions(path=[entry]))
-    except Exception:  # raised by a finder of another package
+    except Exception as error:  # raised by a finder of another package
+        reraise_from_handler(error)
         return list(standard.find_distributions(metadata.DistributionFinder.Context(path=[entry])))
 
 
@@ -138,7 +140,8 @@ def _in_archive(entry: str, opened: ExitStack) -> Iterator[Any]:
 
     try:
         archive = opened.enter_context(zipfile.ZipFile(entry))
-    except Exception:
+    except Exception as error:
+        reraise_from_handler(error)
         return
     suffixes = (".dist-info", ".egg-info", "/egg-info" if entry.lower().endswith(".egg") else ".egg-info")
     for name in dict.fromkeys(name.partition("/")[0] for name in archive.namelist()):
@@ -167,7 +170,7 @@ def _read(distribution: Any, name: str) -> bytes:
     folder = _folder(distribution)
     if folder is None:
         return (distribution.read_text(name) or "").encode()
-    with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, KeyError):
+    with ignoring(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, KeyError):
         data: bytes = folder.joinpath(name).read_bytes()
         return data
     return b""
@@ -177,7 +180,7 @@ def _read_name_and_version(distribution: Any) -> tuple[str, str]:
     """The name and the version in the metadata; empty if missing."""
     data = b""
     for file in ("METADATA", "PKG-INFO", ""):  # of a wheel; of a source tree or an egg; an .egg-info that is a file
-        with suppress(Exception):  # an unreadable file counts as missing
+        with ignoring(Exception):  # an unreadable file counts as missing
             data = data or _read(distribution, file)
     fields: dict[str, str] = {}
     for line in data.decode("utf-8", "replace").replace("\r\n", "\n").split("\n"):
@@ -198,6 +201,7 @@ def _entry_points(distribution: Any, name: str, version: str, file: str) -> list
             return []
         points = _parse(data.decode())
     except Exception as error:
+        reraise_from_handler(error)
         return [EntryPoint("?", name, version, file, "", f"its metadata file cannot be read: {describe_error(error)}")]
     return [_with_valid_name(EntryPoint(key, name, version, file, value)) for key, value in points.items()]
 

@@ -49,6 +49,8 @@ static inline void lsm_leave_float_env(uint64_t before)
 
 #if defined(_OPENMP) && defined(__GNUC__)
 
+#include <ctype.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #if defined(__linux__)
@@ -58,7 +60,45 @@ static inline void lsm_leave_float_env(uint64_t before)
 #endif
 
 static int lsm_is_region_open = 0;
+static int lsm_is_forked_child = 0; /* it has no OpenMP threads, and would wait for them forever */
+static size_t lsm_stack_bytes = 0;  /* of OpenMP's threads; 0 is the default of all threads */
 static __thread int lsm_n_startable = 1; /* largest region that this thread is known to be able to start */
+
+/* A size as libgomp reads it: a number, and the unit B, K (the default), M or G; 0 if it is not one. */
+static size_t lsm_parse_size(const char *text)
+{
+    const char *units = "bkmg", *unit = units + 1;
+    char *end;
+    unsigned long long value;
+    if (text == NULL)
+        return 0;
+    errno = 0;
+    value = strtoull(text, &end, 10);
+    if (errno || end == text)
+        return 0;
+    while (isspace((unsigned char)*end))
+        end++;
+    if (*end) {
+        for (unit = units; *unit && *unit != tolower((unsigned char)*end); unit++)
+            ;
+        for (end++; isspace((unsigned char)*end); end++)
+            ;
+    }
+    if (*end || !*unit || value > (SIZE_MAX >> (10 * (unit - units))))
+        return 0;
+    return (size_t)value << (10 * (unit - units));
+}
+
+static void lsm_after_fork_in_child(void) { lsm_is_forked_child = 1; }
+
+/* When the kernels are loaded: read the environment as libgomp does, and notice forks, also those by C code. */
+__attribute__((constructor)) static void lsm_prepare_regions(void)
+{
+    lsm_stack_bytes = lsm_parse_size(getenv("OMP_STACKSIZE"));
+    if (lsm_stack_bytes == 0)
+        lsm_stack_bytes = lsm_parse_size(getenv("GOMP_STACKSIZE"));
+    pthread_atfork(NULL, NULL, lsm_after_fork_in_child);
+}
 
 typedef struct {
     pthread_t thread;
@@ -83,6 +123,7 @@ static void *lsm_run_trial(void *argument)
 static int lsm_can_start(int n)
 {
     pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    pthread_attr_t attributes;
     lsm_trial *trials;
     int n_started = 0, i;
     if (n <= lsm_n_startable) {
@@ -92,13 +133,17 @@ static int lsm_can_start(int n)
     trials = (lsm_trial *)calloc((size_t)(n - 1), sizeof(lsm_trial));
     if (trials == NULL)
         return 0;
+    pthread_attr_init(&attributes);
+    if (lsm_stack_bytes)
+        pthread_attr_setstacksize(&attributes, lsm_stack_bytes); /* libgomp ignores an error too */
     pthread_mutex_lock(&gate);
     for (; n_started < n - 1; n_started++) {
         trials[n_started].gate = &gate;
-        if (pthread_create(&trials[n_started].thread, NULL, lsm_run_trial, &trials[n_started]))
+        if (pthread_create(&trials[n_started].thread, &attributes, lsm_run_trial, &trials[n_started]))
             break;
     }
     pthread_mutex_unlock(&gate);
+    pthread_attr_destroy(&attributes);
     for (i = 0; i < n_started; i++)
         pthread_join(trials[i].thread, NULL);
 #if defined(__linux__)
@@ -119,7 +164,7 @@ static int lsm_can_start(int n)
    so only one region runs at a time: a second calling thread already occupies a processor, and runs serially. */
 static inline int lsm_begin_region(int n)
 {
-    if (n <= 1 || __atomic_exchange_n(&lsm_is_region_open, 1, __ATOMIC_ACQUIRE))
+    if (n <= 1 || lsm_is_forked_child || __atomic_exchange_n(&lsm_is_region_open, 1, __ATOMIC_ACQUIRE))
         return 1;
     if (lsm_can_start(n))
         return n;
