@@ -13,6 +13,7 @@
 #   few.pxi        frames of at most 64 classes, whose ends count
 #   ops.pxi        what an operation is to a traversal; one op_*.pxi for each
 #   traverse_block.pxi  frames that are interleaved, with vectors along the frames
+#   traverse_rows.pxi   groups of rows, with vectors along the classes
 #   schedule.pxi   distribution of frames, tiles and slices to threads
 #   fastpath.pxi   C-contiguous arrays, directly from NumPy
 #   bandwidth.pxi  a streaming copy and add, for benchmarks
@@ -102,9 +103,11 @@ cdef enum:
     SLICE_CLASSES = 16384    # read twice while in the cache: 64 KiB of float32
     SLICE_PEAK_LANES = 1040  # (1 + SLICE_CLASSES / BLOCK_CLASSES) * PEAK_LANES
 
+    GROUP_PEAKS = 1664       # CHUNK * (GROUP_FRAMES + packed numbers / BLOCK_CLASSES) or more
     GROUP_FRAMES = 16        # short frames computed together
     SHORT_MAX_CLASSES = 64   # up to here groups are faster: 12 ns per 16 numbers at 32 classes, not 22
 
+    GROUPED_MAX_CLASSES = 512  # up to here groups pass each stage together: at 100 classes 9.3 ns, 17.8 if pipelined
     PIPELINE_DEPTH = 16          # parts of frames between the first stage and the last, at most: 1 MiB of float32
     PIPELINE_MAX_CLASSES = 2048  # frames up to this length fit the scratch PIPELINE_DEPTH times
     MERGE_BATCH_SLICES = 64      # partial results of a frame that are kept before they are merged
@@ -162,6 +165,7 @@ include "op_log_softmax_backward.pxi"
 include "short.pxi"
 include "short_backward.pxi"
 include "traverse_block.pxi"
+include "traverse_rows.pxi"
 include "schedule.pxi"
 include "fastpath.pxi"
 include "bandwidth.pxi"

@@ -32,9 +32,9 @@ cdef inline bint limits_range(int op) noexcept nogil:
     return op == LOG_SOFTMAX_BACKWARD
 
 
-cdef inline bint has_rows(int op) noexcept nogil:
-    """Whether rows.pxi, short.pxi and their twins serve the operation; otherwise all frames are interleaved."""
-    return True
+cdef inline bint is_pipelined(int op) noexcept nogil:
+    """Whether rows.pxi and short.pxi, or their twins, serve short and long rows: they overlap the stages of frames."""
+    return op == LOG_SOFTMAX or op == LOG_SOFTMAX_BACKWARD
 
 
 cdef inline bint writes_elements(int op) noexcept nogil:
@@ -69,3 +69,12 @@ cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Bl
         run_shape(LOG_SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
     else:
         run_shape(LOG_SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, stream, buffer)
+
+
+cdef void run_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
+                    Py_ssize_t n, bint far, bint stream, floating* scratch) noexcept nogil:
+    """run_rows_of_shape with `op` a constant."""
+    if op == LOG_SOFTMAX:
+        run_rows_of_shape(LOG_SOFTMAX, a, b, y, i, first, n_frames, n, far, False, scratch)
+    else:
+        run_rows_of_shape(LOG_SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)

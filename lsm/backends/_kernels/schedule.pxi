@@ -22,23 +22,27 @@ cdef inline Py_ssize_t magnitude(Py_ssize_t n) noexcept nogil:
 
 cdef inline bint are_rows(int op, Array a, Array y, Py_ssize_t n_inner) noexcept nogil:
     """Whether vectors run along the classes: for the last axis, and for frames that lie apart."""
-    return has_rows(op) and (n_inner == 1 or magnitude(a.gap) >= magnitude(a.step)
-                             or magnitude(y.gap) >= magnitude(y.step))
+    return (n_inner == 1 or magnitude(a.gap) >= magnitude(a.step)
+            or (writes_elements(op) and magnitude(y.gap) >= magnitude(y.step)))
 
 
-cdef inline Py_ssize_t group_of_rows(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
-                                     int n_threads) noexcept nogil:
-    """The frames of a task: a group of short ones, or all of a thread, which pipelines them."""
+cdef inline Py_ssize_t group_of_rows(int op, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, int n_threads,
+                                     const floating* of) noexcept nogil:
+    """The frames of a task: a group, or all of a thread, which pipelines them."""
     if n <= SHORT_MAX_CLASSES:
         return GROUP_FRAMES
+    if not is_pipelined(op) or n <= GROUPED_MAX_CLASSES:
+        return most_rows(n, of)
     return max(<Py_ssize_t> 1, (n_inner + n_threads - 1) // n_threads if n_outer == 1 else n_inner)
 
 
 cdef inline void run_rows_task(int op, Array a, Array b, Array y, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t group,
-                               Py_ssize_t task, floating* scratch, bint stream) noexcept nogil:
+                               Py_ssize_t task, bint far, bint stream, floating* scratch) noexcept nogil:
     cdef Py_ssize_t n_groups = (n_inner + group - 1) // group
     cdef Py_ssize_t i = task // n_groups, first = task % n_groups * group, last = min(first + group, n_inner)
-    if op == LOG_SOFTMAX:
+    if not is_pipelined(op) or SHORT_MAX_CLASSES < n <= GROUPED_MAX_CLASSES:
+        run_group(op, a, b, y, i, first, last - first, n, far, stream, scratch)
+    elif op == LOG_SOFTMAX:
         log_softmax_rows_task(a, y, n, i, first, last, scratch, stream)
     else:
         log_softmax_backward_rows_task(a, b, y, n, i, first, last, scratch, stream)
@@ -77,13 +81,13 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
     cdef bint rows, joinable, far
     cdef uint64_t env = lsm_enter_float_env()
     n_threads = lsm_begin_region(n_threads)
-    if n_inner == 1 and has_rows(op):
+    if n_inner == 1:
         n_outer, n_inner = n_inner, n_outer
         swap_axes(&a)
         swap_axes(&b)
         swap_axes(&y)
     rows = are_rows(op, a, y, n_inner)
-    if shall_split(n_outer * n_inner, n, n_threads) and has_rows(op):
+    if shall_split(n_outer * n_inner, n, n_threads) and is_pipelined(op):
         for i in range(n_outer * n_inner):
             split_frame(op, frame_at(a, i // n_inner, i % n_inner), frame_at(b, i // n_inner, i % n_inner),
                         frame_at(y, i // n_inner, i % n_inner), n, scratch, n_bytes, n_threads, stream)
@@ -92,7 +96,7 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
         return
     far = n_outer * n * n_inner * size_of(a.kind) >= PREFETCH_MIN_BYTES
     if rows:
-        group = group_of_rows(n_outer, n, n_inner, n_threads)
+        group = group_of_rows(op, n_outer, n, n_inner, n_threads, scratch)
         n_tasks = n_outer * ((n_inner + group - 1) // group)
     else:
         joinable = is_joinable(a, n_inner) and (is_joinable(y, n_inner) or not writes_elements(op))
@@ -102,7 +106,7 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
     if n_threads == 1:  # a parallel region costs microseconds, even with one thread
         for task in range(n_tasks):
             if rows:
-                run_rows_task(op, a, b, y, n, n_inner, group, task, own_scratch(scratch, n_bytes, 0), stream)
+                run_rows_task(op, a, b, y, n, n_inner, group, task, far, stream, own_scratch(scratch, n_bytes, 0))
             else:
                 run_block_task(op, a, b, y, n_outer, n, n_inner, task, c, far, stream,
                                own_scratch(scratch, n_bytes, 0))
@@ -112,8 +116,8 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
             env = lsm_enter_float_env()
             for task in prange(n_tasks, schedule="static"):
                 if rows:
-                    run_rows_task(op, a, b, y, n, n_inner, group, task,
-                                  own_scratch(scratch, n_bytes, omp_get_thread_num()), stream)
+                    run_rows_task(op, a, b, y, n, n_inner, group, task, far, stream,
+                                  own_scratch(scratch, n_bytes, omp_get_thread_num()))
                 else:
                     run_block_task(op, a, b, y, n_outer, n, n_inner, task, c, far, stream,
                                    own_scratch(scratch, n_bytes, omp_get_thread_num()))

@@ -232,19 +232,26 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
         half //= 2
 
 
-cdef inline void exp_rows(const floating* a, Py_ssize_t step, Py_ssize_t n_rows, const floating* h,
+cdef inline void exp_rows(bint few, bint some_equal, const floating* a, Py_ssize_t step, Py_ssize_t n_rows, const floating* h,
                           const floating* top, const floating* magic, const floating* floor, floating* q,
                           floating* n_equal) noexcept nogil:
     """q = the sum of the exponentials of n_rows rows of a chunk; counts the classes equal to the maximum."""
-    cdef floating v, s, n_found
+    cdef floating v, w, s, n_found
     cdef Py_ssize_t k, r
     for k in range(CHUNK):  # hot
         s = 0
         n_found = n_equal[k]
         for r in range(n_rows):
-            v = a[r * step + k] - h[k]
-            s += exp_below(v, magic[k], floor[k], top[k], True)
-            n_found += <floating> 1 if v == top[k] else <floating> 0
+            if few:
+                v = a[r * step + k]
+                w = exp_difference(v, h[k])
+                s += <floating> 0 if v == h[k] else w
+                n_found += <floating> 1 if v == h[k] else <floating> 0
+            else:
+                v = a[r * step + k] - h[k]
+                s += exp_below(v, magic[k], floor[k], top[k], some_equal)
+                if some_equal:
+                    n_found += <floating> 1 if v == top[k] else <floating> 0
         q[k] = s
         n_equal[k] = n_found
 
@@ -267,10 +274,14 @@ cdef inline void term_rows(int op, const floating* a, const floating* b, Py_ssiz
             q[k] = term(op, a[k], b[k], p[k])
 
 
-cdef inline void sum_lane(int op, const floating* a, const floating* b, Py_ssize_t step, Py_ssize_t step_b,
-                          Py_ssize_t n_terms, const floating* params, bint is_first, double* total, double* error,
-                          floating* n_equal) noexcept nogil:
-    """Add n_terms <= 16 classes of a lane to the accumulators of a chunk, in the order of lanes.pxi."""
+cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, const floating* b, Py_ssize_t step, Py_ssize_t step_b,
+                          Py_ssize_t n_terms, const floating* params, Py_ssize_t stride, bint is_first, double* total,
+                          double* error, floating* n_equal) noexcept nogil:
+    """Add n_terms <= 16 classes of a lane to the accumulators of a chunk, in the order of lanes.pxi.
+
+    The parameters are `stride` apart; for few classes there is one, the maximum. some_equal: whether any class may be
+    equal to it.
+    """
     cdef floating h[CHUNK]
     cdef floating top[CHUNK]
     cdef floating magic[CHUNK]
@@ -281,22 +292,23 @@ cdef inline void sum_lane(int op, const floating* a, const floating* b, Py_ssize
     cdef Py_ssize_t g, k, n_rows, n_groups = min(<Py_ssize_t> 4, n_terms)
     for k in range(CHUNK):  # local, so that they stay in registers
         h[k] = params[k]
+        if sums_exponentials(op) and not few:
+            top[k] = params[stride + k]
+            magic[k] = params[2 * stride + k]
+            floor[k] = params[3 * stride + k]
         if sums_exponentials(op):
-            top[k] = params[MAX_WIDTH + k]
-            magic[k] = params[2 * MAX_WIDTH + k]
-            floor[k] = params[3 * MAX_WIDTH + k]
             found[k] = n_equal[k]
     for g in range(n_groups):
         n_rows = (n_terms - g + 3) // 4
         if sums_exponentials(op):
             if n_rows == 4:
-                exp_rows(a + g * step, 4 * step, 4, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(few, some_equal, a + g * step, 4 * step, 4, h, top, magic, floor, &q[g * CHUNK], found)
             elif n_rows == 3:
-                exp_rows(a + g * step, 4 * step, 3, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(few, some_equal, a + g * step, 4 * step, 3, h, top, magic, floor, &q[g * CHUNK], found)
             elif n_rows == 2:
-                exp_rows(a + g * step, 4 * step, 2, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(few, some_equal, a + g * step, 4 * step, 2, h, top, magic, floor, &q[g * CHUNK], found)
             else:
-                exp_rows(a + g * step, 4 * step, 1, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(few, some_equal, a + g * step, 4 * step, 1, h, top, magic, floor, &q[g * CHUNK], found)
         elif n_rows == 4:
             term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 4, h, &v[g * CHUNK])
         elif n_rows == 3:
@@ -336,9 +348,9 @@ cdef inline void sum_slice(int op, Block a, Block b, Shape s, Py_ssize_t first, 
         for lane in range(min(n_lanes, n)):
             for c from 0 <= c < s.width by CHUNK:
                 at_lane = lane * width + c
-                sum_lane(op, at + lane * row + chunk_at(c, s.width), at_b + lane * row_b + chunk_at(c, s.width),
-                         N_LANES * row, N_LANES * row_b, (n - lane + N_LANES - 1) // N_LANES, &params[c], is_single,
-                         &total[at_lane], &error[at_lane if floating is double else 0], &n_equal[c])
+                sum_lane(op, False, True, at + lane * row + chunk_at(c, s.width), at_b + lane * row_b + chunk_at(c, s.width),
+                         N_LANES * row, N_LANES * row_b, (n - lane + N_LANES - 1) // N_LANES, &params[c], MAX_WIDTH,
+                         is_single, &total[at_lane], &error[at_lane if floating is double else 0], &n_equal[c])
     if s.n_joined == 1:
         fold_lanes(total, error, n_lanes, width, params)
         return

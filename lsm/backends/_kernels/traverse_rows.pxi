@@ -1,0 +1,422 @@
+# Traversal of rows: frames whose classes are adjacent, with vectors along the classes.
+#
+# A group of GROUP_FRAMES frames passes each stage together, so that what a frame costs once is computed for all of them
+# as vectors. The accumulators of a frame are one chunk, one for each lane; see lanes.pxi for the order of sums.
+
+
+# Where the frames of a group begin, and their last blocks if those are not whole chunks, filled up.
+cdef struct Rows:
+    const char* at[GROUP_FRAMES]
+    const char* last[GROUP_FRAMES]
+
+
+cdef inline void find_rows(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n, floating fill,
+                           floating* copies, floating* lasts, bint fills, Rows* to) noexcept nogil:
+    """Frames as they lie if they are of the computed type and adjacent, else copied. fills: whether to fill `last`."""
+    cdef Py_ssize_t f, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES, n_last = n - start, n_whole
+    cdef Vector frame
+    cdef const floating* source
+    for f in range(n_frames):
+        frame = frame_at(x, i, first + f)
+        if is_native(frame, lasts):
+            to.at[f] = frame.at
+        else:
+            read(frame, n, copies + f * round_up(n, CHUNK))
+            to.at[f] = <const char*> (copies + f * round_up(n, CHUNK))
+        source = <const floating*> to.at[f] + start
+        to.last[f] = <const char*> source
+        if fills and n_last % CHUNK:
+            n_whole = n_last // CHUNK * CHUNK
+            copy_chunks(source, n_whole, lasts + f * BLOCK_CLASSES)
+            pad(lasts + f * BLOCK_CLASSES + n_whole, source + n_whole, n_last - n_whole, CHUNK, fill)
+            to.last[f] = <const char*> (lasts + f * BLOCK_CLASSES)
+
+
+cdef inline void copy_chunks(const floating* x, Py_ssize_t n, floating* to) noexcept nogil:
+    cdef Py_ssize_t c
+    for c from 0 <= c < n by CHUNK:
+        put_lanes(to + c, x + c, False)
+
+
+cdef inline floating max_of_lanes(const floating* high) noexcept nogil:
+    """The maximum of a chunk. It may miss a NaN, which the sum finds."""
+    cdef floating h[8]
+    cdef Py_ssize_t k
+    for k in range(8):
+        h[k] = larger(high[k + 8], high[k])
+    for k in range(4):
+        h[k] = larger(h[k + 4], h[k])
+    return larger(larger(h[0], h[1]), larger(h[2], h[3]))
+
+
+cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, floating* peaks, floating* high) noexcept nogil:
+    """The maximum of n_chunks chunks, and that of all so far."""
+    cdef floating h[4 * CHUNK]
+    cdef Py_ssize_t c, k
+    for k in range(4 * CHUNK):
+        h[k] = -INFINITY
+    for c in range(n_chunks // 4):
+        for k in range(4 * CHUNK):  # hot
+            h[k] = larger(x[c * 4 * CHUNK + k], h[k])
+    for c in range(n_chunks // 4 * 4, n_chunks):
+        for k in range(CHUNK):  # hot
+            h[k] = larger(x[c * CHUNK + k], h[k])
+    for k in range(CHUNK):
+        peaks[k] = larger(larger(h[k], h[CHUNK + k]), larger(h[2 * CHUNK + k], h[3 * CHUNK + k]))
+    for k in range(CHUNK):
+        high[k] = larger(peaks[k], high[k])
+
+
+cdef inline void find_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,
+                                 const floating* last_b, Py_ssize_t n, floating* m, floating* m_dy,
+                                 floating* peaks) noexcept nogil:
+    """What the first stage reduces over n classes; the peaks are a chunk for each block that contains its maximum."""
+    cdef floating high[CHUNK]
+    cdef floating high_dy[CHUNK]
+    cdef Py_ssize_t c, k, half, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES, n_last = round_up(n - start, CHUNK)
+    for k in range(CHUNK):
+        high[k] = -INFINITY
+        high_dy[k] = -INFINITY
+    if finds_largest(op):
+        for c from 0 <= c < start by CHUNK:
+            raise_largest(a + c, b + c, CHUNK, high, high_dy)
+        for c from 0 <= c < n_last by CHUNK:
+            raise_largest(last_a + c, last_b + c, CHUNK, high, high_dy)
+        half = CHUNK // 2
+        while half:
+            raise_largest(&high_dy[half], &high[half], half, high, high_dy)
+            half //= 2
+        m[0] = high[0]
+        m_dy[0] = high_dy[0]
+    else:
+        for c from 0 <= c < start by BLOCK_CLASSES:
+            raise_chunks(a + c, BLOCK_CLASSES // CHUNK, peaks, high)
+            peaks += CHUNK
+        raise_chunks(last_a, n_last // CHUNK, peaks, high)
+        m[0] = max_of_lanes(high)
+
+
+cdef inline void sum_of_row(int op, bint few, const floating* a, const floating* b, const floating* last_a,
+                            const floating* last_b, Py_ssize_t n, const floating* params, double* total,
+                            double* error, floating* n_equal, floating m, const floating* peaks,
+                            const char* next_a, const char* y) noexcept nogil:
+    """The lanes of the sum over n classes. params: those of the frame, MAX_WIDTH apart.
+
+    Prefetches the frame at next_a, unless that is NULL, and where this one is written.
+    """
+    cdef floating own[4 * CHUNK]
+    cdef Py_ssize_t i, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
+    for k in range(CHUNK):
+        own[k] = params[0]
+        n_equal[k] = 0
+        if sums_exponentials(op) and not few:
+            own[CHUNK + k] = params[MAX_WIDTH]
+            own[2 * CHUNK + k] = params[2 * MAX_WIDTH]
+            own[3 * CHUNK + k] = params[3 * MAX_WIDTH]
+    clear_lanes(total, error, CHUNK, own)
+    for i from 0 <= i < start by BLOCK_CLASSES:
+        if next_a != NULL:
+            lsm_prefetch(next_a + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), False)
+        if y != NULL:
+            lsm_prefetch(y + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), False)
+        if not sums_exponentials(op) or has_peak(&peaks[i // BLOCK_CLASSES * CHUNK], m):
+            sum_lane(op, few, True, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
+        else:
+            sum_lane(op, few, False, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
+    if next_a != NULL:
+        lsm_prefetch(next_a + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
+    if y != NULL:
+        lsm_prefetch(y + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
+    sum_lane(op, few, True, last_a, last_b, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, own, CHUNK, False, total, error,
+             n_equal)
+
+
+cdef inline void load_chunk(const floating* x, Py_ssize_t n, floating fill, floating* to) noexcept nogil:
+    if n < CHUNK:
+        pad(to, x, n, CHUNK, fill)
+    else:
+        put_lanes(to, x, False)
+
+
+cdef inline void write_chunk_of_row(int op, const floating* a, const floating* b, const floating* p, bint some_low,
+                                    floating* v) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(CHUNK):  # hot
+        v[k] = epilogue(op, a[k], b[k], p[0], p[1], p[2], p[3], p[4], some_low)
+
+
+cdef inline void write_chunks_of_row(int op, const floating* a, const floating* b, Py_ssize_t n, const floating* p,
+                                     bint some_low, floating* y, bint nontemporal, const char* next_a,
+                                     const char* next_b) noexcept nogil:
+    cdef floating v[CHUNK]
+    cdef Py_ssize_t c
+    for c from 0 <= c < n by CHUNK:
+        if next_a != NULL:
+            lsm_prefetch(next_a + c * <Py_ssize_t> sizeof(floating), CHUNK * sizeof(floating), False)
+            lsm_prefetch(next_b + c * <Py_ssize_t> sizeof(floating), CHUNK * sizeof(floating), False)
+        write_chunk_of_row(op, a + c, b + c, p, some_low, v)
+        put_lanes(y + c, v, nontemporal)
+
+
+cdef inline void write_of_row(int op, const floating* a, const floating* b, Py_ssize_t n, const floating* params,
+                              bint some_low, floating* y, bint stream, const char* next_a,
+                              const char* next_b) noexcept nogil:
+    """The result of n classes; y may be a or b, so what is read again is read before anything is written."""
+    cdef floating p[N_PARAMS]
+    cdef floating first[CHUNK]
+    cdef floating last[CHUNK]
+    cdef floating padded[CHUNK]
+    cdef floating padded_b[CHUNK]
+    cdef Py_ssize_t k, head = 0
+    for k in range(N_PARAMS):
+        p[k] = params[k * MAX_WIDTH]
+    if n < CHUNK:
+        pad(padded, a, n, CHUNK, 0)
+        pad(padded_b, b, n, CHUNK, -1)
+        write_chunk_of_row(op, padded, padded_b, p, some_low, last)
+        put_some(y, last, n)
+        return
+    if stream:
+        head = min((-<Py_ssize_t> <uintptr_t> y & 63) // <Py_ssize_t> sizeof(floating), n - CHUNK)
+    if head:
+        write_chunk_of_row(op, a, b, p, some_low, first)
+    if (n - head) % CHUNK:
+        write_chunk_of_row(op, a + n - CHUNK, b + n - CHUNK, p, some_low, last)
+    if stream:
+        write_chunks_of_row(op, a + head, b + head, (n - head) // CHUNK * CHUNK, p, some_low, y + head, True, next_a,
+                            next_b)
+    else:
+        write_chunks_of_row(op, a, b, n // CHUNK * CHUNK, p, some_low, y, False, next_a, next_b)
+    if head:
+        put_lanes(y, first, False)
+    if (n - head) % CHUNK:
+        put_lanes(y + n - CHUNK, last, False)
+
+
+cdef inline Py_ssize_t most_rows(Py_ssize_t n, const floating* of) noexcept nogil:
+    """The frames of a group: as many as fit the first caches, and the scratch if they are copied."""
+    return max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP_FRAMES, packed_numbers(of) // round_up(n, CHUNK)))
+
+
+cdef inline void run_rows(int op, bint few, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first,
+                          Py_ssize_t n_frames, Py_ssize_t n, bint far, bint stream, floating* scratch) noexcept nogil:
+    """All stages of a group of frames of at most SLICE_CLASSES classes."""
+    cdef floating lasts[GROUP_FRAMES * BLOCK_CLASSES]
+    cdef floating lasts_b[GROUP_FRAMES * BLOCK_CLASSES]
+    cdef Rows rows, rows_b
+    cdef floating params[N_PARAMS * MAX_WIDTH]
+    cdef floating m[GROUP_FRAMES]
+    cdef floating m_dy[GROUP_FRAMES]
+    cdef floating n_equal[GROUP_FRAMES]
+    cdef floating found[CHUNK]
+    cdef double lanes[CHUNK]
+    cdef double errors[CHUNK]
+    cdef double half[8 * GROUP_FRAMES]
+    cdef double half_error[8 * GROUP_FRAMES]
+    cdef double total[8 * GROUP_FRAMES]
+    cdef double error[8 * GROUP_FRAMES]
+    cdef floating peaks[GROUP_PEAKS]
+    cdef Py_ssize_t f, k, n_blocks = count_blocks(n)
+    cdef bint is_regular = True
+    cdef floating* copies_b = scratch + packed_numbers(scratch)
+    find_rows(a, i, first, n_frames, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch,
+              lasts, True, &rows)
+    rows_b = rows
+    if reads_two(op):
+        find_rows(b, i, first, n_frames, n, <floating> 0, copies_b, lasts_b, finds_largest(op), &rows_b)
+    for f in range(n_frames, GROUP_FRAMES):
+        m[f] = m_dy[f] = n_equal[f] = 0
+        for k in range(8):
+            half[f * 8 + k] = half_error[f * 8 + k] = 0
+    if reduces_max(op):
+        for f in range(n_frames):
+            find_max_of_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
+                            <const floating*> rows.last[f], <const floating*> rows_b.last[f], n, &m[f], &m_dy[f],
+                            &peaks[f * n_blocks * CHUNK])
+        if finds_largest(op):
+            memcpy(params, m_dy, GROUP_FRAMES * sizeof(floating))
+        elif few:
+            memcpy(params, m, GROUP_FRAMES * sizeof(floating))
+        else:
+            shift_frames(m, GROUP_FRAMES, params)
+    for f in range(n_frames):
+        sum_of_row(op, few, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
+                   <const floating*> rows.last[f], <const floating*> rows_b.last[f], n, &params[f], lanes, errors,
+                   found, m[f], &peaks[f * n_blocks * CHUNK], rows.at[f] + n_frames * a.gap if far and sums_exponentials(op) else NULL,
+                   frame_at(y, i, first + f).at if far else NULL)
+        half_lanes(lanes, errors, &half[f * 8], &half_error[f * 8], found)
+        n_equal[f] = 0
+        if sums_exponentials(op):
+            for k in range(CHUNK):
+                n_equal[f] += found[k]
+    end_sums(half, half_error, total, error, found)
+    is_regular = end_frames(op, few, total, error, m, n_equal, GROUP_FRAMES, params)
+    write_rows_of_group(op, a, b, y, i, first, n_frames, n, is_regular, rows, rows_b, params, far, stream,
+                scratch + 2 * packed_numbers(scratch))
+
+
+cdef inline void write_rows_of_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
+                             Py_ssize_t n, bint is_regular, Rows rows, Rows rows_b, floating* params, bint far,
+                             bint stream, floating* copy) noexcept nogil:
+    cdef Py_ssize_t f
+    cdef Vector to
+    cdef floating* at
+    cdef floating least
+    cdef const char* next_a
+    cdef const char* next_b
+    cdef bint some_low = False
+    if not writes_elements(op):
+        to.at = y.at + i * y.outer + first * y.gap
+        to.step = y.gap
+        to.kind = y.kind
+        write(to, 0, n_frames, params, False)
+        return
+    for f in range(n_frames):
+        to = frame_at(y, i, first + f)
+        next_a = next_b = NULL
+        if far and reads_two(op):
+            next_a = rows.at[f] + n_frames * a.gap
+            next_b = rows_b.at[f] + n_frames * b.gap
+        if limits_range(op):
+            least = least_of_frame(<const floating*> rows_b.at[f], n)
+            some_low = not (params[4 * MAX_WIDTH + f] < least)
+            if not is_regular or not (least <= 0 or not some_odd(<const floating*> rows_b.at[f], n)) or (
+                    some_low and is_masked(native(<const floating*> rows_b.at[f]), n, params)):
+                write_irregular_frame(native(<const floating*> rows.at[f]), native(<const floating*> rows_b.at[f]), to,
+                                      n, &params[f])
+                continue
+        at = <floating*> to.at if is_native(to, params) else copy
+        if some_low:
+            write_of_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f], n, &params[f], True, at,
+                         stream and at != copy, next_a, next_b)
+        else:
+            write_of_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f], n, &params[f], False, at,
+                         stream and at != copy, next_a, next_b)
+        if at == copy:
+            write_long(to, n, copy)
+
+
+cdef inline floating least_of_frame(const floating* y, Py_ssize_t n) noexcept nogil:
+    """least_of_row for any n."""
+    cdef floating padded[CHUNK]
+    if n >= CHUNK:
+        return least_of_row(y, n)
+    pad(padded, y, n, CHUNK, -1)
+    return least_of_row(padded, CHUNK)
+
+
+cdef inline void write_long(Vector y, Py_ssize_t n, const floating* p) noexcept nogil:
+    cdef Py_ssize_t i
+    for i from 0 <= i < n by PIPELINE_MAX_CLASSES:
+        write(y, i, min(<Py_ssize_t> PIPELINE_MAX_CLASSES, n - i), p + i, False)
+
+
+cdef inline Array part_at(Vector x, Py_ssize_t start) noexcept nogil:
+    """A frame from class `start` on, as an array of one frame."""
+    cdef Array to
+    to.at = x.at + start * x.step
+    to.step = x.step
+    to.outer = to.gap = 0
+    to.kind = x.kind
+    return to
+
+
+cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating m_dy, floating* scratch) noexcept nogil:
+    """The reduction of at most SLICE_CLASSES classes of a frame; m_dy: its first parameter, if `finds_largest`."""
+    cdef floating last[BLOCK_CLASSES]
+    cdef floating last_b[BLOCK_CLASSES]
+    cdef floating peaks[GROUP_PEAKS]
+    cdef floating params[N_PARAMS * MAX_WIDTH]
+    cdef floating found[CHUNK]
+    cdef floating m = 0, unused = 0, n_equal = 0
+    cdef double lanes[CHUNK]
+    cdef double errors[CHUNK]
+    cdef Rows rows, rows_b
+    cdef Py_ssize_t k
+    find_rows(a, 0, 0, 1, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, last, True, &rows)
+    rows_b = rows
+    if reads_two(op):
+        find_rows(b, 0, 0, 1, n, <floating> 0, scratch + packed_numbers(scratch), last_b, True, &rows_b)
+    params[0] = m_dy
+    if sums_exponentials(op):
+        find_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
+                        <const floating*> rows.last[0], <const floating*> rows_b.last[0], n, &m, &unused, peaks)
+        shift_frames(&m, 1, params)
+    sum_of_row(op, False, <const floating*> rows.at[0], <const floating*> rows_b.at[0], <const floating*> rows.last[0],
+               <const floating*> rows_b.last[0], n, params, lanes, errors, found, m, peaks, NULL, NULL)
+    fold_lanes(lanes, errors, N_LANES, 1, found)
+    if sums_exponentials(op):
+        for k in range(CHUNK):
+            n_equal += found[k]
+    return partial_of(op, False, lanes[0], errors[0], m, n_equal)
+
+
+cdef inline void add_part(int op, Partial* to, Partial part, bint is_first) noexcept nogil:
+    """Combine the reductions of two parts of a frame."""
+    if is_first:
+        to[0] = part
+    elif sums_exponentials(op):
+        merge(to, part)
+    else:
+        two_sum(&to.largest, &to.below, part.largest)
+        to.below += part.below
+
+
+cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n, bint stream,
+                                floating* scratch) noexcept nogil:
+    """A frame longer than a slice; it is written backwards, since the last slices are still in the cache."""
+    cdef floating last[BLOCK_CLASSES]
+    cdef floating last_b[BLOCK_CLASSES]
+    cdef floating peaks[GROUP_PEAKS]
+    cdef floating params[N_PARAMS * MAX_WIDTH]
+    cdef floating m = -INFINITY, m_dy = -INFINITY, of_part = 0, dy_of_part = 0
+    cdef floating* copy = scratch + 2 * packed_numbers(scratch)
+    cdef Partial total
+    cdef Rows rows, rows_b
+    cdef Vector to
+    cdef Py_ssize_t part, start, n_part
+    for part in range(count_slices(n) if finds_largest(op) else 0):
+        start = part * SLICE_CLASSES
+        n_part = size_of_part(part, n)
+        find_rows(part_at(a, start), 0, 0, 1, n_part, <floating> 0, scratch, last, True, &rows)
+        find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + packed_numbers(scratch), last_b, True,
+                  &rows_b)
+        find_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
+                        <const floating*> rows.last[0], <const floating*> rows_b.last[0], n_part, &of_part,
+                        &dy_of_part, peaks)
+        raise_largest(&dy_of_part, &of_part, 1, &m, &m_dy)
+    params[0] = m_dy
+    for part in range(count_slices(n)):
+        start = part * SLICE_CLASSES
+        add_part(op, &total, reduce_part(op, part_at(a, start), part_at(b, start), size_of_part(part, n), m_dy, scratch),
+                 part == 0)
+    finalize(op, False, total, params)
+    if not writes_elements(op):
+        write(y, 0, 1, params, False)
+        return
+    for part in range(count_slices(n) - 1, -1, -1):
+        start = part * SLICE_CLASSES
+        n_part = size_of_part(part, n)
+        find_rows(part_at(a, start), 0, 0, 1, n_part, <floating> 0, scratch, last, False, &rows)
+        rows_b = rows
+        if reads_two(op):
+            find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + packed_numbers(scratch), last_b, False,
+                      &rows_b)
+        to = part_of(y, part)
+        write_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0], n_part, params, False,
+                     <floating*> to.at if is_native(to, params) else copy, stream and is_native(to, params), NULL, NULL)
+        if not is_native(to, params):
+            write_long(to, n_part, copy)
+
+
+cdef inline void run_rows_of_shape(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first,
+                                   Py_ssize_t n_frames, Py_ssize_t n, bint far, bint stream,
+                                   floating* scratch) noexcept nogil:
+    cdef Py_ssize_t f
+    if not is_pipelined(op) and n <= FEW_CLASSES:
+        run_rows(op, True, a, b, y, i, first, n_frames, n, far, stream, scratch)
+    elif is_pipelined(op) or n <= SLICE_CLASSES:
+        run_rows(op, False, a, b, y, i, first, n_frames, n, far, stream, scratch)
+    else:
+        for f in range(first, first + n_frames):
+            run_long_frame(op, frame_at(a, i, f), frame_at(b, i, f), frame_at(y, i, f), n, stream, scratch)
