@@ -176,9 +176,10 @@ def is_one_axis(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
-    """Whether two arrays of one shape are views of the same elements."""
+    """Whether two arrays are views of the same elements."""
     return a is b or (
-        a.strides == b.strides
+        a.shape == b.shape
+        and a.strides == b.strides
         and a.dtype == b.dtype
         and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
     )

@@ -1,5 +1,6 @@
 """The table of operations, from which all other modules take them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -9,7 +10,7 @@ class Input(NamedTuple):
     Attributes
     ----------
     name : str
-        The parameter of the public function and of a backend's method.
+        The parameter of the public function.
     role : str
         "logits", "log-probabilities" (a result of `log_softmax`), or "gradient" (of a loss, by the output).
     """
@@ -19,7 +20,7 @@ class Input(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """An operation on frames. The result has the shape of the inputs.
+    """An operation on frames: a map, whose result has the shape of the inputs, or a reduction to one number a frame.
 
     Attributes
     ----------
@@ -33,6 +34,8 @@ class Operation(NamedTuple):
         Whether ``dtype=`` sets the dtype of the result; otherwise it is that to which the inputs are promoted.
     is_required : bool
         Whether every backend must implement it.
+    identity : float or None
+        Of a reduction, the result for a frame of no classes; None for a map.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Operation(NamedTuple):
     inputs: tuple[Input, ...]
     has_dtype: bool
     is_required: bool
+    identity: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,6 +53,19 @@ class Operation(NamedTuple):
     def reads(self, role: str) -> bool:
         """Whether one of the inputs has this role."""
         return any(array.role == role for array in self.inputs)
+
+    @property
+    def is_reduction(self) -> bool:
+        """Whether the result has one number a frame."""
+        return self.identity is not None
+
+    def result_shape(self, shape: Sequence[int], axes: Sequence[int], keepdims: bool = False) -> tuple[int, ...]:
+        """The shape of the result; a backend's method is given that with `keepdims`."""
+        if not self.is_reduction:
+            return tuple(shape)
+        if keepdims:
+            return tuple([1 if i in axes else n for i, n in enumerate(shape)])
+        return tuple([n for i, n in enumerate(shape) if i not in axes])
 
 
 LOG_SOFTMAX = Operation("log_softmax", "forward", (Input("x", "logits"),), has_dtype=True, is_required=True)

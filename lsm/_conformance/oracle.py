@@ -76,19 +76,22 @@ def exact_gradient(dy: Array, x: Array, axis: int = -1) -> Exact:
 
 
 class Reference(NamedTuple):
-    """What an operation must give.
+    """What an operation must give. Of a reduction, results have length 1 along the axis.
 
     Attributes
     ----------
     exact : callable
         The exact result: given the inputs as they are, and by name `dtype`, that of the result to check, and `axis`.
     masked : callable
-        What the result must be, exactly, where a class is masked out (-inf as logit or log-probability): a number, or
-        an array of the inputs' shape. Given the inputs.
+        What the result of a map must be, exactly, where a class is masked out: a number, or an array of the inputs'
+        shape. Given the inputs.
+    spoiled : callable
+        What all of a frame's result must be where an input holds NaN or +inf, or logits hold only -inf. Given that.
     """
 
     exact: Callable[..., Exact]
-    masked: Callable[..., Any]
+    masked: Callable[..., Any] = lambda *_: np.nan
+    spoiled: Callable[[float], float] = lambda _: np.nan
 
 
 REFERENCES = {

@@ -19,6 +19,7 @@ KINDS = {
     "huge": "huge values",
     "subnormal": "subnormal values",
 }
+MASKS = {"logits": -np.inf, "log-probabilities": -np.inf}  # by role, what masks a class out
 _RANGES = {"float16": (6e4, 6e-8), "bfloat16": (1e30, 1e-39), "float32": (1e30, 1e-40)}  # of the others below
 
 

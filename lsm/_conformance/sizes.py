@@ -60,7 +60,7 @@ def worst_repeated(subject: Subject, sample: Sample, outer: tuple[int, ...], inn
     for operation in subject.operations:
         given = [np.resize(array, (*outer, *inner, n_classes)) for array in sample.inputs(operation)]
         result = subject.run(operation, [np.moveaxis(array, -1, axis) for array in given], axis)
-        repeated = np.moveaxis(result, axis, -1).reshape(-1, n_frames, n_classes)
+        repeated = np.moveaxis(result, axis, -1).reshape(-1, n_frames, result.shape[axis])
         # All results of equal frames lie between these two; a NaN is both.
         for extreme in (repeated.min(axis=0), repeated.max(axis=0)):
             what = f"{operation.direction}, shape {shape}, axis {axis}"

@@ -21,7 +21,7 @@ from lsm._conformance.arrays import (
     numpy_dtype,
 )
 from lsm._conformance.oracle import REFERENCES, Exact
-from lsm._conformance.samples import Sample
+from lsm._conformance.samples import MASKS, Sample
 from lsm._operations import OPERATIONS, Operation
 from lsm.backends.contract import has_operation, max_ulp
 
@@ -98,6 +98,10 @@ class Subject:
         """Those that read an input of this role."""
         return [operation for operation in self.operations if operation.reads(role)]
 
+    def new_out(self, operation: Operation, shape: tuple[int, ...], axis: int, dtype: Any = None) -> Array:
+        """What a backend's method may write to, for inputs of this shape: filled with `GUARD`."""
+        return np.full(operation.result_shape(shape, (axis % len(shape),), keepdims=True), GUARD, dtype or self.dtype)
+
     def run(
         self,
         operation: Operation,
@@ -116,7 +120,8 @@ class Subject:
         if in_place:
             out = given[in_place]
         else:
-            out = GuardedArray(np.full(first.shape, GUARD, dtype or first.dtype), self.maker, self.device, out_layout)
+            empty = self.new_out(operation, first.shape, axis, dtype or first.dtype)
+            out = GuardedArray(empty, self.maker, self.device, out_layout)
         arguments = [*[array.array for array in made], axis % first.ndim, out.array]
         returned = getattr(self.backend, op)(*arguments)
         if returned is not None and returned is not out.array:
@@ -144,12 +149,12 @@ class Subject:
         for operation in self.operations if operations is None else operations:
             text, inputs = f"{operation.direction}, {what}", sample.inputs(operation)
             result = self.run(operation, inputs, sample.axis, **options)
-            is_masked = np.zeros(result.shape, bool)
-            for array, (_, role) in zip(inputs, operation.inputs, strict=True):
-                is_masked |= np.isneginf(array) & (role != "gradient")
-            wanted = np.broadcast_to(REFERENCES[operation.name].masked(*inputs), result.shape)[is_masked]
-            found = result[is_masked]
-            require((found == wanted).all(), f"{text}: {show(found)} where a class is masked out, not {show(wanted)}")
+            if not operation.is_reduction:
+                roles = zip(inputs, operation.inputs, strict=True)
+                is_masked = np.any([array == MASKS.get(role, np.nan) for array, (_, role) in roles], axis=0)
+                wanted = np.broadcast_to(REFERENCES[operation.name].masked(*inputs), result.shape)[is_masked]
+                found, where = result[is_masked], "where a class is masked out"
+                require((found == wanted).all(), f"{text}: {show(found)} {where}, not {show(wanted)}")
             worst = max(worst, self.worst(result, sample.exact(operation, result.dtype), text))
         return worst
 
