@@ -12,7 +12,8 @@ class Input(NamedTuple):
     name : str
         The parameter of the public function.
     role : str
-        "logits", "log-probabilities" (a result of `log_softmax`), or "gradient" (of a loss, by the output).
+        "logits", "log-probabilities" (a result of `log_softmax`), "probabilities" (of `softmax`), or "gradient" (of a
+        loss, by the output).
     """
 
     name: str
@@ -76,5 +77,6 @@ LOG_SOFTMAX_BACKWARD = Operation(
     has_dtype=False,
     is_required=True,
 )
+SOFTMAX = Operation("softmax", "softmax", (Input("x", "logits"),), has_dtype=True, is_required=False)
 
-OPERATIONS = {operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD)}
+OPERATIONS = {operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX)}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lsm._conformance.oracle import LD, backward, log_softmax, nearest, spacing, ulps
+from lsm._conformance.oracle import LD, backward, log_softmax, nearest, softmax, spacing, ulps
 
 __all__ = [
     "LD",
@@ -11,6 +11,8 @@ __all__ = [
     "log_softmax_mp",
     "mp_from",
     "mp_to_ld",
+    "softmax",
+    "softmax_mp",
     "spacing",
     "ulps",
 ]
@@ -28,8 +30,18 @@ def log_softmax_mp(x):
         return np.array([mp_to_ld((v - m) - mpmath.log1p(s)) for v in values])
 
 
+def softmax_mp(x):
+    """The exact softmax of one frame, by mpmath from its definition, rounded to longdouble."""
+    import mpmath
+
+    with mpmath.workdps(200):
+        p = [mpmath.exp(mp_from(v)) for v in x]
+        total = mpmath.fsum(p)
+        return np.array([mp_to_ld(v / total) for v in p])
+
+
 def mp_from(value):
-    """A longdouble as an mpf, exactly at the 200 digits of `log_softmax_mp`."""
+    """A longdouble as an mpf, exactly at 200 digits."""
     import mpmath
 
     if not np.isfinite(value):

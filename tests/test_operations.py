@@ -111,7 +111,7 @@ from lsm._conformance import run
 NumpyBackend.dtypes = ("float32",)
 report = run.check_backend("numpy")
 print(sum(o.check.startswith("made up") for o in report.outcomes), report.has_passed)
-print(report.about["claims"]["operations"])
+print(report.about["claims"]["operations"][-1])
 print(any(case.check.title.startswith("made up") for case in run.cases("cython")))
 
 def inexact(self, x, axis, out):
@@ -125,7 +125,7 @@ print([o.check for o in run.check_backend("numpy").outcomes if o.outcome == "fai
 """)
     assert out == [
         "9 True",
-        "['log_softmax', 'log_softmax_backward', 'made_up']",
+        "made_up",
         "False",
         "['made up: peaked frames', 'in place', '-inf entries', 'lsm: out=']",
     ]

@@ -75,6 +75,11 @@ def exact_gradient(dy: Array, x: Array, axis: int = -1) -> Exact:
     return _exact(_gradient_frame, (dy, x), dy.dtype, axis, value, at)
 
 
+def exact_softmax(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
+    """The exact softmax of finite values and -inf, to check a result of `dtype`."""
+    return _exact(_softmax_frame, (x,), dtype, axis, softmax(x, axis))
+
+
 class Reference(NamedTuple):
     """What an operation must give. Of a reduction, results have length 1 along the axis.
 
@@ -97,6 +102,7 @@ class Reference(NamedTuple):
 REFERENCES = {
     "log_softmax": Reference(exact_log_softmax, masked=lambda x: -np.inf),
     "log_softmax_backward": Reference(exact_backward, masked=lambda dy, y: dy),
+    "softmax": Reference(exact_softmax, masked=lambda x: 0),
 }
 
 
@@ -109,6 +115,24 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
         p = np.exp(d)
         np.put_along_axis(p, x.argmax(axis=-1)[..., None], 0, axis=-1)
         return np.moveaxis(d - np.log1p(p.sum(axis=-1, keepdims=True)), -1, axis)
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """The softmax in longdouble."""
+    _, p = _exponentials(x, axis)
+    return np.asarray(p / p.sum(axis=axis, keepdims=True))
+
+
+def _exponentials(x: Array, axis: int) -> tuple[Array, Array]:
+    """The largest class m, and exp(x - m), with the rounding error of the difference corrected."""
+    x = np.asarray(x).astype(LD)
+    with np.errstate(all="ignore"):
+        m = x.max(axis=axis, keepdims=True)
+        d = x - m
+        v = d - x
+        e = np.where(np.isfinite(d), (x - (d - v)) - (m + v), 0)
+        p = np.exp(d)
+        return m, p + p * e
 
 
 def backward(dy: Array, y: Array, axis: int = -1) -> tuple[Array, Array]:
@@ -184,6 +208,13 @@ def _log_softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
     k = x.index(m)
     log = _log1p(sum(((v - m).exp() for i, v in enumerate(x) if i != k), decimal.Decimal(0)))
     return ((v - m) - log for v in x)
+
+
+def _softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
+    m = max(x)
+    p = [(v - m).exp() for v in x]
+    total = sum(p, decimal.Decimal(0))
+    return (v / total for v in p)
 
 
 def _backward_frame(dy: list[decimal.Decimal], y: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:

@@ -1,7 +1,7 @@
 """The contract between lsm and a backend, on one screen.
 
-A backend declares what it supports, and has two methods. It is an object (not a class) named by an entry point of the
-group ``lsm.backends``; the name of the entry point is the name of the backend::
+A backend declares what it supports, and has two methods, and others if it likes. It is an object (not a class) named by
+an entry point of the group ``lsm.backends``; the name of the entry point is the name of the backend::
 
     [project.entry-points."lsm.backends"]
     mine = "my_package.lsm_backend:backend"
@@ -47,9 +47,10 @@ class Backend:
 
     Notes
     -----
-    There is one optional method: ``empty(shape, dtype, like)`` returns a new array of the type and device of the array
-    `like`, with a dtype given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array itself; backends for
-    other types must implement it.
+    The methods from `softmax` on are optional: a call goes to a backend that has its method, and a backend that only
+    inherits it from this class does not. So is ``empty(shape, dtype, like)``, which returns a new array of the type and
+    device of the array `like`, with a dtype given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array
+    itself; backends for other types must implement it.
     """
 
     name: str
@@ -80,4 +81,8 @@ class Backend:
 
         All three have the same shape and dtype. `out` may be either of the others.
         """
+        raise NotImplementedError
+
+    def softmax(self, x: Any, axis: int, out: Any) -> None:
+        """Write the softmax of `x` along `axis` into `out`. The arrays are as for `log_softmax`."""
         raise NotImplementedError

@@ -24,18 +24,32 @@ class NumpyBackend(Backend):
         """dx = dy - exp(y) * s, as (dy - s) - expm1(y) * s where y > -ln 2."""
         call_within(np.errstate(all="ignore"), _log_softmax_backward, grad_output, output, axis, out)
 
+    def softmax(self, x: Any, axis: int, out: Any) -> None:
+        """p = exp(x - m) / (1 + s)."""
+        call_within(np.errstate(all="ignore"), _softmax, x, axis, out)
+
 
 def _log_softmax(x: Any, axis: int, out: Any) -> None:
-    wide = _frames_last(x, axis, out.dtype)
+    d, e, _, s = _exponentials(_frames_last(x, axis, out.dtype))
+    np.moveaxis(out, axis, -1)[...] = d - (np.log1p(s) - e)
+
+
+def _softmax(x: Any, axis: int, out: Any) -> None:
+    _, _, p, s = _exponentials(_frames_last(x, axis, out.dtype))
+    np.moveaxis(out, axis, -1)[...] = p / (1 + s)
+
+
+def _exponentials(wide: Any) -> tuple[Any, Any, Any, Any]:
+    """x - m as two numbers d + e, its exponential, and the sum of those over all classes but one of the largest."""
     m = wide.max(axis=-1, keepdims=True)
     m[~np.isfinite(m)] = np.nan  # a frame with NaN or +inf, or all -inf, becomes NaN
     d, e = _two_sum(wide, -m)
     e[~np.isfinite(d)] = 0
     p = np.exp(d)
     p += p * e
-    np.put_along_axis(p, wide.argmax(axis=-1)[..., np.newaxis], 0, axis=-1)
-    s = _sum(p)
-    np.moveaxis(out, axis, -1)[...] = d - (np.log1p(s) - e)
+    rest = p.copy()
+    np.put_along_axis(rest, wide.argmax(axis=-1)[..., np.newaxis], 0, axis=-1)
+    return d, e, p, _sum(rest)
 
 
 def _log_softmax_backward(grad_output: Any, output: Any, axis: int, out: Any) -> None:
