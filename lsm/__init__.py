@@ -7,7 +7,7 @@ array([ -0., -20.])
 
 from typing import TYPE_CHECKING, Any
 
-from lsm._api import log_softmax, log_softmax_backward, softmax
+from lsm._api import log_softmax, log_softmax_backward, softmax, softmax_backward
 from lsm._decide import Decision
 from lsm._dispatch import (
     explain,
@@ -62,6 +62,7 @@ __all__ = [
     "set_default_backend",
     "set_num_threads",
     "softmax",
+    "softmax_backward",
     "use_backend",
 ]
 

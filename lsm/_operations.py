@@ -78,5 +78,12 @@ LOG_SOFTMAX_BACKWARD = Operation(
     is_required=True,
 )
 SOFTMAX = Operation("softmax", "softmax", (Input("x", "logits"),), has_dtype=True, is_required=False)
+SOFTMAX_BACKWARD = Operation(
+    "softmax_backward",
+    "softmax backward",
+    (Input("grad_output", "gradient"), Input("output", "probabilities")),
+    has_dtype=False,
+    is_required=False,
+)
 
-OPERATIONS = {operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX)}
+OPERATIONS = {operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD)}

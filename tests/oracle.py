@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lsm._conformance.oracle import LD, backward, log_softmax, nearest, softmax, spacing, ulps
+from lsm._conformance.oracle import LD, backward, log_softmax, nearest, softmax, softmax_backward, spacing, ulps
 
 __all__ = [
     "LD",
@@ -12,6 +12,8 @@ __all__ = [
     "mp_from",
     "mp_to_ld",
     "softmax",
+    "softmax_backward",
+    "softmax_backward_mp",
     "softmax_mp",
     "spacing",
     "ulps",
@@ -40,8 +42,23 @@ def softmax_mp(x):
         return np.array([mp_to_ld(v / total) for v in p])
 
 
+def softmax_backward_mp(dy, p):
+    """The exact gradient of softmax of one frame, by mpmath from its definition, rounded to longdouble.
+
+    In the sum, the largest p counts as one minus the others: 1 - 5e-324 has 1,074 bits.
+    """
+    import mpmath
+
+    with mpmath.workprec(3000):
+        dy, p = ([mp_from(v) for v in a] for a in (dy, p))
+        k = p.index(max(p))
+        weights = [1 - mpmath.fsum(p[:k] + p[k + 1 :]) if i == k else v for i, v in enumerate(p)]
+        s = mpmath.fsum(v * g for v, g in zip(weights, dy, strict=True))
+        return np.array([mp_to_ld(v * (g - s)) for v, g in zip(p, dy, strict=True)])
+
+
 def mp_from(value):
-    """A longdouble as an mpf, exactly at 200 digits."""
+    """A longdouble as an mpf, exactly at 200 digits or more."""
     import mpmath
 
     if not np.isfinite(value):

@@ -80,6 +80,11 @@ def exact_softmax(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
     return _exact(_softmax_frame, (x,), dtype, axis, softmax(x, axis))
 
 
+def exact_softmax_backward(dy: Array, p: Array, dtype: np.dtype[Any] | None = None, axis: int = -1) -> Exact:
+    """The exact gradient of softmax; an error counts in ulps of the largest of |dx|, p * |e| and p * |E|."""
+    return _exact(_softmax_backward_frame, (dy, p), dtype or dy.dtype, axis, *softmax_backward(dy, p, axis))
+
+
 class Reference(NamedTuple):
     """What an operation must give. Of a reduction, results have length 1 along the axis.
 
@@ -103,6 +108,9 @@ REFERENCES = {
     "log_softmax": Reference(exact_log_softmax, masked=lambda x: -np.inf),
     "log_softmax_backward": Reference(exact_backward, masked=lambda dy, y: dy),
     "softmax": Reference(exact_softmax, masked=lambda x: 0),
+    "softmax_backward": Reference(
+        exact_softmax_backward, masked=lambda dy, p: 0, spoiled=lambda bad: 0 if bad == -np.inf else np.nan
+    ),
 }
 
 
@@ -121,6 +129,24 @@ def softmax(x: Array, axis: int = -1) -> Array:
     """The softmax in longdouble."""
     _, p = _exponentials(x, axis)
     return np.asarray(p / p.sum(axis=axis, keepdims=True))
+
+
+def softmax_backward(dy: Array, p: Array, axis: int = -1) -> tuple[Array, Array]:
+    """The gradient of softmax in longdouble, and the largest of |dx|, p * |e| and p * |E| of each element.
+
+    The definition, p * (dy - S) where S takes the largest p as one minus the others, needs more digits than longdouble
+    has. With e = dy - dy[k], S is dy[k] + E, where E = sum of p * e; and p * (e - E) needs no more. For float64 and
+    longdouble E counts as sum(p * |e|).
+    """
+    has_wider = np.asarray(dy).dtype.itemsize < 8
+    dy, p = (np.asarray(a).astype(LD) for a in (dy, p))
+    with np.errstate(all="ignore"):
+        k = np.expand_dims(p.argmax(axis=axis), axis)
+        e = dy - np.take_along_axis(dy, k, axis=axis)
+        s = (p * e).sum(axis=axis, keepdims=True)
+        total = np.abs(s) if has_wider else (p * np.abs(e)).sum(axis=axis, keepdims=True)
+        dx = p * (e - s)
+        return dx, np.maximum(np.abs(dx), p * np.maximum(np.abs(e), total))
 
 
 def _exponentials(x: Array, axis: int) -> tuple[Array, Array]:
@@ -220,6 +246,17 @@ def _softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
 def _backward_frame(dy: list[decimal.Decimal], y: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
     s = sum(dy, decimal.Decimal(0))
     return (g - v.exp() * s for g, v in zip(dy, y, strict=True))
+
+
+def _softmax_backward_frame(dy: list[decimal.Decimal], p: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
+    k = p.index(max(p))
+    # one minus the others, and what is left of dy[k] when S is subtracted: both to 60 digits
+    digits = 2 * _CONTEXT.prec - min((v.adjusted() for v in p if v), default=0)
+    with decimal.localcontext(_CONTEXT) as context:
+        context.prec = digits
+        rest = 1 - sum((v for i, v in enumerate(p) if i != k), decimal.Decimal(0))
+        s = sum((v * g for i, (v, g) in enumerate(zip(p, dy, strict=True)) if i != k), rest * dy[k])
+        return [v * (g - s) for v, g in zip(p, dy, strict=True)]
 
 
 def _gradient_frame(dy: list[decimal.Decimal], x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:

@@ -94,7 +94,8 @@ def constants(subject: Subject) -> float:
             same = np.full((3, n), number, subject.dtype)
             what = f"of {n} classes that are all {number}"
             worst = max(worst, subject.worst_of(Sample(same, rng), f"logits {what}"))
-            for role in ("gradient", "log-probabilities") if number == 0 else ("gradient",):
+            roles = ["gradient"] + ["log-probabilities"] * (number == 0) + ["probabilities"] * (number in (0, 1))
+            for role in roles:
                 sample = Sample(x, rng, given={role: same})
                 worst = max(worst, subject.worst_of(sample, f"{role} {what}", subject.reading(role)))
             sample = Sample(same, rng, given={"gradient": same})
@@ -155,6 +156,7 @@ def values(subject: Subject) -> float:
         ("gradient", dy),
         ("gradient", -dy),
         ("log-probabilities", in_frames(every[every <= 0])),
+        ("probabilities", in_frames(every[(every >= 0) & (every <= 1)])),
     ):
         x = frames("ordinary", array.shape, subject.dtype, rng)
         sample = Sample(x, rng, given={"gradient": gradient(x, rng), role: array})

@@ -86,3 +86,11 @@ class Backend:
     def softmax(self, x: Any, axis: int, out: Any) -> None:
         """Write the softmax of `x` along `axis` into `out`. The arrays are as for `log_softmax`."""
         raise NotImplementedError
+
+    def softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
+        """Write the gradient ``output * (grad_output - sum(output * grad_output))`` into `out`.
+
+        The arrays are as for `log_softmax_backward`. In the sum, the largest output (of several, the first) counts as
+        one minus the others: see `lsm.softmax_backward`.
+        """
+        raise NotImplementedError

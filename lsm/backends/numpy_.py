@@ -28,6 +28,10 @@ class NumpyBackend(Backend):
         """p = exp(x - m) / (1 + s)."""
         call_within(np.errstate(all="ignore"), _softmax, x, axis, out)
 
+    def softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
+        """dx = p * (e - sum of p * e), with e = dy - dy[k] and k the largest class."""
+        call_within(np.errstate(all="ignore"), _softmax_backward, grad_output, output, axis, out)
+
 
 def _log_softmax(x: Any, axis: int, out: Any) -> None:
     d, e, _, s = _exponentials(_frames_last(x, axis, out.dtype))
@@ -65,6 +69,21 @@ def _log_softmax_backward(grad_output: Any, output: Any, axis: int, out: Any) ->
     term = p * s * np.where(is_low, p, 1)
     far = np.where(np.abs(term) < 2.0**900, dy - term / h, (dy * h - term) / h)  # term / h may overflow
     np.moveaxis(out, axis, -1)[...] = np.where(y > -np.log(2), near, far)
+
+
+def _softmax_backward(grad_output: Any, output: Any, axis: int, out: Any) -> None:
+    dy = _frames_last(grad_output, axis, out.dtype)
+    p = _frames_last(output, axis, out.dtype)
+    k = p.argmax(axis=-1)[..., np.newaxis]
+    largest = np.abs(dy).max(axis=-1, keepdims=True)
+    # times h, so that no difference overflows and no product is subnormal
+    h = np.ldexp(dy.dtype.type(1), np.where(largest > 2.0**900, -40, np.where(largest < 2.0**-800, 200, 0)))
+    dy *= h
+    top = np.take_along_axis(dy, k, axis=-1)
+    e, rest = _two_sum(dy, -top)
+    s = _sum(p * e) + (p * rest).sum(axis=-1, keepdims=True)
+    s += (s + np.take_along_axis(p, k, axis=-1) + top) * 0  # a frame with NaN or an infinity becomes NaN
+    np.moveaxis(out, axis, -1)[...] = p * ((e - s) + rest) / h
 
 
 def _frames_last(array: Any, axis: int, dtype: np.dtype[Any]) -> Any:
