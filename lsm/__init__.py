@@ -8,6 +8,7 @@ array([ -0., -20.])
 from typing import TYPE_CHECKING, Any
 
 from lsm._api import log_softmax, log_softmax_backward, softmax, softmax_backward
+from lsm._api_reduce import logsumexp
 from lsm._decide import Decision
 from lsm._dispatch import (
     explain,
@@ -57,6 +58,7 @@ __all__ = [
     "list_backends",
     "log_softmax",
     "log_softmax_backward",
+    "logsumexp",
     "num_threads",
     "refresh_backends",
     "set_default_backend",

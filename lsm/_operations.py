@@ -85,5 +85,10 @@ SOFTMAX_BACKWARD = Operation(
     has_dtype=False,
     is_required=False,
 )
+LOGSUMEXP = Operation(
+    "logsumexp", "logsumexp", (Input("a", "logits"),), has_dtype=True, is_required=False, identity=float("-inf")
+)
 
-OPERATIONS = {operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD)}
+OPERATIONS = {
+    operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP)
+}

@@ -2,13 +2,25 @@
 
 import numpy as np
 
-from lsm._conformance.oracle import LD, backward, log_softmax, nearest, softmax, softmax_backward, spacing, ulps
+from lsm._conformance.oracle import (
+    LD,
+    backward,
+    log_softmax,
+    logsumexp,
+    nearest,
+    softmax,
+    softmax_backward,
+    spacing,
+    ulps,
+)
 
 __all__ = [
     "LD",
     "backward",
     "log_softmax",
     "log_softmax_mp",
+    "logsumexp",
+    "logsumexp_mp",
     "mp_from",
     "mp_to_ld",
     "softmax",
@@ -55,6 +67,15 @@ def softmax_backward_mp(dy, p):
         weights = [1 - mpmath.fsum(p[:k] + p[k + 1 :]) if i == k else v for i, v in enumerate(p)]
         s = mpmath.fsum(v * g for v, g in zip(weights, dy, strict=True))
         return np.array([mp_to_ld(v * (g - s)) for v, g in zip(p, dy, strict=True)])
+
+
+def logsumexp_mp(x):
+    """The exact logsumexp of one frame, by mpmath from its definition, rounded to longdouble."""
+    import mpmath
+
+    gap = max(float(max(x)) - float(v) for v in x if v > -np.inf)
+    with mpmath.workprec(200 + int(1.45 * gap)):  # so that log(1 + exp(-gap)) is not 0
+        return mp_to_ld(mpmath.log(mpmath.fsum(mpmath.exp(mp_from(v)) for v in x)))
 
 
 def mp_from(value):

@@ -85,6 +85,18 @@ def exact_softmax_backward(dy: Array, p: Array, dtype: np.dtype[Any] | None = No
     return _exact(_softmax_backward_frame, (dy, p), dtype or dy.dtype, axis, *softmax_backward(dy, p, axis))
 
 
+def exact_logsumexp(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
+    """The exact logsumexp, with length 1 along the axis, of finite values and -inf, to check a result of `dtype`.
+
+    An error counts in ulps of the result, and absolutely against 2^-50 of the largest class m; for float64 and
+    longdouble in ulps of the larger of the two, which cancel near 0.
+    """
+    value = logsumexp(x, axis)
+    m = np.abs(np.asarray(x).max(axis=axis, keepdims=True).astype(LD))
+    at = np.maximum(np.abs(value), m * min(1.0, 2.0 ** (n_digits(dtype) - 50)))
+    return _exact(_logsumexp_frame, (x,), dtype, axis, value, at)
+
+
 class Reference(NamedTuple):
     """What an operation must give. Of a reduction, results have length 1 along the axis.
 
@@ -111,6 +123,7 @@ REFERENCES = {
     "softmax_backward": Reference(
         exact_softmax_backward, masked=lambda dy, p: 0, spoiled=lambda bad: 0 if bad == -np.inf else np.nan
     ),
+    "logsumexp": Reference(exact_logsumexp, spoiled=lambda bad: bad),
 }
 
 
@@ -129,6 +142,14 @@ def softmax(x: Array, axis: int = -1) -> Array:
     """The softmax in longdouble."""
     _, p = _exponentials(x, axis)
     return np.asarray(p / p.sum(axis=axis, keepdims=True))
+
+
+def logsumexp(x: Array, axis: int = -1) -> Array:
+    """The logsumexp in longdouble, with length 1 along the axis."""
+    m, p = _exponentials(x, axis)
+    with np.errstate(all="ignore"):
+        np.put_along_axis(p, np.expand_dims(np.asarray(x).argmax(axis=axis), axis), 0, axis)
+        return np.asarray(m + np.log1p(p.sum(axis=axis, keepdims=True)))
 
 
 def softmax_backward(dy: Array, p: Array, axis: int = -1) -> tuple[Array, Array]:
@@ -221,12 +242,12 @@ def _exact(
 def _by_decimal(frame: Any, inputs: tuple[Array, ...], axis: int) -> tuple[Array, Array]:
     """Apply a function of one frame to all of them, and split what it gives into two longdoubles."""
     lasts = [np.moveaxis(a, axis, -1).astype(LD) for a in inputs]
-    value, rest = np.empty(lasts[0].shape, LD), np.empty(lasts[0].shape, LD)
+    parts = []
     with decimal.localcontext(_CONTEXT):
-        for i in np.ndindex(value.shape[:-1]):
-            numbers = frame(*([_decimal(v) for v in a[i]] for a in lasts))
-            value[i], rest[i] = zip(*map(_split, numbers), strict=True)
-    return np.moveaxis(value, -1, axis), np.moveaxis(rest, -1, axis)
+        for i in np.ndindex(lasts[0].shape[:-1]):
+            parts.append([_split(v) for v in frame(*([_decimal(v) for v in a[i]] for a in lasts))])
+    both = np.array(parts, LD).reshape(*lasts[0].shape[:-1], -1, 2)
+    return np.moveaxis(both[..., 0], -1, axis), np.moveaxis(both[..., 1], -1, axis)
 
 
 def _log_softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
@@ -246,6 +267,12 @@ def _softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
 def _backward_frame(dy: list[decimal.Decimal], y: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
     s = sum(dy, decimal.Decimal(0))
     return (g - v.exp() * s for g, v in zip(dy, y, strict=True))
+
+
+def _logsumexp_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
+    m = max(x)
+    k = x.index(m)
+    return [m + _log1p(sum(((v - m).exp() for i, v in enumerate(x) if i != k), decimal.Decimal(0)))]
 
 
 def _softmax_backward_frame(dy: list[decimal.Decimal], p: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:

@@ -94,3 +94,11 @@ class Backend:
         one minus the others: see `lsm.softmax_backward`.
         """
         raise NotImplementedError
+
+    def logsumexp(self, x: Any, axis: int, out: Any) -> None:
+        """Write the logarithm of the sum of ``exp(x)`` along `axis` into `out`.
+
+        The arrays are as for `log_softmax`, but `out` has length 1 along `axis`, and shares no memory with `x` unless
+        that has one class and is `out` itself.
+        """
+        raise NotImplementedError

@@ -32,28 +32,39 @@ class NumpyBackend(Backend):
         """dx = p * (e - sum of p * e), with e = dy - dy[k] and k the largest class."""
         call_within(np.errstate(all="ignore"), _softmax_backward, grad_output, output, axis, out)
 
+    def logsumexp(self, x: Any, axis: int, out: Any) -> None:
+        """L = m + log1p(s)."""
+        call_within(np.errstate(all="ignore"), _logsumexp, x, axis, out)
+
 
 def _log_softmax(x: Any, axis: int, out: Any) -> None:
-    d, e, _, s = _exponentials(_frames_last(x, axis, out.dtype))
+    _, d, e, _, s = _exponentials(_frames_last(x, axis, out.dtype))
     np.moveaxis(out, axis, -1)[...] = d - (np.log1p(s) - e)
 
 
 def _softmax(x: Any, axis: int, out: Any) -> None:
-    _, _, p, s = _exponentials(_frames_last(x, axis, out.dtype))
+    _, _, _, p, s = _exponentials(_frames_last(x, axis, out.dtype))
     np.moveaxis(out, axis, -1)[...] = p / (1 + s)
 
 
-def _exponentials(wide: Any) -> tuple[Any, Any, Any, Any]:
-    """x - m as two numbers d + e, its exponential, and the sum of those over all classes but one of the largest."""
+def _logsumexp(x: Any, axis: int, out: Any) -> None:
+    m, _, _, _, s = _exponentials(_frames_last(x, axis, out.dtype))
+    np.moveaxis(out, axis, -1)[...] = np.where(np.isfinite(m), m + np.log1p(s), m)
+
+
+def _exponentials(wide: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """The largest class m, x - m as two numbers, its exponential, and their sum but for one of the largest class.
+
+    All but m are NaN in a frame with NaN or +inf, or of -inf only.
+    """
     m = wide.max(axis=-1, keepdims=True)
-    m[~np.isfinite(m)] = np.nan  # a frame with NaN or +inf, or all -inf, becomes NaN
-    d, e = _two_sum(wide, -m)
+    d, e = _two_sum(wide, -np.where(np.isfinite(m), m, np.nan))
     e[~np.isfinite(d)] = 0
     p = np.exp(d)
     p += p * e
     rest = p.copy()
     np.put_along_axis(rest, wide.argmax(axis=-1)[..., np.newaxis], 0, axis=-1)
-    return d, e, p, _sum(rest)
+    return m, d, e, p, _sum(rest)
 
 
 def _log_softmax_backward(grad_output: Any, output: Any, axis: int, out: Any) -> None:
