@@ -70,6 +70,11 @@ def test_integers_do_not_wrap_around(backend):
     assert lsm.softmax([True, False], backend=backend).dtype == np.float64
 
 
+def test_far_from_0_it_is_the_gradient_of_logsumexp(backend):
+    p = lsm.softmax(np.array([1e8, 1e8], np.float32), backend=backend)  # PyTorch's gradient of logsumexp: [1, 1]
+    assert (p == 0.5).all()
+
+
 def test_sixteen_bits_do_not_overflow(backend):
     for name in ("float16", "bfloat16"):
         p = lsm.softmax(np.zeros(65_537, DTYPES[name]), backend=backend)

@@ -63,24 +63,26 @@ class NumpyBackend(Backend):
 
 
 def _fast(method: Any, is_reduction: bool, *arguments: Any) -> Any:
-    """A new result for arrays that need no validation and an int as axis; else None."""
+    """The result for arrays that need no validation, an int as axis and, of maps, a plain `out`; else None."""
     *inputs, axis, out = arguments
     x = inputs[0]
-    if out is not None or type(axis) is not int:
-        return None
-    for array in inputs:
+    for array in inputs if out is None else (*inputs, out):
         if type(array) is not np.ndarray or array.shape != x.shape or array.dtype != x.dtype or not array.flags.aligned:
             return None
-    if not -x.ndim <= axis < x.ndim or not x.size:
+    if type(axis) is not int or not -x.ndim <= axis < x.ndim or not x.size:
         return None
+    if out is not None:
+        is_apart = all(array is out or not np.may_share_memory(array, out) for array in inputs)
+        if is_reduction or not (out.flags.carray and is_apart):
+            return None
     axis %= x.ndim
-    if not is_reduction:
-        y = np.empty_like(x)
+    if is_reduction:
+        y = np.empty((*x.shape[:axis], 1, *x.shape[axis + 1 :]), x.dtype)
         method(*inputs, axis, y)
-        return y
-    y = np.empty((*x.shape[:axis], 1, *x.shape[axis + 1 :]), x.dtype)
+        return y.squeeze(axis)[()]
+    y = np.empty_like(x) if out is None else out
     method(*inputs, axis, y)
-    return y.squeeze(axis)[()]
+    return y
 
 
 # -- blocks ---------------------------------------------------------------------------------------------------------
