@@ -124,6 +124,15 @@ def test_axis_out_and_in_place(backend, axis, rng):
     np.testing.assert_array_equal(x, p)
 
 
+def test_in_place_in_many_blocks(backend, rng):
+    """The backend numpy computes in blocks."""
+    for shape, axis in (((300, 1000), 1), ((1000, 300), 0), ((3, 10, 5000), 1), ((3, 70_000), 1)):
+        x = rng.standard_normal(shape).astype(np.float32)
+        p = lsm.softmax(x.copy(), axis, backend=backend)
+        np.testing.assert_allclose(p.sum(axis=axis), 1, rtol=1e-4)
+        np.testing.assert_array_equal(lsm.softmax(x, axis, out=x, backend=backend), p)
+
+
 def test_no_warnings(backend, dtype):
     values = np.array([np.nan, np.inf, -np.inf, 0, 6e4, -6e4, 1e-7, -0.0])
     x = np.array(np.meshgrid(values, values, values)).reshape(3, -1).T.astype(dtype)

@@ -63,12 +63,13 @@ class NumpyBackend(Backend):
 
 
 def _fast(method: Any, is_reduction: bool, *arguments: Any) -> Any:
-    """The result for arrays that need no validation, an int as axis and, of maps, a plain `out`; else None."""
+    """The result for arrays that need no validation, one axis and, of maps, a plain `out`; else None."""
     *inputs, axis, out = arguments
     x = inputs[0]
     for array in inputs if out is None else (*inputs, out):
         if type(array) is not np.ndarray or array.shape != x.shape or array.dtype != x.dtype or not array.flags.aligned:
             return None
+    axis = 0 if axis is None and x.ndim == 1 else axis
     if type(axis) is not int or not -x.ndim <= axis < x.ndim or not x.size:
         return None
     if out is not None:
@@ -212,26 +213,20 @@ def _checked_sum(s: Any, y: Any, at: int, end: float) -> Any:
 def _softmax_backward(dy: Any, p: Any, at: int, is_narrow: bool) -> Any:
     k = _largest(p, at)
     shape = (1, -1) if at == 0 else (-1, 1)
-    h: Any = 1
-    if not is_narrow:  # times h, so that no difference overflows and no product is subnormal
-        largest = np.abs(dy).max(axis=at, keepdims=True)
-        h = np.ldexp(dy.dtype.type(1), np.where(largest > 2.0**900, -40, np.where(largest < 2.0**-800, 200, 0)))
-        dy *= h
     top, p_top = dy.ravel()[k].reshape(shape), p.ravel()[k].reshape(shape)
+    bad = (top + p_top) * 0  # NaN in a frame with NaN or an infinity, if the sum is not
     if is_narrow:
-        dy -= top
-        s = _sum_unless_cancelled(dy * p, at)
-        rest: Any = 0
-    else:
-        dy, rest = _two_sum(dy, -top)
-        s = _sum(p * dy, at) + _plain_sum(p * rest, at)
-    s += (s + p_top + top) * 0  # a frame with NaN or an infinity becomes NaN
-    dy -= s
-    if not is_narrow:
-        dy += rest
-    dy *= p
-    dy /= h
-    return dy
+        e = np.subtract(dy, top, out=dy)
+        s = _sum_unless_cancelled(e * p, at)
+        e -= s + (s * 0 + bad)
+        e *= p
+        return e
+    # times h, so that no difference overflows and no product is subnormal
+    largest = np.abs(dy).max(axis=at, keepdims=True)
+    h = np.ldexp(dy.dtype.type(1), np.where(largest > 2.0**900, -40, np.where(largest < 2.0**-800, 200, 0)))
+    e, rest = _two_sum(dy * h, -top * h)
+    s = _sum(p * e, at) + _plain_sum(p * rest, at)
+    return p * ((e - (s + (s * 0 + bad))) + rest) / h
 
 
 # -- sums -----------------------------------------------------------------------------------------------------------
