@@ -7,7 +7,8 @@ array([ -0., -20.])
 
 from typing import TYPE_CHECKING, Any
 
-from lsm._api import log_softmax, log_softmax_backward
+from lsm._api import log_softmax, log_softmax_backward, softmax, softmax_backward
+from lsm._api_reduce import logsumexp
 from lsm._decide import Decision
 from lsm._dispatch import (
     explain,
@@ -57,10 +58,13 @@ __all__ = [
     "list_backends",
     "log_softmax",
     "log_softmax_backward",
+    "logsumexp",
     "num_threads",
     "refresh_backends",
     "set_default_backend",
     "set_num_threads",
+    "softmax",
+    "softmax_backward",
     "use_backend",
 ]
 

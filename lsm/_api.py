@@ -6,8 +6,9 @@ from typing import Any
 from numpy import ndarray
 
 from lsm._call import call
+from lsm._check import check_options
 from lsm._fastpath import fast_functions
-from lsm._operations import LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD
+from lsm._operations import LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD
 from lsm._untraced import untraced
 
 Array = Any  # numpy.ndarray, torch.Tensor, jax.Array, cupy.ndarray, or another type that supports DLPack
@@ -170,3 +171,172 @@ def log_softmax_backward(
             if dx is not None:
                 return dx
     return untraced(call)(LOG_SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend)
+
+
+def softmax(
+    x: Any,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: Any = None,
+    out: Array | None = None,
+    dtype: Any = None,
+    backend: str | None = None,
+) -> Array:
+    """Compute the softmax of `x`.
+
+    ::
+
+        m = max(x)
+        s = sum of exp(x - m) over all classes except one of the largest
+        p = exp(x - m) / (1 + s)
+
+    Parameters
+    ----------
+    x : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
+        Logits, in nats, as for `log_softmax`. -inf masks a class.
+    axis : int, tuple of int, or None, optional
+        The axis of the classes, by default the last (in SciPy: None). Several axes, or None for all, count as one.
+    temperature : float, optional
+        Only 1.0 is implemented yet.
+    where : None, optional
+        Not implemented yet.
+    out : array of the result's type, shape, dtype and device, optional
+        The array to write to. May be `x`, and may overlap it in any way. JAX arrays cannot be written to.
+    dtype : dtype or str, optional
+        The dtype of the result, as for `log_softmax`; default: that of `x`, and float64 for integers and bool.
+    backend : str, optional
+        The backend to use; there is no fallback. See `explain`.
+
+    Returns
+    -------
+    p : array, type, shape and device of `x`
+        Probabilities: from 0 to 1, with ``sum(p) == 1`` along `axis`, up to rounding. `out`, if given. The type is as
+        for `log_softmax`.
+
+    Raises
+    ------
+    TypeError
+        An argument is rejected as in `log_softmax`.
+    ValueError
+        `temperature` is not a finite number above 0; `out` has another shape or is read-only; an axis is repeated.
+    NotImplementedError
+        `temperature` is not 1, or `where` is not None.
+    numpy.exceptions.AxisError
+        `axis` is out of range.
+    LsmError
+        As for `log_softmax`.
+
+    See Also
+    --------
+    log_softmax : The logarithm.
+    softmax_backward : The gradient.
+
+    Notes
+    -----
+    For any finite frame, float32 and float64 results are within 4 ulp of the exact value, subnormal ones within 4 of
+    the smallest number; 16-bit results are the exact value rounded once, within 0.501 ulp. A masked class gives 0. A
+    frame that contains NaN or +inf, or only -inf, becomes NaN. What holds for `log_softmax` beyond that, holds here.
+    The division by 1 + s, and not ``exp(log_softmax(x))``, keeps the digits of small probabilities: Blanchard, Higham &
+    Higham (2021), doi:10.1093/imanum/draa038.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> lsm.softmax(np.array([20.0, 0.0], np.float32))
+    array([1.0000000e+00, 2.0611537e-09], dtype=float32)
+    """
+    if type(x) is ndarray and dtype is None and where is None and type(temperature) is float and temperature == 1.0:
+        fast = fast_functions(x.dtype, backend)
+        if fast is not None:
+            p = fast.softmax(x, axis, out)
+            if p is not None:
+                return p
+    check_options(temperature=temperature, where=where)
+    return untraced(call)(SOFTMAX, (x,), axis, out, dtype, backend)
+
+
+def softmax_backward(
+    grad_output: Any,
+    output: Any,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: Any = None,
+    out: Array | None = None,
+    backend: str | None = None,
+) -> Array:
+    """Compute the gradient of a loss with respect to the input of `softmax`.
+
+    ::
+
+        dx = p * (dy - sum(p * dy))
+
+    The Jacobian of p = softmax(x) is ``dp_i/dx_j = p_i * ((i == j) - p_j)``. The input itself is not needed.
+
+    Parameters
+    ----------
+    grad_output : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
+        dy, the gradient of the loss with respect to `output`.
+    output : array of the type, shape and device of `grad_output`
+        p, the result of `softmax`.
+    axis : int, tuple of int, or None, optional
+        The axis that was passed to `softmax`.
+    temperature : float, optional
+        Only 1.0 is implemented yet.
+    where : None, optional
+        Not implemented yet.
+    out : array of the result's type, shape, dtype and device, optional
+        The array to write to. May be `grad_output` or `output`, and may overlap them in any way.
+    backend : str, optional
+        The backend to use; there is no fallback. See `explain`.
+
+    Returns
+    -------
+    dx : array, type, shape and device of `grad_output`
+        The gradient of the loss with respect to the input. Its dtype is that to which NumPy promotes both inputs,
+        with integers as float64. Sums to 0 along `axis`, up to rounding. A 0-d ndarray is returned as a NumPy scalar.
+
+    Raises
+    ------
+    TypeError
+        An argument is rejected as in `log_softmax`; the arguments belong to different libraries; `out` has another
+        dtype.
+    ValueError
+        `temperature` is not a finite number above 0; the shapes differ; `out` has another shape or is read-only; an
+        axis is repeated.
+    NotImplementedError
+        `temperature` is not 1, or `where` is not None.
+    numpy.exceptions.AxisError
+        `axis` is out of range.
+    LsmError
+        As for `log_softmax`.
+
+    See Also
+    --------
+    softmax : The function itself.
+
+    Notes
+    -----
+    With k the most probable class (of several, the first), ``e = dy - dy_k`` and E the sum of ``p * e`` over the other
+    classes, the result is ``p * (e - E)``: the same, since p sums to 1, but it does not vanish for confident frames. As
+    a function of `grad_output` and `output`, with p_k in the sum taken as one minus the others, the result is within 4
+    ulp of the largest of itself, ``p * abs(e)`` and ``p * abs(E)`` (in float64, of ``p * sum(p * abs(e))``); in 16 bits
+    within 0.501 ulp. Where p is 0, the result is 0. A frame becomes NaN if it contains NaN or an infinity.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> p = lsm.softmax(np.array([20.0, 0.0], np.float32))
+    >>> lsm.softmax_backward(np.array([-1, 0], np.float32), p)
+    array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
+    """
+    is_plain = where is None and type(temperature) is float and temperature == 1.0
+    if type(grad_output) is ndarray and is_plain:
+        fast = fast_functions(grad_output.dtype, backend)
+        if fast is not None:
+            dx = fast.softmax_backward(grad_output, output, axis, out)
+            if dx is not None:
+                return dx
+    check_options(temperature=temperature, where=where)
+    return untraced(call)(SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend)

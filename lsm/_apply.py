@@ -22,6 +22,7 @@ import lsm
 from lsm._check import normalised_axes
 from lsm._errors import LsmError
 from lsm._identity import copy_metadata
+from lsm._operations import OPERATIONS
 
 # Large enough to hide the cost of calls and reads, small enough for any machine. Every element counts as
 # ELEMENT_BYTES, whatever its dtype: integers become float64, and the NumPy backend computes in float64.
@@ -131,13 +132,18 @@ def apply(op: str, inputs: Sequence[str], target: str, progress: Progress, *, ax
         first = arrays[0]
         result = dry_run(function, arrays)
         with replacing(target) as file:
-            out = create_result(file, first.shape, result, first.is_fortran)
+            axes = normalised_axes(axis, len(first.shape))
+            is_map = not OPERATIONS[op].is_reduction
+            kept = [i for i in range(len(first.shape)) if is_map or i not in axes]  # the axes of the result
+            out = create_result(file, tuple(first.shape[i] for i in kept), result, first.is_fortran)
             advance = stack.enter_context(progress(math.prod(first.shape) * first.dtype.itemsize))
-            for index in blocks(first.shape, normalised_axes(axis, len(first.shape)), first.is_fortran):
-                block = out.empty(index)
-                function(*(array.read(index) for array in arrays), out=block)
-                out.write(index, block)
-                advance(block.size * first.dtype.itemsize)
+            for index in blocks(first.shape, axes, first.is_fortran):
+                given = [array.read(index) for array in arrays]
+                part = tuple(index[i] for i in kept)
+                block = out.empty(part)
+                function(*given, out=block)
+                out.write(part, block)
+                advance(given[0].size * first.dtype.itemsize)
 
 
 def dry_run(function: Callable[..., Array], arrays: Sequence[StoredArray]) -> np.dtype[Any]:
@@ -163,16 +169,16 @@ def blocks(shape: tuple[int, ...], axes: tuple[int, ...], is_fortran: bool) -> I
     To make contiguous pieces long, a block spans the frame axes from the innermost of the file outward as long as it
     stays within BLOCK_BYTES; the next axis is split, and the outer ones are iterated over.
     """
-    if 0 in shape:
+    if any(n == 0 for i, n in enumerate(shape) if i not in axes):
         return
-    steps = list(shape)
+    steps = [max(1, n) for n in shape]  # of the classes there may be none
     outermost_first = range(len(shape))[:: -1 if is_fortran else 1]
-    size = math.prod(shape[axis] for axis in axes)
+    size = math.prod(steps[axis] for axis in axes)
     for i in reversed(outermost_first):
         if i not in axes:
             steps[i] = min(shape[i], max(1, BLOCK_BYTES // ELEMENT_BYTES // size))
             size *= steps[i]
-    for starts in product(*(range(0, shape[i], steps[i]) for i in outermost_first)):
+    for starts in product(*(range(0, max(1, shape[i]), steps[i]) for i in outermost_first)):
         parts = {i: slice(k, min(k + steps[i], shape[i])) for i, k in zip(outermost_first, starts, strict=True)}
         yield tuple(parts[i] for i in range(len(shape)))
 

@@ -14,16 +14,23 @@ from lsm._operations import Operation
 
 
 def call(
-    operation: Operation, arguments: tuple[Any, ...], axis: Any, out: Any, dtype: Any = None, backend: Any = None
+    operation: Operation,
+    arguments: tuple[Any, ...],
+    axis: Any,
+    out: Any,
+    dtype: Any = None,
+    backend: Any = None,
+    keepdims: bool = False,
 ) -> Any:
     """Execute a call of a public function, with arguments of any type."""
     library = library_of(arguments[0])
-    if dtype is None and library.has_fast_path and all(library_of(other) is library for other in arguments[1:]):
+    has_fast_path = dtype is None and not keepdims and library.has_fast_path
+    if has_fast_path and all(library_of(other) is library for other in arguments[1:]):
         function = getattr(fast_functions(library.fast_key(arguments[0]), backend), operation.name, None)
         result = None if function is None else library.call_fast_function(function, arguments, axis, out)
         if result is not None:
             return result
-    bound = Call(operation, arguments, axis, out, dtype, backend)
+    bound = Call(operation, arguments, axis, out, dtype, backend, keepdims)
     return bound.execute(bound.select())
 
 
@@ -40,21 +47,28 @@ class Call:
         The inputs.
     request : Request
         The properties that determine the backend.
-    axis, out, backend
+    axis, out, backend, keepdims
         As passed by the caller.
     """
 
-    __slots__ = ("arrays", "axis", "backend", "library", "operation", "out", "request")
+    __slots__ = ("arrays", "axis", "backend", "keepdims", "library", "operation", "out", "request")
 
     def __init__(
-        self, operation: Operation, arguments: tuple[Any, ...], axis: Any, out: Any, dtype: Any, backend: Any
+        self,
+        operation: Operation,
+        arguments: tuple[Any, ...],
+        axis: Any,
+        out: Any,
+        dtype: Any = None,
+        backend: Any = None,
+        keepdims: bool = False,
     ) -> None:
         libraries = [library_of(argument) for argument in arguments]
         names = operation.names
         items = zip(libraries, arguments, names, strict=True)
         options = {"axis": axis, "dtype": dtype, "backend": backend}
         operands = [library.validate(argument, name, **options) for library, argument, name in items]
-        self.operation, self.axis, self.out, self.backend = operation, axis, out, backend
+        self.operation, self.axis, self.out, self.backend, self.keepdims = operation, axis, out, backend, keepdims
         self.library = libraries[0]
         self.arrays = tuple([operand.array for operand in operands])
         own = operands[0].dtype
@@ -92,10 +106,11 @@ class Call:
         own, result = self.request.dtypes
         _check.same_shapes(arrays, self.operation.names)
         axes = _check.normalised_axes(self.axis, arrays[0].ndim)
+        shape = self.operation.result_shape(arrays[0].shape, axes, self.keepdims)
         if out is not None:
-            library.check_native_out(out, tuple(arrays[0].shape), result)
+            library.check_native_out(out, shape, result)
         inputs = tuple([library.astype(x, own) for x in arrays])
-        return Execution(entry.backend, self.operation.name, library, inputs, axes, out, result).run()
+        return Execution(entry.backend, self.operation, library, inputs, axes, out, result, shape).run()
 
     def _execute_as_cupy(self, entry: DispatchEntry) -> Any:
         """Call the backend on views as CuPy arrays, and convert the result."""
@@ -118,16 +133,17 @@ class Call:
         own, result = self.request.dtypes
         views = tuple([library.as_numpy(x, name) for x, name in zip(self.arrays, names, strict=True)])
         _check.same_shapes(views, names)
-        target = library.new_numpy(views[0].shape, result) if out is None else library.view_as_numpy(out, "out")
+        axes = _check.normalised_axes(self.axis, views[0].ndim)
+        shape = self.operation.result_shape(views[0].shape, axes, self.keepdims)
+        target = library.new_numpy(shape, result) if out is None else library.view_as_numpy(out, "out")
         y = None
-        if entry.fast is not None and own == result:  # for ndarrays a second try, which declines at once
-            y = entry.fast(*views, self.axis, target)
+        if entry.fast is not None and own == result and not self.keepdims:
+            y = entry.fast(*views, self.axis, target)  # for ndarrays a second try, which declines at once
         if y is None:
-            axes = _check.normalised_axes(self.axis, views[0].ndim)
             if target is not None:
-                _check.check_out(target, views[0].shape, result)
+                _check.check_out(target, shape, result)
             inputs = views if len(views) == 1 else tuple([x.astype(_check.np_dtype(own), copy=False) for x in views])
-            y = Execution(entry.backend, self.operation.name, NUMPY_LIBRARY, inputs, axes, target, result).run()
+            y = Execution(entry.backend, self.operation, NUMPY_LIBRARY, inputs, axes, target, result, shape).run()
         return library.from_numpy(y, self.arrays[0]) if out is None else out
 
     def _check_out(self) -> None:

@@ -108,6 +108,21 @@ def promoted(a: str, b: str, names: tuple[str, str]) -> str:
     return max(a, b, key=_WIDTHS.__getitem__)
 
 
+def check_options(*, temperature: Any = 1.0, **others: Any) -> None:
+    """Raise for a temperature that is not a finite number above 0, and for options that are not implemented yet."""
+    try:
+        is_valid = 0 < float(temperature) < float("inf")
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"temperature: {temperature!r}; accepted: a finite number above 0")
+    if temperature != 1:
+        raise NotImplementedError(f"temperature: {temperature!r} is not implemented yet; accepted: 1.0")
+    for name, value in others.items():
+        if value is not None:
+            raise NotImplementedError(f"{name}: is not implemented yet; accepted: None")
+
+
 def same_shapes(arrays: tuple[Any, ...], names: tuple[str, ...]) -> None:
     """Raise ValueError unless all shapes agree."""
     if any(array.shape != arrays[0].shape for array in arrays[1:]):
@@ -181,9 +196,10 @@ def is_one_axis(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def same_memory(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
-    """Whether two arrays of one shape are views of the same elements."""
+    """Whether two arrays are views of the same elements."""
     return a is b or (
-        a.strides == b.strides
+        a.shape == b.shape
+        and a.strides == b.strides
         and a.dtype == b.dtype
         and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
     )

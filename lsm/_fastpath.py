@@ -20,7 +20,11 @@ def _declines(*_: Any) -> None:
 
 
 class FastFunctions:
-    """By operation, a function of (*inputs, axis, out) that returns the result, or None if it declines."""
+    """By operation, a function of (*inputs, axis, out) that returns the result, or None if it declines.
+
+    The arguments are the caller's, but for those that no such function is given: ``dtype=`` and ``keepdims=True``. A
+    0-d result of NumPy arrays is a scalar, unless it is `out`.
+    """
 
     __slots__ = tuple(OPERATIONS)  # the fastest attributes to read
 

@@ -96,7 +96,7 @@ class CupyLibrary(ArrayLibrary):
 
         cupy.may_share_memory is wrong for views imported through DLPack: it considers them separate allocations.
         """
-        if x.data.ptr == out.data.ptr and x.strides == out.strides and x.dtype == out.dtype:
+        if x.data.ptr == out.data.ptr and (x.shape, x.strides, x.dtype) == (out.shape, out.strides, out.dtype):
             return True
         (start, end), (first, last) = _extent(x), _extent(out)
         return end <= first or last <= start or bool(x.data.device_id != out.data.device_id)

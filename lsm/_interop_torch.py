@@ -4,6 +4,8 @@ import sys
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from lsm import _check
 from lsm._interop_base import ArrayLibrary, Operand
 from lsm._signals import reraise_from_handler
@@ -124,6 +126,7 @@ class TorchLibrary(ArrayLibrary):
     def from_numpy(self, y: Any, like: Any) -> Any:
         """Convert a result to a tensor."""
         torch = sys.modules["torch"]
+        y = np.asarray(y)  # the fast path gives a scalar for a 0-d result
         if y.dtype.kind == "V":  # bfloat16, of ml_dtypes or as bits
             return torch.from_numpy(y.view("int16")).view(torch.bfloat16)
         return torch.from_numpy(y)
@@ -175,7 +178,7 @@ class TorchLibrary(ArrayLibrary):
     def same_or_disjoint(self, x: Any, out: Any) -> bool:
         """Whether `out` and x are the same elements, or share no memory."""
         (start, end), (first, last) = _extent(x), _extent(out)
-        same = start == first and x.stride() == out.stride() and x.dtype == out.dtype
+        same = start == first and (x.shape, x.stride(), x.dtype) == (out.shape, out.stride(), out.dtype)
         return same or end <= first or last <= start or x.device != out.device
 
     def copy(self, x: Any) -> Any:

@@ -1,5 +1,6 @@
 """The table of operations, from which all other modules take them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -9,9 +10,10 @@ class Input(NamedTuple):
     Attributes
     ----------
     name : str
-        The parameter of the public function and of a backend's method.
+        The parameter of the public function.
     role : str
-        "logits", "log-probabilities" (a result of `log_softmax`), or "gradient" (of a loss, by the output).
+        "logits", "log-probabilities" (a result of `log_softmax`), "probabilities" (of `softmax`), or "gradient" (of a
+        loss, by the output).
     """
 
     name: str
@@ -19,7 +21,7 @@ class Input(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """An operation on frames. The result has the shape of the inputs.
+    """An operation on frames: a map, whose result has the shape of the inputs, or a reduction to one number a frame.
 
     Attributes
     ----------
@@ -33,6 +35,8 @@ class Operation(NamedTuple):
         Whether ``dtype=`` sets the dtype of the result; otherwise it is that to which the inputs are promoted.
     is_required : bool
         Whether every backend must implement it.
+    identity : float or None
+        Of a reduction, the result for a frame of no classes; None for a map.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Operation(NamedTuple):
     inputs: tuple[Input, ...]
     has_dtype: bool
     is_required: bool
+    identity: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,6 +55,19 @@ class Operation(NamedTuple):
         """Whether one of the inputs has this role."""
         return any(array.role == role for array in self.inputs)
 
+    @property
+    def is_reduction(self) -> bool:
+        """Whether the result has one number a frame."""
+        return self.identity is not None
+
+    def result_shape(self, shape: Sequence[int], axes: Sequence[int], keepdims: bool = False) -> tuple[int, ...]:
+        """The shape of the result; a backend's method is given that with `keepdims`."""
+        if not self.is_reduction:
+            return tuple(shape)
+        if keepdims:
+            return tuple([1 if i in axes else n for i, n in enumerate(shape)])
+        return tuple([n for i, n in enumerate(shape) if i not in axes])
+
 
 LOG_SOFTMAX = Operation("log_softmax", "forward", (Input("x", "logits"),), has_dtype=True, is_required=True)
 LOG_SOFTMAX_BACKWARD = Operation(
@@ -59,5 +77,18 @@ LOG_SOFTMAX_BACKWARD = Operation(
     has_dtype=False,
     is_required=True,
 )
+SOFTMAX = Operation("softmax", "softmax", (Input("x", "logits"),), has_dtype=True, is_required=False)
+SOFTMAX_BACKWARD = Operation(
+    "softmax_backward",
+    "softmax backward",
+    (Input("grad_output", "gradient"), Input("output", "probabilities")),
+    has_dtype=False,
+    is_required=False,
+)
+LOGSUMEXP = Operation(
+    "logsumexp", "logsumexp", (Input("a", "logits"),), has_dtype=True, is_required=False, identity=float("-inf")
+)
 
-OPERATIONS = {operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD)}
+OPERATIONS = {
+    operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP)
+}

@@ -75,6 +75,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "operation(name): run on the backends that have this operation only")
     # Under nohup, SIGHUP is ignored, and in the commands that tests start as well: what it does could not be tested.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -107,13 +108,20 @@ def _claims(name):
     return info if info is not None and info.state == "loaded" else None
 
 
+def _operations(name):
+    return (ADAPTERS.get(name) or registry.registry().built_in(name)).peek_declaration().operations
+
+
 def pytest_generate_tests(metafunc):
     if "backend" not in metafunc.fixturenames:
         return
     with_dtype = "dtype" in metafunc.fixturenames
     required = metafunc.config.getoption("--require")
+    operation = metafunc.definition.get_closest_marker("operation")
     cases = []
     for name in BACKENDS:
+        if operation and operation.args[0] not in _operations(name):
+            continue
         info = _claims(name)
         if info is None and name in required:
             reason = f": {ADAPTERS[name].reason}" if name in ADAPTERS else ""

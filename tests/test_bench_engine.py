@@ -17,7 +17,7 @@ from lsm.bench.data import Data
 from lsm.bench.errors import Reference
 from lsm.bench.implementation import LIMITS, NEW, OUT, Implementation, limit
 from lsm.bench.machine import equal_threads
-from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, SETS, Options
+from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, OPS, SETS, Options
 from lsm.bench.result import Entry, Row, from_json
 from lsm.bench.run import check, run
 from lsm.bench.timing import Budget
@@ -84,6 +84,30 @@ def test_a_row_has_every_figure():
         assert entry(found, "lsm cython", OUT).bound_ulp == (4 if op != BOTH else pytest.approx(12.4))
     assert [(n_rows, len(from_json(text).rows)) for n_rows, text in saved] == [(3, 1), (3, 2), (3, 3)]
     assert asdict(from_json(result.to_json())) == asdict(result)
+
+
+@pytest.mark.parametrize("op", FAMILY_OPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_family_is_computed_right(op, dtype):
+    for data in KINDS_OF_DATA:
+        for shape, axis, order in SHAPES:
+            case = Case("own", shape, axis, dtype, order=order, op=op, data=data)
+            arrays = Data(case, [op])
+            found = peers.made(peers.usable(LSM, "cpu")[0], case, arrays, 1)[0]
+            assert ("lsm numpy", OUT) in [one.key for one in found]
+            for one in found:
+                e = Entry(one.name, one.library, one.way, one.code)
+                check(one, e, arrays, Reference(case, arrays))
+                assert e.is_right and e.error is None, (case, e)
+
+
+def test_the_family_has_peers():
+    result = run(Options(**SMALL | {"op": FAMILY_OPS}, implementations=("lsm numpy", "numpy idiom")))
+    assert [found.case.op for found in result.rows] == list(FAMILY_OPS)
+    for found, n_numbers in zip(result.rows, (2 * 24, 3 * 24, 24 + 4), strict=True):
+        assert found.bytes == 4 * n_numbers
+        assert [e.name for e in found.implementations] == ["lsm numpy", "lsm numpy", "numpy idiom"]
+        assert all(e.is_ranked for e in found.implementations)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -367,10 +391,11 @@ def test_the_sets_have_the_workloads_of_users():
         assert len(set(order)) == sum(a != b for a, b in zip([None, *order], order, strict=False))
         sizes[name] = set(found)
     for name in ("quick", "usual", "full"):
-        assert {case.workload for case in sizes[name]} == names and {case.op for case in sizes[name]} == set(OPS)
+        assert {case.workload for case in sizes[name]} == names
+        assert {case.op for case in sizes[name]} == {*OPS, *FAMILY_OPS}
     assert sizes["quick"] <= sizes["usual"] <= sizes["full"]
     assert {case.dtype for case in sizes["full"]} == set(DTYPES) == {case.dtype for case in sizes["gpu"]}
-    assert len(sizes["quick"]) <= 16 and max(np.prod(case.shape) for case in sizes["quick"]) <= 2**23 + 2**18
+    assert len(sizes["quick"]) <= 18 and max(np.prod(case.shape) for case in sizes["quick"]) <= 2**23 + 2**18
     assert {10, 1003, 2**24} <= {case.n_classes for case in sizes["gpu"]}
     assert all(min(case.shape) > 0 and np.prod(case.shape) <= 2**27 for case in sizes["gpu"])
 

@@ -470,8 +470,8 @@ def test_explain_prints_a_table_and_runs_nothing():
     failing = lsm.explain(F4, backend="nope")
     assert failing.winner is None and isinstance(failing.error, lsm.UnknownBackendError)
     assert "fails: no backend is named 'nope'" in str(failing)
-    with pytest.raises(ValueError, match="^op: 'softmax' is not an operation; accepted: 'log_softmax'"):
-        lsm.explain(F4, op="softmax")
+    with pytest.raises(ValueError, match="^op: 'argmax' is not an operation; accepted: 'log_softmax'"):
+        lsm.explain(F4, op="argmax")
     with pytest.raises(TypeError, match="^x: "):
         lsm.explain("text")
 

@@ -905,3 +905,29 @@ def test_results_without_dimensions_are_the_librarys_own(make):
         y = lsm.log_softmax(x)
         assert is_of(make, y) and tuple(y.shape) == () and dtype_of(y) == dtype and float(y) == 0
         assert is_of(make, lsm.log_softmax_backward(x, y, None))
+
+
+# -- operations that few backends have: the library's own arrays come back -------------------------------------------
+
+
+def test_softmax_and_logsumexp_of_tensors_and_jax_arrays(rng):
+    x = rng.standard_normal((4, 7)).astype(np.float32)
+    p, dy = lsm.softmax(x), rng.standard_normal((4, 7)).astype(np.float32)
+    for make in (torch.from_numpy, jnp.asarray):
+        kind = type(make(x))
+        for result, wanted in (
+            (lsm.softmax(make(x)), p),
+            (lsm.softmax_backward(make(dy), make(p)), lsm.softmax_backward(dy, p)),
+            (lsm.logsumexp(make(x), 1), lsm.logsumexp(x, 1)),
+            (lsm.logsumexp(make(x), 0, keepdims=True), lsm.logsumexp(x, 0, keepdims=True)),
+            (lsm.logsumexp(make(x)), lsm.logsumexp(x)),
+            (lsm.logsumexp(make(np.full((2, 3), -np.inf, np.float32)), 1, return_sign=True)[1], np.zeros(2)),
+            (lsm.logsumexp(make(x), return_sign=True)[1], 1),
+        ):
+            assert isinstance(result, kind) and result.dtype == make(x).dtype
+            np.testing.assert_array_equal(np.asarray(result), wanted)
+    out = torch.empty(4)
+    assert lsm.logsumexp(torch.from_numpy(x), 1, out=out) is out
+    np.testing.assert_array_equal(out.numpy(), lsm.logsumexp(x, 1))
+    halves = lsm.logsumexp(torch.zeros((3, 2), dtype=torch.bfloat16), -1, return_sign=True)
+    assert halves[0].dtype == halves[1].dtype == torch.bfloat16 and (halves[1] == 1).all()

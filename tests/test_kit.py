@@ -349,7 +349,7 @@ def test_skips_are_counted_and_say_why(planted, capsys):
     assert "skipped: same_bits is not claimed" in shown
     assert "skipped: a numpy.ndarray is never on cuda" in shown
     assert "skipped: the kit cannot make a acme.Array" in shown.replace("\n  ", " ")
-    assert "6 skipped" in shown.splitlines()[-1]
+    assert "8 skipped" in shown.splitlines()[-1]
 
 
 TOY = """

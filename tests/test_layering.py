@@ -33,6 +33,7 @@ FLOORS = [
     "lsm._dispatch lsm._execute",
     "lsm._call",
     "lsm._api",
+    "lsm._api_reduce",
     "lsm lsm._conformance lsm.bench",
     "lsm._conformance.arrays lsm._conformance.expected lsm._conformance.oracle lsm.bench.options",
     "lsm._conformance.samples lsm.bench.machine lsm.bench.workloads",

@@ -10,7 +10,7 @@ from lsm._check import dtype_name
 from lsm._conformance.oracle import is_quick
 from lsm._conformance.samples import KINDS, Sample, frames
 from lsm._conformance.subject import Check, Subject
-from lsm._operations import OPERATIONS, Operation
+from lsm._operations import LOG_SOFTMAX_BACKWARD, OPERATIONS, Operation
 
 N_CLASSES = (1, 2, 3, 10, 33, 64, 257, 1000, 4097)
 N_CLASSES_BY_DECIMAL = (1, 2, 10, 65)
@@ -44,6 +44,16 @@ def gradient_does_not_vanish(subject: Subject, operation: Operation) -> float:
         what = f"{operation.direction} of a confident frame of {shape[1]} classes (does the gradient vanish?)"
         result = subject.run(operation, sample.inputs(operation))
         worst = max(worst, subject.worst(result, exact._replace(at=exact.value), what))
+    return worst
+
+
+def reduction_near_zero_is_accurate(subject: Subject, operation: Operation) -> float:
+    """Logits that are log-probabilities: their exponentials sum to 1, up to rounding."""
+    rng, worst = subject.rng(), 0.0
+    for shape in shapes(subject.dtype)[1:]:
+        x = Sample(frames("ordinary", shape, subject.dtype, rng), rng).inputs(LOG_SOFTMAX_BACKWARD)[1]
+        what = f"log-probabilities of {shape[1]} classes"
+        worst = max(worst, subject.worst_of(Sample(x, rng), what, [operation]))
     return worst
 
 
@@ -88,6 +98,11 @@ CHECKS = (
         _of_operation(operation, ": confident frames keep their gradient", gradient_does_not_vanish)
         for operation in OPERATIONS.values()
         if operation.reads("gradient")
+    ),
+    *(
+        _of_operation(operation, ": log-probabilities, near 0", reduction_near_zero_is_accurate)
+        for operation in OPERATIONS.values()
+        if operation.is_reduction
     ),
     Check("long frames", long_frames_are_accurate),
     *(

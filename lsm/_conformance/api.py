@@ -16,9 +16,15 @@ from lsm._conformance.subject import Check, ConformanceError, Subject, require, 
 from lsm._operations import Operation
 
 
-def call(subject: Subject, operation: Operation, inputs: Iterable[Any], *args: Any, **kwargs: Any) -> Any:
+def call(subject: Subject, operation: Operation, inputs: Iterable[Any], axis: Any = -1, **kwargs: Any) -> Any:
     """lsm's function for an operation, by the backend."""
-    return getattr(lsm, operation.name)(*inputs, *args, backend=subject.name, **kwargs)
+    return getattr(lsm, operation.name)(*inputs, axis, backend=subject.name, **kwargs)
+
+
+def kept(subject: Subject, operation: Operation, result: Any) -> Array:
+    """A result along the last axis in NumPy, that of a reduction with the axis, as an exact result is."""
+    values = subject.maker.to_numpy(result)
+    return values[..., None] if operation.is_reduction else values
 
 
 def ordinary(subject: Subject, shape: tuple[int, ...]) -> Sample:
@@ -40,9 +46,11 @@ def result_is_of_the_kind(subject: Subject) -> None:
         for operation, given in each(subject, sample):
             op, result = operation.name, call(subject, operation, given)
             want, got = subject.maker.place(given[0]), subject.maker.place(result)
-            require(got == want, f"{op}: the result is {got}, the input is {want} (type, device, dtype)")
-            require(tuple(result.shape) == shape, f"{op}: the result has shape {tuple(result.shape)}, not {shape}")
-            subject.worst(subject.maker.to_numpy(result), sample.exact(operation), f"lsm.{op}")
+            wanted = operation.result_shape(shape, (len(shape) - 1,))
+            is_alike = got == want or not wanted  # 0-d results: see without_dimensions
+            require(is_alike, f"{op}: the result is {got}, the input is {want} (type, device, dtype)")
+            require(tuple(result.shape) == wanted, f"{op}: the result has shape {tuple(result.shape)}, not {wanted}")
+            subject.worst(kept(subject, operation, result), sample.exact(operation), f"lsm.{op}")
 
 
 def dtype_of_the_result(subject: Subject) -> None:
@@ -53,7 +61,7 @@ def dtype_of_the_result(subject: Subject) -> None:
             continue
         for dtype in (subject.dtype, *subject.other_dtypes()):
             name = dtype_name(dtype)
-            y = subject.maker.to_numpy(call(subject, operation, given, dtype=name))
+            y = kept(subject, operation, call(subject, operation, given, dtype=name))
             subject.worst(y, sample.exact(operation, y.dtype), f"{operation.name}, dtype={name!r}")
             require(y.dtype == dtype, f"{operation.name}: dtype={name!r} gives {y.dtype}")
         for name in DTYPES:
@@ -74,7 +82,10 @@ def axes(subject: Subject) -> None:
         for operation in subject.operations:
             inputs = [array.reshape(apart).transpose(np.argsort(order)) for array in sample.inputs(operation)]
             result = call(subject, operation, map(subject.to_device, inputs), axis)
-            result = subject.maker.to_numpy(result).transpose(order).reshape(sample.shape)
+            result = subject.maker.to_numpy(result)
+            if not operation.is_reduction:
+                result = result.transpose(order)
+            result = result.reshape(sample.shape[0], -1)
             subject.worst(result, sample.exact(operation), f"{operation.direction}, axis={axis}")
     for operation, given in each(subject, ordinary(subject, shape)):
         for axis in (3, -4, (0, 3)):
@@ -86,17 +97,17 @@ def out_is_written(subject: Subject) -> None:
     """Write into out and return it; refuse one that does not fit before anything is written."""
     sample = ordinary(subject, (4, 6))
     for operation, given in each(subject, sample):
-        op = operation.name
-        out = subject.to_device(np.full(sample.shape, GUARD, subject.dtype))
+        op, shape = operation.name, operation.result_shape(sample.shape, (1,))
+        out = subject.to_device(np.full(shape, GUARD, subject.dtype))
         require(call(subject, operation, given, out=out) is out, f"{op}: what is returned is not out")
-        subject.worst(subject.maker.to_numpy(out), sample.exact(operation), f"{op} into out")
-        wrong = np.full((4, 5), GUARD, subject.dtype), np.full(sample.shape, GUARD, np.int32)
+        subject.worst(kept(subject, operation, out), sample.exact(operation), f"{op} into out")
+        wrong = np.full((4, 5), GUARD, subject.dtype), np.full(shape, GUARD, np.int32)
         for error, values in zip((ValueError, TypeError), wrong, strict=True):
             bad = subject.to_device(values)
             expect(error, f"out of shape {values.shape} and {values.dtype}", subject, operation, given, out=bad)
             require((subject.maker.to_numpy(bad) == values).all(), f"{op}: an out that was refused is written to")
         if subject.maker.has_read_only:
-            bad = subject.to_device(np.full(sample.shape, GUARD, subject.dtype))
+            bad = subject.to_device(np.full(shape, GUARD, subject.dtype))
             bad.flags.writeable = False
             expect(ValueError, "out is read-only", subject, operation, given, out=bad)
 
@@ -107,29 +118,33 @@ def overlap(subject: Subject) -> None:
     for operation, given in each(subject, sample):
         inputs = sample.inputs(operation)
         want = subject.run(operation, inputs)
+        size, shape = want.size, operation.result_shape(sample.shape, (1,))
         for k, name in enumerate(operation.names):
             for start, out_start in ((1, 0), (7, 0), (0, 1), (0, 7)):
                 flat = np.zeros(207, subject.dtype)
                 flat[start : start + 200] = inputs[k].ravel()
                 memory = subject.to_device(flat)
                 overlapped = memory[start : start + 200].reshape((5, 40))
-                out = memory[out_start : out_start + 200].reshape((5, 40))
+                out = memory[out_start : out_start + size].reshape(shape)
                 call(subject, operation, [*given[:k], overlapped, *given[k + 1 :]], out=out)
-                result = subject.maker.to_numpy(memory)[out_start : out_start + 200].reshape(5, 40)
+                result = subject.maker.to_numpy(memory)[out_start : out_start + size].reshape(5, -1)
                 subject.agree(result, want, sample.exact(operation), f"{operation.name}, out overlaps {name}")
 
 
 def empty(subject: Subject) -> None:
-    """Give an empty array of the right shape and dtype for no frames or no classes."""
+    """Give an empty array of the right shape and dtype for no frames or no classes; a reduction's identity."""
     for shape in ((0,), (2, 0), (0, 3), (0, 0), (3, 0, 2)):
         given = subject.to_device(np.empty(shape, subject.dtype))
         for axis in range(len(shape)):
             for operation in subject.operations:
                 result = call(subject, operation, [given] * len(operation.inputs), axis)
                 what = f"{operation.name}: shape {shape} gives"
-                require(tuple(result.shape) == shape, f"{what} {tuple(result.shape)}")
+                wanted = operation.result_shape(shape, (axis,))
+                require(tuple(result.shape) == wanted, f"{what} {tuple(result.shape)}")
+                values = subject.maker.to_numpy(result)
+                require(not values.size or (values == operation.identity).all(), f"{what} {values!r}")
                 want, got = subject.maker.place(given), subject.maker.place(result)
-                require(got == want, f"{what} {got} of {want} (type, device, dtype)")
+                require(got == want or not wanted, f"{what} {got} of {want} (type, device, dtype)")
 
 
 def without_dimensions(subject: Subject) -> None:
@@ -177,7 +192,7 @@ def dtypes_that_differ(subject: Subject) -> None:
                 continue
             if dtype_name(wanted) not in subject.backend.dtypes:
                 continue
-            result = subject.maker.to_numpy(call(subject, operation, given))
+            result = kept(subject, operation, call(subject, operation, given))
             require(result.dtype == wanted, f"{what}: gives {result.dtype}, not {wanted}")
             exact = REFERENCES[operation.name].exact(*[array.astype(wanted) for array in differ], dtype=wanted)
             subject.worst(result, exact, what)
@@ -193,9 +208,11 @@ def any_memory(subject: Subject) -> None:
             for memory, array in in_any_memory(inputs[k], subject.dtype_name).items():
                 what, before = f"{operation.name}, {name} is {memory}", array.tobytes()
                 given = [*inputs[:k], array, *inputs[k + 1 :]]
-                result = call(subject, operation, given)
+                result = kept(subject, operation, call(subject, operation, given))
                 require(array.tobytes() == before, f"{what}: the input was changed")
                 subject.worst(result, exact, what)
+                if operation.is_reduction:
+                    continue
                 out = array.copy() if memory == "read-only" else array
                 call(subject, operation, given, out=out)
                 subject.worst(out.astype(subject.dtype), exact, f"{what}, in place")
@@ -228,7 +245,7 @@ def array_like(subject: Subject) -> None:
             require(y.dtype == np.float64 and bits(y) == bits(wanted), f"{op}: {x!r} gives {y!r}, not {wanted!r}")
         y = call(subject, operation, [np.array([True, False])] * n_inputs)
         require(y.dtype == np.float64, f"{op}: bool does not give float64")
-        (right,) = call(subject, operation, [np.array([3.0])] * n_inputs)
+        (right,) = np.ravel(call(subject, operation, [np.array([3.0])] * n_inputs))
         y = call(subject, operation, [3.0] * n_inputs)
         require(type(y) is np.float64 and y == right, f"{op}: the scalar 3.0 gives {y!r}, not {right!r}")
 

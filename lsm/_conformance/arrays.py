@@ -8,7 +8,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-GUARD = 1232.0  # every dtype holds it exactly, and no check has it as a result
+GUARD = 1232.0  # every dtype holds it exactly
 _MARGIN = 67  # of elements before and after an array, so that it is aligned to elements only
 
 

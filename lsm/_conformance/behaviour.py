@@ -50,7 +50,7 @@ def variants(call: Callable[..., Array], given: tuple[Array, ...]) -> Iterator[t
     yield "at another place of the batch", np.roll(call([np.roll(a, 3, axis=0) for a in given]), -3, axis=0)
     yield "along the first axis", call([a.T for a in given], 0).T
     middle = call([a.reshape(2, 5, -1).swapaxes(1, 2) for a in given], 1)
-    yield "along the middle axis", middle.swapaxes(1, 2).reshape(given[0].shape)
+    yield "along the middle axis", middle.swapaxes(1, 2).reshape(10, -1)
     for layout in LAYOUTS[1:4]:
         yield f"with inputs and out in another layout ({layout.name})", call(given, layout=layout, out_layout=layout)
 

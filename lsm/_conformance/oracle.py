@@ -75,25 +75,55 @@ def exact_gradient(dy: Array, x: Array, axis: int = -1) -> Exact:
     return _exact(_gradient_frame, (dy, x), dy.dtype, axis, value, at)
 
 
+def exact_softmax(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
+    """The exact softmax of finite values and -inf, to check a result of `dtype`."""
+    return _exact(_softmax_frame, (x,), dtype, axis, softmax(x, axis))
+
+
+def exact_softmax_backward(dy: Array, p: Array, dtype: np.dtype[Any] | None = None, axis: int = -1) -> Exact:
+    """The exact gradient of softmax; an error counts in ulps of the largest of |dx|, p * |e| and p * |E|."""
+    return _exact(_softmax_backward_frame, (dy, p), dtype or dy.dtype, axis, *softmax_backward(dy, p, axis))
+
+
+def exact_logsumexp(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
+    """The exact logsumexp, with length 1 along the axis, of finite values and -inf, to check a result of `dtype`.
+
+    An error counts in ulps of the result, and absolutely against 2^-50 of the largest class m; for float64 and
+    longdouble in ulps of the larger of the two, which cancel near 0.
+    """
+    value = logsumexp(x, axis)
+    m = np.abs(np.asarray(x).max(axis=axis, keepdims=True).astype(LD))
+    at = np.maximum(np.abs(value), m * min(1.0, 2.0 ** (n_digits(dtype) - 50)))
+    return _exact(_logsumexp_frame, (x,), dtype, axis, value, at)
+
+
 class Reference(NamedTuple):
-    """What an operation must give.
+    """What an operation must give. Of a reduction, results have length 1 along the axis.
 
     Attributes
     ----------
     exact : callable
         The exact result: given the inputs as they are, and by name `dtype`, that of the result to check, and `axis`.
     masked : callable
-        What the result must be, exactly, where a class is masked out (-inf as logit or log-probability): a number, or
-        an array of the inputs' shape. Given the inputs.
+        What the result of a map must be, exactly, where a class is masked out: a number, or an array of the inputs'
+        shape. Given the inputs.
+    spoiled : callable
+        What all of a frame's result must be where an input holds NaN or +inf, or logits hold only -inf. Given that.
     """
 
     exact: Callable[..., Exact]
-    masked: Callable[..., Any]
+    masked: Callable[..., Any] = lambda *_: np.nan
+    spoiled: Callable[[float], float] = lambda _: np.nan
 
 
 REFERENCES = {
     "log_softmax": Reference(exact_log_softmax, masked=lambda x: -np.inf),
     "log_softmax_backward": Reference(exact_backward, masked=lambda dy, y: dy),
+    "softmax": Reference(exact_softmax, masked=lambda x: 0),
+    "softmax_backward": Reference(
+        exact_softmax_backward, masked=lambda dy, p: 0, spoiled=lambda bad: 0 if bad == -np.inf else np.nan
+    ),
+    "logsumexp": Reference(exact_logsumexp, spoiled=lambda bad: bad),
 }
 
 
@@ -106,6 +136,50 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
         p = np.exp(d)
         np.put_along_axis(p, x.argmax(axis=-1)[..., None], 0, axis=-1)
         return np.moveaxis(d - np.log1p(p.sum(axis=-1, keepdims=True)), -1, axis)
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """The softmax in longdouble."""
+    _, p = _exponentials(x, axis)
+    return np.asarray(p / p.sum(axis=axis, keepdims=True))
+
+
+def logsumexp(x: Array, axis: int = -1) -> Array:
+    """The logsumexp in longdouble, with length 1 along the axis."""
+    m, p = _exponentials(x, axis)
+    with np.errstate(all="ignore"):
+        np.put_along_axis(p, np.expand_dims(np.asarray(x).argmax(axis=axis), axis), 0, axis)
+        return np.asarray(m + np.log1p(p.sum(axis=axis, keepdims=True)))
+
+
+def softmax_backward(dy: Array, p: Array, axis: int = -1) -> tuple[Array, Array]:
+    """The gradient of softmax in longdouble, and the largest of |dx|, p * |e| and p * |E| of each element.
+
+    The definition, p * (dy - S) where S takes the largest p as one minus the others, needs more digits than longdouble
+    has. With e = dy - dy[k], S is dy[k] + E, where E = sum of p * e; and p * (e - E) needs no more. For float64 and
+    longdouble E counts as sum(p * |e|).
+    """
+    has_wider = np.asarray(dy).dtype.itemsize < 8
+    dy, p = (np.asarray(a).astype(LD) for a in (dy, p))
+    with np.errstate(all="ignore"):
+        k = np.expand_dims(p.argmax(axis=axis), axis)
+        e = dy - np.take_along_axis(dy, k, axis=axis)
+        s = (p * e).sum(axis=axis, keepdims=True)
+        total = np.abs(s) if has_wider else (p * np.abs(e)).sum(axis=axis, keepdims=True)
+        dx = p * (e - s)
+        return dx, np.maximum(np.abs(dx), p * np.maximum(np.abs(e), total))
+
+
+def _exponentials(x: Array, axis: int) -> tuple[Array, Array]:
+    """The largest class m, and exp(x - m), with the rounding error of the difference corrected."""
+    x = np.asarray(x).astype(LD)
+    with np.errstate(all="ignore"):
+        m = x.max(axis=axis, keepdims=True)
+        d = x - m
+        v = d - x
+        e = np.where(np.isfinite(d), (x - (d - v)) - (m + v), 0)
+        p = np.exp(d)
+        return m, p + p * e
 
 
 def backward(dy: Array, y: Array, axis: int = -1) -> tuple[Array, Array]:
@@ -168,12 +242,12 @@ def _exact(
 def _by_decimal(frame: Any, inputs: tuple[Array, ...], axis: int) -> tuple[Array, Array]:
     """Apply a function of one frame to all of them, and split what it gives into two longdoubles."""
     lasts = [np.moveaxis(a, axis, -1).astype(LD) for a in inputs]
-    value, rest = np.empty(lasts[0].shape, LD), np.empty(lasts[0].shape, LD)
+    parts = []
     with decimal.localcontext(_CONTEXT):
-        for i in np.ndindex(value.shape[:-1]):
-            numbers = frame(*([_decimal(v) for v in a[i]] for a in lasts))
-            value[i], rest[i] = zip(*map(_split, numbers), strict=True)
-    return np.moveaxis(value, -1, axis), np.moveaxis(rest, -1, axis)
+        for i in np.ndindex(lasts[0].shape[:-1]):
+            parts.append([_split(v) for v in frame(*([_decimal(v) for v in a[i]] for a in lasts))])
+    both = np.array(parts, LD).reshape(*lasts[0].shape[:-1], -1, 2)
+    return np.moveaxis(both[..., 0], -1, axis), np.moveaxis(both[..., 1], -1, axis)
 
 
 def _log_softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
@@ -183,9 +257,33 @@ def _log_softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
     return ((v - m) - log for v in x)
 
 
+def _softmax_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
+    m = max(x)
+    p = [(v - m).exp() for v in x]
+    total = sum(p, decimal.Decimal(0))
+    return (v / total for v in p)
+
+
 def _backward_frame(dy: list[decimal.Decimal], y: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
     s = sum(dy, decimal.Decimal(0))
     return (g - v.exp() * s for g, v in zip(dy, y, strict=True))
+
+
+def _logsumexp_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
+    m = max(x)
+    k = x.index(m)
+    return [m + _log1p(sum(((v - m).exp() for i, v in enumerate(x) if i != k), decimal.Decimal(0)))]
+
+
+def _softmax_backward_frame(dy: list[decimal.Decimal], p: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
+    k = p.index(max(p))
+    # one minus the others, and what is left of dy[k] when S is subtracted: both to 60 digits
+    digits = 2 * _CONTEXT.prec - min((v.adjusted() for v in p if v), default=0)
+    with decimal.localcontext(_CONTEXT) as context:
+        context.prec = digits
+        rest = 1 - sum((v for i, v in enumerate(p) if i != k), decimal.Decimal(0))
+        s = sum((v * g for i, (v, g) in enumerate(zip(p, dy, strict=True)) if i != k), rest * dy[k])
+        return [v * (g - s) for v, g in zip(p, dy, strict=True)]
 
 
 def _gradient_frame(dy: list[decimal.Decimal], x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:

@@ -7,7 +7,7 @@ import numpy as np
 from lsm._check import dtype_name
 from lsm._conformance.arrays import Array
 from lsm._conformance.oracle import REFERENCES, Exact
-from lsm._operations import LOG_SOFTMAX, Operation
+from lsm._operations import LOG_SOFTMAX, SOFTMAX, Operation
 
 KINDS = {
     "ordinary": "ordinary frames",
@@ -19,6 +19,7 @@ KINDS = {
     "huge": "huge values",
     "subnormal": "subnormal values",
 }
+MASKS = {"logits": -np.inf, "log-probabilities": -np.inf, "probabilities": 0}  # by role, what masks a class out
 _RANGES = {"float16": (6e4, 6e-8), "bfloat16": (1e30, 1e-39), "float32": (1e30, 1e-40)}  # of the others below
 
 
@@ -70,8 +71,8 @@ class Sample:
     axis : int, optional
         The axis of the classes.
     given : dict of str to array, optional
-        By role, inputs to take instead of those made here: of "gradient", random numbers; of "log-probabilities", the
-        exact log-softmax of `x`, rounded.
+        By role, inputs to take instead of those made here: of "gradient", random numbers; of "log-probabilities" and
+        "probabilities", the exact log-softmax and softmax of `x`, rounded.
     """
 
     def __init__(
@@ -95,5 +96,6 @@ class Sample:
 
     def _of_role(self, role: str) -> Array:
         if role not in self._by_role:
-            self._by_role[role] = rounded(self.exact(LOG_SOFTMAX), self._by_role["logits"].dtype)
+            operation = {"log-probabilities": LOG_SOFTMAX, "probabilities": SOFTMAX}[role]
+            self._by_role[role] = rounded(self.exact(operation), self._by_role["logits"].dtype)
         return self._by_role[role]

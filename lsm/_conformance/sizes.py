@@ -61,9 +61,9 @@ def worst_repeated(subject: Subject, sample: Sample, outer: tuple[int, ...], inn
     for operation in subject.operations:
         given = [np.resize(array, (*outer, *inner, n_classes)) for array in sample.inputs(operation)]
         result = subject.run(operation, [np.moveaxis(array, -1, axis) for array in given], axis)
-        found = np.moveaxis(result, axis, -1).reshape(-1, n_classes)
+        found = np.moveaxis(result, axis, -1).reshape(-1, result.shape[axis])
         n_whole = len(found) // n_frames * n_frames
-        rest, repeated = found[n_whole:], found[:n_whole].reshape(-1, n_frames, n_classes)
+        rest, repeated = found[n_whole:], found[:n_whole].reshape(-1, n_frames, result.shape[axis])
         # All results of equal frames lie between these two; a NaN is both.
         for reduce in (np.minimum, np.maximum):
             extreme = reduce.reduce(repeated, axis=0)
@@ -99,7 +99,8 @@ def constants(subject: Subject) -> float:
             same = np.full((3, n), number, subject.dtype)
             what = f"of {n} classes that are all {number}"
             worst = max(worst, subject.worst_of(Sample(same, rng), f"logits {what}"))
-            for role in ("gradient", "log-probabilities") if number == 0 else ("gradient",):
+            roles = ["gradient"] + ["log-probabilities"] * (number == 0) + ["probabilities"] * (number in (0, 1))
+            for role in roles:
                 sample = Sample(x, rng, given={role: same})
                 worst = max(worst, subject.worst_of(sample, f"{role} {what}", subject.reading(role)))
             sample = Sample(same, rng, given={"gradient": same})
@@ -160,6 +161,7 @@ def values(subject: Subject) -> float:
         ("gradient", dy),
         ("gradient", -dy),
         ("log-probabilities", in_frames(every[every <= 0])),
+        ("probabilities", in_frames(every[(every >= 0) & (every <= 1)])),
     ):
         x = frames("ordinary", array.shape, subject.dtype, rng)
         sample = Sample(x, rng, given={"gradient": gradient(x, rng), role: array})

@@ -6,7 +6,9 @@ from itertools import product
 
 import numpy as np
 
-from lsm._conformance.samples import Sample, frames
+from lsm._conformance.arrays import Array
+from lsm._conformance.oracle import REFERENCES
+from lsm._conformance.samples import MASKS, Sample, frames
 from lsm._conformance.subject import Check, ConformanceError, Subject, require, show
 
 N_CLASSES = (1, 2, 5, 65, 300)
@@ -29,9 +31,9 @@ def minus_inf(subject: Subject) -> float:
 
 
 def spoils_its_frame_only(subject: Subject, bad: float) -> None:
-    """Make the frame of a NaN or infinity NaN throughout, and leave the frames beside it as they were.
+    """Make the frame of a NaN or infinity what it must be, and leave the frames beside it as they were.
 
-    A class is masked out by -inf, which spoils a frame as a gradient only.
+    That is NaN throughout, but for reductions. A class is masked out by -inf, which spoils a frame as a gradient only.
     """
     for n in N_CLASSES:
         rng = subject.rng()
@@ -50,12 +52,20 @@ def spoils_its_frame_only(subject: Subject, bad: float) -> None:
                     result = subject.run(operation, spoiled)
                     what = f"{operation.direction}, {name} holds {sign * bad} at place {i} of {n} classes"
                     what += "" if also is None else f" beside {also}"
-                    require(np.isnan(result[1]).all(), f"{what}: {show(result[1])}; all must be NaN")
+                    require_all(result[1], REFERENCES[operation.name].spoiled(bad), what)
                     subject.agree(result[beside], clean, exact, f"the frames beside: {what}")
 
 
+def require_all(frame: Array, number: float, what: str) -> None:
+    """Raise ConformanceError unless all of a frame's result is this number, which may be NaN."""
+    text = "NaN" if np.isnan(number) else f"{number}"
+    require(
+        np.array_equal(frame, np.full_like(frame, number), equal_nan=True), f"{what}: {show(frame)}; all must be {text}"
+    )
+
+
 def frames_of_minus_inf(subject: Subject) -> None:
-    """Make a frame in which all classes are masked out NaN throughout."""
+    """Make a frame of which all logits or log-probabilities are -inf what it must be: NaN, but for reductions."""
     for n in N_CLASSES:
         rng = subject.rng()
         sample = Sample(frames("ordinary", (3, n), subject.dtype, rng), rng)
@@ -63,9 +73,9 @@ def frames_of_minus_inf(subject: Subject) -> None:
             inputs, beside = sample.inputs(operation), slice(None, None, 2)
             masked = [array.copy() for array in inputs]
             for array, (_, role) in zip(masked, operation.inputs, strict=True):
-                array[1] = array[1] if role == "gradient" else -np.inf
+                array[1] = MASKS.get(role, array[1])
             result, what = subject.run(operation, masked), f"{operation.direction} of {n} times -inf"
-            require(np.isnan(result[1]).all(), f"{what}: {show(result[1])}; all must be NaN")
+            require_all(result[1], REFERENCES[operation.name].spoiled(-np.inf), what)
             clean, exact = subject.run(operation, inputs)[beside], sample.exact(operation).part(beside)
             subject.agree(result[beside], clean, exact, f"the frames beside: {what}")
 
@@ -82,7 +92,8 @@ def no_warnings(subject: Subject) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
-                getattr(subject.backend, operation.name)(*given, 1, subject.to_device(every))
+                out = subject.to_device(subject.new_out(operation, every.shape, 1))
+                getattr(subject.backend, operation.name)(*given, 1, out)
             except Warning as warning:
                 raise ConformanceError(f"a warning: {warning}; there must be none from floating point") from warning
         require(np.geterr() == state, "numpy.geterr() is another than before; use numpy.errstate")

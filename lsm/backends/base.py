@@ -1,7 +1,7 @@
 """The contract between lsm and a backend, on one screen.
 
-A backend declares what it supports, and has two methods. It is an object (not a class) named by an entry point of the
-group ``lsm.backends``; the name of the entry point is the name of the backend::
+A backend declares what it supports, and has two methods, and others if it likes. It is an object (not a class) named by
+an entry point of the group ``lsm.backends``; the name of the entry point is the name of the backend::
 
     [project.entry-points."lsm.backends"]
     mine = "my_package.lsm_backend:backend"
@@ -47,9 +47,10 @@ class Backend:
 
     Notes
     -----
-    There is one optional method: ``empty(shape, dtype, like)`` returns a new array of the type and device of the array
-    `like`, with a dtype given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array itself; backends for
-    other types must implement it.
+    The methods from `softmax` on are optional: a call goes to a backend that has its method, and a backend that only
+    inherits it from this class does not. So is ``empty(shape, dtype, like)``, which returns a new array of the type and
+    device of the array `like`, with a dtype given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array
+    itself; backends for other types must implement it.
     """
 
     name: str
@@ -79,5 +80,25 @@ class Backend:
         """Write the gradient ``grad_output - exp(output) * sum(grad_output)`` into `out`.
 
         All three have the same shape and dtype. `out` may be either of the others.
+        """
+        raise NotImplementedError
+
+    def softmax(self, x: Any, axis: int, out: Any) -> None:
+        """Write the softmax of `x` along `axis` into `out`. The arrays are as for `log_softmax`."""
+        raise NotImplementedError
+
+    def softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
+        """Write the gradient ``output * (grad_output - sum(output * grad_output))`` into `out`.
+
+        The arrays are as for `log_softmax_backward`. In the sum, the largest output (of several, the first) counts as
+        one minus the others: see `lsm.softmax_backward`.
+        """
+        raise NotImplementedError
+
+    def logsumexp(self, x: Any, axis: int, out: Any) -> None:
+        """Write the logarithm of the sum of ``exp(x)`` along `axis` into `out`.
+
+        The arrays are as for `log_softmax`, but `out` has length 1 along `axis`, and shares no memory with `x` unless
+        that has one class and is `out` itself.
         """
         raise NotImplementedError

@@ -10,16 +10,18 @@ import numpy as np
 import lsm
 from lsm._check import np_dtype
 from lsm._version import install_command
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, LOGSUMEXP, SOFTMAX, SOFTMAX_BACKWARD, Case
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NAMES = ("x", "dy", "y", "out", "y_out")
+NAMES = ("x", "dy", "y", "p", "out", "y_out", "total")
 HUGE = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 
 
 class Data:
-    """x, the gradient dy, the log-probabilities y, and what is written: out, and y_out for forward+backward.
+    """x, the gradient dy, the log-probabilities y, the probabilities p, and what is written.
+
+    That is out, for forward+backward y_out too, and total for logsumexp.
 
     Arrays that no operation of `ops` needs are None. They are in the case's `order`.
     """
@@ -34,11 +36,15 @@ class Data:
         self.case, self.device = case.arrays, device
         self.x = _logits(case, rng).astype(in_type, **layout)
         self.out = np.empty_like(self.x, dtype=out_type)
-        self.dy = self.y = self.y_out = None
-        if ops & {BACKWARD, BOTH}:
+        self.dy = self.y = self.p = self.y_out = self.total = None
+        if ops & {BACKWARD, BOTH, SOFTMAX_BACKWARD}:
             self.dy = _gradient(case, self.x, rng).astype(out_type, **layout)
         if BACKWARD in ops:
             self.y = lsm.log_softmax(self.x, case.axis, out=np.empty_like(self.out), dtype=out_type)
+        if SOFTMAX_BACKWARD in ops:
+            self.p = lsm.softmax(self.x, case.axis, out=np.empty_like(self.out), dtype=out_type)
+        if LOGSUMEXP in ops:
+            self.total = np.empty_like(self.x.take(0, case.axis), out_type)
         if BOTH in ops:
             self.y_out = np.empty_like(self.out)
 
@@ -63,8 +69,15 @@ class Data:
 
     def n_bytes(self, op: str) -> int:
         """Bytes that a call moves: each input read once, each result written once, for each operation."""
+        if op == LOGSUMEXP:
+            return int(self.x.nbytes + self.result(op).nbytes)
         forward, backward = self.x.nbytes + self.out.nbytes, 3 * self.out.nbytes
-        return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[op]
+        by_op = {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}
+        return {**by_op, SOFTMAX: forward, SOFTMAX_BACKWARD: backward}[op]
+
+    def result(self, op: str) -> Array:
+        """The preallocated result of an operation."""
+        return self.total if op == LOGSUMEXP and self.total is not None else self.out
 
 
 def torch_has_cuda() -> bool:

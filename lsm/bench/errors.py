@@ -4,7 +4,8 @@ The exact values come from the conformance kit's oracle, which is slow: of large
 chosen. Forward, an error counts in ulps of the exact output. Backward it counts in ulps of the largest of the gradient
 and its two terms, as a function of the dy and y that were given; for the data "label" in ulps of the gradient itself.
 Forward+backward it is held to the exact gradient by x, and y's own rounding, which moves the second term by
-exp(y) * S * |y| for each relative error, counts as a term too; the bound is that of both steps together.
+exp(y) * S * |y| for each relative error, counts as a term too; the bound is that of both steps together. The other
+operations are held to what the oracle says of them.
 
 A backend of lsm is held to the bound that it declares, element by element. Peers declare none, and near 0 all lose
 every digit. They are held to PEER_ULP of the largest of each frame, where their sums count as sum(|dy|): what plain
@@ -18,7 +19,7 @@ import numpy as np
 
 from lsm._conformance import oracle
 from lsm.bench.data import Array, Data
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, LOGSUMEXP, SOFTMAX, SOFTMAX_BACKWARD, Case
 
 N_CHECKED = 2**20  # elements of a row that are checked: about a second
 N_BY_DECIMAL = 2**10  # elements, where longdouble is not wide enough
@@ -44,7 +45,7 @@ class Reference:
     def __init__(self, case: Case, data: Data, n_elements: int = N_CHECKED) -> None:
         dtype = data.out.dtype
         n = n_elements if oracle.is_quick(dtype) else N_BY_DECIMAL
-        self._op, self._dtype, self._axis, self._shape = case.op, dtype, case.axis, data.out.shape
+        self.op, self._dtype, self._axis, self._shape = case.op, dtype, case.axis, data.result(case.op).shape
         self.n_frames = max(1, min(case.n_frames, n // case.n_classes))
         frames = np.linspace(0, case.n_frames - 1, self.n_frames).astype(int)
         shape = np.moveaxis(data.out, case.axis, -1).shape[:-1]
@@ -55,6 +56,12 @@ class Reference:
             self._exact = oracle.exact_log_softmax(self._of(data.x), dtype)
         elif case.op == BACKWARD:
             self._exact = oracle.exact_backward(self._of(data.dy), self._of(data.y))
+        elif case.op == SOFTMAX:
+            self._exact = oracle.exact_softmax(self._of(data.x), dtype)
+        elif case.op == SOFTMAX_BACKWARD:
+            self._exact = oracle.exact_softmax_backward(self._of(data.dy), self._of(data.p))
+        elif case.op == LOGSUMEXP:
+            self._exact = oracle.exact_logsumexp(self._of(data.x), dtype)
         else:
             self._exact = oracle.exact_gradient(self._of(data.dy), self._of(data.x))
         if case.data == "label":
@@ -63,16 +70,21 @@ class Reference:
             self._exact = self._exact._replace(at=at)
         at = np.where(np.isfinite(self._exact.at), np.abs(self._exact.at), 0)
         self._frame_ulp = oracle.spacing(np.maximum(at.max(axis=-1), sizes), dtype)
-        if case.n_classes > n:
+        if case.n_classes > n and case.op != LOGSUMEXP:
             self._classes = np.linspace(0, case.n_classes - 1, n).astype(int)
             self._exact = self._exact.part((..., self._classes))
 
     def _second_terms(self, data: Data) -> Any:
-        """The largest exp(y) * sum(|dy|) of each frame, about; 0 forward."""
-        if self._op == FORWARD:
+        """The largest exp(y) * sum(|dy|) of each frame, about; 0 forward, and of logsumexp the largest class."""
+        if self.op in (FORWARD, SOFTMAX):
             return 0
+        if self.op == LOGSUMEXP:
+            return np.abs(self._of(data.x).max(axis=-1).astype(oracle.LD))
         with np.errstate(all="ignore"):
-            if self._op == BACKWARD:
+            if self.op == SOFTMAX_BACKWARD:
+                p = self._of(data.p).astype(np.float64)
+                return p.max(axis=-1) * (p * np.abs(self._of(data.dy).astype(np.float64))).sum(axis=-1)
+            if self.op == BACKWARD:
                 p = np.exp(self._of(data.y).max(axis=-1).astype(np.float64))
             else:
                 x = self._of(data.x).astype(np.float32 if data.x.dtype.itemsize < 4 else data.x.dtype)
@@ -81,15 +93,15 @@ class Reference:
 
     def spoil(self, out: Array) -> None:
         """Make the checked frames of a preallocated result NaN, so that an old result does not pass for a new one."""
-        np.moveaxis(out, self._axis, -1)[self._index] = np.nan
+        self._frames(out)[self._index] = np.nan
 
     def check(self, result: Array, declared_ulp: float | None) -> Accuracy:
         """Compare a result; without a declared bound it is held to the peers', by frames."""
         bound = PEER_ULP if declared_ulp is None else declared_ulp
-        bound *= BOTH_STEPS_RATIO if self._op == BOTH else 1
+        bound *= BOTH_STEPS_RATIO if self.op == BOTH else 1
         if result.dtype != self._dtype or result.shape != self._shape:
             return Accuracy(math.inf, math.inf, math.inf, bound, is_right=False)
-        frames = self._of(result)[..., self._classes]
+        frames = self._frames(result)[self._index][..., self._classes]
         exact = self._exact
         with np.errstate(all="ignore"):
             off = np.abs((frames.astype(oracle.LD) - exact.value) - exact.rest)
@@ -98,6 +110,10 @@ class Reference:
             ulps, frame_ulps, largest = (float(np.nan_to_num(some, nan=np.inf, posinf=np.inf).max()) for some in errors)
         is_right = (frame_ulps if declared_ulp is None else ulps) <= bound
         return Accuracy(ulps, frame_ulps, largest, bound, is_right)
+
+    def _frames(self, result: Array) -> Array:
+        """A result with the classes along the last axis."""
+        return result[..., np.newaxis] if self.op == LOGSUMEXP else np.moveaxis(result, self._axis, -1)
 
     def _of(self, array: Any) -> Array:
         """What is checked of an array; classes along the last axis."""

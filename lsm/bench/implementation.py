@@ -14,11 +14,12 @@ from lsm._operations import OPERATIONS
 from lsm._texts import printable
 from lsm.backends.cython_ import kernels
 from lsm.bench.data import Array, Data, from_torch, torch_has_cuda
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, LOGSUMEXP, SOFTMAX, SOFTMAX_BACKWARD, Case
 
 OUT, NEW = "out", "new"
 USUAL_LAST_CACHE_BYTES = 32 * 2**20  # where the system does not tell
 LIMITS = {FORWARD: "streaming copy", BACKWARD: "streaming add", BOTH: "streaming copy and add"}
+LIMITS |= {SOFTMAX: LIMITS[FORWARD], SOFTMAX_BACKWARD: LIMITS[BACKWARD]}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def limit(case: Case, data: Data, n_threads: int) -> Implementation:
 
         names, about = {"copy": cupy.copyto, "add": cupy.add, **data.cupy}, on_device("cupy")
     both = f"{copy.format('y_out')}; {add.format('y_out')}"
-    code = {FORWARD: copy.format("out"), BACKWARD: add.format("y"), BOTH: both}[case.op]
+    codes = {FORWARD: copy.format("out"), BACKWARD: add.format("y"), BOTH: both}
+    code = {**codes, SOFTMAX: codes[FORWARD], SOFTMAX_BACKWARD: add.format("p")}[case.op]
     return Implementation(LIMITS[case.op], "the machine", OUT, code, names, **about)
 
 
@@ -89,7 +91,7 @@ def flat(a: Array) -> Array:
 
 def of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data, n_threads: int) -> Iterator[Implementation]:
     """Both ways to call a backend of lsm, with `out` and without; a LookupError says why it does not serve the case."""
-    operations = [op.name for op in OPERATIONS.values() if op.direction in case.op.split("+")]
+    operations = [op.name for op in OPERATIONS.values() if {op.name, op.direction} & {*case.op.split("+")}]
     kind, arrays = _arrays(case, data, info.array_types)
     calls = [Request(kind, data.device, (case.dtype, case.result_dtype), op) for op in operations]
     for call in calls:
@@ -101,9 +103,9 @@ def of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data, n_thre
         about |= on_device(kind)
     elif kind == "torch.Tensor":
         about["to_numpy"] = from_torch
-    names = {"log_softmax": lsm.log_softmax, "log_softmax_backward": lsm.log_softmax_backward, **arrays}
+    names = {name: getattr(lsm, name) for name in operations} | arrays
     names |= {"backend": label, "dtype": case.result_dtype}
-    axis = "" if case.axis == -1 else f", {case.axis}"
+    axis = "" if case.axis == -1 and case.op != LOGSUMEXP else f", {case.axis}"
     dtype = ", dtype=dtype" if case.out_dtype else ""
     backend = "" if is_automatic else ", backend=backend"
     for way, out, y_out in ((OUT, ", out=out", ", out=y_out"), (NEW, "", "")):
@@ -112,6 +114,9 @@ def of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data, n_thre
             FORWARD: f"log_softmax(x{axis}{out}{dtype}{backend})",
             BACKWARD: f"log_softmax_backward(dy, y{axis}{out}{backend})",
             BOTH: f"log_softmax_backward(dy, {y}{axis}{out}{backend})",
+            SOFTMAX: f"softmax(x{axis}{out}{dtype}{backend})",
+            SOFTMAX_BACKWARD: f"softmax_backward(dy, p{axis}{out}{backend})",
+            LOGSUMEXP: f"logsumexp(x{axis}{out.replace('=out', '=total')}{dtype}{backend})",
         }[case.op]
         yield Implementation(f"lsm {printable(label)}", "lsm", way, code, names, label, **about)
 

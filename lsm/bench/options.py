@@ -14,7 +14,8 @@ SETS = {
     "cpu": "the shapes of docs/performance.md, up to 2^28 elements",
     "gpu": "the shapes of docs/gpu.md, on a CUDA device",
 }
-OPS = ("forward", "backward", "forward+backward")
+OPS = ("forward", "backward", "forward+backward")  # of log_softmax
+FAMILY_OPS = ("softmax", "softmax_backward", "logsumexp")  # by the names of the functions
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 KINDS_OF_DATA = ("logits", "peaked", "masked", "constant", "offset", "huge", "label")
 SWEEPS = ("classes", "frames")
@@ -63,7 +64,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what no run can serve."""
-        choices = {"set": tuple(SETS), "op": OPS, "dtype": DTYPES, "data": KINDS_OF_DATA}
+        choices = {"set": tuple(SETS), "op": OPS + FAMILY_OPS, "dtype": DTYPES, "data": KINDS_OF_DATA}
         for name, accepted in (choices | {"sweep": SWEEPS, "device": DEVICES}).items():
             given = getattr(self, name) or ()
             for value in (given,) if isinstance(given, str) else given:
@@ -95,7 +96,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     for name in ("quick", "usual", "full"):
         sets.add_argument(f"--{name}", dest="set", action="store_const", const=name, help=f"short for --set {name}")
     _add_list(what, "--only", "NAME", "workloads with one of these in their name")
-    _add_list(what, "--op", "OP", f"of {', '.join(OPS)}")
+    _add_list(what, "--op", "OP", f"of {', '.join(OPS + FAMILY_OPS)}")
     _add_list(what, "--dtype", "DTYPE", f"of {', '.join(DTYPES)}")
     _add_list(what, "--data", "KIND", f"of {', '.join(KINDS_OF_DATA)}")
     what.add_argument("--shape", type=_shape, metavar="64x128256", help="a shape of your own")

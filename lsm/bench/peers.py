@@ -15,7 +15,7 @@ from lsm._texts import describe_error, printable
 from lsm.bench.data import Array, Data, from_torch
 from lsm.bench.implementation import NEW, OUT, Implementation, of_backend, on_device
 from lsm.bench.options import OptionError
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, LOGSUMEXP, SOFTMAX, SOFTMAX_BACKWARD, Case
 
 Made = Iterator[Implementation]
 
@@ -33,33 +33,65 @@ def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
     return dx
 
 
+def softmax(x: Array, axis: int = -1) -> Array:
+    """The lines for probabilities."""
+    e = np.exp(x - x.max(axis, keepdims=True))
+    p: Array = e / e.sum(axis, keepdims=True)
+    return p
+
+
+def softmax_backward(dy: Array, p: Array, axis: int = -1) -> Array:
+    """The lines for their gradient."""
+    dx: Array = p * (dy - (p * dy).sum(axis, keepdims=True))
+    return dx
+
+
+def logsumexp(x: Array, axis: int = -1) -> Array:
+    """The lines for the normaliser."""
+    m = x.max(axis, keepdims=True)
+    total: Array = m.squeeze(axis) + np.log(np.exp(x - m).sum(axis))
+    return total
+
+
+# The functions of SciPy, which CuPy has as well.
+_SCIPY_NAMES = {FORWARD: "log_softmax", SOFTMAX: "softmax", LOGSUMEXP: "logsumexp"}
+
+
 def _idiom(case: Case, data: Data, n_threads: int) -> Made:
-    """The NumPy idiom, forward and backward."""
-    names = {"log_softmax": log_softmax, "log_softmax_backward": log_softmax_backward, **_given(case, data.host)}
+    """The NumPy idiom of each operation."""
+    functions = (log_softmax, log_softmax_backward, softmax, softmax_backward, logsumexp)
+    names = {function.__name__: function for function in functions} | _given(case, data.host)
     forward = f"log_softmax({_wide(case)}, axis)"
     both = f"log_softmax_backward(dy, {forward}, axis)"
-    code = {FORWARD: forward, BACKWARD: "log_softmax_backward(dy, y, axis)", BOTH: both}[case.op]
+    code = {
+        FORWARD: forward,
+        BACKWARD: "log_softmax_backward(dy, y, axis)",
+        BOTH: both,
+        SOFTMAX: f"softmax({_wide(case)}, axis)",
+        SOFTMAX_BACKWARD: "softmax_backward(dy, p, axis)",
+        LOGSUMEXP: f"logsumexp({_wide(case)}, axis)",
+    }[case.op]
     yield Implementation("numpy idiom", "numpy", NEW, code, names)
 
 
 def _scipy(case: Case, data: Data, n_threads: int) -> Made:
-    """`scipy.special.log_softmax`."""
-    if case.op != FORWARD:
+    """`scipy.special.log_softmax` and the like."""
+    if case.op not in _SCIPY_NAMES:
         raise LookupError("has no gradient")
     import scipy.special
 
-    names = {"log_softmax": scipy.special.log_softmax, **_given(case, data.host)}
-    yield Implementation("scipy", "scipy", NEW, f"log_softmax({_wide(case)}, axis)", names)
+    name = _SCIPY_NAMES[case.op]
+    names = {name: getattr(scipy.special, name), **_given(case, data.host)}
+    yield Implementation("scipy", "scipy", NEW, f"{name}({_wide(case)}, axis)", names)
 
 
 def _cupyx(case: Case, data: Data, n_threads: int) -> Made:
-    """`cupyx.scipy.special.log_softmax`."""
-    if case.op != FORWARD or case.dtype == "bfloat16":
-        raise LookupError("has no gradient" if case.op != FORWARD else "has no bfloat16")
-    from cupyx.scipy.special import log_softmax
-
-    names = {"log_softmax": log_softmax, **_given(case, data.cupy)}
-    yield Implementation("cupyx", "cupy", NEW, f"log_softmax({_wide(case)}, axis)", names, **on_device("cupy"))
+    """`cupyx.scipy.special.log_softmax` and the like."""
+    if case.op not in _SCIPY_NAMES or case.dtype == "bfloat16":
+        raise LookupError("has no bfloat16" if case.op in _SCIPY_NAMES else "has no gradient")
+    name = _SCIPY_NAMES[case.op]
+    names = {name: getattr(import_module("cupyx.scipy.special"), name), **_given(case, data.cupy)}
+    yield Implementation("cupyx", "cupy", NEW, f"{name}({_wide(case)}, axis)", names, **on_device("cupy"))
 
 
 def _given(case: Case, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +117,8 @@ def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) ->
     about["to_numpy"] = lambda tensor: from_torch(tensor.T if is_transposed else tensor)
     if case.op == BOTH:
         names["leaf"] = names["x"].detach().requires_grad_()
+    if is_compiled and case.op not in (FORWARD, BACKWARD, BOTH):
+        raise LookupError("compiled for log-softmax only")
     if is_compiled:
 
         def function(*given: Any) -> Any:
@@ -99,7 +133,7 @@ def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) ->
         code = {FORWARD: "compiled(x)", BACKWARD: "compiled(dy, y)", BOTH: both}[case.op]
         yield Implementation(name="torch.compile", way=NEW, code=code, names=names, **about)
         return
-    dtype = ", dtype=dtype" if case.out_dtype else ""
+    dtype, wide = (", dtype=dtype", "x.to(dtype)") if case.out_dtype else ("", "x")
     new = f"torch.log_softmax(x, axis{dtype})"
     out = f"torch.log_softmax(x, axis{dtype}, out=out)" if dtype else "torch._log_softmax(x, axis, False, out=out)"
     backward = "torch._log_softmax_backward_data(dy, {0}, axis, {0}.dtype{1})"
@@ -108,6 +142,12 @@ def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) ->
         FORWARD: (out, new),
         BACKWARD: (backward.format("y", ", out=out"), backward.format("y", "")),
         BOTH: (both, f"torch.autograd.grad({new.replace('(x', '(leaf')}, leaf, dy)[0]"),
+        SOFTMAX: (f"torch.softmax(x, axis{dtype}, out=out)", f"torch.softmax(x, axis{dtype})"),
+        SOFTMAX_BACKWARD: (
+            "torch._softmax_backward_data(dy, p, axis, p.dtype, grad_input=out)",
+            "torch._softmax_backward_data(dy, p, axis, p.dtype)",
+        ),
+        LOGSUMEXP: (f"torch.logsumexp({wide}, axis, out=total)", f"torch.logsumexp({wide}, axis)"),
     }[case.op]
     for way, code in zip((OUT, NEW), codes, strict=True):
         yield Implementation(name="torch", way=way, code=code, names=names, **about)
@@ -117,7 +157,11 @@ def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     """A model of one LogSoftmax, with I/O binding and by `run`."""
     name = "onnxruntime"
     if case.op != FORWARD or case.dtype == "bfloat16" or case.order == "F":
-        raise LookupError("has no gradient" if case.op != FORWARD else "takes C order only, and no bfloat16 on a CPU")
+        raise LookupError(
+            "has no gradient, and is measured for log-softmax only"
+            if case.op != FORWARD
+            else "takes C order only, and no bfloat16 on a CPU"
+        )
     import onnx
     import onnxruntime
 
@@ -148,14 +192,15 @@ def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
 
 def _jax(case: Case, data: Data, n_threads: int) -> Made:
     """`jax.nn.log_softmax`, and with its gradient by `jax.vjp`, compiled for the case."""
-    if case.op == BACKWARD:
+    if case.op in (BACKWARD, SOFTMAX_BACKWARD):
         raise LookupError("has no gradient apart from the function: see forward+backward")
     import jax
 
     axis, dtype = case.axis, data.out.dtype
+    functions = {SOFTMAX: jax.nn.softmax, LOGSUMEXP: jax.scipy.special.logsumexp}
 
     def forward(x: Any) -> Any:
-        return jax.nn.log_softmax(x.astype(dtype), axis)
+        return functions.get(case.op, jax.nn.log_softmax)(x.astype(dtype), axis)
 
     def both(x: Any, dy: Any) -> Any:
         y, gradient = jax.vjp(forward, x)

@@ -23,7 +23,7 @@ from lsm.bench.options import OptionError, Options
 from lsm.bench.peers import Makers
 from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
 from lsm.bench.timing import Budget, Key, interleaved, paired, spread
-from lsm.bench.workloads import Case, cases
+from lsm.bench.workloads import LOGSUMEXP, Case, cases
 
 BUDGETS = {
     # A minute for the whole run on 2 processors: what rows may take follows from what is left.
@@ -164,7 +164,7 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
         if entry.error is None:
             timed[one.key] = one, entry
     with_limit = [one for one, _ in timed.values()]
-    if is_out_of_cache(case, data, caches):
+    if case.op in LIMITS and is_out_of_cache(case, data, caches):
         try:
             with_limit.append(limit(case, data, n_threads))
         except Exception as error:  # a build of the kernels without it, say
@@ -198,11 +198,13 @@ def check(one: Implementation, entry: Entry, data: Data, exact: Reference) -> No
 
     The first such call is timed. One that raises says so in the entry.
     """
-    outs = [one.names[name] for name in ("out", "y_out") if name in one.names] if data.device != "cpu" else []
+    names = ("total",) if exact.op == LOGSUMEXP else ("out", "y_out")
+    outs = [one.names[name] for name in names if name in one.names] if data.device != "cpu" else []
+    result = data.result(exact.op)
     try:
         for out in outs:
             out[...] = float("nan")
-        for array in (data.out, data.y_out) if data.device == "cpu" else ():
+        for array in (result, data.y_out) if data.device == "cpu" else ():
             if array is not None:
                 exact.spoil(array)
         start = time.perf_counter()
@@ -212,7 +214,7 @@ def check(one: Implementation, entry: Entry, data: Data, exact: Reference) -> No
         if one.way == OUT and outs:
             value = outs[0]
         is_written = one.way == OUT and not outs
-        found = exact.check(data.out if is_written else one.to_numpy(value), one.bound_ulp)
+        found = exact.check(result if is_written else one.to_numpy(value), one.bound_ulp)
     except Exception as error:  # the row goes on without it
         entry.error = describe_error(error)
         return
@@ -230,7 +232,7 @@ def fill(row: Row, samples_us: dict[Key, list[float]]) -> None:
     """Put in what follows from the samples: medians, ratios to the reference, shares of the limit."""
     base = reference([row])
     of = samples_us.get((base.name, base.way), []) if base else []
-    limit_us = samples_us.get((LIMITS[row.case.op], OUT), [])
+    limit_us = samples_us.get((LIMITS.get(row.case.op, ""), OUT), [])
     if limit_us:
         us = spread(limit_us)
         row.limit = Limit(LIMITS[row.case.op], *us, row.bytes / us[0] / 1e3)

@@ -3,9 +3,10 @@
 import math
 from dataclasses import dataclass, replace
 
-from lsm.bench.options import DTYPES, KINDS_OF_DATA, OPS, OptionError, Options
+from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, OPS, OptionError, Options
 
 FORWARD, BACKWARD, BOTH = OPS
+SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP = FAMILY_OPS
 
 
 @dataclass(frozen=True)
@@ -18,18 +19,21 @@ class Workload:
     dtypes: tuple[str, ...] = ("float32",)  # the quick set has the first, the full one all of DTYPES
     order: str = "C"
     set: str = "quick"
-    ops: tuple[str, ...] = OPS
+    ops: tuple[str, ...] = OPS + FAMILY_OPS  # that it has if asked for
+    usual_ops: tuple[str, ...] = OPS
     quick_ops: tuple[str, ...] = (FORWARD,)
     out_dtype: str = ""  # that of x, if empty
 
 
 # A decoder's frames of 32 characters; a recogniser's of 6,000 states; the next word for 64 texts; the words of whole
-# texts; the pixels of an image; a million frames of ten classes and a single one; a mixture's 500 components.
+# texts; the pixels of an image; a million frames of ten classes and a single one; a mixture's 500 components; ten
+# numbers.
+_WITH_LOGSUMEXP = (*OPS, LOGSUMEXP)
 _LLM_DTYPES = ("float32", "float16", "bfloat16")
 WORKLOADS = (
     Workload("small", (32, 10), quick_ops=OPS),
     Workload("small", (10, 500), set="usual"),
-    Workload("speech_frames", (1500, 32)),
+    Workload("speech_frames", (1500, 32), usual_ops=OPS + FAMILY_OPS[:2], quick_ops=(FORWARD, *FAMILY_OPS[:2])),
     Workload("senones", (1000, 6000), quick_ops=(FORWARD, BACKWARD)),
     Workload("llm_step", (64, 128_256), quick_ops=OPS, dtypes=_LLM_DTYPES),
     Workload("llm_step", (1, 151_936), set="usual"),
@@ -43,9 +47,10 @@ WORKLOADS = (
     Workload("rows", (1, 2**22)),
     Workload("rows", (1_000_000, 10), set="usual"),
     Workload("rows", (1, 2**24), set="usual"),
-    Workload("mixture", (10_000, 500), dtypes=("float64",)),
-    Workload("mixture", (100_000, 500), dtypes=("float64",), set="usual"),
-    Workload("mixture", (100_000, 500), dtypes=("float64",), order="F", set="full"),
+    Workload("mixture", (10_000, 500), dtypes=("float64",), usual_ops=_WITH_LOGSUMEXP, quick_ops=(FORWARD, LOGSUMEXP)),
+    Workload("small", (10,), ops=FAMILY_OPS, usual_ops=(LOGSUMEXP,), quick_ops=(LOGSUMEXP,)),
+    Workload("mixture", (100_000, 500), dtypes=("float64",), set="usual", usual_ops=_WITH_LOGSUMEXP),
+    Workload("mixture", (100_000, 500), dtypes=("float64",), order="F", set="full", usual_ops=_WITH_LOGSUMEXP),
 )
 NESTED = {"quick": ("quick",), "usual": ("quick", "usual"), "full": ("quick", "usual", "full")}
 FULL_DATA = KINDS_OF_DATA[:4]
@@ -174,4 +179,6 @@ def _dtypes(w: Workload, options: Options) -> tuple[str, ...]:
 
 
 def _ops(w: Workload, options: Options) -> tuple[str, ...]:
-    return (FORWARD,) if options.sweep else w.quick_ops if options.set == "quick" else w.ops
+    if options.sweep:
+        return (FORWARD,)
+    return w.quick_ops if options.set == "quick" else tuple(op for op in w.usual_ops if op in w.ops)

@@ -1,0 +1,113 @@
+"""The public reductions, with their documentation."""
+
+from typing import Any
+
+from numpy import ndarray
+
+from lsm._api import Array, Axis
+from lsm._call import call
+from lsm._check import check_options
+from lsm._fastpath import fast_functions
+from lsm._operations import LOGSUMEXP
+from lsm._untraced import untraced
+
+
+def logsumexp(
+    a: Any,
+    axis: Axis = None,
+    b: Any = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    *,
+    where: Any = None,
+    out: Array | None = None,
+    dtype: Any = None,
+    backend: str | None = None,
+) -> Any:
+    """Compute the logarithm of the sum of the exponentials of `a`.
+
+    ::
+
+        m = max(a)
+        s = sum of exp(a - m) over all classes except one of the largest
+        L = m + log1p(s)
+
+    The arguments are those of ``scipy.special.logsumexp``.
+
+    Parameters
+    ----------
+    a : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
+        Logits, in nats, as for `log_softmax`. -inf masks a class.
+    axis : int, tuple of int, or None, optional
+        The axis of the classes. Several axes, or None for all (the default, as in SciPy), count as one.
+    b : None, optional
+        Not implemented yet.
+    keepdims : bool, optional
+        Whether the result keeps `axis`, with length 1.
+    return_sign : bool, optional
+        Whether to return the sign of the sum as well.
+    where : None, optional
+        Not implemented yet.
+    out : array of the result's type, shape, dtype and device, optional
+        The array to write to. May overlap `a` in any way. JAX arrays cannot be written to.
+    dtype : dtype or str, optional
+        The dtype of the result, as for `log_softmax`; default: that of `a`, and float64 for integers and bool.
+    backend : str, optional
+        The backend to use; there is no fallback. See `explain`.
+
+    Returns
+    -------
+    L : array, type and device of `a`, shape of `a` without `axis`, or with length 1 there
+        In nats. `out`, if given. The type is as for `log_softmax`; a 0-d ndarray is returned as a NumPy scalar.
+    sign : array of the type, shape, dtype and device of `L`
+        Only if `return_sign`: 1.0; 0.0 where the sum is 0 and L is -inf; NaN where L is.
+
+    Raises
+    ------
+    TypeError
+        An argument is rejected as in `log_softmax`.
+    ValueError
+        `out` has another shape than the result or is read-only; an axis is repeated.
+    NotImplementedError
+        `b` or `where` is not None.
+    numpy.exceptions.AxisError
+        `axis` is out of range.
+    LsmError
+        As for `log_softmax`.
+
+    See Also
+    --------
+    softmax : The gradient by `a`, times the gradient of the loss by L.
+
+    Notes
+    -----
+    For any finite frame, 16-bit results are within 0.501 ulp and float32 results within 4 ulp of the exact value, also
+    near 0, but for an absolute error of ``2**-50 * abs(m)``; float64 results are within 4 ulp of the larger of the
+    exact value and m, which cancel near 0. A frame that contains NaN becomes NaN, one that contains +inf and no NaN
+    becomes inf, and one of only -inf, or of no classes, becomes -inf. The result of a frame depends only on its values,
+    its dtype and the backend. There are no floating-point warnings. The algorithm is Algorithm 4.1 of Blanchard,
+    Higham & Higham (2021), doi:10.1093/imanum/draa038.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> lsm.logsumexp(np.array([[0.0, -20.0]], np.float32), axis=1)
+    array([2.0611537e-09], dtype=float32)
+    >>> lsm.logsumexp(np.zeros((2, 4)), axis=1, return_sign=True)
+    (array([1.38629436, 1.38629436]), array([1., 1.]))
+    """
+    total = None
+    if type(a) is ndarray and dtype is None and b is None and where is None and not keepdims:
+        fast = fast_functions(a.dtype, backend)
+        if fast is not None:
+            total = fast.logsumexp(a, axis, out)
+    if total is None:
+        check_options(b=b, where=where)
+        total = untraced(call)(LOGSUMEXP, (a,), axis, out, dtype, backend, bool(keepdims))
+    return (total, _sign(total)) if return_sign else total
+
+
+def _sign(total: Array) -> Array:
+    """The sign of the sum whose logarithm this is, as an array of the same library and dtype."""
+    finite = 8 / (8 + abs(total))  # from 0 to 1, NaN for NaN; neither overflows nor underflows in any dtype
+    return (finite - finite) + (total > -float("inf"))
