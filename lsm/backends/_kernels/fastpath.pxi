@@ -138,52 +138,46 @@ cdef inline bint shall_stream(Frames f, object out, object a, object b) noexcept
     )
 
 
+cdef object quick_map(int op, a, b, axis, out, int n_threads):
+    """An operation whose result has the shape of its inputs; b is a if there is one. None if it declines."""
+    cdef Frames f
+    cdef Array x, y, z
+    cdef bint done, stream
+    if not find_frames(a, axis, &f) or not (b is a or is_alike(b, a)):
+        return None
+    if not (out is None or (can_take(out, a, f) and (b is a or can_take(out, b, f)))):
+        return None
+    if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
+        n_threads = _count_threads(count_elements(f))
+    stream = shall_stream(f, out, a, b)
+    if out is None:
+        out = PyArray_NewLikeArray(<PyArrayObject*> a, NPY_CORDER, NULL, False)
+    x = whole(a, f)
+    y = whole(b, f)
+    z = whole(out, f)
+    if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
+        done = run_whole(op, x, y, z, f, max(n_threads, 1), stream)
+    else:
+        with nogil:
+            done = run_whole(op, x, y, z, f, max(n_threads, 1), stream)
+    return out if done else None
+
+
 def quick_log_softmax(x, axis, out, int n_threads=0):
     """log_softmax(x, axis, out=out) for C-contiguous arrays; None for any other call.
 
     Nothing needs to have been checked except that the kernels support the dtype of x. n_threads = 0 means one thread
     for small calls, and count_threads otherwise.
     """
-    cdef Frames f
-    cdef Array a, b
-    cdef bint done, stream
-    if not find_frames(x, axis, &f) or not (out is None or can_take(out, x, f)):
-        return None
-    if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
-        n_threads = _count_threads(count_elements(f))
-    stream = shall_stream(f, out, x, x)
-    if out is None:
-        out = PyArray_NewLikeArray(<PyArrayObject*> x, NPY_CORDER, NULL, False)
-    a = whole(x, f)
-    b = whole(out, f)
-    if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
-        done = run_whole(LOG_SOFTMAX, a, a, b, f, max(n_threads, 1), stream)
-    else:
-        with nogil:
-            done = run_whole(LOG_SOFTMAX, a, a, b, f, max(n_threads, 1), stream)
-    return out if done else None
+    return quick_map(LOG_SOFTMAX, x, x, axis, out, n_threads)
 
 
 def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
     """log_softmax_backward(dy, y, axis, out=out), or None; see quick_log_softmax."""
-    cdef Frames f
-    cdef Array a, b, c
-    cdef bint done, stream
-    if not (find_frames(dy, axis, &f) and is_alike(y, dy)):
-        return None
-    if not (out is None or (can_take(out, dy, f) and can_take(out, y, f))):
-        return None
-    if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
-        n_threads = _count_threads(count_elements(f))
-    stream = shall_stream(f, out, dy, y)
-    if out is None:
-        out = PyArray_NewLikeArray(<PyArrayObject*> dy, NPY_CORDER, NULL, False)
-    a = whole(dy, f)
-    b = whole(y, f)
-    c = whole(out, f)
-    if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
-        done = run_whole(LOG_SOFTMAX_BACKWARD, a, b, c, f, max(n_threads, 1), stream)
-    else:
-        with nogil:
-            done = run_whole(LOG_SOFTMAX_BACKWARD, a, b, c, f, max(n_threads, 1), stream)
-    return out if done else None
+    return quick_map(LOG_SOFTMAX_BACKWARD, dy, y, axis, out, n_threads)
+
+
+QUICK = {
+    "log_softmax": quick_log_softmax,
+    "log_softmax_backward": quick_log_softmax_backward,
+}

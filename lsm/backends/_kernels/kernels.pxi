@@ -170,7 +170,10 @@ include "schedule.pxi"
 include "fastpath.pxi"
 include "bandwidth.pxi"
 
-OPS = {"log_softmax": LOG_SOFTMAX, "log_softmax_backward": LOG_SOFTMAX_BACKWARD}
+OPS = {
+    "log_softmax": LOG_SOFTMAX,
+    "log_softmax_backward": LOG_SOFTMAX_BACKWARD,
+}
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 SCRATCH = SCRATCH_BYTES
 

@@ -54,6 +54,12 @@ cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nog
     return finalize_log_softmax_backward(s, p)
 
 
+cdef inline void run_irregular_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n,
+                                     const floating* p) noexcept nogil:
+    """A frame of a block or group that has frames for which `finalize` is False, or b of which are out of range."""
+    write_irregular_frame(a, b, y, n, p)
+
+
 cdef inline floating epilogue(int op, floating a, floating b, floating p0, floating p1, floating p2, floating p3,
                               floating p4, bint some_low) noexcept nogil:
     """The result of a class, from the parameters of its frame. some_low = False: no b is so low that p4 matters."""

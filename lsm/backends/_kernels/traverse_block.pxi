@@ -619,7 +619,7 @@ cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block nex
     if not is_regular or (limits_range(op) and some_masked(b, s, buffer)):
         for j in range(s.n_outer * s.n_inner):
             p = j if j < s.width // CHUNK * CHUNK or s.n_joined > 1 else j + round_up(s.width, CHUNK) - s.width
-            write_irregular_frame(frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n, &params[p])
+            run_irregular_frame(op, frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n, &params[p])
     elif writes_elements(op):
         repeat(params, N_PARAMS, width, s.n_joined)
         write_rows(op, a, b, y, s, params, round_up(s.width, CHUNK) - CHUNK, next_a, next_b, stream, buffer)
@@ -651,7 +651,7 @@ cdef inline void run_few(int op, Block a, Block b, Block y, Shape s, Block next_
     if not end_frames(op, True, total, error, m, n_equal, n_frames, params) or (
             limits_range(op) and some_masked(b, s, buffer)):
         for j in range(n_frames):
-            write_irregular_frame(frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n, &params[j])
+            run_irregular_frame(op, frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n, &params[j])
     elif writes_elements(op):
         for o in range(s.n_outer):
             write_rows(op, outer_of(a, o), outer_of(b, o), outer_of(y, o), t, &params[o * s.n_inner],

@@ -269,7 +269,11 @@ cdef inline void write_rows_of_group(int op, Array a, Array b, Array y, Py_ssize
         to.at = y.at + i * y.outer + first * y.gap
         to.step = y.gap
         to.kind = y.kind
-        write(to, 0, n_frames, params, False)
+        if is_regular:
+            write(to, 0, n_frames, params, False)
+        for f in range(0 if is_regular else n_frames):
+            run_irregular_frame(op, frame_at(a, i, first + f), frame_at(b, i, first + f), frame_at(y, i, first + f), n,
+                                &params[f])
         return
     for f in range(n_frames):
         to = frame_at(y, i, first + f)
@@ -282,7 +286,7 @@ cdef inline void write_rows_of_group(int op, Array a, Array b, Array y, Py_ssize
             some_low = not (params[4 * MAX_WIDTH + f] < least)
             if not is_regular or not (least <= 0 or not some_odd(<const floating*> rows_b.at[f], n)) or (
                     some_low and is_masked(native(<const floating*> rows_b.at[f]), n, params)):
-                write_irregular_frame(native(<const floating*> rows.at[f]), native(<const floating*> rows_b.at[f]), to,
+                run_irregular_frame(op, native(<const floating*> rows.at[f]), native(<const floating*> rows_b.at[f]), to,
                                       n, &params[f])
                 continue
         at = <floating*> to.at if is_native(to, params) else copy
@@ -390,7 +394,9 @@ cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t
         start = part * SLICE_CLASSES
         add_part(op, &total, reduce_part(op, part_at(a, start), part_at(b, start), size_of_part(part, n), m_dy, scratch),
                  part == 0)
-    finalize(op, False, total, params)
+    if not finalize(op, False, total, params):
+        run_irregular_frame(op, a, b, y, n, params)
+        return
     if not writes_elements(op):
         write(y, 0, 1, params, False)
         return
