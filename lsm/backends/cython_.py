@@ -62,6 +62,10 @@ class CythonBackend(Backend):
         """See `Backend.log_softmax_backward`."""
         _run("log_softmax_backward", (grad_output, output), axis, out)
 
+    def softmax(self, x: Any, axis: int, out: Any) -> None:
+        """See `Backend.softmax`."""
+        _run("softmax", (x,), axis, out)
+
 
 @cache
 def kernels() -> dict[Any, Any]:

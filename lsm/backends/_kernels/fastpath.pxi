@@ -177,7 +177,13 @@ def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
     return quick_map(LOG_SOFTMAX_BACKWARD, dy, y, axis, out, n_threads)
 
 
+def quick_softmax(x, axis, out, int n_threads=0):
+    """softmax(x, axis, out=out), or None; see quick_log_softmax."""
+    return quick_map(SOFTMAX, x, x, axis, out, n_threads)
+
+
 QUICK = {
     "log_softmax": quick_log_softmax,
     "log_softmax_backward": quick_log_softmax_backward,
+    "softmax": quick_softmax,
 }

@@ -162,6 +162,7 @@ include "finalize.pxi"
 include "few.pxi"
 include "op_log_softmax.pxi"
 include "op_log_softmax_backward.pxi"
+include "op_softmax.pxi"
 include "short.pxi"
 include "short_backward.pxi"
 include "traverse_block.pxi"
@@ -173,6 +174,7 @@ include "bandwidth.pxi"
 OPS = {
     "log_softmax": LOG_SOFTMAX,
     "log_softmax_backward": LOG_SOFTMAX_BACKWARD,
+    "softmax": SOFTMAX,
 }
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 SCRATCH = SCRATCH_BYTES

@@ -7,6 +7,7 @@
 cdef enum Op:
     LOG_SOFTMAX
     LOG_SOFTMAX_BACKWARD
+    SOFTMAX
 
 
 cdef inline bint reads_two(int op) noexcept nogil:
@@ -15,7 +16,7 @@ cdef inline bint reads_two(int op) noexcept nogil:
 
 cdef inline bint sums_exponentials(int op) noexcept nogil:
     """Whether the reductions are the maximum of a, and the sum of exp(a - max); otherwise a sum of `term`."""
-    return op == LOG_SOFTMAX
+    return op == LOG_SOFTMAX or op == SOFTMAX
 
 
 cdef inline bint reduces_max(int op) noexcept nogil:
@@ -51,6 +52,8 @@ cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nog
     """The parameters of a frame, MAX_WIDTH apart, from its reduction; False if the epilogue does not apply to it."""
     if op == LOG_SOFTMAX:
         return finalize_log_softmax(few, s, p)
+    if op == SOFTMAX:
+        return finalize_softmax(s, p)
     return finalize_log_softmax_backward(s, p)
 
 
@@ -65,6 +68,8 @@ cdef inline floating epilogue(int op, floating a, floating b, floating p0, float
     """The result of a class, from the parameters of its frame. some_low = False: no b is so low that p4 matters."""
     if op == LOG_SOFTMAX:
         return (a - p0) - p1
+    if op == SOFTMAX:
+        return epilogue_softmax(a, p0, p1)
     return gradient(a, b, p0, p1, p2, p3, p4, True, some_low)
 
 
@@ -73,6 +78,8 @@ cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Bl
     """run_shape with `op` a constant."""
     if op == LOG_SOFTMAX:
         run_shape(LOG_SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
+    elif op == SOFTMAX:
+        run_shape(SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
     else:
         run_shape(LOG_SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, stream, buffer)
 
@@ -82,5 +89,7 @@ cdef void run_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t 
     """run_rows_of_shape with `op` a constant."""
     if op == LOG_SOFTMAX:
         run_rows_of_shape(LOG_SOFTMAX, a, b, y, i, first, n_frames, n, far, False, scratch)
+    elif op == SOFTMAX:
+        run_rows_of_shape(SOFTMAX, a, b, y, i, first, n_frames, n, far, stream, scratch)
     else:
         run_rows_of_shape(LOG_SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)
