@@ -66,6 +66,10 @@ class CythonBackend(Backend):
         """See `Backend.softmax`."""
         _run("softmax", (x,), axis, out)
 
+    def softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
+        """See `Backend.softmax_backward`."""
+        _run("softmax_backward", (grad_output, output), axis, out)
+
 
 @cache
 def kernels() -> dict[Any, Any]:

@@ -182,8 +182,14 @@ def quick_softmax(x, axis, out, int n_threads=0):
     return quick_map(SOFTMAX, x, x, axis, out, n_threads)
 
 
+def quick_softmax_backward(dy, p, axis, out, int n_threads=0):
+    """softmax_backward(dy, p, axis, out=out), or None; see quick_log_softmax."""
+    return quick_map(SOFTMAX_BACKWARD, dy, p, axis, out, n_threads)
+
+
 QUICK = {
     "log_softmax": quick_log_softmax,
     "log_softmax_backward": quick_log_softmax_backward,
     "softmax": quick_softmax,
+    "softmax_backward": quick_softmax_backward,
 }

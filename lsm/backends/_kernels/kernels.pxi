@@ -163,6 +163,7 @@ include "few.pxi"
 include "op_log_softmax.pxi"
 include "op_log_softmax_backward.pxi"
 include "op_softmax.pxi"
+include "op_softmax_backward.pxi"
 include "short.pxi"
 include "short_backward.pxi"
 include "traverse_block.pxi"
@@ -175,6 +176,7 @@ OPS = {
     "log_softmax": LOG_SOFTMAX,
     "log_softmax_backward": LOG_SOFTMAX_BACKWARD,
     "softmax": SOFTMAX,
+    "softmax_backward": SOFTMAX_BACKWARD,
 }
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 SCRATCH = SCRATCH_BYTES

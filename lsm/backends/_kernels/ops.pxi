@@ -8,10 +8,11 @@ cdef enum Op:
     LOG_SOFTMAX
     LOG_SOFTMAX_BACKWARD
     SOFTMAX
+    SOFTMAX_BACKWARD
 
 
 cdef inline bint reads_two(int op) noexcept nogil:
-    return op == LOG_SOFTMAX_BACKWARD
+    return op == LOG_SOFTMAX_BACKWARD or op == SOFTMAX_BACKWARD
 
 
 cdef inline bint sums_exponentials(int op) noexcept nogil:
@@ -25,7 +26,7 @@ cdef inline bint reduces_max(int op) noexcept nogil:
 
 cdef inline bint finds_largest(int op) noexcept nogil:
     """Whether `term` needs the a of the class with the largest b, which becomes the first parameter."""
-    return False
+    return op == SOFTMAX_BACKWARD
 
 
 cdef inline bint limits_range(int op) noexcept nogil:
@@ -45,6 +46,8 @@ cdef inline bint writes_elements(int op) noexcept nogil:
 
 cdef inline double term(int op, floating a, floating b, floating p) noexcept nogil:
     """A term of a sum in double; p: the first parameter."""
+    if op == SOFTMAX_BACKWARD:
+        return term_softmax_backward(a, b, p)
     return a
 
 
@@ -54,6 +57,8 @@ cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nog
         return finalize_log_softmax(few, s, p)
     if op == SOFTMAX:
         return finalize_softmax(s, p)
+    if op == SOFTMAX_BACKWARD:
+        return finalize_softmax_backward(s, p)
     return finalize_log_softmax_backward(s, p)
 
 
@@ -70,6 +75,8 @@ cdef inline floating epilogue(int op, floating a, floating b, floating p0, float
         return (a - p0) - p1
     if op == SOFTMAX:
         return epilogue_softmax(a, p0, p1)
+    if op == SOFTMAX_BACKWARD:
+        return epilogue_softmax_backward(a, b, p0, p1)
     return gradient(a, b, p0, p1, p2, p3, p4, True, some_low)
 
 
@@ -80,6 +87,8 @@ cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Bl
         run_shape(LOG_SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
     elif op == SOFTMAX:
         run_shape(SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
+    elif op == SOFTMAX_BACKWARD:
+        run_shape(SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, stream, buffer)
     else:
         run_shape(LOG_SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, stream, buffer)
 
@@ -91,5 +100,7 @@ cdef void run_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t 
         run_rows_of_shape(LOG_SOFTMAX, a, b, y, i, first, n_frames, n, far, False, scratch)
     elif op == SOFTMAX:
         run_rows_of_shape(SOFTMAX, a, b, y, i, first, n_frames, n, far, stream, scratch)
+    elif op == SOFTMAX_BACKWARD:
+        run_rows_of_shape(SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)
     else:
         run_rows_of_shape(LOG_SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)
