@@ -190,3 +190,10 @@ cdef inline floating gradient(floating dy, floating y, floating s_hi, floating s
     if some_low:
         w = <floating> 0 if y < lowest else w
     return dy - w * s
+
+
+cdef inline floating fabs_of(floating x) noexcept nogil:
+    if floating is float:
+        return fabsf(x)
+    else:
+        return fabs(x)

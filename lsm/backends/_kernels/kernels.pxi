@@ -23,7 +23,7 @@
 
 cimport cython
 from cython.parallel cimport parallel, prange
-from libc.math cimport INFINITY, NAN, exp, expm1, fabs
+from libc.math cimport INFINITY, NAN, exp, expm1, fabs, fabsf
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove

@@ -3,9 +3,9 @@
 
 
 cdef inline bint finalize_softmax_backward(Partial s, floating* p) noexcept nogil:
-    """E; the first parameter, dy_k, is there already."""
+    """E; the first parameter, dy_k, is there already. Frames with NaN, inf or huge dy are not regular."""
     p[MAX_WIDTH] = <floating> (s.largest + s.below)
-    return True
+    return fabs(s.largest + s.below) < INFINITY
 
 
 cdef inline double term_softmax_backward(floating dy, floating p, floating dy_k) noexcept nogil:
@@ -14,3 +14,32 @@ cdef inline double term_softmax_backward(floating dy, floating p, floating dy_k)
 
 cdef inline floating epilogue_softmax_backward(floating dy, floating p, floating dy_k, floating e) noexcept nogil:
     return p * ((dy - dy_k) - e)
+
+
+cdef void careful_softmax_backward(Vector dy, Vector p, Vector dx, Py_ssize_t n, const floating* params) noexcept nogil:
+    """One frame, in double, with dy * 2**-40: no difference overflows. NaN if dy or p has NaN or dy inf."""
+    cdef floating buffer[1]
+    cdef floating result[1]
+    cdef double largest = -INFINITY, of_k = 0, total = 0, error = 0, e
+    cdef Py_ssize_t i
+    if fabs(<double> params[MAX_WIDTH]) < INFINITY:  # a regular frame of an irregular block
+        for i in range(n):
+            result[0] = load(dy, i, 1, buffer)[0]
+            result[0] = epilogue_softmax_backward(result[0], load(p, i, 1, buffer)[0], params[0], params[MAX_WIDTH])
+            write(dx, i, 1, result, False)
+        return
+    for i in range(n):
+        if load(p, i, 1, buffer)[0] > largest:
+            largest = load(p, i, 1, buffer)[0]
+            of_k = load(dy, i, 1, buffer)[0] * 2.0**-40
+    for i in range(n):
+        e = load(dy, i, 1, buffer)[0] * 2.0**-40 - of_k
+        two_sum(&total, &error, e * load(p, i, 1, buffer)[0])
+    e = total + error
+    if not fabs(e) < INFINITY:
+        fill_nan(dx, n, params)
+        return
+    for i in range(n):
+        total = load(dy, i, 1, buffer)[0] * 2.0**-40 - of_k
+        result[0] = <floating> (load(p, i, 1, buffer)[0] * (total - e) * 2.0**40)
+        write(dx, i, 1, result, False)

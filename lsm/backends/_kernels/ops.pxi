@@ -65,7 +65,10 @@ cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nog
 cdef inline void run_irregular_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n,
                                      const floating* p) noexcept nogil:
     """A frame of a block or group that has frames for which `finalize` is False, or b of which are out of range."""
-    write_irregular_frame(a, b, y, n, p)
+    if op == SOFTMAX_BACKWARD:
+        careful_softmax_backward(a, b, y, n, p)
+    else:
+        write_irregular_frame(a, b, y, n, p)
 
 
 cdef inline floating epilogue(int op, floating a, floating b, floating p0, floating p1, floating p2, floating p3,

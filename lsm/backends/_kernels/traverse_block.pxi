@@ -179,15 +179,43 @@ cdef inline void raise_max(const floating* a, Py_ssize_t step, Py_ssize_t n_rows
         m[k] = high[k]
 
 
-cdef inline void raise_largest(const floating* dy, const floating* p, Py_ssize_t n, floating* m,
-                               floating* m_dy) noexcept nogil:
-    """The largest p with its dy, of equal ones the largest dy: whatever the order."""
+cdef inline void raise_largest(const floating* dy, const floating* p, Py_ssize_t row, floating* m, floating* m_dy,
+                               floating* highest, int32_t* at) noexcept nogil:
+    """The largest p of each frame of a chunk, its dy and its row, and the largest absolute dy."""
     cdef Py_ssize_t k
     cdef bint is_larger
-    for k in range(n):  # hot
-        is_larger = (p[k] > m[k]) | ((p[k] == m[k]) & (dy[k] > m_dy[k]))
+    for k in range(CHUNK):  # hot
+        is_larger = p[k] > m[k]
+        highest[k] = larger(fabs_of(dy[k]), highest[k])
         m_dy[k] = dy[k] if is_larger else m_dy[k]
+        at[k] = <int32_t> row if is_larger else at[k]
         m[k] = p[k] if is_larger else m[k]
+
+
+cdef inline void fold_largest(floating* m, floating* m_dy, floating* highest, int32_t* at, Py_ssize_t n) noexcept nogil:
+    """Reduce N_LANES rows of n frames, each of every 16th class, to the first row."""
+    cdef Py_ssize_t k, half = N_LANES // 2
+    cdef bint is_larger
+    for k in range(N_LANES * n):
+        at[k] = at[k] * N_LANES + <int32_t> (k // n)
+    while half:
+        for k in range(half * n):
+            is_larger = (m[half * n + k] > m[k]) | ((m[half * n + k] == m[k]) & (at[half * n + k] < at[k]))
+            highest[k] = larger(highest[half * n + k], highest[k])
+            m_dy[k] = m_dy[half * n + k] if is_larger else m_dy[k]
+            at[k] = at[half * n + k] if is_larger else at[k]
+            m[k] = m[half * n + k] if is_larger else m[k]
+        half //= 2
+
+
+cdef inline void spoil_huge(const floating* highest, Py_ssize_t n, floating* m_dy) noexcept nogil:
+    """Make m_dy NaN where a difference of two dy may overflow, so that the frame is not regular."""
+    cdef Py_ssize_t k
+    for k in range(n):  # hot
+        if floating is float:
+            m_dy[k] = m_dy[k] if highest[k] < <float> 2.0**126 else <float> NAN
+        else:
+            m_dy[k] = m_dy[k] if highest[k] < 2.0**1022 else NAN
 
 
 cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssize_t last, floating* buffer,
@@ -196,6 +224,8 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
 
     is_dense: the maxima of the last chunk overlap those of the one before.
     """
+    cdef int32_t found_at[MAX_WIDTH]
+    cdef floating highest[MAX_WIDTH]
     cdef Py_ssize_t i, c, n, start, row = 0, row_b = 0, half
     cdef Py_ssize_t width = s.width if is_dense else round_up(s.width, CHUNK)
     cdef const floating* at
@@ -203,6 +233,9 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
     for c in range(width):
         m[c] = -INFINITY
         m_dy[c] = -INFINITY
+        if finds_largest(op):
+            found_at[c] = 0
+            highest[c] = 0
     for start from first <= start < last by BLOCK_CLASSES:
         n = min(<Py_ssize_t> BLOCK_CLASSES, last - start)
         if finds_largest(op):
@@ -210,8 +243,9 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
             at_b = rows_of(b, s, start, n, <floating> 0, buffer + packed_numbers(buffer), &row_b)
             for i from 0 <= i < n by s.n_joined:
                 for c from 0 <= c < s.width by CHUNK:
-                    raise_largest(at + i * row + chunk_at(c, s.width), at_b + i * row_b + chunk_at(c, s.width), CHUNK,
-                                  &m[chunk_at(c, width)], &m_dy[chunk_at(c, width)])
+                    raise_largest(at + i * row + chunk_at(c, s.width), at_b + i * row_b + chunk_at(c, s.width),
+                                  (start + i) // s.n_joined, &m[chunk_at(c, width)], &m_dy[chunk_at(c, width)],
+                                  &highest[chunk_at(c, width)], &found_at[chunk_at(c, width)])
         else:
             at = rows_of(a, s, start, n, <floating> -INFINITY, buffer, &row)
             n = round_up(n, s.n_joined)
@@ -221,14 +255,16 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
             for i from n // (4 * s.n_joined) * 4 * s.n_joined <= i < n by s.n_joined:
                 for c from 0 <= c < s.width by CHUNK:
                     raise_max(at + i * row + chunk_at(c, s.width), 0, 1, &m[chunk_at(c, width)])
+    if finds_largest(op):
+        if s.n_joined > 1:
+            fold_largest(m, m_dy, highest, found_at, s.n_inner)
+        spoil_huge(highest, width // s.n_joined, m_dy)
+        return
     half = s.n_joined // 2
     while half:
         c = half * s.n_inner
-        if finds_largest(op):
-            raise_largest(&m_dy[c], &m[c], c, m, m_dy)
-        else:
-            for i in range(c):
-                m[i] = larger(m[c + i], m[i])
+        for i in range(c):
+            m[i] = larger(m[c + i], m[i])
         half //= 2
 
 

@@ -73,19 +73,21 @@ cdef inline void find_max_of_row(int op, const floating* a, const floating* b, c
     """What the first stage reduces over n classes; the peaks are a chunk for each block that contains its maximum."""
     cdef floating high[CHUNK]
     cdef floating high_dy[CHUNK]
-    cdef Py_ssize_t c, k, half, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES, n_last = round_up(n - start, CHUNK)
+    cdef int32_t at[CHUNK]
+    cdef floating highest[CHUNK]
+    cdef Py_ssize_t c, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES, n_last = round_up(n - start, CHUNK)
     for k in range(CHUNK):
         high[k] = -INFINITY
         high_dy[k] = -INFINITY
     if finds_largest(op):
+        for k in range(CHUNK):
+            at[k] = 0
+            highest[k] = 0
         for c from 0 <= c < start by CHUNK:
-            raise_largest(a + c, b + c, CHUNK, high, high_dy)
+            raise_largest(a + c, b + c, c // CHUNK, high, high_dy, highest, at)
         for c from 0 <= c < n_last by CHUNK:
-            raise_largest(last_a + c, last_b + c, CHUNK, high, high_dy)
-        half = CHUNK // 2
-        while half:
-            raise_largest(&high_dy[half], &high[half], half, high, high_dy)
-            half //= 2
+            raise_largest(last_a + c, last_b + c, (start + c) // CHUNK, high, high_dy, highest, at)
+        fold_largest(high, high_dy, at, 1)
         m[0] = high[0]
         m_dy[0] = high_dy[0]
     else:
@@ -340,7 +342,7 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
     find_rows(a, 0, 0, 1, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, last, True, &rows)
     rows_b = rows
     if reads_two(op):
-        find_rows(b, 0, 0, 1, n, <floating> 0, scratch + packed_numbers(scratch), last_b, True, &rows_b)
+        find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, True, &rows_b)
     params[0] = m_dy
     if sums_exponentials(op):
         find_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
@@ -374,7 +376,7 @@ cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t
     cdef floating peaks[GROUP_PEAKS]
     cdef floating params[N_PARAMS * MAX_WIDTH]
     cdef floating m = -INFINITY, m_dy = -INFINITY, of_part = 0, dy_of_part = 0
-    cdef floating* copy = scratch + 2 * packed_numbers(scratch)
+    cdef floating* copy = scratch  # in place, if a is copied
     cdef Partial total
     cdef Rows rows, rows_b
     cdef Vector to
@@ -383,12 +385,14 @@ cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t
         start = part * SLICE_CLASSES
         n_part = size_of_part(part, n)
         find_rows(part_at(a, start), 0, 0, 1, n_part, <floating> 0, scratch, last, True, &rows)
-        find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + packed_numbers(scratch), last_b, True,
+        find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + SLICE_CLASSES, last_b, True,
                   &rows_b)
         find_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
                         <const floating*> rows.last[0], <const floating*> rows_b.last[0], n_part, &of_part,
                         &dy_of_part, peaks)
-        raise_largest(&dy_of_part, &of_part, 1, &m, &m_dy)
+        if of_part > m or dy_of_part != dy_of_part:
+            m = of_part
+            m_dy = dy_of_part
     params[0] = m_dy
     for part in range(count_slices(n)):
         start = part * SLICE_CLASSES
@@ -406,7 +410,7 @@ cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t
         find_rows(part_at(a, start), 0, 0, 1, n_part, <floating> 0, scratch, last, False, &rows)
         rows_b = rows
         if reads_two(op):
-            find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + packed_numbers(scratch), last_b, False,
+            find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + SLICE_CLASSES, last_b, False,
                       &rows_b)
         to = part_of(y, part)
         write_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0], n_part, params, False,
@@ -421,7 +425,7 @@ cdef inline void run_rows_of_shape(int op, Array a, Array b, Array y, Py_ssize_t
     cdef Py_ssize_t f
     if not is_pipelined(op) and n <= FEW_CLASSES:
         run_rows(op, True, a, b, y, i, first, n_frames, n, far, stream, scratch)
-    elif is_pipelined(op) or n <= SLICE_CLASSES:
+    elif is_pipelined(op) or n <= packed_numbers(scratch):
         run_rows(op, False, a, b, y, i, first, n_frames, n, far, stream, scratch)
     else:
         for f in range(first, first + n_frames):
