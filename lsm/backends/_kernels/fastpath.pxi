@@ -4,6 +4,7 @@
 # and the general path validates the arguments and raises the errors.
 
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
+from cpython.ref cimport Py_INCREF
 
 cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyArrayObject:
@@ -23,6 +24,7 @@ cdef extern from "numpy/arrayobject.h":
     PyArray_Descr* PyArray_DESCR(PyArrayObject* x)
     int PyArray_TYPE(PyArrayObject* x)
     char* PyArray_BYTES(PyArrayObject* x)
+    object PyArray_Empty(int n, const npy_intp* dims, PyArray_Descr* dtype, int fortran)
     object PyArray_NewLikeArray(PyArrayObject* x, NPY_ORDER order, PyArray_Descr* dtype, int subok)
 
 _import_array()
@@ -163,6 +165,66 @@ cdef object quick_map(int op, a, b, axis, out, int n_threads):
     return out if done else None
 
 
+cdef object quick_reduction(int op, x, axis, out, int n_threads):
+    """An operation with one number for each frame, for all axes if axis is None; None if it declines."""
+    cdef npy_intp dims[32]
+    cdef Frames f
+    cdef Array a, y
+    cdef bint done, is_new = out is None
+    cdef int n_dims, i, n = 0, at = 0
+    if not find_frames(x, 0 if axis is None else axis, &f):
+        return None
+    n_dims = PyArray_NDIM(<PyArrayObject*> x)
+    if axis is None:
+        f.n, f.n_outer, f.n_inner = count_elements(f), 1, 1
+    elif n_dims <= 32:
+        at = axis if axis >= 0 else axis + n_dims
+        for i in range(n_dims):
+            if i != at:
+                dims[n] = PyArray_DIMS(<PyArrayObject*> x)[i]
+                n += 1
+    if n_dims > 32 or (axis is None and n_dims == 0):
+        return None
+    if is_new:
+        Py_INCREF(<object> PyArray_DESCR(<PyArrayObject*> x))
+        out = PyArray_Empty(n, dims, PyArray_DESCR(<PyArrayObject*> x), False)
+    elif not (PyArray_CheckExact(out) and PyArray_ISCARRAY(<PyArrayObject*> out)
+              and PyArray_TYPE(<PyArrayObject*> out) == PyArray_TYPE(<PyArrayObject*> x)
+              and has_dims(out, n, dims) and lies_apart(out, f.n_outer * f.n_inner * size_of(f.kind), x, f)):
+        return None
+    if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
+        n_threads = _count_threads(count_elements(f))
+    a = whole(x, f)
+    y = whole(out, f)
+    y.outer = f.n_inner * y.gap
+    y.step = 0
+    if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
+        done = run_whole(op, a, a, y, f, max(n_threads, 1), False)
+    else:
+        with nogil:
+            done = run_whole(op, a, a, y, f, max(n_threads, 1), False)
+    if not done:
+        return None
+    return out[()] if is_new and n == 0 else out
+
+
+cdef inline bint has_dims(object x, int n, const npy_intp* dims) noexcept:
+    cdef int i
+    if PyArray_NDIM(<PyArrayObject*> x) != n:
+        return False
+    for i in range(n):
+        if PyArray_DIMS(<PyArrayObject*> x)[i] != dims[i]:
+            return False
+    return True
+
+
+cdef inline bint lies_apart(object out, Py_ssize_t n_bytes, object x, Frames f) noexcept:
+    """Whether n_bytes of out are disjoint from the elements of x."""
+    cdef char* p = PyArray_BYTES(<PyArrayObject*> out)
+    cdef char* q = PyArray_BYTES(<PyArrayObject*> x)
+    return p >= q + count_elements(f) * size_of(f.kind) or q >= p + n_bytes
+
+
 def quick_log_softmax(x, axis, out, int n_threads=0):
     """log_softmax(x, axis, out=out) for C-contiguous arrays; None for any other call.
 
@@ -187,9 +249,15 @@ def quick_softmax_backward(dy, p, axis, out, int n_threads=0):
     return quick_map(SOFTMAX_BACKWARD, dy, p, axis, out, n_threads)
 
 
+def quick_logsumexp(x, axis, out, int n_threads=0):
+    """logsumexp(x, axis, out=out), or None; see quick_log_softmax."""
+    return quick_reduction(LOGSUMEXP, x, axis, out, n_threads)
+
+
 QUICK = {
     "log_softmax": quick_log_softmax,
     "log_softmax_backward": quick_log_softmax_backward,
     "softmax": quick_softmax,
     "softmax_backward": quick_softmax_backward,
+    "logsumexp": quick_logsumexp,
 }

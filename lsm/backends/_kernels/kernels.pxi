@@ -164,6 +164,7 @@ include "op_log_softmax.pxi"
 include "op_log_softmax_backward.pxi"
 include "op_softmax.pxi"
 include "op_softmax_backward.pxi"
+include "op_logsumexp.pxi"
 include "short.pxi"
 include "short_backward.pxi"
 include "traverse_block.pxi"
@@ -177,6 +178,7 @@ OPS = {
     "log_softmax_backward": LOG_SOFTMAX_BACKWARD,
     "softmax": SOFTMAX,
     "softmax_backward": SOFTMAX_BACKWARD,
+    "logsumexp": LOGSUMEXP,
 }
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 SCRATCH = SCRATCH_BYTES

@@ -9,6 +9,7 @@ cdef enum Op:
     LOG_SOFTMAX_BACKWARD
     SOFTMAX
     SOFTMAX_BACKWARD
+    LOGSUMEXP
 
 
 cdef inline bint reads_two(int op) noexcept nogil:
@@ -17,7 +18,7 @@ cdef inline bint reads_two(int op) noexcept nogil:
 
 cdef inline bint sums_exponentials(int op) noexcept nogil:
     """Whether the reductions are the maximum of a, and the sum of exp(a - max); otherwise a sum of `term`."""
-    return op == LOG_SOFTMAX or op == SOFTMAX
+    return op == LOG_SOFTMAX or op == SOFTMAX or op == LOGSUMEXP
 
 
 cdef inline bint reduces_max(int op) noexcept nogil:
@@ -41,7 +42,7 @@ cdef inline bint is_pipelined(int op) noexcept nogil:
 
 cdef inline bint writes_elements(int op) noexcept nogil:
     """Whether there is a result for each class; otherwise it is the first parameter of the frame."""
-    return True
+    return op != LOGSUMEXP
 
 
 cdef inline double term(int op, floating a, floating b, floating p) noexcept nogil:
@@ -59,6 +60,8 @@ cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nog
         return finalize_softmax(s, p)
     if op == SOFTMAX_BACKWARD:
         return finalize_softmax_backward(s, p)
+    if op == LOGSUMEXP:
+        return finalize_logsumexp(s, p)
     return finalize_log_softmax_backward(s, p)
 
 
@@ -67,6 +70,8 @@ cdef inline void run_irregular_frame(int op, Vector a, Vector b, Vector y, Py_ss
     """A frame of a block or group that has frames for which `finalize` is False, or b of which are out of range."""
     if op == SOFTMAX_BACKWARD:
         careful_softmax_backward(a, b, y, n, p)
+    elif op == LOGSUMEXP:
+        careful_logsumexp(a, y, n, p)
     else:
         write_irregular_frame(a, b, y, n, p)
 
@@ -92,6 +97,8 @@ cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Bl
         run_shape(SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
     elif op == SOFTMAX_BACKWARD:
         run_shape(SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, stream, buffer)
+    elif op == LOGSUMEXP:
+        run_shape(LOGSUMEXP, a, b, y, s, next_a, next_b, stream, buffer)
     else:
         run_shape(LOG_SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, stream, buffer)
 
@@ -105,5 +112,7 @@ cdef void run_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t 
         run_rows_of_shape(SOFTMAX, a, b, y, i, first, n_frames, n, far, stream, scratch)
     elif op == SOFTMAX_BACKWARD:
         run_rows_of_shape(SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)
+    elif op == LOGSUMEXP:
+        run_rows_of_shape(LOGSUMEXP, a, b, y, i, first, n_frames, n, far, stream, scratch)
     else:
         run_rows_of_shape(LOG_SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)

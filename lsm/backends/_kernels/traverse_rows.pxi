@@ -87,7 +87,8 @@ cdef inline void find_max_of_row(int op, const floating* a, const floating* b, c
             raise_largest(a + c, b + c, c // CHUNK, high, high_dy, highest, at)
         for c from 0 <= c < n_last by CHUNK:
             raise_largest(last_a + c, last_b + c, (start + c) // CHUNK, high, high_dy, highest, at)
-        fold_largest(high, high_dy, at, 1)
+        fold_largest(high, high_dy, highest, at, 1)
+        spoil_huge(highest, 1, high_dy)
         m[0] = high[0]
         m_dy[0] = high_dy[0]
     else:
@@ -283,10 +284,14 @@ cdef inline void write_rows_of_group(int op, Array a, Array b, Array y, Py_ssize
         if far and reads_two(op):
             next_a = rows.at[f] + n_frames * a.gap
             next_b = rows_b.at[f] + n_frames * b.gap
+        if not is_regular:
+            run_irregular_frame(op, native(<const floating*> rows.at[f]), native(<const floating*> rows_b.at[f]), to, n,
+                                &params[f])
+            continue
         if limits_range(op):
             least = least_of_frame(<const floating*> rows_b.at[f], n)
             some_low = not (params[4 * MAX_WIDTH + f] < least)
-            if not is_regular or not (least <= 0 or not some_odd(<const floating*> rows_b.at[f], n)) or (
+            if not (least <= 0 or not some_odd(<const floating*> rows_b.at[f], n)) or (
                     some_low and is_masked(native(<const floating*> rows_b.at[f]), n, params)):
                 run_irregular_frame(op, native(<const floating*> rows.at[f]), native(<const floating*> rows_b.at[f]), to,
                                       n, &params[f])

@@ -1,0 +1,54 @@
+# L = m + log1p(s), the logarithm of the sum itself: one number a frame.
+
+
+cdef inline bint finalize_logsumexp(Partial s, floating* p) noexcept nogil:
+    """False where m and log1p(s) cancel and the sum must be wider than float32, and for an infinite maximum.
+
+    The second parameter is 1 for such a frame.
+    """
+    cdef double total = s.largest + log1p_double(s.below + (s.n_largest - 1))
+    cdef bint is_regular = s.largest < INFINITY
+    if floating is float:
+        is_regular &= not (s.largest < 0 and fabs(total) < 1)
+    p[0] = <floating> total
+    p[MAX_WIDTH] = 0 if is_regular else 1
+    return is_regular
+
+
+cdef void careful_logsumexp(Vector x, Vector y, Py_ssize_t n, const floating* p) noexcept nogil:
+    """One frame, with exponentials in double. Only inf and finite numbers give inf; with NaN, it is NaN."""
+    cdef double buffer[BLOCK_CLASSES]
+    cdef double lanes[CHUNK]
+    cdef double m = -INFINITY, s, n_equal = 0
+    cdef Py_ssize_t i, k, n_block
+    cdef floating result[1]
+    result[0] = p[0]
+    if p[MAX_WIDTH] == 1:
+        for i from 0 <= i < n by BLOCK_CLASSES:
+            n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
+            read_from(x, i, n_block, buffer)
+            for k in range(n_block):
+                m = buffer[k] if buffer[k] > m or buffer[k] != buffer[k] else m
+        for k in range(CHUNK):
+            lanes[k] = 0
+        for i from 0 <= i < n by BLOCK_CLASSES:
+            n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
+            read_from(x, i, n_block, buffer)
+            for k in range(n_block, BLOCK_CLASSES):
+                buffer[k] = -INFINITY
+            for k in range(n_block):
+                n_equal += buffer[k] == m
+            for k in range(BLOCK_CLASSES):  # hot
+                buffer[k] = 0 if buffer[k] == m else exp_difference(buffer[k], m)
+            for k in range(BLOCK_CLASSES):
+                lanes[k % CHUNK] += buffer[k]
+        s = n_equal - 1
+        for k in range(CHUNK):
+            s += lanes[k] * EXP_UNBIAS_DOUBLE
+        result[0] = <floating> (m if fabs(m) == INFINITY else m + log1p_double(s))
+    write(y, 0, 1, result, False)
+
+
+cdef inline void read_from(Vector x, Py_ssize_t start, Py_ssize_t n, double* to) noexcept nogil:
+    x.at += start * x.step
+    read(x, n, to)
