@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib.util
+import os
 import signal
+import tempfile
 
 import ml_dtypes
 import numpy as np
@@ -75,6 +77,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if "LSM_CUDA_ON_CPU" not in os.environ:  # the processes of pytest-xdist build each library of kernels once
+        folder = tempfile.TemporaryDirectory(prefix="lsm-cuda-on-cpu-")
+        os.environ["LSM_CUDA_ON_CPU"] = folder.name
+        config.add_cleanup(folder.cleanup)
     # Under nohup, SIGHUP is ignored, and in the commands that tests start as well: what it does could not be tested.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -113,7 +119,10 @@ def pytest_generate_tests(metafunc):
     with_dtype = "dtype" in metafunc.fixturenames
     required = metafunc.config.getoption("--require")
     cases = []
+    elsewhere = {name for mark in metafunc.definition.iter_markers("except_backend") for name in mark.args}
     for name in BACKENDS:
+        if name in elsewhere and name not in required:
+            continue
         info = _claims(name)
         if info is None and name in required:
             reason = f": {ADAPTERS[name].reason}" if name in ADAPTERS else ""

@@ -186,7 +186,7 @@ def test_a_file_is_processed_in_blocks_of_the_given_size(work, monkeypatch):
 @pytest.mark.parametrize("axis", ["0", "1"])
 def test_memory_does_not_grow_with_the_file(work, monkeypatch, axis):
     monkeypatch.setattr(_apply, "BLOCK_BYTES", 2**20)
-    np.save("x.npy", np.ones((4096, 2048), np.float32))  # 32 MiB, 64 blocks
+    np.save("x.npy", np.ones((1024, 8192), np.float32))  # 32 MiB, 64 blocks
     main(["apply", "x.npy", "y.npy", "--axis", axis])  # whatever is made once
     tracemalloc.start()
     try:

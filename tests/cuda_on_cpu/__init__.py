@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -33,23 +32,11 @@ class LaunchError(Exception):
     """What would hang, be undefined or be refused on a GPU."""
 
 
-@functools.cache
-def _folder():
-    """Where libraries are built: for this process only, unless LSM_CUDA_ON_CPU names a folder that keeps them."""
-    kept = os.environ.get("LSM_CUDA_ON_CPU")
-    if kept:
-        Path(kept).mkdir(parents=True, exist_ok=True)
-        return Path(kept)
-    folder = tempfile.TemporaryDirectory(prefix="lsm-cuda-on-cpu-")
-    _folder.keep = folder
-    return Path(folder.name)
-
-
 def build(source, options=(), flags=()):
-    """The path of the library of a CUDA source, compiled with its -D options."""
+    """The path of the library of a CUDA source, compiled with its -D options, in the folder that conftest.py names."""
     command = [COMPILER or "g++", *FLAGS, *flags, *(o for o in options if o.startswith("-D")), "-include", str(SHIM)]
     key = hashlib.sha256("\0".join([source, SHIM.read_text(), *command]).encode()).hexdigest()[:32]
-    library = _folder() / f"{key}.so"
+    library = Path(os.environ["LSM_CUDA_ON_CPU"], f"{key}.so")
     if not library.exists():
         new = library.with_suffix(f".{os.getpid()}.new")
         subprocess.run([*command, "-", "-o", str(new)], input=source, text=True, check=True)
