@@ -71,11 +71,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise EnoughError
     if len({Path(name).resolve() for name in outputs}) < len(outputs):
         raise MisusedError(f"{', '.join(outputs)}: each output needs a file of its own")
-    if args.markdown and Path(args.markdown).exists():
-        text = _text(args.markdown)
-        if text.strip() and not text.startswith(f"{report.HEAD}\n"):
-            accepted = "accepted: a new file, or an earlier report"
-            raise UnusableFileError(f"{args.markdown!r} holds another text, which would be lost; {accepted}")
 
 
 def _measured(args: argparse.Namespace) -> tuple[Result, int]:
@@ -144,13 +139,9 @@ def _write(name: str, data: str | bytes) -> None:
 
 
 def _read(name: str) -> Result:
-    return from_json(_text(name), name)
-
-
-def _text(name: str) -> str:
-    """The text of a file, or an UnusableFileError."""
+    """The result in a file, or an UnusableFileError."""
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return from_json(Path(name).read_text(encoding="utf-8"), name)
     except UnicodeDecodeError as error:
         raise UnusableFileError(f"{name!r} is not text in UTF-8 ({error})") from error
     except OSError as error:

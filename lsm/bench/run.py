@@ -141,7 +141,6 @@ def _header(options: Options, n_threads: tuple[int, ...], makers: Makers, gpu: s
         wanted=list(options.implementations),
         threads=list(n_threads),
         rounds=options.rounds or BUDGETS[options.set].rounds,
-        load_before=machine.load(),
         environment={name: printable(value) for name, value in machine.environment().items()},
         pools=[],
     )
