@@ -130,7 +130,7 @@ def apply(op: str, inputs: Sequence[str], target: str, progress: Progress, *, ax
         arrays = [stack.enter_context(open_array(path)) for path in inputs]
         first = arrays[0]
         result = dry_run(function, arrays)
-        with replacing(target) as file:
+        with atomic_write(target) as file:
             out = create_result(file, first.shape, result, first.is_fortran)
             advance = stack.enter_context(progress(math.prod(first.shape) * first.dtype.itemsize))
             for index in blocks(first.shape, normalised_axes(axis, len(first.shape)), first.is_fortran):
@@ -270,7 +270,7 @@ def create_result(file: io.FileIO, shape: tuple[int, ...], dtype: np.dtype[Any],
 
 
 @contextmanager
-def replacing(target: str) -> Iterator[io.FileIO]:
+def atomic_write(target: str) -> Iterator[io.FileIO]:
     """Open a temporary file beside the target; on success it replaces the target, on failure it is deleted.
 
     Symbolic links are followed. The metadata of an existing file is kept (`copy_metadata`), with a warning for what

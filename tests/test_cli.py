@@ -26,7 +26,7 @@ from test_registry import Site
 import lsm
 from lsm import _apply
 from lsm._conformance import run as kit
-from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
+from lsm._stopping import StoppedError, begin_shutdown, raise_if_stopped, stop_signals
 from lsm.bench import command as bench_command
 from lsm.cli import main
 
@@ -867,7 +867,7 @@ def test_a_second_signal_stops_what_lost_the_first():
             signal.raise_signal(signal.SIGTERM)
         with pytest.raises(StoppedError, match=str(int(signal.SIGINT))):
             raise_if_stopped()
-        notice()
+        begin_shutdown()
         signal.raise_signal(signal.SIGINT)
         raise_if_stopped()
         assert came == [signal.SIGINT, signal.SIGTERM, signal.SIGINT]

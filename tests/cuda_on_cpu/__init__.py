@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lsm.backends import _cuda
-from lsm.backends._cuda.plan import Limits, module_key, plan
+from lsm.backends._cuda.plan import DeviceLimits, module_key, plan
 
 SHIM = Path(__file__).with_name("shim.h")
 COMPILER = shutil.which("g++")
@@ -22,10 +22,10 @@ FLAGS += ("-fno-strict-aliasing", "-w")  # as nvcc does; of pragmas that it does
 SANITIZE = ("-O0", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 
-H100 = Limits(232448, 233472, 132, 50 * 2**20, 90)
+H100 = DeviceLimits(232448, 233472, 132, 50 * 2**20, 90)
 # The least that the kernels need, so that frames of few classes are split: of 9,217 and more in float32, and of 1,025
 # and more where they lie side by side.
-SMALL = Limits(40960, 65536, 1, 2**17, 75)
+SMALL = DeviceLimits(40960, 65536, 1, 2**17, 75)
 
 
 class LaunchError(Exception):
