@@ -77,9 +77,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if "LSM_CUDA_ON_CPU" not in os.environ:  # the processes of pytest-xdist build each library of kernels once
+    if "CUDA_ON_CPU_LIBRARIES" not in os.environ:  # the processes of pytest-xdist build each library of kernels once
         folder = tempfile.TemporaryDirectory(prefix="lsm-cuda-on-cpu-")
-        os.environ["LSM_CUDA_ON_CPU"] = folder.name
+        os.environ["CUDA_ON_CPU_LIBRARIES"] = folder.name
         config.add_cleanup(folder.cleanup)
     # Under nohup, SIGHUP is ignored, and in the commands that tests start as well: what it does could not be tested.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:

@@ -36,7 +36,7 @@ def build(source, options=(), flags=()):
     """The path of the library of a CUDA source, compiled with its -D options, in the folder that conftest.py names."""
     command = [COMPILER or "g++", *FLAGS, *flags, *(o for o in options if o.startswith("-D")), "-include", str(SHIM)]
     key = hashlib.sha256("\0".join([source, SHIM.read_text(), *command]).encode()).hexdigest()[:32]
-    library = Path(os.environ["LSM_CUDA_ON_CPU"], f"{key}.so")
+    library = Path(os.environ["CUDA_ON_CPU_LIBRARIES"], f"{key}.so")
     if not library.exists():
         new = library.with_suffix(f".{os.getpid()}.new")
         subprocess.run([*command, "-", "-o", str(new)], input=source, text=True, check=True)
