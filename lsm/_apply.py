@@ -131,7 +131,7 @@ def apply(op: str, inputs: Sequence[str], target: str, progress: Progress, *, ax
         arrays = [stack.enter_context(open_array(path)) for path in inputs]
         first = arrays[0]
         result = dry_run(function, arrays)
-        with replacing(target) as file:
+        with atomic_write(target) as file:
             axes = normalised_axes(axis, len(first.shape))
             is_map = not OPERATIONS[op].is_reduction
             kept = [i for i in range(len(first.shape)) if is_map or i not in axes]  # the axes of the result
@@ -276,7 +276,7 @@ def create_result(file: io.FileIO, shape: tuple[int, ...], dtype: np.dtype[Any],
 
 
 @contextmanager
-def replacing(target: str) -> Iterator[io.FileIO]:
+def atomic_write(target: str) -> Iterator[io.FileIO]:
     """Open a temporary file beside the target; on success it replaces the target, on failure it is deleted.
 
     Symbolic links are followed. The metadata of an existing file is kept (`copy_metadata`), with a warning for what

@@ -18,7 +18,7 @@ ACCEPTED = {
     "LSM_NUM_THREADS": "a positive integer, such as '4'",
     "LSM_FORCE_ISA": ", ".join(map(repr, ISA_LEVELS)),
 }
-BUILD_VARIABLES = ("LSM_NO_OPENMP", "LSM_SANITIZE")  # read by setup.py
+BUILD_VARIABLES = ("LSM_LEVELS", "LSM_NO_OPENMP", "LSM_SANITIZE")  # read by setup.py
 
 
 def current_directory() -> str:

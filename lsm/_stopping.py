@@ -22,7 +22,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
-        self.is_noticed = False
+        self.is_shutting_down = False
 
 
 _stop = _Stop()
@@ -35,7 +35,7 @@ def stop_signals() -> Iterator[list[int]]:
 
     def handle(number: int, _: object) -> None:
         stop.numbers.append(number)
-        if not (stop.is_noticed or _is_propagating()):  # a second signal must not interrupt the cleanup
+        if not (stop.is_shutting_down or _is_propagating()):  # a second signal must not interrupt the cleanup
             raise StoppedError(number)
 
     is_main = threading.current_thread() is threading.main_thread()
@@ -54,13 +54,13 @@ def stop_signals() -> Iterator[list[int]]:
 
 def raise_if_stopped() -> None:
     """Raise StoppedError if a signal was received and its exception lost; for long loops."""
-    if _stop.numbers and not _stop.is_noticed:
+    if _stop.numbers and not _stop.is_shutting_down:
         raise StoppedError(_stop.numbers[0])
 
 
-def notice() -> None:
+def begin_shutdown() -> None:
     """Begin an orderly shutdown: further signals do not raise."""
-    _stop.is_noticed = True
+    _stop.is_shutting_down = True
 
 
 def _is_propagating() -> bool:

@@ -20,11 +20,11 @@ from lsm._decide import Request
 from lsm._dispatch import explain_request
 from lsm._operations import OPERATIONS, Operation
 from lsm._stdout import discard, escape_unencodable, reserve_stdout
-from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
+from lsm._stopping import StoppedError, begin_shutdown, raise_if_stopped, stop_signals
 from lsm._texts import for_json
 from lsm.bench import options
 
-STOPPED, FAILED, MISUSED = 128, 1, 2  # exit codes; STOPPED plus the signal's number, as shells have it
+EXIT_SIGNAL, EXIT_FAILURE, EXIT_USAGE = 128, 1, 2  # exit codes; EXIT_SIGNAL plus the signal's number, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         code = _run(argv)
         # After a signal, `lsm bench` still reports what it has measured.
-        return STOPPED + stopped_by[0] if stopped_by else code
+        return EXIT_SIGNAL + stopped_by[0] if stopped_by else code
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -57,23 +57,23 @@ def _run(argv: Sequence[str] | None) -> int:
             sys.stdout.flush()
         return code
     except KeyboardInterrupt as stop:
-        notice()
+        begin_shutdown()
         number = stop.args[0] if isinstance(stop, StoppedError) else signal.SIGINT
-        return _failed(STOPPED + number, f"stopped by {signal.Signals(number).name}; nothing was changed")
+        return _failed(EXIT_SIGNAL + number, f"stopped by {signal.Signals(number).name}; nothing was changed")
     except lsm.BackendFailedError as error:
-        return _failed(FAILED, str(error))
+        return _failed(EXIT_FAILURE, str(error))
     except (lsm.LsmError, TypeError, ValueError) as error:
-        return _failed(MISUSED, str(error))
+        return _failed(EXIT_USAGE, str(error))
     except BrokenPipeError:  # the reader of the output has exited
         if sys.stdout is not None:
             discard(sys.stdout)
-        return STOPPED + 13  # SIGPIPE
+        return EXIT_SIGNAL + 13  # SIGPIPE
     except OSError as error:
         if sys.stdout is not None:
             discard(sys.stdout)
-        return _failed(FAILED, str(error))
+        return _failed(EXIT_FAILURE, str(error))
     except Exception as error:  # such as MemoryError
-        return _failed(FAILED, f"{type(error).__name__}: {error}")
+        return _failed(EXIT_FAILURE, f"{type(error).__name__}: {error}")
 
 
 def _parse_and_run(argv: Sequence[str] | None) -> int:
@@ -93,7 +93,7 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
                 args.stdout.flush()
                 return code
             finally:
-                notice()  # a signal must not interrupt what the stack restores
+                begin_shutdown()  # a signal must not interrupt what the stack restores
     except SystemExit as stop:  # argparse has printed a message
         return int(stop.code or 0)
 
@@ -246,7 +246,7 @@ def _explain(args: argparse.Namespace) -> int:
             f"no backend supports devices of kind {args.device!r}; supported: {', '.join(sorted(kinds))}",
             file=args.stdout,
         )
-    return FAILED
+    return EXIT_FAILURE
 
 
 def _check_backend(args: argparse.Namespace) -> int:
@@ -265,7 +265,7 @@ def _check_backend(args: argparse.Namespace) -> int:
 
     with ExitStack() as stack:
         # Opened first, so that an unwritable path is reported before the checks run.
-        file = None if args.json is None else stack.enter_context(_apply.replacing(args.json))
+        file = None if args.json is None else stack.enter_context(_apply.atomic_write(args.json))
         if accuracy is not None:
             found = accuracy.measured(args.name, with_bar)
             has_passed, lines = accuracy.has_passed(found), accuracy.lines(found)
@@ -276,7 +276,7 @@ def _check_backend(args: argparse.Namespace) -> int:
         print("\n".join(lines), file=args.stdout)
         if file is not None:
             _apply.write_all(file, memoryview((json.dumps(found, indent=2) + "\n").encode()))
-    return 0 if has_passed else FAILED
+    return 0 if has_passed else EXIT_FAILURE
 
 
 def _apply_to_files(args: argparse.Namespace) -> int:

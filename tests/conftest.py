@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib.util
+import os
 import signal
+import tempfile
 
 import ml_dtypes
 import numpy as np
@@ -76,6 +78,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "operation(name): run on the backends that have this operation only")
+    if "CUDA_ON_CPU_LIBRARIES" not in os.environ:  # the processes of pytest-xdist build each library of kernels once
+        folder = tempfile.TemporaryDirectory(prefix="lsm-cuda-on-cpu-")
+        os.environ["CUDA_ON_CPU_LIBRARIES"] = folder.name
+        config.add_cleanup(folder.cleanup)
     # Under nohup, SIGHUP is ignored, and in the commands that tests start as well: what it does could not be tested.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -119,7 +125,10 @@ def pytest_generate_tests(metafunc):
     required = metafunc.config.getoption("--require")
     operation = metafunc.definition.get_closest_marker("operation")
     cases = []
+    elsewhere = {name for mark in metafunc.definition.iter_markers("except_backend") for name in mark.args}
     for name in BACKENDS:
+        if name in elsewhere and name not in required:
+            continue
         if operation and operation.args[0] not in _operations(name):
             continue
         info = _claims(name)

@@ -18,7 +18,6 @@ def header(**changed):
         wanted=[],
         threads=[2],
         rounds=5,
-        load_before=0.25,
         environment={"OMP_NUM_THREADS": "2"},
         pools=["openmp libgomp.so: 2"],
     )

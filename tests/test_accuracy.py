@@ -46,15 +46,16 @@ def frames(kind, shape, dtype, rng):
 KINDS = ("ordinary", "peaked", "two peaks", "huge", "constant", "subnormal", "masked", "far from 0")
 
 
+@pytest.mark.except_backend("cuda-on-cpu")
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_and_backward_within_the_bound(backend, dtype, kind, rng):
-    for n in N_CLASSES:
+    for n in N_CLASSES if kind in ("ordinary", "masked") else N_CLASSES[1::3]:
         shape = (max(1, min(200, 20000 // n)), n)
         x = frames(kind, shape, dtype, rng)
         y = lsm.log_softmax(x, backend=backend)
         exact = oracle.log_softmax(x)
         if dtype.char == "g":  # the oracle is no wider than the result: ask mpmath, for two frames
-            if n > 129:
+            if n > 33:
                 break
             x, y = x[:2], y[:2]
             shape = x.shape
@@ -94,6 +95,7 @@ def test_peaked_frames_keep_their_digits(backend, lead):
                 assert (y.max(axis=-1) < 0).all()
 
 
+@pytest.mark.except_backend("cuda-on-cpu")
 @pytest.mark.parametrize("n", [2**17, 2**20])
 def test_long_frames(backend, n, rng):
     for dtype in (np.float32, np.float64):
@@ -214,6 +216,7 @@ def bound_of_cast(given, result):
     return 0.501 if is_narrower else 4
 
 
+@pytest.mark.except_backend("cuda-on-cpu")
 @pytest.mark.parametrize("result", NARROW)
 @pytest.mark.parametrize("given", NARROW)
 def test_every_combination_of_dtypes(backend, given, result, rng):

@@ -111,7 +111,7 @@ def test_the_head_names_the_machine(shown):
         "processor: Planted <CPU> | 9000, 2 processors, L1 32 KiB, L2 1,024 KiB",
         "GPU: none",
         "versions: lsm 0.1.0 (v4), python 3.11.7, numpy 2.4.6, torch 2.13.0 (AVX512)",
-        "threads: 2 for each implementation; rounds: 5; load before: 0.2",
+        "threads: 2 for each implementation; rounds: 5",
         "thread pools: openmp libgomp.so: 2",
         "environment: OMP_NUM_THREADS=2",
         "measured: 2026-01-02 on Linux, commit abc1234, by lsm bench --quick",
@@ -176,7 +176,7 @@ def test_a_pipe_gets_every_column_and_no_escapes(shown):
     assert text.index("senones") < text.index("geometric mean") < text.index("Not measured")
 
 
-@pytest.mark.parametrize("n_columns", [20, 40, 60, 80, 100, 160])
+@pytest.mark.parametrize("n_columns", [20, 40, 80, 160])
 def test_tables_fit_the_terminal(shown, monkeypatch, n_columns):
     monkeypatch.setenv("COLUMNS", str(n_columns))
     text = re.sub(r"\x1b\[[0-9;]*m", "", as_text(shown, Terminal()))

@@ -27,7 +27,7 @@ from test_registry import Site
 import lsm
 from lsm import _apply, _stdout
 from lsm._conformance import run as kit
-from lsm._stopping import StoppedError, notice, raise_if_stopped, stop_signals
+from lsm._stopping import StoppedError, begin_shutdown, raise_if_stopped, stop_signals
 from lsm.bench import command as bench_command
 from lsm.cli import main
 
@@ -187,7 +187,7 @@ def test_a_file_is_processed_in_blocks_of_the_given_size(work, monkeypatch):
 @pytest.mark.parametrize("axis", ["0", "1"])
 def test_memory_does_not_grow_with_the_file(work, monkeypatch, axis):
     monkeypatch.setattr(_apply, "BLOCK_BYTES", 2**20)
-    np.save("x.npy", np.ones((4096, 2048), np.float32))  # 32 MiB, 64 blocks
+    np.save("x.npy", np.ones((1024, 8192), np.float32))  # 32 MiB, 64 blocks
     main(["apply", "x.npy", "y.npy", "--axis", axis])  # whatever is made once
     tracemalloc.start()
     try:
@@ -868,7 +868,7 @@ def test_a_second_signal_stops_what_lost_the_first():
             signal.raise_signal(signal.SIGTERM)
         with pytest.raises(StoppedError, match=str(int(signal.SIGINT))):
             raise_if_stopped()
-        notice()
+        begin_shutdown()
         signal.raise_signal(signal.SIGINT)
         raise_if_stopped()
         assert came == [signal.SIGINT, signal.SIGTERM, signal.SIGINT]

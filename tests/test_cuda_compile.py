@@ -12,7 +12,7 @@ import pytest
 from cuda_on_cpu import H100, nvrtc
 
 from lsm.backends import _cuda
-from lsm.backends._cuda.plan import Limits, columns_family, module_key, plan, rows_family
+from lsm.backends._cuda.plan import DeviceLimits, columns_family, module_key, plan, rows_family
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
 OPS = ("log_softmax", "log_softmax_backward")
@@ -30,7 +30,7 @@ SHARED |= {100: (227, 228), 103: (227, 228), 120: (99, 100)}
 
 def limits_of(architecture):
     block, multiprocessor = SHARED[architecture]
-    return Limits(block * 1024, multiprocessor * 1024, H100.n_multiprocessors, H100.l2_bytes, architecture)
+    return DeviceLimits(block * 1024, multiprocessor * 1024, H100.n_multiprocessors, H100.l2_bytes, architecture)
 
 
 def families(op, name, out, shapes, limits=H100):

@@ -193,7 +193,8 @@ print("it ran")
 @pytest.mark.parametrize("name", ["float16", "float32", "float64"])
 def test_the_kernels_under_the_sanitizers(name):
     shapes = [(5, 10, 1), (3, 1001, 1), (2, 4099, 1), (2, 20001, 1), (2, 11, 21), (1, 2501, 9)]
-    shapes += [(2, n, 5) for n in (1, 3, 7, 20, 50, 100, 200, 300, 600, 1000, 3100)]  # tiles of all kinds
+    tiles = (1, 3, 7, 20, 50, 100, 200, 300, 600, 1000, 3100)  # of all kinds, each with one of the dtypes
+    shapes += [(2, n, 5) for n in tiles[["float16", "float32", "float64"].index(name) :: 3]]
     done = run_sanitized(WHOLE.format(name=name, shapes=shapes, fault="", instead=""))
     assert "it ran" in done.stdout, done.stderr[-3000:]
 
@@ -205,7 +206,7 @@ def test_the_kernels_under_the_sanitizers(name):
         ("get(to[i], x + i * step, i ? 0 : first,", "get(to[i], x + i * step, 0,", "use-after-poison"),
         # Behind the array may lie memory that was freed.
         ("0, last - n_pieces * step, filler)", "0, n, filler)", "heap-(buffer-overflow|use-after-free)"),
-        ("at + j < last", "true", "heap-(buffer-overflow|use-after-free)"),
+        ("at + j < last", "true", "heap-(buffer-overflow|use-after-free)|SEGV on unknown address"),  # or nothing at all
         ("own + j < n_rows * THREAD_ROW_CLASSES ?", "true ?", "use-after-poison"),
     ],
     ids=["alignment", "before a row", "behind a row", "written behind", "behind a tile"],

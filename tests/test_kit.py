@@ -194,10 +194,12 @@ class TestNumpy(BackendConformance):
 
 
 def test_under_pytest(planted, pytester_like):
-    done = pytester_like("class TestGood(BackendConformance):\n    backend = 'Good'\n")
+    done = pytester_like(
+        "class TestGood(BackendConformance):\n    backend = 'Good'\n", "-k", "declaration or float32 and frames"
+    )
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout and "failed" not in done.stdout
-    done = pytester_like("class TestPeaked(BackendConformance):\n    backend = 'Peaked'\n")
+    done = pytester_like("class TestPeaked(BackendConformance):\n    backend = 'Peaked'\n", "-k", "peaked and float32")
     assert done.returncode == 1
     assert "AccuracyError: forward, peaked frames of" in done.stdout
 
@@ -246,7 +248,10 @@ LATE_XFAIL = {
 def test_a_mark_that_comes_late_makes_no_failure_an_expected_one(pytester_like, how):
     body, conftest = LATE_XFAIL[how]
     done = pytester_like(
-        f"class TestPeaked(BackendConformance):\n    backend = 'Peaked'\n{body}", "-k", "peaked", conftest=conftest
+        f"class TestPeaked(BackendConformance):\n    backend = 'Peaked'\n{body}",
+        "-k",
+        "forward and peaked and float32",
+        conftest=conftest,
     )
     assert done.returncode == 1, done.stdout
     assert "remove the claim that fails" in done.stdout

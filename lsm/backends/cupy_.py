@@ -12,7 +12,7 @@ from lsm._signals import reraise_from_handler
 from lsm._version import DISTRIBUTION, install_command
 from lsm.backends._cuda import plan as plans
 from lsm.backends._cuda import source
-from lsm.backends._cuda.arrays import CupyArrays, TorchTensors
+from lsm.backends._cuda.arrays import CupyArrayOps, TorchTensorOps
 from lsm.backends._cuda.layout import layout
 from lsm.backends.base import API_VERSION, Backend
 
@@ -40,7 +40,7 @@ class CupyBackend(Backend):
 
     def __init__(self, library: Any = None) -> None:
         self._library = library
-        self._tensors = TorchTensors()
+        self._tensors = TorchTensorOps()
         self._devices: dict[int, _Device] = {}
         self._lock = threading.Lock()
 
@@ -68,10 +68,10 @@ class CupyBackend(Backend):
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """A new CuPy array, with the memory order of `like` if the shapes are equal."""
-        own = import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+        element = import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
         if tuple(like.shape) == tuple(shape):
-            return self._library.empty_like(like, dtype=np.dtype(own))
-        return self._library.empty(shape, np.dtype(own))
+            return self._library.empty_like(like, dtype=np.dtype(element))
+        return self._library.empty(shape, np.dtype(element))
 
     @property
     def fast_functions(self) -> dict[str, Any]:
@@ -90,28 +90,34 @@ class CupyBackend(Backend):
         """
         *inputs, axis, out = arguments
         library, x = self._library, inputs[0]
-        own = CupyArrays(library) if type(x) is library.ndarray else self._tensors
-        if type(axis) is not int or not own.plain_pointer(x):
+        array_ops = CupyArrayOps(library) if type(x) is library.ndarray else self._tensors
+        if type(axis) is not int or not array_ops.fast_pointer(x):
             return None
-        number, n_axes, shape, dtype = own.device(x), x.ndim, x.shape, x.dtype
+        number, n_axes, shape, dtype = array_ops.device(x), x.ndim, x.shape, x.dtype
         device = self._devices.get(number)
         if device is None or not -n_axes <= axis < n_axes or library.cuda.runtime.getDevice() != number:
             return None
-        result = own.empty_like(x) if out is None else out
+        result = array_ops.empty_like(x) if out is None else out
         arrays, pointers = (*inputs, result), []
         for a in arrays:
-            pointer = own.plain_pointer(a)
-            if not pointer or a.shape != shape or a.dtype != dtype or own.device(a) != number or pointer % a.itemsize:
+            pointer = array_ops.fast_pointer(a)
+            if (
+                not pointer
+                or a.shape != shape
+                or a.dtype != dtype
+                or array_ops.device(a) != number
+                or pointer % a.itemsize
+            ):
                 return None
-            if not (out is None or own.is_in_order(a)):
+            if not (out is None or array_ops.is_contiguous(a)):
                 return None
             pointers.append(pointer)
         if out is not None and any(0 < abs(pointer - pointers[-1]) < out.nbytes for pointer in pointers):
             return None
-        prepared = device.prepared.get(_launch_key(own, op, arrays, axis % n_axes))
+        prepared = device.prepared.get(_launch_key(array_ops, op, arrays, axis % n_axes))
         if prepared is None:
             return None
-        _enqueue(device, own, prepared, result, pointers)
+        _enqueue(device, array_ops, prepared, result, pointers)
         return result
 
     def log_softmax(self, x: Any, axis: int, out: Any) -> None:
@@ -125,17 +131,17 @@ class CupyBackend(Backend):
     def _call(self, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> None:
         """Launch the kernels of a call on the device of the arrays, which is made current."""
         library, out = self._library, arrays[-1]
-        own = CupyArrays(library) if isinstance(out, library.ndarray) else self._tensors
-        number = own.device(out)
+        array_ops = CupyArrayOps(library) if isinstance(out, library.ndarray) else self._tensors
+        number = array_ops.device(out)
         device = self._devices.get(number)
         if device is None:
             with self._lock:
                 device = self._devices.setdefault(number, _Device(library, number))
         if library.cuda.runtime.getDevice() == number:
-            _launch(device, own, op, arrays, axis)
+            _launch(device, array_ops, op, arrays, axis)
         else:
             with library.cuda.Device(number):
-                _launch(device, own, op, arrays, axis)
+                _launch(device, array_ops, op, arrays, axis)
 
 
 class _PreparedLaunch(NamedTuple):
@@ -160,7 +166,7 @@ class _Device:
         self.prepared: dict[Any, tuple[tuple[_PreparedLaunch, ...], int] | None] = {}
         found = library.cuda.Device(number)
         attributes = found.attributes
-        self.limits = plans.Limits(
+        self.limits = plans.DeviceLimits(
             shared_per_block=attributes["MaxSharedMemoryPerBlockOptin"],
             shared_per_multiprocessor=attributes["MaxSharedMemoryPerMultiprocessor"],
             n_multiprocessors=attributes["MultiProcessorCount"],
@@ -212,36 +218,38 @@ class _Device:
         return kernel
 
 
-def _launch(device: _Device, own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> None:
+def _launch(device: _Device, array_ops: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> None:
     """Launch the kernels of a call on the current device; arrays in an unsupported layout are copied."""
     out = arrays[-1]
-    key = _launch_key(own, op, arrays, axis)
+    key = _launch_key(array_ops, op, arrays, axis)
     try:
         prepared = device.prepared[key]
     except KeyError:
         dtypes = tuple([str(x.dtype).removeprefix("torch.") for x in arrays])
-        prepared = device.prepare(key, op, dtypes, tuple(out.shape), [own.elements(x) for x in arrays], axis)
+        prepared = device.prepare(
+            key, op, dtypes, tuple(out.shape), [array_ops.element_strides(x) for x in arrays], axis
+        )
     if prepared is None:
-        room = own.room(out)
-        _launch(device, own, op, (*[own.in_order(x) for x in arrays[:-1]], room), axis)
-        if room is not out:
-            own.write(out, room)
+        new_out = array_ops.contiguous_out(out)
+        _launch(device, array_ops, op, (*[array_ops.contiguous(x) for x in arrays[:-1]], new_out), axis)
+        if new_out is not out:
+            array_ops.copy_into(out, new_out)
         return
-    _enqueue(device, own, prepared, out, [own.pointer(x) for x in arrays])
+    _enqueue(device, array_ops, prepared, out, [array_ops.pointer(x) for x in arrays])
 
 
-def _launch_key(own: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+def _launch_key(array_ops: Any, op: plans.Op, arrays: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
     """The key of calls that share their launches."""
-    return (op, axis, arrays[-1].shape, *[(x.dtype, own.strides(x)) for x in arrays])
+    return (op, axis, arrays[-1].shape, *[(x.dtype, array_ops.strides(x)) for x in arrays])
 
 
 def _enqueue(
-    device: _Device, own: Any, prepared: tuple[tuple[_PreparedLaunch, ...], int], out: Any, pointers: list[int]
+    device: _Device, array_ops: Any, prepared: tuple[tuple[_PreparedLaunch, ...], int], out: Any, pointers: list[int]
 ) -> None:
     """Launch prepared kernels on arrays at these addresses; the last is that of `out`."""
     launches, n_bytes = prepared
-    owner, workspace = own.workspace(n_bytes, out) if n_bytes else (None, 0)
-    stream = own.stream(device.number)
+    owner, workspace = array_ops.workspace(n_bytes, out) if n_bytes else (None, 0)
+    stream = array_ops.stream(device.number)
     for kernel, grid, block, shared, numbers in launches:
         # `stream` is an undocumented argument of CuPy (in 13.6 and 14.2). Making another library's stream current takes
         # longer, and differs between the two versions.

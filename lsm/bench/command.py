@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 
-from lsm._apply import UnusableFileError, replacing, write_all
+from lsm._apply import UnusableFileError, atomic_write, write_all
 from lsm._errors import LsmError
 from lsm._texts import describe_error
 from lsm._version import install_command
@@ -15,15 +15,15 @@ from lsm.bench.options import MEASURING, TOLERANCE_RATIO, OptionError, from_argu
 from lsm.bench.result import Result, from_json
 
 # Exit codes. Runs that cannot be compared at all are arguments which cannot be used.
-FAILED = WORSE = 1
-MISUSED, UNJUDGED, INTERRUPTED = 2, 3, 130
+EXIT_FAILURE = EXIT_SLOWER = 1
+EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 2, 3, 130
 
 
 class MissingLibraryError(LsmError, ImportError):
     """A library is missing that this command needs."""
 
 
-class MisusedError(LsmError, ValueError):
+class UsageError(LsmError, ValueError):
     """Arguments that do not go together."""
 
 
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         return _main(args)
     except OptionError as error:
-        raise MisusedError(f"--{error.option}: {error.problem}") from error
+        raise UsageError(f"--{error.option}: {error.problem}") from error
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -43,19 +43,19 @@ def _main(args: argparse.Namespace) -> int:
             remedy = install_command("bench")
             raise MissingLibraryError(f"lsm bench needs {library}, which cannot be imported: {remedy}") from error
     if args.tolerance is not None and not args.compare:
-        raise MisusedError(f"--tolerance {args.tolerance:g}: needs --compare FILE")
+        raise UsageError(f"--tolerance {args.tolerance:g}: needs --compare FILE")
     if args.axis is not None and args.shape is None:
-        raise MisusedError(f"--axis {args.axis}: needs --shape; each named workload has its own")
+        raise UsageError(f"--axis {args.axis}: needs --shape; each named workload has its own")
     given = [f"--{name}" for name in MEASURING if getattr(args, name) is not None]
     if args.measured and given:
-        raise MisusedError(f"{', '.join(given)}: --from reports what was measured before; leave one of them out")
+        raise UsageError(f"{', '.join(given)}: --from reports what was measured before; leave one of them out")
     old = _read(args.compare) if args.compare else None
     _check_outputs(args)
     result, code = (_read(args.measured), 0) if args.measured else _measured(args)
     found = _reported(result, old, args)
     if not code and not any(entry.us is not None for row in result.rows for entry in row.implementations):
         print("lsm: error: nothing was measured; the report says why", file=sys.stderr)
-        code = FAILED
+        code = EXIT_FAILURE
     return code or found
 
 
@@ -67,15 +67,10 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
     outputs = [name for name in (args.json, args.markdown, args.chart) if name]
     for name in outputs:
-        with suppress(EnoughError), replacing(name):
+        with suppress(EnoughError), atomic_write(name):
             raise EnoughError
     if len({Path(name).resolve() for name in outputs}) < len(outputs):
-        raise MisusedError(f"{', '.join(outputs)}: each output needs a file of its own")
-    if args.markdown and Path(args.markdown).exists():
-        text = _text(args.markdown)
-        if text.strip() and not text.startswith(f"{report.HEAD}\n"):
-            accepted = "accepted: a new file, or an earlier report"
-            raise UnusableFileError(f"{args.markdown!r} holds another text, which would be lost; {accepted}")
+        raise UsageError(f"{', '.join(outputs)}: each output needs a file of its own")
 
 
 def _measured(args: argparse.Namespace) -> tuple[Result, int]:
@@ -100,10 +95,10 @@ def _measured(args: argparse.Namespace) -> tuple[Result, int]:
         if kept is None:
             raise
         print(f"lsm: error: {describe_error(error)}; what was measured until then is reported", file=sys.stderr)
-        return kept, FAILED
+        return kept, EXIT_FAILURE
     if result.interrupted:
         print("lsm: interrupted; what was measured is reported", file=sys.stderr)
-    return result, INTERRUPTED if result.interrupted else 0
+    return result, EXIT_INTERRUPTED if result.interrupted else 0
 
 
 def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> int:
@@ -120,11 +115,11 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> i
                 found = compare.compared(old, result, args.tolerance or TOLERANCE_RATIO, args.compare)
             except ValueError as error:
                 shown = shown._replace(remarks=[("Not compared", [str(error)]), *shown.remarks])
-                code = MISUSED
+                code = EXIT_USAGE
             else:
                 remarks = [*found.remarks, *shown.remarks]
                 shown = shown._replace(overall=[*shown.overall, *found.tables], remarks=remarks)
-                code = WORSE if found.is_worse else 0 if found.is_judged else UNJUDGED
+                code = EXIT_SLOWER if found.is_worse else 0 if found.is_judged else EXIT_UNDECIDED
         if not result.rows:
             return code
         if args.json:
@@ -139,18 +134,14 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> i
 
 def _write(name: str, data: str | bytes) -> None:
     """Write all of it, or leave the file as it was."""
-    with replacing(name) as file:
+    with atomic_write(name) as file:
         write_all(file, memoryview(data.encode() if isinstance(data, str) else data))
 
 
 def _read(name: str) -> Result:
-    return from_json(_text(name), name)
-
-
-def _text(name: str) -> str:
-    """The text of a file, or an UnusableFileError."""
+    """The result in a file, or an UnusableFileError."""
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return from_json(Path(name).read_text(encoding="utf-8"), name)
     except UnicodeDecodeError as error:
         raise UnusableFileError(f"{name!r} is not text in UTF-8 ({error})") from error
     except OSError as error:

@@ -80,11 +80,6 @@ def commit() -> str | None:
         return None
 
 
-def load() -> float | None:
-    """Processors that were in use in the last minute; None where the system does not tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
 def environment() -> dict[str, str]:
     """The variables that change what is measured."""
     chosen = {name: value for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)}

@@ -106,7 +106,6 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--memory", action=memory, help="also the memory of a call (default: not in the quick set)")
     how = parser.add_argument_group("how it is measured")
     _add_list(how, "--implementations", "NAME", "those with one of these in their name (default: all installed)")
-    _add_list(how, "--contestants", "NAME", argparse.SUPPRESS, dest="implementations")  # the former name
     how.add_argument("--threads", type=_counts, metavar="N,...", help="numbers of threads (default: all)")
     how.add_argument("--rounds", type=_count, metavar="N", help="samples of each implementation")
     how.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: that of the set)")

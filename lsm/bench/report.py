@@ -100,8 +100,7 @@ def _head(result: Result) -> Iterator[str]:
     yield f"GPU: {header.gpu or 'none'}"
     yield f"versions: {', '.join(f'{name} {version}' for name, version in header.versions.items())}"
     threads = ", ".join(map(str, header.threads))
-    load = f"; load before: {header.load_before:.1f}" if header.load_before is not None else ""
-    yield f"threads: {threads} for each implementation; rounds: {header.rounds}{load}"
+    yield f"threads: {threads} for each implementation; rounds: {header.rounds}"
     yield f"thread pools: {'; '.join(header.pools)}"
     if header.environment:
         yield "environment: " + " ".join(f"{name}={value}" for name, value in header.environment.items())
@@ -276,13 +275,12 @@ def fitting(table: Table, n_columns: int) -> list[int]:
     return shown
 
 
-HEAD = "# lsm bench"
 _SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # llm_step needs no escape
 
 
 def markdown(report: Report) -> str:
     """As GitHub Markdown."""
-    parts = [HEAD, "\n".join(f"- {escaped(line)}" for line in report.head)]
+    parts = ["# lsm bench", "\n".join(f"- {escaped(line)}" for line in report.head)]
     for level, tables in (("##", report.overall), ("###", report.rows)):
         parts += ["## Each row"] * (tables is report.rows)
         for title, heads, lines, notes in tables:

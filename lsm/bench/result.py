@@ -6,14 +6,13 @@ A number that is not known is None, and so is in JSON one that is not finite.
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, is_dataclass
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from lsm._texts import printable
 from lsm.bench.workloads import Case
 
-FORMAT = 2
+FORMAT = 3
 DISTURBED_PROCESSORS = 0.1  # what the system itself needs is less
 
 
@@ -122,7 +121,6 @@ class Header:
     wanted: list[str]  # parts of names of implementations; empty for all
     threads: list[int]
     rounds: int
-    load_before: float | None
     environment: dict[str, str]
     pools: list[str]  # of threads, whose size was set and verified
 
@@ -145,18 +143,29 @@ class Result:
 def from_json(text: str, name: str = "the file") -> Result:
     """Read what `Result.to_json` wrote, or raise a ValueError that says why not."""
     try:
-        tree = json.loads(text)
+        tree = _printable(json.loads(text))
         if tree["format"] != FORMAT:
             raise ValueError(f"format {tree['format']!r}; this lsm reads {FORMAT}: measure again, or use its lsm")
-        result: Result = _built(Result, tree)
-        if not result.header.threads or any(min(row.case.n_frames, row.bytes) < 1 for row in result.rows):
-            raise ValueError("no number of threads, or a row of no elements")
-        if any(0 in (entry.us, entry.ratio) for row in result.rows for entry in row.implementations):
-            raise ValueError("a time of 0")
-    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        rows = [_row(**row) for row in tree.pop("rows")]
+        return Result(header=Header(**tree.pop("header")), rows=rows, **tree)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         text = printable(f"{type(error).__name__}: {error}")
         raise ValueError(f"{name!r}: {text}; accepted: what `lsm bench --json` wrote") from None
-    return result
+
+
+def _row(case: Any, limit: Any, implementations: Any, **rest: Any) -> Row:
+    case = Case(**case | {"shape": tuple(case["shape"])})
+    entries = [Entry(**entry) for entry in implementations]
+    return Row(case=case, limit=Limit(**limit) if limit else None, implementations=entries, **rest)
+
+
+def _printable(tree: Any) -> Any:
+    """The same without control characters, which a terminal would obey."""
+    if isinstance(tree, dict):
+        return {printable(key): _printable(item) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [_printable(item) for item in tree]
+    return printable(tree) if isinstance(tree, str) else tree
 
 
 def _finite(value: Any) -> Any:
@@ -166,25 +175,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _built(kind: Any, value: Any) -> Any:
-    """The value as an object of the annotated kind; a TypeError where it is none."""
-    if NoneType in get_args(kind):
-        if value is None:
-            return None
-        kind = get_args(kind)[0]
-    origin = get_origin(kind) or kind
-    accepted: Any = dict if is_dataclass(kind) else {float: (int, float), tuple: list}.get(origin, origin)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{value!r} is not of type {origin.__name__}")
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{key: _built(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
-    if origin is float and not (math.isfinite(value) and value >= 0):
-        raise TypeError(f"{value!r} is negative or not finite")
-    if origin is dict:
-        return {printable(key): _built(get_args(kind)[1], item) for key, item in value.items()}
-    if origin in (list, tuple):
-        return origin(_built(get_args(kind)[0], item) for item in value)
-    return printable(value) if origin is str else value

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 
 import lsm
-from lsm._stopping import notice, raise_if_stopped
+from lsm._stopping import begin_shutdown, raise_if_stopped
 from lsm._texts import describe_error, printable
 from lsm._threads import cpu_limit
 from lsm.bench import machine, peers
@@ -74,7 +74,7 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
         raise_if_stopped()
     except BaseException as stop:
         if isinstance(stop, KeyboardInterrupt):
-            notice()
+            begin_shutdown()
         result.interrupted = True
         if result.rows:
             keep()
@@ -141,7 +141,6 @@ def _header(options: Options, n_threads: tuple[int, ...], makers: Makers, gpu: s
         wanted=list(options.implementations),
         threads=list(n_threads),
         rounds=options.rounds or BUDGETS[options.set].rounds,
-        load_before=machine.load(),
         environment={name: printable(value) for name, value in machine.environment().items()},
         pools=[],
     )

@@ -6,13 +6,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from lsm.backends import _cuda
-from lsm.backends._cuda.plan import Limits, module_key, plan
+from lsm.backends._cuda.plan import DeviceLimits, module_key, plan
 
 SHIM = Path(__file__).with_name("shim.h")
 COMPILER = shutil.which("g++")
@@ -23,33 +22,21 @@ FLAGS += ("-fno-strict-aliasing", "-w")  # as nvcc does; of pragmas that it does
 SANITIZE = ("-O0", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 
-H100 = Limits(232448, 233472, 132, 50 * 2**20, 90)
+H100 = DeviceLimits(232448, 233472, 132, 50 * 2**20, 90)
 # The least that the kernels need, so that frames of few classes are split: of 9,217 and more in float32, and of 1,025
 # and more where they lie side by side.
-SMALL = Limits(40960, 65536, 1, 2**17, 75)
+SMALL = DeviceLimits(40960, 65536, 1, 2**17, 75)
 
 
 class LaunchError(Exception):
     """What would hang, be undefined or be refused on a GPU."""
 
 
-@functools.cache
-def _folder():
-    """Where libraries are built: for this process only, unless LSM_CUDA_ON_CPU names a folder that keeps them."""
-    kept = os.environ.get("LSM_CUDA_ON_CPU")
-    if kept:
-        Path(kept).mkdir(parents=True, exist_ok=True)
-        return Path(kept)
-    folder = tempfile.TemporaryDirectory(prefix="lsm-cuda-on-cpu-")
-    _folder.keep = folder
-    return Path(folder.name)
-
-
 def build(source, options=(), flags=()):
-    """The path of the library of a CUDA source, compiled with its -D options."""
+    """The path of the library of a CUDA source, compiled with its -D options, in the folder that conftest.py names."""
     command = [COMPILER or "g++", *FLAGS, *flags, *(o for o in options if o.startswith("-D")), "-include", str(SHIM)]
     key = hashlib.sha256("\0".join([source, SHIM.read_text(), *command]).encode()).hexdigest()[:32]
-    library = _folder() / f"{key}.so"
+    library = Path(os.environ["CUDA_ON_CPU_LIBRARIES"], f"{key}.so")
     if not library.exists():
         new = library.with_suffix(f".{os.getpid()}.new")
         subprocess.run([*command, "-", "-o", str(new)], input=source, text=True, check=True)

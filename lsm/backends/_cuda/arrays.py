@@ -14,13 +14,13 @@ class Stream(NamedTuple):
     ptr: int
 
 
-class CupyArrays:
+class CupyArrayOps:
     """CuPy arrays, on CuPy's current stream."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
 
-    def plain_pointer(self, x: Any) -> int:
+    def fast_pointer(self, x: Any) -> int:
         """The address of the first element; 0 if the general path must inspect x."""
         return int(x.data.ptr) if type(x) is self._library.ndarray else 0
 
@@ -28,7 +28,7 @@ class CupyArrays:
         """A new array with the shape, dtype and axis order of x."""
         return self._library.empty_like(x)
 
-    def is_in_order(self, x: Any) -> bool:
+    def is_contiguous(self, x: Any) -> bool:
         """Whether x is C-contiguous."""
         return bool(x.flags.c_contiguous)
 
@@ -45,7 +45,7 @@ class CupyArrays:
         strides: tuple[int, ...] = x.strides
         return strides
 
-    def elements(self, x: Any) -> tuple[int, ...]:
+    def element_strides(self, x: Any) -> tuple[int, ...]:
         """The strides in elements."""
         return tuple([stride // x.itemsize for stride in x.strides])
 
@@ -58,23 +58,23 @@ class CupyArrays:
         memory = self._library.cuda.alloc(n_bytes)
         return memory, int(memory.ptr)
 
-    def in_order(self, x: Any) -> Any:
+    def contiguous(self, x: Any) -> Any:
         """x if it is C-contiguous, else a copy that is."""
-        return x if self.is_in_order(x) else x.copy(order="C")
+        return x if self.is_contiguous(x) else x.copy(order="C")
 
-    def room(self, out: Any) -> Any:
+    def contiguous_out(self, out: Any) -> Any:
         """`out` if it is C-contiguous, else a new array to write instead."""
-        return out if self.is_in_order(out) else self._library.empty(out.shape, out.dtype)
+        return out if self.is_contiguous(out) else self._library.empty(out.shape, out.dtype)
 
-    def write(self, out: Any, values: Any) -> None:
+    def copy_into(self, out: Any, values: Any) -> None:
         """Copy one array into another."""
         out[...] = values
 
 
-class TorchTensors:
+class TorchTensorOps:
     """PyTorch tensors, on PyTorch's current stream and with its allocator."""
 
-    def plain_pointer(self, x: Any) -> int:
+    def fast_pointer(self, x: Any) -> int:
         """The address of the first element; 0 if the general path must inspect x, as under torch.func."""
         torch = sys.modules.get("torch")  # x may be of a subclass of CuPy's arrays
         if torch is None or type(x) is not torch.Tensor or x.requires_grad or x.is_neg():
@@ -92,7 +92,7 @@ class TorchTensors:
         """A new tensor with the shape, dtype and axis order of x."""
         return sys.modules["torch"].empty_like(x)
 
-    def is_in_order(self, x: Any) -> bool:
+    def is_contiguous(self, x: Any) -> bool:
         """Whether x is C-contiguous."""
         return bool(x.is_contiguous())
 
@@ -112,7 +112,7 @@ class TorchTensors:
         strides: tuple[int, ...] = x.stride()
         return strides
 
-    def elements(self, x: Any) -> tuple[int, ...]:
+    def element_strides(self, x: Any) -> tuple[int, ...]:
         """The strides in elements."""
         return self.strides(x)
 
@@ -125,14 +125,14 @@ class TorchTensors:
         memory = like.new_empty(n_bytes, dtype=sys.modules["torch"].uint8)
         return memory, int(memory.data_ptr())
 
-    def in_order(self, x: Any) -> Any:
+    def contiguous(self, x: Any) -> Any:
         """x if it is C-contiguous, else a copy that is."""
         return x.contiguous()
 
-    def room(self, out: Any) -> Any:
+    def contiguous_out(self, out: Any) -> Any:
         """`out` if it is C-contiguous, else a new tensor to write instead."""
-        return out if self.is_in_order(out) else out.new_empty(out.shape)
+        return out if self.is_contiguous(out) else out.new_empty(out.shape)
 
-    def write(self, out: Any, values: Any) -> None:
+    def copy_into(self, out: Any, values: Any) -> None:
         """Copy one tensor into another."""
         out.copy_(values)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from lsm.backends._axes import merge_axes
 
 
-class Layout(NamedTuple):
+class FrameLayout(NamedTuple):
     """Arrays of one shape as (outer, classes, inner).
 
     `strides` holds the outer and the class stride of each array in turn, in elements; the inner stride is 1.
@@ -18,7 +18,7 @@ class Layout(NamedTuple):
     strides: tuple[int, ...]
 
 
-def layout(shape: Sequence[int], strides: Sequence[Sequence[int]], axis: int) -> Layout | None:
+def layout(shape: Sequence[int], strides: Sequence[Sequence[int]], axis: int) -> FrameLayout | None:
     """The layout of arrays with these strides, in elements; None if no kernel accepts it.
 
     Either all arrays have class stride 1 and one stride from frame to frame ("rows"), or adjacent frames along one or
@@ -38,4 +38,4 @@ def layout(shape: Sequence[int], strides: Sequence[Sequence[int]], axis: int) ->
     else:
         return None
     pairs = zip(outer_strides, class_strides, strict=True)
-    return Layout(n_outer, n_classes, n_inner, tuple([stride for pair in pairs for stride in pair]))
+    return FrameLayout(n_outer, n_classes, n_inner, tuple([stride for pair in pairs for stride in pair]))

@@ -23,7 +23,7 @@ TILE_THREADS = 256
 LARGE_TILE_THREADS = 512  # of a tile alone on a multiprocessor: fewer have too few loads in flight
 
 
-class Limits(NamedTuple):
+class DeviceLimits(NamedTuple):
     """The limits of a device."""
 
     shared_per_block: int  # bytes, with the opt-in
@@ -51,7 +51,7 @@ class Launch(NamedTuple):
     n_frames: int = 0
 
 
-class Plan(NamedTuple):
+class LaunchPlan(NamedTuple):
     """Launches in order, and the bytes of workspace that they share."""
 
     launches: tuple[Launch, ...]
@@ -90,23 +90,25 @@ class _Call(NamedTuple):
         return 24 if self.is_double or self.op == "log_softmax_backward" else 16
 
 
-def plan(op: Op, dtype: str, out_dtype: str, n_outer: int, n_classes: int, n_inner: int, limits: Limits) -> Plan:
+def plan(
+    op: Op, dtype: str, out_dtype: str, n_outer: int, n_classes: int, n_inner: int, limits: DeviceLimits
+) -> LaunchPlan:
     """The launches for an array seen as (outer, classes, inner); none if it is empty."""
     call = _Call(op, SIZES[dtype], "float64" in (dtype, out_dtype), n_classes)
     n_frames = n_outer * n_inner
     if n_frames == 0 or n_classes == 0:
-        return Plan((), 0, Family("none"))
+        return LaunchPlan((), 0, Family("none"))
     if n_inner == 1:
         family = rows_family(call.op, dtype, out_dtype, n_classes, limits)
         if family.name == "split":
             return _split_rows(call, family, n_frames, limits)
-        return Plan(_rows(call, family, n_frames), 0, family)
+        return LaunchPlan(_rows(call, family, n_frames), 0, family)
     family = columns_family(call.op, dtype, out_dtype, n_classes, limits)
     if family.name == "columns_split":
         return _split_columns(call, family, n_frames, limits)
     n_columns = family.numbers[0]
     shared = columns_shared(call, family.numbers, call.n_slices)
-    return Plan(_over(n_frames, n_columns, op, n_columns * family.numbers[1], shared), 0, family)
+    return LaunchPlan(_over(n_frames, n_columns, op, n_columns * family.numbers[1], shared), 0, family)
 
 
 def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str, ...]:
@@ -133,7 +135,7 @@ def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str,
 # -- inner = 1 ------------------------------------------------------------------------------------------------------
 
 
-def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limits) -> Family:
+def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: DeviceLimits) -> Family:
     """The family for frames of consecutive classes.
 
     group: 2 to 32 lanes of a warp hold a frame in registers. shared: a block holds a frame in shared memory, with two
@@ -185,7 +187,7 @@ def _over(n_frames: int, per_block: int, kernel: str, block: int, shared: int) -
     )
 
 
-def _split_rows(call: _Call, family: Family, n_frames: int, limits: Limits) -> Plan:
+def _split_rows(call: _Call, family: Family, n_frames: int, limits: DeviceLimits) -> LaunchPlan:
     """Sum, then write, in groups of frames small enough for the second kernel to find them in the L2 cache."""
     block = 32 * SPLIT_BLOCK_WARPS
     n_blocks = -(-call.n_slices // SPLIT_BLOCK_WARPS)
@@ -201,13 +203,13 @@ def _split_rows(call: _Call, family: Family, n_frames: int, limits: Limits) -> P
         launches.append(Launch(call.op, n * n_writing, block, scratch, i, n))
         if call.op == "log_softmax_backward":
             launches.append(Launch(f"{call.op}_ends", n * n_writing, block, scratch, i, n))
-    return Plan(tuple(launches), group * call.n_slices * (call.record + 8), family)
+    return LaunchPlan(tuple(launches), group * call.n_slices * (call.record + 8), family)
 
 
 # -- inner > 1 ------------------------------------------------------------------------------------------------------
 
 
-def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Limits) -> Family:
+def columns_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: DeviceLimits) -> Family:
     """The family for adjacent frames: one block per tile of columns, one team of threads per column.
 
     The numbers are columns per tile, threads per team, and leaves per thread in each row. Tiles are 128 bytes wide if
@@ -251,7 +253,7 @@ def columns_shared(call: _Call, numbers: tuple[int, ...], n_slices: int) -> int:
     return held + n_slices * columns * call.record + 16 * columns * team
 
 
-def _split_columns(call: _Call, family: Family, n_columns: int, limits: Limits) -> Plan:
+def _split_columns(call: _Call, family: Family, n_columns: int, limits: DeviceLimits) -> LaunchPlan:
     """Sum, then write, with one block per slice of a tile; groups of tiles as in _split_rows."""
     width, team = family.numbers[:2]
     n_writing = min(call.n_slices, MAX_MERGING_BLOCKS)
@@ -268,4 +270,4 @@ def _split_columns(call: _Call, family: Family, n_columns: int, limits: Limits) 
         launches.append(Launch(call.op, n * n_writing, width * team, 16 * width * team, *place))
         if call.op == "log_softmax_backward":
             launches.append(Launch(f"{call.op}_ends", n * n_writing, width * team, 16 * width * team, *place))
-    return Plan(tuple(launches), group * width * call.n_slices * (call.record + 8), family)
+    return LaunchPlan(tuple(launches), group * width * call.n_slices * (call.record + 8), family)
