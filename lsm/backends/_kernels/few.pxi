@@ -1,5 +1,5 @@
-# Frames of at most FEW_CLASSES classes, where what a frame costs once counts. x - m is taken with its rounding error, so
-# that no factor is left to apply to the sum, and the logarithm of float32 has its own precision.
+# Frames of at most FEW_CLASSES classes, where the cost per frame counts. x - m is computed with its rounding error, so
+# that no factor is left to apply to the sum, and the logarithm of float32 is computed in float32.
 
 
 cdef inline bint is_few(Py_ssize_t n) noexcept nogil:
@@ -164,7 +164,8 @@ cdef inline void sum_few(int op, Block a, Block b, Shape s, const floating* para
                          double* error, floating* n_equal) noexcept nogil:
     """The sums of a block of plain frames: total + error."""
     cdef floating p[FEW_CLASSES * CHUNK]
-    cdef Py_ssize_t c, at, row = a.step // <Py_ssize_t> sizeof(floating), row_b = b.step // <Py_ssize_t> sizeof(floating)
+    cdef Py_ssize_t c, at, row = a.step // <Py_ssize_t> sizeof(floating)
+    cdef Py_ssize_t row_b = b.step // <Py_ssize_t> sizeof(floating)
     cdef const floating* x = <const floating*> a.at
     cdef const floating* y = <const floating*> b.at
     for c from 0 <= c < s.width by CHUNK:

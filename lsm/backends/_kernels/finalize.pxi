@@ -54,10 +54,12 @@ cdef inline void end_group(const double* half, const double* half_error, const f
     cdef double error[8 * GROUP_FRAMES]
     cdef Py_ssize_t f
     cdef floating params[2 * MAX_WIDTH]
+    cdef Partial part
     end_sums(half, half_error, total, error, m)
     for f in range(GROUP_FRAMES):  # hot
-        finalize(LOG_SOFTMAX, True, partial_of(LOG_SOFTMAX, True, total[f], <double> 0 if floating is float else error[f],
-                                               m[f], <floating> n_largest[f]), &params[f])
+        part = partial_of(LOG_SOFTMAX, True, total[f], <double> 0 if floating is float else error[f], m[f],
+                          <floating> n_largest[f])
+        finalize(LOG_SOFTMAX, True, part, &params[f])
     for f in range(GROUP_FRAMES):
         c_hi[f] = params[f]
         c_lo[f] = params[MAX_WIDTH + f]

@@ -4,7 +4,8 @@
 cdef inline bint finalize_log_softmax(bint few, Partial s, floating* p) noexcept nogil:
     if few:
         p[0] = <floating> s.largest
-        p[MAX_WIDTH] = log1p_few(s.below + (s.n_largest - 1) + (s.largest - s.largest), p)  # NaN for an infinite maximum
+        # NaN for an infinite maximum
+        p[MAX_WIDTH] = log1p_few(s.below + (s.n_largest - 1) + (s.largest - s.largest), p)
     else:
         normaliser(s, &p[0], &p[MAX_WIDTH])
     return True

@@ -1,6 +1,6 @@
 # What an operation is to every traversal: up to two reductions over the classes of a frame, the parameters that follow
-# from them, and what is written for each class. `op` is a compile-time constant at each call, so that the compiler keeps
-# one branch of each function here.
+# from them, and what is written for each class. `op` is a compile-time constant at each call, so that the compiler
+# keeps one branch of each function here.
 #
 # The first input is a: x, or dy. The second is b, the result of the forward operation; it is a where there is none.
 

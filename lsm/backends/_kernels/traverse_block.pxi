@@ -1,9 +1,10 @@
-# Traversal of interleaved frames: a block of n classes of adjacent frames, with vectors along the frames. For other axes
-# than the last, and for short frames, which are copied so that they interleave.
+# Traversal of interleaved frames: a block of n classes of adjacent frames, with vectors along the frames. It serves all
+# axes but the last.
 #
-# All loops run over chunks of CHUNK frames. Class i of a frame belongs to lane i mod 16, and each lane of each frame has
-# an accumulator. Where the frames are fewer than a chunk, but all numbers of a class adjacent to those of the next (axis
-# 1 of (N, C, 5)), 16 classes are taken as one row of 16 times as many frames: the accumulators are the same.
+# All loops run over chunks of CHUNK frames. Class i of a frame belongs to lane i mod 16, and each lane of each frame
+# has an accumulator. Frames of few classes are copied so that those of several outer indices interleave. Where the
+# frames are fewer than a chunk and their classes many, 16 classes that are adjacent in memory are joined to one row of
+# 16 times as many frames (axis 1 of (N, 1000, 5)); each number of the row has an accumulator, so they are the same.
 
 
 # Frames of adjacent outer indices.
@@ -268,9 +269,9 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
         half //= 2
 
 
-cdef inline void exp_rows(bint few, bint some_equal, const floating* a, Py_ssize_t step, Py_ssize_t n_rows, const floating* h,
-                          const floating* top, const floating* magic, const floating* floor, floating* q,
-                          floating* n_equal) noexcept nogil:
+cdef inline void exp_rows(bint few, bint some_equal, const floating* a, Py_ssize_t step, Py_ssize_t n_rows,
+                          const floating* h, const floating* top, const floating* magic, const floating* floor,
+                          floating* q, floating* n_equal) noexcept nogil:
     """q = the sum of the exponentials of n_rows rows of a chunk; counts the classes equal to the maximum."""
     cdef floating v, w, s, n_found
     cdef Py_ssize_t k, r
@@ -310,9 +311,9 @@ cdef inline void term_rows(int op, const floating* a, const floating* b, Py_ssiz
             q[k] = term(op, a[k], b[k], p[k])
 
 
-cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, const floating* b, Py_ssize_t step, Py_ssize_t step_b,
-                          Py_ssize_t n_terms, const floating* params, Py_ssize_t stride, bint is_first, double* total,
-                          double* error, floating* n_equal) noexcept nogil:
+cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, const floating* b, Py_ssize_t step,
+                          Py_ssize_t step_b, Py_ssize_t n_terms, const floating* params, Py_ssize_t stride,
+                          bint is_first, double* total, double* error, floating* n_equal) noexcept nogil:
     """Add n_terms <= 16 classes of a lane to the accumulators of a chunk, in the order of lanes.pxi.
 
     The parameters are `stride` apart; for few classes there is one, the maximum. some_equal: whether any class may be
@@ -365,7 +366,7 @@ cdef inline void sum_slice(int op, Block a, Block b, Shape s, Py_ssize_t first, 
                            const floating* params, floating* buffer, double* total, double* error,
                            floating* n_equal) noexcept nogil:
     """The sums of classes `first` to last - 1, at most SLICE_CLASSES: one for each frame, in total + error."""
-    cdef Py_ssize_t n, c, lane, start, half, at_lane, row = 0, row_b = 0, width = round_up(s.width, CHUNK)
+    cdef Py_ssize_t n, c, k, lane, start, half, at_lane, row = 0, row_b = 0, width = round_up(s.width, CHUNK)
     cdef Py_ssize_t n_lanes = min(<Py_ssize_t> N_LANES, last - first) if s.n_joined == 1 else 1
     cdef bint is_single = last - first <= BLOCK_CLASSES
     cdef const floating* at
@@ -384,9 +385,10 @@ cdef inline void sum_slice(int op, Block a, Block b, Shape s, Py_ssize_t first, 
         for lane in range(min(n_lanes, n)):
             for c from 0 <= c < s.width by CHUNK:
                 at_lane = lane * width + c
-                sum_lane(op, False, True, at + lane * row + chunk_at(c, s.width), at_b + lane * row_b + chunk_at(c, s.width),
-                         N_LANES * row, N_LANES * row_b, (n - lane + N_LANES - 1) // N_LANES, &params[c], MAX_WIDTH,
-                         is_single, &total[at_lane], &error[at_lane if floating is double else 0], &n_equal[c])
+                k = chunk_at(c, s.width)
+                sum_lane(op, False, True, at + lane * row + k, at_b + lane * row_b + k, N_LANES * row, N_LANES * row_b,
+                         (n - lane + N_LANES - 1) // N_LANES, &params[c], MAX_WIDTH, is_single, &total[at_lane],
+                         &error[at_lane if floating is double else 0], &n_equal[c])
     if s.n_joined == 1:
         fold_lanes(total, error, n_lanes, width, params)
         return
@@ -550,7 +552,8 @@ cdef inline void shift_frames(const floating* m, Py_ssize_t n, floating* params)
         params[3 * MAX_WIDTH + j] = <floating> shift.floor
 
 
-cdef inline Partial partial_of(int op, bint few, double total, double error, floating m, floating n_equal) noexcept nogil:
+cdef inline Partial partial_of(int op, bint few, double total, double error, floating m,
+                               floating n_equal) noexcept nogil:
     """The reduction of a frame or a part of it. Sums of terms are in `largest`, with their errors in `below`."""
     cdef Partial s
     s.largest = m
@@ -847,8 +850,8 @@ cdef inline void run_block_task(int op, Array a, Array b, Array y, Py_ssize_t n_
     if not far or is_interleaved(s) or task + 1 == c.n_tasks:  # interleaved frames are read in the order of memory
         next_a.at = next_b.at = NULL
     if round_up(n, s.n_joined) * (s.width // s.n_joined) <= packed_numbers(scratch):
-        run_copied(op, block_of_task(a, c, task), block_of_task(b, c, task), block_of_task(y, c, task), s, next_a, next_b, stream,
-                   scratch)
+        run_copied(op, block_of_task(a, c, task), block_of_task(b, c, task), block_of_task(y, c, task), s, next_a,
+                   next_b, stream, scratch)
     else:
-        run_block(op, block_of_task(a, c, task), block_of_task(b, c, task), block_of_task(y, c, task), s, next_a, next_b, stream,
-                  scratch)
+        run_block(op, block_of_task(a, c, task), block_of_task(b, c, task), block_of_task(y, c, task), s, next_a,
+                  next_b, stream, scratch)

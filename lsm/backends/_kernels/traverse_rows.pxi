@@ -130,8 +130,8 @@ cdef inline void sum_of_row(int op, bint few, const floating* a, const floating*
         lsm_prefetch(next_a + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
     if y != NULL:
         lsm_prefetch(y + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
-    sum_lane(op, few, True, last_a, last_b, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, own, CHUNK, False, total, error,
-             n_equal)
+    sum_lane(op, few, True, last_a, last_b, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, own, CHUNK, False, total,
+             error, n_equal)
 
 
 cdef inline void load_chunk(const floating* x, Py_ssize_t n, floating fill, floating* to) noexcept nogil:
@@ -245,7 +245,8 @@ cdef inline void run_rows(int op, bint few, Array a, Array b, Array y, Py_ssize_
     for f in range(n_frames):
         sum_of_row(op, few, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
                    <const floating*> rows.last[f], <const floating*> rows_b.last[f], n, &params[f], lanes, errors,
-                   found, m[f], &peaks[f * n_blocks * CHUNK], rows.at[f] + n_frames * a.gap if far and sums_exponentials(op) else NULL,
+                   found, m[f], &peaks[f * n_blocks * CHUNK],
+                   rows.at[f] + n_frames * a.gap if far and sums_exponentials(op) else NULL,
                    frame_at(y, i, first + f).at if far else NULL)
         half_lanes(lanes, errors, &half[f * 8], &half_error[f * 8], found)
         n_equal[f] = 0
@@ -255,12 +256,12 @@ cdef inline void run_rows(int op, bint few, Array a, Array b, Array y, Py_ssize_
     end_sums(half, half_error, total, error, found)
     is_regular = end_frames(op, few, total, error, m, n_equal, GROUP_FRAMES, params)
     write_rows_of_group(op, a, b, y, i, first, n_frames, n, is_regular, rows, rows_b, params, far, stream,
-                scratch + 2 * packed_numbers(scratch))
+                        scratch + 2 * packed_numbers(scratch))
 
 
-cdef inline void write_rows_of_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
-                             Py_ssize_t n, bint is_regular, Rows rows, Rows rows_b, floating* params, bint far,
-                             bint stream, floating* copy) noexcept nogil:
+cdef inline void write_rows_of_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first,
+                                     Py_ssize_t n_frames, Py_ssize_t n, bint is_regular, Rows rows, Rows rows_b,
+                                     floating* params, bint far, bint stream, floating* copy) noexcept nogil:
     cdef Py_ssize_t f
     cdef Vector to
     cdef floating* at
@@ -293,8 +294,8 @@ cdef inline void write_rows_of_group(int op, Array a, Array b, Array y, Py_ssize
             some_low = not (params[4 * MAX_WIDTH + f] < least)
             if not (least <= 0 or not some_odd(<const floating*> rows_b.at[f], n)) or (
                     some_low and is_masked(native(<const floating*> rows_b.at[f]), n, params)):
-                run_irregular_frame(op, native(<const floating*> rows.at[f]), native(<const floating*> rows_b.at[f]), to,
-                                      n, &params[f])
+                run_irregular_frame(op, native(<const floating*> rows.at[f]), native(<const floating*> rows_b.at[f]),
+                                    to, n, &params[f])
                 continue
         at = <floating*> to.at if is_native(to, params) else copy
         if some_low:
@@ -332,7 +333,8 @@ cdef inline Array part_at(Vector x, Py_ssize_t start) noexcept nogil:
     return to
 
 
-cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating m_dy, floating* scratch) noexcept nogil:
+cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating m_dy,
+                                floating* scratch) noexcept nogil:
     """The reduction of at most SLICE_CLASSES classes of a frame; m_dy: its first parameter, if `finds_largest`."""
     cdef floating last[BLOCK_CLASSES]
     cdef floating last_b[BLOCK_CLASSES]
@@ -344,7 +346,8 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
     cdef double errors[CHUNK]
     cdef Rows rows, rows_b
     cdef Py_ssize_t k
-    find_rows(a, 0, 0, 1, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, last, True, &rows)
+    find_rows(a, 0, 0, 1, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, last, True,
+              &rows)
     rows_b = rows
     if reads_two(op):
         find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, True, &rows_b)
@@ -382,7 +385,7 @@ cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t
     cdef floating params[N_PARAMS * MAX_WIDTH]
     cdef floating m = -INFINITY, m_dy = -INFINITY, of_part = 0, dy_of_part = 0
     cdef floating* copy = scratch  # in place, if a is copied
-    cdef Partial total
+    cdef Partial total, found
     cdef Rows rows, rows_b
     cdef Vector to
     cdef Py_ssize_t part, start, n_part
@@ -401,8 +404,8 @@ cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t
     params[0] = m_dy
     for part in range(count_slices(n)):
         start = part * SLICE_CLASSES
-        add_part(op, &total, reduce_part(op, part_at(a, start), part_at(b, start), size_of_part(part, n), m_dy, scratch),
-                 part == 0)
+        found = reduce_part(op, part_at(a, start), part_at(b, start), size_of_part(part, n), m_dy, scratch)
+        add_part(op, &total, found, part == 0)
     if not finalize(op, False, total, params):
         run_irregular_frame(op, a, b, y, n, params)
         return
