@@ -86,19 +86,24 @@ cdef inline void exp_rows_of_few(const floating* x, Py_ssize_t row, Py_ssize_t n
         n_equal[k] = found[k]
 
 
-cdef inline double lane_of_few(const float* p, Py_ssize_t k, Py_ssize_t n_halves) noexcept nogil:
+ctypedef fused summed:  # the type of the terms
+    float
+    double
+
+
+cdef inline double lane_of_few(const summed* p, Py_ssize_t k, Py_ssize_t n_halves) noexcept nogil:
     """Lane k of a frame: the tree over rows k, k + N_LANES, ... of n_halves half sets of lanes."""
     cdef Py_ssize_t n_groups = (n_halves + 1 - k // 8) // 2
     return <double> tree(p + k * CHUNK, N_LANES * CHUNK, n_groups) if n_groups else 0
 
 
-cdef inline double four_lanes_of_few(const float* p, Py_ssize_t k, Py_ssize_t n_halves) noexcept nogil:
+cdef inline double four_lanes_of_few(const summed* p, Py_ssize_t k, Py_ssize_t n_halves) noexcept nogil:
     """Lanes k, k + 8, k + 4 and k + 12, added as in fold_lanes."""
     return ((lane_of_few(p, k, n_halves) + lane_of_few(p, k + 8, n_halves))
             + (lane_of_few(p, k + 4, n_halves) + lane_of_few(p, k + 12, n_halves)))
 
 
-cdef inline void sum_half_sets(const float* p, Py_ssize_t n_halves, double* total) noexcept nogil:
+cdef inline void sum_half_sets(const summed* p, Py_ssize_t n_halves, double* total) noexcept nogil:
     """The sums of 8 * n_halves rows of a chunk, in registers."""
     cdef Py_ssize_t j
     for j in range(CHUNK):  # hot
@@ -106,28 +111,34 @@ cdef inline void sum_half_sets(const float* p, Py_ssize_t n_halves, double* tota
                     + (four_lanes_of_few(&p[j], 1, n_halves) + four_lanes_of_few(&p[j], 3, n_halves)))
 
 
+cdef inline void sum_in_registers(const summed* p, Py_ssize_t n, double* total) noexcept nogil:
+    """The sums of n rows of a chunk, 0 up to a multiple of 8 rows, in the order of lanes.pxi."""
+    cdef Py_ssize_t n_halves = (n + 7) // 8
+    if n_halves == 1:
+        sum_half_sets(p, 1, total)
+    elif n_halves == 2:
+        sum_half_sets(p, 2, total)
+    elif n_halves == 3:
+        sum_half_sets(p, 3, total)
+    elif n_halves == 4:
+        sum_half_sets(p, 4, total)
+    elif n_halves == 5:
+        sum_half_sets(p, 5, total)
+    elif n_halves == 6:
+        sum_half_sets(p, 6, total)
+    elif n_halves == 7:
+        sum_half_sets(p, 7, total)
+    else:
+        sum_half_sets(p, 8, total)
+
+
 cdef inline void sum_rows_of_few(const floating* p, Py_ssize_t n, double* total, double* error) noexcept nogil:
     """The sums of n rows of a chunk, in the order of lanes.pxi."""
     cdef double lanes[N_LANES * CHUNK]
     cdef double errors[N_LANES * CHUNK]
-    cdef Py_ssize_t n_halves = (n + 7) // 8, i, k, n_lanes = min(n, <Py_ssize_t> N_LANES)
+    cdef Py_ssize_t i, k, n_lanes = min(n, <Py_ssize_t> N_LANES)
     if floating is float:
-        if n_halves == 1:
-            sum_half_sets(p, 1, total)
-        elif n_halves == 2:
-            sum_half_sets(p, 2, total)
-        elif n_halves == 3:
-            sum_half_sets(p, 3, total)
-        elif n_halves == 4:
-            sum_half_sets(p, 4, total)
-        elif n_halves == 5:
-            sum_half_sets(p, 5, total)
-        elif n_halves == 6:
-            sum_half_sets(p, 6, total)
-        elif n_halves == 7:
-            sum_half_sets(p, 7, total)
-        else:
-            sum_half_sets(p, 8, total)
+        sum_in_registers(p, n, total)
     else:
         for k in range(n_lanes * CHUNK):
             lanes[k] = p[k]
@@ -145,18 +156,27 @@ cdef inline void sum_terms_of_few(int op, const floating* a, const floating* b, 
     """The sums of `term` over n rows of a chunk, in the order of lanes.pxi."""
     cdef double lanes[N_LANES * CHUNK]
     cdef double errors[N_LANES * CHUNK]
-    cdef Py_ssize_t lane, k, n_lanes = min(n, <Py_ssize_t> N_LANES)
-    errors[0] = 0
-    if floating is double:
+    cdef double p[FEW_CLASSES * CHUNK]
+    cdef floating first[CHUNK]
+    cdef Py_ssize_t lane, i, k, n_lanes = min(n, <Py_ssize_t> N_LANES)
+    if floating is float:
+        for k in range(CHUNK):
+            first[k] = params[k]
+        for i in range(n):
+            for k in range(CHUNK):  # hot
+                p[i * CHUNK + k] = term(op, a[i * row + k], b[i * row_b + k], first[k])
+        for k in range((round_up(n, 8) - n) * CHUNK):
+            p[n * CHUNK + k] = 0
+        sum_in_registers(p, n, total)
+    else:
         clear_lanes(lanes, errors, n_lanes * CHUNK, params)
-    for lane in range(n_lanes):
-        sum_lane(op, True, True, a + lane * row, b + lane * row_b, N_LANES * row, N_LANES * row_b,
-                 (n - lane + N_LANES - 1) // N_LANES, params, MAX_WIDTH, True, &lanes[lane * CHUNK],
-                 &errors[lane * CHUNK if floating is double else 0], NULL)
-    fold_lanes(lanes, errors, n_lanes, CHUNK, params)
-    for k in range(CHUNK):
-        total[k] = lanes[k]
-        if floating is double:
+        for lane in range(n_lanes):
+            sum_lane(op, True, True, a + lane * row, b + lane * row_b, N_LANES * row, N_LANES * row_b,
+                     (n - lane + N_LANES - 1) // N_LANES, params, MAX_WIDTH, True, &lanes[lane * CHUNK],
+                     &errors[lane * CHUNK], NULL)
+        fold_lanes(lanes, errors, n_lanes, CHUNK, params)
+        for k in range(CHUNK):
+            total[k] = lanes[k]
             error[k] = errors[k]
 
 

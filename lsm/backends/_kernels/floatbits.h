@@ -60,6 +60,14 @@ static inline float lsm_power_of_minus(int32_t k)
     return x;
 }
 
+/* The exponent of x as in lsm_exponent, -126 for 0 and subnormal numbers. */
+static inline int32_t lsm_exponent_f(float x)
+{
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits >> 23 & 0xff) - 126;
+}
+
 /* v - n * L with an exact product; L is ln 2 rounded to float, (1 + LN2_ERROR) * ln 2. Without FMA, L is split into two
    numbers short enough for both products to be exact: the same bits. */
 static inline float lsm_reduce_f(float v, float n)

@@ -35,6 +35,7 @@ cdef extern from "floatbits.h" nogil:
     double lsm_power_of_two_d(double t)
     int32_t lsm_log2_above_half_root(float x)
     float lsm_power_of_minus(int32_t k)
+    int32_t lsm_exponent_f(float x)
     double lsm_round_to_float(double x)
     double lsm_power_of_two_i(int n)
     double lsm_split(double u, double* f)
@@ -123,9 +124,10 @@ cdef enum:
     FEW_CLASSES = 64         # up to here what a frame costs once counts
     MAX_WIDTH = 1024         # numbers of a row of a block, at most
     FEW_MAX_WIDTH = 1008     # of few classes: rows 4096 bytes apart would share cache sets
-    MAX_ACCUMULATORS = 1024  # of all lanes of the frames of a block
-    ACCUMULATED_COLUMNS = 64  # MAX_ACCUMULATORS / N_LANES
-    JOINED_COLUMNS = 64      # fewer frames than this are joined
+    MAX_ACCUMULATORS = 2048  # of all lanes of the frames of a block
+    ACCUMULATED_COLUMNS = 128  # MAX_ACCUMULATORS / N_LANES
+    JOINED_COLUMNS = 63      # up to here frames of many classes are joined
+    INTERLEAVED_COLUMNS = 64  # of few classes: fewer frames of an outer index are copied to interleave with others
     MIN_COLUMNS = 64         # of a block, where there are more
     N_PARAMS = 5             # of a frame
 

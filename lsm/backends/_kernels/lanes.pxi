@@ -179,9 +179,9 @@ cdef inline bint scale_sum(double total, double error, Scaled* to, bint is_float
         total = sum
     bias = lsm_exponent(total)
     if is_float:
-        bias += GRADIENT_BIAS_FLOAT
         to.s_hi = lsm_round_to_float(total)
         to.s_lo = (total - to.s_hi) + error
+        bias = max(lsm_exponent(to.s_hi), -126) + GRADIENT_BIAS_FLOAT  # as lsm_exponent_f
         to.magic = 12582912 + 127 + bias
         to.lowest = -0.6931471805599453 * (125 + bias)
         to.s = (total + error) * lsm_power_of_two_i(-bias)

@@ -62,7 +62,7 @@ cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nog
         return finalize_softmax_backward(s, p)
     if op == LOGSUMEXP:
         return finalize_logsumexp(s, p)
-    return finalize_log_softmax_backward(s, p)
+    return finalize_log_softmax_backward(few, s, p)
 
 
 cdef inline void run_irregular_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n,

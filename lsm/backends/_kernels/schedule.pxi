@@ -78,7 +78,7 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
     """An operation on all frames of arrays seen as (outer, classes, inner)."""
     cdef BlockCut c
     cdef Py_ssize_t task, i, n_tasks, group = 1
-    cdef bint rows, joinable, far
+    cdef bint rows, joinable, in_place, far
     cdef uint64_t env = lsm_enter_float_env()
     n_threads = lsm_begin_region(n_threads)
     if n_inner == 1:
@@ -101,7 +101,10 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
     else:
         joinable = is_joinable(a, n_inner) and (is_joinable(y, n_inner) or not writes_elements(op))
         joinable &= is_joinable(b, n_inner) or not reads_two(op)
-        c = cut_blocks(n_outer, n, n_inner, joinable, n_threads, scratch)
+        in_place = a.kind == kind_of(scratch) and a.gap == size_of(a.kind)
+        in_place &= (y.kind == a.kind and y.gap == a.gap) or not writes_elements(op)
+        in_place &= (b.kind == a.kind and b.gap == a.gap) or not reads_two(op)
+        c = cut_blocks(n_outer, n, n_inner, joinable, in_place, n_threads, scratch)
         n_tasks = c.n_tasks
     if n_threads == 1:  # a parallel region costs microseconds, even with one thread
         for task in range(n_tasks):

@@ -56,9 +56,16 @@ cdef inline Vector frame_of(Block x, Shape s, Py_ssize_t j) noexcept nogil:
     return frame
 
 
+cdef inline bint is_interleaved(Shape s) noexcept nogil:
+    """Whether copies have all frames of a class in one row, rather than those of one outer index."""
+    if s.n_joined > 1:
+        return False
+    return s.n_inner < CHUNK or (is_few(s.n) and s.n_outer > 1 and s.n_inner < INTERLEAVED_COLUMNS)
+
+
 cdef inline bint is_plain(Block x, Shape s, const floating* of) noexcept nogil:
     """Whether chunks can be taken as they lie."""
-    return x.kind == kind_of(of) and x.gap == sizeof(floating) and (s.n_joined > 1 or s.n_inner >= CHUNK)
+    return x.kind == kind_of(of) and x.gap == sizeof(floating) and not is_interleaved(s)
 
 
 cdef inline Block outer_of(Block x, Py_ssize_t o) noexcept nogil:
@@ -72,11 +79,6 @@ cdef inline Shape one_outer(Shape s) noexcept nogil:
         s.n_outer = 1
         s.width = s.n_inner
     return s
-
-
-cdef inline bint is_interleaved(Shape s) noexcept nogil:
-    """Whether copies have all frames of a class in one row, rather than those of one outer index."""
-    return s.n_inner < CHUNK and s.n_joined == 1
 
 
 cdef inline void copy_row(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
@@ -801,24 +803,30 @@ cdef inline bint is_joinable(Array x, Py_ssize_t n_inner) noexcept nogil:
     return x.gap == size_of(x.kind) and x.step == n_inner * x.gap
 
 
-cdef inline BlockCut cut_blocks(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, bint joinable, int n_threads,
-                                const floating* of) noexcept nogil:
+cdef inline BlockCut cut_blocks(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, bint joinable, bint in_place,
+                                int n_threads, const floating* of) noexcept nogil:
+    """in_place: all numbers are of the computed type and adjacent; otherwise BLOCK_CLASSES rows must fit the scratch."""
     cdef BlockCut c
-    cdef Py_ssize_t widest = ACCUMULATED_COLUMNS
+    cdef Py_ssize_t most_copied = packed_numbers(of) // BLOCK_CLASSES // CHUNK * CHUNK
+    cdef Py_ssize_t widest = ACCUMULATED_COLUMNS if in_place else min(<Py_ssize_t> ACCUMULATED_COLUMNS, most_copied)
     c.n_joined = c.n_outer = c.n_splits = 1
     c.n_inner = n_inner
     if is_few(n):
         widest = min(<Py_ssize_t> FEW_MAX_WIDTH, packed_numbers(of) // n) // CHUNK * CHUNK
-    elif joinable and n_inner < JOINED_COLUMNS:
+    elif joinable and n_inner <= (CHUNK if n < BLOCK_CLASSES else min(<Py_ssize_t> JOINED_COLUMNS, most_copied)):
         c.n_joined = N_LANES
         c.n_tasks = n_outer
         return c
     widest = min(widest, max(<Py_ssize_t> MIN_COLUMNS, round_up(n_outer * n_inner // (4 * n_threads), CHUNK)))
+    if n_inner < CHUNK:
+        widest = min(widest, max(most_copied, packed_numbers(of) // n // CHUNK * CHUNK))
     if n_inner < CHUNK or (is_few(n) and 2 * n_inner <= widest):
         c.n_outer = max(<Py_ssize_t> 1, widest // n_inner)
     elif n_inner > widest:
         c.n_splits = (n_inner + widest - 1) // widest
         c.n_inner = round_up((n_inner + c.n_splits - 1) // c.n_splits, CHUNK)
+        if n_inner % c.n_inner and n_inner % c.n_inner < CHUNK and c.n_inner < widest:
+            c.n_inner += CHUNK  # rather than to copy the last few frames
         c.n_splits = (n_inner + c.n_inner - 1) // c.n_inner
     c.n_tasks = (n_outer + c.n_outer - 1) // c.n_outer * c.n_splits
     return c
