@@ -17,7 +17,7 @@ import lsm
 from conftest import DTYPES
 from lsm.backends import cython_
 
-# at the borders of vectors (16), rows and short frames (64), blocks (256), tiles that are copied whole (512), frames
+# at the borders of vectors (16), rows and short frames (64), blocks (256), groups of rows (512), frames
 # that fit the scratch (2048) and slices (16384)
 N_CLASSES = (1, 2, 10, 15, 16, 17, 32, 33, 63, 64, 65, 128, 255, 256, 257, 512, 513, 1000, 2047, 2048, 2049)
 N_CLASSES += (16383, 16384, 16385, 40000)
@@ -31,6 +31,7 @@ CONSTANTS = {
     for name, value in re.findall(r"^    ([A-Z_]+) = (\d+)", (KERNELS / file).read_text(), re.MULTILINE)
 }
 OF_CLASSES = ("N_LANES", "PAIR_LANES", "ROW_CLASSES", "SHORT_MAX_CLASSES", "FEW_CLASSES", "BLOCK_CLASSES")
+OF_CLASSES += ("GROUPED_MAX_CLASSES",)
 OF_CLASSES += ("FINALIZE_BATCH_MAX_CLASSES", "PIPELINE_MAX_CLASSES", "PREFETCH_DISTANCE_CLASSES")
 OF_CLASSES += ("REGULAR_STORE_MAX_CLASSES",)
 BORDERS = sorted({CONSTANTS[name] + i for name in (*OF_CLASSES, "SLICE_CLASSES") for i in (-1, 0, 1)})

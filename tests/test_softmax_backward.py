@@ -172,7 +172,7 @@ def test_dtypes_promote_as_numpy_does(backend):
 # -- same bits ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 10, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 257, 1000, 2049, 40000])
+@pytest.mark.parametrize("n", [1, 2, 10, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 257, 1000, 2049, 16385, 20000, 40000])
 def test_a_frame_has_the_same_bits_everywhere(backend, dtype, n, rng):
     n_frames = 40 if n < 20000 else 6
     p = probabilities((rng.standard_normal((n_frames, n)) * 4).astype(dtype))

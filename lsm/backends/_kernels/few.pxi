@@ -1,5 +1,6 @@
-# Frames of at most FEW_CLASSES classes, where the cost per frame counts. x - m is computed with its rounding error, so
-# that no factor is left to apply to the sum, and the logarithm of float32 is computed in float32.
+# Frames of at most FEW_CLASSES classes, where what is computed once a frame costs as much as the exponentials. x - m is
+# used with its rounding error, so that the sum needs neither a factor nor a correction, and log1p_few of float32 is
+# computed in float32.
 
 
 cdef inline bint is_few(Py_ssize_t n) noexcept nogil:
@@ -66,7 +67,7 @@ cdef inline floating log1p_few(double s, const floating* of) noexcept nogil:
 
 cdef inline void exp_rows_of_few(const floating* x, Py_ssize_t row, Py_ssize_t n, const floating* m, floating* p,
                                  floating* n_equal) noexcept nogil:
-    """p = the exponentials of n rows of a chunk, 0 at the maximum, and 0 up to a multiple of 8 rows."""
+    """p = the exponentials of n rows of a chunk, 0 at the maximum; then rows of 0, up to a multiple of 8."""
     cdef floating top[CHUNK]
     cdef floating found[CHUNK]
     cdef floating v
@@ -92,7 +93,7 @@ ctypedef fused summed:  # the type of the terms
 
 
 cdef inline double lane_of_few(const summed* p, Py_ssize_t k, Py_ssize_t n_halves) noexcept nogil:
-    """Lane k of a frame: the tree over rows k, k + N_LANES, ... of n_halves half sets of lanes."""
+    """Lane k of a frame: the sum of rows k, k + N_LANES, ... of 8 * n_halves rows."""
     cdef Py_ssize_t n_groups = (n_halves + 1 - k // 8) // 2
     return <double> tree(p + k * CHUNK, N_LANES * CHUNK, n_groups) if n_groups else 0
 
@@ -182,7 +183,7 @@ cdef inline void sum_terms_of_few(int op, const floating* a, const floating* b, 
 
 cdef inline void sum_few(int op, Block a, Block b, Shape s, const floating* params, const floating* m, double* total,
                          double* error, floating* n_equal) noexcept nogil:
-    """The sums of a block of plain frames: total + error."""
+    """The sum of each frame of a plain block, in total + error."""
     cdef floating p[FEW_CLASSES * CHUNK]
     cdef Py_ssize_t c, at, row = a.step // <Py_ssize_t> sizeof(floating)
     cdef Py_ssize_t row_b = b.step // <Py_ssize_t> sizeof(floating)

@@ -1,4 +1,6 @@
-# Log-softmax and its gradient on a CPU. Every instruction level compiles this one source (v2.pyx, v3.pyx, ...).
+# Log-softmax, softmax, their gradients, and logsumexp on a CPU. Every instruction level compiles this one source
+# (v2.pyx, v3.pyx, ...). An operation (op_*.pxi) says what is computed, a traversal (traverse_*.pxi) goes through the
+# numbers. Short and long rows of log-softmax and its gradient have older kernels of their own (short*.pxi, rows*.pxi).
 #
 #   views.pxi      any dtype and stride, loaded and stored as float or double
 #   exp.pxi        the exponential, the logarithm and the gradient of one number
@@ -7,14 +9,14 @@
 #   loadstore.pxi  vector loads and stores, prefetches
 #   stages.pxi     the stages of a pipeline over rows and blocks of classes; stages_backward.pxi
 #   remainder.pxi  the classes after the last whole block, and one run of the pipeline
-#   rows.pxi       vectors along the classes, with three frames in flight; rows_backward.pxi
+#   rows.pxi       longer rows, three frames in flight, with vectors along the classes; rows_backward.pxi
 #   finalize.pxi   final reductions and logarithms for sixteen frames at once
-#   short.pxi      sixteen frames of at most 64 classes; short_backward.pxi
-#   few.pxi        frames of at most 64 classes, whose ends count
+#   short.pxi      sixteen rows of at most 64 classes; short_backward.pxi
+#   few.pxi        formulas for frames of at most 64 classes
 #   ops.pxi        what an operation is to a traversal; one op_*.pxi for each
-#   traverse_block.pxi  frames that are interleaved, with vectors along the frames
+#   traverse_block.pxi  interleaved frames, with vectors along the frames
 #   traverse_rows.pxi   groups of rows, with vectors along the classes
-#   schedule.pxi   distribution of frames, tiles and slices to threads
+#   schedule.pxi   distribution of frames, blocks and slices to threads
 #   fastpath.pxi   C-contiguous arrays, directly from NumPy
 #   bandwidth.pxi  a streaming copy and add, for benchmarks
 #   this file      constants and the Python interface
@@ -117,7 +119,6 @@ cdef enum:
 
     REGULAR_STORE_MAX_CLASSES = 3072  # float32, even if `stream`: at 2500 nontemporal stores take 1.29 as long
     PREFETCH_DISTANCE_CLASSES = 2048  # at 512x32000 6.4 ns, 10.1 without
-    PREFETCH_DISTANCE_ROWS = 4        # of a band
     PREFETCH_MIN_BYTES = 3145728      # a larger array is taken to be in memory; prefetching cached data costs 10 %
 
     CHUNK = 16               # numbers of a vector of a block

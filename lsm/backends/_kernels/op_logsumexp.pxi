@@ -1,10 +1,10 @@
-# L = m + log1p(s), the logarithm of the sum itself: one number a frame.
+# L = m + log1p(s): one number for each frame.
 
 
 cdef inline bint finalize_logsumexp(Partial s, floating* p) noexcept nogil:
-    """False where m and log1p(s) cancel and the sum must be wider than float32, and for an infinite maximum.
+    """False if m and log1p(s) cancel, so that the sum needs exponentials in double, or if the maximum is infinite.
 
-    The second parameter is 1 for such a frame.
+    The second parameter is then 1.
     """
     cdef double total = s.largest + log1p_double(s.below + (s.n_largest - 1))
     cdef bint is_regular = s.largest < INFINITY
@@ -16,7 +16,7 @@ cdef inline bint finalize_logsumexp(Partial s, floating* p) noexcept nogil:
 
 
 cdef void careful_logsumexp(Vector x, Vector y, Py_ssize_t n, const floating* p) noexcept nogil:
-    """One frame, with exponentials in double. Only inf and finite numbers give inf; with NaN, it is NaN."""
+    """One frame, summed in double if its second parameter is 1. NaN if it contains NaN, else inf if it contains inf."""
     cdef double buffer[BLOCK_CLASSES]
     cdef double lanes[CHUNK]
     cdef double m = -INFINITY, s, n_equal = 0

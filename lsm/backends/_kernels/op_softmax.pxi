@@ -1,8 +1,8 @@
-# p = exp(x - m) / (1 + s): a division of the frame's own, not exp of a rounded log-softmax, which loses |y| ulp.
+# p = exp(x - m) / (1 + s), and not exp(y) of a rounded log-softmax y, which is off by up to |y| ulp.
 
 
 cdef inline bint finalize_softmax(Partial s, floating* p) noexcept nogil:
-    """The maximum, and the factor of exp_difference; NaN for an infinite maximum."""
+    """The maximum, and the factor of exp_difference: 2**-EXP_BIAS / (1 + s), or NaN if the maximum is infinite."""
     p[0] = <floating> s.largest
     p[MAX_WIDTH] = <floating> (unbias(p) / (s.below + s.n_largest) + (s.largest - s.largest))
     return True

@@ -1,9 +1,9 @@
-# dx_i = p_i ((dy_i - dy_k) - E), E = sum of p_i (dy_i - dy_k), k the class with the largest p: the usual
-# p_i (dy_i - sum of p dy), given that p sums to 1, without its cancellation for confident frames.
+# dx_i = p_i ((dy_i - dy_k) - E), E = sum of p_i (dy_i - dy_k), k the class with the largest p, of several the first.
+# Where p sums to 1, this equals p_i (dy_i - sum of p dy), but does not cancel for confident frames.
 
 
 cdef inline bint finalize_softmax_backward(Partial s, floating* p) noexcept nogil:
-    """E; the first parameter, dy_k, is there already. Frames with NaN, inf or huge dy are not regular."""
+    """E, the second parameter; the first, dy_k, is already set. False for a frame with NaN, an infinity or huge dy."""
     p[MAX_WIDTH] = <floating> (s.largest + s.below)
     return fabs(s.largest + s.below) < INFINITY
 
@@ -17,7 +17,7 @@ cdef inline floating epilogue_softmax_backward(floating dy, floating p, floating
 
 
 cdef void careful_softmax_backward(Vector dy, Vector p, Vector dx, Py_ssize_t n, const floating* params) noexcept nogil:
-    """One frame, in double, with dy * 2**-40: no difference overflows. NaN if dy or p has NaN or dy inf."""
+    """One frame, in double, with dy * 2**-40, so that no difference overflows. NaN if any number is NaN or inf."""
     cdef floating buffer[1]
     cdef floating result[1]
     cdef double largest = -INFINITY, of_k = 0, total = 0, error = 0, e

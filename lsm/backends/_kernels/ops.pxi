@@ -1,8 +1,8 @@
-# What an operation is to every traversal: up to two reductions over the classes of a frame, the parameters that follow
-# from them, and what is written for each class. `op` is a compile-time constant at each call, so that the compiler
+# What a traversal needs to know of an operation: up to two reductions over the classes of a frame, the parameters that
+# follow from them, and the result of each class. `op` is a compile-time constant in every call, so that the compiler
 # keeps one branch of each function here.
 #
-# The first input is a: x, or dy. The second is b, the result of the forward operation; it is a where there is none.
+# The inputs are a, which is x or dy, and b, the result of the forward operation; with one input, b is a.
 
 cdef enum Op:
     LOG_SOFTMAX
@@ -17,7 +17,7 @@ cdef inline bint reads_two(int op) noexcept nogil:
 
 
 cdef inline bint sums_exponentials(int op) noexcept nogil:
-    """Whether the reductions are the maximum of a, and the sum of exp(a - max); otherwise a sum of `term`."""
+    """Whether the reductions are the maximum of a and the sum of exp(a - max); otherwise there is a sum of `term`."""
     return op == LOG_SOFTMAX or op == SOFTMAX or op == LOGSUMEXP
 
 
@@ -36,24 +36,24 @@ cdef inline bint limits_range(int op) noexcept nogil:
 
 
 cdef inline bint is_pipelined(int op) noexcept nogil:
-    """Whether rows.pxi and short.pxi, or their twins, serve short and long rows: they overlap the stages of frames."""
+    """Whether short and long rows have kernels of their own: short.pxi and rows.pxi, or those ending in _backward."""
     return op == LOG_SOFTMAX or op == LOG_SOFTMAX_BACKWARD
 
 
 cdef inline bint writes_elements(int op) noexcept nogil:
-    """Whether there is a result for each class; otherwise it is the first parameter of the frame."""
+    """Whether each class has a result; otherwise the frame has one, its first parameter."""
     return op != LOGSUMEXP
 
 
 cdef inline double term(int op, floating a, floating b, floating p) noexcept nogil:
-    """A term of a sum in double; p: the first parameter."""
+    """A term of the sum, in double; p is the first parameter of the frame."""
     if op == SOFTMAX_BACKWARD:
         return term_softmax_backward(a, b, p)
     return a
 
 
 cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nogil:
-    """The parameters of a frame, MAX_WIDTH apart, from its reduction; False if the epilogue does not apply to it."""
+    """The parameters of a frame, MAX_WIDTH apart, from its reductions; False if `epilogue` does not hold for it."""
     if op == LOG_SOFTMAX:
         return finalize_log_softmax(few, s, p)
     if op == SOFTMAX:
@@ -67,7 +67,7 @@ cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nog
 
 cdef inline void run_irregular_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n,
                                      const floating* p) noexcept nogil:
-    """A frame of a block or group that has frames for which `finalize` is False, or b of which are out of range."""
+    """One frame of a block or group in which `finalize` is False for a frame, or a b is out of range."""
     if op == SOFTMAX_BACKWARD:
         careful_softmax_backward(a, b, y, n, p)
     elif op == LOGSUMEXP:
@@ -78,7 +78,7 @@ cdef inline void run_irregular_frame(int op, Vector a, Vector b, Vector y, Py_ss
 
 cdef inline floating epilogue(int op, floating a, floating b, floating p0, floating p1, floating p2, floating p3,
                               floating p4, bint some_low) noexcept nogil:
-    """The result of a class, from the parameters of its frame. some_low = False: no b is so low that p4 matters."""
+    """The result of a class, from the parameters of its frame. some_low: False if no b is so low that p4 matters."""
     if op == LOG_SOFTMAX:
         return (a - p0) - p1
     if op == SOFTMAX:
@@ -90,7 +90,7 @@ cdef inline floating epilogue(int op, floating a, floating b, floating p0, float
 
 cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
                     floating* buffer) noexcept nogil:
-    """run_shape with `op` a constant."""
+    """run_shape with `op` as a compile-time constant."""
     if op == LOG_SOFTMAX:
         run_shape(LOG_SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
     elif op == SOFTMAX:
@@ -105,7 +105,7 @@ cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Bl
 
 cdef void run_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
                     Py_ssize_t n, bint far, bint stream, floating* scratch) noexcept nogil:
-    """run_rows_of_shape with `op` a constant."""
+    """run_rows_of_shape with `op` as a compile-time constant."""
     if op == LOG_SOFTMAX:
         run_rows_of_shape(LOG_SOFTMAX, a, b, y, i, first, n_frames, n, far, False, scratch)
     elif op == SOFTMAX:

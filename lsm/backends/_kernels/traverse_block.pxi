@@ -1,13 +1,13 @@
-# Traversal of interleaved frames: a block of n classes of adjacent frames, with vectors along the frames. It serves all
-# axes but the last.
+# Traversal of interleaved frames, as on all axes but the last. A block has n rows: row i is class i of adjacent frames.
+# Vectors run along the frames, in chunks of CHUNK.
 #
-# All loops run over chunks of CHUNK frames. Class i of a frame belongs to lane i mod 16, and each lane of each frame
-# has an accumulator. Frames of few classes are copied so that those of several outer indices interleave. Where the
-# frames are fewer than a chunk and their classes many, 16 classes that are adjacent in memory are joined to one row of
-# 16 times as many frames (axis 1 of (N, 1000, 5)); each number of the row has an accumulator, so they are the same.
+# Class i of a frame belongs to lane i mod 16, and each lane of each frame has an accumulator. Rows of few adjacent
+# frames are made longer. Those of several outer indices are copied into common rows. Or, with many classes that follow
+# each other in memory (axis 1 of (N, 1000, 5)), 16 rows are joined to one: each of its numbers belongs to one lane of
+# one frame, so the accumulators and the order of sums are the same.
 
 
-# Frames of adjacent outer indices.
+# An array in a block: frames of one outer index, or of several adjacent ones.
 cdef struct Block:
     char* at
     Py_ssize_t step   # bytes from one class to the next
@@ -22,11 +22,11 @@ cdef struct Shape:
     Py_ssize_t n_inner  # frames of each
     Py_ssize_t width    # numbers of a row, at least CHUNK
     Py_ssize_t n_joined  # classes of a row: 1 or N_LANES
-    bint is_filled       # whether rows of joined classes are filled up
+    bint is_filled       # whether the last row of joined classes is filled up
 
 
 cdef inline Py_ssize_t packed_numbers(const floating* of) noexcept nogil:
-    """Numbers of each of a, b and y that fit the scratch."""
+    """How many numbers of each of a, b and y fit the scratch."""
     return SCRATCH_BYTES // 3 // (CHUNK * <Py_ssize_t> sizeof(floating)) * CHUNK
 
 
@@ -35,7 +35,7 @@ cdef inline Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t unit) noexcept nogil:
 
 
 cdef inline Py_ssize_t chunk_at(Py_ssize_t c, Py_ssize_t width) noexcept nogil:
-    """Where chunk c / CHUNK of a row begins. The last one overlaps the one before, unless it is whole."""
+    """Where chunk c / CHUNK of a row begins. The last one ends with the row, and may overlap the one before."""
     return min(c, width - CHUNK)
 
 
@@ -64,7 +64,7 @@ cdef inline bint is_interleaved(Shape s) noexcept nogil:
 
 
 cdef inline bint is_plain(Block x, Shape s, const floating* of) noexcept nogil:
-    """Whether chunks can be taken as they lie."""
+    """Whether chunks can be read and written where they lie."""
     return x.kind == kind_of(of) and x.gap == sizeof(floating) and not is_interleaved(s)
 
 
@@ -90,7 +90,7 @@ cdef inline void copy_row(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
 
 cdef inline void interleave(char* to, Py_ssize_t to_class, Py_ssize_t to_outer, const char* x, Py_ssize_t x_class,
                             Py_ssize_t x_outer, Py_ssize_t n, Py_ssize_t n_outer, Py_ssize_t size) noexcept nogil:
-    """Copy runs of `size` bytes between layouts that have the classes, or the outer indices, in the outer loop."""
+    """Copy a run of `size` bytes for each class and outer index, from the strides of x to those of `to`."""
     cdef Py_ssize_t i, o
     for o in range(n_outer):
         for i in range(n):
@@ -99,7 +99,7 @@ cdef inline void interleave(char* to, Py_ssize_t to_class, Py_ssize_t to_outer, 
 
 cdef void interleave_runs(char* to, Py_ssize_t to_class, Py_ssize_t to_outer, const char* x, Py_ssize_t x_class,
                           Py_ssize_t x_outer, Py_ssize_t n, Py_ssize_t n_outer, Py_ssize_t size) noexcept nogil:
-    """interleave, with the common sizes as constants."""
+    """interleave, with the common sizes as compile-time constants."""
     if size == 4:
         interleave(to, to_class, to_outer, x, x_class, x_outer, n, n_outer, 4)
     elif size == 8:
@@ -125,7 +125,7 @@ cdef void interleave_runs(char* to, Py_ssize_t to_class, Py_ssize_t to_outer, co
 
 
 cdef void pack(Block x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, floating* to) noexcept nogil:
-    """Copy n classes from `first` on, and fill up the rows."""
+    """Copy n classes of x, from `first` on, into rows that are filled up with `fill`."""
     cdef Py_ssize_t i, o, j, w = s.n_outer * s.n_inner, row = s.width // s.n_joined
     if x.kind == kind_of(to) and (x.gap == sizeof(floating) or s.n_inner == 1) and is_interleaved(s):
         interleave_runs(<char*> to, row * sizeof(floating), s.n_inner * sizeof(floating), x.at + first * x.step, x.step,
@@ -144,7 +144,7 @@ cdef void pack(Block x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, 
 
 
 cdef void unpack(Block y, Shape s, Py_ssize_t first, Py_ssize_t n, const floating* source) noexcept nogil:
-    """Write n classes from `first` on."""
+    """The inverse: write n classes of y, from `first` on."""
     cdef Py_ssize_t i, o, w = s.n_outer * s.n_inner, row = s.width // s.n_joined
     if y.kind == kind_of(source) and (y.gap == sizeof(floating) or s.n_inner == 1) and is_interleaved(s):
         interleave_runs(y.at + first * y.step, y.step, y.outer, <const char*> source, row * sizeof(floating),
@@ -160,7 +160,7 @@ cdef void unpack(Block y, Shape s, Py_ssize_t first, Py_ssize_t n, const floatin
 
 cdef inline const floating* rows_of(Block x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, floating* buffer,
                                     Py_ssize_t* row) noexcept nogil:
-    """n <= BLOCK_CLASSES classes from `first` on, `row` numbers apart: as they lie, or in the buffer."""
+    """n <= BLOCK_CLASSES classes from `first` on, `row` numbers apart: where they lie, or copied into the buffer."""
     if is_plain(x, s, buffer) and (s.is_filled or n % s.n_joined == 0):
         row[0] = x.step // <Py_ssize_t> sizeof(floating)
         return <const floating*> (x.at + first * x.step)
@@ -184,7 +184,7 @@ cdef inline void raise_max(const floating* a, Py_ssize_t step, Py_ssize_t n_rows
 
 cdef inline void raise_largest(const floating* dy, const floating* p, Py_ssize_t row, floating* m, floating* m_dy,
                                floating* highest, int32_t* at) noexcept nogil:
-    """The largest p of each frame of a chunk, its dy and its row, and the largest absolute dy."""
+    """Update, for each frame of a chunk, the largest p with its dy and its row, and the largest absolute dy."""
     cdef Py_ssize_t k
     cdef bint is_larger
     for k in range(CHUNK):  # hot
@@ -196,7 +196,7 @@ cdef inline void raise_largest(const floating* dy, const floating* p, Py_ssize_t
 
 
 cdef inline void fold_largest(floating* m, floating* m_dy, floating* highest, int32_t* at, Py_ssize_t n) noexcept nogil:
-    """Reduce N_LANES rows of n frames, each of every 16th class, to the first row."""
+    """Reduce N_LANES rows of n frames, one row for each lane, to the first; of equal p, the lowest class counts."""
     cdef Py_ssize_t k, half = N_LANES // 2
     cdef bint is_larger
     for k in range(N_LANES * n):
@@ -223,9 +223,9 @@ cdef inline void spoil_huge(const floating* highest, Py_ssize_t n, floating* m_d
 
 cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssize_t last, floating* buffer,
                           bint is_dense, floating* m, floating* m_dy) noexcept nogil:
-    """What the first stage reduces over classes `first` to last - 1: the maximum of each frame.
+    """The first stage over classes `first` to last - 1: the maximum of each frame, or the dy of its largest p.
 
-    is_dense: the maxima of the last chunk overlap those of the one before.
+    is_dense: results are as far apart as the frames; otherwise the last chunk has its own, after those of the others.
     """
     cdef int32_t found_at[MAX_WIDTH]
     cdef floating highest[MAX_WIDTH]
@@ -319,7 +319,7 @@ cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, 
     """Add n_terms <= 16 classes of a lane to the accumulators of a chunk, in the order of lanes.pxi.
 
     The parameters are `stride` apart; for few classes there is one, the maximum. some_equal: whether any class may be
-    equal to it.
+    equal to the maximum.
     """
     cdef floating h[CHUNK]
     cdef floating top[CHUNK]
@@ -403,7 +403,7 @@ cdef inline void sum_slice(int op, Block a, Block b, Shape s, Py_ssize_t first, 
 
 
 cdef inline floating least_of_row(const floating* y, Py_ssize_t width) noexcept nogil:
-    """The minimum of a row; NaN if any is NaN or not below 0."""
+    """The minimum of a row; NaN if any number in it is NaN, +0 or positive."""
     cdef int32_t most_f[CHUNK]
     cdef int64_t most_d[CHUNK]
     cdef int32_t depth_f = lsm_depth_f(<float> -0.0)
@@ -481,7 +481,7 @@ cdef inline void write_row(int op, const floating* a, const floating* b, Py_ssiz
 
 cdef void write_odd_row(const floating* dy, const floating* y, Py_ssize_t width, const floating* params,
                         Py_ssize_t last_param, floating* dx, floating* n_bad) noexcept nogil:
-    """write_row of the gradient for any y; counts in n_bad the y of each frame that are out of range."""
+    """write_row of the gradient, for any y; n_bad counts, for each frame, the y out of range."""
     cdef Py_ssize_t j, p
     for j in range(width):
         p = j if j < width // CHUNK * CHUNK else j + last_param + CHUNK - width
@@ -493,7 +493,7 @@ cdef void write_odd_row(const floating* dy, const floating* y, Py_ssize_t width,
 cdef inline void write_rows(int op, Block a, Block b, Block y, Shape s, const floating* params,
                             Py_ssize_t last_param, Block next_a, Block next_b, bint stream,
                             floating* buffer) noexcept nogil:
-    """The last stage: write the result, and prefetch the next block meanwhile."""
+    """The last stage: write the result, and meanwhile prefetch the next block."""
     cdef floating n_bad[MAX_WIDTH]
     cdef Py_ssize_t start, n, i, j, row = 0, row_b = 0, row_y
     cdef const floating* at
@@ -590,7 +590,7 @@ cdef inline void repeat(floating* params, Py_ssize_t n_params, Py_ssize_t w, Py_
 
 
 cdef inline bint some_masked(Block y, Shape s, const floating* of) noexcept nogil:
-    """Whether any frame is -inf throughout. The first class rules out most."""
+    """Whether any frame is -inf throughout. Most are ruled out by their first class."""
     cdef floating buffer[MAX_WIDTH]
     cdef Py_ssize_t o, j
     cdef const floating* at
@@ -712,12 +712,12 @@ cdef inline void run_shape(int op, Block a, Block b, Block y, Shape s, Block nex
 
 
 cdef inline bint is_contiguous(Block x, Shape s) noexcept nogil:
-    """Whether the frames of all classes and outer indices are adjacent, in this order."""
+    """Whether the block is C-contiguous as (outer, classes, frames)."""
     return x.gap == size_of(x.kind) and x.step == s.n_inner * x.gap and (s.n_outer == 1 or x.outer == s.n * x.step)
 
 
 cdef inline Block plain_of(const floating* x, Shape s, Py_ssize_t n) noexcept nogil:
-    """A copy of n classes."""
+    """The block of a copy, of n classes."""
     cdef Block to
     to.at = <char*> x
     to.kind = kind_of(x)
@@ -732,7 +732,7 @@ cdef inline void copy_in(Block x, Shape s, floating fill, floating* to, floating
     if not is_interleaved(s):
         for o in range(s.n_outer):
             pack(outer_of(x, o), one_outer(s), 0, s.n, fill, to + o * s.n * s.n_inner)
-    elif x.kind != kind_of(to) and is_contiguous(x, s):  # converted at once, since the rows are short
+    elif x.kind != kind_of(to) and is_contiguous(x, s):  # converted as a whole, since the rows are short
         read(row_of(x, 0, 0), s.n_outer * s.n * s.n_inner, spare)
         x.at = <char*> spare
         x.kind = kind_of(to)
@@ -805,7 +805,7 @@ cdef inline bint is_joinable(Array x, Py_ssize_t n_inner) noexcept nogil:
 
 cdef inline BlockCut cut_blocks(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, bint joinable, bint in_place,
                                 int n_threads, const floating* of) noexcept nogil:
-    """in_place: all numbers are of the computed type and adjacent; otherwise BLOCK_CLASSES rows must fit the scratch."""
+    """in_place: all numbers have the computed type and are adjacent; else BLOCK_CLASSES rows must fit the scratch."""
     cdef BlockCut c
     cdef Py_ssize_t most_copied = packed_numbers(of) // BLOCK_CLASSES // CHUNK * CHUNK
     cdef Py_ssize_t widest = ACCUMULATED_COLUMNS if in_place else min(<Py_ssize_t> ACCUMULATED_COLUMNS, most_copied)

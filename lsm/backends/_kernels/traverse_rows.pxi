@@ -1,10 +1,11 @@
 # Traversal of rows: frames whose classes are adjacent, with vectors along the classes.
 #
-# A group of GROUP_FRAMES frames passes each stage together, so that what a frame costs once is computed for all of them
-# as vectors. The accumulators of a frame are one chunk, one for each lane; see lanes.pxi for the order of sums.
+# A group of up to GROUP_FRAMES frames passes each stage together, so that what is computed once a frame, such as its
+# logarithm, is computed for all of them in vectors. The accumulators of a frame are one chunk, one for each lane; see
+# lanes.pxi for the order of sums.
 
 
-# Where the frames of a group begin, and their last blocks if those are not whole chunks, filled up.
+# Where the frames of a group begin, and their last blocks: copies filled up to whole chunks, if necessary.
 cdef struct Rows:
     const char* at[GROUP_FRAMES]
     const char* last[GROUP_FRAMES]
@@ -12,7 +13,7 @@ cdef struct Rows:
 
 cdef inline void find_rows(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n, floating fill,
                            floating* copies, floating* lasts, bint fills, Rows* to) noexcept nogil:
-    """Frames as they lie if they are of the computed type and adjacent, else copied. fills: whether to fill `last`."""
+    """Frames where they lie if adjacent numbers of the computed type, else copied. fills: whether to fill up `last`."""
     cdef Py_ssize_t f, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES, n_last = n - start, n_whole
     cdef Vector frame
     cdef const floating* source
@@ -50,7 +51,7 @@ cdef inline floating max_of_lanes(const floating* high) noexcept nogil:
 
 
 cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, floating* peaks, floating* high) noexcept nogil:
-    """The maximum of n_chunks chunks, and that of all so far."""
+    """peaks = the maximum of n_chunks chunks, lane by lane; high = that of all chunks so far."""
     cdef floating h[4 * CHUNK]
     cdef Py_ssize_t c, k
     for k in range(4 * CHUNK):
@@ -70,7 +71,7 @@ cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, floating* 
 cdef inline void find_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,
                                  const floating* last_b, Py_ssize_t n, floating* m, floating* m_dy,
                                  floating* peaks) noexcept nogil:
-    """What the first stage reduces over n classes; the peaks are a chunk for each block that contains its maximum."""
+    """The first stage over n classes. peaks: a chunk for each block, which contains the maximum of the block."""
     cdef floating high[CHUNK]
     cdef floating high_dy[CHUNK]
     cdef int32_t at[CHUNK]
@@ -105,7 +106,7 @@ cdef inline void sum_of_row(int op, bint few, const floating* a, const floating*
                             const char* next_a, const char* y) noexcept nogil:
     """The lanes of the sum over n classes. params: those of the frame, MAX_WIDTH apart.
 
-    Prefetches the frame at next_a, unless that is NULL, and where this one is written.
+    Prefetches the frame at next_a and, to be written, that at y, unless they are NULL.
     """
     cdef floating own[4 * CHUNK]
     cdef Py_ssize_t i, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
@@ -134,13 +135,6 @@ cdef inline void sum_of_row(int op, bint few, const floating* a, const floating*
              error, n_equal)
 
 
-cdef inline void load_chunk(const floating* x, Py_ssize_t n, floating fill, floating* to) noexcept nogil:
-    if n < CHUNK:
-        pad(to, x, n, CHUNK, fill)
-    else:
-        put_lanes(to, x, False)
-
-
 cdef inline void write_chunk_of_row(int op, const floating* a, const floating* b, const floating* p, bint some_low,
                                     floating* v) noexcept nogil:
     cdef Py_ssize_t k
@@ -164,7 +158,7 @@ cdef inline void write_chunks_of_row(int op, const floating* a, const floating* 
 cdef inline void write_of_row(int op, const floating* a, const floating* b, Py_ssize_t n, const floating* params,
                               bint some_low, floating* y, bint stream, const char* next_a,
                               const char* next_b) noexcept nogil:
-    """The result of n classes; y may be a or b, so what is read again is read before anything is written."""
+    """The result of n classes; y may be a or b, so chunks that overlap others are read before anything is written."""
     cdef floating p[N_PARAMS]
     cdef floating first[CHUNK]
     cdef floating last[CHUNK]
@@ -197,7 +191,7 @@ cdef inline void write_of_row(int op, const floating* a, const floating* b, Py_s
 
 
 cdef inline Py_ssize_t most_rows(Py_ssize_t n, const floating* of) noexcept nogil:
-    """The frames of a group: as many as fit the first caches, and the scratch if they are copied."""
+    """The number of frames in a group: at most GROUP_FRAMES, and copies must fit the scratch."""
     return max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP_FRAMES, packed_numbers(of) // round_up(n, CHUNK)))
 
 
@@ -378,13 +372,13 @@ cdef inline void add_part(int op, Partial* to, Partial part, bint is_first) noex
 
 cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n, bint stream,
                                 floating* scratch) noexcept nogil:
-    """A frame longer than a slice; it is written backwards, since the last slices are still in the cache."""
+    """A frame too long for a group. It is written from its end, since the last slices are still in the cache."""
     cdef floating last[BLOCK_CLASSES]
     cdef floating last_b[BLOCK_CLASSES]
     cdef floating peaks[GROUP_PEAKS]
     cdef floating params[N_PARAMS * MAX_WIDTH]
     cdef floating m = -INFINITY, m_dy = -INFINITY, of_part = 0, dy_of_part = 0
-    cdef floating* copy = scratch  # in place, if a is copied
+    cdef floating* copy = scratch  # of y; also of a, which is then overwritten
     cdef Partial total, found
     cdef Rows rows, rows_b
     cdef Vector to
@@ -433,7 +427,7 @@ cdef inline void run_rows_of_shape(int op, Array a, Array b, Array y, Py_ssize_t
     cdef Py_ssize_t f
     if not is_pipelined(op) and n <= FEW_CLASSES:
         run_rows(op, True, a, b, y, i, first, n_frames, n, far, stream, scratch)
-    elif is_pipelined(op) or n <= packed_numbers(scratch):
+    elif is_pipelined(op) or n <= min(packed_numbers(scratch), <Py_ssize_t> SLICE_CLASSES):
         run_rows(op, False, a, b, y, i, first, n_frames, n, far, stream, scratch)
     else:
         for f in range(first, first + n_frames):
