@@ -14,9 +14,22 @@ from lsm._threads import count_threads, set_openmp
 from lsm.backends._axes import MergedAxis, merge_axes
 from lsm.backends.base import API_VERSION, Backend
 
+
+def _cache_bytes(level: int, default: int) -> int:
+    """The size of a cache of this machine, as Linux reports it for the first processor."""
+    try:
+        with open(f"/sys/devices/system/cpu/cpu0/cache/index{level}/size") as file:  # noqa: PTH123
+            return int(file.read().strip().removesuffix("K")) * 1024
+    except (OSError, ValueError):
+        return default
+
+
 # Larger results use nontemporal stores, which avoid reading the destination: they would not stay in the caches anyway.
-# Half the size of a common last-level cache.
-NONTEMPORAL_MIN_BYTES = 16 * 2**20
+# Half of the last-level cache; no more than 32 MiB, since virtual machines report the cache of the whole processor.
+NONTEMPORAL_MIN_BYTES = max(8 * 2**20, min(_cache_bytes(3, 32 * 2**20) // 2, 32 * 2**20))
+
+# Larger inputs are taken to be in memory and are prefetched.
+PREFETCH_MIN_BYTES = max(2**20, min(3 * _cache_bytes(2, 2 * 2**20) // 2, 8 * 2**20))
 
 # The OpenMP libraries that the kernels may be linked to, and how to install them.
 _OPENMP = {
@@ -104,7 +117,7 @@ def kernels() -> dict[Any, Any]:
             )
         raise BackendUnavailableError(f"this build has no kernels for level {best} or lower; rebuild lsm")
     set_openmp(module.max_threads, module.num_procs)
-    module.configure(count_threads, NONTEMPORAL_MIN_BYTES)
+    module.configure(count_threads, NONTEMPORAL_MIN_BYTES, PREFETCH_MIN_BYTES)
     return {
         "level": level,
         "scratch": module.SCRATCH,

@@ -123,12 +123,16 @@ cdef bint run_whole(int op, Array a, Array b, Array y, Frames f, int n_threads, 
 
 _count_threads = None  # lsm._threads.count_threads
 _stream_bytes = 0      # results of at least this size use nontemporal stores
+cdef Py_ssize_t prefetch_min_bytes = 3145728  # an array of at least this size is taken to be in memory
 
 
-def configure(count_threads, Py_ssize_t stream_bytes):
-    """Set the function that chooses the number of threads, and the result size from which stores are nontemporal."""
-    global _count_threads, _stream_bytes
-    _count_threads, _stream_bytes = count_threads, stream_bytes
+def configure(count_threads, Py_ssize_t stream_bytes, Py_ssize_t prefetch_bytes=3145728):
+    """Set the function that chooses the number of threads, and the sizes that depend on the machine's caches.
+
+    Results of at least stream_bytes use nontemporal stores; inputs of at least prefetch_bytes are prefetched.
+    """
+    global _count_threads, _stream_bytes, prefetch_min_bytes
+    _count_threads, _stream_bytes, prefetch_min_bytes = count_threads, stream_bytes, prefetch_bytes
 
 
 cdef inline bint shall_stream(Frames f, object out, object a, object b) noexcept:

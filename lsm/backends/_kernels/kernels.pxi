@@ -119,7 +119,6 @@ cdef enum:
 
     REGULAR_STORE_MAX_CLASSES = 3072  # float32, even if `stream`: at 2500 nontemporal stores take 1.29 as long
     PREFETCH_DISTANCE_CLASSES = 2048  # at 512x32000 6.4 ns, 10.1 without
-    PREFETCH_MIN_BYTES = 3145728      # a larger array is taken to be in memory; prefetching cached data costs 10 %
 
     CHUNK = 16               # numbers of a vector of a block
     FEW_CLASSES = 64         # up to here what a frame costs once counts

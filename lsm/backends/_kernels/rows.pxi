@@ -122,7 +122,7 @@ cdef void log_softmax_frame(Vector x, Vector y, Py_ssize_t n, floating* scratch,
 
 cdef inline bint is_far(Array x, Py_ssize_t n_frames, Py_ssize_t n) noexcept nogil:
     """Whether these frames may exceed the caches. Prefetching cached data costs 10 %."""
-    return n_frames * n * size_of(x.kind) >= PREFETCH_MIN_BYTES
+    return n_frames * n * size_of(x.kind) >= prefetch_min_bytes
 
 
 cdef inline bint can_pipe(Array x, Py_ssize_t n) noexcept nogil:

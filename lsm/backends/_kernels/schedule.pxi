@@ -94,7 +94,7 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
         lsm_end_region(n_threads)
         lsm_leave_float_env(env)
         return
-    far = n_outer * n * n_inner * size_of(a.kind) >= PREFETCH_MIN_BYTES
+    far = n_outer * n * n_inner * size_of(a.kind) >= prefetch_min_bytes
     if rows:
         group = group_of_rows(op, n_outer, n, n_inner, n_threads, scratch)
         n_tasks = n_outer * ((n_inner + group - 1) // group)
