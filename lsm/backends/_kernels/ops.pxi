@@ -88,6 +88,66 @@ cdef inline floating epilogue(int op, floating a, floating b, floating p0, float
     return gradient(a, b, p0, p1, p2, p3, p4, True, some_low)
 
 
+# The reductions are compiled once for all operations that sum exponentials, and once for each other sum.
+
+
+cdef void reduce_max(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssize_t last, floating* buffer,
+                     bint is_dense, floating* m, floating* m_dy) noexcept nogil:
+    """find_max with `op` a constant."""
+    if sums_exponentials(op):
+        find_max(LOG_SOFTMAX, a, b, s, first, last, buffer, is_dense, m, m_dy)
+    else:
+        find_max(SOFTMAX_BACKWARD, a, b, s, first, last, buffer, is_dense, m, m_dy)
+
+
+cdef void reduce_sum(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssize_t last, const floating* params,
+                     floating* buffer, double* total, double* error, floating* n_equal) noexcept nogil:
+    """sum_slice with `op` a constant."""
+    if sums_exponentials(op):
+        sum_slice(LOG_SOFTMAX, a, b, s, first, last, params, buffer, total, error, n_equal)
+    elif op == SOFTMAX_BACKWARD:
+        sum_slice(SOFTMAX_BACKWARD, a, b, s, first, last, params, buffer, total, error, n_equal)
+    else:
+        sum_slice(LOG_SOFTMAX_BACKWARD, a, b, s, first, last, params, buffer, total, error, n_equal)
+
+
+cdef void reduce_few(int op, Block a, Block b, Shape s, const floating* params, const floating* m, double* total,
+                     double* error, floating* n_equal) noexcept nogil:
+    """sum_few with `op` a constant."""
+    if sums_exponentials(op):
+        sum_few(LOG_SOFTMAX, a, b, s, params, m, total, error, n_equal)
+    elif op == SOFTMAX_BACKWARD:
+        sum_few(SOFTMAX_BACKWARD, a, b, s, params, m, total, error, n_equal)
+    else:
+        sum_few(LOG_SOFTMAX_BACKWARD, a, b, s, params, m, total, error, n_equal)
+
+
+cdef void reduce_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,
+                            const floating* last_b, Py_ssize_t n, floating* m, floating* m_dy,
+                            floating* peaks) noexcept nogil:
+    """find_max_of_row with `op` a constant."""
+    if sums_exponentials(op):
+        find_max_of_row(LOG_SOFTMAX, a, b, last_a, last_b, n, m, m_dy, peaks)
+    else:
+        find_max_of_row(SOFTMAX_BACKWARD, a, b, last_a, last_b, n, m, m_dy, peaks)
+
+
+cdef void reduce_row(int op, bint few, const floating* a, const floating* b, const floating* last_a,
+                     const floating* last_b, Py_ssize_t n, const floating* params, double* total, double* error,
+                     floating* n_equal, floating m, const floating* peaks, const char* next_a,
+                     const char* y) noexcept nogil:
+    """sum_of_row with `op` and `few` constants."""
+    if sums_exponentials(op) and few:
+        sum_of_row(LOG_SOFTMAX, True, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
+    elif sums_exponentials(op):
+        sum_of_row(LOG_SOFTMAX, False, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
+    elif op == SOFTMAX_BACKWARD:
+        sum_of_row(SOFTMAX_BACKWARD, False, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
+    else:
+        sum_of_row(LOG_SOFTMAX_BACKWARD, False, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks,
+                   next_a, y)
+
+
 cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
                     floating* buffer) noexcept nogil:
     """run_shape with `op` as a compile-time constant."""

@@ -277,10 +277,10 @@ cdef inline void exp_rows(bint few, bint some_equal, const floating* a, Py_ssize
     """q = the sum of the exponentials of n_rows rows of a chunk; counts the classes equal to the maximum."""
     cdef floating v, w, s, n_found
     cdef Py_ssize_t k, r
-    for k in range(CHUNK):  # hot
+    for k in range(CHUNK):
         s = 0
         n_found = n_equal[k]
-        for r in range(n_rows):
+        for r in range(n_rows):  # hot
             if few:
                 v = a[r * step + k]
                 w = exp_difference(v, h[k])
@@ -581,6 +581,17 @@ cdef inline bint end_frames(int op, bint few, const double* total, const double*
     return n_regular == n
 
 
+cdef inline void add_part(int op, Partial* to, Partial part, bint is_first) noexcept nogil:
+    """Combine the reductions of two parts of a frame."""
+    if is_first:
+        to[0] = part
+    elif sums_exponentials(op):
+        merge(to, part)
+    else:
+        two_sum(&to.largest, &to.below, part.largest)
+        to.below += part.below
+
+
 cdef inline void repeat(floating* params, Py_ssize_t n_params, Py_ssize_t w, Py_ssize_t n_rows) noexcept nogil:
     """Copy each row of w parameters to the n_rows - 1 after it."""
     cdef Py_ssize_t i, r
@@ -605,58 +616,36 @@ cdef inline bint some_masked(Block y, Shape s, const floating* of) noexcept nogi
     return False
 
 
-cdef inline bint run_slices(int op, Block a, Block b, Shape s, floating* params, floating* m, floating* m_dy,
-                            floating* buffer, double* total, double* error, floating* n_equal,
-                            Py_ssize_t width) noexcept nogil:
-    """The sums of frames longer than a slice, and their parameters."""
-    cdef Partial partial[ACCUMULATED_COLUMNS]
-    cdef Partial part
-    cdef Py_ssize_t j, start, last, n_regular = 0
-    for start from 0 <= start < s.n by SLICE_CLASSES:
-        last = min(s.n, start + SLICE_CLASSES)
-        if sums_exponentials(op):
-            find_max(op, a, b, s, start, last, buffer, False, m, m_dy)
-            shift_frames(m, width, params)
-            repeat(params, 4, width, s.n_joined)
-        sum_slice(op, a, b, s, start, last, params, buffer, total, error, n_equal)
-        for j in range(width):
-            part = partial_of(op, False, total[j], <double> 0 if floating is float else error[j], m[j], n_equal[j])
-            if start == 0:
-                partial[j] = part
-            elif sums_exponentials(op):
-                merge(&partial[j], part)
-            else:
-                two_sum(&partial[j].largest, &partial[j].below, part.largest)
-                partial[j].below += part.below
-    for j in range(width):
-        n_regular += finalize(op, False, partial[j], &params[j])
-    return n_regular == width
-
-
 cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
                            floating* buffer) noexcept nogil:
-    """All stages of a block."""
+    """All stages of a block. Frames longer than a slice are reduced slice by slice."""
     cdef double total[MAX_ACCUMULATORS]
     cdef double error[MAX_ACCUMULATORS]
     cdef floating params[N_PARAMS * MAX_WIDTH]
     cdef floating m[MAX_WIDTH]
     cdef floating m_dy[MAX_WIDTH]
     cdef floating n_equal[MAX_WIDTH]
-    cdef Py_ssize_t j, p, width = round_up(s.width, CHUNK) // s.n_joined
-    cdef bint is_regular = True
+    cdef Partial partial[ACCUMULATED_COLUMNS]
+    cdef Py_ssize_t j, p, start, last, width = round_up(s.width, CHUNK) // s.n_joined
+    cdef bint is_regular = True, is_single = s.n <= SLICE_CLASSES
     if finds_largest(op):
-        find_max(op, a, b, s, 0, s.n, buffer, False, m, m_dy)
+        reduce_max(op, a, b, s, 0, s.n, buffer, False, m, m_dy)
         memcpy(params, m_dy, width * sizeof(floating))
         repeat(params, 1, width, s.n_joined)
-    if s.n <= SLICE_CLASSES:
+    for start from 0 <= start < s.n by SLICE_CLASSES:
+        last = min(s.n, start + SLICE_CLASSES)
         if sums_exponentials(op):
-            find_max(op, a, b, s, 0, s.n, buffer, False, m, m_dy)
+            reduce_max(op, a, b, s, start, last, buffer, False, m, m_dy)
             shift_frames(m, width, params)
             repeat(params, 4, width, s.n_joined)
-        sum_slice(op, a, b, s, 0, s.n, params, buffer, total, error, n_equal)
+        reduce_sum(op, a, b, s, start, last, params, buffer, total, error, n_equal)
+        for j in range(0 if is_single else width):
+            add_part(op, &partial[j], partial_of(op, False, total[j], <double> 0 if floating is float else error[j],
+                                                 m[j], n_equal[j]), start == 0)
+    if is_single:
         is_regular = end_frames(op, False, total, error, m, n_equal, width, params)
-    else:
-        is_regular = run_slices(op, a, b, s, params, m, m_dy, buffer, total, error, n_equal, width)
+    for j in range(0 if is_single else width):
+        is_regular &= finalize(op, False, partial[j], &params[j])
     if not is_regular or (limits_range(op) and some_masked(b, s, buffer)):
         for j in range(s.n_outer * s.n_inner):
             p = j if j < s.width // CHUNK * CHUNK or s.n_joined > 1 else j + round_up(s.width, CHUNK) - s.width
@@ -685,10 +674,10 @@ cdef inline void run_few(int op, Block a, Block b, Block y, Shape s, Block next_
     for o in range(s.n_outer):
         j = o * s.n_inner
         if reduces_max(op):
-            find_max(op, outer_of(a, o), outer_of(b, o), t, 0, s.n, buffer, True, &m[j], &m_dy[j])
+            reduce_max(op, outer_of(a, o), outer_of(b, o), t, 0, s.n, buffer, True, &m[j], &m_dy[j])
         if finds_largest(op):
             memcpy(&params[j], &m_dy[j], s.n_inner * sizeof(floating))
-        sum_few(op, outer_of(a, o), outer_of(b, o), t, &params[j], &m[j], &total[j], &error[j], &n_equal[j])
+        reduce_few(op, outer_of(a, o), outer_of(b, o), t, &params[j], &m[j], &total[j], &error[j], &n_equal[j])
     if not end_frames(op, True, total, error, m, n_equal, n_frames, params) or (
             limits_range(op) and some_masked(b, s, buffer)):
         for j in range(n_frames):

@@ -227,9 +227,9 @@ cdef inline void run_rows(int op, bint few, Array a, Array b, Array y, Py_ssize_
             half[f * 8 + k] = half_error[f * 8 + k] = 0
     if reduces_max(op):
         for f in range(n_frames):
-            find_max_of_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
-                            <const floating*> rows.last[f], <const floating*> rows_b.last[f], n, &m[f], &m_dy[f],
-                            &peaks[f * n_blocks * CHUNK])
+            reduce_max_of_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
+                              <const floating*> rows.last[f], <const floating*> rows_b.last[f], n, &m[f], &m_dy[f],
+                              &peaks[f * n_blocks * CHUNK])
         if finds_largest(op):
             memcpy(params, m_dy, GROUP_FRAMES * sizeof(floating))
         elif few:
@@ -237,7 +237,7 @@ cdef inline void run_rows(int op, bint few, Array a, Array b, Array y, Py_ssize_
         else:
             shift_frames(m, GROUP_FRAMES, params)
     for f in range(n_frames):
-        sum_of_row(op, few, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
+        reduce_row(op, few, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
                    <const floating*> rows.last[f], <const floating*> rows_b.last[f], n, &params[f], lanes, errors,
                    found, m[f], &peaks[f * n_blocks * CHUNK],
                    rows.at[f] + n_frames * a.gap if far and sums_exponentials(op) else NULL,
@@ -347,27 +347,16 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
         find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, True, &rows_b)
     params[0] = m_dy
     if sums_exponentials(op):
-        find_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
-                        <const floating*> rows.last[0], <const floating*> rows_b.last[0], n, &m, &unused, peaks)
+        reduce_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
+                          <const floating*> rows.last[0], <const floating*> rows_b.last[0], n, &m, &unused, peaks)
         shift_frames(&m, 1, params)
-    sum_of_row(op, False, <const floating*> rows.at[0], <const floating*> rows_b.at[0], <const floating*> rows.last[0],
+    reduce_row(op, False, <const floating*> rows.at[0], <const floating*> rows_b.at[0], <const floating*> rows.last[0],
                <const floating*> rows_b.last[0], n, params, lanes, errors, found, m, peaks, NULL, NULL)
     fold_lanes(lanes, errors, N_LANES, 1, found)
     if sums_exponentials(op):
         for k in range(CHUNK):
             n_equal += found[k]
     return partial_of(op, False, lanes[0], errors[0], m, n_equal)
-
-
-cdef inline void add_part(int op, Partial* to, Partial part, bint is_first) noexcept nogil:
-    """Combine the reductions of two parts of a frame."""
-    if is_first:
-        to[0] = part
-    elif sums_exponentials(op):
-        merge(to, part)
-    else:
-        two_sum(&to.largest, &to.below, part.largest)
-        to.below += part.below
 
 
 cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n, bint stream,
@@ -389,9 +378,9 @@ cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t
         find_rows(part_at(a, start), 0, 0, 1, n_part, <floating> 0, scratch, last, True, &rows)
         find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + SLICE_CLASSES, last_b, True,
                   &rows_b)
-        find_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
-                        <const floating*> rows.last[0], <const floating*> rows_b.last[0], n_part, &of_part,
-                        &dy_of_part, peaks)
+        reduce_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
+                          <const floating*> rows.last[0], <const floating*> rows_b.last[0], n_part, &of_part,
+                          &dy_of_part, peaks)
         if of_part > m or dy_of_part != dy_of_part:
             m = of_part
             m_dy = dy_of_part
