@@ -341,3 +341,46 @@ def test_a_result_survives_its_file():
     again = from_json(result.to_json())
     assert again == result
     assert as_text(report.report(again)) == as_text(report.report(result))
+
+
+# The map
+
+
+def cell(n_classes, inner, ratio, **changed):
+    shape = (60, n_classes, inner) if inner > 1 else (60, n_classes)
+    entries = [planted.entry(us=0.06 * n_classes * inner), planted.entry("torch", 3.0, ratio, **changed)]
+    return planted.row(entries, workload="map", shape=shape, axis=1 if inner > 1 else -1, threads=1)
+
+
+def test_a_map_is_one_table_of_ratios():
+    rows = [cell(2, 1, 2.0), cell(2, 8, 0.5), cell(65, 1, 4.0, **planted.WRONG)]
+    shown = report.report(planted.result(rows))
+    (table,) = shown.overall
+    assert shown.rows == [] and table.title.startswith("forward, float32, 1 thread: the fastest peer's time over that")
+    assert [cells for cells, _ in table.lines] == [["2", "2.00", "0.50"], ["65", "4.00", ""]]
+    assert table.heads == ["classes", "1", "8"] and table.marks == {(0, 2): "wrong"}
+    assert table.notes[:2] == [
+        "geometric mean 1.59; 1 of 3 cells below 1; worst 0.50 (2 classes, inner 8, torch)",
+        "the error of the fastest peer is beyond the bound in 1 of 3 cells",
+    ]
+    assert table.notes[2].startswith("ns an element: 1.00 to 1.00, median 1.00; streaming copy of the same bytes ")
+    assert f"2.00  {ESCAPE}[1;31m0.50" in as_text(shown, Terminal())
+    assert "| 2 | 2.00 | **0.50** |" in report.markdown(shown) and "Each row" not in report.markdown(shown)
+    text = chart.drawn(planted.result(rows), "svg").decode()
+    words = {element.text for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")}
+    assert {
+        "2.00",
+        "0.50",
+        "4.00",
+        "classes",
+        "inner",
+        "forward, float32, 1 thread: time of the peer over lsm's",
+    } <= words
+
+
+def test_a_map_without_peers_and_with_neighbours_is_shown():
+    row = planted.row([planted.entry()], workload="map", shape=(4, 2), others=2.0)
+    (table,) = report.report(planted.result([row])).overall
+    assert table.lines == [(["2", ""], "")]
+    assert table.notes[-1] == "others used the processors in 1 of 1 cells: not reliable"
+    ElementTree.fromstring(chart.drawn(planted.result([row]), "svg"))

@@ -1,18 +1,20 @@
-"""The chart of a benchmark run, by matplotlib: ratios as bars, and curves of GB/s and of threads."""
+"""The chart of a benchmark run, by matplotlib: ratios as bars, curves of GB/s and of threads, or maps."""
 
 import io
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from lsm.bench.report import plural, speed_ups, times
+from lsm.bench.report import Cells, Map, maps, number, plural, speed_ups, times
 from lsm.bench.result import Entry, Result, Row
 
 # Okabe and Ito (2008), which the colour-blind distinguish too; each with a marker, for print in black and white.
@@ -20,7 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8
 MARKERS = "osD^vPX*<>"
 INK, GREY = "#010203", "#808080"  # the first stands for the colour of the page's text, until the SVG is written
 STYLE = "<style>svg{color:#24292f}@media (prefers-color-scheme: dark){svg{color:#e6edf3}}</style>"
-WIDTH_IN, BAR_IN, CURVES_IN = 11.0, 0.13, 4.2  # inches
+WIDTH_IN, BAR_IN, CURVES_IN, MAP_IN = 11.0, 0.13, 4.2, 3.6  # inches
 DOTS_PER_INCH = 150
 
 Look = dict[str, dict[str, Any]]
@@ -37,11 +39,43 @@ def drawn(result: Result, kind: str) -> bytes:
     data = io.BytesIO()
     with mpl.rc_context(settings):
         metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        _figure(result).savefig(data, format=kind, transparent=kind == "svg", dpi=DOTS_PER_INCH, metadata=metadata)
+        found = list(maps(result))
+        figure = _maps(found) if found else _figure(result)
+        figure.savefig(data, format=kind, transparent=kind == "svg", dpi=DOTS_PER_INCH, metadata=metadata)
     if kind == "png":
         return data.getvalue()
     text = data.getvalue().decode().replace("'DejaVu Sans'", "Verdana, sans-serif")  # of the same width
+    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)  # of no effect, and a sixth of a map
     return text.replace(INK, "currentColor").replace("<defs>", f"{STYLE}\n <defs>", 1).encode()
+
+
+def _maps(found: list[Map]) -> Figure:
+    """The ratios of each map as colours and numbers, and beside them nanoseconds an element."""
+    figure = Figure(figsize=(WIDTH_IN, MAP_IN * len(found)), layout="constrained")
+    for (left, right), one in zip(figure.subplots(len(found), 2, squeeze=False), found, strict=True):
+        # 1 is white, red is below, and the colours end at 1/3 and 3: those of two runs can be compared.
+        _draw_map(left, one, one.ratios, "RdBu", (1 / 3, 3))
+        left.set_title(f"{one.title}: time of the peer over lsm's")
+        ns = list(one.ns.values()) or [1.0]
+        _draw_map(right, one, one.ns, "Oranges", (min(ns), 2 * max(ns)))
+        right.set_title("ns an element" + f"; {one.limit} {number(one.limit_ns)}" * bool(one.limit))
+    return figure
+
+
+def _draw_map(axes: Any, found: Map, cells: Cells, colours: str, ends: tuple[float, float]) -> None:
+    """Rectangles of a logarithmic colour with their numbers; cells that do not exist are left out."""
+    values = np.array([[cells.get((n, inner), math.nan) for inner in found.inners] for n in found.classes])
+    scale = (np.log(values) - math.log(ends[0])) / math.log(ends[1] / ends[0])
+    image = mpl.colormaps[colours](np.ma.masked_invalid(scale))
+    axes.imshow(image, aspect="auto", interpolation="none")
+    for (i, j), value in np.ndenumerate(values):
+        if not math.isnan(value):
+            ink = "white" if image[i, j, :3] @ (0.3, 0.6, 0.1) < 0.5 else "black"
+            axes.text(j, i, number(value), color=ink, size=7, ha="center", va="center")
+    axes.grid(visible=False)
+    axes.set(xlabel="inner", ylabel="classes")
+    axes.set_xticks(range(len(found.inners)), list(map(str, found.inners)))
+    axes.set_yticks(range(len(found.classes)), list(map(str, found.classes)))
 
 
 def _figure(result: Result) -> Figure:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MAP = "map"
 SETS = {
     "quick": "ends within a minute on 2 cores (default)",
     "usual": "every workload, in the dtypes that it usually has",
     "full": "every workload, dtype and kind of data; takes hours",
     "cpu": "the shapes of docs/performance.md, up to 2^28 elements",
     "gpu": "the shapes of docs/gpu.md, on a CUDA device",
+    MAP: "classes x inner, beside PyTorch, with 1 thread and with all: a table of ratios",
 }
 OPS = ("forward", "backward", "forward+backward")  # of log_softmax
 FAMILY_OPS = ("softmax", "softmax_backward", "logsumexp")  # by the names of the functions
@@ -83,6 +85,8 @@ def from_arguments(args: argparse.Namespace) -> Options:
     for name in ("only", "op", "dtype", "data", "implementations"):  # each name once
         texts = given.get(name, ())
         given[name] = tuple(dict.fromkeys(part for text in texts for part in text.split(",") if part))
+    if args.set == MAP and not given["implementations"]:
+        given["implementations"] = ("cython", "torch", *["scipy"] * ("logsumexp" in given["op"]))
     usual = {"set": "quick", "device": "cuda" if args.set == "gpu" else "cpu"}
     return Options(**usual | given, command=shlex.join(args.command_line))
 
@@ -112,7 +116,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("what is written")
     output.add_argument("--json", metavar="FILE", help="everything, written after each row")
     output.add_argument("--markdown", metavar="FILE", help="the tables")
-    output.add_argument("--chart", type=_chart, metavar="FILE", help="ratios, and GB/s against size: .svg or .png")
+    output.add_argument("--chart", type=_chart, metavar="FILE", help="ratios, and GB/s or ns: .svg or .png")
     output.add_argument("--from", dest="measured", metavar="FILE", help="measure nothing: report this JSON")
     output.add_argument("--compare", metavar="FILE", help="ratios to the run in this JSON")
     text = f"how many times as long a call may take as in --compare FILE (default: {TOLERANCE_RATIO})"

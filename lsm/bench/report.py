@@ -5,9 +5,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 from typing import NamedTuple, TextIO
 
+from lsm.bench.options import MAP
 from lsm.bench.result import Entry, Result, Row, reference
 
 BEST, WRONG, RAISED = "best", "wrong", "raised"  # what a line can be marked as
@@ -33,6 +34,7 @@ LEGEND = (
 
 Line = tuple[list[str], str]  # a text for each column, and a mark
 Remark = tuple[str, list[str]]  # a title, and lines
+Cells = dict[tuple[int, int], float]  # of a map, by classes and inner
 
 
 class Table(NamedTuple):
@@ -42,6 +44,21 @@ class Table(NamedTuple):
     heads: list[str]
     lines: list[Line]
     notes: list[str] = []  # noqa: RUF012 (never changed)
+    marks: dict[tuple[int, int], str] = {}  # noqa: RUF012 (of single cells, by line and column)
+
+
+class Map(NamedTuple):
+    """The cells of one operation, dtype, kind of data and number of threads."""
+
+    title: str
+    of: str  # what the ratios are relative to
+    classes: list[int]
+    inners: list[int]
+    ratios: Cells  # the time of the fastest peer over lsm's
+    ns: Cells  # of lsm, an element
+    limit: str  # the name of the machine's limit, if there is one
+    limit_ns: float
+    notes: list[str]
 
 
 class Report(NamedTuple):
@@ -83,10 +100,11 @@ def _size(n_bytes: int) -> str:
 def report(result: Result) -> Report:
     """Everything that is shown of a result."""
     calls = {f"{e.label}, {row.case.op}: {e.call}" for row in result.rows for e in row.implementations}
+    rows = [row for row in result.rows if row.case.workload != MAP]
     return Report(
         head=list(_head(result)),
-        rows=[row_table(row, result.header.n_processors) for row in result.rows],
-        overall=list(_overall(result.rows)),
+        rows=[row_table(row, result.header.n_processors) for row in rows],
+        overall=[*_overall(rows), *map(map_table, maps(result))],
         remarks=[(title, lines) for title, lines in _remarks(result) if lines],
         calls=("How each was called", sorted(calls)),
     )
@@ -181,6 +199,66 @@ def _overall(rows: list[Row]) -> Iterator[Table]:
             yield Table(title, ["implementation", *(plural(n, "thread") for n in counts_of)], lines)
 
 
+def maps(result: Result) -> Iterator[Map]:
+    """The maps that a run has measured."""
+    groups = defaultdict(list)
+    for row in result.rows:
+        if row.case.workload == MAP:
+            words = [row.case.op, row.case.dtype, *[row.case.data] * (row.case.data != "logits")]
+            groups[", ".join([*words, plural(row.threads, "thread")])].append(row)
+    for title, some in groups.items():
+        found = _map(title, some)
+        if n := sum(row.is_disturbed(result.header.n_processors) for row in some):
+            found.notes.append(f"others used the processors in {n} of {len(some)} cells: not reliable")
+        yield found
+
+
+def _map(title: str, rows: list[Row]) -> Map:
+    """One of them, with what it says in a line."""
+    fastest: dict[tuple[int, int], tuple[float, str, bool]] = {}
+    ns: Cells = {}
+    for row in rows:
+        cell = row.case.n_classes, row.case.inner
+        base = reference([row])
+        if base and base.is_ranked:
+            ns[cell] = (base.us or math.nan) * 1e3 / math.prod(row.case.shape)
+            # Also those whose error is beyond the bound, as PyTorch's is in many cells: a line says in how many.
+            timed = [e for e in row.implementations if e.backend is None and e.error is None]
+            peers = [(e.ratio, e.name, e.is_right) for e in timed if e.ratio]
+            fastest |= {cell: min(peers)} if peers else {}
+    limits = [row.limit.us * 1e3 / math.prod(row.case.shape) for row in rows if row.limit]
+    limit = next((row.limit.name for row in rows if row.limit), "")
+    ratios = {cell: ratio for cell, (ratio, _, _) in fastest.items()}
+    notes = []
+    if ratios:
+        worst = min(ratios, key=lambda cell: ratios[cell])
+        n_below = sum(round(ratio, 2) < 1 for ratio in ratios.values())
+        where = f"{worst[0]} classes, inner {worst[1]}, {fastest[worst][1]}"
+        text = f"geometric mean {geometric_mean(ratios.values()):.2f}; {n_below} of {len(ratios)} cells below 1"
+        notes = [f"{text}; worst {ratios[worst]:.2f} ({where})"]
+        if n_wrong := sum(not is_right for _, _, is_right in fastest.values()):
+            notes.append(f"the error of the fastest peer is beyond the bound in {n_wrong} of {len(ratios)} cells")
+    if ns:
+        text = f"ns an element: {min(ns.values()):.2f} to {max(ns.values()):.2f}, median {median(ns.values()):.2f}"
+        notes.append(text + (f"; {limit} of the same bytes {median(limits):.2f}" if limits else ""))
+    of = reference(rows)
+    classes, inners = sorted({row.case.n_classes for row in rows}), sorted({row.case.inner for row in rows})
+    limit_ns = median(limits) if limits else math.nan
+    return Map(title, of.name if of else "lsm", classes, inners, ratios, ns, limit, limit_ns, notes)
+
+
+def map_table(found: Map) -> Table:
+    """A line for each number of classes, a column for each inner; what is below 1 stands out."""
+    lines: list[Line] = []
+    marks: dict[tuple[int, int], str] = {}
+    for i, n_classes in enumerate(found.classes):
+        ratios = [found.ratios.get((n_classes, inner)) for inner in found.inners]
+        lines.append(([str(n_classes), *map(number, ratios)], ""))
+        marks |= {(i, j): WRONG for j, ratio in enumerate(ratios, 1) if ratio and round(ratio, 2) < 1}
+    title = f"{found.title}: the fastest peer's time over that of {found.of}; classes by inner"
+    return Table(title, ["classes", *map(str, found.inners)], lines, found.notes, marks)
+
+
 def geometric_means(rows: Iterable[Row]) -> dict[str, tuple[float, int]]:
     """The mean of each implementation's ratios and their number, best first; of ranked ones only."""
     ratios = defaultdict(list)
@@ -253,8 +331,9 @@ def write(report: Report, file: TextIO) -> None:
             shown = fitting(table, console.width)
             for head in (table.heads[i] for i in shown):
                 grid.add_column(Text(head, "dim"), justify="left" if head in LEFT else "right", no_wrap=len(shown) > 1)
-            for cells, mark in table.lines:
-                grid.add_row(*(Text(cells[i]) for i in shown), style=STYLES.get(mark, ""))
+            for line, (cells, mark) in enumerate(table.lines):
+                texts = (Text(cells[i], STYLES.get(table.marks.get((line, i), ""), "")) for i in shown)
+                grid.add_row(*texts, style=STYLES.get(mark, ""))
             console.print(grid)
             paragraphs(table.notes, "dim")
         for title, lines in report.remarks:
@@ -282,12 +361,12 @@ def markdown(report: Report) -> str:
     """As GitHub Markdown."""
     parts = ["# lsm bench", "\n".join(f"- {escaped(line)}" for line in report.head)]
     for level, tables in (("##", report.overall), ("###", report.rows)):
-        parts += ["## Each row"] * (tables is report.rows)
-        for title, heads, lines, notes in tables:
+        parts += ["## Each row"] * (tables is report.rows and bool(tables))
+        for title, heads, lines, notes, marks in tables:
             rows = [[escaped(head) for head in heads], ["---" if head in LEFT else "---:" for head in heads]]
-            for cells, mark in lines:
-                bold = "**" if mark == BEST else ""
-                rows.append([f"{bold}{escaped(cell)}{bold}" if cell else "" for cell in cells])
+            for line, (cells, mark) in enumerate(lines):
+                bold = ["**" if mark == BEST or (line, i) in marks else "" for i in range(len(cells))]
+                rows.append([f"{b}{escaped(cell)}{b}" if cell else "" for b, cell in zip(bold, cells, strict=True)])
             grid = "\n".join("| " + " | ".join(row) + " |" for row in rows)
             parts += [f"{level} {escaped(title)}", grid, *map(escaped, notes)]
     for title, some in (*report.remarks, report.calls):

@@ -19,7 +19,7 @@ from lsm.bench.data import Data
 from lsm.bench.errors import Reference
 from lsm.bench.implementation import LIMITS, OUT, Implementation, is_out_of_cache, limit
 from lsm.bench.memory import MIN_RESULT_BYTES, Probe
-from lsm.bench.options import OptionError, Options
+from lsm.bench.options import MAP, OptionError, Options
 from lsm.bench.peers import Makers
 from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
 from lsm.bench.timing import Budget, Key, interleaved, paired, spread
@@ -32,6 +32,7 @@ BUDGETS = {
     "full": Budget(rounds=15, row_s=60.0),
     "cpu": Budget(rounds=15, row_s=30.0),
     "gpu": Budget(rounds=7, sample_s=0.005, n_checked=2**17, row_s=10.0),
+    MAP: Budget(rounds=5, sample_s=0.005, n_checked=2**12, row_s=1.0, is_of_map=True),
 }
 QUICK_S = 30.0  # after which a quick run's rows get the fewest rounds: imports and exact values come on top
 # From here on one way of calling an implementation is measured, if the row has not the time for both.
@@ -48,7 +49,8 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
     complete, and `interrupted` is True. Any other exception passes through. A row that cannot be measured is named in
     `absent`.
     """
-    n_threads, too_many = machine.possible_threads(options.threads or (lsm.get_num_threads(),))
+    usual = (1,) * (options.set == MAP) + (lsm.get_num_threads(),)
+    n_threads, too_many = machine.possible_threads(options.threads or tuple(dict.fromkeys(usual)))
     gpu = machine.gpu(options.device)
     makers, absent = peers.usable(options.implementations, options.device)
     if not makers:
@@ -149,6 +151,9 @@ def _header(options: Options, n_threads: tuple[int, ...], makers: Makers, gpu: s
 def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict[str, int], budget: Budget) -> Row:
     """Measure the times and errors of one row."""
     implementations, absent = peers.made(makers, case, data, n_threads)
+    if budget.is_of_map:
+        writing = {one.name for one in implementations if one.way == OUT}
+        implementations = [one for one in implementations if one.way == OUT or one.name not in writing]
     exact = Reference(case, data, budget.n_checked)
     row = Row(case, n_threads, data.device, data.n_bytes(case.op), n_checked_frames=exact.n_frames, absent=absent)
     long_s = max(LONG_CALL_S, budget.share_s(len(implementations)))
@@ -163,7 +168,7 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
         if entry.error is None:
             timed[one.key] = one, entry
     with_limit = [one for one, _ in timed.values()]
-    if case.op in LIMITS and is_out_of_cache(case, data, caches):
+    if case.op in LIMITS and (budget.is_of_map or is_out_of_cache(case, data, caches)):
         try:
             with_limit.append(limit(case, data, n_threads))
         except Exception as error:  # a build of the kernels without it, say

@@ -34,6 +34,7 @@ class Budget:
     row_s: float = math.inf  # after which no further round begins
     sample_s: float = SAMPLE_S
     n_checked: int = 2**20  # elements that are held to the exact values
+    is_of_map: bool = False  # then each implementation is called in its best way only, and each row has its limit
 
     def share_s(self, n_implementations: int) -> float:
         """Seconds that each implementation may take."""

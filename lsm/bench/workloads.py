@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, OPS, OptionError, Options
+from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, MAP, OPS, OptionError, Options
 
 FORWARD, BACKWARD, BOTH = OPS
 SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP = FAMILY_OPS
@@ -79,6 +79,24 @@ _GPU = (
 )
 
 _SEPARATE = (FORWARD, BACKWARD)
+
+MAP_CLASSES = (2, 3, 5, 10, 20, 40, 65, 130, 300, 1100, 12_000, 100_000)
+MAP_INNER = (1, 2, 5, 8, 13, 26, 40, 77, 200, 1000, 16_384)
+
+
+def mapped(
+    classes: tuple[int, ...] = MAP_CLASSES, inners: tuple[int, ...] = MAP_INNER, n_elements: int = 2_000_000
+) -> tuple[Workload, ...]:
+    """Cells of about as many elements, (outer, classes, inner); those that would have more are left out."""
+    return tuple(
+        Workload(MAP, (n_elements // (n * inner), n, *[inner] * (inner > 1)), axis, usual_ops=_SEPARATE)
+        for n in classes
+        for inner in inners
+        for axis in [1 if inner > 1 else -1]
+        if n * inner <= n_elements
+    )
+
+
 SETS_OF_THEIR_OWN = {
     "cpu": (
         *(Workload(*about, ops=_SEPARATE) for about in _CPU),
@@ -87,6 +105,7 @@ SETS_OF_THEIR_OWN = {
         *(Workload("mixture", (100_000, 500), dtypes=("float64",), order=o, ops=_SEPARATE) for o in "CF"),
     ),
     "gpu": tuple(Workload(*about, dtypes=DTYPES, ops=_SEPARATE) for about in _GPU),
+    MAP: mapped(),
 }
 SWEEPS = {
     "classes": tuple(Workload("sweep_classes", (1, 10**power)) for power in range(1, 8)),
@@ -117,6 +136,11 @@ class Case:
     def n_classes(self) -> int:
         """The length of a frame."""
         return self.shape[self.axis]
+
+    @property
+    def inner(self) -> int:
+        """How many numbers lie from one class of a frame to the next."""
+        return math.prod(self.shape[self.axis :][1:])
 
     @property
     def n_frames(self) -> int:
