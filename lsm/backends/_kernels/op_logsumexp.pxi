@@ -20,7 +20,7 @@ cdef void careful_logsumexp(Vector x, Vector y, Py_ssize_t n, const floating* p)
     cdef double buffer[BLOCK_CLASSES]
     cdef double lanes[CHUNK]
     cdef double m = -INFINITY, s, n_equal = 0
-    cdef Py_ssize_t i, k, n_block
+    cdef Py_ssize_t c, i, k, n_block
     cdef floating result[1]
     result[0] = p[0]
     if p[MAX_WIDTH] == 1:
@@ -34,14 +34,15 @@ cdef void careful_logsumexp(Vector x, Vector y, Py_ssize_t n, const floating* p)
         for i from 0 <= i < n by BLOCK_CLASSES:
             n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
             read_from(x, i, n_block, buffer)
-            for k in range(n_block, BLOCK_CLASSES):
+            for k in range(n_block, round_up(n_block, CHUNK)):
                 buffer[k] = -INFINITY
             for k in range(n_block):
                 n_equal += buffer[k] == m
-            for k in range(BLOCK_CLASSES):  # hot
+            for k in range(round_up(n_block, CHUNK)):  # hot
                 buffer[k] = 0 if buffer[k] == m else exp_difference(buffer[k], m)
-            for k in range(BLOCK_CLASSES):
-                lanes[k % CHUNK] += buffer[k]
+            for c in range(round_up(n_block, CHUNK) // CHUNK):
+                for k in range(CHUNK):
+                    lanes[k] += buffer[c * CHUNK + k]
         s = n_equal - 1
         for k in range(CHUNK):
             s += lanes[k] * EXP_UNBIAS_DOUBLE

@@ -68,35 +68,48 @@ cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, floating* 
         high[k] = larger(peaks[k], high[k])
 
 
+cdef inline void raise_first_largest(const floating* dy, const floating* p, Py_ssize_t n_chunks, Py_ssize_t row,
+                                     floating* high, floating* highest_dy, int32_t* at) noexcept nogil:
+    """The largest p of each lane, its row, and the largest absolute dy, over n_chunks chunks from `row` on."""
+    cdef Py_ssize_t c, k
+    cdef bint is_larger
+    for c in range(n_chunks):
+        for k in range(CHUNK):  # hot
+            is_larger = p[c * CHUNK + k] > high[k]
+            highest_dy[k] = larger(fabs_of(dy[c * CHUNK + k]), highest_dy[k])
+            at[k] = <int32_t> (row + c) if is_larger else at[k]
+            high[k] = p[c * CHUNK + k] if is_larger else high[k]
+
+
 cdef inline void find_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,
                                  const floating* last_b, Py_ssize_t n, floating* m, floating* m_dy,
                                  floating* peaks) noexcept nogil:
-    """The first stage over n classes. peaks: a chunk for each block, which contains the maximum of the block."""
+    """What the first stage reduces over n classes; the peaks are a chunk for each block that contains its maximum."""
     cdef floating high[CHUNK]
-    cdef floating high_dy[CHUNK]
+    cdef floating highest_dy[CHUNK]
     cdef int32_t at[CHUNK]
-    cdef floating highest[CHUNK]
-    cdef Py_ssize_t c, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES, n_last = round_up(n - start, CHUNK)
+    cdef int32_t first = 2147483647
+    cdef Py_ssize_t c, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
+    cdef Py_ssize_t n_last = (n - start + CHUNK - 1) // CHUNK
     for k in range(CHUNK):
         high[k] = -INFINITY
-        high_dy[k] = -INFINITY
     if finds_largest(op):
         for k in range(CHUNK):
             at[k] = 0
-            highest[k] = 0
-        for c from 0 <= c < start by CHUNK:
-            raise_largest(a + c, b + c, c // CHUNK, high, high_dy, highest, at)
-        for c from 0 <= c < n_last by CHUNK:
-            raise_largest(last_a + c, last_b + c, (start + c) // CHUNK, high, high_dy, highest, at)
-        fold_largest(high, high_dy, highest, at, 1)
-        spoil_huge(highest, 1, high_dy)
-        m[0] = high[0]
-        m_dy[0] = high_dy[0]
+            highest_dy[k] = 0
+        raise_first_largest(a, b, start // CHUNK, 0, high, highest_dy, at)
+        raise_first_largest(last_a, last_b, n_last, start // CHUNK, high, highest_dy, at)
+        m[0] = max_of_lanes(high)
+        for k in range(CHUNK):  # of equal ones the first
+            first = min(first, at[k] * N_LANES + <int32_t> k if high[k] == m[0] else <int32_t> 2147483647)
+        m_dy[0] = a[min(<Py_ssize_t> first, n - 1)]
+        highest_dy[0] = max_of_lanes(highest_dy)
+        spoil_huge(highest_dy, 1, m_dy)
     else:
         for c from 0 <= c < start by BLOCK_CLASSES:
             raise_chunks(a + c, BLOCK_CLASSES // CHUNK, peaks, high)
             peaks += CHUNK
-        raise_chunks(last_a, n_last // CHUNK, peaks, high)
+        raise_chunks(last_a, n_last, peaks, high)
         m[0] = max_of_lanes(high)
 
 
