@@ -5,14 +5,12 @@ A loop is marked as hot in the Cython source, at its head::
     for k in range(N_LANES):  # hot
     for k in range(N_PEAKS):  # hot: 32
 
-It must then be vectorised for float and for double, at every place that it is inlined into: with vectors of 32 bytes at
-level v3 and of 64 at v4, or of as many as are stated, if those are fewer. Other words may follow after a comma.
+It must then be vectorised for float and for double: with vectors of 32 bytes at level v3 and of 64 at v4, or of as many
+as are stated, if those are fewer. Other words may follow after a comma. A loop that is inlined into several functions
+passes if one of its copies is vectorised: gcc's record of each copy (-fsave-optimization-record) would be 2 GB.
 
-The kernels are compiled as setup.py does it, in a temporary folder, and what gcc says of its optimisations is read
-(-fsave-optimization-record), for it says for each loop into which function it was inlined; a loop that is vectorised
-in one place may not be in another. A loop of few rounds may have been unrolled before gcc looks for loops: then
-vectors made of its straight code count, or of the loop around it ("unrolled"). Of some straight code gcc makes vectors
-without saying so; a loop of that kind cannot be marked.
+The kernels are compiled as setup.py does it, in a temporary folder. A loop of few rounds may have been unrolled before
+gcc looks for loops: then vectors made of its straight code count, or of the loop around it ("unrolled").
 
     python -m pip install 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
     python benchmarks/vectorised.py           a table of the hot loops
@@ -21,14 +19,11 @@ without saying so; a loop of that kind cannot be marked.
 """
 
 import argparse
-import gzip
-import json
 import os
 import re
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,9 +37,7 @@ HOT = re.compile(r"#\s*hot(?::\s*(\d+))?\s*(?:,.*)?$")
 FUNCTION = re.compile(r"^(?:cdef|cpdef|def)\b.*?(\w+)\(")
 C_FUNCTION = re.compile(r"^static .*?\b(__pyx_\w+)\(.*\) \{$")
 C_LINE = re.compile(r'^#line (\d+) "(.*)"')
-MESSAGE = re.compile(
-    r'"message": \["(?:(loop|basic block part) vectorized using (\d+) byte vectors|couldn\'t vectorize loop)'
-)
+MESSAGE = re.compile(r":(\d+):\d+: optimized:\s+(loop|basic block part) vectorized using (\d+) byte vectors")
 FUSED = re.compile(r"__pyx_fuse_(\d+(?:_\d+)*)")
 
 # The second loop depends on its last round, so that no compiler can make vectors of it.
@@ -76,7 +69,7 @@ def call(size_t at):
 
 @dataclass
 class Loop:
-    """An innermost loop in the source, from its head to its last line, and what each copy of it became."""
+    """An innermost loop in the source, from its head to its last line, and what became of it."""
 
     file: str
     head: int
@@ -86,9 +79,9 @@ class Loop:
     function: str
     is_hot: bool
     enough: int  # bytes
-    copies: dict[tuple[str, str], dict[str, dict[str, int]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(lambda: {"loop": 0, "straight": 0, "missed": 0}))
-    )  # by (level, specialisation) and the place it was inlined into: bytes, or how often it was missed
+    vectors: dict[tuple[str, str], list[tuple[int, str]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # by (level, specialisation): the bytes of the vectors, and whether of a loop or of straight code
 
 
 def loops_of(folder: Path) -> list[Loop]:
@@ -125,36 +118,42 @@ def loops_of(folder: Path) -> list[Loop]:
     return loops
 
 
-def compile_kernels(folder: Path, levels: list[str], to: Path) -> None:
-    """Build as setup.py does; the C, with the line numbers of the Cython source, and the records go to `to`."""
+def compile_kernels(folder: Path, level: str, to: Path) -> tuple[list[str], str]:
+    """Build a level as setup.py does; the lines of the C code, and what the compiler says of vectors."""
     os.chdir(ROOT)  # setup.py names its files from there
     from setuptools import Distribution
 
     import setup as build
 
-    # Without -g the same code is made in less time. gcc keeps its records in memory, 13 GB for a level: so one level at
-    # a time, and the passes without their copies for 16 bits, which are the same loops after loads by name.
-    os.environ["CFLAGS"] = os.environ.get("CFLAGS", "") + " -g0 -fsave-optimization-record -DLSM_WIDENS=0"
-    modules = build.extensions(levels, folder, build_dir=str(to / "c"), emit_linenums=True, force=True, quiet=True)
-    for module in modules:
-        module.include_dirs.append(str(build.KERNELS))
+    modules = build.extensions([level], folder, build_dir=str(to / "c"), emit_linenums=True, force=True, quiet=True)
+    c_file, messages = Path(modules[0].sources[0]), to / "vectors.txt"
+    code = c_file.read_text().splitlines()
+    # Without the lines of the Cython source, gcc names those of the C code, which say whether a loop is of float.
+    c_file.write_text("\n".join("" if C_LINE.match(line) else line for line in code))
+    flags = os.environ.get("CFLAGS", "")
+    os.environ["CFLAGS"] = f"{flags} -g0 -fopt-info-vec-optimized={messages}"
+    modules[0].include_dirs.append(str(build.KERNELS))
     command = build.BuildKernels(Distribution({"ext_modules": modules}))
     command.build_temp, command.build_lib = str(to / "objects"), str(to / "lib")
     command.ensure_finalized()
-    command.parallel = 1
     command.run()
+    os.environ["CFLAGS"] = flags
+    if not messages.exists():
+        sys.exit("the compiler does not say what it vectorises; gcc does: CC=gcc python ...")
+    return code, messages.read_text()
 
 
-def compiled_loops(c_file: Path) -> Iterator[tuple[str, str, int]]:
-    """(C function, source file, line) of every for loop in the C code: a branch on the type leaves some out."""
+def places_of(code: list[str]) -> dict[int, tuple[str, str, int, bool]]:
+    """By line of the C code: its function, the source file and line, and whether a for loop begins there."""
     function, file, line = "", "", 0
-    for text in c_file.read_text().splitlines():
+    places = {}
+    for number, text in enumerate(code, 1):
         if found := C_FUNCTION.match(text):
             function = found[1]
         elif found := C_LINE.match(text):
             line, file = int(found[1]), Path(found[2]).name
-        elif text.lstrip().startswith("for (") and function:
-            yield function, file, line
+        places[number] = function, file, line, text.lstrip().startswith("for (")
+    return places
 
 
 def specialisation(c_function: str) -> str:
@@ -163,97 +162,46 @@ def specialisation(c_function: str) -> str:
     return {"0": "float", "1": "double"}.get(found[1], found[1]) if found else ""
 
 
-def records_of(level: str, folder: Path) -> Iterator[tuple[str, int, list[tuple[str, str, int]]]]:
-    """(what became of a loop or of straight code, bytes, [(C function, source file, line), ...] innermost first)."""
-    files = list(folder.rglob(f"{level}*.opt-record.json.gz"))
-    if not files:
-        sys.exit("the compiler wrote no record of its optimisations; gcc 9 or later does: CC=gcc python ...")
-    # Some 200 MB of JSON, of which only these records are of use.
-    text = gzip.decompress(files[0].read_bytes()).decode()
-    for match in MESSAGE.finditer(text):
-        what = {"loop": "loop", "basic block part": "straight", None: "missed"}[match[1]]
-        record, _ = json.JSONDecoder().raw_decode(text, text.rindex('{"kind": ', 0, match.start()))
-        if "location" not in record:
-            continue
-        chain = record.get("inlining_chain") or [{"fndecl": record["function"]}]
-        sites = [record["location"], *(link.get("site") for link in chain[1:])]
-        frames = [
-            (link["fndecl"], Path(site["file"]).name, site["line"])
-            for link, site in zip(chain, sites, strict=True)
-            if site is not None
-        ]
-        yield what, int(match[2] or 0), frames
-
-
 def examine(folder: Path, levels: list[str], to: Path) -> list[Loop]:
-    """Compile the sources, and note at each loop what became of its copies."""
+    """Compile the sources, and note at each loop the vectors that the compiler made of it."""
     loops = loops_of(folder)
     by_line = {(loop.file, line): loop for loop in loops for line in range(loop.head, loop.end + 1)}
-    compile_kernels(folder, levels, to)
     for level in levels:
-        records = list(records_of(level, to / "objects"))
-        for c_function, file, line in compiled_loops(next((to / "c").rglob(f"{level}.c"))):
+        code, messages = compile_kernels(folder, level, to / level)
+        places = places_of(code)
+        for function, file, line, is_loop in places.values():
             loop = by_line.get((file, line))
-            if loop is not None and line == loop.head:
-                _ = loop.copies[level, specialisation(c_function)]  # is there, if nowhere inlined
-        for what, n_bytes, frames in records:
-            # A loop is reported at its own line, straight code at a line of a function that may stand in the loop.
-            for i, (c_function, file, line) in enumerate(frames if what == "straight" else frames[:1]):
-                loop = by_line.get((file, line))
-                if loop is None:
-                    continue
-                place = " < ".join([c_function, *(f"{name}:{at}" for name, _, at in frames[i + 1 :])])
-                copy = loop.copies[level, specialisation(c_function)][place]
-                copy[what] = copy[what] + 1 if what == "missed" else max(copy[what], n_bytes)
-            c_function, file, line = frames[0]
-            for loop in loops:
-                if what == "loop" and (loop.file, loop.around) == (file, line):
-                    place = " < ".join([c_function, *(f"{name}:{at}" for name, _, at in frames[1:])])
-                    copy = loop.copies[level, specialisation(c_function)][place]
-                    copy["straight"] = max(copy["straight"], n_bytes)
+            if is_loop and loop is not None and line == loop.head:
+                _ = loop.vectors[level, specialisation(function)]  # is compiled
+        for found in MESSAGE.finditer(messages):
+            function, file, line, _ = places[int(found[1])]
+            loop = by_line.get((file, line))
+            if loop is not None:
+                loop.vectors[level, specialisation(function)].append((int(found[3]), found[2]))
+            for outer in loops:  # a short loop within is unrolled first
+                if found[2] == "loop" and (outer.file, outer.around) == (file, line):
+                    outer.vectors[level, specialisation(function)].append((int(found[3]), "basic block part"))
     return loops
-
-
-def verdict(copy: dict[str, int]) -> int:
-    """The bytes of the vectors of one copy of a loop; 0 if it is a loop that was not vectorised."""
-    return 0 if copy["missed"] else copy["loop"] or copy["straight"]
 
 
 def show(loops: list[Loop], with_all: bool) -> list[str]:
     """Print the table; the complaints."""
     complaints = []
-    head = ("function", "line", "type", "level", "bytes", "copies", "how", "")
+    head = ("function", "line", "type", "level", "bytes", "how", "")
     rows = []
     for loop in loops:
         if not (loop.is_hot or with_all):
             continue
         at = f"{loop.file}:{loop.head}"
-        if not loop.copies:
+        if not loop.vectors:
             complaints.append(f"{at}: {loop.text}  in {loop.function} is not compiled")
-        for (level, kind), copies in sorted(loop.copies.items()):
-            widths = [verdict(copy) for copy in copies.values()]
-            good = [width for width in widths if width >= min(loop.enough, LEVEL_BYTES[level])]
-            how = {"loop" if copy["loop"] else "unrolled" for copy in copies.values() if verdict(copy)}
-            share = f"{len(good)} of {len(widths)}"
-            row = (
-                loop.function,
-                at,
-                kind,
-                level,
-                "/".join(map(str, sorted(set(widths)))),
-                share,
-                ", ".join(sorted(how)),
-            )
-            rows.append((*row, loop.text))
-            if not loop.is_hot:
-                continue
-            name = f"{at}: {loop.text}  in {loop.function}, {kind}, {level}"
-            if not widths:
-                complaints.append(f"{name}: the compiler says nothing of it: not used, or unrolled without vectors")
-            for place, copy in copies.items():
-                if verdict(copy) < min(loop.enough, LEVEL_BYTES[level]):
-                    found = f"vectors of {verdict(copy)} bytes" if verdict(copy) else "not vectorised"
-                    complaints.append(f"{name}: {found}, at {place}")
+        for (level, kind), vectors in sorted(loop.vectors.items()):
+            widest = max((n_bytes for n_bytes, _ in vectors), default=0)
+            how = sorted({"loop" if what == "loop" else "unrolled" for n_bytes, what in vectors if n_bytes == widest})
+            rows.append((loop.function, at, kind, level, str(widest), ", ".join(how), loop.text))
+            if loop.is_hot and widest < min(loop.enough, LEVEL_BYTES[level]):
+                found = f"vectors of {widest} bytes" if widest else "not vectorised"
+                complaints.append(f"{at}: {loop.text}  in {loop.function}, {kind}, {level}: {found}")
     columns = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in [head, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, columns, strict=True)).rstrip())

@@ -38,7 +38,7 @@ def tensor(cupy, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
     monkeypatch.setattr(_interop_torch.TorchLibrary, "device_kind", lambda self, x: "cuda")
     monkeypatch.setattr(_interop_torch.TorchLibrary, "device", lambda self, x: "cuda:0")
-    monkeypatch.setattr(cupy_.TorchTensors, "device", lambda self, x: 0)
+    monkeypatch.setattr(cupy_.TorchTensorOps, "device", lambda self, x: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 77}))
     return lambda values, dtype, number=0: torch.from_numpy(values).to(getattr(torch, dtype))
 

@@ -6,7 +6,8 @@ cdef inline bint finalize_logsumexp(Partial s, floating* p) noexcept nogil:
 
     The second parameter is then 1.
     """
-    cdef double total = s.largest + log1p_double(s.below + (s.n_largest - 1))
+    cdef double rest = s.below + (s.n_largest - 1)
+    cdef double total = s.largest + log1p_double(0 if rest < 0 else rest)  # below 0 for -inf only
     cdef bint is_regular = s.largest < INFINITY
     if floating is float:
         is_regular &= not (s.largest < 0 and fabs(total) < 1)

@@ -17,10 +17,10 @@ cdef inline floating epilogue_softmax_backward(floating dy, floating p, floating
 
 
 cdef void careful_softmax_backward(Vector dy, Vector p, Vector dx, Py_ssize_t n, const floating* params) noexcept nogil:
-    """One frame, in double, with dy * 2**-40, so that no difference overflows. NaN if any number is NaN or inf."""
+    """One frame, in double, with dy scaled: nothing overflows or is subnormal. NaN if any number is NaN or inf."""
     cdef floating buffer[1]
     cdef floating result[1]
-    cdef double largest = -INFINITY, of_k = 0, total = 0, error = 0, e
+    cdef double largest = -INFINITY, highest = 0, of_k = 0, total = 0, error = 0, e, h
     cdef Py_ssize_t i
     if fabs(<double> params[MAX_WIDTH]) < INFINITY:  # a regular frame of an irregular block
         for i in range(n):
@@ -31,15 +31,18 @@ cdef void careful_softmax_backward(Vector dy, Vector p, Vector dx, Py_ssize_t n,
     for i in range(n):
         if load(p, i, 1, buffer)[0] > largest:
             largest = load(p, i, 1, buffer)[0]
-            of_k = load(dy, i, 1, buffer)[0] * 2.0**-40
+            of_k = load(dy, i, 1, buffer)[0]
+        highest = max(highest, fabs(<double> load(dy, i, 1, buffer)[0]))
+    h = 2.0**-40 if highest > 1 else 2.0**600
+    of_k *= h
     for i in range(n):
-        e = load(dy, i, 1, buffer)[0] * 2.0**-40 - of_k
+        e = load(dy, i, 1, buffer)[0] * h - of_k
         two_sum(&total, &error, e * load(p, i, 1, buffer)[0])
     e = total + error
     if not fabs(e) < INFINITY:
         fill_nan(dx, n, params)
         return
     for i in range(n):
-        total = load(dy, i, 1, buffer)[0] * 2.0**-40 - of_k
-        result[0] = <floating> (load(p, i, 1, buffer)[0] * (total - e) * 2.0**40)
+        total = load(dy, i, 1, buffer)[0] * h - of_k
+        result[0] = <floating> (load(p, i, 1, buffer)[0] * (total - e) / h)
         write(dx, i, 1, result, False)

@@ -212,13 +212,13 @@ cdef inline void fold_largest(floating* m, floating* m_dy, floating* highest, in
 
 
 cdef inline void spoil_huge(const floating* highest, Py_ssize_t n, floating* m_dy) noexcept nogil:
-    """Make m_dy NaN where a difference of two dy may overflow, so that the frame is not regular."""
+    """Make m_dy NaN where a difference of two dy may overflow, or products may be subnormal: no regular frame then."""
     cdef Py_ssize_t k
     for k in range(n):  # hot
         if floating is float:
             m_dy[k] = m_dy[k] if highest[k] < <float> 2.0**126 else <float> NAN
         else:
-            m_dy[k] = m_dy[k] if highest[k] < 2.0**1022 else NAN
+            m_dy[k] = m_dy[k] if (highest[k] < 2.0**1022) & ((highest[k] > 2.0**-900) | (highest[k] == 0)) else NAN
 
 
 cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssize_t last, floating* buffer,
