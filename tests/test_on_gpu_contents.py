@@ -48,7 +48,7 @@ def ordinary(monkeypatch):
     """The arguments of all calls that go the ordinary way."""
     seen = []
     take = _interop_torch.TorchLibrary.validate
-    monkeypatch.setattr(_interop_torch.TorchLibrary, "validate", lambda *a: seen.append(a[1]) or take(*a))
+    monkeypatch.setattr(_interop_torch.TorchLibrary, "validate", lambda *a, **k: seen.append(a[1]) or take(*a, **k))
     return seen
 
 
