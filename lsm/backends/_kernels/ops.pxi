@@ -144,7 +144,8 @@ cdef void reduce_row(int op, bint few, const floating* a, const floating* b, con
     elif op == SOFTMAX_BACKWARD:
         sum_of_row(SOFTMAX_BACKWARD, False, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
     else:
-        sum_of_row(LOG_SOFTMAX_BACKWARD, False, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks,
+        # `term` does not read b, and last_b is not filled up.
+        sum_of_row(LOG_SOFTMAX_BACKWARD, False, a, a, last_a, last_a, n, params, total, error, n_equal, m, peaks,
                    next_a, y)
 
 
