@@ -48,7 +48,8 @@ class NumpyLibrary(ArrayLibrary):
     def validate(self, x: Any, name: str, **options: Any) -> Operand:
         """Convert the argument to an ndarray; raise TypeError if lsm does not support it."""
         if type(x) is not np.ndarray:
-            from lsm._foreign import as_list, foreign_items, reject
+            from lsm._foreign import reject
+            from lsm._sequences import as_list, foreign_items
 
             reject(x, name, **options)
             items = as_list(x)

@@ -9,7 +9,7 @@ import planted_results as planted
 import pytest
 from rich.cells import cell_len
 
-from lsm.bench import chart, compare, report
+from lsm.bench import chart, compare, render, report
 from lsm.bench.report import geometric_means, speed_ups
 from lsm.bench.result import from_json
 
@@ -39,7 +39,7 @@ def _plain_environment(monkeypatch):
 
 def as_text(shown, file=None):
     file = file or io.StringIO()
-    report.write(shown, file)
+    render.write(shown, file)
     return file.getvalue()
 
 
@@ -207,7 +207,7 @@ def test_a_terminal_that_has_ascii_only():
 
 
 def test_markdown_has_everything_and_its_tables_are_whole(shown):
-    text = report.markdown(shown)
+    text = render.markdown(shown)
     found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(found) == len(shown.overall) + len(shown.rows)
     for block in found:
@@ -365,7 +365,7 @@ def test_a_map_is_one_table_of_ratios():
     ]
     assert table.notes[2].startswith("ns an element: 1.00 to 1.00, median 1.00; streaming copy of the same bytes ")
     assert f"2.00  {ESCAPE}[1;31m0.50" in as_text(shown, Terminal())
-    assert "| 2 | 2.00 | **0.50** |" in report.markdown(shown) and "Each row" not in report.markdown(shown)
+    assert "| 2 | 2.00 | **0.50** |" in render.markdown(shown) and "Each row" not in render.markdown(shown)
     text = chart.drawn(planted.result(rows), "svg").decode()
     words = {element.text for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")}
     assert {

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lsm
-from lsm import _foreign
+from lsm import _foreign, _sequences
 
 
 class ReadingError(Exception):
@@ -303,7 +303,7 @@ def test_lists_that_hold_themselves_end():
         lsm.log_softmax(x)
     y = []
     y += [y] * 1000
-    assert list(_foreign.foreign_items(y)) == []
+    assert list(_sequences.foreign_items(y)) == []
     for around in (x, y):
         around.append(make("acme.Lazy", compute=reads))
         with pytest.raises(TypeError, match=rf"^x: x\[{len(around) - 1}\]: an acme.Lazy"):
@@ -314,8 +314,8 @@ def test_numbers_in_a_long_list_are_not_looked_at_one_by_one(monkeypatch):
     """A few nanoseconds each; and where no library is there that could have put anything else in, not at all."""
     looked = []
     monkeypatch.setattr(_foreign, "rule_for", lambda x: looked.append(x))
-    monkeypatch.setattr(_foreign, "_is_foreign", lambda kind: looked.append(kind))
-    assert list(_foreign.foreign_items([[1.0, 2, np.float16(3)] for _ in range(10_000)])) == []
+    monkeypatch.setattr(_sequences, "_is_foreign", lambda kind: looked.append(kind))
+    assert list(_sequences.foreign_items([[1.0, 2, np.float16(3)] for _ in range(10_000)])) == []
     assert set(looked) == {float, int, np.float16} and len(looked) == 3
 
     class Counting(list):
@@ -326,9 +326,9 @@ def test_numbers_in_a_long_list_are_not_looked_at_one_by_one(monkeypatch):
 
     for is_loaded in (False, True):
         seen = []
-        monkeypatch.setattr(_foreign, "_LIBRARIES", {"sys"} if is_loaded else {"no such library"})
-        assert list(_foreign.foreign_items(Counting([1.0] * 20_000))) == []
-        assert len(seen) == (20_000 if is_loaded else _foreign._SAMPLE_ITEMS)
+        monkeypatch.setattr(_sequences, "LIBRARIES", {"sys"} if is_loaded else {"no such library"})
+        assert list(_sequences.foreign_items(Counting([1.0] * 20_000))) == []
+        assert len(seen) == (20_000 if is_loaded else _sequences._SAMPLE_ITEMS)
 
 
 def test_nothing_is_imported_and_a_plain_call_looks_at_nothing():
@@ -340,7 +340,7 @@ _foreign.rule_for = None  # a call of it would raise
 x = np.zeros((2, 3), "f4")
 lsm.log_softmax(x), lsm.log_softmax_backward(x, x), lsm.log_softmax(x.T), lsm.log_softmax(x, out=x, dtype="f4")
 lsm.log_softmax_backward(x, x, (0, 1))
-print([name for name in _foreign._LIBRARIES if name in sys.modules])
+print([name for name in _foreign.LIBRARIES if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["[]"], done.stdout + done.stderr

@@ -10,7 +10,7 @@ from lsm._apply import UnusableFileError, atomic_write, write_all
 from lsm._errors import LsmError
 from lsm._texts import describe_error
 from lsm._version import install_command
-from lsm.bench import compare, report, run
+from lsm.bench import compare, render, report, run
 from lsm.bench.options import MEASURING, TOLERANCE_RATIO, OptionError, from_arguments
 from lsm.bench.result import Result, from_json
 
@@ -109,7 +109,7 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> i
     """
     shown, code = report.report(result), 0
     with ExitStack() as at_the_end:
-        at_the_end.callback(lambda: report.write(shown, args.stdout))  # even if a disk is full
+        at_the_end.callback(lambda: render.write(shown, args.stdout))  # even if a disk is full
         if old is not None:
             try:
                 found = compare.compared(old, result, args.tolerance or TOLERANCE_RATIO, args.compare)
@@ -125,7 +125,7 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> i
         if args.json:
             _write(args.json, result.to_json())
         if args.markdown:
-            _write(args.markdown, report.markdown(shown))
+            _write(args.markdown, render.markdown(shown))
         if args.chart:
             kind = Path(args.chart).suffix.lower().removeprefix(".")
             _write(args.chart, import_module("lsm.bench.chart").drawn(result, kind))

@@ -1,5 +1,5 @@
-# Finalize the maxima and sums of a group of frames, with an exponential and a logarithm in double, as vectors along the
-# frames: 10 ns a frame, where a single frame takes 100.
+# From maxima and sums to the parameters of frames, as vectors along the frames: 10 ns a frame, where a single frame
+# takes 100. First the reductions of a group of sixteen frames, then the parameters of any number.
 
 
 cdef inline void end_maxima(const floating* half, floating* m) noexcept nogil:
@@ -79,3 +79,53 @@ cdef void write_group(const floating* stage, Array y, Py_ssize_t i, Py_ssize_t f
             start = part * PIPELINE_MAX_CLASSES
             write(frame_at(y, i, first), start, min(<Py_ssize_t> PIPELINE_MAX_CLASSES, n_frames * n - start),
                   &stage[start], stream)
+
+
+cdef inline void shift_frames(const floating* m, Py_ssize_t n, floating* params) noexcept nogil:
+    """The parameters of exp_below for n frames."""
+    cdef Py_ssize_t j
+    cdef Shift shift
+    for j in range(n):  # hot
+        shift = shift_of(m[j])
+        params[j] = <floating> shift.h
+        params[MAX_WIDTH + j] = <floating> (shift.m - shift.h)
+        params[2 * MAX_WIDTH + j] = <floating> shift.magic
+        params[3 * MAX_WIDTH + j] = <floating> shift.floor
+
+
+cdef inline Partial partial_of(int op, bint few, double total, double error, floating m,
+                               floating n_equal) noexcept nogil:
+    """The reduction of a frame or a part of it. Sums of terms are in `largest`, with their errors in `below`."""
+    cdef Partial s
+    s.largest = m
+    s.n_largest = n_equal
+    if not sums_exponentials(op):
+        s.largest = total
+        s.below = error
+    elif few:
+        s.below = (total + error) * unbias(&m)
+    else:
+        s.below = finish(total, error, shift_of(m), floating is float)
+    return s
+
+
+cdef inline bint end_frames(int op, bint few, const double* total, const double* error, const floating* m,
+                            const floating* n_equal, Py_ssize_t n, floating* params) noexcept nogil:
+    """The parameters of n frames; False if the epilogue does not apply to one of them."""
+    cdef Py_ssize_t j
+    cdef int n_regular = 0
+    for j in range(n):  # hot
+        n_regular += finalize(op, few, partial_of(op, few, total[j], <double> 0 if floating is float else error[j],
+                                                  m[j], n_equal[j]), &params[j])
+    return n_regular == n
+
+
+cdef inline void add_part(int op, Partial* to, Partial part, bint is_first) noexcept nogil:
+    """Combine the reductions of two parts of a frame."""
+    if is_first:
+        to[0] = part
+    elif sums_exponentials(op):
+        merge(to, part)
+    else:
+        two_sum(&to.largest, &to.below, part.largest)
+        to.below += part.below

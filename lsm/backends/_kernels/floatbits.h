@@ -44,30 +44,6 @@ static inline double lsm_power_of_two_d(double t)
     return scale;
 }
 
-/* k, such that x is 2**k times a number from sqrt(1/2) to sqrt(2); and 2**-k. */
-static inline int32_t lsm_log2_above_half_root(float x)
-{
-    int32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (bits - 0x3f3504f3) >> 23;
-}
-
-static inline float lsm_power_of_minus(int32_t k)
-{
-    uint32_t bits = (uint32_t)(127 - k) << 23;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* The exponent of x as in lsm_exponent, -126 for 0 and subnormal numbers. */
-static inline int32_t lsm_exponent_f(float x)
-{
-    int32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (bits >> 23 & 0xff) - 126;
-}
-
 /* v - n * L with an exact product; L is ln 2 rounded to float, (1 + LN2_ERROR) * ln 2. Without FMA, L is split into two
    numbers short enough for both products to be exact: the same bits. */
 static inline float lsm_reduce_f(float v, float n)
@@ -112,6 +88,24 @@ static inline int64_t lsm_depth_d(double y)
     int64_t bits;
     memcpy(&bits, &y, sizeof bits);
     return bits;
+}
+
+/* k, such that x is 2**k times a number from sqrt(1/2) to sqrt(2). */
+static inline int32_t lsm_log2_above_half_root(float x)
+{
+    return (lsm_depth_f(x) - 0x3f3504f3) >> 23;
+}
+
+/* The exponent of x as in lsm_exponent, -126 for 0 and subnormal numbers. */
+static inline int32_t lsm_exponent_f(float x)
+{
+    return (lsm_depth_f(x) >> 23 & 0xff) - 126;
+}
+
+/* 2**-k, if that is a normal float. */
+static inline float lsm_power_of_minus(int32_t k)
+{
+    return lsm_power_of_two_f((float)(127 - k) + 12582912.0f);
 }
 
 /* The inverse; NaN for a value outside. */

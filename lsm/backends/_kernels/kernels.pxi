@@ -10,12 +10,13 @@
 #   stages.pxi     the stages of a pipeline over rows and blocks of classes; stages_backward.pxi
 #   remainder.pxi  the classes after the last whole block, and one run of the pipeline
 #   rows.pxi       longer rows, three frames in flight, with vectors along the classes; rows_backward.pxi
-#   finalize.pxi   final reductions and logarithms for sixteen frames at once
+#   finalize.pxi   from maxima and sums to parameters, for many frames at once
 #   short.pxi      sixteen rows of at most 64 classes; short_backward.pxi
 #   few.pxi        formulas for frames of at most 64 classes
 #   ops.pxi        what an operation is to a traversal; one op_*.pxi for each
-#   traverse_block.pxi  interleaved frames, with vectors along the frames
-#   traverse_rows.pxi   groups of rows, with vectors along the classes
+#   traverse_block.pxi  interleaved frames, with vectors along the frames; block_layout.pxi, block_reduce.pxi
+#   traverse_rows.pxi   groups of rows, with vectors along the classes; row_reduce.pxi
+#   traverse_long.pxi   rows longer than a slice
 #   schedule.pxi   distribution of frames, blocks and slices to threads
 #   fastpath.pxi   C-contiguous arrays, directly from NumPy
 #   bandwidth.pxi  a streaming copy and add, for benchmarks
@@ -169,8 +170,12 @@ include "op_softmax_backward.pxi"
 include "op_logsumexp.pxi"
 include "short.pxi"
 include "short_backward.pxi"
+include "block_layout.pxi"
+include "block_reduce.pxi"
 include "traverse_block.pxi"
+include "row_reduce.pxi"
 include "traverse_rows.pxi"
+include "traverse_long.pxi"
 include "schedule.pxi"
 include "fastpath.pxi"
 include "bandwidth.pxi"

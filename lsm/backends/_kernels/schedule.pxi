@@ -73,6 +73,81 @@ cdef inline void log_softmax_backward_rows_task(Array dy, Array y, Array dx, Py_
             log_softmax_backward_frame(frame_at(dy, i, j), frame_at(y, i, j), frame_at(dx, i, j), n, scratch, stream)
 
 
+# How the frames are divided into blocks.
+cdef struct BlockCut:
+    Py_ssize_t n_joined
+    Py_ssize_t n_outer   # outer indices of a block
+    Py_ssize_t n_inner   # frames of an outer index in a block
+    Py_ssize_t n_splits  # blocks of an outer index
+    Py_ssize_t n_tasks
+
+
+cdef inline bint is_joinable(Array x, Py_ssize_t n_inner) noexcept nogil:
+    return x.gap == size_of(x.kind) and x.step == n_inner * x.gap
+
+
+cdef inline BlockCut cut_blocks(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, bint joinable, bint in_place,
+                                int n_threads, const floating* of) noexcept nogil:
+    """in_place: all numbers have the computed type and are adjacent; else BLOCK_CLASSES rows must fit the scratch."""
+    cdef BlockCut c
+    cdef Py_ssize_t most_copied = packed_numbers(of) // BLOCK_CLASSES // CHUNK * CHUNK
+    cdef Py_ssize_t widest = ACCUMULATED_COLUMNS if in_place else min(<Py_ssize_t> ACCUMULATED_COLUMNS, most_copied)
+    c.n_joined = c.n_outer = c.n_splits = 1
+    c.n_inner = n_inner
+    if is_few(n):
+        widest = min(<Py_ssize_t> FEW_MAX_WIDTH, packed_numbers(of) // n) // CHUNK * CHUNK
+    elif joinable and n_inner <= (CHUNK if n < BLOCK_CLASSES else min(<Py_ssize_t> JOINED_COLUMNS, most_copied)):
+        c.n_joined = N_LANES
+        c.n_tasks = n_outer
+        return c
+    widest = min(widest, max(<Py_ssize_t> MIN_COLUMNS, round_up(n_outer * n_inner // (4 * n_threads), CHUNK)))
+    if n_inner < CHUNK:
+        widest = min(widest, max(most_copied, packed_numbers(of) // n // CHUNK * CHUNK))
+    if n_inner < CHUNK or (is_few(n) and 2 * n_inner <= widest):
+        c.n_outer = max(<Py_ssize_t> 1, widest // n_inner)
+    elif n_inner > widest:
+        c.n_splits = (n_inner + widest - 1) // widest
+        c.n_inner = round_up((n_inner + c.n_splits - 1) // c.n_splits, CHUNK)
+        if n_inner % c.n_inner and n_inner % c.n_inner < CHUNK and c.n_inner < widest:
+            c.n_inner += CHUNK  # rather than to copy the last few frames
+        c.n_splits = (n_inner + c.n_inner - 1) // c.n_inner
+    c.n_tasks = (n_outer + c.n_outer - 1) // c.n_outer * c.n_splits
+    return c
+
+
+cdef inline Block block_of_task(Array x, BlockCut c, Py_ssize_t task) noexcept nogil:
+    cdef Block block
+    block.at = x.at + task // c.n_splits * c.n_outer * x.outer + task % c.n_splits * c.n_inner * x.gap
+    block.step = x.step
+    block.gap = x.gap
+    block.outer = x.outer
+    block.kind = x.kind
+    return block
+
+
+cdef inline void run_block_task(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_ssize_t n,
+                                Py_ssize_t n_inner, Py_ssize_t task, BlockCut c, bint far, bint stream,
+                                floating* scratch) noexcept nogil:
+    cdef Shape s
+    cdef Block next_a = block_of_task(a, c, task + 1), next_b = block_of_task(b, c, task + 1)
+    s.n = n
+    s.n_outer = min(c.n_outer, n_outer - task // c.n_splits * c.n_outer)
+    s.n_inner = min(c.n_inner, n_inner - task % c.n_splits * c.n_inner)
+    s.n_joined = c.n_joined
+    s.is_filled = False
+    s.width = N_LANES * s.n_inner if s.n_joined > 1 else s.n_outer * s.n_inner
+    if is_interleaved(s):
+        s.width = round_up(s.width, CHUNK)
+    if not far or is_interleaved(s) or task + 1 == c.n_tasks:  # interleaved frames are read in the order of memory
+        next_a.at = next_b.at = NULL
+    if round_up(n, s.n_joined) * (s.width // s.n_joined) <= packed_numbers(scratch):
+        run_copied(op, block_of_task(a, c, task), block_of_task(b, c, task), block_of_task(y, c, task), s, next_a,
+                   next_b, stream, scratch)
+    else:
+        run_block(op, block_of_task(a, c, task), block_of_task(b, c, task), block_of_task(y, c, task), s, next_a,
+                  next_b, stream, scratch)
+
+
 cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
                      floating* scratch, Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
     """An operation on all frames of arrays seen as (outer, classes, inner)."""

@@ -1,0 +1,110 @@
+# The reductions of one row over its classes, in the order of lanes.pxi: see traverse_rows.pxi.
+
+
+cdef inline floating max_of_lanes(const floating* high) noexcept nogil:
+    """The maximum of a chunk. It may miss a NaN, which the sum finds."""
+    cdef floating h[8]
+    cdef Py_ssize_t k
+    for k in range(8):
+        h[k] = larger(high[k + 8], high[k])
+    for k in range(4):
+        h[k] = larger(h[k + 4], h[k])
+    return larger(larger(h[0], h[1]), larger(h[2], h[3]))
+
+
+cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, floating* peaks, floating* high) noexcept nogil:
+    """peaks = the maximum of n_chunks chunks, lane by lane; high = that of all chunks so far."""
+    cdef floating h[4 * CHUNK]
+    cdef Py_ssize_t c, k
+    for k in range(4 * CHUNK):
+        h[k] = -INFINITY
+    for c in range(n_chunks // 4):
+        for k in range(4 * CHUNK):  # hot
+            h[k] = larger(x[c * 4 * CHUNK + k], h[k])
+    for c in range(n_chunks // 4 * 4, n_chunks):
+        for k in range(CHUNK):  # hot
+            h[k] = larger(x[c * CHUNK + k], h[k])
+    for k in range(CHUNK):
+        peaks[k] = larger(larger(h[k], h[CHUNK + k]), larger(h[2 * CHUNK + k], h[3 * CHUNK + k]))
+    for k in range(CHUNK):
+        high[k] = larger(peaks[k], high[k])
+
+
+cdef inline void raise_first_largest(const floating* dy, const floating* p, Py_ssize_t n_chunks, Py_ssize_t row,
+                                     floating* high, floating* highest_dy, int32_t* at) noexcept nogil:
+    """The largest p of each lane, its row, and the largest absolute dy, over n_chunks chunks from `row` on."""
+    cdef Py_ssize_t c, k
+    cdef bint is_larger
+    for c in range(n_chunks):
+        for k in range(CHUNK):  # hot
+            is_larger = p[c * CHUNK + k] > high[k]
+            highest_dy[k] = larger(fabs_of(dy[c * CHUNK + k]), highest_dy[k])
+            at[k] = <int32_t> (row + c) if is_larger else at[k]
+            high[k] = p[c * CHUNK + k] if is_larger else high[k]
+
+
+cdef inline void find_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,
+                                 const floating* last_b, Py_ssize_t n, floating* m, floating* m_dy,
+                                 floating* peaks) noexcept nogil:
+    """What the first stage reduces over n classes; the peaks are a chunk for each block that contains its maximum."""
+    cdef floating high[CHUNK]
+    cdef floating highest_dy[CHUNK]
+    cdef int32_t at[CHUNK]
+    cdef int32_t first = 2147483647
+    cdef Py_ssize_t c, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
+    cdef Py_ssize_t n_last = (n - start + CHUNK - 1) // CHUNK
+    for k in range(CHUNK):
+        high[k] = -INFINITY
+    if finds_largest(op):
+        for k in range(CHUNK):
+            at[k] = 0
+            highest_dy[k] = 0
+        raise_first_largest(a, b, start // CHUNK, 0, high, highest_dy, at)
+        raise_first_largest(last_a, last_b, n_last, start // CHUNK, high, highest_dy, at)
+        m[0] = max_of_lanes(high)
+        for k in range(CHUNK):  # of equal ones the first
+            first = min(first, at[k] * N_LANES + <int32_t> k if high[k] == m[0] else <int32_t> 2147483647)
+        m_dy[0] = a[min(<Py_ssize_t> first, n - 1)]
+        highest_dy[0] = max_of_lanes(highest_dy)
+        spoil_huge(highest_dy, 1, m_dy)
+    else:
+        for c from 0 <= c < start by BLOCK_CLASSES:
+            raise_chunks(a + c, BLOCK_CLASSES // CHUNK, peaks, high)
+            peaks += CHUNK
+        raise_chunks(last_a, n_last, peaks, high)
+        m[0] = max_of_lanes(high)
+
+
+cdef inline void sum_of_row(int op, bint few, const floating* a, const floating* b, const floating* last_a,
+                            const floating* last_b, Py_ssize_t n, const floating* params, double* total,
+                            double* error, floating* n_equal, floating m, const floating* peaks,
+                            const char* next_a, const char* y) noexcept nogil:
+    """The lanes of the sum over n classes. params: those of the frame, MAX_WIDTH apart.
+
+    Prefetches the frame at next_a and, to be written, that at y, unless they are NULL.
+    """
+    cdef floating own[4 * CHUNK]
+    cdef Py_ssize_t i, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
+    for k in range(CHUNK):
+        own[k] = params[0]
+        n_equal[k] = 0
+        if sums_exponentials(op) and not few:
+            own[CHUNK + k] = params[MAX_WIDTH]
+            own[2 * CHUNK + k] = params[2 * MAX_WIDTH]
+            own[3 * CHUNK + k] = params[3 * MAX_WIDTH]
+    clear_lanes(total, error, CHUNK, own)
+    for i from 0 <= i < start by BLOCK_CLASSES:
+        if next_a != NULL:
+            lsm_prefetch(next_a + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), False)
+        if y != NULL:
+            lsm_prefetch(y + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), False)
+        if not sums_exponentials(op) or has_peak(&peaks[i // BLOCK_CLASSES * CHUNK], m):
+            sum_lane(op, few, True, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
+        else:
+            sum_lane(op, few, False, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
+    if next_a != NULL:
+        lsm_prefetch(next_a + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
+    if y != NULL:
+        lsm_prefetch(y + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
+    sum_lane(op, few, True, last_a, last_b, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, own, CHUNK, False, total,
+             error, n_equal)
