@@ -66,13 +66,21 @@ def test_it_does_not_vanish_where_others_do(backend):
     np.testing.assert_array_equal(dx, np.array([-2.0611537e-09, 2.0611537e-09], np.float32))
 
 
-def test_gradients_of_every_magnitude(backend):
-    for dtype, scales in ((np.float32, (1e-44, 1e-30, 1e30, 1.5e38)), (np.float64, (1e-322, 1e-300, 1e300, 1.5e308))):
-        p = probabilities(np.linspace(-3, 3, 33).astype(dtype))
+@pytest.mark.parametrize("n", [33, 1000])
+@pytest.mark.parametrize("inner", [1, 5, 40])
+def test_gradients_of_every_magnitude(backend, n, inner):
+    """At the ends of the range, the differences of two dy overflow, or their products are subnormal."""
+    for dtype, scales in (
+        (np.float32, (1e-44, 1e-30, 1e30, 1.5e38, 3e38)),
+        (np.float64, (1e-322, 1e-320, 1e-300, 1e300, 1.5e308)),
+    ):
+        p = np.tile(probabilities(np.linspace(-3, 3, n).astype(dtype))[:, np.newaxis], inner)
         for scale in scales:
-            dy = (np.linspace(-1, 1, 33) * scale).astype(dtype)
-            exact, at = oracle.softmax_backward(dy, p)
-            assert oracle.ulps(lsm.softmax_backward(dy, p, backend=backend), exact, at) <= 4
+            dy = np.tile((np.linspace(-1, 1, n) * scale).astype(dtype)[:, np.newaxis], inner)
+            exact, at = oracle.softmax_backward(dy[:, 0], p[:, 0])
+            dx = lsm.softmax_backward(dy, p, axis=0, backend=backend)
+            for j in {0, inner - 1}:
+                assert oracle.ulps(dx[:, j], exact, at) <= 4, scale
 
 
 def test_against_finite_differences(backend, rng):
@@ -92,6 +100,22 @@ def test_the_first_of_several_largest_is_one_minus_the_others(backend):
         p, dy = np.array([0.25, 0.25, 0.25], dtype), np.array([1, 2, 4], dtype)
         s = 0.5 * 1 + 0.25 * 2 + 0.25 * 4
         np.testing.assert_array_equal(lsm.softmax_backward(dy, p, backend=backend), 0.25 * (dy - s))
+
+
+@pytest.mark.parametrize("inner", [1, 3, 5, 20, 40])
+@pytest.mark.parametrize("n", [7, 50, 100, 300])
+def test_the_first_of_several_largest_wherever_they_are(backend, dtype, n, inner, rng):
+    """Three largest p, in lanes and rows of either order; the one with the lowest index counts as the rest to one."""
+    p = np.full((n, inner), 1 / 256).astype(dtype)
+    dy = (rng.integers(-4, 4, (n, inner)) / 4).astype(dtype)
+    for j in range(inner):
+        p[rng.permutation(n)[:3], j] = 0.25
+    dx = lsm.softmax_backward(dy, p, axis=0, backend=backend)
+    wide, slopes = p.astype(np.longdouble), dy.astype(np.longdouble)
+    e = slopes - np.take_along_axis(slopes, wide.argmax(axis=0)[np.newaxis], 0)
+    expected = wide * (e - (wide * e).sum(axis=0))
+    atol = 0 if dtype.itemsize > 2 else 2.0**-9
+    np.testing.assert_allclose(dx.astype(np.longdouble), expected, rtol=1e-2 if atol else 1e-5, atol=atol)
 
 
 # -- semantics ------------------------------------------------------------------------------------------------------
