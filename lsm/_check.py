@@ -117,10 +117,18 @@ def check_options(*, temperature: Any = 1.0, **others: Any) -> None:
     if not is_valid:
         raise ValueError(f"temperature: {temperature!r}; accepted: a finite number above 0")
     if temperature != 1:
-        raise NotImplementedError(f"temperature: {temperature!r} is not implemented yet; accepted: 1.0")
+        raise NotImplementedError(
+            f"temperature: {temperature!r} is not implemented yet; divide the logits, and the gradient, by it instead"
+        )
     for name, value in others.items():
         if value is not None:
-            raise NotImplementedError(f"{name}: is not implemented yet; accepted: None")
+            raise NotImplementedError(f"{name}: is not implemented yet; {_INSTEAD[name]} instead")
+
+
+_INSTEAD = {
+    "where": "set the logits of masked classes to -inf",
+    "b": "pass a + log(b) for positive b",
+}
 
 
 def same_shapes(arrays: tuple[Any, ...], names: tuple[str, ...]) -> None:

@@ -81,6 +81,22 @@ def test_sixteen_bits_do_not_overflow(backend):
         assert (p == np.float64(1 / 65_537).astype(DTYPES[name])).all()
 
 
+# -- options that are not there yet ---------------------------------------------------------------------------------
+
+
+def test_the_remedies_for_options_that_are_not_there_yet(backend):
+    """Each message says what to do instead, and that gives the result."""
+    x, mask = np.array([1.0, 3.0, 2.0]), np.array([True, False, True])
+    with pytest.raises(NotImplementedError, match=r"^temperature: 2\.0 .* divide the logits, and the gradient, by it"):
+        lsm.softmax(x, temperature=2.0, backend=backend)
+    expected = np.exp(x / 2) / np.exp(x / 2).sum()
+    np.testing.assert_allclose(lsm.softmax(x / 2, backend=backend), expected, rtol=1e-14)
+    with pytest.raises(NotImplementedError, match=r"^where: .* set the logits of masked classes to -inf"):
+        lsm.softmax(x, where=mask, backend=backend)
+    expected = np.where(mask, np.exp(x), 0) / np.exp(x[mask]).sum()
+    np.testing.assert_allclose(lsm.softmax(np.where(mask, x, -np.inf), backend=backend), expected, rtol=1e-14)
+
+
 # -- semantics ------------------------------------------------------------------------------------------------------
 
 
