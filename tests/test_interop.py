@@ -17,12 +17,14 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+import test_signals
 import torch
 from cuda_on_cpu import cupy_on_cpu
 
 import lsm
 from lsm import _interop
 from lsm._conformance.run import cases, run
+from lsm._interop_jax import JaxLibrary
 from lsm._operations import OPERATIONS
 from lsm._version import DISTRIBUTION
 from lsm.backends import cython_
@@ -932,3 +934,26 @@ def test_softmax_and_logsumexp_of_tensors_and_jax_arrays(rng):
     np.testing.assert_array_equal(out.numpy(), lsm.logsumexp(x, 1))
     halves = lsm.logsumexp(torch.zeros((3, 2), dtype=torch.bfloat16), -1, return_sign=True)
     assert halves[0].dtype == halves[1].dtype == torch.bfloat16 and (halves[1] == 1).all()
+
+
+# -- signal handlers, as in test_signals.py -------------------------------------------------------------------------
+
+arm = test_signals.arm
+
+
+@pytest.mark.parametrize("method", ["numpy", "data_ptr"])
+def test_what_a_handler_raises_within_a_tensor_passes_through(method, arm, monkeypatch):
+    x = torch.zeros(3)
+    monkeypatch.setattr(torch.Tensor, method, test_signals.interrupt)
+    for call in (lsm.log_softmax, lambda x: lsm.log_softmax(x, dtype=torch.float64)):
+        arm(test_signals.StopError)
+        with pytest.raises(test_signals.StopError):
+            call(x)
+
+
+def test_what_a_handler_raises_within_an_array_of_jax_passes_through(arm, monkeypatch):
+    x = jnp.zeros(3)
+    monkeypatch.setattr(np, "asarray", test_signals.interrupt)
+    arm(RuntimeError)
+    with pytest.raises(RuntimeError):
+        JaxLibrary().view_as_numpy(x, "x")

@@ -14,7 +14,6 @@ import pytest
 import lsm
 from lsm import _cgroup, _check, _texts
 from lsm._conformance import run as kit
-from lsm._interop_jax import JaxLibrary
 from lsm.backends import discovery
 from lsm.backends.candidate import Candidate
 from lsm.backends.discovery import EntryPoint
@@ -215,23 +214,3 @@ def test_what_is_read_or_asked(read, error, arm, tmp_path, monkeypatch):
     with pytest.raises(error) as caught:
         READS[read](tmp_path, monkeypatch)
     assert type(caught.value) is error and "lsm" not in str(caught.value)
-
-
-@pytest.mark.parametrize("method", ["numpy", "data_ptr"])
-def test_a_tensor(method, arm, monkeypatch):
-    torch = pytest.importorskip("torch")
-    x = torch.zeros(3)
-    monkeypatch.setattr(torch.Tensor, method, interrupt)
-    for call in (lsm.log_softmax, lambda x: lsm.log_softmax(x, dtype=torch.float64)):
-        arm(StopError)
-        with pytest.raises(StopError):
-            call(x)
-
-
-def test_an_array_of_jax(arm, monkeypatch):
-    jnp = pytest.importorskip("jax.numpy")
-    x = jnp.zeros(3)
-    monkeypatch.setattr(np, "asarray", interrupt)
-    arm(RuntimeError)
-    with pytest.raises(RuntimeError):
-        JaxLibrary().view_as_numpy(x, "x")
