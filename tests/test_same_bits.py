@@ -30,11 +30,12 @@ CONSTANTS = {
     for file in ("kernels.pxi", "fastpath.pxi")
     for name, value in re.findall(r"^    ([A-Z_]+) = (\d+)", (KERNELS / file).read_text(), re.MULTILINE)
 }
-OF_CLASSES = ("N_LANES", "PAIR_LANES", "ROW_CLASSES", "SHORT_MAX_CLASSES", "FEW_CLASSES", "BLOCK_CLASSES")
-OF_CLASSES += ("GROUPED_MAX_CLASSES",)
+OF_CLASSES = ("N_LANES", "PAIR_LANES", "ROW_CLASSES", "FEW_CLASSES", "BLOCK_CLASSES")
+OF_CLASSES += ("PIPELINED_MIN_CLASSES", "PIPELINED_MIN_CLASSES_BACKWARD", "PIPELINED_MIN_CLASSES_DOUBLE")
 OF_CLASSES += ("FINALIZE_BATCH_MAX_CLASSES", "PIPELINE_MAX_CLASSES", "PREFETCH_DISTANCE_CLASSES")
 OF_CLASSES += ("REGULAR_STORE_MAX_CLASSES",)
 BORDERS = sorted({CONSTANTS[name] + i for name in (*OF_CLASSES, "SLICE_CLASSES") for i in (-1, 0, 1)})
+BORDERS += [CONSTANTS["SCRATCH_BYTES"] // 3 // 128 * 16 + i for i in (0, 1)]  # the longest copies of float64
 OF_KERNELS = [dtype for name, dtype in DTYPES.items() if name != "longdouble"]
 OF_ELEMENTS = [CONSTANTS[name] for name in ("HOLD_GIL_MAX_ELEMENTS", "PARALLEL_MIN_ELEMENTS")]
 
@@ -114,7 +115,7 @@ def kernels_get(monkeypatch):
 @pytest.mark.parametrize(
     "shape",
     [
-        *((1000, 300), (3000, 17), (3, 100_000), (1, 300_000), (2, 300, 500), (3, 14 * 16384), (3, 14 * 16384 + 1)),
+        *((1000, 300), (3000, 17), (3, 100_000), (1, 300_000), (2, 300, 500), (3, 14 * 16384), (3, 14 * 16384 + 1), (40, 20)),
         *((40, n) for n in BORDERS),
     ],
 )
@@ -130,7 +131,10 @@ def test_thread_count_and_streaming(shape, dtype, rng, kernels_get):
             for a, b in ((x, dy), (wide_x, wide_dy)):
                 y = lsm.log_softmax(a, 1, backend="cython")
                 dx = lsm.log_softmax_backward(b, y, 1, backend="cython")
-                results.add((y.tobytes(), dx.tobytes()))
+                p = lsm.softmax(a, 1, backend="cython")
+                of_p = lsm.softmax_backward(b, p, 1, backend="cython")
+                total = lsm.logsumexp(a, 1, backend="cython")
+                results.add(tuple(array.tobytes() for array in (y, dx, p, of_p, total)))
     assert len(results) == 1
 
 

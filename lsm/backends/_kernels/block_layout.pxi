@@ -144,8 +144,8 @@ cdef void unpack(Block y, Shape s, Py_ssize_t first, Py_ssize_t n, const floatin
         interleave_runs(y.at + first * y.step, y.step, y.outer, <const char*> source, row * sizeof(floating),
                         s.n_inner * sizeof(floating), n, s.n_outer, s.n_inner * sizeof(floating))
     elif s.n_joined > 1:
-        for i from 0 <= i < n * w by PIPELINE_MAX_CLASSES:
-            write(row_of(y, 0, first), i, min(<Py_ssize_t> PIPELINE_MAX_CLASSES, n * w - i), source + i, False)
+        for i from 0 <= i < n * w by WRITE_NUMBERS:
+            write(row_of(y, 0, first), i, min(<Py_ssize_t> WRITE_NUMBERS, n * w - i), source + i, False)
     else:
         for i in range(n):
             for o in range(s.n_outer):
@@ -209,7 +209,7 @@ cdef inline void copy_out(Block y, Shape s, Py_ssize_t n, const floating* source
         x.step = s.n_inner * x.gap
         x.outer = n * x.step
         unpack(x, s, 0, n, source)
-        for i from 0 <= i < n_all by PIPELINE_MAX_CLASSES:
-            write(row_of(y, 0, 0), i, min(<Py_ssize_t> PIPELINE_MAX_CLASSES, n_all - i), spare + i, False)
+        for i from 0 <= i < n_all by WRITE_NUMBERS:
+            write(row_of(y, 0, 0), i, min(<Py_ssize_t> WRITE_NUMBERS, n_all - i), spare + i, False)
     else:
         unpack(y, s, 0, n, source)

@@ -197,3 +197,7 @@ cdef inline floating fabs_of(floating x) noexcept nogil:
         return fabsf(x)
     else:
         return fabs(x)
+
+
+cdef inline floating larger(floating a, floating b) noexcept nogil:
+    return a if a > b else b

@@ -47,38 +47,8 @@ cdef inline bint is_one_each(const floating* n_equal, const floating* m, Py_ssiz
     return all_finite and n_found == n_frames
 
 
-cdef inline void end_group(const double* half, const double* half_error, const floating* m, const double* n_largest,
-                           floating* c_hi, floating* c_lo) noexcept nogil:
-    """The normalisers of a group."""
-    cdef double total[8 * GROUP_FRAMES]
-    cdef double error[8 * GROUP_FRAMES]
-    cdef Py_ssize_t f
-    cdef floating params[2 * MAX_WIDTH]
-    cdef Partial part
-    end_sums(half, half_error, total, error, m)
-    for f in range(GROUP_FRAMES):  # hot
-        part = partial_of(LOG_SOFTMAX, True, total[f], <double> 0 if floating is float else error[f], m[f],
-                          <floating> n_largest[f])
-        finalize(LOG_SOFTMAX, True, part, &params[f])
-    for f in range(GROUP_FRAMES):
-        c_hi[f] = params[f]
-        c_lo[f] = params[MAX_WIDTH + f]
-
-
-cdef void write_group(const floating* stage, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
-                      Py_ssize_t n, bint stream) noexcept nogil:
-    """Write the frames of a group, which are packed in the staging buffer."""
-    cdef Py_ssize_t f, part, start
-    if not lies_whole(y, n):
-        for f in range(n_frames):
-            write(frame_at(y, i, first + f), 0, n, &stage[f * n], stream)
-    elif is_native(frame_at(y, i, first), stage):
-        put(frame_at(y, i, first).at, stage, n_frames * n * sizeof(floating), stream)
-    else:
-        for part in range((n_frames * n + PIPELINE_MAX_CLASSES - 1) // PIPELINE_MAX_CLASSES):
-            start = part * PIPELINE_MAX_CLASSES
-            write(frame_at(y, i, first), start, min(<Py_ssize_t> PIPELINE_MAX_CLASSES, n_frames * n - start),
-                  &stage[start], stream)
+cdef inline Shift shift_of(floating m) noexcept nogil:
+    return shift_to(m if m > -INFINITY else <floating> 0, &m)  # all classes may be -inf
 
 
 cdef inline void shift_frames(const floating* m, Py_ssize_t n, floating* params) noexcept nogil:

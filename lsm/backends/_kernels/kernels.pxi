@@ -1,22 +1,20 @@
 # Log-softmax, softmax, their gradients, and logsumexp on a CPU. Every instruction level compiles this one source
 # (v2.pyx, v3.pyx, ...). An operation (op_*.pxi) says what is computed, a traversal (traverse_*.pxi) goes through the
-# numbers. Short and long rows of log-softmax and its gradient have older kernels of their own (short*.pxi, rows*.pxi).
+# numbers.
 #
 #   views.pxi      any dtype and stride, loaded and stored as float or double
 #   exp.pxi        the exponential, the logarithm and the gradient of one number
 #   lanes.pxi      sums in a fixed order, and the parameters derived from them
 #   fallback.pxi   rare and slow: frames that are -inf throughout, sums out of range
-#   loadstore.pxi  vector loads and stores, prefetches
-#   stages.pxi     the stages of a pipeline over rows and blocks of classes; stages_backward.pxi
-#   remainder.pxi  the classes after the last whole block, and one run of the pipeline
-#   rows.pxi       longer rows, three frames in flight, with vectors along the classes; rows_backward.pxi
+#   loadstore.pxi  vector loads and stores
 #   finalize.pxi   from maxima and sums to parameters, for many frames at once
-#   short.pxi      sixteen rows of at most 64 classes; short_backward.pxi
 #   few.pxi        formulas for frames of at most 64 classes
 #   ops.pxi        what an operation is to a traversal; one op_*.pxi for each
 #   traverse_block.pxi  interleaved frames, with vectors along the frames; block_layout.pxi, block_reduce.pxi
-#   traverse_rows.pxi   groups of rows, with vectors along the classes; row_reduce.pxi
-#   traverse_long.pxi   rows longer than a slice
+#   traverse_rows.pxi   groups of rows, with vectors along the classes; row_reduce.pxi, few_rows.pxi
+#   rows.pxi       many classes of log-softmax, three rows in flight: stages.pxi, remainder.pxi; and of its gradient,
+#                  two in flight: rows_backward.pxi, stages_backward.pxi
+#   traverse_long.pxi   rows longer than a slice, on all threads if they are few
 #   schedule.pxi   distribution of frames, blocks and slices to threads
 #   fastpath.pxi   C-contiguous arrays, directly from NumPy
 #   bandwidth.pxi  a streaming copy and add, for benchmarks
@@ -51,10 +49,10 @@ cdef extern from "floatbits.h" nogil:
     double lsm_least_d(int64_t depth)
     void lsm_from_bfloat16s(float* to, const uint16_t* x, Py_ssize_t n)
     void lsm_to_bfloat16s(uint16_t* to, const float* x, Py_ssize_t n)
-    void lsm_from_bfloat16_pair(float* to, const uint16_t* x)
-    void lsm_to_bfloat16_pair(uint16_t* to, const float* x)
     void lsm_from_half(float* to, const uint16_t* x, Py_ssize_t n)
     void lsm_to_half(uint16_t* to, const float* x, Py_ssize_t n)
+    void lsm_from_bfloat16_pair(float* to, const uint16_t* x)
+    void lsm_to_bfloat16_pair(uint16_t* to, const float* x)
     void lsm_from_half_lanes(float* to, const uint16_t* x)
     void lsm_to_half_lanes(uint16_t* to, const float* x)
     int omp_get_max_threads()
@@ -101,23 +99,27 @@ ctypedef fused floating:  # the type of the arithmetic
 cdef enum:
     N_LANES = 16             # virtual lanes, in double
     PAIR_LANES = 32          # two vectors of lanes: one register of 16-bit numbers
-    ROW_CLASSES = 64         # the unit of vectorisation: with 16 or 32, gcc 12 vectorised badly
-    BLOCK_CLASSES = 256      # 4 rows, between two additions to the lanes
+    ROW_CLASSES = 64         # the unit of vectorisation of stages.pxi: with 16 or 32, gcc 12 vectorised badly
+    BLOCK_CLASSES = 256      # 16 classes of each lane, between two additions to the lanes
     PEAK_LANES = 16          # of a block's maximum: one vector, as reducing it to a number has a long latency
-    SLICE_CLASSES = 16384    # read twice while in the cache: 64 KiB of float32
     SLICE_PEAK_LANES = 1040  # (1 + SLICE_CLASSES / BLOCK_CLASSES) * PEAK_LANES
+    SLICE_CLASSES = 16384    # read twice while in the cache: 64 KiB of float32
+    WRITE_NUMBERS = 2048     # converted at a time
 
-    GROUP_PEAKS = 1664       # CHUNK * (GROUP_FRAMES + packed numbers / BLOCK_CLASSES) or more
-    GROUP_FRAMES = 16        # short frames computed together
-    SHORT_MAX_CLASSES = 64   # up to here groups are faster: 12 ns per 16 numbers at 32 classes, not 22
+    GROUP_FRAMES = 16           # rows that pass each stage together: at 100 classes 9.3 ns a row, 17.8 one by one
+    GROUP_BYTES = 32768         # of each array
+    GROUP_PEAKS = 1664          # CHUNK * (GROUP_FRAMES + GROUP_BYTES / 4 / BLOCK_CLASSES) or more
+    STREAMED_ROW_BYTES = 4096   # shorter rows are not written with nontemporal stores: at 100 classes 3 times as slow
 
-    GROUPED_MAX_CLASSES = 512  # up to here groups pass each stage together: at 100 classes 9.3 ns, 17.8 if pipelined
-    PIPELINE_DEPTH = 16          # parts of frames between the first stage and the last, at most: 1 MiB of float32
-    PIPELINE_MAX_CLASSES = 2048  # frames up to this length fit the scratch PIPELINE_DEPTH times
-    MERGE_BATCH_SLICES = 64      # partial results of a frame that are kept before they are merged
+    PIPELINED_MIN_CLASSES = 513           # at 100 classes groups take 9.3 ns a row, a pipeline 17.8
+    PIPELINED_MIN_CLASSES_BACKWARD = 385  # float32
+    PIPELINED_MIN_CLASSES_DOUBLE = 257    # at 300 classes in memory 0.87 of the time of groups, at 100 1.2
+    PIPELINE_DEPTH = 32                   # parts of frames between the first stage and the last, at most
+    PIPELINE_BYTES = 917504               # the longest frame, which must stay in a cache between two stages
+    PIPELINE_SLOTS = 16                   # of the scratch
+    PIPELINE_MAX_CLASSES = 2048           # frames up to this length fit the scratch PIPELINE_SLOTS times
     FINALIZE_BATCH_FRAMES = 8    # at 1024x1000 6.0 ns per 16 numbers, 7.0 one frame at a time
     FINALIZE_BATCH_MAX_CLASSES = 768  # up to here also for fewer than 24 frames: at 16x200 12.2 ns, 14.6 without
-
     REGULAR_STORE_MAX_CLASSES = 3072  # float32, even if `stream`: at 2500 nontemporal stores take 1.29 as long
     PREFETCH_DISTANCE_CLASSES = 2048  # at 512x32000 6.4 ns, 10.1 without
 
@@ -168,12 +170,11 @@ include "op_log_softmax_backward.pxi"
 include "op_softmax.pxi"
 include "op_softmax_backward.pxi"
 include "op_logsumexp.pxi"
-include "short.pxi"
-include "short_backward.pxi"
 include "block_layout.pxi"
 include "block_reduce.pxi"
 include "traverse_block.pxi"
 include "row_reduce.pxi"
+include "few_rows.pxi"
 include "traverse_rows.pxi"
 include "traverse_long.pxi"
 include "schedule.pxi"

@@ -35,8 +35,8 @@ cdef inline bint limits_range(int op) noexcept nogil:
     return op == LOG_SOFTMAX_BACKWARD
 
 
-cdef inline bint is_pipelined(int op) noexcept nogil:
-    """Whether short and long rows have kernels of their own: short.pxi and rows.pxi, or those ending in _backward."""
+cdef inline bint has_pipeline(int op) noexcept nogil:
+    """Whether long rows have kernels of their own: rows.pxi and rows_backward.pxi."""
     return op == LOG_SOFTMAX or op == LOG_SOFTMAX_BACKWARD
 
 
@@ -77,15 +77,18 @@ cdef inline void run_irregular_frame(int op, Vector a, Vector b, Vector y, Py_ss
 
 
 cdef inline floating epilogue(int op, floating a, floating b, floating p0, floating p1, floating p2, floating p3,
-                              floating p4, bint some_low) noexcept nogil:
-    """The result of a class, from the parameters of its frame. some_low: False if no b is so low that p4 matters."""
+                              floating p4, bint some_large, bint some_low) noexcept nogil:
+    """The result of a class, from the parameters of its frame.
+
+    some_large, some_low: False if no b is above -ln 2, or so low that p4 matters.
+    """
     if op == LOG_SOFTMAX:
         return (a - p0) - p1
     if op == SOFTMAX:
         return epilogue_softmax(a, p0, p1)
     if op == SOFTMAX_BACKWARD:
         return epilogue_softmax_backward(a, b, p0, p1)
-    return gradient(a, b, p0, p1, p2, p3, p4, True, some_low)
+    return gradient(a, b, p0, p1, p2, p3, p4, some_large, some_low)
 
 
 # The reductions are compiled once for all operations that sum exponentials, and once for each other sum.
@@ -132,21 +135,18 @@ cdef void reduce_max_of_row(int op, const floating* a, const floating* b, const 
         find_max_of_row(SOFTMAX_BACKWARD, a, b, last_a, last_b, n, m, m_dy, peaks)
 
 
-cdef void reduce_row(int op, bint few, const floating* a, const floating* b, const floating* last_a,
+cdef void reduce_row(int op, const floating* a, const floating* b, const floating* last_a,
                      const floating* last_b, Py_ssize_t n, const floating* params, double* total, double* error,
                      floating* n_equal, floating m, const floating* peaks, const char* next_a,
                      const char* y) noexcept nogil:
-    """sum_of_row with `op` and `few` constants."""
-    if sums_exponentials(op) and few:
-        sum_of_row(LOG_SOFTMAX, True, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
-    elif sums_exponentials(op):
-        sum_of_row(LOG_SOFTMAX, False, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
+    """sum_of_row with `op` a constant."""
+    if sums_exponentials(op):
+        sum_of_row(LOG_SOFTMAX, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
     elif op == SOFTMAX_BACKWARD:
-        sum_of_row(SOFTMAX_BACKWARD, False, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
+        sum_of_row(SOFTMAX_BACKWARD, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
     else:
         # `term` does not read b, and last_b is not filled up.
-        sum_of_row(LOG_SOFTMAX_BACKWARD, False, a, a, last_a, last_a, n, params, total, error, n_equal, m, peaks,
-                   next_a, y)
+        sum_of_row(LOG_SOFTMAX_BACKWARD, a, a, last_a, last_a, n, params, total, error, n_equal, m, peaks, next_a, y)
 
 
 cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
@@ -166,14 +166,29 @@ cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Bl
 
 cdef void run_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
                     Py_ssize_t n, bint far, bint stream, floating* scratch) noexcept nogil:
-    """run_rows_of_shape with `op` as a compile-time constant."""
+    """run_group_of_shape with `op` as a compile-time constant."""
     if op == LOG_SOFTMAX:
-        run_rows_of_shape(LOG_SOFTMAX, a, b, y, i, first, n_frames, n, far, False, scratch)
+        run_group_of_shape(LOG_SOFTMAX, a, b, y, i, first, n_frames, n, far, stream, scratch)
     elif op == SOFTMAX:
-        run_rows_of_shape(SOFTMAX, a, b, y, i, first, n_frames, n, far, stream, scratch)
+        run_group_of_shape(SOFTMAX, a, b, y, i, first, n_frames, n, far, stream, scratch)
     elif op == SOFTMAX_BACKWARD:
-        run_rows_of_shape(SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)
+        run_group_of_shape(SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)
     elif op == LOGSUMEXP:
-        run_rows_of_shape(LOGSUMEXP, a, b, y, i, first, n_frames, n, far, stream, scratch)
+        run_group_of_shape(LOGSUMEXP, a, b, y, i, first, n_frames, n, far, stream, scratch)
     else:
-        run_rows_of_shape(LOG_SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)
+        run_group_of_shape(LOG_SOFTMAX_BACKWARD, a, b, y, i, first, n_frames, n, far, stream, scratch)
+
+
+cdef void run_long(int op, Vector a, Vector b, Vector y, Py_ssize_t n, bint stream, floating* scratch,
+                   Py_ssize_t n_bytes, int n_threads) noexcept nogil:
+    """run_long_frame with `op` as a compile-time constant."""
+    if op == LOG_SOFTMAX:
+        run_long_frame(LOG_SOFTMAX, a, b, y, n, stream, scratch, n_bytes, n_threads)
+    elif op == SOFTMAX:
+        run_long_frame(SOFTMAX, a, b, y, n, stream, scratch, n_bytes, n_threads)
+    elif op == SOFTMAX_BACKWARD:
+        run_long_frame(SOFTMAX_BACKWARD, a, b, y, n, stream, scratch, n_bytes, n_threads)
+    elif op == LOGSUMEXP:
+        run_long_frame(LOGSUMEXP, a, b, y, n, stream, scratch, n_bytes, n_threads)
+    else:
+        run_long_frame(LOG_SOFTMAX_BACKWARD, a, b, y, n, stream, scratch, n_bytes, n_threads)

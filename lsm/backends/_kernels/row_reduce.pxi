@@ -12,6 +12,15 @@ cdef inline floating max_of_lanes(const floating* high) noexcept nogil:
     return larger(larger(h[0], h[1]), larger(h[2], h[3]))
 
 
+cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
+    """Whether a block with these peaks has a class equal to m."""
+    cdef int n_peaks = 0
+    cdef Py_ssize_t k
+    for k in range(CHUNK):
+        n_peaks += peaks[k] == m
+    return n_peaks != 0
+
+
 cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, floating* peaks, floating* high) noexcept nogil:
     """peaks = the maximum of n_chunks chunks, lane by lane; high = that of all chunks so far."""
     cdef floating h[4 * CHUNK]
@@ -75,7 +84,7 @@ cdef inline void find_max_of_row(int op, const floating* a, const floating* b, c
         m[0] = max_of_lanes(high)
 
 
-cdef inline void sum_of_row(int op, bint few, const floating* a, const floating* b, const floating* last_a,
+cdef inline void sum_of_row(int op, const floating* a, const floating* b, const floating* last_a,
                             const floating* last_b, Py_ssize_t n, const floating* params, double* total,
                             double* error, floating* n_equal, floating m, const floating* peaks,
                             const char* next_a, const char* y) noexcept nogil:
@@ -88,7 +97,7 @@ cdef inline void sum_of_row(int op, bint few, const floating* a, const floating*
     for k in range(CHUNK):
         own[k] = params[0]
         n_equal[k] = 0
-        if sums_exponentials(op) and not few:
+        if sums_exponentials(op):
             own[CHUNK + k] = params[MAX_WIDTH]
             own[2 * CHUNK + k] = params[2 * MAX_WIDTH]
             own[3 * CHUNK + k] = params[3 * MAX_WIDTH]
@@ -99,12 +108,53 @@ cdef inline void sum_of_row(int op, bint few, const floating* a, const floating*
         if y != NULL:
             lsm_prefetch(y + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), False)
         if not sums_exponentials(op) or has_peak(&peaks[i // BLOCK_CLASSES * CHUNK], m):
-            sum_lane(op, few, True, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
+            sum_lane(op, False, True, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
         else:
-            sum_lane(op, few, False, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
+            sum_lane(op, False, False, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
     if next_a != NULL:
         lsm_prefetch(next_a + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
     if y != NULL:
         lsm_prefetch(y + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
-    sum_lane(op, few, True, last_a, last_b, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, own, CHUNK, False, total,
+    sum_lane(op, False, True, last_a, last_b, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, own, CHUNK, False, total,
              error, n_equal)
+
+
+cdef floating range_of_rows(const Rows* rows, Py_ssize_t n_frames, Py_ssize_t n, floating* highest) noexcept nogil:
+    """The minimum of n >= CHUNK numbers of each frame, and the maximum; NaN if any is NaN, +0 or positive."""
+    cdef int32_t low_f[CHUNK]
+    cdef int32_t high_f[CHUNK]
+    cdef int64_t low_d[CHUNK]
+    cdef int64_t high_d[CHUNK]
+    cdef Py_ssize_t f, c, k
+    cdef const floating* y = <const floating*> rows.at[0]
+    for k in range(CHUNK):
+        if floating is float:
+            low_f[k] = high_f[k] = lsm_depth_f(y[k])
+        else:
+            low_d[k] = high_d[k] = lsm_depth_d(y[k])
+    for f in range(n_frames):
+        for c in range(n // CHUNK + 1):
+            y = <const floating*> rows.at[f] + chunk_at(c * CHUNK, n)
+            if floating is float:
+                for k in range(CHUNK):  # hot
+                    low_f[k] = max(low_f[k], lsm_depth_f(y[k]))
+                for k in range(CHUNK):  # hot
+                    high_f[k] = min(high_f[k], lsm_depth_f(y[k]))
+            else:
+                for k in range(CHUNK):  # hot
+                    low_d[k] = max(low_d[k], lsm_depth_d(y[k]))
+                for k in range(CHUNK):  # hot
+                    high_d[k] = min(high_d[k], lsm_depth_d(y[k]))
+    for k in range(1, CHUNK):
+        if floating is float:
+            low_f[0] = max(low_f[0], low_f[k])
+            high_f[0] = min(high_f[0], high_f[k])
+        else:
+            low_d[0] = max(low_d[0], low_d[k])
+            high_d[0] = min(high_d[0], high_d[k])
+    if floating is float:
+        highest[0] = lsm_least_f(high_f[0])
+        return lsm_least_f(low_f[0])
+    else:
+        highest[0] = lsm_least_d(high_d[0])
+        return lsm_least_d(low_d[0])

@@ -1,22 +1,9 @@
-# The gradient with vectors along the classes: single frames, or two in flight, through stages_backward.pxi.
+# The gradient with vectors along the classes, two rows or parts of rows in flight, through stages_backward.pxi.
 
 # The sum of dy over some of a frame's classes.
 cdef struct Sum:
     double total
     double error  # to be added to total
-
-
-cdef Sum sum_part(Vector dy, Py_ssize_t part, Py_ssize_t n, floating* scratch) noexcept nogil:
-    """The sum of dy over one slice."""
-    cdef double total[N_LANES]
-    cdef double error[N_LANES]
-    cdef Scaled of
-    cdef Py_ssize_t n_slice = size_of_part(part, n)
-    cdef Vector source = dense(dy, part * SLICE_CLASSES, n_slice, scratch)
-    clear_lanes(total, error, N_LANES, scratch)
-    scale_sum(0, 0, &of, floating is float)
-    pass_two(source, n_slice, total, error, source, source, source, 0, of, False, True, scratch)
-    return end_sum_backward(total, error, scratch)
 
 
 cdef inline Sum end_sum_backward(double* total, double* error, const floating* type) noexcept nogil:
@@ -32,49 +19,9 @@ cdef inline void add_sum(Sum* found, Sum of_part) noexcept nogil:
     found.error += of_part.error
 
 
-cdef Py_ssize_t gradient_part(Vector dy, Vector y, Vector dx, Py_ssize_t part, Py_ssize_t n, Scaled of,
-                              floating* scratch, floating* scratch_y, bint stream) noexcept nogil:
-    """dx for one slice of a frame; returns how many y are out of range."""
-    cdef Py_ssize_t n_slice = size_of_part(part, n)
-    dy = dense(dy, part * SLICE_CLASSES, n_slice, scratch)
-    y = dense(y, part * SLICE_CLASSES, n_slice, scratch_y)
-    return gradient_slice(dy, y, part_of(dx, part), n_slice, of, stream, True, scratch)
-
-
-cdef inline Py_ssize_t gradient_slice(Vector dy, Vector y, Vector dx, Py_ssize_t n, Scaled of, bint stream, bint far,
-                                      const floating* type) noexcept nogil:
-    """dx for at most SLICE_CLASSES classes; nontemporal stores start at a cache line."""
-    cdef double none = 0
-    cdef Py_ssize_t n_bad = 0, n_head = min(misaligned(dx, stream), n)
-    if n_head:
-        n_bad = pass_two(dy, 0, &none, &none, dy, y, dx, n_head, of, False, far, type)
-        dy.at += n_head * dy.step
-        y.at += n_head * y.step
-        dx.at += n_head * dx.step
-    return n_bad + pass_two(dy, 0, &none, &none, dy, y, dx, n - n_head, of, stream, far, type)
-
-
-cdef void log_softmax_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,
-                                     bint stream) noexcept nogil:
-    """dx = dy - exp(y) * sum(dy)."""
-    cdef Sum s
-    cdef Scaled of
-    cdef Py_ssize_t part, n_bad = 0
-    s.total = s.error = 0
-    for part in range(count_slices(n)):
-        add_sum(&s, sum_part(dy, part, n, scratch))
-    if is_masked(y, n, scratch) or not scale_sum(s.total, s.error, &of, floating is float):
-        careful_backward_frame(dy, y, dx, n, scratch)
-        return
-    for part in range(count_slices(n) - 1, -1, -1):  # backwards, since the last slices are still in the cache
-        n_bad += gradient_part(dy, y, dx, part, n, of, scratch, scratch + SLICE_CLASSES, stream)
-    if n_bad:
-        fill_nan(dx, n, scratch)
-
-
 cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last,
                                     Py_ssize_t n, floating* scratch, bint stream) noexcept nogil:
-    """log_softmax_backward_frame for frames `first` to last - 1 of outer index i, with two parts in flight."""
+    """The gradient of frames `first` to last - 1 of outer index i, with two parts in flight."""
     cdef floating stage[PIPELINE_MAX_CLASSES + 2 * N_LANES]
     cdef double total[N_LANES]
     cdef double error[N_LANES]

@@ -26,51 +26,44 @@ cdef inline bint are_rows(int op, Array a, Array y, Py_ssize_t n_inner) noexcept
             or (writes_elements(op) and magnitude(y.gap) >= magnitude(y.step)))
 
 
-cdef inline Py_ssize_t group_of_rows(int op, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, int n_threads,
-                                     const floating* of) noexcept nogil:
-    """The frames of a task: a group, or all of a thread, which pipelines them."""
-    if n <= SHORT_MAX_CLASSES:
-        return GROUP_FRAMES
-    if not is_pipelined(op) or n <= GROUPED_MAX_CLASSES:
-        return most_rows(n, of)
-    return max(<Py_ssize_t> 1, (n_inner + n_threads - 1) // n_threads if n_outer == 1 else n_inner)
+cdef inline bint is_pipelined(int op, Array a, Array b, Py_ssize_t n) noexcept nogil:
+    """Whether rows go through rows.pxi or rows_backward.pxi, which is faster for many classes."""
+    cdef Py_ssize_t least = PIPELINED_MIN_CLASSES
+    if a.kind == DOUBLE:
+        least = PIPELINED_MIN_CLASSES_DOUBLE
+    elif a.kind == FLOAT and reads_two(op):
+        least = PIPELINED_MIN_CLASSES_BACKWARD
+    return has_pipeline(op) and n >= least and can_pipe(a, n) and can_pipe(b, n)
+
+
+cdef inline Py_ssize_t longest_of_group(const floating* of) noexcept nogil:
+    """The length up to which frames are reduced as a whole, and copies fit the scratch."""
+    return min(packed_numbers(of), <Py_ssize_t> SLICE_CLASSES)
+
+
+cdef inline Py_ssize_t group_of_rows(int op, Array a, Array b, Py_ssize_t n_outer, Py_ssize_t n,
+                                     Py_ssize_t n_inner, int n_threads, const floating* of) noexcept nogil:
+    """The frames of a task: a group, or all of a thread if they are pipelined."""
+    if is_pipelined(op, a, b, n):
+        return max(<Py_ssize_t> 1, (n_inner + n_threads - 1) // n_threads if n_outer == 1 else n_inner)
+    if n > longest_of_group(of):
+        return 1
+    return GROUP_FRAMES if is_few(n) else most_rows(n, of)
 
 
 cdef inline void run_rows_task(int op, Array a, Array b, Array y, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t group,
                                Py_ssize_t task, bint far, bint stream, floating* scratch) noexcept nogil:
     cdef Py_ssize_t n_groups = (n_inner + group - 1) // group
     cdef Py_ssize_t i = task // n_groups, first = task % n_groups * group, last = min(first + group, n_inner)
-    if not is_pipelined(op) or SHORT_MAX_CLASSES < n <= GROUPED_MAX_CLASSES:
+    if is_pipelined(op, a, b, n):
+        if op == LOG_SOFTMAX:
+            log_softmax_rows(a, y, i, first, last, n, scratch, stream)
+        else:
+            log_softmax_backward_rows(a, b, y, i, first, last, n, scratch, stream)
+    elif n > longest_of_group(scratch):
+        run_long(op, frame_at(a, i, first), frame_at(b, i, first), frame_at(y, i, first), n, stream, scratch, 0, 1)
+    else:
         run_group(op, a, b, y, i, first, last - first, n, far, stream, scratch)
-    elif op == LOG_SOFTMAX:
-        log_softmax_rows_task(a, y, n, i, first, last, scratch, stream)
-    else:
-        log_softmax_backward_rows_task(a, b, y, n, i, first, last, scratch, stream)
-
-
-cdef inline void log_softmax_rows_task(Array x, Array y, Py_ssize_t n, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last,
-                                       floating* scratch, bint stream) noexcept nogil:
-    cdef Py_ssize_t j
-    if n <= SHORT_MAX_CLASSES:
-        log_softmax_short(x, y, i, first, last - first, n, scratch, stream)
-    elif can_pipe(x, n):
-        log_softmax_rows(x, y, i, first, last, n, scratch, stream)
-    else:
-        for j in range(first, last):
-            log_softmax_frame(frame_at(x, i, j), frame_at(y, i, j), n, scratch, stream)
-
-
-cdef inline void log_softmax_backward_rows_task(Array dy, Array y, Array dx, Py_ssize_t n, Py_ssize_t i,
-                                                Py_ssize_t first, Py_ssize_t last, floating* scratch,
-                                                bint stream) noexcept nogil:
-    cdef Py_ssize_t j
-    if n <= SHORT_MAX_CLASSES:
-        log_softmax_backward_short(dy, y, dx, i, first, last - first, n, scratch, stream)
-    elif can_pipe(dy, n) and can_pipe(y, n):
-        log_softmax_backward_rows(dy, y, dx, i, first, last, n, scratch, stream)
-    else:
-        for j in range(first, last):
-            log_softmax_backward_frame(frame_at(dy, i, j), frame_at(y, i, j), frame_at(dx, i, j), n, scratch, stream)
 
 
 # How the frames are divided into blocks.
@@ -162,16 +155,16 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
         swap_axes(&b)
         swap_axes(&y)
     rows = are_rows(op, a, y, n_inner)
-    if shall_split(n_outer * n_inner, n, n_threads) and is_pipelined(op):
+    if shall_split(n_outer * n_inner, n, n_threads):
         for i in range(n_outer * n_inner):
-            split_frame(op, frame_at(a, i // n_inner, i % n_inner), frame_at(b, i // n_inner, i % n_inner),
-                        frame_at(y, i // n_inner, i % n_inner), n, scratch, n_bytes, n_threads, stream)
+            run_long(op, frame_at(a, i // n_inner, i % n_inner), frame_at(b, i // n_inner, i % n_inner),
+                     frame_at(y, i // n_inner, i % n_inner), n, stream, scratch, n_bytes, n_threads)
         lsm_end_region(n_threads)
         lsm_leave_float_env(env)
         return
     far = n_outer * n * n_inner * size_of(a.kind) >= prefetch_min_bytes
     if rows:
-        group = group_of_rows(op, n_outer, n, n_inner, n_threads, scratch)
+        group = group_of_rows(op, a, b, n_outer, n, n_inner, n_threads, scratch)
         n_tasks = n_outer * ((n_inner + group - 1) // group)
     else:
         joinable = is_joinable(a, n_inner) and (is_joinable(y, n_inner) or not writes_elements(op))
@@ -203,79 +196,3 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
             lsm_leave_float_env(env)
     lsm_end_region(n_threads)
     lsm_leave_float_env(env)
-
-
-cdef inline void split_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n, floating* scratch, Py_ssize_t n_bytes,
-                             int n_threads, bint stream) noexcept nogil:
-    """One frame, its slices distributed to the threads."""
-    if op == LOG_SOFTMAX:
-        split_log_softmax(a, y, n, scratch, n_bytes, n_threads, stream)
-    else:
-        split_log_softmax_backward(a, b, y, n, scratch, n_bytes, n_threads, stream)
-
-
-cdef void split_log_softmax(Vector x, Vector y, Py_ssize_t n, floating* scratch, Py_ssize_t n_bytes, int n_threads,
-                            bint stream) noexcept nogil:
-    """log_softmax_frame with the slices distributed; each thread writes first what it read last."""
-    cdef Py_ssize_t n_parts = count_slices(n), part
-    cdef Partial* found = <Partial*> malloc(n_parts * sizeof(Partial))
-    cdef Partial frame
-    cdef floating c_hi, c_lo
-    cdef uint64_t env
-    cdef int t
-    if found == NULL:  # one thread needs no allocation
-        log_softmax_frame(x, y, n, own_scratch(scratch, n_bytes, 0), stream)
-        lsm_stream_fence()
-        return
-    for t in prange(n_threads, schedule="static", num_threads=n_threads):
-        env = lsm_enter_float_env()
-        read_parts(x, t * n_parts // n_threads, (t + 1) * n_parts // n_threads, n,
-                   own_scratch(scratch, n_bytes, t), found + t * n_parts // n_threads)
-        lsm_leave_float_env(env)
-    frame = found[0]
-    for part in range(1, n_parts):
-        merge(&frame, found[part])
-    free(found)
-    normaliser(frame, &c_hi, &c_lo)
-    for t in prange(n_threads, schedule="static", num_threads=n_threads):
-        env = lsm_enter_float_env()
-        for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
-            write_part(x, y, part, n, c_hi, c_lo, own_scratch(scratch, n_bytes, t), stream)
-        lsm_stream_fence()
-        lsm_leave_float_env(env)
-
-
-cdef void split_log_softmax_backward(Vector dy, Vector y, Vector dx, Py_ssize_t n, floating* scratch,
-                                     Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
-    """log_softmax_backward_frame with the slices distributed."""
-    cdef Py_ssize_t n_parts = count_slices(n), part, n_bad = 0
-    cdef Sum* found = <Sum*> malloc(n_parts * sizeof(Sum))
-    cdef Sum s
-    cdef Scaled of
-    cdef uint64_t env
-    cdef int t
-    if found == NULL:
-        log_softmax_backward_frame(dy, y, dx, n, own_scratch(scratch, n_bytes, 0), stream)
-        lsm_stream_fence()
-        return
-    for t in prange(n_threads, schedule="static", num_threads=n_threads):
-        env = lsm_enter_float_env()
-        for part in range(t * n_parts // n_threads, (t + 1) * n_parts // n_threads):
-            found[part] = sum_part(dy, part, n, own_scratch(scratch, n_bytes, t))
-        lsm_leave_float_env(env)
-    s.total = s.error = 0
-    for part in range(n_parts):
-        add_sum(&s, found[part])
-    free(found)
-    if is_masked(y, n, scratch) or not scale_sum(s.total, s.error, &of, floating is float):
-        careful_backward_frame(dy, y, dx, n, scratch)
-        return
-    for t in prange(n_threads, schedule="static", num_threads=n_threads):
-        env = lsm_enter_float_env()
-        for part in range((t + 1) * n_parts // n_threads - 1, t * n_parts // n_threads - 1, -1):
-            n_bad += gradient_part(dy, y, dx, part, n, of, own_scratch(scratch, n_bytes, t),
-                                   own_scratch(scratch, n_bytes, t) + SLICE_CLASSES, stream)
-        lsm_stream_fence()
-        lsm_leave_float_env(env)
-    if n_bad:
-        fill_nan(dx, n, scratch)

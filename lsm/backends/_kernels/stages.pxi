@@ -7,10 +7,6 @@
 # the stages; they are compile-time constants, and the rest is eliminated.
 
 
-cdef inline floating larger(floating a, floating b) noexcept nogil:
-    return a if a > b else b
-
-
 cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, floating* buffer) noexcept nogil:
     """x - h, in the buffer unless h is 0."""
     cdef Py_ssize_t k
@@ -19,15 +15,6 @@ cdef inline const floating* less(const floating* x, Py_ssize_t n, floating h, fl
     for k in range(n):
         buffer[k] = x[k] - h
     return buffer
-
-
-cdef inline Py_ssize_t count_equal(const floating* v, Py_ssize_t n, floating top) noexcept nogil:
-    """How many of n numbers equal `top`."""
-    cdef Py_ssize_t k
-    cdef int n_equal = 0
-    for k in range(n):  # hot
-        n_equal += v[k] == top
-    return n_equal
 
 
 cdef inline Py_ssize_t count_equal_of(const char* at, Py_ssize_t n, floating h, floating top, int kind,
@@ -41,15 +28,6 @@ cdef inline Py_ssize_t count_equal_of(const char* at, Py_ssize_t n, floating h, 
                 buffer[k] -= h
             return count_equal(buffer, n, top)
     return count_equal(<const floating*> at, n, top)
-
-
-cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
-    """Whether a block with these peaks has a class equal to m."""
-    cdef int n_peaks = 0
-    cdef Py_ssize_t k
-    for k in range(PEAK_LANES):
-        n_peaks += peaks[k] == m
-    return n_peaks != 0
 
 
 # The parameters of a sum, and what it counts besides.

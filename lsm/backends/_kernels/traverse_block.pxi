@@ -57,7 +57,7 @@ cdef inline void write_chunk(int op, const floating* a, const floating* b, const
     cdef Py_ssize_t k
     for k in range(CHUNK):  # hot
         v[k] = epilogue(op, a[k], b[k], params[k], params[MAX_WIDTH + k], params[2 * MAX_WIDTH + k],
-                        params[3 * MAX_WIDTH + k], params[4 * MAX_WIDTH + k], some_low)
+                        params[3 * MAX_WIDTH + k], params[4 * MAX_WIDTH + k], True, some_low)
     put_lanes(y, v, nontemporal)
 
 

@@ -39,68 +39,118 @@ cdef inline void copy_chunks(const floating* x, Py_ssize_t n, floating* to) noex
         put_lanes(to + c, x + c, False)
 
 
-cdef inline void write_chunk_of_row(int op, const floating* a, const floating* b, const floating* p, bint some_low,
-                                    floating* v) noexcept nogil:
+cdef inline void write_chunk_of_row(int op, const floating* a, const floating* b, const floating* p,
+                                    bint some_large, bint some_low, floating* v) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(CHUNK):  # hot
-        v[k] = epilogue(op, a[k], b[k], p[0], p[1], p[2], p[3], p[4], some_low)
+        v[k] = epilogue(op, a[k], b[k], p[0], p[1], p[2], p[3], p[4], some_large, some_low)
 
 
 cdef inline void write_chunks_of_row(int op, const floating* a, const floating* b, Py_ssize_t n, const floating* p,
-                                     bint some_low, floating* y, bint nontemporal, const char* next_a,
-                                     const char* next_b) noexcept nogil:
+                                     bint some_large, bint some_low, floating* y, bint nontemporal,
+                                     const char* next_b, const char* next_y) noexcept nogil:
     cdef floating v[CHUNK]
     cdef Py_ssize_t c
     for c from 0 <= c < n by CHUNK:
-        if next_a != NULL:
-            lsm_prefetch(next_a + c * <Py_ssize_t> sizeof(floating), CHUNK * sizeof(floating), False)
+        if reads_two(op) and next_b != NULL:
             lsm_prefetch(next_b + c * <Py_ssize_t> sizeof(floating), CHUNK * sizeof(floating), False)
-        write_chunk_of_row(op, a + c, b + c, p, some_low, v)
+        if reads_two(op) and next_y != NULL:
+            lsm_prefetch(next_y + c * <Py_ssize_t> sizeof(floating), CHUNK * sizeof(floating), False)
+        write_chunk_of_row(op, a + c, b + c, p, some_large, some_low, v)
         put_lanes(y + c, v, nontemporal)
 
 
 cdef inline void write_of_row(int op, const floating* a, const floating* b, Py_ssize_t n, const floating* params,
-                              bint some_low, floating* y, bint stream, const char* next_a,
-                              const char* next_b) noexcept nogil:
-    """The result of n classes; y may be a or b, so chunks that overlap others are read before anything is written."""
+                              bint some_large, bint some_low, floating* y, bint stream,
+                              const char* next_b, const char* next_y) noexcept nogil:
+    """The result of n >= CHUNK classes.
+
+    y may be a or b, so chunks that overlap others are read before anything is written.
+    """
     cdef floating p[N_PARAMS]
     cdef floating first[CHUNK]
-    cdef floating last[CHUNK]
-    cdef floating padded[CHUNK]
-    cdef floating padded_b[CHUNK]
-    cdef Py_ssize_t k, head = 0
+    cdef floating last[2 * CHUNK]
+    cdef Py_ssize_t k, n_last, head = 0
     for k in range(N_PARAMS):
         p[k] = params[k * MAX_WIDTH]
-    if n < CHUNK:
-        pad(padded, a, n, CHUNK, 0)
-        pad(padded_b, b, n, CHUNK, -1)
-        write_chunk_of_row(op, padded, padded_b, p, some_low, last)
-        put_some(y, last, n)
-        return
     if stream:
-        head = min((-<Py_ssize_t> <uintptr_t> y & 63) // <Py_ssize_t> sizeof(floating), n - CHUNK)
+        head = (-<Py_ssize_t> <uintptr_t> y & 63) // <Py_ssize_t> sizeof(floating)
+    n_last = (n - head) % CHUNK
     if head:
-        write_chunk_of_row(op, a, b, p, some_low, first)
-    if (n - head) % CHUNK:
-        write_chunk_of_row(op, a + n - CHUNK, b + n - CHUNK, p, some_low, last)
+        write_chunk_of_row(op, a, b, p, True, some_low, first)
+    if n_last:
+        write_chunk_of_row(op, a + n - CHUNK, b + n - CHUNK, p, True, some_low, last)
     if stream:
-        write_chunks_of_row(op, a + head, b + head, (n - head) // CHUNK * CHUNK, p, some_low, y + head, True, next_a,
-                            next_b)
+        write_chunks_of_row(op, a + head, b + head, n - head - n_last, p, some_large, some_low, y + head, True, next_b,
+                            next_y)
+        # No regular store to a line that has just been streamed: it would be read back.
+        if head:
+            put_some(y, first, head)
+        if n_last:
+            put_some(y + n - n_last, &last[CHUNK - n_last], n_last)
     else:
-        write_chunks_of_row(op, a, b, n // CHUNK * CHUNK, p, some_low, y, False, next_a, next_b)
-    if head:
-        put_lanes(y, first, False)
-    if (n - head) % CHUNK:
-        put_lanes(y + n - CHUNK, last, False)
+        write_chunks_of_row(op, a, b, n - n_last, p, some_large, some_low, y, False, next_b, next_y)
+        if n_last:
+            put_lanes(y + n - CHUNK, last, False)
+
+
+cdef inline bint write_part(int op, const floating* a, const floating* b, Py_ssize_t n, const floating* params,
+                            floating least, bint some_large, bint some_low, floating* y, bint stream,
+                            const char* next_b, const char* next_y) noexcept nogil:
+    """The result of at most SLICE_CLASSES classes of a frame; True if that becomes NaN, for b out of range.
+
+    least: the minimum of b, if the operation limits its range; NaN as in range_of_rows.
+    """
+    if limits_range(op) and not least <= 0 and some_odd(b, n):
+        return write_odd_part(a, b, n, params, y)
+    if n < CHUNK:
+        write_short_part(op, a, b, n, params, y)
+    elif limits_range(op) and some_low:
+        write_of_row(op, a, b, n, params, True, True, y, stream, next_b, next_y)
+    elif limits_range(op) and some_large:
+        write_of_row(op, a, b, n, params, True, False, y, stream, next_b, next_y)
+    else:
+        write_of_row(op, a, b, n, params, False, False, y, stream, next_b, next_y)
+    return False
+
+
+cdef bint write_odd_part(const floating* dy, const floating* y, Py_ssize_t n, const floating* params,
+                         floating* dx) noexcept nogil:
+    """write_part of the gradient, for any y."""
+    cdef Py_ssize_t k, n_bad = 0
+    for k in range(n):
+        n_bad += exceeds(y[k])
+        dx[k] = gradient_of_any(dy[k], y[k], params[0], params[MAX_WIDTH], params[2 * MAX_WIDTH],
+                                params[3 * MAX_WIDTH], params[4 * MAX_WIDTH])
+    return n_bad > 0
+
+
+cdef inline void write_short_part(int op, const floating* a, const floating* b, Py_ssize_t n, const floating* params,
+                                  floating* y) noexcept nogil:
+    """The result of less than a chunk."""
+    cdef floating padded[CHUNK]
+    cdef floating padded_b[CHUNK]
+    cdef floating result[CHUNK]
+    pad(padded, a, n, CHUNK, 0)
+    pad(padded_b, b, n, CHUNK, -1)
+    write_of_row(op, padded, padded_b, CHUNK, params, True, True, result, False, NULL, NULL)
+    put_some(y, result, n)
 
 
 cdef inline Py_ssize_t most_rows(Py_ssize_t n, const floating* of) noexcept nogil:
-    """The number of frames in a group: at most GROUP_FRAMES, and copies must fit the scratch."""
-    return max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP_FRAMES, packed_numbers(of) // round_up(n, CHUNK)))
+    """The number of frames in a group: what stays in the L1 cache between two stages, GROUP_FRAMES at most."""
+    cdef Py_ssize_t most = GROUP_BYTES // (round_up(n, CHUNK) * <Py_ssize_t> sizeof(floating))
+    return max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP_FRAMES, most))
 
 
-cdef inline void run_rows(int op, bint few, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first,
-                          Py_ssize_t n_frames, Py_ssize_t n, bint far, bint stream, floating* scratch) noexcept nogil:
+cdef inline const char* next_row(Array x, Py_ssize_t i, Py_ssize_t j, bint far, const floating* of) noexcept nogil:
+    """Frame j, to be prefetched while another one is processed; NULL if that is not worth it."""
+    cdef Vector frame = frame_at(x, i, j)
+    return frame.at if far and is_native(frame, of) else NULL
+
+
+cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
+                          Py_ssize_t n, bint far, bint stream, floating* scratch) noexcept nogil:
     """All stages of a group of frames of at most SLICE_CLASSES classes."""
     cdef floating lasts[GROUP_FRAMES * BLOCK_CLASSES]
     cdef floating lasts_b[GROUP_FRAMES * BLOCK_CLASSES]
@@ -118,17 +168,17 @@ cdef inline void run_rows(int op, bint few, Array a, Array b, Array y, Py_ssize_
     cdef double error[8 * GROUP_FRAMES]
     cdef floating peaks[GROUP_PEAKS]
     cdef Py_ssize_t f, k, n_blocks = count_blocks(n)
-    cdef bint is_regular = True
-    cdef floating* copies_b = scratch + packed_numbers(scratch)
+    stream = stream and n * <Py_ssize_t> sizeof(floating) >= STREAMED_ROW_BYTES
     find_rows(a, i, first, n_frames, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch,
               lasts, True, &rows)
     rows_b = rows
     if reads_two(op):
-        find_rows(b, i, first, n_frames, n, <floating> 0, copies_b, lasts_b, finds_largest(op), &rows_b)
-    for f in range(n_frames, GROUP_FRAMES):
+        find_rows(b, i, first, n_frames, n, <floating> 0, scratch + packed_numbers(scratch), lasts_b,
+                  finds_largest(op), &rows_b)
+    for f in range(GROUP_FRAMES):
         m[f] = m_dy[f] = n_equal[f] = 0
-        for k in range(8):
-            half[f * 8 + k] = half_error[f * 8 + k] = 0
+    for k in range(n_frames * 8, GROUP_FRAMES * 8):
+        half[k] = half_error[k] = 0
     if reduces_max(op):
         for f in range(n_frames):
             reduce_max_of_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
@@ -136,99 +186,68 @@ cdef inline void run_rows(int op, bint few, Array a, Array b, Array y, Py_ssize_
                               &peaks[f * n_blocks * CHUNK])
         if finds_largest(op):
             memcpy(params, m_dy, GROUP_FRAMES * sizeof(floating))
-        elif few:
-            memcpy(params, m, GROUP_FRAMES * sizeof(floating))
         else:
             shift_frames(m, GROUP_FRAMES, params)
+    for f in range(n_frames if far and stream else 0):  # else a regular store to these lines keeps the others waiting
+        lsm_prefetch(frame_at(y, i, first + f).at, 1, True)
+        lsm_prefetch(frame_at(y, i, first + f).at + n * size_of(y.kind) - 1, 1, True)
     for f in range(n_frames):
-        reduce_row(op, few, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
-                   <const floating*> rows.last[f], <const floating*> rows_b.last[f], n, &params[f], lanes, errors,
-                   found, m[f], &peaks[f * n_blocks * CHUNK],
-                   rows.at[f] + n_frames * a.gap if far and sums_exponentials(op) else NULL,
-                   frame_at(y, i, first + f).at if far else NULL)
+        reduce_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f], <const floating*> rows.last[f],
+                   <const floating*> rows_b.last[f], n, &params[f], lanes, errors, found, m[f],
+                   &peaks[f * n_blocks * CHUNK], next_row(a, i, first + f + n_frames, far, found),
+                   next_row(y, i, first + f, far and not stream and writes_elements(op) and not reads_two(op), found))
         half_lanes(lanes, errors, &half[f * 8], &half_error[f * 8], found)
-        n_equal[f] = 0
-        if sums_exponentials(op):
-            for k in range(CHUNK):
-                n_equal[f] += found[k]
+        for k in range(CHUNK if sums_exponentials(op) else 0):
+            n_equal[f] += found[k]
     end_sums(half, half_error, total, error, found)
-    is_regular = end_frames(op, few, total, error, m, n_equal, GROUP_FRAMES, params)
-    write_rows_of_group(op, a, b, y, i, first, n_frames, n, is_regular, rows, rows_b, params, far, stream,
-                        scratch + 2 * packed_numbers(scratch))
+    if not end_frames(op, False, total, error, m, n_equal, GROUP_FRAMES, params):
+        for f in range(n_frames):
+            run_irregular_frame(op, frame_at(a, i, first + f), frame_at(b, i, first + f), frame_at(y, i, first + f), n,
+                                &params[f])
+    elif writes_elements(op):
+        write_rows_of_group(op, y, i, first, n_frames, n, rows, rows_b, params, b, far, stream,
+                            scratch + 2 * packed_numbers(scratch))
+    else:
+        write_results(y, i, first, n_frames, params)
 
 
-cdef inline void write_rows_of_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first,
-                                     Py_ssize_t n_frames, Py_ssize_t n, bint is_regular, Rows rows, Rows rows_b,
-                                     floating* params, bint far, bint stream, floating* copy) noexcept nogil:
+cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
+                                     Py_ssize_t n, Rows rows, Rows rows_b, const floating* params, Array b, bint far,
+                                     bint stream, floating* copy) noexcept nogil:
     cdef Py_ssize_t f
     cdef Vector to
     cdef floating* at
-    cdef floating least
-    cdef const char* next_a
-    cdef const char* next_b
-    cdef bint some_low = False
-    if not writes_elements(op):
-        to.at = y.at + i * y.outer + first * y.gap
-        to.step = y.gap
-        to.kind = y.kind
-        if is_regular:
-            write(to, 0, n_frames, params, False)
-        for f in range(0 if is_regular else n_frames):
-            run_irregular_frame(op, frame_at(a, i, first + f), frame_at(b, i, first + f), frame_at(y, i, first + f), n,
-                                &params[f])
-        return
+    cdef floating least = 0, highest = 0
+    cdef bint is_bad, some_low = False
+    if limits_range(op):
+        least = range_of_rows(&rows_b, n_frames, n, &highest)
+        for f in range(n_frames):
+            some_low |= not (params[4 * MAX_WIDTH + f] < least)
     for f in range(n_frames):
         to = frame_at(y, i, first + f)
-        next_a = next_b = NULL
-        if far and reads_two(op):
-            next_a = rows.at[f] + n_frames * a.gap
-            next_b = rows_b.at[f] + n_frames * b.gap
-        if not is_regular:
-            run_irregular_frame(op, native(<const floating*> rows.at[f]), native(<const floating*> rows_b.at[f]), to, n,
-                                &params[f])
-            continue
-        if limits_range(op):
-            least = least_of_frame(<const floating*> rows_b.at[f], n)
-            some_low = not (params[4 * MAX_WIDTH + f] < least)
-            if not (least <= 0 or not some_odd(<const floating*> rows_b.at[f], n)) or (
-                    some_low and is_masked(native(<const floating*> rows_b.at[f]), n, params)):
-                run_irregular_frame(op, native(<const floating*> rows.at[f]), native(<const floating*> rows_b.at[f]),
-                                    to, n, &params[f])
-                continue
         at = <floating*> to.at if is_native(to, params) else copy
-        if some_low:
-            write_of_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f], n, &params[f], True, at,
-                         stream and at != copy, next_a, next_b)
-        else:
-            write_of_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f], n, &params[f], False, at,
-                         stream and at != copy, next_a, next_b)
-        if at == copy:
-            write_long(to, n, copy)
-
-
-cdef inline floating least_of_frame(const floating* y, Py_ssize_t n) noexcept nogil:
-    """least_of_row for any n."""
-    cdef floating padded[CHUNK]
-    if n >= CHUNK:
-        return least_of_row(y, n)
-    pad(padded, y, n, CHUNK, -1)
-    return least_of_row(padded, CHUNK)
+        is_bad = some_low and is_masked(native(<const floating*> rows_b.at[f]), n, params)
+        if not is_bad:
+            is_bad = write_part(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f], n, &params[f], least,
+                                is_large(highest), some_low, at, stream and at != copy,
+                                next_row(b, i, first + f + n_frames, far, params),
+                                next_row(y, i, first + f + n_frames, far and not stream, params))
+            if at == copy:
+                write_long(to, n, copy)
+        if is_bad:
+            fill_nan(to, n, params)
 
 
 cdef inline void write_long(Vector y, Py_ssize_t n, const floating* p) noexcept nogil:
     cdef Py_ssize_t i
-    for i from 0 <= i < n by PIPELINE_MAX_CLASSES:
-        write(y, i, min(<Py_ssize_t> PIPELINE_MAX_CLASSES, n - i), p + i, False)
+    for i from 0 <= i < n by WRITE_NUMBERS:
+        write(y, i, min(<Py_ssize_t> WRITE_NUMBERS, n - i), p + i, False)
 
 
-cdef inline void run_rows_of_shape(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first,
-                                   Py_ssize_t n_frames, Py_ssize_t n, bint far, bint stream,
-                                   floating* scratch) noexcept nogil:
-    cdef Py_ssize_t f
-    if not is_pipelined(op) and n <= FEW_CLASSES:
-        run_rows(op, True, a, b, y, i, first, n_frames, n, far, stream, scratch)
-    elif is_pipelined(op) or n <= min(packed_numbers(scratch), <Py_ssize_t> SLICE_CLASSES):
-        run_rows(op, False, a, b, y, i, first, n_frames, n, far, stream, scratch)
+cdef inline void run_group_of_shape(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first,
+                                    Py_ssize_t n_frames, Py_ssize_t n, bint far, bint stream,
+                                    floating* scratch) noexcept nogil:
+    if is_few(n):
+        run_few_rows(op, a, b, y, i, first, n_frames, n, far, scratch)
     else:
-        for f in range(first, first + n_frames):
-            run_long_frame(op, frame_at(a, i, f), frame_at(b, i, f), frame_at(y, i, f), n, stream, scratch)
+        run_rows(op, a, b, y, i, first, n_frames, n, far, stream, scratch)
