@@ -8,7 +8,7 @@ from lsm._dispatch import DispatchEntry, find_entry
 from lsm._errors import BackendUnsupportedError
 from lsm._execute import Execution
 from lsm._fastpath import fast_functions
-from lsm._interop import CUPY_LIBRARY, NUMPY_LIBRARY, library_of
+from lsm._interop import CUPY_LIBRARY, NUMPY_LIBRARY, check_alike, library_of
 from lsm._interop_base import ArrayLibrary
 from lsm._operations import Operation
 
@@ -74,7 +74,7 @@ class Call:
         own = operands[0].dtype
         for i in range(1, len(operands)):
             pair = (names[0], names[i])
-            _check_alike(self.library, libraries[i], self.arrays[0], self.arrays[i], pair)
+            check_alike(self.library, libraries[i], self.arrays[0], self.arrays[i], pair)
             own = _check.promoted(own, operands[i].dtype, pair)
         dtypes = (own, self.library.result_dtype(own, dtype))
         type_name = self.library.type_name(self.arrays[0])
@@ -161,20 +161,3 @@ class Call:
                 f"out: is on {places[0]}, the result on {places[1]}; lsm does not move arrays between devices"
             )
         library.check_out(out)
-
-
-def _check_alike(library: ArrayLibrary, other: ArrayLibrary, a: Any, b: Any, names: tuple[str, str]) -> None:
-    """Raise unless both arrays belong to one library and are on one device."""
-    if library is other:
-        is_same_device = library.device(a) == other.device(b)
-    else:
-        is_same_device = library.device_kind(a) == other.device_kind(b)
-    if not is_same_device:
-        places = f"{library.device(a)} and {other.device(b)}"
-        raise BackendUnsupportedError(
-            f"{', '.join(names)}: on {places}; lsm does not move arrays between devices, move one of them"
-        )
-    if library.type_name(a) != other.type_name(b):
-        first, second = (names[1], library) if other is NUMPY_LIBRARY or not other.converter else (names[0], other)
-        remedy = f"pass {second.converter}({first})" if second.converter else "pass both as one type"
-        raise TypeError(f"{names[0]}, {names[1]}: a {library.type_name(a)} and a {other.type_name(b)}; {remedy}")

@@ -41,24 +41,29 @@ def np_dtype(name: str) -> np.dtype[Any]:
     return found
 
 
+def as_ndarray(x: Any, name: str) -> Any:
+    """Convert an array_like to an ndarray of any dtype."""
+    from lsm._foreign import reject  # takes 0.4 ms, not needed for ndarrays
+
+    try:
+        made = np.asanyarray(x)
+    except ValueError as error:
+        reraise_from_handler(error)
+        raise ValueError(f"{name}: cannot be converted to an array: {error}") from error
+    except (TypeError, RuntimeError) as error:  # from __array__, for example of a tensor that requires grad
+        reraise_from_handler(error)
+        raise TypeError(f"{name}: a {type(x).__name__} cannot be converted to an array: {error}") from error
+    reject(made, name)  # the result of __array__
+    return np.asarray(made)
+
+
 def as_array(x: Any, name: str) -> Any:
     """Convert an array_like to an ndarray of a supported floating dtype.
 
     An ndarray that is aligned and in native byte order is not copied.
     """
     if type(x) is not np.ndarray:
-        from lsm._foreign import reject  # here and below: takes 0.4 ms, not needed for ndarrays
-
-        try:
-            made = np.asanyarray(x)
-        except ValueError as error:
-            reraise_from_handler(error)
-            raise ValueError(f"{name}: cannot be converted to an array: {error}") from error
-        except (TypeError, RuntimeError) as error:  # from __array__, for example of a tensor that requires grad
-            reraise_from_handler(error)
-            raise TypeError(f"{name}: a {type(x).__name__} cannot be converted to an array: {error}") from error
-        reject(made, name)  # the result of __array__
-        x = np.asarray(made)
+        x = as_ndarray(x, name)
     dtype = x.dtype
     if dtype.char not in _NAME_BY_CHAR:
         if dtype.kind in "iub":

@@ -29,7 +29,7 @@ FLOORS = [
     "lsm._interop_base",
     "lsm._interop_cupy lsm._interop_jax lsm._interop_torch",
     "lsm._interop",
-    "lsm._decide lsm._guard",
+    "lsm._decide lsm._guard lsm._keywords",
     "lsm._dispatch lsm._execute",
     "lsm._call",
     "lsm._api",

@@ -1,0 +1,172 @@
+"""The keywords `where` and `temperature`: what they may be, and as arrays that go with those of a call."""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from lsm import _check
+from lsm._held import call_within
+from lsm._interop import NUMPY_LIBRARY, TORCH_LIBRARY, check_alike, library_of
+from lsm._interop_base import ArrayLibrary, name_of_dtype
+from lsm._version import install_command
+
+
+def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "x") -> Any:
+    """The mask of the classes that take part, a bool array of the shape of `view`; None if `where` is None.
+
+    Parameters
+    ----------
+    where : array of bool or None
+        As passed by the caller.
+    x : array
+        The input, an array of `library`.
+    view : array
+        The input as the computation reads it: `x` itself, or a view of it as a NumPy or CuPy array.
+    library : ArrayLibrary
+        The library of `x`, to which the mask must belong.
+    name : str
+        The parameter of the public function that `x` was passed as.
+
+    Returns
+    -------
+    mask : array of bool, type and shape of `view`
+        A view, whose strides may be 0, but for array_likes.
+
+    Raises
+    ------
+    TypeError
+        `where` has another dtype than bool, or belongs to another library.
+    ValueError
+        It does not broadcast to `x`, or would enlarge it.
+    BackendUnsupportedError
+        It is on another device.
+    """
+    if where is None:
+        return None
+    mask = _operand(where, (name, "where"), x, library)
+    dtype = name_of_dtype(mask.dtype)
+    if dtype != "bool":
+        raise TypeError(
+            f"where: dtype {dtype}; accepted: bool, True where a class takes part; pass where == 0 for a mask that is "
+            "added to logits (0 and -inf), where != 0 for one of 1 and 0"
+        )
+    if not _broadcasts(mask.shape, x.shape):
+        raise ValueError(f"where: shape {tuple(mask.shape)} does not broadcast to {tuple(x.shape)}, the shape of {name}")
+    return broadcast(_as_view(mask, x, view, library), view.shape)
+
+
+def temperature_for(temperature: Any, x: Any, view: Any, library: ArrayLibrary, axes: tuple[int, ...]) -> Any:
+    """The temperature, as float64: a float, or an array with length 1 along the axes; None if it is 1.
+
+    Parameters
+    ----------
+    temperature : number or array
+        As passed by the caller: an array of `library`, an ndarray or an array_like.
+    x, view, library
+        As for `mask_for`.
+    axes : tuple of int
+        The axes of the classes.
+
+    Returns
+    -------
+    temperature : float, or array of float64, type of `view`
+        An array shares no memory with the caller's. It has the shape of `x` with 1 along `axes`; NaN stands for what
+        is not a finite number above 0.
+
+    Raises
+    ------
+    TypeError
+        It has no real numbers, or belongs to another library.
+    ValueError
+        A number that is not finite or not above 0; an array that does not broadcast, or is longer along `axes`.
+    BackendUnsupportedError
+        It is on another device.
+    """
+    own = library_of(temperature)
+    if own is NUMPY_LIBRARY:
+        if isinstance(temperature, (str, bytes, type(None))):
+            raise _not_a_temperature(temperature)
+        is_number = hasattr(temperature, "__float__") and not hasattr(temperature, "__array__")
+        made = _as_float(temperature) if is_number else temperature
+        values = NUMPY_LIBRARY.validate(made, "temperature").array
+    else:
+        values = _operand(temperature, ("x", "temperature"), x, library)
+        values = TORCH_LIBRARY.astype(values, "float64") if own is TORCH_LIBRARY else values
+        if isinstance(view, np.ndarray):
+            values = library.as_numpy(values, "temperature")
+    if isinstance(values, np.ndarray):
+        values = _as_float64(values)
+        if values.ndim == 0:
+            number = float(values)
+            if not 0 < number < float("inf"):
+                raise _not_a_temperature(temperature)
+            return None if number == 1 else number
+    frames = tuple([1 if i in axes else n for i, n in enumerate(x.shape)])
+    if not _broadcasts(values.shape, frames):
+        raise ValueError(
+            f"temperature: shape {tuple(values.shape)}; accepted: a finite number above 0, or an array that broadcasts "
+            f"to {frames}, one number a frame"
+        )
+    xp = namespace(view)
+    if not isinstance(view, np.ndarray):
+        values = xp.asarray(values, **({"device": view.device} if library is TORCH_LIBRARY else {}))
+        values = values.to(xp.float64) if library is TORCH_LIBRARY else values.astype(np.float64)
+    return broadcast(xp.where((values > 0) & (values < float("inf")), values, float("nan")), frames)
+
+
+def namespace(x: Any) -> Any:
+    """The module of functions for such an array: numpy, cupy or torch."""
+    return sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def broadcast(x: Any, shape: Any) -> Any:
+    """A view in another shape."""
+    return namespace(x).broadcast_to(x, tuple(shape))
+
+
+def _operand(array: Any, names: tuple[str, str], x: Any, library: ArrayLibrary) -> Any:
+    """The argument as an array of the library of x, with any dtype."""
+    other = library_of(array)
+    made = array if other is NUMPY_LIBRARY else other.validate(array, names[1]).array
+    check_alike(library, other, x, made, names)
+    if library is not NUMPY_LIBRARY:
+        return made
+    if type(array) is np.ndarray:
+        return array
+    from lsm._foreign import reject
+
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{names[1]}: a masked array; pass {names[1]}.filled(False), or another value for what it masks")
+    reject(array, names[1])
+    return _check.as_ndarray(array, names[1])
+
+
+def _as_view(mask: Any, x: Any, view: Any, library: ArrayLibrary) -> Any:
+    """The mask as `view` is of x."""
+    if view is x or library is NUMPY_LIBRARY:
+        return mask
+    return library.view_as_numpy(mask, "where") if isinstance(view, np.ndarray) else library.as_cupy(mask, "where")
+
+
+def _broadcasts(shape: Any, to: Any) -> bool:
+    """Whether an array of a shape can be broadcast to another without enlarging that."""
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
+
+
+def _as_float(number: Any) -> float:
+    try:
+        return float(number)
+    except (TypeError, ValueError, OverflowError):
+        raise _not_a_temperature(number) from None
+
+
+def _as_float64(values: Any) -> Any:
+    """A copy as float64; what is too large becomes inf."""
+    if values.dtype is _check.BFLOAT16_BITS:
+        raise TypeError(f"temperature: bfloat16 needs ml_dtypes: {install_command('bfloat16')}; or pass float32")
+    return call_within(np.errstate(all="ignore"), values.astype, np.float64)
+
+
+def _not_a_temperature(temperature: Any) -> ValueError:
+    return ValueError(f"temperature: {temperature!r}; accepted: a finite number above 0, or an array of them")
