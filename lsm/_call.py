@@ -89,7 +89,7 @@ class Call:
         """Call the backend on the arrays as they are, or on views of them as NumPy or CuPy arrays."""
         library, out = self.library, self.out
         if out is not None and library is not NUMPY_LIBRARY:
-            self._check_out()
+            check_out(library, out, self.arrays[0], self.request.dtypes[1])
         if entry.passed_as == _check.NUMPY:
             result = self._execute_as_numpy(entry)
         elif entry.passed_as != self.request.array_type:
@@ -146,18 +146,18 @@ class Call:
             y = Execution(entry.backend, self.operation, NUMPY_LIBRARY, inputs, axes, target, result, shape).run()
         return library.from_numpy(y, self.arrays[0]) if out is None else out
 
-    def _check_out(self) -> None:
-        """Raise unless `out` has the library and the device of the inputs, and can be written to."""
-        library, out, request = self.library, self.out, self.request
-        if library_of(out) is not library or library.type_name(out) != request.array_type:
-            from lsm._foreign import explain_rejection
 
-            kind = f"{type(out).__module__}.{type(out).__qualname__}"
-            accepted = f"a {request.array_type} of dtype {request.dtypes[1]} on {request.device}"
-            raise TypeError(f"out: a {kind}; accepted: {accepted}{explain_rejection(out)}")
-        places = library.device(out), library.device(self.arrays[0])
-        if places[0] != places[1]:
-            raise BackendUnsupportedError(
-                f"out: is on {places[0]}, the result on {places[1]}; lsm does not move arrays between devices"
-            )
-        library.check_out(out)
+def check_out(library: ArrayLibrary, out: Any, x: Any, dtype: str) -> None:
+    """Raise unless `out` has the library and the device of x, and can be written to."""
+    if library_of(out) is not library or library.type_name(out) != library.type_name(x):
+        from lsm._foreign import explain_rejection
+
+        kind = f"{type(out).__module__}.{type(out).__qualname__}"
+        accepted = f"a {library.type_name(x)} of dtype {dtype} on {library.device_kind(x)}"
+        raise TypeError(f"out: a {kind}; accepted: {accepted}{explain_rejection(out)}")
+    places = library.device(out), library.device(x)
+    if places[0] != places[1]:
+        raise BackendUnsupportedError(
+            f"out: is on {places[0]}, the result on {places[1]}; lsm does not move arrays between devices"
+        )
+    library.check_out(out)

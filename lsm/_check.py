@@ -103,6 +103,11 @@ def result_dtype(own: str, dtype: Any) -> str:
     return dtype_name(requested)
 
 
+def at_least_float32(own: str) -> str:
+    """The dtype of losses of logits of this dtype."""
+    return "float32" if own in ("float16", "bfloat16") else own
+
+
 _WIDTHS = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3, "longdouble": 4}
 
 

@@ -81,6 +81,10 @@ class ArrayLibrary:
             raise TypeError(f"dtype: only NumPy has {name}; accepted for this array: {', '.join(self.dtypes)}")
         return name
 
+    def has_int64(self) -> bool:
+        """Whether the library has integers of 64 bits."""
+        return True
+
     def as_numpy(self, x: Any, name: str) -> Any:
         """A view as an ndarray of a supported dtype; a copy only if the dtype must be converted."""
         return _check.as_array(self.view_as_numpy(x, name), name)

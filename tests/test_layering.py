@@ -14,8 +14,8 @@ PACKAGE = Path(lsm.__file__).parent
 
 # From the bottom up: a module imports from the lines above its own, and from no other.
 FLOORS = [
-    "lsm._errors lsm._held lsm._identity lsm._operations lsm._signals lsm._stopping",
-    "lsm._cgroup lsm._stdout lsm._texts lsm._untraced",
+    "lsm._errors lsm._frames lsm._held lsm._identity lsm._operations lsm._reduce lsm._signals lsm._stopping",
+    "lsm._cgroup lsm._derived_loss lsm._stdout lsm._texts lsm._untraced",
     "lsm._block lsm._fastpath lsm._pyinstaller lsm._pyinstaller.hook-lsm lsm._version",
     "lsm.backends lsm.backends._cuda lsm.backends._kernels",
     "lsm._config lsm.backends.info",
@@ -32,8 +32,10 @@ FLOORS = [
     "lsm._decide lsm._guard lsm._keywords",
     "lsm._dispatch lsm._execute",
     "lsm._call",
+    "lsm._logits",
+    "lsm._losses lsm._select lsm._targets",
     "lsm._api",
-    "lsm._api_reduce",
+    "lsm._api_entropy lsm._api_loss lsm._api_reduce lsm._api_select",
     "lsm lsm._conformance lsm.bench",
     "lsm._conformance.arrays lsm._conformance.expected lsm._conformance.oracle lsm.bench.options",
     "lsm._conformance.samples lsm.bench.machine lsm.bench.workloads",

@@ -1,0 +1,155 @@
+"""The entropy and the divergence of softmax distributions, with their documentation."""
+
+from typing import Any
+
+import numpy as np
+
+from lsm import _check
+from lsm._api import Axis
+from lsm._held import call_within
+from lsm._interop import check_alike
+from lsm._logits import Logits, narrowed
+from lsm._losses import divergences, entropies
+from lsm._untraced import untraced
+
+
+def entropy(
+    x: Any,
+    axis: Axis = -1,
+    *,
+    temperature: Any = 1.0,
+    where: Any = None,
+    dtype: Any = None,
+    backend: str | None = None,
+) -> Any:
+    """Compute the entropy of the softmax of `x`.
+
+    ::
+
+        H = log1p(s) + (sum of exp(d) * -d) / (1 + s)
+
+    with d = x - max(x), and s the sum of exp(d) over all classes except one of the largest.
+
+    Parameters
+    ----------
+    x : array_like, torch.Tensor, jax.Array or other DLPack array on the CPU, shape (..., n_classes, ...)
+        Logits, in nats, as for `log_softmax`. -inf masks a class, which adds 0.
+    axis : int, tuple of int, or None, optional
+        The axis of the classes, by default the last. Several axes, or None for all, count as one.
+    temperature : float or array, optional
+        As for `log_softmax`.
+    where : array of bool, optional
+        As for `log_softmax`.
+    dtype : dtype or str, optional
+        The dtype of the result; default: that of `x`, but float32 for 16 bits.
+    backend : str, optional
+        The backend to use for `log_softmax`, which must support the call; there is no fallback. See `explain`.
+
+    Returns
+    -------
+    H : array, type of `x`, shape of `x` without `axis`
+        In nats, from 0 to log(n_classes); 0 is never -0.0. A 0-d ndarray is returned as a NumPy scalar.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError, LsmError
+        As for `log_softmax`. `x` is on another device than the CPU.
+
+    See Also
+    --------
+    kl_divergence : The divergence of two such distributions.
+
+    Notes
+    -----
+    For any finite frame, the result is within 4 ulp, also near 0; in 16 bits within 0.501 ulp. A frame that contains
+    NaN or +inf, or only -inf, becomes NaN; one of no classes becomes 0. The gradient is ``-p * (log(p) + H)``.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> lsm.entropy(np.array([[20.0, 0.0], [0.0, 0.0]], np.float32))
+    array([4.3284226e-08, 6.9314718e-01], dtype=float32)
+    """
+    return untraced(_entropy)(x, axis, temperature, where, dtype, backend)
+
+
+def kl_divergence(
+    p_logits: Any,
+    q_logits: Any,
+    axis: Axis = -1,
+    *,
+    temperature: Any = 1.0,
+    where: Any = None,
+    dtype: Any = None,
+    backend: str | None = None,
+) -> Any:
+    """Compute the Kullback-Leibler divergence of the softmax of two arrays of logits.
+
+    ::
+
+        KL = sum of p * log(p / q)
+
+    Parameters
+    ----------
+    p_logits : array_like, torch.Tensor, jax.Array or other DLPack array on the CPU, shape (..., n_classes, ...)
+        Logits of p, in nats, as for `log_softmax`. -inf masks a class.
+    q_logits : array of the type and shape of `p_logits`
+        Logits of q. A class masked here only makes the result inf; one masked in both adds 0.
+    axis, temperature, where, dtype, backend
+        As for `entropy`; `temperature` and `where` are those of both.
+
+    Returns
+    -------
+    KL : array, type of `p_logits`, shape of `p_logits` without `axis`
+        In nats, at least 0, and exactly 0 for equal logits. The dtype is that to which NumPy promotes both inputs, but
+        float32 for 16 bits. A 0-d ndarray is returned as a NumPy scalar.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError, LsmError
+        As for `entropy`; the shapes differ.
+
+    See Also
+    --------
+    entropy : The entropy of one distribution.
+
+    Notes
+    -----
+    It is computed as ``sum(p * (expm1(t) - t)) - (r - log1p(r))`` with ``t = log(q / p)``, from differences of the
+    logits, and ``r = sum(p * expm1(t))``, which would be 0 without rounding: so it keeps its digits however near the
+    distributions are. It is within 4 ulp, in float64 within 8. A frame in which one of the inputs contains NaN or +inf,
+    or only -inf, becomes NaN. The gradient by `q_logits` is ``q - p``.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> lsm.kl_divergence(np.array([1e-8, 0.0]), np.array([0.0, 0.0]))
+    np.float64(1.25e-17)
+    """
+    return untraced(_kl_divergence)(p_logits, q_logits, axis, temperature, where, dtype, backend)
+
+
+def _entropy(x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> Any:
+    logits = Logits("entropy", x, "x", axis, dtype=dtype, backend=backend)
+    result = logits.result_dtype(dtype)
+    logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
+    return logits.finished(call_within(np.errstate(all="ignore"), _rounded, entropies, (logits,), result))
+
+
+def _kl_divergence(p_x: Any, q_x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> Any:
+    names = ("p_logits", "q_logits")
+    p, q = (
+        Logits("kl_divergence", x, name, axis, dtype=dtype, backend=backend)
+        for x, name in zip((p_x, q_x), names, strict=True)
+    )
+    check_alike(p.library, q.library, p.array, q.array, names)
+    _check.same_shapes((p.values, q.values), names)
+    p.own = q.own = _check.promoted(p.own, q.own, names)
+    result = p.result_dtype(dtype)
+    p.select(_check.at_least_float32(p.own), backend, temperature, where)
+    q.mask, q.temperature = p.mask, p.temperature
+    return p.finished(call_within(np.errstate(all="ignore"), _rounded, divergences, (p, q), result))
+
+
+def _rounded(function: Any, arguments: tuple[Any, ...], dtype: str) -> Any:
+    return narrowed(function(*arguments), dtype)

@@ -1,0 +1,167 @@
+"""Formulas of losses, entropy and divergence on a block of frames, in float64 or longdouble.
+
+Where results have so many digits themselves (`is_wide`), differences are two numbers and sums carry their errors. All
+terms of a sum have one sign, so that nothing cancels; docs/numerics.md has the derivations.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lsm._reduce import exact_sum, two_sum
+
+
+class Block(NamedTuple):
+    """A block of frames; all but `x` is NaN in a frame with NaN or +inf, or of -inf only.
+
+    Attributes
+    ----------
+    x : ndarray
+        The logits, -inf where masked.
+    m : ndarray
+        The largest class, with length 1 on the axis.
+    d, rest : ndarray
+        (x - m) / T as two numbers.
+    p : ndarray
+        The probabilities.
+    s, log_s : ndarray
+        The sum of exp(d) over the classes but the largest, and log1p(s).
+    """
+
+    x: Any
+    m: Any
+    d: Any
+    rest: Any
+    p: Any
+    s: Any
+    log_s: Any
+    at: int
+    is_wide: bool
+
+    def sum(self, terms: Any) -> Any:
+        """The sum over the classes, with length 1 on the axis."""
+        return exact_sum(terms, self.at) if self.is_wide else np.add.reduce(terms, axis=self.at, keepdims=True)
+
+    @property
+    def y(self) -> Any:
+        """The log-probabilities."""
+        return (self.d - self.log_s) + self.rest
+
+
+def normalised(x: Any, at: int, is_wide: bool, temperature: Any = None) -> Block:
+    """The probabilities of a block."""
+    k = np.expand_dims(x.argmax(axis=at), at)
+    m = np.take_along_axis(x, k, at)
+    m = m + m * 0  # NaN unless finite
+    if temperature is not None:
+        d, rest = divided_differences(x, m, temperature)
+    elif is_wide:
+        d, rest = two_sum(x, -m)
+    else:
+        d, rest = x - m, None
+    if rest is not None:
+        rest[~np.isfinite(d)] = 0
+    else:
+        rest = np.zeros(1, x.dtype)
+    terms = np.exp(d)
+    if is_wide or temperature is not None:
+        terms += terms * rest
+    np.put_along_axis(terms, k, 0, at)
+    s = exact_sum(terms, at) if is_wide else np.add.reduce(terms, axis=at, keepdims=True)
+    np.put_along_axis(terms, k, 1, at)
+    terms /= 1 + (s + m * 0)
+    return Block(x, m, d, rest, terms, s + m * 0, np.log1p(s) + m * 0, at, is_wide)
+
+
+def divided_differences(x: Any, m: Any, temperature: Any) -> tuple[Any, Any]:
+    """(x - m) / T as two numbers; x - m may leave the range where the quotient does not."""
+    scale = np.where(np.isinf(x - m) & np.isfinite(x), x.dtype.type(0.25), x.dtype.type(1))
+    d, rest = two_sum(x * scale, -m * scale)
+    quotient = d / temperature
+    rest = (_remainder(d, quotient, temperature) + rest) / temperature
+    rest[~np.isfinite(rest)] = 0
+    return quotient / scale, rest / scale
+
+
+def _remainder(d: Any, quotient: Any, divisor: Any) -> Any:
+    """The exact d - quotient * divisor (Dekker)."""
+    split = d.dtype.type(2.0 ** ((np.finfo(d.dtype).nmant + 2) // 2) + 1)
+    a, b = split * quotient, split * divisor
+    a_high, b_high = a - (a - quotient), b - (b - divisor)
+    a_low, b_low = quotient - a_high, divisor - b_high
+    product = quotient * divisor
+    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return (d - product) - error
+
+
+def expected_loss(block: Block, q: Any, weight: Any, smoothing: float) -> tuple[Any, Any]:
+    """The sum of w * q * -y, and w * q of the smoothed targets, which may be NaN in a spoiled frame.
+
+    A class with w * q = 0 adds 0, also if it is masked.
+    """
+    if smoothing:
+        takes_part = block.x > -np.inf
+        n = np.add.reduce(takes_part, axis=block.at, keepdims=True, dtype=q.dtype)
+        share = smoothing * block.sum(q) / np.maximum(n, 1)
+        q = (1 - smoothing) * q + np.where(takes_part, share, 0)
+    wq = q if weight is None else q * weight
+    terms = np.where(wq == 0, 0, wq * ((block.log_s - block.d) - block.rest))
+    return block.sum(terms) + block.m * 0, wq
+
+
+def loss_gradient(block: Block, wq: Any, of_square: Any) -> Any:
+    """The gradient of the sum of w * q * -y and of f * z_loss * L**2 by d, with `of_square` = 2 * f * z_loss * L."""
+    y = block.y
+    total = block.sum(wq)
+    gradient = total * block.p - wq
+    near = (total - wq) + total * np.expm1(y)
+    np.copyto(gradient, near, where=y > -np.log(2))  # where exp(y) - 1 would cancel
+    if of_square is not None:
+        gradient += of_square * block.p
+    return gradient
+
+
+def entropy(block: Block) -> Any:
+    """H = l + (sum of exp(d) * -d) / (1 + s): no term is negative."""
+    terms = np.where(block.p == 0, 0, block.p * (-block.d - block.rest))
+    return block.log_s + block.sum(terms) + 0.0
+
+
+def divergence(p: Block, q: Block, temperature: Any) -> Any:
+    """KL(p || q) = sum of p * phi(t) - (r - log1p(r)), with t = log(q / p) and r = sum of p * expm1(t).
+
+    phi(t) = expm1(t) - t is never negative, and r would be 0 without rounding.
+    t is formed from differences of the logits. An error that all t share is taken away by r, to all orders.
+    """
+    t = _log_ratio(p, q, 1.0 if temperature is None else temperature)
+    near = np.abs(t) <= 1
+    inside = np.where(near, t, 0)
+    excess = np.where(near, np.expm1(inside), 0) * p.p
+    terms = p.p * _phi(inside)
+    is_masked = p.p == 0
+    apart = np.where(is_masked, q.p, (q.p - p.p) - p.p * t)
+    np.copyto(terms, apart, where=~near | is_masked)
+    np.copyto(excess, q.p - p.p, where=~near | is_masked)
+    r = p.sum(excess)
+    series = r * r * (1 / 2 - r * (1 / 3 - r * (1 / 4 - r * (1 / 5 - r / 6))))
+    correction = np.where(np.abs(r) < 1e-3, series, r - np.log1p(r))
+    return np.maximum(p.sum(terms) - correction, 0) + (p.m + q.m) * 0
+
+
+def _log_ratio(p: Block, q: Block, temperature: Any) -> Any:
+    """log(q / p) = ((x_q - x_p) - (m_q - m_p)) / T - (l_q - l_p), without rounding what matters."""
+    between, error = two_sum(q.x, -p.x)
+    of_largest, error_of_largest = two_sum(q.m, -p.m)
+    high, low = two_sum(between, -of_largest)
+    low = low + (error - error_of_largest)
+    high, rest = two_sum(high / temperature, -(q.log_s - p.log_s))
+    t = high + (rest + low / temperature)
+    return np.where(np.isfinite(t), t, (q.d - q.log_s) - (p.d - p.log_s))
+
+
+def _phi(t: Any) -> Any:
+    """expm1(t) - t, for abs(t) <= 1."""
+    taylor = np.zeros_like(t)
+    for n in range(19 if t.dtype.itemsize <= 8 else 24, 1, -1):
+        taylor = (taylor + 1) * t / n
+    return taylor * t
