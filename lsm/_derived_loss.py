@@ -1,4 +1,4 @@
-"""Formulas of losses, entropy and divergence on a block of frames, in float64 or longdouble.
+"""Formulas of losses, entropy and divergence on a block of frames, a matrix of float64 or longdouble in C order.
 
 Where results have so many digits themselves (`is_wide`), differences are two numbers and sums carry their errors. All
 terms of a sum have one sign, so that nothing cancels; docs/numerics.md has the derivations.
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsm._reduce import exact_sum, two_sum
+from lsm._reduce import exact_sum, plain_sum, two_sum
 
 
 class Block(NamedTuple):
@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
     def sum(self, terms: Any) -> Any:
         """The sum over the classes, with length 1 on the axis."""
-        return exact_sum(terms, self.at) if self.is_wide else np.add.reduce(terms, axis=self.at, keepdims=True)
+        return exact_sum(terms, self.at) if self.is_wide else plain_sum(terms, self.at)
 
     @property
     def y(self) -> Any:
@@ -67,7 +67,7 @@ def normalised(x: Any, at: int, is_wide: bool, temperature: Any = None) -> Block
     if is_wide or temperature is not None:
         terms += terms * rest
     np.put_along_axis(terms, k, 0, at)
-    s = exact_sum(terms, at) if is_wide else np.add.reduce(terms, axis=at, keepdims=True)
+    s = exact_sum(terms, at) if is_wide else plain_sum(terms, at)
     np.put_along_axis(terms, k, 1, at)
     terms /= 1 + (s + m * 0)
     return Block(x, m, d, rest, terms, s + m * 0, np.log1p(s) + m * 0, at, is_wide)
@@ -137,7 +137,7 @@ def divergence(p: Block, q: Block, temperature: Any) -> Any:
     near = np.abs(t) <= 1
     inside = np.where(near, t, 0)
     excess = np.where(near, np.expm1(inside), 0) * p.p
-    terms = p.p * _phi(inside)
+    terms = p.p * _phi(inside, 24 if p.is_wide else 13)
     is_masked = p.p == 0
     apart = np.where(is_masked, q.p, (q.p - p.p) - p.p * t)
     np.copyto(terms, apart, where=~near | is_masked)
@@ -159,9 +159,13 @@ def _log_ratio(p: Block, q: Block, temperature: Any) -> Any:
     return np.where(np.isfinite(t), t, (q.d - q.log_s) - (p.d - p.log_s))
 
 
-def _phi(t: Any) -> Any:
-    """expm1(t) - t, for abs(t) <= 1."""
-    taylor = np.zeros_like(t)
-    for n in range(19 if t.dtype.itemsize <= 8 else 24, 1, -1):
-        taylor = (taylor + 1) * t / n
-    return taylor * t
+def _phi(t: Any, n_terms: int) -> Any:
+    """expm1(t) - t, for abs(t) <= 1, by its Taylor series."""
+    taylor = np.ones_like(t)
+    for n in range(n_terms, 2, -1):
+        taylor *= t
+        taylor *= 1 / t.dtype.type(n)
+        taylor += 1
+    taylor *= t
+    taylor *= t / 2
+    return taylor

@@ -45,7 +45,7 @@ class Frames(NamedTuple):
         return math.prod(self.shape)
 
     def blocks(self, n_elements: int) -> Iterator[Index]:
-        """Index blocks of about so many elements: inner axes whole while they fit, one in parts, the others one by one."""
+        """Index blocks of about so many elements: inner axes whole while they fit, one in parts, others one by one."""
         if not self.size:
             return
         room = max(1, n_elements // max(1, self.n_classes))
@@ -79,3 +79,7 @@ class Frames(NamedTuple):
         """One number for each frame of a block, with length 1 on the axis of the classes."""
         part = numbers[index]
         return part.reshape((*part.shape[: self.at], 1, *part.shape[self.at :]))
+
+    def of_rows(self, numbers: Any, block: Any) -> Any:
+        """One number for each frame of a block, from a matrix with length 1 along one axis, as `beside` gives them."""
+        return numbers.reshape((*block.shape[: self.at], 1, *block.shape[self.at + 1 :]))

@@ -12,12 +12,14 @@ from lsm._dispatch import DispatchEntry, find_entry
 from lsm._errors import BackendUnsupportedError
 from lsm._execute import Execution
 from lsm._frames import Frames, Index
+from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, library_of
 from lsm._keywords import mask_for, temperature_for
 from lsm._operations import DERIVED, LOG_SOFTMAX, SOFTMAX, Operation
 
 BLOCK_ELEMENTS = 2**17  # of a block of log-softmax: half a MiB of float32, which stays in a level-2 cache
 WIDE_ELEMENTS = 2**14  # of a block in float64, of which there are about ten temporaries
+_ROW_CLASSES = 32
 
 
 class Logits:
@@ -54,7 +56,7 @@ class Logits:
         return np.dtype(np.longdouble if self.own == "longdouble" else np.float64)
 
     def result_dtype(self, dtype: Any) -> str:
-        """The dtype of the result: `dtype`, as passed by the caller, or that of the logits, of losses at least float32."""
+        """The dtype of the result: `dtype`, or by default that of the logits, of losses at least float32."""
         own = _check.at_least_float32(self.own) if DERIVED[self.function].is_loss else self.own
         return self.library.result_dtype(own, dtype)
 
@@ -82,19 +84,32 @@ class Logits:
         is_one = self.temperature is None or isinstance(self.temperature, float)
         return self.temperature if is_one else self.frames.block(self.temperature, index)
 
-    def masked_block(self, index: Index) -> Any:
-        """A copy of a block in float64, or longdouble for that, with -inf where it is masked."""
-        made, mask = widened(self.block(index), self.wide), self.mask_block(index)
+    def masked_rows(self, index: Index) -> tuple[Any, Any]:
+        """A block of the logits as `rows` makes it, with -inf where it is masked; and its mask, or None."""
+        matrix, mask = self.rows(self.block(index)), self.mask_block(index)
         if mask is not None:
-            mask_out(made, mask)
-        return made
+            mask = np.moveaxis(mask, self.frames.at, self.at).reshape(matrix.shape)
+            mask_out(matrix, mask)
+        return matrix, mask
 
-    def is_empty(self, index: Index) -> Any:
-        """In which frames of a block nothing takes part, with length 1 on the axis; None if in none."""
-        if self.mask is None:
-            return None
-        empty = ~self.mask_block(index).any(axis=self.frames.at, keepdims=True)
-        return empty if empty.any() else None
+    def rows(self, block: Any) -> Any:
+        """A copy of a block as a matrix in float64 or longdouble, in C order: NumPy's order of adding depends on that.
+
+        Its rows are frames, or of short frames its columns, so that no inner loop of NumPy is short.
+        """
+        moved = np.moveaxis(block, self.frames.at, self.at)
+        shape = (moved.shape[0], -1) if self.at == 0 else (-1, moved.shape[-1])
+        return np.ascontiguousarray(widened(moved, self.wide)).reshape(shape)
+
+    def unrows(self, matrix: Any, block: Any) -> Any:
+        """A matrix as `rows` makes it, in the shape of a block."""
+        moved = np.moveaxis(block, self.frames.at, self.at)
+        return np.moveaxis(matrix.reshape(moved.shape), self.at, self.frames.at)
+
+    @property
+    def at(self) -> int:
+        """The axis of the classes in a matrix of `rows`: 0 for short frames, else -1."""
+        return 0 if self.frames.n_classes < _ROW_CLASSES else -1
 
     def log_softmax(self, index: Index) -> Any:
         """The log-softmax of a block, bit for bit what `lsm.log_softmax` gives."""
@@ -112,7 +127,9 @@ class Logits:
         block, at, own = self.block(index), self.frames.at, self.own
         mask, temperature = self.mask_block(index), self.temperature_block(index)
         if temperature is not None:
-            block = self.masked_block(index)
+            block = widened(block, self.wide)
+            if mask is not None:
+                mask_out(block, mask)
             m = block.max(axis=at, keepdims=True)
             block, own = divided_differences(block, m, temperature)[0], _check.dtype_name(self.wide)
         elif mask is not None:
@@ -184,7 +201,7 @@ def narrowed(values: Any, dtype: str) -> Any:
     """Values rounded to a dtype; bfloat16 may be there as bits only."""
     own = _check.np_dtype(dtype)
     if own is not _check.BFLOAT16_BITS:
-        return values.astype(own, copy=False)
+        return call_within(np.errstate(all="ignore"), values.astype, own)
     single = values.astype(np.float32)
     bits: Any = single.view(np.uint32)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even

@@ -8,7 +8,7 @@ from lsm._check import at_least_float32
 from lsm._derived_loss import Block, divergence, entropy, expected_loss, loss_gradient, normalised
 from lsm._frames import Index
 from lsm._logits import BLOCK_ELEMENTS, WIDE_ELEMENTS, Logits, narrowed, widened
-from lsm._reduce import total
+from lsm._reduce import plain_sum, total
 
 
 class Loss(NamedTuple):
@@ -33,14 +33,21 @@ class Loss(NamedTuple):
     z_loss: float
     reduction: str
 
+    def is_narrow(self, own: str) -> bool:
+        """Whether the loss can be formed from the rounded log-softmax: terms of one label do not cancel there.
+
+        For smoothed labels and z_loss only where float64 has more digits than the result.
+        """
+        return self.labels is not None and (not self.is_mixed or at_least_float32(own) == "float32")
+
     @property
-    def is_plain(self) -> bool:
-        """Whether the loss of a frame is a log-probability times a factor."""
-        return self.labels is not None and not self.smoothing and not self.z_loss
+    def is_mixed(self) -> bool:
+        """Whether the loss of a label has other terms than its log-probability."""
+        return bool(self.smoothing or self.z_loss)
 
 
-class Frame(NamedTuple):
-    """Of the frames of a block, each with length 1 on the axis of the classes.
+class Part(NamedTuple):
+    """What belongs to the frames of a block, each with length 1 on the axis of the classes.
 
     Attributes
     ----------
@@ -52,12 +59,15 @@ class Frame(NamedTuple):
         The weights of their labels; None if all are 1.
     scale : float or ndarray
         What the gradients are multiplied by, but for the weights.
+    temperature : float, ndarray or None
+        The temperature; None if it is 1.
     """
 
     labels: Any
     kept: Any
     factor: Any
     scale: Any
+    temperature: Any
 
 
 def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
@@ -75,8 +85,9 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
     if loss.reduction == "mean":
         scale = 1 / denominator if denominator else 0.0
     losses = np.zeros(frames.shape, logits.wide)
-    compute = _plain_block if loss.is_plain else _wide_block
-    for index in frames.blocks(BLOCK_ELEMENTS if loss.is_plain else WIDE_ELEMENTS) if frames.n_classes else ():
+    is_narrow = loss.is_narrow(logits.own)
+    compute = _narrow_block if is_narrow else _wide_block
+    for index in frames.blocks(BLOCK_ELEMENTS if is_narrow else WIDE_ELEMENTS) if frames.n_classes else ():
         own, kept, f = None, None, None if factor is None else frames.beside(factor, index)
         if labels is not None:
             own = frames.beside(labels, index)
@@ -88,35 +99,83 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
             own, kept = (own, None) if kept.all() else (np.where(kept, own, 0), kept)
         temperature = logits.temperature_block(index)
         rates = scale if temperature is None else scale / temperature
-        value = compute(logits, loss, index, Frame(own, kept, f, rates), out)
+        value = compute(logits, loss, index, Part(own, kept, f, rates, temperature), out)
         losses[index] = np.squeeze(value if kept is None else np.where(kept, value, 0), frames.at)
     if loss.reduction == "none":
         return losses
     return total(losses) if loss.reduction == "sum" else total(losses) / logits.wide.type(denominator)
 
 
-def _plain_block(logits: Logits, loss: Loss, index: Index, of: Frame, out: Any) -> Any:
-    """-f y at the labels. The gradient is f p, but f expm1(y) at the labels, where p - 1 would cancel."""
-    frames, at = logits.frames, logits.frames.at
-    y = np.take_along_axis(logits.log_softmax(index), of.labels, at).astype(logits.wide)
-    value = 0 - y if of.factor is None else (0 - y) * of.factor
+def _narrow_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any) -> Any:
+    """The losses of labels from the log-softmax y, and the gradients from the softmax p.
+
+    Without smoothing and z_loss that is -f y at the label; the gradient is f p, but f expm1(y) at the label, where
+    p - 1 would cancel.
+    """
+    frames, at, f = logits.frames, logits.frames.at, 1.0 if part.factor is None else part.factor
+    y = logits.log_softmax(index)
+    y_label = np.take_along_axis(y, part.labels, at).astype(logits.wide)
+    value = 0 - y_label if part.factor is None else (0 - y_label) * f
+    total_weight, of_label, of_square, shares = f, f, 0.0, None  # W, w q at the label, 2 f z_loss L, and w q elsewhere
+    if loss.smoothing:
+        of_label = (1 - loss.smoothing) * f
+        shares, value, weights = _shares(logits, loss, index, y)
+        value = value + np.where(of_label == 0, 0, of_label * (0 - y_label))
+        total_weight = of_label + weights
+    if loss.z_loss:
+        k = np.expand_dims(y.argmax(axis=at), at)
+        m, temperature = widened(np.take_along_axis(logits.block(index), k, at), logits.wide), part.temperature
+        normaliser = (m if temperature is None else m / temperature) - np.take_along_axis(y, k, at)
+        of_square = 2 * loss.z_loss * f * normaliser
+        value = value + loss.z_loss * f * normaliser * normaliser
+    mask = logits.mask_block(index)
+    if mask is not None and loss.is_mixed:
+        np.copyto(value, np.where(of_label == 0, 0, np.inf), where=~mask.any(axis=at, keepdims=True))
     if out is None:
         return value
-    scale = of.scale if of.factor is None else of.scale * of.factor
     p = logits.softmax(index, _dtype_of_gradient(logits, loss))
-    at_label = np.expm1(y) * scale
-    mask = logits.mask_block(index)
-    if mask is not None:
-        at_label[~np.take_along_axis(mask, of.labels, at)] = 0
+    at_label = total_weight * np.expm1(y_label) + of_square * np.exp(y_label)
+    if shares is not None:
+        of_other = np.take_along_axis(np.broadcast_to(shares, p.shape), part.labels, at)
+        at_label += (total_weight - of_label) - of_other
+    at_label *= part.scale
+    rate = np.asarray((total_weight + of_square) * part.scale).astype(p.dtype)
     target = frames.block(out, index)
-    if p.dtype == target.dtype:
-        np.multiply(p, p.dtype.type(scale) if np.ndim(scale) == 0 else scale.astype(p.dtype), out=target)
-    else:
-        target[...] = narrowed(p * scale, logits.own)
-    np.put_along_axis(target, of.labels, narrowed(at_label, logits.own), at)
-    if of.kept is not None:
-        target[np.broadcast_to(~of.kept, target.shape)] = np.zeros((), target.dtype)
+    gradient = target if p.dtype == target.dtype and shares is None else p
+    np.multiply(p, rate, out=gradient)
+    if shares is not None:
+        gradient -= np.asarray(shares * part.scale).astype(p.dtype)
+    if gradient is p:
+        target[...] = narrowed(p, logits.own)
+    np.put_along_axis(target, part.labels, narrowed(at_label, logits.own), at)
+    if mask is not None:
+        target[~mask] = np.zeros((), target.dtype)
+    if part.kept is not None:
+        target[np.broadcast_to(~part.kept, target.shape)] = np.zeros((), target.dtype)
     return value
+
+
+def _shares(logits: Logits, loss: Loss, index: Index, y: Any) -> tuple[Any, Any, Any]:
+    """Of the part of smoothed labels that every class has: w q by class, and by frame the sums of -w q y and of w q.
+
+    A class that is masked, by the mask or by -inf, has none.
+    """
+    frames, at, axis = logits.frames, logits.frames.at, logits.at
+    matrix, e = logits.rows(y), loss.smoothing
+    weight = np.ones(frames.n_classes, logits.wide) if loss.weight is None else loss.weight
+    of_rows = weight.reshape((-1, 1) if axis == 0 else (1, -1))
+    losses = plain_sum(matrix if loss.weight is None else matrix * of_rows, axis)
+    if np.isfinite(losses).all() and logits.mask is None:
+        shares: Any = (e / frames.n_classes) * weight
+        shape = [-1 if i == at else 1 for i in range(y.ndim)]
+        value = frames.of_rows(losses * (-e / frames.n_classes), y)
+        return shares.reshape(shape), value, plain_sum(shares.reshape(-1, 1), 0)[0, 0]
+    takes_part = logits.masked_rows(index)[0] > -np.inf
+    share = np.where(takes_part, e / np.maximum(np.count_nonzero(takes_part, axis=axis, keepdims=True), 1), 0)
+    terms = np.where(takes_part, share * of_rows * -matrix, 0)
+    losses = plain_sum(terms, axis) + 0 * matrix.max(axis=axis, keepdims=True)
+    share = share * of_rows
+    return logits.unrows(share, y), frames.of_rows(losses, y), frames.of_rows(plain_sum(share, axis), y)
 
 
 def _dtype_of_gradient(logits: Logits, loss: Loss) -> str:
@@ -126,64 +185,76 @@ def _dtype_of_gradient(logits: Logits, loss: Loss) -> str:
     return "float64" if own == "float32" and (is_weighted or logits.temperature is not None) else own
 
 
-def _wide_block(logits: Logits, loss: Loss, index: Index, of: Frame, out: Any) -> Any:
-    """The loss of any targets in float64, and its gradient."""
-    frames, at = logits.frames, logits.frames.at
-    temperature = logits.temperature_block(index)
-    block = _normalised(logits, index)
-    if of.labels is None:
-        q = widened(frames.block(loss.probabilities, index), logits.wide)
+def _wide_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any) -> Any:
+    """The losses of any targets, and the gradients, in float64 or longdouble throughout."""
+    frames, block, axis = logits.frames, logits.block(index), logits.at
+    numbers, mask = _normalised(logits, index)
+    labels, kept, f, scale, temperature = [_of_frames(logits, number) for number in part]
+    if labels is None:
+        q = logits.rows(frames.block(loss.probabilities, index))
     else:
-        q = np.zeros_like(block.x)
-        np.put_along_axis(q, of.labels, 1, at)
-    weight = loss.weight
-    if weight is not None:
-        weight = weight.reshape([-1 if i == at else 1 for i in range(block.x.ndim)])
-    value, wq = expected_loss(block, q, weight, loss.smoothing)
+        q = np.zeros_like(numbers.x)
+        np.put_along_axis(q, labels, 1, axis)
+    weight = None if loss.weight is None else loss.weight.reshape((-1, 1) if axis == 0 else (1, -1))
+    value, wq = expected_loss(numbers, q, weight, loss.smoothing)
     of_square = None
     if loss.z_loss:
-        rate = loss.z_loss if of.factor is None else loss.z_loss * of.factor
-        normaliser = (block.m if temperature is None else block.m / temperature) + block.log_s
+        rate = loss.z_loss if f is None else loss.z_loss * f
+        normaliser = (numbers.m if temperature is None else numbers.m / temperature) + numbers.log_s
         of_square = 2 * rate * normaliser
         value = value + rate * normaliser * normaliser
-    empty = logits.is_empty(index)
-    if empty is not None:
-        np.copyto(value, np.where(block.sum(wq) == 0, 0, np.inf), where=empty)
+    if mask is not None:
+        np.copyto(value, np.where(numbers.sum(wq) == 0, 0, np.inf), where=~mask.any(axis=axis, keepdims=True))
     if out is not None:
-        gradient = loss_gradient(block, wq, of_square) * of.scale
-        mask = logits.mask_block(index)
+        gradient = loss_gradient(numbers, wq, of_square) * scale
         if mask is not None:
             gradient[~mask] = 0
-        if of.kept is not None:
-            gradient[np.broadcast_to(~of.kept, gradient.shape)] = 0
-        frames.put(out, index, narrowed(gradient, logits.own))
-    return value
+        if kept is not None:
+            gradient[np.broadcast_to(~kept, gradient.shape)] = 0
+        frames.put(out, index, narrowed(logits.unrows(gradient, block), logits.own))
+    return frames.of_rows(value, block)
 
 
-def _normalised(logits: Logits, index: Index, is_wide: bool = False) -> Block:
-    """The probabilities of a block, in float64 or longdouble."""
-    is_wide = is_wide or at_least_float32(logits.own) != "float32"
-    return normalised(logits.masked_block(index), logits.frames.at, is_wide, logits.temperature_block(index))
+def _of_frames(logits: Logits, number: Any) -> Any:
+    """Numbers of the frames of a block, to go with its matrix."""
+    return number.reshape((1, -1) if logits.at == 0 else (-1, 1)) if isinstance(number, np.ndarray) else number
+
+
+def _normalised(logits: Logits, index: Index) -> tuple[Block, Any]:
+    """The probabilities of a block as a matrix, and its mask."""
+    matrix, mask = logits.masked_rows(index)
+    temperature = _of_frames(logits, logits.temperature_block(index))
+    is_wide = at_least_float32(logits.own) != "float32"
+    return normalised(matrix, logits.at, is_wide, temperature), mask
 
 
 def entropies(logits: Logits) -> Any:
     """The entropy of each frame, in float64 or longdouble."""
-    frames = logits.frames
-    result = np.zeros(frames.shape, logits.wide)
-    for index in frames.blocks(WIDE_ELEMENTS) if frames.n_classes else ():
-        value, empty = entropy(_normalised(logits, index)), logits.is_empty(index)
-        result[index] = np.squeeze(value if empty is None else np.where(empty, 0, value), frames.at)
-    return result
+
+    def of_block(index: Index) -> tuple[Any, Any]:
+        block, mask = _normalised(logits, index)
+        return entropy(block), mask
+
+    return _by_blocks(logits, of_block)
 
 
 def divergences(p: Logits, q: Logits) -> Any:
-    """KL(p || q) of each frame, in float64 or longdouble; the mask and the temperature are those of p."""
-    frames = p.frames
-    result = np.zeros(frames.shape, p.wide)
-    is_wide = at_least_float32(p.own) != "float32"
+    """KL(p || q) of each frame, in float64 or longdouble; the mask, the temperature and the dtype are those of p."""
+
+    def of_block(index: Index) -> tuple[Any, Any]:
+        (block, mask), (other, _) = _normalised(p, index), _normalised(q, index)
+        return divergence(block, other, _of_frames(p, p.temperature_block(index))), mask
+
+    return _by_blocks(p, of_block)
+
+
+def _by_blocks(logits: Logits, of_block: Any) -> Any:
+    """One number for each frame, 0 where nothing takes part."""
+    frames = logits.frames
+    result = np.zeros(frames.shape, logits.wide)
     for index in frames.blocks(WIDE_ELEMENTS) if frames.n_classes else ():
-        temperature = p.temperature_block(index)
-        value = divergence(_normalised(p, index, is_wide), _normalised(q, index, is_wide), temperature)
-        empty = p.is_empty(index)
-        result[index] = np.squeeze(value if empty is None else np.where(empty, 0, value), frames.at)
+        value, mask = of_block(index)
+        if mask is not None:
+            value = np.where(mask.any(axis=logits.at, keepdims=True), value, 0)
+        result[index] = value.reshape(result[index].shape)
     return result

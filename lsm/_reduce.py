@@ -14,6 +14,13 @@ def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
     return t, (a - (t - v)) + (b - v)
 
 
+def plain_sum(terms: Any, axis: int) -> Any:
+    """The sum along an axis of a matrix in C order, with length 1 there; its order depends on that length only."""
+    if axis == 0 and terms.shape[1] == 1:  # numpy.add.reduce would take the column for a row
+        return np.add.reduce(np.repeat(terms, 2, axis=1), axis=0, keepdims=True)[:, :1]
+    return np.add.reduce(terms, axis=axis, keepdims=True)
+
+
 def exact_sum(terms: Any, axis: int) -> Any:
     """The sum along an axis, with length 1 there, as if computed in twice the digits and rounded.
 
@@ -24,10 +31,10 @@ def exact_sum(terms: Any, axis: int) -> Any:
     exponent = np.frexp(largest)[1] + (terms.shape[axis].bit_length() + 1)
     grid = np.ldexp(terms.dtype.type(1), exponent)
     high = (terms + grid) - grid
-    s = np.add.reduce(high, axis=axis, keepdims=True) + np.add.reduce(terms - high, axis=axis, keepdims=True)
+    s = plain_sum(high, axis) + plain_sum(terms - high, axis)
     bad = ~np.isfinite(s)
     if bad.any():
-        np.copyto(s, np.add.reduce(terms, axis=axis, keepdims=True), where=bad)
+        np.copyto(s, plain_sum(terms, axis), where=bad)
     return s
 
 
@@ -39,9 +46,10 @@ def total(losses: Any) -> Any:
     s = losses.reshape(-1)
     rest = np.zeros_like(s)
     while s.size > 1:
-        n = -(-s.size // _BLOCK)
-        padding = np.zeros(n * _BLOCK - s.size, s.dtype)
-        s, rest = (np.concatenate([part, padding]).reshape(n, _BLOCK) for part in (s, rest))
+        length = min(_BLOCK, 1 << (s.size - 1).bit_length())  # zeros that a short block lacks would change nothing
+        n = -(-s.size // length)
+        padding = np.zeros(n * length - s.size, s.dtype)
+        s, rest = (np.concatenate([part, padding]).reshape(n, length) for part in (s, rest))
         while s.shape[1] > 1:
             half = s.shape[1] // 2
             of_halves = rest[:, :half] + rest[:, half:]

@@ -44,11 +44,15 @@ def _ordered(block: Any) -> Any:
     if block.dtype.itemsize > 2:
         return block
     is_bfloat16 = _check.dtype_name(block.dtype) == "bfloat16"
-    bits: Any = np.ascontiguousarray(block).view(np.int16)
-    magnitude = bits & 0x7FFF
-    ordered = np.where(bits < 0, -magnitude, magnitude)  # so that -0.0 equals 0.0
-    ordered[magnitude > (0x7F80 if is_bfloat16 else 0x7C00)] = 0x7FFF  # NaN
-    return ordered
+    infinity = 0x7F80 if is_bfloat16 else 0x7C00
+    bits: Any = block.copy().view(np.int16)
+    sign = bits >> 15  # -1 or 0
+    bits ^= sign & 0x7FFF
+    bits -= sign  # so that -0.0 equals 0.0
+    is_nan = bits < -infinity
+    if is_nan.any():
+        bits[is_nan] = infinity + 1
+    return np.minimum(bits, infinity + 1, out=bits)
 
 
 def largest(rows: Any, k: int, mask: Any = None) -> Any:
@@ -73,5 +77,5 @@ def _bound(rows: Any, k: int) -> Any:
     n_rows, n = rows.shape
     width = n // _GROUPS
     if width > 1 and k <= _GROUPS:
-        rows = rows[:, : width * _GROUPS].reshape(n_rows, _GROUPS, width).max(axis=2)
+        rows = rows[:, : width * _GROUPS].reshape(n_rows, width, _GROUPS).max(axis=1)
     return np.partition(rows, -k, axis=1)[:, -k, np.newaxis]
