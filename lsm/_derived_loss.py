@@ -130,18 +130,20 @@ def entropy(block: Block) -> Any:
 def divergence(p: Block, q: Block, temperature: Any) -> Any:
     """KL(p || q) = sum of p * phi(t) - (r - log1p(r)), with t = log(q / p) and r = sum of p * expm1(t).
 
-    phi(t) = expm1(t) - t is never negative, and r would be 0 without rounding.
-    t is formed from differences of the logits. An error that all t share is taken away by r, to all orders.
+    phi(t) = expm1(t) - t is never negative, and r would be 0 without rounding. t is formed from differences of the
+    logits. An error that all t share is taken away by r, to all orders.
     """
     t = _log_ratio(p, q, 1.0 if temperature is None else temperature)
-    near = np.abs(t) <= 1
-    inside = np.where(near, t, 0)
-    excess = np.where(near, np.expm1(inside), 0) * p.p
-    terms = p.p * _phi(inside, 24 if p.is_wide else 13)
-    is_masked = p.p == 0
-    apart = np.where(is_masked, q.p, (q.p - p.p) - p.p * t)
-    np.copyto(terms, apart, where=~near | is_masked)
-    np.copyto(excess, q.p - p.p, where=~near | is_masked)
+    far = ~(np.abs(t) <= 1) | (p.p == 0)
+    has_far = far.any()
+    near = np.where(far, 0, t) if has_far else t
+    terms = _phi(near, 24 if p.is_wide else 13)
+    excess = (near + terms) * p.p  # p * expm1(t)
+    terms *= p.p
+    if has_far:
+        apart = q.p - p.p
+        np.copyto(excess, apart, where=far)
+        np.copyto(terms, np.where(p.p == 0, q.p, apart - p.p * t), where=far)
     r = p.sum(excess)
     series = r * r * (1 / 2 - r * (1 / 3 - r * (1 / 4 - r * (1 / 5 - r / 6))))
     correction = np.where(np.abs(r) < 1e-3, series, r - np.log1p(r))
@@ -150,6 +152,9 @@ def divergence(p: Block, q: Block, temperature: Any) -> Any:
 
 def _log_ratio(p: Block, q: Block, temperature: Any) -> Any:
     """log(q / p) = ((x_q - x_p) - (m_q - m_p)) / T - (l_q - l_p), without rounding what matters."""
+    if not p.is_wide:  # differences of float32 are exact in float64, or large enough
+        t = ((q.x - p.x) - (q.m - p.m)) / temperature - (q.log_s - p.log_s)
+        return np.where(np.isfinite(t), t, (q.d - q.log_s) - (p.d - p.log_s))
     between, error = two_sum(q.x, -p.x)
     of_largest, error_of_largest = two_sum(q.m, -p.m)
     high, low = two_sum(between, -of_largest)

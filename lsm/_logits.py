@@ -18,7 +18,7 @@ from lsm._keywords import mask_for, temperature_for
 from lsm._operations import DERIVED, LOG_SOFTMAX, SOFTMAX, Operation
 
 BLOCK_ELEMENTS = 2**17  # of a block of log-softmax: half a MiB of float32, which stays in a level-2 cache
-WIDE_ELEMENTS = 2**14  # of a block in float64, of which there are about ten temporaries
+WIDE_ELEMENTS = 2**15  # of a block in float64, of which there are about ten temporaries
 _ROW_CLASSES = 32
 
 
@@ -49,6 +49,7 @@ class Logits:
         self.axes = _check.normalised_axes(axis, self.values.ndim)
         self.frames = Frames.along(self.values.shape, self.axes)
         self.mask = self.temperature = None
+        self._scratch: dict[Any, Any] = {}
 
     @property
     def wide(self) -> Any:
@@ -112,11 +113,11 @@ class Logits:
         return 0 if self.frames.n_classes < _ROW_CLASSES else -1
 
     def log_softmax(self, index: Index) -> Any:
-        """The log-softmax of a block, bit for bit what `lsm.log_softmax` gives."""
+        """The log-softmax of a block, bit for bit what `lsm.log_softmax` gives; the next one overwrites it."""
         return self._compute(LOG_SOFTMAX, index, self.result, -np.inf)
 
     def softmax(self, index: Index, dtype: str) -> Any:
-        """The softmax of a block."""
+        """The softmax of a block; the next one overwrites it."""
         try:
             return self._compute(SOFTMAX, index, dtype, 0)
         except BackendUnsupportedError:  # a backend of two methods
@@ -145,7 +146,10 @@ class Logits:
     def _call(self, operation: Operation, block: Any, own: str, dtype: str) -> Any:
         entry, library, at = self._find(operation, own, dtype), self.library, self.frames.at
         if entry.passed_as == _check.NUMPY:
-            y = np.empty_like(block, dtype=_check.np_dtype(dtype), subok=False)
+            key = operation, block.shape
+            if key not in self._scratch:  # new memory for each block would cost a page fault for each 4 KiB
+                self._scratch[key] = np.empty_like(block, dtype=_check.np_dtype(dtype), subok=False)
+            y = self._scratch[key]
             getattr(entry.backend, operation.name)(block, at, y)
             return y
         x = library.from_numpy(block.copy(), self.array)

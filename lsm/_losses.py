@@ -162,14 +162,14 @@ def _shares(logits: Logits, loss: Loss, index: Index, y: Any) -> tuple[Any, Any,
     """
     frames, at, axis = logits.frames, logits.frames.at, logits.at
     matrix, e = logits.rows(y), loss.smoothing
-    weight = np.ones(frames.n_classes, logits.wide) if loss.weight is None else loss.weight
-    of_rows = weight.reshape((-1, 1) if axis == 0 else (1, -1))
+    weight: Any = 1.0 if loss.weight is None else loss.weight
+    of_rows = weight if loss.weight is None else weight.reshape((-1, 1) if axis == 0 else (1, -1))
     losses = plain_sum(matrix if loss.weight is None else matrix * of_rows, axis)
     if np.isfinite(losses).all() and logits.mask is None:
-        shares: Any = (e / frames.n_classes) * weight
-        shape = [-1 if i == at else 1 for i in range(y.ndim)]
-        value = frames.of_rows(losses * (-e / frames.n_classes), y)
-        return shares.reshape(shape), value, plain_sum(shares.reshape(-1, 1), 0)[0, 0]
+        each = e / frames.n_classes
+        total_weight = e if loss.weight is None else each * plain_sum(weight[np.newaxis], -1)[0, 0]
+        shares: Any = np.asarray(each * weight).reshape([-1 if i == at else 1 for i in range(y.ndim)])
+        return shares, frames.of_rows(-each * losses, y), total_weight
     takes_part = logits.masked_rows(index)[0] > -np.inf
     share = np.where(takes_part, e / np.maximum(np.count_nonzero(takes_part, axis=axis, keepdims=True), 1), 0)
     terms = np.where(takes_part, share * of_rows * -matrix, 0)
