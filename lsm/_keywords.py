@@ -52,7 +52,9 @@ def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "
             "added to logits (0 and -inf), where != 0 for one of 1 and 0"
         )
     if not _broadcasts(mask.shape, x.shape):
-        raise ValueError(f"where: shape {tuple(mask.shape)} does not broadcast to {tuple(x.shape)}, the shape of {name}")
+        raise ValueError(
+            f"where: shape {tuple(mask.shape)} does not broadcast to {tuple(x.shape)}, the shape of {name}"
+        )
     return broadcast(_as_view(mask, x, view, library), view.shape)
 
 
@@ -137,7 +139,9 @@ def _operand(array: Any, names: tuple[str, str], x: Any, library: ArrayLibrary) 
     from lsm._foreign import reject
 
     if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{names[1]}: a masked array; pass {names[1]}.filled(False), or another value for what it masks")
+        raise TypeError(
+            f"{names[1]}: a masked array; pass {names[1]}.filled(False), or another value for what it masks"
+        )
     reject(array, names[1])
     return _check.as_ndarray(array, names[1])
 
