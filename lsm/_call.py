@@ -1,6 +1,6 @@
 """A call of a public function: check the arguments, call the backend, return the caller's type of array."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsm import _check
 from lsm._decide import Request
@@ -10,6 +10,7 @@ from lsm._execute import Execution
 from lsm._fastpath import fast_functions
 from lsm._interop import CUPY_LIBRARY, NUMPY_LIBRARY, check_alike, library_of
 from lsm._interop_base import ArrayLibrary
+from lsm._keywords import mask_for, namespace, temperature_for, weights_of, with_weights
 from lsm._operations import Operation
 
 
@@ -21,17 +22,36 @@ def call(
     dtype: Any = None,
     backend: Any = None,
     keepdims: bool = False,
+    where: Any = None,
+    temperature: Any = 1.0,
+    b: Any = None,
+    return_sign: bool = False,
 ) -> Any:
-    """Execute a call of a public function, with arguments of any type."""
+    """Execute a call of a public function, with arguments of any type.
+
+    With b and `return_sign`, the result is a pair.
+    """
     library = library_of(arguments[0])
-    has_fast_path = dtype is None and not keepdims and library.has_fast_path
+    is_plain = where is None and b is None and type(temperature) in (float, int) and temperature == 1
+    has_fast_path = is_plain and dtype is None and not keepdims and library.has_fast_path
     if has_fast_path and all(library_of(other) is library for other in arguments[1:]):
         function = getattr(fast_functions(library.fast_key(arguments[0]), backend), operation.name, None)
         result = None if function is None else library.call_fast_function(function, arguments, axis, out)
         if result is not None:
             return result
     bound = Call(operation, arguments, axis, out, dtype, backend, keepdims)
+    if not is_plain:
+        bound.set_keywords(where, temperature, b, return_sign, dtype)
     return bound.execute(bound.select())
+
+
+class Keywords(NamedTuple):
+    """The keywords of a call that is not plain, as passed by the caller, but for b, which is checked."""
+
+    where: Any
+    temperature: Any
+    b: Any
+    return_sign: bool
 
 
 class Call:
@@ -49,9 +69,13 @@ class Call:
         The properties that determine the backend.
     axis, out, backend, keepdims
         As passed by the caller.
+    keywords : Keywords or None
+        None for a plain call.
+    sign : array or None
+        The sign of the sum, after a call with b and `return_sign`.
     """
 
-    __slots__ = ("arrays", "axis", "backend", "keepdims", "library", "operation", "out", "request")
+    __slots__ = ("arrays", "axis", "backend", "keepdims", "keywords", "library", "operation", "out", "request", "sign")
 
     def __init__(
         self,
@@ -79,6 +103,15 @@ class Call:
         dtypes = (own, self.library.result_dtype(own, dtype))
         type_name = self.library.type_name(self.arrays[0])
         self.request = Request(type_name, operands[0].device, dtypes, operation.name)
+        self.keywords: Keywords | None = None
+        self.sign: Any = None
+
+    def set_keywords(self, where: Any, temperature: Any, b: Any, return_sign: bool, dtype: Any) -> None:
+        """Set what makes a call not a plain one; b may change the dtypes."""
+        if b is not None:
+            b, _, own = weights_of(b, self.arrays[0], self.request.dtypes[0], self.library)
+            self.request = self.request._replace(dtypes=(own, self.library.result_dtype(own, dtype)))
+        self.keywords = Keywords(where, temperature, b, return_sign)
 
     def select(self) -> DispatchEntry:
         """Find the backend, and the type of array that it is passed."""
@@ -99,18 +132,21 @@ class Call:
                 result = self._execute_as_is(entry, library, self.arrays, out)
         if out is not None:
             library.bump_version(out)
-        return result
+        return result if self.sign is None else (result, self.sign)
 
     def _execute_as_is(self, entry: DispatchEntry, library: ArrayLibrary, arrays: tuple[Any, ...], out: Any) -> Any:
         """Call the backend on arrays of a type that it declares."""
         own, result = self.request.dtypes
         _check.same_shapes(arrays, self.operation.names)
+        backend, arrays, keywords = self._derive(entry, library, arrays)
         axes = _check.normalised_axes(self.axis, arrays[0].ndim)
         shape = self.operation.result_shape(arrays[0].shape, axes, self.keepdims)
         if out is not None:
             library.check_native_out(out, shape, result)
-        inputs = tuple([library.astype(x, own) for x in arrays])
-        return Execution(entry.backend, self.operation, library, inputs, axes, out, result, shape).run()
+        inputs = (*[library.astype(x, own) for x in arrays], *keywords)
+        y = Execution(backend, self.operation, library, inputs, axes, out, result, shape).run()
+        self._set_sign(backend, y)
+        return y
 
     def _execute_as_cupy(self, entry: DispatchEntry) -> Any:
         """Call the backend on views as CuPy arrays, and convert the result."""
@@ -125,6 +161,7 @@ class Call:
             # DLPack synchronises when a view is made. It does not cover later writes, nor reads that are pending when
             # the view is deleted, after which the library may reuse the memory.
             CUPY_LIBRARY.wait()
+            self.sign = None if self.sign is None else library.from_cupy(self.sign, self.arrays[0])
             return library.from_cupy(y, self.arrays[0]) if out is None else out
 
     def _execute_as_numpy(self, entry: DispatchEntry) -> Any:
@@ -133,18 +170,49 @@ class Call:
         own, result = self.request.dtypes
         views = tuple([library.as_numpy(x, name) for x, name in zip(self.arrays, names, strict=True)])
         _check.same_shapes(views, names)
+        backend, views, keywords = self._derive(entry, NUMPY_LIBRARY, views)
         axes = _check.normalised_axes(self.axis, views[0].ndim)
         shape = self.operation.result_shape(views[0].shape, axes, self.keepdims)
         target = library.new_numpy(shape, result) if out is None else library.view_as_numpy(out, "out")
         y = None
-        if entry.fast is not None and own == result and not self.keepdims:
+        if entry.fast is not None and own == result and not self.keepdims and backend is entry.backend:
             y = entry.fast(*views, self.axis, target)  # for ndarrays a second try, which declines at once
         if y is None:
             if target is not None:
                 _check.check_out(target, shape, result)
             inputs = views if len(views) == 1 else tuple([x.astype(_check.np_dtype(own), copy=False) for x in views])
-            y = Execution(entry.backend, self.operation, NUMPY_LIBRARY, inputs, axes, target, result, shape).run()
+            inputs += keywords
+            y = Execution(backend, self.operation, NUMPY_LIBRARY, inputs, axes, target, result, shape).run()
+        self._set_sign(backend, y)
+        self.sign = None if self.sign is None else library.from_numpy(self.sign, self.arrays[0])
         return library.from_numpy(y, self.arrays[0]) if out is None else out
+
+    def _derive(self, entry: DispatchEntry, library: ArrayLibrary, views: tuple[Any, ...]) -> Any:
+        """The backend, or one that takes the keywords of the call; the inputs; and the arrays of the keywords."""
+        if self.keywords is None:
+            return entry.backend, views, ()
+        from lsm._derived import derive
+
+        x, b = self.arrays[0], self.keywords.b
+        if b is not None:
+            view, b = with_weights(b, views[0], self.library)
+            views = (view,)
+        axes = _check.normalised_axes(self.axis, views[0].ndim)
+        arrays = {
+            "where": mask_for(self.keywords.where, x, views[0], self.library, self.operation.names[0]),
+            "temperature": temperature_for(self.keywords.temperature, x, views[0], self.library, axes),
+            "b": b,
+        }
+        arrays = {name: value for name, value in arrays.items() if value is not None}
+        backend, extra = derive(
+            entry, self.operation, library, self.request.dtypes, views[0], arrays, self.keywords.return_sign
+        )
+        return backend, views, extra
+
+    def _set_sign(self, backend: Any, y: Any) -> None:
+        """Take over the signs of the sums, in the shape of the result; 0 for sums of nothing."""
+        if self.keywords is not None and self.keywords.b is not None and self.keywords.return_sign:
+            self.sign = backend.signs[0].reshape(y.shape) if backend.signs else namespace(y).zeros_like(y)
 
 
 def check_out(library: ArrayLibrary, out: Any, x: Any, dtype: str) -> None:

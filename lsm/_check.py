@@ -118,29 +118,6 @@ def promoted(a: str, b: str, names: tuple[str, str]) -> str:
     return max(a, b, key=_WIDTHS.__getitem__)
 
 
-def check_options(*, temperature: Any = 1.0, **others: Any) -> None:
-    """Raise for a temperature that is not a finite number above 0, and for options that are not implemented yet."""
-    try:
-        is_valid = 0 < float(temperature) < float("inf")
-    except (TypeError, ValueError):
-        is_valid = False
-    if not is_valid:
-        raise ValueError(f"temperature: {temperature!r}; accepted: a finite number above 0")
-    if temperature != 1:
-        raise NotImplementedError(
-            f"temperature: {temperature!r} is not implemented yet; divide the logits, and the gradient, by it instead"
-        )
-    for name, value in others.items():
-        if value is not None:
-            raise NotImplementedError(f"{name}: is not implemented yet; {_INSTEAD[name]} instead")
-
-
-_INSTEAD = {
-    "where": "set the logits of masked classes to -inf",
-    "b": "pass a + log(b) for positive b",
-}
-
-
 def same_shapes(arrays: tuple[Any, ...], names: tuple[str, ...]) -> None:
     """Raise ValueError unless all shapes agree."""
     if any(array.shape != arrays[0].shape for array in arrays[1:]):

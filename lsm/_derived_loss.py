@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsm._reduce import exact_sum, plain_sum, two_sum
+from lsm._reduce import exact_sum, plain_sum
+from lsm._twofold import divide, two_sum
 
 
 class Block(NamedTuple):
@@ -75,23 +76,15 @@ def normalised(x: Any, at: int, is_wide: bool, temperature: Any = None) -> Block
 
 def divided_differences(x: Any, m: Any, temperature: Any) -> tuple[Any, Any]:
     """(x - m) / T as two numbers; x - m may leave the range where the quotient does not."""
-    scale = np.where(np.isinf(x - m) & np.isfinite(x), x.dtype.type(0.25), x.dtype.type(1))
-    d, rest = two_sum(x * scale, -m * scale)
-    quotient = d / temperature
-    rest = (_remainder(d, quotient, temperature) + rest) / temperature
-    rest[~np.isfinite(rest)] = 0
-    return quotient / scale, rest / scale
-
-
-def _remainder(d: Any, quotient: Any, divisor: Any) -> Any:
-    """The exact d - quotient * divisor (Dekker)."""
-    split = d.dtype.type(2.0 ** ((np.finfo(d.dtype).nmant + 2) // 2) + 1)
-    a, b = split * quotient, split * divisor
-    a_high, b_high = a - (a - quotient), b - (b - divisor)
-    a_low, b_low = quotient - a_high, divisor - b_high
-    product = quotient * divisor
-    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
-    return (d - product) - error
+    d, rest = two_sum(x, -m)
+    factor, exponent = np.frexp(np.asarray(temperature, x.dtype))
+    is_beyond = np.isinf(d) & np.isfinite(x)
+    if is_beyond.any():
+        quarter = np.where(is_beyond, x.dtype.type(0.25), x.dtype.type(1))
+        d, rest = two_sum(x * quarter, -m * quarter)
+        exponent = exponent - np.where(is_beyond, 2, 0).astype(exponent.dtype)
+    rest[~np.isfinite(d)] = 0
+    return divide(np.ldexp(d, -exponent), np.ldexp(rest, -exponent), factor)
 
 
 def expected_loss(block: Block, q: Any, weight: Any, smoothing: float) -> tuple[Any, Any]:

@@ -47,11 +47,14 @@ class DispatchEntry(NamedTuple):
         The type of array that it is passed.
     fast : callable or None
         The backend's function for the fast path, if it has one.
+    dtypes : tuple of str
+        What it can be passed.
     """
 
     backend: Any
     passed_as: str
     fast: Any
+    dtypes: tuple[str, ...]
 
 
 def _after_fork_in_child() -> None:
@@ -128,12 +131,12 @@ def _make_entry(decision: Decision) -> DispatchEntry:
     backend, passed_as = decision.backend, decision.passed_as
     if decision.is_built_in:
         functions = getattr(backend, "fast_functions", {})
-        return DispatchEntry(backend, passed_as, functions.get(decision.op))
+        return DispatchEntry(backend, passed_as, functions.get(decision.op), backend.dtypes)
     from lsm._guard import GuardedBackend
 
     # No fast functions: a third-party backend may have inherited them, and they would bypass its own methods.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"
-    return DispatchEntry(GuardedBackend(backend, origin), passed_as, None)
+    return DispatchEntry(GuardedBackend(backend, origin), passed_as, None, tuple(backend.dtypes))
 
 
 def _checked_name(name: Any) -> str:

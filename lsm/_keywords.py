@@ -8,7 +8,7 @@ import numpy as np
 from lsm import _check
 from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, TORCH_LIBRARY, check_alike, library_of
-from lsm._interop_base import ArrayLibrary, name_of_dtype
+from lsm._interop_base import ArrayLibrary, Operand, name_of_dtype
 from lsm._version import install_command
 
 
@@ -55,7 +55,7 @@ def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "
         raise ValueError(
             f"where: shape {tuple(mask.shape)} does not broadcast to {tuple(x.shape)}, the shape of {name}"
         )
-    return broadcast(_as_view(mask, x, view, library), view.shape)
+    return broadcast(_as_view(mask, view, library), view.shape)
 
 
 def temperature_for(temperature: Any, x: Any, view: Any, library: ArrayLibrary, axes: tuple[int, ...]) -> Any:
@@ -111,15 +111,49 @@ def temperature_for(temperature: Any, x: Any, view: Any, library: ArrayLibrary, 
             f"to {frames}, one number a frame"
         )
     xp = namespace(view)
-    if not isinstance(view, np.ndarray):
-        values = xp.asarray(values, **({"device": view.device} if library is TORCH_LIBRARY else {}))
-        values = values.to(xp.float64) if library is TORCH_LIBRARY else values.astype(np.float64)
+    values = like(values, view)
     return broadcast(xp.where((values > 0) & (values < float("inf")), values, float("nan")), frames)
+
+
+def weights_of(b: Any, x: Any, own: str, library: ArrayLibrary) -> Operand:
+    """Check the argument b of `logsumexp`; the dtype is that to which it and `own`, the dtype of x, are promoted.
+
+    A Python number leaves the dtype as it is. TypeError and BackendUnsupportedError are as for `where`.
+    """
+    if isinstance(b, (int, float)):
+        return Operand(np.asarray(_as_float64(np.asarray(b))), "cpu", own)
+    other = library_of(b)
+    operand = other.validate(b, "b")
+    check_alike(library, other, x, operand.array, ("a", "b"))
+    return operand._replace(dtype=_check.promoted(own, operand.dtype, ("a", "b")))
+
+
+def with_weights(b: Any, view: Any, library: ArrayLibrary) -> tuple[Any, Any]:
+    """`view` and the checked b, broadcast against each other."""
+    if isinstance(b, np.ndarray):
+        weights = b if isinstance(view, np.ndarray) else like(b, view)
+    elif isinstance(view, np.ndarray):
+        weights = library.as_numpy(b, "b")
+    else:
+        weights = b if namespace(b) is namespace(view) else library.as_cupy(b, "b")
+    try:
+        shape = np.broadcast_shapes(tuple(view.shape), tuple(weights.shape))
+    except ValueError:
+        shapes = f"{tuple(view.shape)} and {tuple(weights.shape)}"
+        raise ValueError(f"a, b: shapes {shapes} do not broadcast against each other") from None
+    return broadcast(view, shape), broadcast(weights, shape)
 
 
 def namespace(x: Any) -> Any:
     """The module of functions for such an array: numpy, cupy or torch."""
     return sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def like(values: Any, view: Any) -> Any:
+    """The values as float64, as an array of the type and on the device of `view`."""
+    xp = namespace(view)
+    place = {"device": view.device} if xp.__name__ == "torch" else {}
+    return xp.asarray(values, dtype=xp.float64, **place)
 
 
 def broadcast(x: Any, shape: Any) -> Any:
@@ -146,11 +180,11 @@ def _operand(array: Any, names: tuple[str, str], x: Any, library: ArrayLibrary) 
     return _check.as_ndarray(array, names[1])
 
 
-def _as_view(mask: Any, x: Any, view: Any, library: ArrayLibrary) -> Any:
-    """The mask as `view` is of x."""
-    if view is x or library is NUMPY_LIBRARY:
-        return mask
-    return library.view_as_numpy(mask, "where") if isinstance(view, np.ndarray) else library.as_cupy(mask, "where")
+def _as_view(mask: Any, view: Any, library: ArrayLibrary) -> Any:
+    """The mask as the type of `view`."""
+    if isinstance(view, np.ndarray):
+        return library.view_as_numpy(mask, "where")
+    return mask if namespace(mask) is namespace(view) else library.as_cupy(mask, "where")
 
 
 def _broadcasts(shape: Any, to: Any) -> bool:
@@ -173,4 +207,4 @@ def _as_float64(values: Any) -> Any:
 
 
 def _not_a_temperature(temperature: Any) -> ValueError:
-    return ValueError(f"temperature: {temperature!r}; accepted: a finite number above 0, or an array of them")
+    return ValueError(f"temperature: {temperature!r}; accepted: a finite number above 0, or one for each frame")

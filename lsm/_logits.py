@@ -5,12 +5,10 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
-from lsm._call import check_out
+from lsm._call import call, check_out
 from lsm._decide import Request
-from lsm._derived_loss import divided_differences
 from lsm._dispatch import DispatchEntry, find_entry
 from lsm._errors import BackendUnsupportedError
-from lsm._execute import Execution
 from lsm._frames import Frames, Index
 from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, library_of
@@ -66,10 +64,10 @@ class Logits:
         self.mask = mask_for(where, self.array, self.values, self.library, self.name)
         self.temperature = temperature_for(temperature, self.array, self.values, self.library, self.axes)
         self.backend, self.result = backend, result
-        self._find(LOG_SOFTMAX, self.own, result)
+        self._find(LOG_SOFTMAX, result)
 
-    def _find(self, operation: Operation, own: str, result: str) -> DispatchEntry:
-        request = Request(self.library.type_name(self.array), "cpu", (own, result), operation.name)
+    def _find(self, operation: Operation, result: str) -> DispatchEntry:
+        request = Request(self.library.type_name(self.array), "cpu", (self.own, result), operation.name)
         return find_entry(request, self.backend)
 
     def block(self, index: Index) -> Any:
@@ -114,47 +112,37 @@ class Logits:
 
     def log_softmax(self, index: Index) -> Any:
         """The log-softmax of a block, bit for bit what `lsm.log_softmax` gives; the next one overwrites it."""
-        return self._compute(LOG_SOFTMAX, index, self.result, -np.inf)
+        return self._compute(LOG_SOFTMAX, index, self.result)
 
     def softmax(self, index: Index, dtype: str) -> Any:
         """The softmax of a block; the next one overwrites it."""
         try:
-            return self._compute(SOFTMAX, index, dtype, 0)
+            return self._compute(SOFTMAX, index, dtype)
         except BackendUnsupportedError:  # a backend of two methods
             return np.exp(widened(self.log_softmax(index), self.wide)).astype(_check.np_dtype(dtype))
 
-    def _compute(self, operation: Operation, index: Index, dtype: str, masked: float) -> Any:
-        """A map of a block, by a backend; the only place that knows what masks and temperatures do to logits."""
-        block, at, own = self.block(index), self.frames.at, self.own
-        mask, temperature = self.mask_block(index), self.temperature_block(index)
-        if temperature is not None:
-            block = widened(block, self.wide)
-            if mask is not None:
-                mask_out(block, mask)
-            m = block.max(axis=at, keepdims=True)
-            block, own = divided_differences(block, m, temperature)[0], _check.dtype_name(self.wide)
-        elif mask is not None:
-            block = block.copy()
-            mask_out(block, mask)
-        y = self._call(operation, block, own, dtype)
-        if mask is not None and masked == 0:
-            y[~mask] = 0  # in invalid frames as well
-        elif mask is not None:
-            mask_out(y, mask)
-        return y
+    def _compute(self, operation: Operation, index: Index, dtype: str) -> Any:
+        """A map of a block, by a backend."""
+        block, at, library = self.block(index), self.frames.at, self.library
+        keywords = {"where": self.mask_block(index), "temperature": self.temperature_block(index)}
+        keywords = {name: value for name, value in keywords.items() if value is not None}
+        entry = self._find(operation, dtype)
+        if entry.passed_as != _check.NUMPY:
+            for name, value in keywords.items():
+                keywords[name] = value if isinstance(value, float) else library.from_numpy(value.copy(), self.array)
+            x = library.from_numpy(block.copy(), self.array)
+            return library.as_numpy(call(operation, (x,), at, None, dtype, self.backend, **keywords), self.name)
+        key = operation, block.shape
+        if key not in self._scratch:  # new memory for each block would cost a page fault for each 4 KiB
+            self._scratch[key] = np.empty_like(block, dtype=_check.np_dtype(dtype), subok=False)
+        y = self._scratch[key]
+        backend, extra = entry.backend, ()
+        if keywords:
+            from lsm._derived import derive  # not needed for other calls
 
-    def _call(self, operation: Operation, block: Any, own: str, dtype: str) -> Any:
-        entry, library, at = self._find(operation, own, dtype), self.library, self.frames.at
-        if entry.passed_as == _check.NUMPY:
-            key = operation, block.shape
-            if key not in self._scratch:  # new memory for each block would cost a page fault for each 4 KiB
-                self._scratch[key] = np.empty_like(block, dtype=_check.np_dtype(dtype), subok=False)
-            y = self._scratch[key]
-            getattr(entry.backend, operation.name)(block, at, y)
-            return y
-        x = library.from_numpy(block.copy(), self.array)
-        y = Execution(entry.backend, operation, library, (x,), (at,), None, dtype, tuple(x.shape)).run()
-        return library.as_numpy(y, self.name)
+            backend, extra = derive(entry, operation, NUMPY_LIBRARY, (self.own, dtype), block, keywords, False)
+        getattr(backend, operation.name)(block, *extra, at, y)
+        return y
 
     def new(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A new ndarray for a result, which `finished` need not copy."""

@@ -4,14 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from lsm._twofold import two_sum
+
 _BLOCK = 1024  # losses that are added by halves; part of what the bits of a mean depend on
-
-
-def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """a + b and its rounding error (Knuth)."""
-    t = a + b
-    v = t - a
-    return t, (a - (t - v)) + (b - v)
 
 
 def plain_sum(terms: Any, axis: int) -> Any:

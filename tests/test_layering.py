@@ -14,8 +14,8 @@ PACKAGE = Path(lsm.__file__).parent
 
 # From the bottom up: a module imports from the lines above its own, and from no other.
 FLOORS = [
-    "lsm._errors lsm._frames lsm._held lsm._identity lsm._operations lsm._reduce lsm._signals lsm._stopping",
-    "lsm._cgroup lsm._derived_loss lsm._stdout lsm._texts lsm._untraced",
+    "lsm._errors lsm._frames lsm._held lsm._identity lsm._operations lsm._signals lsm._stopping",
+    "lsm._cgroup lsm._stdout lsm._texts lsm._untraced",
     "lsm._block lsm._fastpath lsm._pyinstaller lsm._pyinstaller.hook-lsm lsm._version",
     "lsm.backends lsm.backends._cuda lsm.backends._kernels",
     "lsm._config lsm.backends.info",
@@ -30,7 +30,9 @@ FLOORS = [
     "lsm._interop_cupy lsm._interop_jax lsm._interop_torch",
     "lsm._interop",
     "lsm._decide lsm._guard lsm._keywords",
-    "lsm._dispatch lsm._execute",
+    "lsm._dispatch lsm._execute lsm._twofold",
+    "lsm._derived lsm._reduce",
+    "lsm._derived_loss",
     "lsm._call",
     "lsm._logits",
     "lsm._losses lsm._select lsm._targets",

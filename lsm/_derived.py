@@ -1,0 +1,299 @@
+"""What `where`, `temperature` and `b` mean, by array operations around the methods of a backend.
+
+Arrays are worked on in blocks of frames, so that what is needed beside the result is bounded. In a block the classes
+are the last axis. The functions are those that NumPy and CuPy share, and up to `_with_temperature` PyTorch too.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lsm._check import BFLOAT16_BITS, np_dtype
+from lsm._dispatch import DispatchEntry
+from lsm._errors import BackendUnsupportedError
+from lsm._held import call_within
+from lsm._interop_base import ArrayLibrary
+from lsm._keywords import broadcast, like, namespace
+from lsm._operations import Operation
+from lsm._twofold import divide, sum_twofold, two_sum
+from lsm._version import install_command
+
+# Large enough for the threads of a backend, and small beside arrays for which memory matters.
+_BLOCK_ELEMENTS = 2**19
+# For array operations, of whose temporaries there are about ten.
+_WIDE_BLOCK_ELEMENTS = 2**15
+
+# ln(2) as two numbers, of which the first has 32 bits, so that small multiples of it are exact (fdlibm, e_exp.c).
+_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+
+
+def derive(
+    entry: DispatchEntry,
+    operation: Operation,
+    library: ArrayLibrary,
+    dtypes: tuple[str, ...],
+    x: Any,
+    keywords: dict[str, Any],
+    return_sign: bool,
+) -> tuple[Any, tuple[Any, ...]]:
+    """A backend whose method takes further arrays after the inputs, and these arrays.
+
+    Parameters
+    ----------
+    entry : DispatchEntry
+        The backend that was selected.
+    operation, library, dtypes
+        Of the call: the library of the arrays that the backend is passed; the dtypes of the inputs and the result.
+    x : array
+        The first input.
+    keywords : dict of str to array
+        Of "where" (as from `mask_for`), "temperature" (as from `temperature_for`) and "b", those that are given.
+    return_sign : bool
+        Whether the signs of the sums are wanted.
+
+    Raises
+    ------
+    BackendUnsupportedError
+        This takes array operations that lsm does not have for these arrays.
+    """
+    if not keywords:
+        return entry.backend, ()
+    is_narrow = "float64" in entry.dtypes and "b" not in keywords and not {"float64", "longdouble"} & {*dtypes}
+    if tuple(keywords) != ("where",):
+        _check_arithmetic(x, dtypes, is_narrow)
+    if "temperature" in keywords:
+        temperature = keywords["temperature"]
+        temperature = like(temperature, x) if isinstance(temperature, float) else temperature
+        keywords = keywords | {"temperature": broadcast(temperature, x.shape)}
+    signs: list[Any] | None = [] if return_sign else None
+    return Derived(entry.backend, operation, library, tuple(keywords), is_narrow, signs), tuple(keywords.values())
+
+
+def _check_arithmetic(x: Any, dtypes: tuple[str, ...], is_narrow: bool) -> None:
+    """Raise unless lsm can do arithmetic with such arrays."""
+    if "bfloat16" in dtypes and np_dtype("bfloat16") is BFLOAT16_BITS:
+        raise BackendUnsupportedError(f"temperature, b: bfloat16 needs ml_dtypes: {install_command('bfloat16')}")
+    if not is_narrow and namespace(x).__name__ not in ("numpy", "cupy"):
+        raise BackendUnsupportedError(
+            f"temperature, b: a {type(x).__name__} to {dtypes[-1]} is not supported, because the backend takes it as "
+            "it is; pass a NumPy or CuPy array that shares its memory"
+        )
+
+
+class Derived(NamedTuple):
+    """A backend that takes further arrays after the inputs of a method: the mask, the temperature or b.
+
+    All have the shape of the inputs.
+
+    Attributes
+    ----------
+    backend : Backend
+        The backend.
+    operation : Operation
+        The operation, of which it needs the method.
+    library : ArrayLibrary
+        The library of the arrays.
+    keywords : tuple of str
+        Which arrays follow: of "where", "temperature" and "b", in this order.
+    is_narrow : bool
+        Whether float64 has all the digits that the result needs, and the backend can be passed it.
+    signs : list of array or None
+        Where the signs of sums are appended; without, a negative sum is NaN.
+    """
+
+    backend: Any
+    operation: Operation
+    library: ArrayLibrary
+    keywords: tuple[str, ...]
+    is_narrow: bool
+    signs: list[Any] | None
+
+    def __getattr__(self, name: str) -> Any:
+        """The method of the operation, and what else the backend has."""
+        return self.run if name == self.operation.name else getattr(self.backend, name)
+
+    def run(self, *arguments: Any) -> None:
+        """Write the result for (*inputs, *arrays of the keywords, axis, out)."""
+        *arrays, axis, out = arguments
+        call_within(np.errstate(all="ignore"), self._run, arrays, axis, out)
+
+    def _run(self, arrays: list[Any], axis: int, out: Any) -> None:
+        moved = [array.swapaxes(axis, -1) for array in (*arrays, out)]
+        signs = None
+        if self.signs is not None:
+            signs = namespace(out).empty_like(moved[-1])
+            self.signs.append(signs.swapaxes(axis, -1))
+        n_inputs = len(self.operation.inputs)
+        is_plain = self.is_narrow or self.keywords == ("where",)
+        for index in _blocks(moved[0].shape, _BLOCK_ELEMENTS if is_plain else _WIDE_BLOCK_ELEMENTS):
+            *given, target = [array[index] for array in moved]
+            keywords = dict(zip(self.keywords, given[n_inputs:], strict=True))
+            self._write(given[:n_inputs], target, None if signs is None else signs[index], **keywords)
+
+    def _write(
+        self, inputs: list[Any], out: Any, signs: Any, *, where: Any = None, temperature: Any = None, b: Any = None
+    ) -> None:
+        """Compute a block."""
+        operation = self.operation
+        if where is not None:
+            where = ~where  # from here on, what does not take part
+            inputs = [self.library.copy(x) for x in inputs]
+            for x, role in zip(inputs, [array.role for array in operation.inputs], strict=True):
+                x[where] = _constant(x, -math.inf if role in ("logits", "log-probabilities") else 0)
+        method = getattr(self.backend, operation.name)
+        if b is not None:
+            if where is not None:
+                b = self.library.copy(b)
+                b[where] = 0
+            _signed_sum(inputs[0], b, out, signs)
+        elif temperature is None:
+            method(*inputs, out.ndim - 1, out)
+        elif len(inputs) == 2:
+            self._write_backward(inputs[0], inputs[1], temperature[..., :1], out)
+        elif self.is_narrow:
+            x = self.library.astype(inputs[0], "float64")
+            method((x - namespace(x).amax(x, -1, keepdims=True)) / temperature[..., :1], out.ndim - 1, out)
+        else:
+            _write_wide(operation.name, inputs[0], temperature[..., :1], out)
+        if where is not None and not operation.is_reduction:
+            out[where] = _constant(out, -math.inf if operation.name == "log_softmax" else 0)
+
+    def _write_backward(self, dy: Any, output: Any, temperature: Any, out: Any) -> None:
+        """The gradient over the temperature; in float64, so that it is rounded once, unless that is its dtype."""
+        scale = temperature
+        if self.is_narrow:
+            dy, output = self.library.astype(dy, "float64"), self.library.astype(output, "float64")
+        elif dy.dtype.itemsize >= 8:
+            # Times a power of two, so that a gradient below the range, which the temperature brings back, has digits.
+            xp = namespace(dy)
+            room = 900 - xp.frexp(abs(dy).max(axis=-1, keepdims=True))[1]
+            lift = xp.maximum(xp.minimum(-xp.frexp(temperature)[1], room), 0)
+            dy, scale = xp.ldexp(dy, lift), xp.ldexp(temperature, lift)
+        dx = namespace(dy).empty_like(dy)
+        getattr(self.backend, self.operation.name)(dy, output, dy.ndim - 1, dx)
+        out[...] = dx / scale
+
+
+def _blocks(shape: tuple[int, ...], n_elements: int) -> Iterator[tuple[slice, ...]]:
+    """Index the frames, whose classes are the last axis: the inner axes as a whole while they fit."""
+    room = max(1, n_elements // shape[-1])
+    parts = []
+    for n in reversed(shape[:-1]):
+        step = min(n, room)
+        room = max(1, room // step)
+        parts.append([slice(i, i + step) for i in range(0, n, step)])
+    return product(*reversed(parts))
+
+
+def _constant(x: Any, value: float) -> Any:
+    """A value to set elements of x to."""
+    if x.dtype is BFLOAT16_BITS:
+        return np.array(0xFF80 if value else 0, np.uint16).view(x.dtype)
+    return value
+
+
+def _rows(x: Any, dtype: Any) -> Any:
+    """A copy with two axes, frames and classes, in one order of memory: on it depends how NumPy adds."""
+    return namespace(x).array(x, dtype=dtype, order="C").reshape(-1, x.shape[-1])
+
+
+def _wide(*arrays: Any) -> Any:
+    """The dtype for two numbers: longdouble for longdouble, else float64."""
+    return np.longdouble if any(array.dtype.char == "g" for array in arrays) else np.float64
+
+
+# -- temperature ----------------------------------------------------------------------------------------------------
+
+
+def _write_wide(name: str, x: Any, temperature: Any, out: Any) -> None:
+    """log_softmax or softmax of x / T, in two numbers."""
+    xp, dtype = namespace(x), _wide(x, out)
+    d, rest = _differences(_rows(x, dtype), _rows(temperature, dtype))
+    p = xp.exp(d)
+    p += p * rest
+    largest = xp.floor(p)  # 1 for the largest classes, else 0
+    high, low = sum_twofold(p - largest)
+    s = (largest.sum(axis=-1, keepdims=True) - 1) + (high + low)
+    result = d - (xp.log1p(s) - rest) if name == "log_softmax" else p / (1 + s)
+    out[...] = result.reshape(out.shape)
+
+
+def _differences(x: Any, temperature: Any) -> tuple[Any, Any]:
+    """(x - m) / T as two numbers; NaN in a frame with NaN or +inf, or of -inf only."""
+    xp = namespace(x)
+    m = x.max(axis=-1, keepdims=True)
+    m = m + m * 0  # NaN unless it is finite
+    d, rest = two_sum(x, -m)
+    factor, exponent = xp.frexp(temperature)
+    is_beyond = (xp.isinf(d) & xp.isfinite(x)).any(axis=-1, keepdims=True)
+    if is_beyond.any():
+        quarter = xp.where(is_beyond, 0.25, 1.0)
+        d, rest = two_sum(x * quarter, -m * quarter)
+        exponent = exponent - xp.where(is_beyond, 2, 0).astype(exponent.dtype)
+    rest[~xp.isfinite(d)] = 0
+    # The power of two first: then what is below the range is far too small to matter.
+    return divide(xp.ldexp(d, -exponent), xp.ldexp(rest, -exponent), factor)
+
+
+# -- signed sums ----------------------------------------------------------------------------------------------------
+
+
+def _signed_sum(a: Any, b: Any, out: Any, signs: Any) -> None:
+    """log(abs(sum of b * exp(a))) and the sign of the sum; without `signs`, NaN where that is negative.
+
+    ::
+
+        k = argmax(a + log(abs(b)))
+        R = sum of b / b_k * exp(a - a_k)
+        L = a_k + log(abs(b_k)) + log(abs(R))
+
+    Where abs(a - a_k) < 0.35, a term is b / b_k, of which the rounding errors are added too, and b / b_k *
+    expm1(a - a_k): so a sum of terms that cancel keeps its digits.
+    """
+    xp, dtype = namespace(a), _wide(a, b, out)
+    a, b = _rows(a, dtype), _rows(b, dtype)
+    a[b == 0] = -math.inf  # takes no part, whatever is there
+    size = a + xp.log(abs(b))
+    size[b == 0] = -math.inf
+    k = size.argmax(axis=-1)[:, None]
+    top, a_k, b_k = [xp.take_along_axis(array, k, axis=-1) for array in (size, a, b)]
+
+    factor, exponent = xp.frexp(b)
+    factor_k, exponent_k = [xp.take_along_axis(array, k, axis=-1) for array in (factor, exponent)]
+    d, d_rest = two_sum(a, -a_k)
+    ratio, ratio_rest = divide(factor, 0 * factor, factor_k)
+    shift = exponent - exponent_k
+    # exp(d) as 2 ** n * exp(far), because exp(d) may leave the range where the term does not
+    n = xp.clip(xp.rint(d / math.log(2)), -60_000, 60_000)
+    far = (d - n * _LN2_HIGH) - (n * _LN2_LOW - d_rest)
+    is_near, is_nothing = abs(d) < 0.35, d < -50_000
+    n[is_near] = 0
+    terms = xp.ldexp(ratio * xp.where(is_near, 1, xp.exp(far)), shift + n.astype(shift.dtype))
+    rests = xp.where(is_near, xp.ldexp(ratio_rest + ratio * xp.expm1(d + d_rest), shift), 0)
+    terms[is_nothing | (b == 0)] = 0
+    rests[is_nothing | (b == 0)] = 0
+
+    high, low = sum_twofold(terms)
+    rest_high, rest_low = sum_twofold(rests)
+    low = low + (rest_high + rest_low)
+    total, r = high + low, (high - 1) + low
+    logarithm, rest = two_sum(a_k, xp.log(abs(b_k)))
+    result = logarithm + (xp.where(abs(r) < 0.5, xp.log1p(r), xp.log(abs(total))) + rest)
+    sign = xp.sign(b_k) * xp.sign(total)
+
+    is_plus, is_minus = [((size == math.inf) & (xp.sign(b) == s)).any(axis=-1, keepdims=True) for s in (1, -1)]
+    has_sum, is_infinite = xp.isfinite(top), is_plus | is_minus
+    sign = xp.where(is_infinite, xp.where(is_plus, 1.0, -1.0), xp.where(has_sum, sign, 0 * top))
+    is_empty = top == -math.inf
+    result = xp.where(is_infinite, math.inf, xp.where(is_empty | (has_sum & (total == 0)), -math.inf, result))
+    sign = xp.where(is_empty, 0.0, sign)
+    is_nan = (is_plus & is_minus) | xp.isnan(size).any(axis=-1, keepdims=True)
+    is_nan = is_nan if signs is not None else is_nan | (sign < 0)
+    result[is_nan] = math.nan
+    out[...] = result.reshape(out.shape)
+    if signs is not None:
+        sign[is_nan] = math.nan
+        signs[...] = sign.reshape(out.shape)
