@@ -68,7 +68,7 @@ def entropy(
     --------
     >>> import numpy as np, lsm
     >>> lsm.entropy(np.array([[20.0, 0.0], [0.0, 0.0]], np.float32))
-    array([4.3284226e-08, 6.9314718e-01], dtype=float32)
+    array([4.3284228e-08, 6.9314718e-01], dtype=float32)
     """
     return untraced(_entropy)(x, axis, temperature, where, dtype, backend)
 

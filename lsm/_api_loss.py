@@ -207,15 +207,14 @@ def _cross_entropy(
     result = logits.result_dtype(dtype)
     logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
     q = targets_for(targets, logits, axis, ignore_index)
-    is_labels = q.dtype.kind == "i"
-    loss = Loss(
-        q if is_labels else None, None if is_labels else q, weights_for(weight, logits), smoothing, z_loss, reduction
-    )
+    labels, probabilities = (q, None) if q.dtype.kind == "i" else (None, q)
+    numbers = logits.wide.type(smoothing), logits.wide.type(z_loss)
+    loss = Loss(labels, probabilities, weights_for(weight, logits), *numbers, reduction)
     gradient = None
     if function == "cross_entropy_value_and_grad":
         gradient = logits.target(out, logits.values.shape, logits.own)
         logits.keep_apart(gradient, in_place=True)
-        if not is_labels and np.may_share_memory(q, gradient):
+        if probabilities is not None and np.may_share_memory(q, gradient):
             loss = loss._replace(probabilities=q.copy())
     value = narrowed(call_within(np.errstate(all="ignore"), reduced_loss, logits, loss, gradient), result)
     return logits.finished(value), None if gradient is None else logits.finished(gradient, out)

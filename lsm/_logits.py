@@ -7,6 +7,7 @@ import numpy as np
 from lsm import _check
 from lsm._call import call, check_out
 from lsm._decide import Request
+from lsm._derived_loss import Block, normalised
 from lsm._dispatch import DispatchEntry, find_entry
 from lsm._errors import BackendUnsupportedError
 from lsm._frames import Frames, Index
@@ -91,6 +92,17 @@ class Logits:
             mask_out(matrix, mask)
         return matrix, mask
 
+    def normalised(self, index: Index) -> tuple[Block, Any]:
+        """The probabilities of a block as a matrix, in float64 or longdouble; and its mask, or None."""
+        matrix, mask = self.masked_rows(index)
+        temperature = self.of_frames(self.temperature_block(index))
+        is_wide = _check.at_least_float32(self.own) != "float32"
+        return normalised(matrix, self.at, is_wide, temperature), mask
+
+    def of_frames(self, numbers: Any) -> Any:
+        """Numbers of the frames of a block, to go with its matrix; a single number is left as it is."""
+        return numbers.reshape((1, -1) if self.at == 0 else (-1, 1)) if isinstance(numbers, np.ndarray) else numbers
+
     def rows(self, block: Any) -> Any:
         """A copy of a block as a matrix in float64 or longdouble, in C order: NumPy's order of adding depends on that.
 
@@ -118,8 +130,12 @@ class Logits:
         """The softmax of a block; the next one overwrites it."""
         try:
             return self._compute(SOFTMAX, index, dtype)
-        except BackendUnsupportedError:  # a backend of two methods
-            return np.exp(widened(self.log_softmax(index), self.wide)).astype(_check.np_dtype(dtype))
+        except BackendUnsupportedError:  # a backend of two methods; exp of a rounded log-softmax would not do
+            matrix, mask = self.normalised(index)
+            p = self.unrows(matrix.p, self.block(index)).astype(_check.np_dtype(dtype))
+            if mask is not None:
+                p[~self.mask_block(index)] = 0  # in invalid frames too
+            return p
 
     def _compute(self, operation: Operation, index: Index, dtype: str) -> Any:
         """A map of a block, by a backend."""

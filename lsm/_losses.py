@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsm._check import at_least_float32
-from lsm._derived_loss import Block, divergence, entropy, expected_loss, loss_gradient, normalised
+from lsm._derived_loss import divergence, entropy, expected_loss, loss_gradient
 from lsm._frames import Index
 from lsm._logits import BLOCK_ELEMENTS, WIDE_ELEMENTS, Logits, narrowed, widened
 from lsm._reduce import plain_sum, total
@@ -57,8 +57,8 @@ class Part(NamedTuple):
         Whether they are not left out; None if none is.
     factor : ndarray or None
         The weights of their labels; None if all are 1.
-    scale : float or ndarray
-        What the gradients are multiplied by, but for the weights.
+    scale : float
+        What the gradients are multiplied by, but for weights and temperature.
     temperature : float, ndarray or None
         The temperature; None if it is 1.
     """
@@ -81,9 +81,9 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
             if not loss.smoothing:
                 labels = np.where(factor == 0, -1, labels)
         denominator = np.count_nonzero(labels >= 0) if factor is None else total(factor)
-    scale = 1.0
+    scale = logits.wide.type(1)
     if loss.reduction == "mean":
-        scale = 1 / denominator if denominator else 0.0
+        scale = 1 / logits.wide.type(denominator) if denominator else scale * 0
     losses = np.zeros(frames.shape, logits.wide)
     is_narrow = loss.is_narrow(logits.own)
     compute = _narrow_block if is_narrow else _wide_block
@@ -97,9 +97,8 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
                     frames.put(out, index, np.zeros((), out.dtype))
                 continue
             own, kept = (own, None) if kept.all() else (np.where(kept, own, 0), kept)
-        temperature = logits.temperature_block(index)
-        rates = scale if temperature is None else scale / temperature
-        value = compute(logits, loss, index, Part(own, kept, f, rates, temperature), out)
+        part = Part(own, kept, f, scale, logits.temperature_block(index))
+        value = compute(logits, loss, index, part, out)
         losses[index] = np.squeeze(value if kept is None else np.where(kept, value, 0), frames.at)
     if loss.reduction == "none":
         return losses
@@ -134,17 +133,18 @@ def _narrow_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any
     if out is None:
         return value
     p = logits.softmax(index, _dtype_of_gradient(logits, loss))
+    scale = part.scale if part.temperature is None else part.scale / part.temperature
     at_label = total_weight * np.expm1(y_label) + of_square * np.exp(y_label)
     if shares is not None:
         of_other = np.take_along_axis(np.broadcast_to(shares, p.shape), part.labels, at)
         at_label += (total_weight - of_label) - of_other
-    at_label *= part.scale
-    rate = np.asarray((total_weight + of_square) * part.scale).astype(p.dtype)
+    at_label *= scale
+    rate = np.asarray((total_weight + of_square) * scale).astype(p.dtype)
     target = frames.block(out, index)
     gradient = target if p.dtype == target.dtype and shares is None else p
     np.multiply(p, rate, out=gradient)
     if shares is not None:
-        gradient -= np.asarray(shares * part.scale).astype(p.dtype)
+        gradient -= np.asarray(shares * scale).astype(p.dtype)
     if gradient is p:
         target[...] = narrowed(p, logits.own)
     np.put_along_axis(target, part.labels, narrowed(at_label, logits.own), at)
@@ -188,8 +188,8 @@ def _dtype_of_gradient(logits: Logits, loss: Loss) -> str:
 def _wide_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any) -> Any:
     """The losses of any targets, and the gradients, in float64 or longdouble throughout."""
     frames, block, axis = logits.frames, logits.block(index), logits.at
-    numbers, mask = _normalised(logits, index)
-    labels, kept, f, scale, temperature = [_of_frames(logits, number) for number in part]
+    numbers, mask = logits.normalised(index)
+    labels, kept, f, scale, temperature = [logits.of_frames(number) for number in part]
     if labels is None:
         q = logits.rows(frames.block(loss.probabilities, index))
     else:
@@ -207,6 +207,7 @@ def _wide_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any) 
         np.copyto(value, np.where(numbers.sum(wq) == 0, 0, np.inf), where=~mask.any(axis=axis, keepdims=True))
     if out is not None:
         gradient = loss_gradient(numbers, wq, of_square) * scale
+        gradient = gradient if temperature is None else gradient / temperature
         if mask is not None:
             gradient[~mask] = 0
         if kept is not None:
@@ -215,24 +216,11 @@ def _wide_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any) 
     return frames.of_rows(value, block)
 
 
-def _of_frames(logits: Logits, number: Any) -> Any:
-    """Numbers of the frames of a block, to go with its matrix."""
-    return number.reshape((1, -1) if logits.at == 0 else (-1, 1)) if isinstance(number, np.ndarray) else number
-
-
-def _normalised(logits: Logits, index: Index) -> tuple[Block, Any]:
-    """The probabilities of a block as a matrix, and its mask."""
-    matrix, mask = logits.masked_rows(index)
-    temperature = _of_frames(logits, logits.temperature_block(index))
-    is_wide = at_least_float32(logits.own) != "float32"
-    return normalised(matrix, logits.at, is_wide, temperature), mask
-
-
 def entropies(logits: Logits) -> Any:
     """The entropy of each frame, in float64 or longdouble."""
 
     def of_block(index: Index) -> tuple[Any, Any]:
-        block, mask = _normalised(logits, index)
+        block, mask = logits.normalised(index)
         return entropy(block), mask
 
     return _by_blocks(logits, of_block)
@@ -242,8 +230,8 @@ def divergences(p: Logits, q: Logits) -> Any:
     """KL(p || q) of each frame, in float64 or longdouble; the mask, the temperature and the dtype are those of p."""
 
     def of_block(index: Index) -> tuple[Any, Any]:
-        (block, mask), (other, _) = _normalised(p, index), _normalised(q, index)
-        return divergence(block, other, _of_frames(p, p.temperature_block(index))), mask
+        (block, mask), (other, _) = p.normalised(index), q.normalised(index)
+        return divergence(block, other, p.of_frames(p.temperature_block(index))), mask
 
     return _by_blocks(p, of_block)
 

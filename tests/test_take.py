@@ -18,7 +18,7 @@ def same(result, expected):
     np.testing.assert_array_equal(result.astype(np.longdouble), expected.astype(np.longdouble))
 
 
-@pytest.mark.parametrize("n", [1, 2, 33, 300])
+@pytest.mark.parametrize("n", [1, 33, 300])
 def test_it_is_log_softmax_at_the_indices(backend, dtype, n, rng):
     x = logits(rng, (3, n, 5), dtype)
     for axis in (0, 1, 2, -2):

@@ -28,10 +28,10 @@ def check(x, k, backend=None, **options):
     np.testing.assert_array_equal(found.values.astype(np.longdouble), expected)
 
 
-@pytest.mark.parametrize("n", [1, 5, 33, 300, 6000])
+@pytest.mark.parametrize("n", [1, 5, 300, 6000])
 def test_the_largest_in_order(backend, dtype, n, rng):
     x = (rng.standard_normal((3, n)) * 4).astype(dtype)
-    for k in {0, 1, min(n, 2), min(n, 20), n // 2, n}:
+    for k in {1, min(n, 20), n // 2, n}:
         check(x, k, backend)
 
 
