@@ -31,6 +31,7 @@ FLOORS = [
     "lsm._interop",
     "lsm._decide lsm._guard lsm._keywords",
     "lsm._dispatch lsm._execute lsm._twofold",
+    "lsm._signed_sum",
     "lsm._derived",
     "lsm._call",
     "lsm._api",
