@@ -18,16 +18,14 @@ from lsm._held import call_within
 from lsm._interop_base import ArrayLibrary
 from lsm._keywords import broadcast, like, namespace
 from lsm._operations import Operation
-from lsm._twofold import divide, sum_twofold, two_sum
+from lsm._signed_sum import write_signed_sum
+from lsm._twofold import divide, rows, sum_twofold, two_sum, wide_dtype
 from lsm._version import install_command
 
 # Large enough for the threads of a backend, and small beside arrays for which memory matters.
 _BLOCK_ELEMENTS = 2**19
 # For array operations, of whose temporaries there are about ten.
 _WIDE_BLOCK_ELEMENTS = 2**15
-
-# ln(2) as two numbers, of which the first has 32 bits, so that small multiples of it are exact (fdlibm, e_exp.c).
-_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 
 
 def derive(
@@ -148,7 +146,7 @@ class Derived(NamedTuple):
             if where is not None:
                 b = self.library.copy(b)
                 b[where] = 0
-            _signed_sum(inputs[0], b, out, signs)
+            write_signed_sum(inputs[0], b, out, signs)
         elif temperature is None:
             method(*inputs, out.ndim - 1, out)
         elif len(inputs) == 2:
@@ -195,23 +193,13 @@ def _constant(x: Any, value: float) -> Any:
     return value
 
 
-def _rows(x: Any, dtype: Any) -> Any:
-    """A copy with two axes, frames and classes, in one order of memory: on it depends how NumPy adds."""
-    return namespace(x).array(x, dtype=dtype, order="C").reshape(-1, x.shape[-1])
-
-
-def _wide(*arrays: Any) -> Any:
-    """The dtype for two numbers: longdouble for longdouble, else float64."""
-    return np.longdouble if any(array.dtype.char == "g" for array in arrays) else np.float64
-
-
 # -- temperature ----------------------------------------------------------------------------------------------------
 
 
 def _write_wide(name: str, x: Any, temperature: Any, out: Any) -> None:
     """log_softmax or softmax of x / T, in two numbers."""
-    xp, dtype = namespace(x), _wide(x, out)
-    d, rest = _differences(_rows(x, dtype), _rows(temperature, dtype))
+    xp, dtype = namespace(x), wide_dtype(x, out)
+    d, rest = _differences(rows(x, dtype), rows(temperature, dtype))
     p = xp.exp(d)
     p += p * rest
     largest = xp.floor(p)  # 1 for the largest classes, else 0
@@ -236,64 +224,3 @@ def _differences(x: Any, temperature: Any) -> tuple[Any, Any]:
     rest[~xp.isfinite(d)] = 0
     # The power of two first: then what is below the range is far too small to matter.
     return divide(xp.ldexp(d, -exponent), xp.ldexp(rest, -exponent), factor)
-
-
-# -- signed sums ----------------------------------------------------------------------------------------------------
-
-
-def _signed_sum(a: Any, b: Any, out: Any, signs: Any) -> None:
-    """log(abs(sum of b * exp(a))) and the sign of the sum; without `signs`, NaN where that is negative.
-
-    ::
-
-        k = argmax(a + log(abs(b)))
-        R = sum of b / b_k * exp(a - a_k)
-        L = a_k + log(abs(b_k)) + log(abs(R))
-
-    Where abs(a - a_k) < 0.35, a term is b / b_k, of which the rounding errors are added too, and b / b_k *
-    expm1(a - a_k): so a sum of terms that cancel keeps its digits.
-    """
-    xp, dtype = namespace(a), _wide(a, b, out)
-    a, b = _rows(a, dtype), _rows(b, dtype)
-    a[b == 0] = -math.inf  # takes no part, whatever is there
-    size = a + xp.log(abs(b))
-    size[b == 0] = -math.inf
-    k = size.argmax(axis=-1)[:, None]
-    top, a_k, b_k = [xp.take_along_axis(array, k, axis=-1) for array in (size, a, b)]
-
-    factor, exponent = xp.frexp(b)
-    factor_k, exponent_k = [xp.take_along_axis(array, k, axis=-1) for array in (factor, exponent)]
-    d, d_rest = two_sum(a, -a_k)
-    ratio, ratio_rest = divide(factor, 0 * factor, factor_k)
-    shift = exponent - exponent_k
-    # exp(d) as 2 ** n * exp(far), because exp(d) may leave the range where the term does not
-    n = xp.clip(xp.rint(d / math.log(2)), -60_000, 60_000)
-    far = (d - n * _LN2_HIGH) - (n * _LN2_LOW - d_rest)
-    is_near, is_nothing = abs(d) < 0.35, d < -50_000
-    n[is_near] = 0
-    terms = xp.ldexp(ratio * xp.where(is_near, 1, xp.exp(far)), shift + n.astype(shift.dtype))
-    rests = xp.where(is_near, xp.ldexp(ratio_rest + ratio * xp.expm1(d + d_rest), shift), 0)
-    terms[is_nothing | (b == 0)] = 0
-    rests[is_nothing | (b == 0)] = 0
-
-    high, low = sum_twofold(terms)
-    rest_high, rest_low = sum_twofold(rests)
-    low = low + (rest_high + rest_low)
-    total, r = high + low, (high - 1) + low
-    logarithm, rest = two_sum(a_k, xp.log(abs(b_k)))
-    result = logarithm + (xp.where(abs(r) < 0.5, xp.log1p(r), xp.log(abs(total))) + rest)
-    sign = xp.sign(b_k) * xp.sign(total)
-
-    is_plus, is_minus = [((size == math.inf) & (xp.sign(b) == s)).any(axis=-1, keepdims=True) for s in (1, -1)]
-    has_sum, is_infinite = xp.isfinite(top), is_plus | is_minus
-    sign = xp.where(is_infinite, xp.where(is_plus, 1.0, -1.0), xp.where(has_sum, sign, 0 * top))
-    is_empty = top == -math.inf
-    result = xp.where(is_infinite, math.inf, xp.where(is_empty | (has_sum & (total == 0)), -math.inf, result))
-    sign = xp.where(is_empty, 0.0, sign)
-    is_nan = (is_plus & is_minus) | xp.isnan(size).any(axis=-1, keepdims=True)
-    is_nan = is_nan if signs is not None else is_nan | (sign < 0)
-    result[is_nan] = math.nan
-    out[...] = result.reshape(out.shape)
-    if signs is not None:
-        sign[is_nan] = math.nan
-        signs[...] = sign.reshape(out.shape)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
+from lsm._errors import BackendUnsupportedError
 from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, TORCH_LIBRARY, check_alike, library_of
 from lsm._interop_base import ArrayLibrary, Operand, name_of_dtype
@@ -146,7 +147,13 @@ def with_weights(b: Any, view: Any, library: ArrayLibrary) -> tuple[Any, Any]:
 
 def namespace(x: Any) -> Any:
     """The module of functions for such an array: numpy, cupy or torch."""
-    return sys.modules[type(x).__module__.partition(".")[0]]
+    name = type(x).__module__.partition(".")[0]
+    if name not in ("numpy", "cupy", "torch"):
+        raise BackendUnsupportedError(
+            f"where, temperature, b: not supported for a {type(x).__name__} that the backend takes as it is; use another "
+            "backend, or pass a NumPy or CuPy array that shares its memory"
+        )
+    return sys.modules[name]
 
 
 def like(values: Any, view: Any) -> Any:

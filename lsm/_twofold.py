@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from lsm._keywords import namespace
+
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
     """a + b and its rounding error (Knuth)."""
@@ -42,11 +44,19 @@ def sum_twofold(terms: Any) -> tuple[Any, Any]:
     The high parts of the terms are multiples of one number, so that they add up exactly (Rump, Ogita & Oishi 2008,
     doi:10.1137/050645671, ExtractVector).
     """
-    from lsm._keywords import namespace
-
     xp = namespace(terms)
     largest = abs(terms).max(axis=-1, keepdims=True)
     exponent = xp.frexp(largest)[1] + (terms.shape[-1].bit_length() + 1)
     grid = xp.ldexp(xp.ones_like(largest), exponent)
     high = (terms + grid) - grid
     return high.sum(axis=-1, keepdims=True), (terms - high).sum(axis=-1, keepdims=True)
+
+
+def rows(x: Any, dtype: Any) -> Any:
+    """A copy with two axes, frames and classes, in one order of memory: on it depends how NumPy adds."""
+    return namespace(x).array(x, dtype=dtype, order="C").reshape(-1, x.shape[-1])
+
+
+def wide_dtype(*arrays: Any) -> Any:
+    """The dtype for two numbers: longdouble for longdouble, else float64."""
+    return np.longdouble if any(array.dtype.char == "g" for array in arrays) else np.float64
