@@ -75,8 +75,8 @@ def _check_arithmetic(x: Any, dtypes: tuple[str, ...], is_narrow: bool) -> None:
         raise BackendUnsupportedError(f"temperature, b: bfloat16 needs ml_dtypes: {install_command('bfloat16')}")
     if not is_narrow and namespace(x).__name__ not in ("numpy", "cupy"):
         raise BackendUnsupportedError(
-            f"temperature, b: a {type(x).__name__} to {dtypes[-1]} is not supported, because the backend takes it as "
-            "it is; pass a NumPy or CuPy array that shares its memory"
+            f"temperature, b: a {type(x).__name__} to {dtypes[-1]} is not supported where the backend takes it as it "
+            "is; use another backend, or pass a NumPy or CuPy array that shares its memory"
         )
 
 
