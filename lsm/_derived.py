@@ -22,10 +22,9 @@ from lsm._signed_sum import write_signed_sum
 from lsm._twofold import divide, rows, sum_twofold, two_sum, wide_dtype
 from lsm._version import install_command
 
-# Large enough for the threads of a backend, and small beside arrays for which memory matters.
-_BLOCK_ELEMENTS = 2**19
-# For array operations, of whose temporaries there are about ten.
-_WIDE_BLOCK_ELEMENTS = 2**15
+# As in the backend numpy: the C library keeps the memory of such arrays. With four times as many elements, calls took
+# five times as long. On a GPU, where CuPy and PyTorch keep all memory, launches are what takes time.
+_BLOCK_ELEMENTS, _GPU_BLOCK_ELEMENTS = 2**14, 2**22
 
 
 def derive(
@@ -76,8 +75,8 @@ def _check_arithmetic(x: Any, dtypes: tuple[str, ...], is_narrow: bool) -> None:
         raise BackendUnsupportedError(f"temperature, b: bfloat16 needs ml_dtypes: {install_command('bfloat16')}")
     if not is_narrow and namespace(x).__name__ not in ("numpy", "cupy"):
         raise BackendUnsupportedError(
-            f"temperature, b: a {type(x).__name__} to {dtypes[-1]} is not supported, because the backend takes it as "
-            "it is; pass a NumPy or CuPy array that shares its memory"
+            f"temperature, b: a {type(x).__name__} to {dtypes[-1]} is not supported where the backend takes it as it "
+            "is; use another backend, or pass a NumPy or CuPy array that shares its memory"
         )
 
 
@@ -125,8 +124,8 @@ class Derived(NamedTuple):
             signs = namespace(out).empty_like(moved[-1])
             self.signs.append(signs.swapaxes(axis, -1))
         n_inputs = len(self.operation.inputs)
-        is_plain = self.is_narrow or self.keywords == ("where",)
-        for index in _blocks(moved[0].shape, _BLOCK_ELEMENTS if is_plain else _WIDE_BLOCK_ELEMENTS):
+        n_elements = _BLOCK_ELEMENTS if isinstance(out, np.ndarray) else _GPU_BLOCK_ELEMENTS
+        for index in _blocks(moved[0].shape, n_elements):
             *given, target = [array[index] for array in moved]
             keywords = dict(zip(self.keywords, given[n_inputs:], strict=True))
             self._write(given[:n_inputs], target, None if signs is None else signs[index], **keywords)
@@ -140,12 +139,12 @@ class Derived(NamedTuple):
             where = ~where  # from here on, what does not take part
             inputs = [self.library.copy(x) for x in inputs]
             for x, role in zip(inputs, [array.role for array in operation.inputs], strict=True):
-                x[where] = _constant(x, -math.inf if role in ("logits", "log-probabilities") else 0)
+                _set(x, where, -math.inf if role in ("logits", "log-probabilities") else 0)
         method = getattr(self.backend, operation.name)
         if b is not None:
             if where is not None:
                 b = self.library.copy(b)
-                b[where] = 0
+                _set(b, where, 0)
             write_signed_sum(inputs[0], b, out, signs)
         elif temperature is None:
             method(*inputs, out.ndim - 1, out)
@@ -157,7 +156,7 @@ class Derived(NamedTuple):
         else:
             _write_wide(operation.name, inputs[0], temperature[..., :1], out)
         if where is not None and not operation.is_reduction:
-            out[where] = _constant(out, -math.inf if operation.name == "log_softmax" else 0)
+            _set(out, where, -math.inf if operation.name == "log_softmax" else 0)
 
     def _write_backward(self, dy: Any, output: Any, temperature: Any, out: Any) -> None:
         """The gradient over the temperature; in float64, so that it is rounded once, unless that is its dtype."""
@@ -186,11 +185,15 @@ def _blocks(shape: tuple[int, ...], n_elements: int) -> Iterator[tuple[slice, ..
     return product(*reversed(parts))
 
 
-def _constant(x: Any, value: float) -> Any:
-    """A value to set elements of x to."""
+def _set(x: Any, where: Any, value: float) -> None:
+    """Set elements of x."""
+    if not isinstance(x, np.ndarray):
+        x[where] = value
+        return
+    constant: Any = value
     if x.dtype is BFLOAT16_BITS:
-        return np.array(0xFF80 if value else 0, np.uint16).view(x.dtype)
-    return value
+        constant = np.array(0xFF80 if value else 0, np.uint16).view(x.dtype)
+    np.copyto(x, constant, casting="unsafe", where=where)  # a tenth of the time of x[where] = constant
 
 
 # -- temperature ----------------------------------------------------------------------------------------------------

@@ -150,8 +150,8 @@ def namespace(x: Any) -> Any:
     name = type(x).__module__.partition(".")[0]
     if name not in ("numpy", "cupy", "torch"):
         raise BackendUnsupportedError(
-            f"where, temperature, b: not supported for a {type(x).__name__} that the backend takes as it is; use another "
-            "backend, or pass a NumPy or CuPy array that shares its memory"
+            f"where, temperature, b: not supported for a {type(x).__name__} that the backend takes as it is; use "
+            "another backend, or pass a NumPy or CuPy array that shares its memory"
         )
     return sys.modules[name]
 

@@ -1068,3 +1068,68 @@ def test_what_a_handler_raises_within_an_array_of_jax_passes_through(arm, monkey
     arm(RuntimeError)
     with pytest.raises(RuntimeError):
         JaxLibrary().view_as_numpy(x, "x")
+
+
+# -- keywords -------------------------------------------------------------------------------------------------------
+
+
+def test_masks_temperatures_and_factors_of_both_libraries():
+    a = np.array([[1.0, 2.0, np.nan], [3.0, 0.5, -1.0]], np.float32)
+    mask = np.array([True, True, False])
+    t = np.array([[0.5], [2.0]], np.float32)
+    masked = lsm.softmax(a, where=mask, temperature=t)
+    total, sign = lsm.logsumexp(a, 1, b=np.float32([1, -1, 0]), return_sign=True)
+    for convert in (torch.from_numpy, jnp.asarray):
+        x, m, own = convert(a), convert(mask), convert(t)
+        for temperature in (own, t.astype(float)):  # of the array's library, or an ndarray
+            p = lsm.softmax(x, where=m, temperature=temperature)
+            assert type(p) is type(x)
+            np.testing.assert_array_equal(np.asarray(p), masked)
+        found = lsm.logsumexp(x, 1, b=convert(np.float32([1, -1, 0])), return_sign=True)
+        assert [type(y) for y in found] == [type(x)] * 2
+        np.testing.assert_array_equal(np.asarray(found[0]), total)
+        np.testing.assert_array_equal(np.asarray(found[1]), sign)
+        assert lsm.logsumexp(x, b=2.0).dtype == x.dtype
+        for wrong in (mask, [True, True, False]):
+            with pytest.raises(TypeError, match=r"^x, where: .*; pass (torch\.as_tensor|jax\.numpy\.asarray)\(where\)"):
+                lsm.softmax(x, where=wrong)
+        with pytest.raises(TypeError, match=r"^a, b: "):
+            lsm.logsumexp(x, b=np.ones(3))
+    out = torch.empty(2, 3)
+    assert (
+        lsm.softmax(torch.from_numpy(a), where=torch.from_numpy(mask), temperature=torch.from_numpy(t), out=out) is out
+    )
+    np.testing.assert_array_equal(out.numpy(), masked)
+    with pytest.raises(TypeError, match="^temperature: a tensor that requires grad"):
+        lsm.softmax(torch.zeros(3), temperature=torch.ones(1, requires_grad=True))
+    with pytest.raises(lsm.BackendUnsupportedError, match="^x, where: on cpu and meta"):
+        lsm.softmax(torch.zeros(3), where=torch.ones(3, dtype=torch.bool, device="meta"))
+
+
+class OfTensors(lsm.Backend):
+    """A backend that takes tensors as they are."""
+
+    name, api_version, dtypes, array_types = "of-tensors", 1, ("bfloat16", "float32", "float64"), ("torch.Tensor",)
+
+    def log_softmax(self, x, axis, out):
+        out.copy_(torch.log_softmax(x.double(), axis))
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        out.copy_(grad_output - output.exp() * grad_output.sum(axis, keepdim=True))
+
+
+def test_keywords_with_a_backend_for_tensors(installed):
+    installed(OfTensors())
+    x, mask = torch.tensor([[1.0, 2.0, torch.nan], [3.0, 0.5, -1.0]]), torch.tensor([True, True, False])
+    for dtype, close in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
+        for temperature in (1, 0.5, torch.tensor([[0.5], [2.0]]), np.array([[0.5], [2.0]])):
+            options = {"where": mask, "temperature": temperature}
+            y = lsm.log_softmax(x.to(dtype), **options, backend="of-tensors")
+            expected = lsm.log_softmax(x.to(dtype), **options)
+            torch.testing.assert_close(y, expected, rtol=close, atol=0)
+            dx = lsm.log_softmax_backward(x.to(dtype), y, **options, backend="of-tensors")
+            torch.testing.assert_close(dx, lsm.log_softmax_backward(x.to(dtype), y, **options), rtol=close, atol=close)
+    for dtype in (torch.float32, torch.float64):
+        assert lsm.log_softmax(x.to(dtype), where=mask, backend="of-tensors").dtype == dtype
+    with pytest.raises(lsm.BackendUnsupportedError, match="^temperature, b: a Tensor to float64 is not supported"):
+        lsm.log_softmax(x.double(), temperature=2, backend="of-tensors")

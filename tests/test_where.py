@@ -1,8 +1,10 @@
 """`where=`: the bits of -inf in place of what is masked, which is not read; what it may be."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
+import oracle
 import pytest
 from oracle import LD
 
@@ -165,3 +167,42 @@ def test_logsumexp(backend, dtype, rng):
     total, sign = lsm.logsumexp(x, 1, where=mask, return_sign=True, backend=backend)
     np.testing.assert_array_equal(sign, mask.any(axis=1))
     assert (total[2].astype(float) == -np.inf).all()
+
+
+def test_memory_beside_the_result_is_bounded(backend):
+    """A mask costs a copy of some frames, not of all."""
+    x, mask = np.zeros((2000, 1000), np.float32), np.arange(1000) > 10
+    for options in ({"where": mask}, {"temperature": 2.0}, {"where": mask, "temperature": np.full((2000, 1), 2.0)}):
+        lsm.log_softmax(x, **options, backend=backend)
+        tracemalloc.start()
+        y = lsm.log_softmax(x, **options, backend=backend)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak - y.nbytes < 2**20
+
+
+class TwoMethods(lsm.Backend):
+    """The least that a plugin has, in float32 alone."""
+
+    name, api_version, dtypes = "two-methods", 1, ("float32",)
+
+    def log_softmax(self, x, axis, out):
+        out[...] = oracle.log_softmax(x, axis)
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        out[...] = oracle.backward(grad_output, output, axis)[0]
+
+
+def test_two_methods_are_enough(installed, rng):
+    installed(TwoMethods())
+    x = rng.standard_normal((3, 5)).astype(np.float32)
+    mask = x > -0.5
+    for name in ("log_softmax", "log_softmax_backward"):
+        arrays = arrays_for(name, x)
+        for temperature in (1.0, 0.3, np.array([[0.5], [1], [2]])):
+            found, expected = (
+                getattr(lsm, name)(*arrays, where=mask, temperature=temperature, backend=other)
+                for other in ("two-methods", "numpy")
+            )
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+            assert (found[~mask] == MASKED[name]).all()
