@@ -1,7 +1,8 @@
 """What `where`, `temperature` and `b` mean, by array operations around the methods of a backend.
 
 Arrays are worked on in blocks of frames, so that what is needed beside the result is bounded. In a block the classes
-are the last axis. The functions are those that NumPy and CuPy share, and up to `_with_temperature` PyTorch too.
+are the last axis. The functions are those that NumPy and CuPy share; what serves results of at most 32 bits, PyTorch
+has too.
 """
 
 import math
@@ -220,7 +221,7 @@ def _differences(x: Any, temperature: Any) -> tuple[Any, Any]:
     d, rest = two_sum(x, -m)
     factor, exponent = xp.frexp(temperature)
     is_beyond = (xp.isinf(d) & xp.isfinite(x)).any(axis=-1, keepdims=True)
-    if is_beyond.any():
+    if not isinstance(x, np.ndarray) or is_beyond.any():  # on a GPU the answer would have to be waited for
         quarter = xp.where(is_beyond, 0.25, 1.0)
         d, rest = two_sum(x * quarter, -m * quarter)
         exponent = exponent - xp.where(is_beyond, 2, 0).astype(exponent.dtype)

@@ -36,7 +36,7 @@ class FastFunctions:
 def fast_functions(key: Any, backend: Any) -> Any:
     """The functions for one kind of array, a dtype or (device, dtype); None before a first call."""
     if backend is None:
-        try:  # 10 ns less than questions
+        try:  # takes 10 ns less than to ask
             return (in_context.get() or default).fast[key]
         except (AttributeError, KeyError):  # before a first call, or the first of this kind
             return None

@@ -23,7 +23,8 @@ def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "
     x : array
         The input, an array of `library`.
     view : array
-        The input as the computation reads it: `x` itself, or a view of it as a NumPy or CuPy array.
+        The input as the computation reads it: `x` itself, or a view of it as a NumPy or CuPy array, and broadcast
+        against b.
     library : ArrayLibrary
         The library of `x`, to which the mask must belong.
     name : str
@@ -39,7 +40,7 @@ def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "
     TypeError
         `where` has another dtype than bool, or belongs to another library.
     ValueError
-        It does not broadcast to `x`, or would enlarge it.
+        It does not broadcast to `view`, or would enlarge it.
     BackendUnsupportedError
         It is on another device.
     """
@@ -52,9 +53,9 @@ def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "
             f"where: dtype {dtype}; accepted: bool, True where a class takes part; pass where == 0 for a mask that is "
             "added to logits (0 and -inf), where != 0 for one of 1 and 0"
         )
-    if not _broadcasts(mask.shape, x.shape):
+    if not _broadcasts(mask.shape, view.shape):
         raise ValueError(
-            f"where: shape {tuple(mask.shape)} does not broadcast to {tuple(x.shape)}, the shape of {name}"
+            f"where: shape {tuple(mask.shape)} does not broadcast to {tuple(view.shape)}, the shape of {name}"
         )
     return broadcast(_as_view(mask, view, library), view.shape)
 
@@ -74,7 +75,7 @@ def temperature_for(temperature: Any, x: Any, view: Any, library: ArrayLibrary, 
     Returns
     -------
     temperature : float, or array of float64, type of `view`
-        An array shares no memory with the caller's. It has the shape of `x` with 1 along `axes`; NaN stands for what
+        An array shares no memory with the caller's. It has the shape of `view` with 1 along `axes`; NaN stands for what
         is not a finite number above 0.
 
     Raises
@@ -105,7 +106,7 @@ def temperature_for(temperature: Any, x: Any, view: Any, library: ArrayLibrary, 
             if not 0 < number < float("inf"):
                 raise _not_a_temperature(temperature)
             return None if number == 1 else number
-    frames = tuple([1 if i in axes else n for i, n in enumerate(x.shape)])
+    frames = tuple([1 if i in axes else n for i, n in enumerate(view.shape)])
     if not _broadcasts(values.shape, frames):
         raise ValueError(
             f"temperature: shape {tuple(values.shape)}; accepted: a finite number above 0, or an array that broadcasts "

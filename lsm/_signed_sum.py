@@ -13,7 +13,12 @@ _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 def write_signed_sum(a: Any, b: Any, out: Any, signs: Any) -> None:
     """Write log(abs(sum of b * exp(a))) along the last axis, and the signs; without `signs`, NaN for negative sums."""
     dtype = wide_dtype(a, b, out)
-    result, sign = _signed_sum(rows(a, dtype), rows(b, dtype))
+    a, b = rows(a, dtype), rows(b, dtype)
+    result, sign, rest = _signed_sum(a, b)
+    again = rest.any(axis=-1)
+    while again.any():
+        result[again], sign[again], rest[again] = _signed_sum(a[again], b[again] * rest[again])
+        again = again & rest.any(axis=-1)
     if signs is None:
         result[sign < 0] = math.nan
     else:
@@ -21,8 +26,8 @@ def write_signed_sum(a: Any, b: Any, out: Any, signs: Any) -> None:
     out[...] = result.reshape(out.shape)
 
 
-def _signed_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """The logarithms and the signs; a is changed.
+def _signed_sum(a: Any, b: Any) -> tuple[Any, Any, Any]:
+    """The logarithms; the signs; and which terms, beside which others cancel, are to be summed by themselves.
 
     ::
 
@@ -31,7 +36,7 @@ def _signed_sum(a: Any, b: Any) -> tuple[Any, Any]:
         L = a_k + log(abs(b_k)) + log(abs(R))
     """
     xp = namespace(a)
-    a[b == 0] = -math.inf  # takes no part, whatever is there
+    a = xp.where(b == 0, -math.inf, a)  # takes no part, whatever is there
     size = a + xp.log(abs(b))
     size[b == 0] = -math.inf
     k = size.argmax(axis=-1)[:, None]
@@ -54,11 +59,7 @@ def _signed_sum(a: Any, b: Any) -> tuple[Any, Any]:
     result[is_nan], sign[is_nan] = math.nan, math.nan
 
     # Where the largest terms cancel exactly, those that vanish beside them are the sum.
-    rest_of_frame = (terms == 0) & (rests == 0) & (size > -math.inf)
-    again = (is_cancelled & rest_of_frame.any(axis=-1, keepdims=True))[:, 0]
-    if again.any():
-        result[again], sign[again] = _signed_sum(a[again], xp.where(rest_of_frame[again], b[again], 0))
-    return result, sign
+    return result, sign, is_cancelled & (terms == 0) & (rests == 0) & (size > -math.inf)
 
 
 def _relative_terms(a: Any, b: Any, k: Any) -> tuple[Any, Any]:

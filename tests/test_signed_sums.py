@@ -88,6 +88,16 @@ def test_terms_that_cancel(backend, dtype):
         assert total == expected or abs(total - abs(expected)) <= 4 * spacing(max(a), dtype)
 
 
+def test_terms_that_cancel_level_by_level(backend):
+    a = np.repeat(-1000.0 * np.arange(30), 2)
+    b = np.tile([2.0, -2.0], 30)
+    assert lsm.logsumexp(a, b=b, return_sign=True, backend=backend) == (-np.inf, 0)
+    b[-1] = -5
+    total, sign = lsm.logsumexp([a, a[::-1]], 1, b=b, return_sign=True, backend=backend)
+    np.testing.assert_allclose(total, [-29_000 + np.log(3), np.log(3)])
+    np.testing.assert_array_equal(sign, [-1, -1])
+
+
 def test_signs_and_negative_sums(backend):
     a = np.log([[1.0, 2], [2, 1], [1, 1]])
     total, sign = lsm.logsumexp(a, 1, b=[1, -1], return_sign=True, backend=backend)
@@ -151,6 +161,8 @@ def test_with_a_mask(backend, rng):
     found = lsm.logsumexp(spoilt[0], b=spoilt[1], where=mask, **options)
     expected = lsm.logsumexp(a, b=np.where(mask, b, 0), **options)
     np.testing.assert_array_equal(found, expected)
+    enlarged = lsm.logsumexp(a[0], b=b, where=mask, **options)
+    np.testing.assert_array_equal(enlarged, lsm.logsumexp(a[0], b=np.where(mask, b, 0), **options))
     nothing = lsm.logsumexp(a, b=b, where=False, **options)
     np.testing.assert_array_equal(nothing, [[-np.inf] * 3, [0] * 3])
 
