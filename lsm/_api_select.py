@@ -166,7 +166,7 @@ def top_k_log_softmax(
     >>> import numpy as np, lsm
     >>> values, indices = lsm.top_k_log_softmax(np.array([0.0, 3.0, 3.0, 1.0]), 3)
     >>> values.round(3), indices
-    (array([-0.783, -0.783, -2.783]), array([1, 2, 3]))
+    (array([-0.782, -0.782, -2.782]), array([1, 2, 3]))
     """
     return untraced(_top_k)(x, k, axis, temperature, where, dtype, backend)
 

@@ -50,7 +50,8 @@ def cross_entropy(x, q, weight=None, smoothing=0.0, z_loss=0.0, factor=1.0, temp
         m = max(mp_from(v) for v in x) / t
         at_loss = max(abs(loss), z * abs(normaliser * m)) if z else abs(loss)
         gradient = [(total * a - b + 2 * z * normaliser * a) / t for a, b in zip(p, wq, strict=True)]
-        terms = [max(total * a, b, abs(2 * z * normaliser * a)) / t for a, b in zip(p, wq, strict=True)]
+        largest = max(abs(normaliser), abs(m))  # L = m + l cancels near 0
+        terms = [max(total * a, b, 2 * z * largest * a) / t for a, b in zip(p, wq, strict=True)]
         return (
             (mp_to_ld(loss), mp_to_ld(at_loss)),
             np.array([mp_to_ld(v) for v in gradient]),
