@@ -11,7 +11,7 @@ from lsm._api import log_softmax, log_softmax_backward, softmax, softmax_backwar
 from lsm._api_entropy import entropy, kl_divergence
 from lsm._api_loss import cross_entropy, cross_entropy_value_and_grad
 from lsm._api_reduce import logsumexp
-from lsm._api_select import take_log_softmax, top_k_log_softmax
+from lsm._api_select import TopK, take_log_softmax, top_k_log_softmax
 from lsm._decide import Decision
 from lsm._dispatch import (
     explain,
@@ -54,6 +54,7 @@ __all__ = [
     "Decision",
     "LsmError",
     "PluginWarning",
+    "TopK",
     "UnknownBackendError",
     "__version__",
     "cross_entropy",

@@ -123,8 +123,8 @@ def kl_divergence(
     Examples
     --------
     >>> import numpy as np, lsm
-    >>> lsm.kl_divergence(np.array([1e-8, 0.0]), np.array([0.0, 0.0]))
-    np.float64(1.25e-17)
+    >>> lsm.kl_divergence(np.array([[1e-8, 0.0]], np.float32), np.zeros((1, 2), np.float32))
+    array([1.25e-17], dtype=float32)
     """
     return untraced(_kl_divergence)(p_logits, q_logits, axis, temperature, where, dtype, backend)
 

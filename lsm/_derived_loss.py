@@ -15,6 +15,8 @@ from lsm._twofold import divide, two_sum
 class Block(NamedTuple):
     """A block of frames; all but `x` is NaN in a frame with NaN or +inf, or of -inf only.
 
+    Longdouble counts as wide. `at` is the axis of the classes.
+
     Attributes
     ----------
     x : ndarray
@@ -22,11 +24,11 @@ class Block(NamedTuple):
     m : ndarray
         The largest class, with length 1 on the axis.
     d, rest : ndarray
-        (x - m) / T as two numbers.
+        (x - m) / T as two numbers, of which the second may be one 0.
     p : ndarray
         The probabilities.
-    s, log_s : ndarray
-        The sum of exp(d) over the classes but the largest, and log1p(s).
+    log_s : ndarray
+        log1p(s), with s the sum of exp(d) over the classes but the largest.
     """
 
     x: Any
@@ -34,7 +36,6 @@ class Block(NamedTuple):
     d: Any
     rest: Any
     p: Any
-    s: Any
     log_s: Any
     at: int
     is_wide: bool
@@ -70,8 +71,9 @@ def normalised(x: Any, at: int, is_wide: bool, temperature: Any = None) -> Block
     np.put_along_axis(terms, k, 0, at)
     s = exact_sum(terms, at) if is_wide else plain_sum(terms, at)
     np.put_along_axis(terms, k, 1, at)
-    terms /= 1 + (s + m * 0)
-    return Block(x, m, d, rest, terms, s + m * 0, np.log1p(s) + m * 0, at, is_wide)
+    s += m * 0
+    terms /= 1 + s
+    return Block(x, m, d, rest, terms, np.log1p(s), at, is_wide)
 
 
 def divided_differences(x: Any, m: Any, temperature: Any) -> tuple[Any, Any]:

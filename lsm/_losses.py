@@ -161,21 +161,23 @@ def _shares(logits: Logits, loss: Loss, index: Index, y: Any) -> tuple[Any, Any,
     A class that is masked, by the mask or by -inf, has none.
     """
     frames, at, axis = logits.frames, logits.frames.at, logits.at
-    matrix, e = logits.rows(y), loss.smoothing
-    weight: Any = 1.0 if loss.weight is None else loss.weight
-    of_rows = weight if loss.weight is None else weight.reshape((-1, 1) if axis == 0 else (1, -1))
-    losses = plain_sum(matrix if loss.weight is None else matrix * of_rows, axis)
-    if np.isfinite(losses).all() and logits.mask is None:
-        each = e / frames.n_classes
-        total_weight = e if loss.weight is None else each * plain_sum(weight[np.newaxis], -1)[0, 0]
-        shares: Any = np.asarray(each * weight).reshape([-1 if i == at else 1 for i in range(y.ndim)])
-        return shares, frames.of_rows(-each * losses, y), total_weight
+    matrix, e, n_classes = logits.rows(y), loss.smoothing, frames.n_classes
+    weight = None if loss.weight is None else loss.weight.reshape((-1, 1) if axis == 0 else (1, -1))
+    terms = matrix if weight is None else matrix * weight
+    losses = plain_sum(terms, axis)
+    if np.isfinite(losses).all() and logits.mask is None:  # the usual case, in which all frames have the same shares
+        each = e / n_classes
+        shares = each if weight is None else each * weight
+        weights = each * (n_classes if weight is None else plain_sum(weight, axis)[0, 0])
+        along = [-1 if i == at else 1 for i in range(y.ndim)]
+        return np.asarray(shares).reshape(along), frames.of_rows(-each * losses, y), weights
     takes_part = logits.masked_rows(index)[0] > -np.inf
-    share = np.where(takes_part, e / np.maximum(np.count_nonzero(takes_part, axis=axis, keepdims=True), 1), 0)
-    terms = np.where(takes_part, share * of_rows * -matrix, 0)
-    losses = plain_sum(terms, axis) + 0 * matrix.max(axis=axis, keepdims=True)
-    share = share * of_rows
-    return logits.unrows(share, y), frames.of_rows(losses, y), frames.of_rows(plain_sum(share, axis), y)
+    n_parts = np.count_nonzero(takes_part, axis=axis, keepdims=True)
+    each = e / np.maximum(n_parts, 1)
+    losses = plain_sum(np.where(takes_part, terms, 0), axis) + 0 * matrix.max(axis=axis, keepdims=True)
+    shares = np.where(takes_part, each if weight is None else each * weight, 0)
+    weights = each * (n_parts if weight is None else plain_sum(np.where(takes_part, weight, 0), axis))
+    return logits.unrows(shares, y), frames.of_rows(-each * losses, y), frames.of_rows(weights, y)
 
 
 def _dtype_of_gradient(logits: Logits, loss: Loss) -> str:

@@ -524,6 +524,31 @@ for call in (
     assert "structured" in structured
 
 
+def test_losses_of_bfloat16_need_no_ml_dtypes():
+    code = """
+import sys
+sys.modules["ml_dtypes"] = None
+import torch, lsm
+x, t = torch.randn(70, 30).bfloat16(), torch.randint(0, 30, (70,))
+where = torch.rand(70, 30) < 0.8
+assert torch.equal(lsm.take_log_softmax(x, t), lsm.log_softmax(x).gather(1, t[:, None])[:, 0])
+values, indices = lsm.top_k_log_softmax(x, 3, where=where)
+assert torch.equal(indices, lsm.top_k_log_softmax(x.float(), 3, where=where).indices)
+assert torch.equal(lsm.entropy(x, where=where), lsm.entropy(x.float(), where=where))
+assert torch.equal(lsm.kl_divergence(x, x.flip(0)), lsm.kl_divergence(x.float(), x.flip(0).float()))
+for targets in (t, torch.rand(70, 30).bfloat16()):
+    for options in ({}, {"label_smoothing": 0.1}, {"where": where}, {"z_loss": 0.1}):
+        value, dx = lsm.cross_entropy_value_and_grad(x, targets, **options)
+        wide = targets if targets.dtype == torch.int64 else targets.float()
+        expected, gradient = lsm.cross_entropy_value_and_grad(x.float(), wide, **options)
+        assert value == expected and torch.equal(dx, gradient.bfloat16()), options
+narrow = lsm.cross_entropy(x, t, dtype="bfloat16", reduction="none")
+assert torch.equal(narrow, lsm.cross_entropy(x, t, reduction="none").bfloat16())
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_the_readme_shows():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```py\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
