@@ -2,14 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-
-from lsm import _check
 from lsm._api import Axis
-from lsm._held import call_within
-from lsm._interop import check_alike
-from lsm._logits import Logits, narrowed
-from lsm._losses import divergences, entropies
 from lsm._untraced import untraced
 
 
@@ -129,27 +122,13 @@ def kl_divergence(
     return untraced(_kl_divergence)(p_logits, q_logits, axis, temperature, where, dtype, backend)
 
 
-def _entropy(x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> Any:
-    logits = Logits("entropy", x, "x", axis, dtype=dtype, backend=backend)
-    result = logits.result_dtype(dtype)
-    logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
-    return logits.finished(call_within(np.errstate(all="ignore"), _rounded, entropies, (logits,), result))
+def _entropy(*arguments: Any) -> Any:
+    from lsm._derived_calls import entropy as compute
+
+    return compute(*arguments)
 
 
-def _kl_divergence(p_x: Any, q_x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> Any:
-    names = ("p_logits", "q_logits")
-    p, q = (
-        Logits("kl_divergence", x, name, axis, dtype=dtype, backend=backend)
-        for x, name in zip((p_x, q_x), names, strict=True)
-    )
-    check_alike(p.library, q.library, p.array, q.array, names)
-    _check.same_shapes((p.values, q.values), names)
-    p.own = q.own = _check.promoted(p.own, q.own, names)
-    result = p.result_dtype(dtype)
-    p.select(_check.at_least_float32(p.own), backend, temperature, where)
-    q.mask, q.temperature = p.mask, p.temperature
-    return p.finished(call_within(np.errstate(all="ignore"), _rounded, divergences, (p, q), result))
+def _kl_divergence(*arguments: Any) -> Any:
+    from lsm._derived_calls import kl_divergence as compute
 
-
-def _rounded(function: Any, arguments: tuple[Any, ...], dtype: str) -> Any:
-    return narrowed(function(*arguments), dtype)
+    return compute(*arguments)

@@ -2,15 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-
-from lsm import _check
 from lsm._api import Array, Axis
-from lsm._held import call_within
-from lsm._logits import Logits, narrowed
-from lsm._losses import Loss
-from lsm._losses import cross_entropy as reduced_loss
-from lsm._targets import number, targets_for, weights_for
 from lsm._untraced import untraced
 
 
@@ -182,39 +174,7 @@ def cross_entropy_value_and_grad(
     return untraced(_cross_entropy)("cross_entropy_value_and_grad", logits, targets, axis, **options, out=out)
 
 
-def _cross_entropy(
-    function: str,
-    x: Any,
-    targets: Any,
-    axis: Any,
-    weight: Any,
-    ignore_index: Any,
-    smoothing: Any,
-    z_loss: Any,
-    temperature: Any,
-    where: Any,
-    reduction: Any,
-    dtype: Any,
-    backend: Any,
-    out: Any = None,
-) -> tuple[Any, Any]:
-    """The loss, and unless it is for `cross_entropy` the gradient."""
-    smoothing = number(smoothing, "label_smoothing", 1.0)
-    z_loss = number(z_loss, "z_loss", float("inf"))
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: {reduction!r}; accepted: 'mean', 'sum' or 'none'")
-    logits = Logits(function, x, "logits", axis, dtype=dtype, backend=backend)
-    result = logits.result_dtype(dtype)
-    logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
-    q = targets_for(targets, logits, axis, ignore_index)
-    labels, probabilities = (q, None) if q.dtype.kind == "i" else (None, q)
-    numbers = logits.wide.type(smoothing), logits.wide.type(z_loss)
-    loss = Loss(labels, probabilities, weights_for(weight, logits), *numbers, reduction)
-    gradient = None
-    if function == "cross_entropy_value_and_grad":
-        gradient = logits.target(out, logits.values.shape, logits.own)
-        logits.keep_apart(gradient, in_place=True)
-        if probabilities is not None and np.may_share_memory(q, gradient):
-            loss = loss._replace(probabilities=q.copy())
-    value = narrowed(call_within(np.errstate(all="ignore"), reduced_loss, logits, loss, gradient), result)
-    return logits.finished(value), None if gradient is None else logits.finished(gradient, out)
+def _cross_entropy(function: str, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+    from lsm._derived_calls import cross_entropy as compute
+
+    return compute(function, *arguments, **options)

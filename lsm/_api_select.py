@@ -1,15 +1,8 @@
 """The public functions that give some classes of a log-softmax, with their documentation."""
 
-import operator
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lsm._api import Array
-from lsm._held import call_within
-from lsm._logits import Logits
-from lsm._select import take, top_k
-from lsm._targets import indices_for, one_axis
 from lsm._untraced import untraced
 
 
@@ -171,32 +164,13 @@ def top_k_log_softmax(
     return untraced(_top_k)(x, k, axis, temperature, where, dtype, backend)
 
 
-def _take(x: Any, indices: Any, axis: Any, temperature: Any, where: Any, out: Any, dtype: Any, backend: Any) -> Any:
-    logits = Logits("take_log_softmax", x, "x", axis, dtype=dtype, backend=backend)
-    one_axis(axis, logits.values.ndim, "indices")
-    result = logits.result_dtype(dtype)
-    logits.select(result, backend, temperature, where)
-    places, shape = indices_for(indices, logits)
-    target = logits.target(out, shape, result)
-    logits.keep_apart(target, in_place=False)
-    call_within(np.errstate(all="ignore"), take, logits, places, target.reshape(places.shape))
-    return logits.finished(target, out)
+def _take(*arguments: Any) -> Any:
+    from lsm._derived_calls import take_log_softmax as compute
+
+    return compute(*arguments)
 
 
-def _top_k(x: Any, k: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> TopK:
-    logits = Logits("top_k_log_softmax", x, "x", axis, dtype=dtype, backend=backend)
-    one_axis(axis, logits.values.ndim, "the classes")
-    result, frames = logits.result_dtype(dtype), logits.frames
-    logits.select(result, backend, temperature, where)
-    try:
-        n = operator.index(k)
-    except TypeError:
-        n = None
-    if n is None or isinstance(k, (bool, np.bool_)):
-        raise TypeError(f"k: {k!r} is a {type(k).__name__}; accepted: an int from 0 to {frames.n_classes}")
-    if not 0 <= n <= frames.n_classes:
-        raise ValueError(f"k: {n}; accepted: from 0 to {frames.n_classes}, the number of classes")
-    shape = (*frames.shape[: frames.at], n, *frames.shape[frames.at :])
-    values, places = logits.new(shape, result), np.empty(shape, np.int64)
-    call_within(np.errstate(all="ignore"), top_k, logits, n, values, places)
-    return TopK(logits.finished(values), logits.finished_indices(places))
+def _top_k(*arguments: Any) -> TopK:
+    from lsm._derived_calls import top_k_log_softmax as compute
+
+    return TopK(*compute(*arguments))

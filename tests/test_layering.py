@@ -36,6 +36,7 @@ FLOORS = [
     "lsm._call",
     "lsm._logits",
     "lsm._losses lsm._select lsm._targets",
+    "lsm._derived_calls",
     "lsm._api",
     "lsm._api_entropy lsm._api_loss lsm._api_reduce lsm._api_select",
     "lsm lsm._conformance lsm.bench",
