@@ -10,7 +10,6 @@ from lsm._execute import Execution
 from lsm._fastpath import fast_functions
 from lsm._interop import CUPY_LIBRARY, NUMPY_LIBRARY, check_alike, library_of
 from lsm._interop_base import ArrayLibrary
-from lsm._keywords import mask_for, namespace, temperature_for, weights_of, with_weights
 from lsm._operations import Operation
 
 
@@ -109,6 +108,8 @@ class Call:
     def set_keywords(self, where: Any, temperature: Any, b: Any, return_sign: bool, dtype: Any) -> None:
         """Set what makes a call not a plain one; b may change the dtypes."""
         if b is not None:
+            from lsm._keywords import weights_of  # here and below: takes 1.4 ms, not needed for plain calls
+
             b, _, own = weights_of(b, self.arrays[0], self.request.dtypes[0], self.library)
             self.request = self.request._replace(dtypes=(own, self.library.result_dtype(own, dtype)))
         self.keywords = Keywords(where, temperature, b, return_sign)
@@ -192,6 +193,7 @@ class Call:
         if self.keywords is None:
             return entry.backend, views, ()
         from lsm._derived import derive
+        from lsm._keywords import mask_for, temperature_for, with_weights
 
         x, b = self.arrays[0], self.keywords.b
         if b is not None:
@@ -212,6 +214,8 @@ class Call:
     def _set_sign(self, backend: Any, y: Any) -> None:
         """Take over the signs of the sums, in the shape of the result; 0 for sums of nothing."""
         if self.keywords is not None and self.keywords.b is not None and self.keywords.return_sign:
+            from lsm._keywords import namespace
+
             self.sign = backend.signs[0].reshape(y.shape) if backend.signs else namespace(y).zeros_like(y)
 
 
