@@ -8,7 +8,10 @@ array([ -0., -20.])
 from typing import TYPE_CHECKING, Any
 
 from lsm._api import log_softmax, log_softmax_backward, softmax, softmax_backward
+from lsm._api_entropy import entropy, kl_divergence
+from lsm._api_loss import cross_entropy, cross_entropy_value_and_grad
 from lsm._api_reduce import logsumexp
+from lsm._api_select import TopK, take_log_softmax, top_k_log_softmax
 from lsm._decide import Decision
 from lsm._dispatch import (
     explain,
@@ -51,10 +54,15 @@ __all__ = [
     "Decision",
     "LsmError",
     "PluginWarning",
+    "TopK",
     "UnknownBackendError",
     "__version__",
+    "cross_entropy",
+    "cross_entropy_value_and_grad",
+    "entropy",
     "explain",
     "get_num_threads",
+    "kl_divergence",
     "list_backends",
     "log_softmax",
     "log_softmax_backward",
@@ -65,6 +73,8 @@ __all__ = [
     "set_num_threads",
     "softmax",
     "softmax_backward",
+    "take_log_softmax",
+    "top_k_log_softmax",
     "use_backend",
 ]
 

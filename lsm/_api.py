@@ -6,19 +6,21 @@ from typing import Any
 from numpy import ndarray
 
 from lsm._call import call
-from lsm._check import check_options
 from lsm._fastpath import fast_functions
 from lsm._operations import LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD
 from lsm._untraced import untraced
 
 Array = Any  # numpy.ndarray, torch.Tensor, jax.Array, cupy.ndarray, or another type that supports DLPack
 Axis = int | Sequence[int] | None
+_ONE = 1.0  # the default, recognised by identity before anything else is asked
 
 
 def log_softmax(
     x: Any,
     axis: Axis = -1,
     *,
+    temperature: Any = _ONE,
+    where: Any = None,
     out: Array | None = None,
     dtype: Any = None,
     backend: str | None = None,
@@ -28,8 +30,9 @@ def log_softmax(
     ::
 
         m = max(x)
-        s = sum of exp(x - m) over all classes except one of the largest
-        y = (x - m) - log1p(s)
+        d = (x - m) / T
+        s = sum of exp(d) over all classes except one of the largest
+        y = d - log1p(s)
 
     Parameters
     ----------
@@ -38,6 +41,12 @@ def log_softmax(
         byte-swapped; not modified unless it is `out`. Integers and bool become float64. -inf masks a class.
     axis : int, tuple of int, or None, optional
         The axis of the classes, by default the last (in SciPy: None). Several axes, or None for all, count as one.
+    temperature : number or array, optional
+        T: the logits are divided by it. A finite number above 0, or an array of them (an ndarray, or of the library of
+        `x`) that broadcasts to `x` with length 1 along `axis`. In an array, another value makes its frame NaN.
+    where : array of bool, optional
+        Which classes take part: of the library and on the device of `x`, broadcast to its shape. What is masked is not
+        read, and its result is -inf, as are all of a frame in which nothing takes part.
     out : array of the result's type, shape, dtype and device, optional
         The array to write to. May be `x`, and may overlap it in any way. JAX arrays cannot be written to.
     dtype : dtype or str, optional
@@ -58,9 +67,11 @@ def log_softmax(
     TypeError
         `x` is complex, an object, text, structured or masked, requires grad, or is traced by JAX; or it has a unit,
         is sparse, is not computed yet (dask), has labels (xarray), or is stored in a file (zarr, h5py). The message
-        says what to pass instead. `dtype` is not supported, or `out` has another type or dtype than the result.
+        says what to pass instead. `dtype` is not supported, or `out` has another type or dtype than the result. `where`
+        is not of bool; `where` or `temperature` belongs to another library.
     ValueError
-        `out` has another shape or is read-only; an axis is repeated.
+        `temperature` is not a finite number above 0, or it or `where` does not broadcast to `x`; `out` has another
+        shape or is read-only; an axis is repeated.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -77,7 +88,9 @@ def log_softmax(
     16-bit results are the exact value rounded once, within 0.501 ulp. The result of a frame depends only on its
     values, its dtype and the backend, not on its position, the number of threads or `out`. A frame that contains NaN
     or +inf, or only -inf, becomes NaN. An empty axis gives an empty array. There are no floating-point warnings.
-    Arrays of other libraries are read without a copy, and nothing is moved between devices. The algorithm is
+    Arrays of other libraries are read without a copy, and nothing is moved between devices. With `where`, the results
+    are those of `x` with -inf in place of what is masked, bit by bit. The temperature is applied to the differences
+    x - m, in float64 or two numbers, so that the bounds hold for any of them. The algorithm is
     Algorithm 4.1 of Blanchard, Higham & Higham (2021), doi:10.1093/imanum/draa038.
 
     Examples
@@ -86,13 +99,14 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    if dtype is None and type(x) is ndarray:
+    if dtype is None and where is None and (temperature is _ONE or _is_one(temperature)) and type(x) is ndarray:
         fast = fast_functions(x.dtype, backend)
         if fast is not None:
             y = fast.log_softmax(x, axis, out)
             if y is not None:
                 return y
-    return untraced(call)(LOG_SOFTMAX, (x,), axis, out, dtype, backend)
+    options = {"where": where, "temperature": temperature}
+    return untraced(call)(LOG_SOFTMAX, (x,), axis, out, dtype, backend, **options)
 
 
 def log_softmax_backward(
@@ -100,6 +114,8 @@ def log_softmax_backward(
     output: Any,
     axis: Axis = -1,
     *,
+    temperature: Any = _ONE,
+    where: Any = None,
     out: Array | None = None,
     backend: str | None = None,
 ) -> Array:
@@ -107,7 +123,7 @@ def log_softmax_backward(
 
     ::
 
-        dx = dy - exp(y) * sum(dy)
+        dx = (dy - exp(y) * sum(dy)) / T
 
     The Jacobian of y = x - logsumexp(x) is ``dy_i/dx_j = (i == j) - exp(y_j)``, hence
     ``dx_j = sum over i of dy_i * ((i == j) - exp(y_j))``. The input itself is not needed.
@@ -121,6 +137,10 @@ def log_softmax_backward(
         larger ones becomes NaN, because exp(y) overflows.
     axis : int, tuple of int, or None, optional
         The axis that was passed to `log_softmax`.
+    temperature : number or array, optional
+        The temperature that was passed to `log_softmax`.
+    where : array of bool, optional
+        The mask that was passed to `log_softmax`. The gradient of a masked class is 0, whatever both inputs hold.
     out : array of the result's type, shape, dtype and device, optional
         The array to write to. May be `grad_output` or `output`, and may overlap them in any way.
     backend : str, optional
@@ -138,7 +158,8 @@ def log_softmax_backward(
         An argument is rejected as in `log_softmax`; the arguments belong to different libraries; `out` has another
         dtype.
     ValueError
-        The shapes differ; `out` has another shape or is read-only; an axis is repeated.
+        `temperature` or `where` is rejected as in `log_softmax`; the shapes differ; `out` has another shape or is
+        read-only; an axis is repeated.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -164,20 +185,21 @@ def log_softmax_backward(
     >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    if type(grad_output) is ndarray:
+    if where is None and (temperature is _ONE or _is_one(temperature)) and type(grad_output) is ndarray:
         fast = fast_functions(grad_output.dtype, backend)
         if fast is not None:
             dx = fast.log_softmax_backward(grad_output, output, axis, out)
             if dx is not None:
                 return dx
-    return untraced(call)(LOG_SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend)
+    options = {"where": where, "temperature": temperature}
+    return untraced(call)(LOG_SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend, **options)
 
 
 def softmax(
     x: Any,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: Any = _ONE,
     where: Any = None,
     out: Array | None = None,
     dtype: Any = None,
@@ -188,8 +210,9 @@ def softmax(
     ::
 
         m = max(x)
-        s = sum of exp(x - m) over all classes except one of the largest
-        p = exp(x - m) / (1 + s)
+        d = (x - m) / T
+        s = sum of exp(d) over all classes except one of the largest
+        p = exp(d) / (1 + s)
 
     Parameters
     ----------
@@ -197,10 +220,12 @@ def softmax(
         Logits, in nats, as for `log_softmax`. -inf masks a class.
     axis : int, tuple of int, or None, optional
         The axis of the classes, by default the last (in SciPy: None). Several axes, or None for all, count as one.
-    temperature : float, optional
-        Only 1.0 is implemented yet.
-    where : None, optional
-        Not implemented yet.
+    temperature : number or array, optional
+        T: the logits are divided by it. A finite number above 0, or an array of them (an ndarray, or of the library of
+        `x`) that broadcasts to `x` with length 1 along `axis`. In an array, another value makes its frame NaN.
+    where : array of bool, optional
+        Which classes take part: of the library and on the device of `x`, broadcast to its shape. What is masked is not
+        read, and its result is 0, as are all of a frame in which nothing takes part.
     out : array of the result's type, shape, dtype and device, optional
         The array to write to. May be `x`, and may overlap it in any way. JAX arrays cannot be written to.
     dtype : dtype or str, optional
@@ -219,9 +244,8 @@ def softmax(
     TypeError
         An argument is rejected as in `log_softmax`.
     ValueError
-        `temperature` is not a finite number above 0; `out` has another shape or is read-only; an axis is repeated.
-    NotImplementedError
-        `temperature` is not 1, or `where` is not None.
+        `temperature` or `where` is rejected as in `log_softmax`; `out` has another shape or is read-only; an axis is
+        repeated.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -246,14 +270,14 @@ def softmax(
     >>> lsm.softmax(np.array([20.0, 0.0], np.float32))
     array([1.0000000e+00, 2.0611537e-09], dtype=float32)
     """
-    if type(x) is ndarray and dtype is None and where is None and type(temperature) is float and temperature == 1.0:
+    if dtype is None and where is None and (temperature is _ONE or _is_one(temperature)) and type(x) is ndarray:
         fast = fast_functions(x.dtype, backend)
         if fast is not None:
             p = fast.softmax(x, axis, out)
             if p is not None:
                 return p
-    check_options(temperature=temperature, where=where)
-    return untraced(call)(SOFTMAX, (x,), axis, out, dtype, backend)
+    options = {"where": where, "temperature": temperature}
+    return untraced(call)(SOFTMAX, (x,), axis, out, dtype, backend, **options)
 
 
 def softmax_backward(
@@ -261,7 +285,7 @@ def softmax_backward(
     output: Any,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: Any = _ONE,
     where: Any = None,
     out: Array | None = None,
     backend: str | None = None,
@@ -270,7 +294,7 @@ def softmax_backward(
 
     ::
 
-        dx = p * (dy - sum(p * dy))
+        dx = p * (dy - sum(p * dy)) / T
 
     The Jacobian of p = softmax(x) is ``dp_i/dx_j = p_i * ((i == j) - p_j)``. The input itself is not needed.
 
@@ -282,10 +306,10 @@ def softmax_backward(
         p, the result of `softmax`.
     axis : int, tuple of int, or None, optional
         The axis that was passed to `softmax`.
-    temperature : float, optional
-        Only 1.0 is implemented yet.
-    where : None, optional
-        Not implemented yet.
+    temperature : number or array, optional
+        The temperature that was passed to `softmax`.
+    where : array of bool, optional
+        The mask that was passed to `softmax`. The gradient of a masked class is 0, whatever both inputs hold.
     out : array of the result's type, shape, dtype and device, optional
         The array to write to. May be `grad_output` or `output`, and may overlap them in any way.
     backend : str, optional
@@ -303,10 +327,8 @@ def softmax_backward(
         An argument is rejected as in `log_softmax`; the arguments belong to different libraries; `out` has another
         dtype.
     ValueError
-        `temperature` is not a finite number above 0; the shapes differ; `out` has another shape or is read-only; an
-        axis is repeated.
-    NotImplementedError
-        `temperature` is not 1, or `where` is not None.
+        `temperature` or `where` is rejected as in `log_softmax`; the shapes differ; `out` has another shape or is
+        read-only; an axis is repeated.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -331,12 +353,16 @@ def softmax_backward(
     >>> lsm.softmax_backward(np.array([-1, 0], np.float32), p)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    is_plain = where is None and type(temperature) is float and temperature == 1.0
-    if type(grad_output) is ndarray and is_plain:
+    if where is None and (temperature is _ONE or _is_one(temperature)) and type(grad_output) is ndarray:
         fast = fast_functions(grad_output.dtype, backend)
         if fast is not None:
             dx = fast.softmax_backward(grad_output, output, axis, out)
             if dx is not None:
                 return dx
-    check_options(temperature=temperature, where=where)
-    return untraced(call)(SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend)
+    options = {"where": where, "temperature": temperature}
+    return untraced(call)(SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend, **options)
+
+
+def _is_one(temperature: Any) -> bool:
+    """Whether this is the float 1.0; other numbers that equal 1 are recognised later."""
+    return type(temperature) is float and temperature == 1.0

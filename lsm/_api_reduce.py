@@ -6,7 +6,6 @@ from numpy import ndarray
 
 from lsm._api import Array, Axis
 from lsm._call import call
-from lsm._check import check_options
 from lsm._fastpath import fast_functions
 from lsm._operations import LOGSUMEXP
 from lsm._untraced import untraced
@@ -32,7 +31,8 @@ def logsumexp(
         s = sum of exp(a - m) over all classes except one of the largest
         L = m + log1p(s)
 
-    The arguments are those of ``scipy.special.logsumexp``.
+    or, with `b`, the logarithm of the absolute value of the sum of ``b * exp(a)``. The arguments are those of
+    ``scipy.special.logsumexp``.
 
     Parameters
     ----------
@@ -40,14 +40,15 @@ def logsumexp(
         Logits, in nats, as for `log_softmax`. -inf masks a class.
     axis : int, tuple of int, or None, optional
         The axis of the classes. Several axes, or None for all (the default, as in SciPy), count as one.
-    b : None, optional
-        Not implemented yet.
+    b : array_like, or array of the library of `a`, optional
+        Factors of the exponentials, of any sign, broadcast against `a`. A class whose factor is 0 takes no part,
+        whatever `a` holds there. A Python number does not change the dtype of the result.
     keepdims : bool, optional
         Whether the result keeps `axis`, with length 1.
     return_sign : bool, optional
         Whether to return the sign of the sum as well.
-    where : None, optional
-        Not implemented yet.
+    where : array of bool, optional
+        Which classes take part, as for `log_softmax`.
     out : array of the result's type, shape, dtype and device, optional
         The array to write to. May overlap `a` in any way. JAX arrays cannot be written to.
     dtype : dtype or str, optional
@@ -58,18 +59,18 @@ def logsumexp(
     Returns
     -------
     L : array, type and device of `a`, shape of `a` without `axis`, or with length 1 there
-        In nats. `out`, if given. The type is as for `log_softmax`; a 0-d ndarray is returned as a NumPy scalar.
+        In nats; without `return_sign`, NaN where the sum is negative. `out`, if given. The type is as for
+        `log_softmax`; a 0-d ndarray is returned as a NumPy scalar.
     sign : array of the type, shape, dtype and device of `L`
-        Only if `return_sign`: 1.0; 0.0 where the sum is 0 and L is -inf; NaN where L is.
+        Only if `return_sign`: 1.0 or -1.0; 0.0 where the sum is 0 and L is -inf; NaN where L is.
 
     Raises
     ------
     TypeError
         An argument is rejected as in `log_softmax`.
     ValueError
-        `out` has another shape than the result or is read-only; an axis is repeated.
-    NotImplementedError
-        `b` or `where` is not None.
+        `a` and `b` do not broadcast against each other, or `where` not to them; `out` has another shape than the
+        result or is read-only; an axis is repeated.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -88,6 +89,10 @@ def logsumexp(
     its dtype and the backend. There are no floating-point warnings. The algorithm is Algorithm 4.1 of Blanchard,
     Higham & Higham (2021), doi:10.1093/imanum/draa038.
 
+    With `b`, results are within 4 ulp of the largest of themselves, a_k and log(abs(b_k)), with k the largest term,
+    and an absolute error of ``2**-50 * sum(abs(b * exp(a))) / abs(sum(b * exp(a)))``. Terms that cancel exactly leave
+    no trace; if all do, the result is -inf. Infinite terms of both signs give NaN.
+
     Examples
     --------
     >>> import numpy as np, lsm
@@ -95,6 +100,8 @@ def logsumexp(
     array([2.0611537e-09], dtype=float32)
     >>> lsm.logsumexp(np.zeros((2, 4)), axis=1, return_sign=True)
     (array([1.38629436, 1.38629436]), array([1., 1.]))
+    >>> lsm.logsumexp([30.0, 30.0, 1.0], b=[1, -1, 1])
+    np.float64(1.0)
     """
     total = None
     if type(a) is ndarray and dtype is None and b is None and where is None and not keepdims:
@@ -102,8 +109,10 @@ def logsumexp(
         if fast is not None:
             total = fast.logsumexp(a, axis, out)
     if total is None:
-        check_options(b=b, where=where)
-        total = untraced(call)(LOGSUMEXP, (a,), axis, out, dtype, backend, bool(keepdims))
+        options = {"where": where, "b": b, "return_sign": return_sign}
+        total = untraced(call)(LOGSUMEXP, (a,), axis, out, dtype, backend, bool(keepdims), **options)
+        if b is not None:
+            return total
     return (total, _sign(total)) if return_sign else total
 
 

@@ -1,6 +1,6 @@
 """A call of a public function: check the arguments, call the backend, return the caller's type of array."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsm import _check
 from lsm._decide import Request
@@ -8,7 +8,7 @@ from lsm._dispatch import DispatchEntry, find_entry
 from lsm._errors import BackendUnsupportedError
 from lsm._execute import Execution
 from lsm._fastpath import fast_functions
-from lsm._interop import CUPY_LIBRARY, NUMPY_LIBRARY, library_of
+from lsm._interop import CUPY_LIBRARY, NUMPY_LIBRARY, check_alike, library_of
 from lsm._interop_base import ArrayLibrary
 from lsm._operations import Operation
 
@@ -21,17 +21,36 @@ def call(
     dtype: Any = None,
     backend: Any = None,
     keepdims: bool = False,
+    where: Any = None,
+    temperature: Any = 1.0,
+    b: Any = None,
+    return_sign: bool = False,
 ) -> Any:
-    """Execute a call of a public function, with arguments of any type."""
+    """Execute a call of a public function, with arguments of any type.
+
+    With b and `return_sign`, the result is a pair.
+    """
     library = library_of(arguments[0])
-    has_fast_path = dtype is None and not keepdims and library.has_fast_path
+    is_plain = where is None and b is None and type(temperature) in (float, int) and temperature == 1
+    has_fast_path = is_plain and dtype is None and not keepdims and library.has_fast_path
     if has_fast_path and all(library_of(other) is library for other in arguments[1:]):
         function = getattr(fast_functions(library.fast_key(arguments[0]), backend), operation.name, None)
         result = None if function is None else library.call_fast_function(function, arguments, axis, out)
         if result is not None:
             return result
     bound = Call(operation, arguments, axis, out, dtype, backend, keepdims)
+    if not is_plain:
+        bound.set_keywords(where, temperature, b, return_sign, dtype)
     return bound.execute(bound.select())
+
+
+class Keywords(NamedTuple):
+    """The keywords of a call that is not plain, as passed by the caller, but for b, which is checked."""
+
+    where: Any
+    temperature: Any
+    b: Any
+    return_sign: bool
 
 
 class Call:
@@ -49,9 +68,13 @@ class Call:
         The properties that determine the backend.
     axis, out, backend, keepdims
         As passed by the caller.
+    keywords : Keywords or None
+        None for a plain call.
+    sign : array or None
+        The sign of the sum, after a call with b and `return_sign`.
     """
 
-    __slots__ = ("arrays", "axis", "backend", "keepdims", "library", "operation", "out", "request")
+    __slots__ = ("arrays", "axis", "backend", "keepdims", "keywords", "library", "operation", "out", "request", "sign")
 
     def __init__(
         self,
@@ -74,11 +97,22 @@ class Call:
         own = operands[0].dtype
         for i in range(1, len(operands)):
             pair = (names[0], names[i])
-            _check_alike(self.library, libraries[i], self.arrays[0], self.arrays[i], pair)
+            check_alike(self.library, libraries[i], self.arrays[0], self.arrays[i], pair)
             own = _check.promoted(own, operands[i].dtype, pair)
         dtypes = (own, self.library.result_dtype(own, dtype))
         type_name = self.library.type_name(self.arrays[0])
         self.request = Request(type_name, operands[0].device, dtypes, operation.name)
+        self.keywords: Keywords | None = None
+        self.sign: Any = None
+
+    def set_keywords(self, where: Any, temperature: Any, b: Any, return_sign: bool, dtype: Any) -> None:
+        """Set what makes a call not a plain one; b may change the dtypes."""
+        if b is not None:
+            from lsm._keywords import weights_of  # here and below: takes 1.4 ms, not needed for plain calls
+
+            b, _, own = weights_of(b, self.arrays[0], self.request.dtypes[0], self.library)
+            self.request = self.request._replace(dtypes=(own, self.library.result_dtype(own, dtype)))
+        self.keywords = Keywords(where, temperature, b, return_sign)
 
     def select(self) -> DispatchEntry:
         """Find the backend, and the type of array that it is passed."""
@@ -89,7 +123,7 @@ class Call:
         """Call the backend on the arrays as they are, or on views of them as NumPy or CuPy arrays."""
         library, out = self.library, self.out
         if out is not None and library is not NUMPY_LIBRARY:
-            self._check_out()
+            check_out(library, out, self.arrays[0], self.request.dtypes[1])
         if entry.passed_as == _check.NUMPY:
             result = self._execute_as_numpy(entry)
         elif entry.passed_as != self.request.array_type:
@@ -99,18 +133,21 @@ class Call:
                 result = self._execute_as_is(entry, library, self.arrays, out)
         if out is not None:
             library.bump_version(out)
-        return result
+        return result if self.sign is None else (result, self.sign)
 
     def _execute_as_is(self, entry: DispatchEntry, library: ArrayLibrary, arrays: tuple[Any, ...], out: Any) -> Any:
         """Call the backend on arrays of a type that it declares."""
         own, result = self.request.dtypes
         _check.same_shapes(arrays, self.operation.names)
+        backend, arrays, keywords = self._derive(entry, library, arrays)
         axes = _check.normalised_axes(self.axis, arrays[0].ndim)
         shape = self.operation.result_shape(arrays[0].shape, axes, self.keepdims)
         if out is not None:
             library.check_native_out(out, shape, result)
-        inputs = tuple([library.astype(x, own) for x in arrays])
-        return Execution(entry.backend, self.operation, library, inputs, axes, out, result, shape).run()
+        inputs = (*[library.astype(x, own) for x in arrays], *keywords)
+        y = Execution(backend, self.operation, library, inputs, axes, out, result, shape).run()
+        self._set_sign(backend, y)
+        return y
 
     def _execute_as_cupy(self, entry: DispatchEntry) -> Any:
         """Call the backend on views as CuPy arrays, and convert the result."""
@@ -125,6 +162,7 @@ class Call:
             # DLPack synchronises when a view is made. It does not cover later writes, nor reads that are pending when
             # the view is deleted, after which the library may reuse the memory.
             CUPY_LIBRARY.wait()
+            self.sign = None if self.sign is None else library.from_cupy(self.sign, self.arrays[0])
             return library.from_cupy(y, self.arrays[0]) if out is None else out
 
     def _execute_as_numpy(self, entry: DispatchEntry) -> Any:
@@ -133,48 +171,65 @@ class Call:
         own, result = self.request.dtypes
         views = tuple([library.as_numpy(x, name) for x, name in zip(self.arrays, names, strict=True)])
         _check.same_shapes(views, names)
+        backend, views, keywords = self._derive(entry, NUMPY_LIBRARY, views)
         axes = _check.normalised_axes(self.axis, views[0].ndim)
         shape = self.operation.result_shape(views[0].shape, axes, self.keepdims)
         target = library.new_numpy(shape, result) if out is None else library.view_as_numpy(out, "out")
         y = None
-        if entry.fast is not None and own == result and not self.keepdims:
+        if entry.fast is not None and own == result and not self.keepdims and backend is entry.backend:
             y = entry.fast(*views, self.axis, target)  # for ndarrays a second try, which declines at once
         if y is None:
             if target is not None:
                 _check.check_out(target, shape, result)
             inputs = views if len(views) == 1 else tuple([x.astype(_check.np_dtype(own), copy=False) for x in views])
-            y = Execution(entry.backend, self.operation, NUMPY_LIBRARY, inputs, axes, target, result, shape).run()
+            inputs += keywords
+            y = Execution(backend, self.operation, NUMPY_LIBRARY, inputs, axes, target, result, shape).run()
+        self._set_sign(backend, y)
+        self.sign = None if self.sign is None else library.from_numpy(self.sign, self.arrays[0])
         return library.from_numpy(y, self.arrays[0]) if out is None else out
 
-    def _check_out(self) -> None:
-        """Raise unless `out` has the library and the device of the inputs, and can be written to."""
-        library, out, request = self.library, self.out, self.request
-        if library_of(out) is not library or library.type_name(out) != request.array_type:
-            from lsm._foreign import explain_rejection
+    def _derive(self, entry: DispatchEntry, library: ArrayLibrary, views: tuple[Any, ...]) -> Any:
+        """The backend, or one that takes the keywords of the call; the inputs; and the arrays of the keywords."""
+        if self.keywords is None:
+            return entry.backend, views, ()
+        from lsm._derived import derive
+        from lsm._keywords import mask_for, temperature_for, with_weights
 
-            kind = f"{type(out).__module__}.{type(out).__qualname__}"
-            accepted = f"a {request.array_type} of dtype {request.dtypes[1]} on {request.device}"
-            raise TypeError(f"out: a {kind}; accepted: {accepted}{explain_rejection(out)}")
-        places = library.device(out), library.device(self.arrays[0])
-        if places[0] != places[1]:
-            raise BackendUnsupportedError(
-                f"out: is on {places[0]}, the result on {places[1]}; lsm does not move arrays between devices"
-            )
-        library.check_out(out)
-
-
-def _check_alike(library: ArrayLibrary, other: ArrayLibrary, a: Any, b: Any, names: tuple[str, str]) -> None:
-    """Raise unless both arrays belong to one library and are on one device."""
-    if library is other:
-        is_same_device = library.device(a) == other.device(b)
-    else:
-        is_same_device = library.device_kind(a) == other.device_kind(b)
-    if not is_same_device:
-        places = f"{library.device(a)} and {other.device(b)}"
-        raise BackendUnsupportedError(
-            f"{', '.join(names)}: on {places}; lsm does not move arrays between devices, move one of them"
+        x, b = self.arrays[0], self.keywords.b
+        if b is not None:
+            view, b = with_weights(b, views[0], self.library)
+            views = (view,)
+        axes = _check.normalised_axes(self.axis, views[0].ndim)
+        arrays = {
+            "where": mask_for(self.keywords.where, x, views[0], self.library, self.operation.names[0]),
+            "temperature": temperature_for(self.keywords.temperature, x, views[0], self.library, axes),
+            "b": b,
+        }
+        arrays = {name: value for name, value in arrays.items() if value is not None}
+        backend, extra = derive(
+            entry, self.operation, library, self.request.dtypes, views[0], arrays, self.keywords.return_sign
         )
-    if library.type_name(a) != other.type_name(b):
-        first, second = (names[1], library) if other is NUMPY_LIBRARY or not other.converter else (names[0], other)
-        remedy = f"pass {second.converter}({first})" if second.converter else "pass both as one type"
-        raise TypeError(f"{names[0]}, {names[1]}: a {library.type_name(a)} and a {other.type_name(b)}; {remedy}")
+        return backend, views, extra
+
+    def _set_sign(self, backend: Any, y: Any) -> None:
+        """Take over the signs of the sums, in the shape of the result; 0 for sums of nothing."""
+        if self.keywords is not None and self.keywords.b is not None and self.keywords.return_sign:
+            from lsm._keywords import namespace
+
+            self.sign = backend.signs[0].reshape(y.shape) if backend.signs else namespace(y).zeros_like(y)
+
+
+def check_out(library: ArrayLibrary, out: Any, x: Any, dtype: str) -> None:
+    """Raise unless `out` has the library and the device of x, and can be written to."""
+    if library_of(out) is not library or library.type_name(out) != library.type_name(x):
+        from lsm._foreign import explain_rejection
+
+        kind = f"{type(out).__module__}.{type(out).__qualname__}"
+        accepted = f"a {library.type_name(x)} of dtype {dtype} on {library.device_kind(x)}"
+        raise TypeError(f"out: a {kind}; accepted: {accepted}{explain_rejection(out)}")
+    places = library.device(out), library.device(x)
+    if places[0] != places[1]:
+        raise BackendUnsupportedError(
+            f"out: is on {places[0]}, the result on {places[1]}; lsm does not move arrays between devices"
+        )
+    library.check_out(out)

@@ -41,24 +41,29 @@ def np_dtype(name: str) -> np.dtype[Any]:
     return found
 
 
+def as_ndarray(x: Any, name: str) -> Any:
+    """Convert an array_like to an ndarray of any dtype."""
+    from lsm._foreign import reject  # takes 0.4 ms, not needed for ndarrays
+
+    try:
+        made = np.asanyarray(x)
+    except ValueError as error:
+        reraise_from_handler(error)
+        raise ValueError(f"{name}: cannot be converted to an array: {error}") from error
+    except (TypeError, RuntimeError) as error:  # from __array__, for example of a tensor that requires grad
+        reraise_from_handler(error)
+        raise TypeError(f"{name}: a {type(x).__name__} cannot be converted to an array: {error}") from error
+    reject(made, name)  # the result of __array__
+    return np.asarray(made)
+
+
 def as_array(x: Any, name: str) -> Any:
     """Convert an array_like to an ndarray of a supported floating dtype.
 
     An ndarray that is aligned and in native byte order is not copied.
     """
     if type(x) is not np.ndarray:
-        from lsm._foreign import reject  # here and below: takes 0.4 ms, not needed for ndarrays
-
-        try:
-            made = np.asanyarray(x)
-        except ValueError as error:
-            reraise_from_handler(error)
-            raise ValueError(f"{name}: cannot be converted to an array: {error}") from error
-        except (TypeError, RuntimeError) as error:  # from __array__, for example of a tensor that requires grad
-            reraise_from_handler(error)
-            raise TypeError(f"{name}: a {type(x).__name__} cannot be converted to an array: {error}") from error
-        reject(made, name)  # the result of __array__
-        x = np.asarray(made)
+        x = as_ndarray(x, name)
     dtype = x.dtype
     if dtype.char not in _NAME_BY_CHAR:
         if dtype.kind in "iub":
@@ -98,6 +103,11 @@ def result_dtype(own: str, dtype: Any) -> str:
     return dtype_name(requested)
 
 
+def at_least_float32(own: str) -> str:
+    """The dtype of losses of logits of this dtype."""
+    return "float32" if own in ("float16", "bfloat16") else own
+
+
 _WIDTHS = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3, "longdouble": 4}
 
 
@@ -106,29 +116,6 @@ def promoted(a: str, b: str, names: tuple[str, str]) -> str:
     if a != b and _WIDTHS[a] == _WIDTHS[b]:
         raise TypeError(f"{names[0]}, {names[1]}: NumPy has no common dtype for {a} and {b}; convert one of them")
     return max(a, b, key=_WIDTHS.__getitem__)
-
-
-def check_options(*, temperature: Any = 1.0, **others: Any) -> None:
-    """Raise for a temperature that is not a finite number above 0, and for options that are not implemented yet."""
-    try:
-        is_valid = 0 < float(temperature) < float("inf")
-    except (TypeError, ValueError):
-        is_valid = False
-    if not is_valid:
-        raise ValueError(f"temperature: {temperature!r}; accepted: a finite number above 0")
-    if temperature != 1:
-        raise NotImplementedError(
-            f"temperature: {temperature!r} is not implemented yet; divide the logits, and the gradient, by it instead"
-        )
-    for name, value in others.items():
-        if value is not None:
-            raise NotImplementedError(f"{name}: is not implemented yet; {_INSTEAD[name]} instead")
-
-
-_INSTEAD = {
-    "where": "set the logits of masked classes to -inf",
-    "b": "pass a + log(b) for positive b",
-}
 
 
 def same_shapes(arrays: tuple[Any, ...], names: tuple[str, ...]) -> None:

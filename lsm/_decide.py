@@ -80,6 +80,8 @@ class Decision(NamedTuple):
         The backend itself.
     is_built_in : bool
         Whether it is part of lsm.
+    derived_from : str
+        The operation that the backend serves, if lsm derives the function from it; else empty.
     """
 
     winner: str | None
@@ -96,6 +98,7 @@ class Decision(NamedTuple):
     error: LsmError | None = None
     backend: Any = None
     is_built_in: bool = False
+    derived_from: str = ""
 
     def __repr__(self) -> str:
         return str(self)
@@ -107,6 +110,7 @@ class Decision(NamedTuple):
         else:
             head += f"served by {self.winner} ({self.rule})"
             head += f", as {self.passed_as}" if self.passed_as != self.array_type else ""
+            head += f", derived from {self.derived_from}" if self.derived_from else ""
         width = max(map(len, self.reasons), default=0)
         return "\n".join([head, *(f"  {name:<{width}}  {reason}" for name, reason in self.reasons.items())])
 

@@ -15,13 +15,14 @@ from weakref import WeakValueDictionary
 
 from lsm import _fastpath
 from lsm._block import ContextOverride
-from lsm._check import NUMPY
+from lsm._check import NUMPY, at_least_float32
 from lsm._config import settings
 from lsm._decide import Decision, Policy, Request, decide, decide_and_explain, registry
-from lsm._errors import BackendUnavailableError, PluginWarning
+from lsm._errors import BackendUnavailableError, BackendUnsupportedError, PluginWarning
 from lsm._held import call_within
 from lsm._interop import library_of
-from lsm._operations import OPERATIONS
+from lsm._interop_base import ArrayLibrary
+from lsm._operations import DERIVED, OPERATIONS, Derived
 from lsm._untraced import untraced
 
 if TYPE_CHECKING:
@@ -46,11 +47,14 @@ class DispatchEntry(NamedTuple):
         The type of array that it is passed.
     fast : callable or None
         The backend's function for the fast path, if it has one.
+    dtypes : tuple of str
+        What it can be passed.
     """
 
     backend: Any
     passed_as: str
     fast: Any
+    dtypes: tuple[str, ...]
 
 
 def _after_fork_in_child() -> None:
@@ -127,12 +131,12 @@ def _make_entry(decision: Decision) -> DispatchEntry:
     backend, passed_as = decision.backend, decision.passed_as
     if decision.is_built_in:
         functions = getattr(backend, "fast_functions", {})
-        return DispatchEntry(backend, passed_as, functions.get(decision.op))
+        return DispatchEntry(backend, passed_as, functions.get(decision.op), backend.dtypes)
     from lsm._guard import GuardedBackend
 
     # No fast functions: a third-party backend may have inherited them, and they would bypass its own methods.
     origin = f"backend {decision.winner!r} (from {decision.distribution} {decision.version}, {decision.file})"
-    return DispatchEntry(GuardedBackend(backend, origin), passed_as, None)
+    return DispatchEntry(GuardedBackend(backend, origin), passed_as, None, tuple(backend.dtypes))
 
 
 def _checked_name(name: Any) -> str:
@@ -308,19 +312,38 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     >>> decision.winner, decision.rule
     ('cython', 'automatic')
     """
-    if op not in OPERATIONS:
-        raise ValueError(f"op: {op!r} is not an operation; accepted: {', '.join(map(repr, OPERATIONS))}")
+    if op not in OPERATIONS and op not in DERIVED:
+        accepted = ", ".join(map(repr, (*OPERATIONS, *DERIVED)))
+        raise ValueError(f"op: {op!r} is not an operation; accepted: {accepted}")
     return untraced(_explain)(x, op, dtype, backend)
 
 
 def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     library = library_of(x)
     array, device, own = library.validate(x, "x", dtype=dtype, backend=backend)
-    request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
-    decision = explain_request(request, backend)
+    derived = DERIVED.get(op)
+    if derived is None:
+        request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
+        decision = explain_request(request, backend)
+    else:
+        decision = _explain_derived(derived, library, array, device, own, dtype, backend)
     if decision.passed_as == NUMPY:
         library.check_readable(array, "x")
     return decision
+
+
+def _explain_derived(
+    derived: Derived, library: ArrayLibrary, array: Any, device: str, own: str, dtype: Any, backend: str | None
+) -> Decision:
+    """The decision for the operation that a function is derived from; an error where it is not derived."""
+    result = library.result_dtype(at_least_float32(own) if derived.is_loss else own, dtype)
+    computed = at_least_float32(own) if derived.is_loss else result
+    request = Request(library.type_name(array), device, (own, computed), derived.source.name)
+    decision = explain_request(request, backend)._replace(op=derived.name, derived_from=derived.source.name)
+    if device == "cpu" or decision.winner is None:
+        return decision
+    error = BackendUnsupportedError(derived.refusal("x", library.device(array)))
+    return decision._replace(winner=None, backend=None, is_built_in=False, error=error)
 
 
 def explain_request(request: Request, backend: str | None = None) -> Decision:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
+from lsm._errors import BackendUnsupportedError
 from lsm._interop_base import ArrayLibrary, Operand
 from lsm._interop_cupy import CupyLibrary
 from lsm._interop_jax import JaxLibrary
@@ -151,3 +152,20 @@ def library_of(x: Any) -> ArrayLibrary:
     if hasattr(type(x), "__dlpack_device__"):
         return _DLPACK_LIBRARY
     return NUMPY_LIBRARY
+
+
+def check_alike(library: ArrayLibrary, other: ArrayLibrary, a: Any, b: Any, names: tuple[str, str]) -> None:
+    """Raise unless both arrays belong to one library and are on one device."""
+    if library is other:
+        is_same_device = library.device(a) == other.device(b)
+    else:
+        is_same_device = library.device_kind(a) == other.device_kind(b)
+    if not is_same_device:
+        places = f"{library.device(a)} and {other.device(b)}"
+        raise BackendUnsupportedError(
+            f"{', '.join(names)}: on {places}; lsm does not move arrays between devices, move one of them"
+        )
+    if library.type_name(a) != other.type_name(b):
+        first, second = (names[1], library) if other is NUMPY_LIBRARY or not other.converter else (names[0], other)
+        remedy = f"pass {second.converter}({first})" if second.converter else "pass both as one type"
+        raise TypeError(f"{names[0]}, {names[1]}: a {library.type_name(a)} and a {other.type_name(b)}; {remedy}")

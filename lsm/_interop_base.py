@@ -63,7 +63,7 @@ class ArrayLibrary:
                 f"pass numpy.asarray({name}) if a copy is acceptable"
             ) from error
         own = getattr(x, "dtype", None)
-        dtype = _name(own)
+        dtype = name_of_dtype(own)
         if isinstance(own, np.dtype) and own.kind in "iub":
             dtype = "float64"
         elif dtype not in self.dtypes:
@@ -74,12 +74,16 @@ class ArrayLibrary:
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The name of the dtype of the result: `dtype`, as passed by the user, or that of the input."""
-        if not isinstance(dtype, (str, type, np.dtype)) and _name(dtype) in _check.DTYPES:
-            dtype = _name(dtype)  # a dtype of the library
+        if not isinstance(dtype, (str, type, np.dtype)) and name_of_dtype(dtype) in _check.DTYPES:
+            dtype = name_of_dtype(dtype)  # a dtype of the library
         name = _check.result_dtype(own, dtype)
         if name not in self.dtypes:
             raise TypeError(f"dtype: only NumPy has {name}; accepted for this array: {', '.join(self.dtypes)}")
         return name
+
+    def has_int64(self) -> bool:
+        """Whether the library has integers of 64 bits."""
+        return True
 
     def as_numpy(self, x: Any, name: str) -> Any:
         """A view as an ndarray of a supported dtype; a copy only if the dtype must be converted."""
@@ -110,7 +114,7 @@ class ArrayLibrary:
     def as_cupy(self, x: Any, name: str) -> Any:
         """A view as a CuPy array, synchronised with CuPy's current stream."""
         remedy = "pass a copy as a CuPy array"
-        if _name(getattr(x, "dtype", None)) == "bfloat16":
+        if name_of_dtype(getattr(x, "dtype", None)) == "bfloat16":
             remedy = "for bfloat16, DLPack needs CuPy 14, ml_dtypes and NumPy 2.1.2, or later"
         return self._through_dlpack(sys.modules["cupy"], x, name, remedy)
 
@@ -167,7 +171,7 @@ class ArrayLibrary:
 
     def astype(self, x: Any, dtype: str) -> Any:
         """The array in another dtype; itself if it already has it."""
-        return x if _name(x.dtype) == dtype else x.astype(_check.np_dtype(dtype))
+        return x if name_of_dtype(x.dtype) == dtype else x.astype(_check.np_dtype(dtype))
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any, backend: Any) -> Any:
         """A new array of the type and on the device of `like`; the backend makes it if the type is unknown."""
@@ -175,11 +179,11 @@ class ArrayLibrary:
 
     def signature(self, x: Any) -> tuple[Any, ...]:
         """Shape, dtype and device, to check what a backend has done."""
-        return tuple(x.shape), _name(x.dtype), self.device(x)
+        return tuple(x.shape), name_of_dtype(x.dtype), self.device(x)
 
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:
         """Raise unless `out` can hold a result of this shape and dtype."""
-        _check.check_out_like(tuple(out.shape), _name(out.dtype), shape, dtype)
+        _check.check_out_like(tuple(out.shape), name_of_dtype(out.dtype), shape, dtype)
 
     def permute(self, x: Any, order: list[int]) -> Any:
         """The array with its axes in another order."""
@@ -206,7 +210,7 @@ class ArrayLibrary:
         return x.copy()
 
 
-def _name(dtype: Any) -> str:
+def name_of_dtype(dtype: Any) -> str:
     """The name of a dtype of NumPy or of another library, such as torch.float32."""
     if isinstance(dtype, np.dtype):
         return _check.dtype_name(dtype)

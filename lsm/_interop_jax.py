@@ -57,6 +57,10 @@ class JaxLibrary(ArrayLibrary):
             )
         return name
 
+    def has_int64(self) -> bool:
+        """Whether 64 bits are enabled in JAX."""
+        return bool(sys.modules["jax"].config.jax_enable_x64)
+
     def view_as_numpy(self, x: Any, name: str) -> Any:
         """A view as an ndarray, bfloat16 included: JAX requires ml_dtypes."""
         try:

@@ -92,3 +92,43 @@ LOGSUMEXP = Operation(
 OPERATIONS = {
     operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP)
 }
+
+
+class Derived(NamedTuple):
+    """A function that lsm derives from an operation, by whichever backend serves that.
+
+    Attributes
+    ----------
+    name : str
+        The public function, and the `op` of `lsm.explain`.
+    source : Operation
+        The operation.
+    is_loss : bool
+        Whether the result for 16-bit logits is float32, and not 16 bits.
+    elsewhere : str
+        What to do on a device for which it is not derived, as a remedy in messages.
+    """
+
+    name: str
+    source: Operation
+    is_loss: bool
+    elsewhere: str
+
+    def refusal(self, name: str, place: str) -> str:
+        """The message for logits on a device for which it is not derived."""
+        return f"{name}: is on {place}; lsm.{self.name} is for arrays on the CPU; {self.elsewhere}"
+
+
+_INDEX, _BY_HAND = "index the result of lsm.log_softmax", "compute it from the result of lsm.log_softmax"
+
+DERIVED = {
+    name: Derived(name, LOG_SOFTMAX, is_loss, elsewhere)
+    for name, is_loss, elsewhere in (
+        ("take_log_softmax", False, _INDEX),
+        ("top_k_log_softmax", False, _INDEX),
+        ("cross_entropy", True, _INDEX),
+        ("cross_entropy_value_and_grad", True, "use lsm.log_softmax and lsm.log_softmax_backward"),
+        ("entropy", True, _BY_HAND),
+        ("kl_divergence", True, _BY_HAND),
+    )
+}

@@ -524,6 +524,31 @@ for call in (
     assert "structured" in structured
 
 
+def test_losses_of_bfloat16_need_no_ml_dtypes():
+    code = """
+import sys
+sys.modules["ml_dtypes"] = None
+import torch, lsm
+x, t = torch.randn(70, 30).bfloat16(), torch.randint(0, 30, (70,))
+where = torch.rand(70, 30) < 0.8
+assert torch.equal(lsm.take_log_softmax(x, t), lsm.log_softmax(x).gather(1, t[:, None])[:, 0])
+values, indices = lsm.top_k_log_softmax(x, 3, where=where)
+assert torch.equal(indices, lsm.top_k_log_softmax(x.float(), 3, where=where).indices)
+assert torch.equal(lsm.entropy(x, where=where), lsm.entropy(x.float(), where=where))
+assert torch.equal(lsm.kl_divergence(x, x.flip(0)), lsm.kl_divergence(x.float(), x.flip(0).float()))
+for targets in (t, torch.rand(70, 30).bfloat16()):
+    for options in ({}, {"label_smoothing": 0.1}, {"where": where}, {"z_loss": 0.1}):
+        value, dx = lsm.cross_entropy_value_and_grad(x, targets, **options)
+        wide = targets if targets.dtype == torch.int64 else targets.float()
+        expected, gradient = lsm.cross_entropy_value_and_grad(x.float(), wide, **options)
+        assert value == expected and torch.equal(dx, gradient.bfloat16()), options
+narrow = lsm.cross_entropy(x, t, dtype="bfloat16", reduction="none")
+assert torch.equal(narrow, lsm.cross_entropy(x, t, reduction="none").bfloat16())
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_the_readme_shows():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```py\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
@@ -913,6 +938,117 @@ def test_results_without_dimensions_are_the_librarys_own(make):
 # -- operations that few backends have: the library's own arrays come back -------------------------------------------
 
 
+def test_losses_and_selections_of_tensors_and_jax_arrays(make, rng):
+    """What NumPy's arrays give, in the library's own type."""
+    a, t, weight = rng.standard_normal((40, 30)), rng.integers(0, 30, 40), rng.uniform(0.5, 2, 30)
+    of_library = torch.from_numpy if make is LIBRARIES["torch"][0] else jnp.asarray
+    where = rng.random((40, 30)) < 0.8
+    for dtype in ("float32", "bfloat16", "float64"):
+        x, own = make(a, dtype), np.asarray(to_numpy(make(a, dtype)), ml_dtypes.bfloat16 if dtype[0] == "b" else dtype)
+        q = make(np.exp(a), "float32")
+        for options in ({}, {"label_smoothing": 0.1}, {"temperature": 0.5}, {"weight": weight}, {"where": where}):
+            given = {k: of_library(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+            value, dx = lsm.cross_entropy_value_and_grad(x, of_library(t), **given)
+            expected, gradient = lsm.cross_entropy_value_and_grad(own, t, **options)
+            assert is_of(make, value) and is_of(make, dx) and dtype_of(dx) == dtype and value.shape == ()
+            assert float(value) == expected and (to_numpy(dx) == gradient.astype(float)).all()
+        assert is_of(make, lsm.cross_entropy(x, q))
+        assert float(lsm.cross_entropy(x, q)) == lsm.cross_entropy(own, np.exp(a).astype(np.float32))
+        y = lsm.take_log_softmax(x, of_library(t), where=of_library(where))
+        assert is_of(make, y) and dtype_of(y) == dtype
+        assert (to_numpy(y) == lsm.take_log_softmax(own, t, where=where).astype(float)).all()
+        values, indices = lsm.top_k_log_softmax(x, 3)
+        assert is_of(make, values) and is_of(make, indices) and dtype_of(indices) == "int64"
+        assert (np.asarray(indices) == lsm.top_k_log_softmax(own, 3).indices).all()
+        for result, of_numpy in (
+            (lsm.entropy(x), lsm.entropy(own)),
+            (lsm.kl_divergence(x, x[::-1] if make is not LIBRARIES["torch"][0] else x.flip(0)), None),
+        ):
+            assert is_of(make, result) and (of_numpy is None or (to_numpy(result) == of_numpy).all())
+
+
+def test_arrays_beside_logits_belong_to_their_library():
+    x, t = torch.zeros(2, 3), np.array([0, 1])
+    for call, name in (
+        (lambda: lsm.cross_entropy(x, t), "targets"),
+        (lambda: lsm.cross_entropy(x, [0, 1]), "targets"),
+        (lambda: lsm.take_log_softmax(x, t), "indices"),
+        (lambda: lsm.cross_entropy(x, torch.tensor([0, 1]), weight=np.ones(3)), "weight"),
+        (lambda: lsm.cross_entropy(np.zeros((2, 3)), torch.tensor([0, 1])), "targets"),
+        (lambda: lsm.kl_divergence(x, np.zeros((2, 3))), "q_logits"),
+    ):
+        with pytest.raises(TypeError, match=rf"^\w+, {name}: a .* and a .*; pass "):
+            call()
+    with pytest.raises(TypeError, match=r"^logits: a tensor that requires grad"):
+        lsm.cross_entropy(x.clone().requires_grad_(), torch.tensor([0, 1]))
+    for function, remedy in ((lsm.entropy, "compute it from"), (lambda x: lsm.top_k_log_softmax(x, 1), "index the")):
+        with pytest.raises(lsm.BackendUnsupportedError, match=f"^x: is on meta.*; {remedy}"):
+            function(x.to("meta"))
+    decision = lsm.explain(x.to("meta"), "entropy")
+    assert decision.winner is None and decision.error is not None
+
+
+def test_gradients_into_tensors(rng):
+    x, t = torch.from_numpy(rng.standard_normal((300, 500))).float(), torch.from_numpy(rng.integers(0, 500, 300))
+    value, dx = lsm.cross_entropy_value_and_grad(x, t)
+    a = x.clone()
+    version = a._version
+    in_place = lsm.cross_entropy_value_and_grad(a, t, out=a)
+    assert in_place[1] is a and torch.equal(a, dx) and in_place[0] == value and a._version > version
+    out = torch.empty(300)
+    assert lsm.take_log_softmax(x, t, out=out) is out
+    assert torch.equal(out, lsm.log_softmax(x).gather(1, t[:, None])[:, 0])
+    with pytest.raises(TypeError, match="^out: a numpy.ndarray; accepted: a torch.Tensor"):
+        lsm.take_log_softmax(x, t, out=np.empty(300, np.float32))
+    with pytest.raises(TypeError, match="^out: a JAX array, which cannot be written to"):
+        lsm.cross_entropy_value_and_grad(jnp.zeros((2, 3)), jnp.zeros(2, int), out=jnp.zeros((2, 3)))
+
+
+def test_losses_agree_with_torch_where_it_is_right(rng):
+    functional = torch.nn.functional
+    x, t = torch.from_numpy(rng.standard_normal((30, 7, 4))), torch.from_numpy(rng.integers(0, 7, (30, 4)))
+    q, weight = torch.softmax(torch.from_numpy(rng.standard_normal((30, 7, 4))), 1), torch.rand(7, dtype=x.dtype)
+    t[::5] = -100
+    for reduction in ("mean", "sum", "none"):
+        for options in ({}, {"weight": weight}, {"label_smoothing": 0.2}, {"weight": weight, "label_smoothing": 0.2}):
+            for targets, ignored in ((t, {"ignore_index": -100}), (q, {})):
+                logits = x.clone().requires_grad_()
+                expected = functional.cross_entropy(logits, targets, reduction=reduction, **options)
+                expected.sum().backward()
+                value, dx = lsm.cross_entropy_value_and_grad(x, targets, 1, reduction=reduction, **options, **ignored)
+                torch.testing.assert_close(value, expected.detach(), rtol=1e-13, atol=1e-15)
+                torch.testing.assert_close(dx, logits.grad, rtol=1e-11, atol=1e-15)
+    for k in (1, 3, 7):
+        found, expected = lsm.top_k_log_softmax(x, k, 1), torch.topk(torch.log_softmax(x, 1), k, 1)
+        assert torch.equal(found.indices, expected.indices)
+        torch.testing.assert_close(found.values, expected.values)
+    torch.testing.assert_close(lsm.entropy(x, 1), torch.distributions.Categorical(logits=x.swapaxes(1, 2)).entropy())
+    kl = functional.kl_div(q.log(), torch.log_softmax(x, 1), log_target=True, reduction="none").sum(1)
+    torch.testing.assert_close(lsm.kl_divergence(x, q.log(), 1), kl)
+
+
+def test_losses_by_a_backend_for_tensors(installed, rng):
+    native = installed(Native())
+    x, t = torch.from_numpy(rng.standard_normal((40, 30))).float(), torch.from_numpy(rng.integers(0, 30, 40))
+    for options in ({}, {"where": torch.from_numpy(rng.random((40, 30)) < 0.8)}, {"temperature": 0.5}):
+        value, dx = lsm.cross_entropy_value_and_grad(x, t, **options, backend="native")
+        expected, gradient = lsm.cross_entropy_value_and_grad(x, t, **options)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(dx, gradient)
+    assert native.calls and isinstance(native.calls[0][0], torch.Tensor)
+    for y in (lsm.take_log_softmax(x, t, backend="native"), lsm.top_k_log_softmax(x, 2, backend="native").values):
+        assert isinstance(y, torch.Tensor)
+
+
+def test_classes_of_jax_without_64_bits():
+    with jax.enable_x64(False):
+        values, indices = lsm.top_k_log_softmax(jnp.asarray([[1.0, 3.0, 2.0]]), 2)
+        assert indices.dtype == np.int32 and indices.tolist() == [[1, 2]] and values.dtype == np.float32
+        assert lsm.cross_entropy(jnp.asarray([[1.0, 3.0]]), jnp.asarray([1])).dtype == np.float32
+        with pytest.raises(TypeError, match="^dtype: the result would be float64"):
+            lsm.cross_entropy(jnp.asarray([[1, 3]]), jnp.asarray([1]))
+
+
 def test_softmax_and_logsumexp_of_tensors_and_jax_arrays(rng):
     x = rng.standard_normal((4, 7)).astype(np.float32)
     p, dy = lsm.softmax(x), rng.standard_normal((4, 7)).astype(np.float32)
@@ -957,3 +1093,68 @@ def test_what_a_handler_raises_within_an_array_of_jax_passes_through(arm, monkey
     arm(RuntimeError)
     with pytest.raises(RuntimeError):
         JaxLibrary().view_as_numpy(x, "x")
+
+
+# -- keywords -------------------------------------------------------------------------------------------------------
+
+
+def test_masks_temperatures_and_factors_of_both_libraries():
+    a = np.array([[1.0, 2.0, np.nan], [3.0, 0.5, -1.0]], np.float32)
+    mask = np.array([True, True, False])
+    t = np.array([[0.5], [2.0]], np.float32)
+    masked = lsm.softmax(a, where=mask, temperature=t)
+    total, sign = lsm.logsumexp(a, 1, b=np.float32([1, -1, 0]), return_sign=True)
+    for convert in (torch.from_numpy, jnp.asarray):
+        x, m, own = convert(a), convert(mask), convert(t)
+        for temperature in (own, t.astype(float)):  # of the array's library, or an ndarray
+            p = lsm.softmax(x, where=m, temperature=temperature)
+            assert type(p) is type(x)
+            np.testing.assert_array_equal(np.asarray(p), masked)
+        found = lsm.logsumexp(x, 1, b=convert(np.float32([1, -1, 0])), return_sign=True)
+        assert [type(y) for y in found] == [type(x)] * 2
+        np.testing.assert_array_equal(np.asarray(found[0]), total)
+        np.testing.assert_array_equal(np.asarray(found[1]), sign)
+        assert lsm.logsumexp(x, b=2.0).dtype == x.dtype
+        for wrong in (mask, [True, True, False]):
+            with pytest.raises(TypeError, match=r"^x, where: .*; pass (torch\.as_tensor|jax\.numpy\.asarray)\(where\)"):
+                lsm.softmax(x, where=wrong)
+        with pytest.raises(TypeError, match=r"^a, b: "):
+            lsm.logsumexp(x, b=np.ones(3))
+    out = torch.empty(2, 3)
+    assert (
+        lsm.softmax(torch.from_numpy(a), where=torch.from_numpy(mask), temperature=torch.from_numpy(t), out=out) is out
+    )
+    np.testing.assert_array_equal(out.numpy(), masked)
+    with pytest.raises(TypeError, match="^temperature: a tensor that requires grad"):
+        lsm.softmax(torch.zeros(3), temperature=torch.ones(1, requires_grad=True))
+    with pytest.raises(lsm.BackendUnsupportedError, match="^x, where: on cpu and meta"):
+        lsm.softmax(torch.zeros(3), where=torch.ones(3, dtype=torch.bool, device="meta"))
+
+
+class OfTensors(lsm.Backend):
+    """A backend that takes tensors as they are."""
+
+    name, api_version, dtypes, array_types = "of-tensors", 1, ("bfloat16", "float32", "float64"), ("torch.Tensor",)
+
+    def log_softmax(self, x, axis, out):
+        out.copy_(torch.log_softmax(x.double(), axis))
+
+    def log_softmax_backward(self, grad_output, output, axis, out):
+        out.copy_(grad_output - output.exp() * grad_output.sum(axis, keepdim=True))
+
+
+def test_keywords_with_a_backend_for_tensors(installed):
+    installed(OfTensors())
+    x, mask = torch.tensor([[1.0, 2.0, torch.nan], [3.0, 0.5, -1.0]]), torch.tensor([True, True, False])
+    for dtype, close in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
+        for temperature in (1, 0.5, torch.tensor([[0.5], [2.0]]), np.array([[0.5], [2.0]])):
+            options = {"where": mask, "temperature": temperature}
+            y = lsm.log_softmax(x.to(dtype), **options, backend="of-tensors")
+            expected = lsm.log_softmax(x.to(dtype), **options)
+            torch.testing.assert_close(y, expected, rtol=close, atol=0)
+            dx = lsm.log_softmax_backward(x.to(dtype), y, **options, backend="of-tensors")
+            torch.testing.assert_close(dx, lsm.log_softmax_backward(x.to(dtype), y, **options), rtol=close, atol=close)
+    for dtype in (torch.float32, torch.float64):
+        assert lsm.log_softmax(x.to(dtype), where=mask, backend="of-tensors").dtype == dtype
+    with pytest.raises(lsm.BackendUnsupportedError, match="^temperature, b: a Tensor to float64 is not supported"):
+        lsm.log_softmax(x.double(), temperature=2, backend="of-tensors")

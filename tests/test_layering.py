@@ -14,7 +14,7 @@ PACKAGE = Path(lsm.__file__).parent
 
 # From the bottom up: a module imports from the lines above its own, and from no other.
 FLOORS = [
-    "lsm._errors lsm._held lsm._identity lsm._operations lsm._signals lsm._stopping",
+    "lsm._errors lsm._frames lsm._held lsm._identity lsm._operations lsm._signals lsm._stopping",
     "lsm._cgroup lsm._stdout lsm._texts lsm._untraced",
     "lsm._block lsm._fastpath lsm._pyinstaller lsm._pyinstaller.hook-lsm lsm._version",
     "lsm.backends lsm.backends._cuda lsm.backends._kernels",
@@ -29,11 +29,16 @@ FLOORS = [
     "lsm._interop_base",
     "lsm._interop_cupy lsm._interop_jax lsm._interop_torch",
     "lsm._interop",
-    "lsm._decide lsm._guard",
-    "lsm._dispatch lsm._execute",
+    "lsm._decide lsm._guard lsm._keywords",
+    "lsm._dispatch lsm._execute lsm._twofold",
+    "lsm._reduce lsm._signed_sum",
+    "lsm._derived lsm._derived_loss",
     "lsm._call",
+    "lsm._logits",
+    "lsm._losses lsm._select lsm._targets",
+    "lsm._derived_calls",
     "lsm._api",
-    "lsm._api_reduce",
+    "lsm._api_entropy lsm._api_loss lsm._api_reduce lsm._api_select",
     "lsm lsm._conformance lsm.bench",
     "lsm._conformance.arrays lsm._conformance.expected lsm._conformance.oracle lsm.bench.options",
     "lsm._conformance.samples lsm.bench.machine lsm.bench.workloads",

@@ -116,6 +116,44 @@ def test_tensors(tensor, shape, axis, dtype):
     assert x._version == version + 1
 
 
+def check_keywords(place, dtype, is_wide_refused=False):
+    """Masks, temperatures and factors, which the backend does not know, against those on the host."""
+    held = values((6, 5, 40))
+    mask, t = held > -3, np.exp(values((6, 1, 40)) / 8)
+    x = place(held, dtype)
+    close = {"rtol": 8e-3 if dtype == "bfloat16" else 1e-3 if dtype == "float16" else 1e-6, "atol": 1e-5}
+    x_host = host(x).astype(float)
+    for where in (None, mask):
+        m = {} if where is None else {"where": place(where, "bool")}
+        for temperature, given in ((None, 1), (0.3, 0.3), (t, t), (t, place(t, "float64"))):
+            if is_wide_refused and temperature is not None:
+                with pytest.raises(lsm.BackendUnsupportedError, match="^temperature, b: "):
+                    lsm.log_softmax(x, 1, temperature=given, **m)
+                continue
+            options = {"where": where, "temperature": 1 if temperature is None else temperature}
+            y = lsm.log_softmax(x, 1, temperature=given, **m)
+            assert type(y) is type(x) and y.dtype == x.dtype
+            expected = lsm.log_softmax(x_host, 1, **options)
+            np.testing.assert_allclose(host(y).astype(float), expected, **close)
+            dx = lsm.log_softmax_backward(x, y, 1, temperature=given, **m)
+            expected = lsm.log_softmax_backward(x_host, host(y).astype(float), 1, **options)
+            np.testing.assert_allclose(host(dx).astype(float), expected, rtol=close["rtol"], atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keywords_of_cupy(cupy, dtype):
+    def place(held, name):
+        own = ml_dtypes.bfloat16 if name == "bfloat16" else name
+        return cupy.asarray(held.astype(own))
+
+    check_keywords(place, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keywords_of_tensors(tensor, dtype):
+    check_keywords(tensor, dtype, is_wide_refused=dtype == "float64")
+
+
 def test_the_stream_of_cupy_is_used(cupy):
     stream = cupy.cuda.Stream(non_blocking=True)
     held = values((512, 4096)).astype("f4")

@@ -69,6 +69,12 @@ def test_streams_and_devices_of_cupy(cupy):
     test_on_gpu.test_any_device_of_cupy_whatever_is_current(cupy)
 
 
+@pytest.mark.parametrize("dtype", test_on_gpu.DTYPES)
+def test_keywords(cupy, tensor, dtype):
+    test_on_gpu.test_keywords_of_cupy(cupy, dtype)
+    test_on_gpu.test_keywords_of_tensors(tensor, dtype)
+
+
 def test_nothing_of_it_is_forgotten():
     here = inspect.getsource(sys.modules[__name__])
     for name in vars(test_on_gpu):

@@ -66,11 +66,14 @@ class ndarray:  # noqa: N801
         return type(self)(self.held.reshape(shape), self.data.device_id)
 
     def __getitem__(self, index):
-        return type(self)(np.asarray(self.held[index]), self.data.device_id)
+        return type(self)(np.asarray(self.held[_held(index)]), self.data.device_id)
 
     def __setitem__(self, index, value):
         self._on_its_device()
-        self.held[index] = value.held
+        self.held[_held(index)] = _held(value)
+
+    def __bool__(self):
+        return bool(self.held)
 
     def get(self):
         return self.held.copy()
@@ -89,6 +92,37 @@ class ndarray:  # noqa: N801
         raise AssertionError("lsm knows cupy.ndarray and needs no namespace of it")
 
 
+def _held(given):
+    """The memory of arrays, also in a tuple; CuPy refuses arrays of NumPy."""
+    assert not isinstance(given, np.ndarray), "Unsupported type <class 'numpy.ndarray'>"
+    if isinstance(given, tuple):
+        return tuple([_held(item) for item in given])
+    return given.held if isinstance(given, ndarray) else given
+
+
+def _on_arrays(function):
+    """A function of NumPy as one of CuPy."""
+
+    def call(*arguments, **options):
+        for array in arguments:
+            if isinstance(array, ndarray):
+                array._on_its_device()
+        with np.errstate(all="ignore"):
+            made = function(*map(_held, arguments), **options)
+        made = [ndarray(np.asarray(part), _state.device) for part in (made if isinstance(made, tuple) else (made,))]
+        return tuple(made) if len(made) > 1 else made[0]
+
+    return call
+
+
+# What lsm does with arrays on a device, apart from kernels.
+_OPERATORS = "add radd sub rsub mul rmul truediv neg abs lt gt eq ne and or invert iadd"
+_METHODS = "any max sum swapaxes"
+_FUNCTIONS = """amax array broadcast_to exp floor frexp isfinite isinf ldexp log1p maximum minimum
+    ones_like where"""
+for _name in [f"__{name}__" for name in _OPERATORS.split()] + _METHODS.split():
+    setattr(ndarray, _name, _on_arrays(getattr(np.ndarray, _name)))
+ndarray.__hash__ = object.__hash__
 ndarray.__module__, ndarray.__qualname__ = "cupy", "ndarray"
 
 
@@ -223,8 +257,12 @@ def module(**changes):
     made.__version__ = "14.2.0"
     made.ndarray, made.RawModule, made.from_dlpack = ndarray, RawModule, _from_dlpack
     made.empty, made.empty_like = _empty, _empty_like
-    made.broadcast_to = lambda x, shape: ndarray(np.broadcast_to(x.held, shape), x.data.device_id)
-    made.asarray = lambda array: ndarray(np.array(array), _state.device)
+    for name in _FUNCTIONS.split():
+        setattr(made, name, _on_arrays(getattr(np, name)))
+    made.float64 = np.float64
+    made.asarray = lambda x, dtype=None: ndarray(
+        np.array(x.held if isinstance(x, ndarray) else x, dtype), _state.device
+    )
     made.cuda = SimpleNamespace(
         Device=Device,
         compiler=SimpleNamespace(compile_using_nvrtc=lambda source, *, arch: (b"", None)),

@@ -1,0 +1,176 @@
+"""The public functions that give some classes of a log-softmax, with their documentation."""
+
+from typing import Any, NamedTuple
+
+from lsm._api import Array
+from lsm._untraced import untraced
+
+
+class TopK(NamedTuple):
+    """The result of `top_k_log_softmax`.
+
+    Attributes
+    ----------
+    values : array
+        Log-probabilities, in descending order.
+    indices : array
+        Their classes.
+    """
+
+    values: Array
+    indices: Array
+
+
+def take_log_softmax(
+    x: Any,
+    indices: Any,
+    axis: int | None = -1,
+    *,
+    temperature: Any = 1.0,
+    where: Any = None,
+    out: Array | None = None,
+    dtype: Any = None,
+    backend: str | None = None,
+) -> Any:
+    """Compute the log-softmax of `x` at some classes, without that of the others.
+
+    ::
+
+        y = log_softmax(x)[..., indices]
+
+    Parameters
+    ----------
+    x : array_like, torch.Tensor, jax.Array or other DLPack array on the CPU, shape (..., n_classes, ...)
+        Logits, in nats, as for `log_softmax`. -inf masks a class.
+    indices : array of integers of the type of `x`, shape of `x` without `axis`, or (..., n, ...)
+        The classes: one for each frame, or, with as many dimensions as `x`, n for each along `axis`, with the other
+        lengths of `x` or 1.
+    axis : int, optional
+        The axis of the classes; None for the only one.
+    temperature : float or array, optional
+        As for `log_softmax`.
+    where : array of bool, optional
+        As for `log_softmax`.
+    out : array of the result's type, shape and dtype, optional
+        The array to write to. May overlap `x` in any way. JAX arrays cannot be written to.
+    dtype : dtype or str, optional
+        The dtype of the result, as for `log_softmax`; default: that of `x`.
+    backend : str, optional
+        The backend to use; there is no fallback. See `explain`.
+
+    Returns
+    -------
+    y : array, type of `x`, shape of `indices`
+        Log-probabilities, in nats, bit for bit those of `log_softmax` there. `out`, if given. A 0-d ndarray is returned
+        as a NumPy scalar.
+
+    Raises
+    ------
+    TypeError
+        `x` is rejected as in `log_softmax`; `indices` are no integers, or belong to another library; `axis` is a tuple.
+    ValueError
+        `indices` or `out` have another shape.
+    IndexError
+        An index is outside of 0 to n_classes - 1; negative ones are. Nothing is written then.
+    numpy.exceptions.AxisError
+        `axis` is out of range.
+    LsmError
+        As for `log_softmax`. `x` is on another device than the CPU.
+
+    See Also
+    --------
+    cross_entropy : The losses of such frames, reduced.
+    top_k_log_softmax : The most probable classes.
+
+    Notes
+    -----
+    The frames are worked through in blocks, each with a log-softmax of about 2**17 numbers, or one frame. A frame that
+    contains NaN or +inf, or only -inf, gives NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> x = np.array([[20.0, 0.0], [0.0, 0.0]], np.float32)
+    >>> lsm.take_log_softmax(x, [0, 1])
+    array([-2.0611537e-09, -6.9314718e-01], dtype=float32)
+    """
+    return untraced(_take)(x, indices, axis, temperature, where, out, dtype, backend)
+
+
+def top_k_log_softmax(
+    x: Any,
+    k: int,
+    axis: int | None = -1,
+    *,
+    temperature: Any = 1.0,
+    where: Any = None,
+    dtype: Any = None,
+    backend: str | None = None,
+) -> TopK:
+    """Find the k most probable classes of each frame, and their log-softmax.
+
+    Parameters
+    ----------
+    x : array_like, torch.Tensor, jax.Array or other DLPack array on the CPU, shape (..., n_classes, ...)
+        Logits, in nats, as for `log_softmax`. -inf masks a class.
+    k : int
+        The number of classes, from 0 to n_classes.
+    axis : int, optional
+        The axis of the classes; None for the only one.
+    temperature : float or array, optional
+        As for `log_softmax`.
+    where : array of bool, optional
+        As for `log_softmax`.
+    dtype : dtype or str, optional
+        The dtype of the values, as for `log_softmax`; default: that of `x`.
+    backend : str, optional
+        The backend to use; there is no fallback. See `explain`.
+
+    Returns
+    -------
+    values : array, type of `x`, shape of `x` with k along `axis`
+        Log-probabilities, in nats, in descending order, bit for bit those of `log_softmax`.
+    indices : array of int64, type of `x`, same shape
+        Their classes. Of equal logits, the one with the lowest index comes first, whatever k is. (JAX without 64 bits:
+        int32.)
+
+    Raises
+    ------
+    TypeError
+        `x` is rejected as in `log_softmax`; `k` is not an int; `axis` is a tuple.
+    ValueError
+        `k` is negative or larger than n_classes.
+    numpy.exceptions.AxisError
+        `axis` is out of range.
+    LsmError
+        As for `log_softmax`. `x` is on another device than the CPU.
+
+    See Also
+    --------
+    take_log_softmax : The log-softmax at given classes.
+
+    Notes
+    -----
+    The order is that of the logits. -inf comes last, and classes that `where` leaves out come after it. NaN counts as
+    the largest: in a frame that contains NaN all values are NaN, and the first index is that of a NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> values, indices = lsm.top_k_log_softmax(np.array([0.0, 3.0, 3.0, 1.0]), 3)
+    >>> values.round(3), indices
+    (array([-0.782, -0.782, -2.782]), array([1, 2, 3]))
+    """
+    return untraced(_top_k)(x, k, axis, temperature, where, dtype, backend)
+
+
+def _take(*arguments: Any) -> Any:
+    from lsm._derived_calls import take_log_softmax as compute
+
+    return compute(*arguments)
+
+
+def _top_k(*arguments: Any) -> TopK:
+    from lsm._derived_calls import top_k_log_softmax as compute
+
+    return TopK(*compute(*arguments))

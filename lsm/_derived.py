@@ -1,0 +1,230 @@
+"""What `where`, `temperature` and `b` mean, by array operations around the methods of a backend.
+
+Arrays are worked on in blocks of frames, so that what is needed beside the result is bounded. In a block the classes
+are the last axis. The functions are those that NumPy and CuPy share; what serves results of at most 32 bits, PyTorch
+has too.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lsm._check import BFLOAT16_BITS, np_dtype
+from lsm._dispatch import DispatchEntry
+from lsm._errors import BackendUnsupportedError
+from lsm._held import call_within
+from lsm._interop_base import ArrayLibrary
+from lsm._keywords import broadcast, like, namespace
+from lsm._operations import Operation
+from lsm._signed_sum import write_signed_sum
+from lsm._twofold import divide, rows, sum_twofold, two_sum, wide_dtype
+from lsm._version import install_command
+
+# As in the backend numpy: the C library keeps the memory of such arrays. With four times as many elements, calls took
+# five times as long. On a GPU, where CuPy and PyTorch keep all memory, launches are what takes time.
+_BLOCK_ELEMENTS, _GPU_BLOCK_ELEMENTS = 2**14, 2**22
+
+
+def derive(
+    entry: DispatchEntry,
+    operation: Operation,
+    library: ArrayLibrary,
+    dtypes: tuple[str, ...],
+    x: Any,
+    keywords: dict[str, Any],
+    return_sign: bool,
+) -> tuple[Any, tuple[Any, ...]]:
+    """A backend whose method takes further arrays after the inputs, and these arrays.
+
+    Parameters
+    ----------
+    entry : DispatchEntry
+        The backend that was selected.
+    operation, library, dtypes
+        Of the call: the library of the arrays that the backend is passed; the dtypes of the inputs and the result.
+    x : array
+        The first input.
+    keywords : dict of str to array
+        Of "where" (as from `mask_for`), "temperature" (as from `temperature_for`) and "b", those that are given.
+    return_sign : bool
+        Whether the signs of the sums are wanted.
+
+    Raises
+    ------
+    BackendUnsupportedError
+        This takes array operations that lsm does not have for these arrays.
+    """
+    if not keywords:
+        return entry.backend, ()
+    is_narrow = "float64" in entry.dtypes and "b" not in keywords and not {"float64", "longdouble"} & {*dtypes}
+    if tuple(keywords) != ("where",):
+        _check_arithmetic(x, dtypes, is_narrow)
+    if "temperature" in keywords:
+        temperature = keywords["temperature"]
+        temperature = like(temperature, x) if isinstance(temperature, float) else temperature
+        keywords = keywords | {"temperature": broadcast(temperature, x.shape)}
+    signs: list[Any] | None = [] if return_sign else None
+    return Derived(entry.backend, operation, library, tuple(keywords), is_narrow, signs), tuple(keywords.values())
+
+
+def _check_arithmetic(x: Any, dtypes: tuple[str, ...], is_narrow: bool) -> None:
+    """Raise unless lsm can do arithmetic with such arrays."""
+    if "bfloat16" in dtypes and np_dtype("bfloat16") is BFLOAT16_BITS:
+        raise BackendUnsupportedError(f"temperature, b: bfloat16 needs ml_dtypes: {install_command('bfloat16')}")
+    if not is_narrow and namespace(x).__name__ not in ("numpy", "cupy"):
+        raise BackendUnsupportedError(
+            f"temperature, b: a {type(x).__name__} to {dtypes[-1]} is not supported where the backend takes it as it "
+            "is; use another backend, or pass a NumPy or CuPy array that shares its memory"
+        )
+
+
+class Derived(NamedTuple):
+    """A backend that takes further arrays after the inputs of a method: the mask, the temperature or b.
+
+    All have the shape of the inputs.
+
+    Attributes
+    ----------
+    backend : Backend
+        The backend.
+    operation : Operation
+        The operation, of which it needs the method.
+    library : ArrayLibrary
+        The library of the arrays.
+    keywords : tuple of str
+        Which arrays follow: of "where", "temperature" and "b", in this order.
+    is_narrow : bool
+        Whether float64 has all the digits that the result needs, and the backend can be passed it.
+    signs : list of array or None
+        Where the signs of sums are appended; without, a negative sum is NaN.
+    """
+
+    backend: Any
+    operation: Operation
+    library: ArrayLibrary
+    keywords: tuple[str, ...]
+    is_narrow: bool
+    signs: list[Any] | None
+
+    def __getattr__(self, name: str) -> Any:
+        """The method of the operation, and what else the backend has."""
+        return self.run if name == self.operation.name else getattr(self.backend, name)
+
+    def run(self, *arguments: Any) -> None:
+        """Write the result for (*inputs, *arrays of the keywords, axis, out)."""
+        *arrays, axis, out = arguments
+        call_within(np.errstate(all="ignore"), self._run, arrays, axis, out)
+
+    def _run(self, arrays: list[Any], axis: int, out: Any) -> None:
+        moved = [array.swapaxes(axis, -1) for array in (*arrays, out)]
+        signs = None
+        if self.signs is not None:
+            signs = namespace(out).empty_like(moved[-1])
+            self.signs.append(signs.swapaxes(axis, -1))
+        n_inputs = len(self.operation.inputs)
+        n_elements = _BLOCK_ELEMENTS if isinstance(out, np.ndarray) else _GPU_BLOCK_ELEMENTS
+        for index in _blocks(moved[0].shape, n_elements):
+            *given, target = [array[index] for array in moved]
+            keywords = dict(zip(self.keywords, given[n_inputs:], strict=True))
+            self._write(given[:n_inputs], target, None if signs is None else signs[index], **keywords)
+
+    def _write(
+        self, inputs: list[Any], out: Any, signs: Any, *, where: Any = None, temperature: Any = None, b: Any = None
+    ) -> None:
+        """Compute a block."""
+        operation = self.operation
+        if where is not None:
+            where = ~where  # from here on, what does not take part
+            inputs = [self.library.copy(x) for x in inputs]
+            for x, role in zip(inputs, [array.role for array in operation.inputs], strict=True):
+                _set(x, where, -math.inf if role in ("logits", "log-probabilities") else 0)
+        method = getattr(self.backend, operation.name)
+        if b is not None:
+            if where is not None:
+                b = self.library.copy(b)
+                _set(b, where, 0)
+            write_signed_sum(inputs[0], b, out, signs)
+        elif temperature is None:
+            method(*inputs, out.ndim - 1, out)
+        elif len(inputs) == 2:
+            self._write_backward(inputs[0], inputs[1], temperature[..., :1], out)
+        elif self.is_narrow:
+            x = self.library.astype(inputs[0], "float64")
+            method((x - namespace(x).amax(x, -1, keepdims=True)) / temperature[..., :1], out.ndim - 1, out)
+        else:
+            _write_wide(operation.name, inputs[0], temperature[..., :1], out)
+        if where is not None and not operation.is_reduction:
+            _set(out, where, -math.inf if operation.name == "log_softmax" else 0)
+
+    def _write_backward(self, dy: Any, output: Any, temperature: Any, out: Any) -> None:
+        """The gradient over the temperature; in float64, so that it is rounded once, unless that is its dtype."""
+        scale = temperature
+        if self.is_narrow:
+            dy, output = self.library.astype(dy, "float64"), self.library.astype(output, "float64")
+        elif dy.dtype.itemsize >= 8:
+            # Times a power of two, so that a gradient below the range, which the temperature brings back, has digits.
+            xp = namespace(dy)
+            room = 900 - xp.frexp(abs(dy).max(axis=-1, keepdims=True))[1]
+            lift = xp.maximum(xp.minimum(-xp.frexp(temperature)[1], room), 0)
+            dy, scale = xp.ldexp(dy, lift), xp.ldexp(temperature, lift)
+        dx = namespace(dy).empty_like(dy)
+        getattr(self.backend, self.operation.name)(dy, output, dy.ndim - 1, dx)
+        out[...] = dx / scale
+
+
+def _blocks(shape: tuple[int, ...], n_elements: int) -> Iterator[tuple[slice, ...]]:
+    """Index the frames, whose classes are the last axis: the inner axes as a whole while they fit."""
+    room = max(1, n_elements // shape[-1])
+    parts = []
+    for n in reversed(shape[:-1]):
+        step = min(n, room)
+        room = max(1, room // step)
+        parts.append([slice(i, i + step) for i in range(0, n, step)])
+    return product(*reversed(parts))
+
+
+def _set(x: Any, where: Any, value: float) -> None:
+    """Set elements of x."""
+    if not isinstance(x, np.ndarray):
+        x[where] = value
+        return
+    constant: Any = value
+    if x.dtype is BFLOAT16_BITS:
+        constant = np.array(0xFF80 if value else 0, np.uint16).view(x.dtype)
+    np.copyto(x, constant, casting="unsafe", where=where)  # a tenth of the time of x[where] = constant
+
+
+# -- temperature ----------------------------------------------------------------------------------------------------
+
+
+def _write_wide(name: str, x: Any, temperature: Any, out: Any) -> None:
+    """log_softmax or softmax of x / T, in two numbers."""
+    xp, dtype = namespace(x), wide_dtype(x, out)
+    d, rest = _differences(rows(x, dtype), rows(temperature, dtype))
+    p = xp.exp(d)
+    p += p * rest
+    largest = xp.floor(p)  # 1 for the largest classes, else 0
+    high, low = sum_twofold(p - largest)
+    s = (largest.sum(axis=-1, keepdims=True) - 1) + (high + low)
+    result = d - (xp.log1p(s) - rest) if name == "log_softmax" else p / (1 + s)
+    out[...] = result.reshape(out.shape)
+
+
+def _differences(x: Any, temperature: Any) -> tuple[Any, Any]:
+    """(x - m) / T as two numbers; NaN in a frame with NaN or +inf, or of -inf only."""
+    xp = namespace(x)
+    m = x.max(axis=-1, keepdims=True)
+    m = m + m * 0  # NaN unless it is finite
+    d, rest = two_sum(x, -m)
+    factor, exponent = xp.frexp(temperature)
+    is_beyond = (xp.isinf(d) & xp.isfinite(x)).any(axis=-1, keepdims=True)
+    if not isinstance(x, np.ndarray) or is_beyond.any():  # on a GPU the answer would have to be waited for
+        quarter = xp.where(is_beyond, 0.25, 1.0)
+        d, rest = two_sum(x * quarter, -m * quarter)
+        exponent = exponent - xp.where(is_beyond, 2, 0).astype(exponent.dtype)
+    rest[~xp.isfinite(d)] = 0
+    # The power of two first: then what is below the range is far too small to matter.
+    return divide(xp.ldexp(d, -exponent), xp.ldexp(rest, -exponent), factor)

@@ -1,0 +1,224 @@
+"""The logits of a derived function: their log-softmax, block by block, by the backend of the call."""
+
+from typing import Any
+
+import numpy as np
+
+from lsm import _check
+from lsm._call import call, check_out
+from lsm._decide import Request
+from lsm._derived_loss import Block, normalised
+from lsm._dispatch import DispatchEntry, find_entry
+from lsm._errors import BackendUnsupportedError
+from lsm._frames import Frames, Index
+from lsm._held import call_within
+from lsm._interop import NUMPY_LIBRARY, library_of
+from lsm._keywords import mask_for, temperature_for
+from lsm._operations import DERIVED, LOG_SOFTMAX, SOFTMAX, Operation
+
+BLOCK_ELEMENTS = 2**17  # of a block of log-softmax: half a MiB of float32, which stays in a level-2 cache
+WIDE_ELEMENTS = 2**15  # of a block in float64, of which there are about ten temporaries
+_ROW_CLASSES = 32
+
+
+class Logits:
+    """Checked logits, and the backend for them.
+
+    Attributes
+    ----------
+    library : ArrayLibrary
+        The library of the array.
+    array : array
+        The logits, as an array of that library.
+    values : ndarray
+        The same memory, where that is possible.
+    frames : Frames
+        How they split into frames.
+    own : str
+        The dtype that is computed in.
+    """
+
+    def __init__(self, function: str, x: Any, name: str, axis: Any, **options: Any) -> None:
+        self.library = library_of(x)
+        operand = self.library.validate(x, name, axis=axis, **options)
+        self.function, self.name, self.array, self.own = function, name, operand.array, operand.dtype
+        if operand.device != "cpu":
+            raise BackendUnsupportedError(DERIVED[function].refusal(name, self.library.device(self.array)))
+        self.values = self.library.as_numpy(self.array, name)
+        self.axes = _check.normalised_axes(axis, self.values.ndim)
+        self.frames = Frames.along(self.values.shape, self.axes)
+        self.mask = self.temperature = None
+        self._scratch: dict[Any, Any] = {}
+
+    @property
+    def wide(self) -> Any:
+        """The dtype that losses are computed in: float64, or longdouble for that."""
+        return np.dtype(np.longdouble if self.own == "longdouble" else np.float64)
+
+    def result_dtype(self, dtype: Any) -> str:
+        """The dtype of the result: `dtype`, or by default that of the logits, of losses at least float32."""
+        own = _check.at_least_float32(self.own) if DERIVED[self.function].is_loss else self.own
+        return self.library.result_dtype(own, dtype)
+
+    def select(self, result: str, backend: Any, temperature: Any, where: Any) -> None:
+        """Check the keywords, and find the backend for a log-softmax of dtype `result`."""
+        self.mask = mask_for(where, self.array, self.values, self.library, self.name)
+        self.temperature = temperature_for(temperature, self.array, self.values, self.library, self.axes)
+        self.backend, self.result = backend, result
+        self._find(LOG_SOFTMAX, result)
+
+    def _find(self, operation: Operation, result: str) -> DispatchEntry:
+        request = Request(self.library.type_name(self.array), "cpu", (self.own, result), operation.name)
+        return find_entry(request, self.backend)
+
+    def block(self, index: Index) -> Any:
+        """A block of the logits, as they are."""
+        return self.frames.block(self.values, index)
+
+    def mask_block(self, index: Index) -> Any:
+        """Which classes of a block take part; None if all do."""
+        return None if self.mask is None else self.frames.block(self.mask, index)
+
+    def temperature_block(self, index: Index) -> Any:
+        """The temperature of a block, with length 1 on the axis of an array; None if it is 1."""
+        is_one = self.temperature is None or isinstance(self.temperature, float)
+        return self.temperature if is_one else self.frames.block(self.temperature, index)
+
+    def masked_rows(self, index: Index) -> tuple[Any, Any]:
+        """A block of the logits as `rows` makes it, with -inf where it is masked; and its mask, or None."""
+        matrix, mask = self.rows(self.block(index)), self.mask_block(index)
+        if mask is not None:
+            mask = np.moveaxis(mask, self.frames.at, self.at).reshape(matrix.shape)
+            mask_out(matrix, mask)
+        return matrix, mask
+
+    def normalised(self, index: Index) -> tuple[Block, Any]:
+        """The probabilities of a block as a matrix, in float64 or longdouble; and its mask, or None."""
+        matrix, mask = self.masked_rows(index)
+        temperature = self.of_frames(self.temperature_block(index))
+        is_wide = _check.at_least_float32(self.own) != "float32"
+        return normalised(matrix, self.at, is_wide, temperature), mask
+
+    def of_frames(self, numbers: Any) -> Any:
+        """Numbers of the frames of a block, to go with its matrix; a single number is left as it is."""
+        return numbers.reshape((1, -1) if self.at == 0 else (-1, 1)) if isinstance(numbers, np.ndarray) else numbers
+
+    def rows(self, block: Any) -> Any:
+        """A copy of a block as a matrix in float64 or longdouble, in C order: NumPy's order of adding depends on that.
+
+        Its rows are frames, or of short frames its columns, so that no inner loop of NumPy is short.
+        """
+        moved = np.moveaxis(block, self.frames.at, self.at)
+        shape = (moved.shape[0], -1) if self.at == 0 else (-1, moved.shape[-1])
+        return np.ascontiguousarray(widened(moved, self.wide)).reshape(shape)
+
+    def unrows(self, matrix: Any, block: Any) -> Any:
+        """A matrix as `rows` makes it, in the shape of a block."""
+        moved = np.moveaxis(block, self.frames.at, self.at)
+        return np.moveaxis(matrix.reshape(moved.shape), self.at, self.frames.at)
+
+    @property
+    def at(self) -> int:
+        """The axis of the classes in a matrix of `rows`: 0 for short frames, else -1."""
+        return 0 if self.frames.n_classes < _ROW_CLASSES else -1
+
+    def log_softmax(self, index: Index) -> Any:
+        """The log-softmax of a block, bit for bit what `lsm.log_softmax` gives; the next one overwrites it."""
+        return self._compute(LOG_SOFTMAX, index, self.result)
+
+    def softmax(self, index: Index, dtype: str) -> Any:
+        """The softmax of a block; the next one overwrites it."""
+        try:
+            return self._compute(SOFTMAX, index, dtype)
+        except BackendUnsupportedError:  # a backend of two methods; exp of a rounded log-softmax would not do
+            matrix, mask = self.normalised(index)
+            p = self.unrows(matrix.p, self.block(index)).astype(_check.np_dtype(dtype))
+            if mask is not None:
+                p[~self.mask_block(index)] = 0  # in invalid frames too
+            return p
+
+    def _compute(self, operation: Operation, index: Index, dtype: str) -> Any:
+        """A map of a block, by a backend."""
+        block, at, library = self.block(index), self.frames.at, self.library
+        keywords = {"where": self.mask_block(index), "temperature": self.temperature_block(index)}
+        keywords = {name: value for name, value in keywords.items() if value is not None}
+        entry = self._find(operation, dtype)
+        if entry.passed_as != _check.NUMPY:
+            for name, value in keywords.items():
+                keywords[name] = value if isinstance(value, float) else library.from_numpy(value.copy(), self.array)
+            x = library.from_numpy(block.copy(), self.array)
+            return library.as_numpy(call(operation, (x,), at, None, dtype, self.backend, **keywords), self.name)
+        key = operation, block.shape
+        if key not in self._scratch:  # new memory for each block would cost a page fault for each 4 KiB
+            self._scratch[key] = np.empty_like(block, dtype=_check.np_dtype(dtype), subok=False)
+        y = self._scratch[key]
+        backend, extra = entry.backend, ()
+        if keywords:
+            from lsm._derived import derive  # not needed for other calls
+
+            backend, extra = derive(entry, operation, NUMPY_LIBRARY, (self.own, dtype), block, keywords, False)
+        getattr(backend, operation.name)(block, *extra, at, y)
+        return y
+
+    def new(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A new ndarray for a result, which `finished` need not copy."""
+        made = self.library.new_numpy(shape, dtype)
+        if made is None and shape == self.values.shape:
+            made = np.empty_like(self.values, dtype=_check.np_dtype(dtype), subok=False)
+        return np.empty(shape, _check.np_dtype(dtype)) if made is None else made
+
+    def target(self, out: Any, shape: tuple[int, ...], dtype: str) -> Any:
+        """The ndarray to write to: a view of `out`, which is checked, or a new one if that is None."""
+        if out is None:
+            return self.new(shape, dtype)
+        if self.library is not NUMPY_LIBRARY:
+            check_out(self.library, out, self.array, dtype)
+        view = self.library.view_as_numpy(out, "out")
+        _check.check_out(view, shape, dtype)
+        return view
+
+    def keep_apart(self, target: Any, in_place: bool) -> None:
+        """Copy what is read if it shares memory with what is written; `in_place` if blocks are read before that."""
+        if np.may_share_memory(self.values, target) and not (in_place and _check.same_memory(self.values, target)):
+            self.values = self.values.copy()
+        if self.mask is not None and np.may_share_memory(self.mask, target):
+            self.mask = self.mask.copy()
+
+    def finished(self, result: Any, out: Any = None) -> Any:
+        """A result as an array of the caller's library, of NumPy a scalar if it is 0-d; or `out`, if that was given."""
+        if out is None:
+            return self.library.from_numpy(result, self.array)
+        self.library.bump_version(out)
+        return out
+
+    def finished_indices(self, places: Any) -> Any:
+        """Numbers of classes as an array of the caller's library, in the widest integers that it has."""
+        is_wide = self.library.has_int64()
+        return self.finished(places if is_wide else places.astype(np.int32))
+
+
+def widened(block: Any, dtype: Any) -> Any:
+    """A copy of an array in float64 or longdouble; bfloat16 may be there as bits only."""
+    if block.dtype is _check.BFLOAT16_BITS:
+        bits: Any = block.view(np.uint16).astype(np.uint32) << 16
+        block = bits.view(np.float32)
+    return block.astype(dtype)
+
+
+def narrowed(values: Any, dtype: str) -> Any:
+    """Values rounded to a dtype; bfloat16 may be there as bits only."""
+    own = _check.np_dtype(dtype)
+    if own is not _check.BFLOAT16_BITS:
+        return call_within(np.errstate(all="ignore"), values.astype, own)
+    single = values.astype(np.float32)
+    bits: Any = single.view(np.uint32)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
+    return np.where(np.isnan(single), 0x7FC0, bits).astype(np.uint16).view(own)
+
+
+def mask_out(block: Any, mask: Any) -> None:
+    """Write -inf where the mask is False."""
+    if block.dtype is _check.BFLOAT16_BITS:
+        block.view(np.uint16)[~mask] = 0xFF80
+    else:
+        block[~mask] = -np.inf

@@ -1,0 +1,56 @@
+"""Sums whose rounding errors are carried along, and the reduction of losses to their mean or sum."""
+
+from typing import Any
+
+import numpy as np
+
+from lsm._twofold import two_sum
+
+_BLOCK = 1024  # losses that are added by halves; part of what the bits of a mean depend on
+
+
+def plain_sum(terms: Any, axis: int) -> Any:
+    """The sum along an axis of a matrix in C order, with length 1 there; its order depends on that length only."""
+    if axis == 0 and terms.shape[1] == 1:  # numpy.add.reduce would take the column for a row
+        return np.add.reduce(np.repeat(terms, 2, axis=1), axis=0, keepdims=True)[:, :1]
+    return np.add.reduce(terms, axis=axis, keepdims=True)
+
+
+def exact_sum(terms: Any, axis: int) -> Any:
+    """The sum along an axis, with length 1 there, as if computed in twice the digits and rounded.
+
+    The high parts of the terms are multiples of one number, so that they add up exactly (Rump, Ogita & Oishi 2008,
+    doi:10.1137/050645671, ExtractVector). A sum that is not finite is the plain one.
+    """
+    largest = np.maximum.reduce(np.abs(terms), axis=axis, keepdims=True)
+    exponent = np.frexp(largest)[1] + (terms.shape[axis].bit_length() + 1)
+    grid = np.ldexp(terms.dtype.type(1), exponent)
+    high = (terms + grid) - grid
+    s = plain_sum(high, axis) + plain_sum(terms - high, axis)
+    bad = ~np.isfinite(s)
+    if bad.any():
+        np.copyto(s, plain_sum(terms, axis), where=bad)
+    return s
+
+
+def total(losses: Any) -> Any:
+    """The sum of all losses, in their C order: in blocks of 1024, each by halves, with the rounding errors.
+
+    It depends on nothing but the losses and their order.
+    """
+    s = losses.reshape(-1)
+    rest = np.zeros_like(s)
+    while s.size > 1:
+        length = min(_BLOCK, 1 << (s.size - 1).bit_length())  # zeros that a short block lacks would change nothing
+        n = -(-s.size // length)
+        padding = np.zeros(n * length - s.size, s.dtype)
+        s, rest = (np.concatenate([part, padding]).reshape(n, length) for part in (s, rest))
+        while s.shape[1] > 1:
+            half = s.shape[1] // 2
+            of_halves = rest[:, :half] + rest[:, half:]
+            s, error = two_sum(s[:, :half], s[:, half:])
+            rest = of_halves + error
+        s, rest = s[:, 0], rest[:, 0]
+    if not s.size:
+        return losses.dtype.type(0)
+    return s[0] + rest[0] if np.isfinite(s[0]) else s[0]

@@ -1,0 +1,82 @@
+"""Some classes of a log-softmax: at given indices, or the k largest."""
+
+from typing import Any
+
+import numpy as np
+
+from lsm import _check
+from lsm._logits import BLOCK_ELEMENTS, Logits
+
+# Longer frames are first cut into so many groups, whose largest classes bound the k-th largest from below.
+_GROUPS = 2048
+
+
+def take(logits: Logits, indices: Any, out: Any) -> None:
+    """Write the log-softmax at the indices, which have the rank of the logits, into `out` of their shape."""
+    frames = logits.frames
+    for index in frames.blocks(BLOCK_ELEMENTS):
+        if frames.n_classes and out.size:
+            y = logits.log_softmax(index)
+            frames.put(out, index, np.take_along_axis(y, frames.block(indices, index), frames.at))
+
+
+def top_k(logits: Logits, k: int, values: Any, places: Any) -> None:
+    """Write the k largest log-probabilities and their classes: ties by class, NaN first, masked classes last."""
+    frames, at = logits.frames, logits.frames.at
+    for index in frames.blocks(BLOCK_ELEMENTS):
+        if not k:
+            return
+        y = logits.log_softmax(index)
+        ordered, mask = _ordered(logits.block(index)), logits.mask_block(index)
+        if k == 1 and mask is None:
+            chosen = np.expand_dims(ordered.argmax(axis=at), at)
+        else:
+            rows = np.moveaxis(ordered, at, -1)
+            mask_rows = None if mask is None else np.moveaxis(mask, at, -1).reshape(-1, frames.n_classes)
+            found = largest(rows.reshape(-1, frames.n_classes), k, mask_rows)
+            chosen = np.moveaxis(found.reshape((*rows.shape[:-1], k)), -1, at)
+        frames.put(places, index, chosen)
+        frames.put(values, index, np.take_along_axis(y, chosen, at))
+
+
+def _ordered(block: Any) -> Any:
+    """The same numbers, or integers in the same order for 16-bit ones, with which NumPy is slow."""
+    if block.dtype.itemsize > 2:
+        return block
+    is_bfloat16 = _check.dtype_name(block.dtype) == "bfloat16"
+    infinity = 0x7F80 if is_bfloat16 else 0x7C00
+    bits: Any = block.copy().view(np.int16)
+    sign = bits >> 15  # -1 or 0
+    bits ^= sign & 0x7FFF
+    bits -= sign  # so that -0.0 equals 0.0
+    is_nan = bits < -infinity
+    if is_nan.any():
+        bits[is_nan] = infinity + 1
+    return np.minimum(bits, infinity + 1, out=bits)
+
+
+def largest(rows: Any, k: int, mask: Any = None) -> Any:
+    """The columns of the k largest numbers of each row, in the order of `top_k`."""
+    n_rows = len(rows)
+    if mask is not None:
+        lowest = np.iinfo(rows.dtype).min if rows.dtype.kind == "i" else -np.inf
+        rows = np.where(mask, rows, lowest)
+    found = np.flatnonzero(~(rows < _bound(rows, k)))  # nonzero of a matrix takes 20 times as long
+    row, column = np.divmod(found, rows.shape[1])
+    value = rows[row, column]
+    is_nan = value != value
+    keys = [-np.where(is_nan, 0, value).astype(np.int32 if rows.dtype.kind == "i" else rows.dtype), ~is_nan]
+    if mask is not None:
+        keys.append(~mask[row, column])
+    order = np.lexsort((*keys, row))
+    start = np.searchsorted(row, np.arange(n_rows))
+    return column[order[start[:, np.newaxis] + np.arange(k)]]
+
+
+def _bound(rows: Any, k: int) -> Any:
+    """A number for each row that at least k of its numbers reach; NaN counts as the largest."""
+    n_rows, n = rows.shape
+    width = n // _GROUPS
+    if width > 1 and k <= _GROUPS:
+        rows = rows[:, : width * _GROUPS].reshape(n_rows, width, _GROUPS).max(axis=1)
+    return np.partition(rows, -k, axis=1)[:, -k, np.newaxis]

@@ -1,0 +1,172 @@
+"""What targets, indices of classes and weights may be, beside the logits of a call."""
+
+from typing import Any
+
+import numpy as np
+
+from lsm import _check
+from lsm._frames import Frames
+from lsm._interop import NUMPY_LIBRARY, check_alike, library_of
+from lsm._logits import Logits, widened
+
+
+def one_axis(axis: Any, ndim: int, what: str) -> None:
+    """Raise TypeError unless this is one axis, or None for the only one."""
+    if isinstance(axis, (tuple, list)) or (axis is None and ndim > 1):
+        raise TypeError(f"axis: {axis!r}; accepted: one int, since {what} count along one axis; reshape the logits")
+
+
+def operand(array: Any, name: str, logits: Logits) -> Any:
+    """An argument of the library and on the device of the logits, as an ndarray of any dtype."""
+    other = library_of(array)
+    if other is NUMPY_LIBRARY:
+        made = array
+        if type(array) is not np.ndarray:
+            from lsm._foreign import reject  # takes 0.4 ms, not needed for ndarrays
+
+            reject(array, name)
+            made = _check.as_ndarray(array, name)
+    else:
+        made = other.validate(array, name).array
+    check_alike(logits.library, other, logits.array, made, (logits.name, name))
+    return made if other is NUMPY_LIBRARY else logits.library.view_as_numpy(made, name)
+
+
+def kind(array: Any) -> str:
+    """'integer', 'floating' or 'other'."""
+    if array.dtype.kind in "iu":
+        return "integer"
+    return "floating" if _check.dtype_name(array.dtype) in _check.DTYPES else "other"
+
+
+def integers(array: Any, name: str, logits: Logits) -> Any:
+    """Integers, as an ndarray of any integer dtype."""
+    made = operand(array, name, logits)
+    if not made.size and isinstance(array, (list, tuple)):  # which NumPy makes float64
+        return made.astype(np.int64)
+    if kind(made) != "integer":
+        raise TypeError(
+            f"{name}: dtype {_check.dtype_name(made.dtype)}; accepted: integers but bool; pass {_ACCEPTED[name]}"
+        )
+    return made
+
+
+_ACCEPTED = {
+    "indices": "numbers of classes, such as indices.astype('int64')",
+    "targets": "numbers of classes, or probabilities of the dtype of the logits",
+}
+
+
+def in_range(numbers: Any, name: str, n_classes: int, remedy: str, ignored: int | None = None) -> Any:
+    """The numbers as a new int64 array in C order, with -1 for ignored ones.
+
+    Raises
+    ------
+    IndexError
+        One is outside of 0..n_classes - 1.
+    """
+    bad = (numbers < 0) | (numbers >= n_classes)
+    left_out = None if ignored is None else numbers == ignored
+    if left_out is not None:
+        bad &= ~left_out
+    if bad.any():
+        place = np.unravel_index(int(bad.argmax()), bad.shape)
+        where = f" at [{', '.join(map(str, place))}]" if place else ""
+        accepted = f"0 to {n_classes - 1}" if n_classes else "none, there are no classes"
+        raise IndexError(f"{name}: {int(numbers[place])}{where}; accepted: {accepted}; {remedy}")
+    made = np.array(numbers, np.int64, order="C")
+    if left_out is not None:
+        made[left_out] = -1
+    return made
+
+
+def indices_for(indices: Any, logits: Logits) -> tuple[Any, tuple[int, ...]]:
+    """The indices of `take_log_softmax`, in the logits' rank, and the shape of the result.
+
+    One for each frame has the shape of the frames; several have the rank of the logits, with any length along the
+    axis, and elsewhere that of the logits or 1. The rank tells which.
+    """
+    made, frames = integers(indices, "indices", logits), logits.frames
+    shape, at = logits.values.shape, frames.at
+    remedy = "pass numpy.where(indices < 0, 0, indices) for padding, and drop those results"
+    if made.ndim == len(frames.shape):
+        if made.shape != frames.shape:
+            raise ValueError(_shapes(made, shape, frames))
+        made = in_range(made, "indices", frames.n_classes, remedy)
+        return made.reshape((*made.shape[:at], 1, *made.shape[at:])), frames.shape
+    expected = (*frames.shape[:at], made.shape[at] if made.ndim == len(shape) else 0, *frames.shape[at:])
+    if made.ndim != len(shape) or any(n not in (1, m) for n, m in zip(made.shape, expected, strict=True)):
+        raise ValueError(_shapes(made, shape, frames))
+    made = in_range(made, "indices", frames.n_classes, remedy)
+    return np.broadcast_to(made, expected), expected
+
+
+def _shapes(made: Any, shape: tuple[int, ...], frames: Frames) -> str:
+    several = ["n" if i == frames.at else str(n) for i, n in enumerate(shape)]
+    return (
+        f"indices: shape {made.shape}; accepted for x of shape {shape}: {frames.shape}, one class a frame, or "
+        f"({', '.join(several)}{',' if len(several) == 1 else ''}) with any n, several"
+    )
+
+
+def weights_for(weight: Any, logits: Logits) -> Any:
+    """One weight for each class in the dtype that losses are computed in; None if all are 1."""
+    if weight is None:
+        return None
+    made = operand(weight, "weight", logits)
+    if kind(made) == "other":
+        raise TypeError(
+            f"weight: dtype {_check.dtype_name(made.dtype)}; accepted: {', '.join(_check.DTYPES)}, integers"
+        )
+    if made.shape != (logits.frames.n_classes,):
+        raise ValueError(f"weight: shape {made.shape}; accepted: {(logits.frames.n_classes,)}, one weight a class")
+    return widened(made, logits.wide)
+
+
+def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> Any:
+    """Targets: int64 of the frames' shape with -1 for those to ignore, or probabilities of the logits' shape.
+
+    Raises
+    ------
+    TypeError
+        They are neither integers nor of a floating dtype, or `ignore_index` goes with probabilities, or several axes
+        with integers.
+    ValueError
+        They have another shape.
+    IndexError
+        One is not the number of a class, and is not `ignore_index`.
+    """
+    frames, shape = logits.frames, logits.values.shape
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__")):
+        raise TypeError(f"ignore_index: {ignore_index!r}; accepted: an int, or None to ignore nothing")
+    made = operand(targets, "targets", logits)
+    if kind(made) == "floating" and (made.size or not isinstance(targets, (list, tuple)) or made.shape == shape):
+        if ignore_index is not None:
+            raise TypeError(
+                f"ignore_index: {ignore_index!r}, with probabilities as targets; accepted: None; a frame of zeros adds "
+                "nothing to the loss"
+            )
+        if made.shape != shape:
+            expected = f"{shape}, the shape of {logits.name}, for probabilities; {frames.shape} for integers"
+            raise ValueError(f"targets: shape {made.shape} of dtype {made.dtype}; accepted: {expected}")
+        return made
+    made = integers(targets, "targets", logits)
+    one_axis(axis, logits.values.ndim, "targets that are integers")
+    if made.shape != frames.shape:
+        expected = f"{frames.shape}, the shape of the frames; probabilities of shape {shape} have a floating dtype"
+        raise ValueError(f"targets: shape {made.shape}; accepted: {expected}")
+    remedy = "pass ignore_index= to leave frames out"
+    ignored = None if ignore_index is None else int(ignore_index.__index__())
+    return in_range(made, "targets", frames.n_classes, remedy, ignored)
+
+
+def number(value: Any, name: str, largest: float) -> float:
+    """A finite number from 0 to `largest`."""
+    try:
+        made = float(value)
+    except (TypeError, ValueError, OverflowError):
+        made = -1.0
+    if isinstance(value, (str, bytes)) or not (0 <= made <= largest and made < float("inf")):
+        accepted = f"from 0 to {largest:g}" if largest < float("inf") else "of at least 0"
+        raise ValueError(f"{name}: {value!r}; accepted: a finite number {accepted}")
+    return made
