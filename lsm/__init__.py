@@ -8,10 +8,7 @@ array([ -0., -20.])
 from typing import TYPE_CHECKING, Any
 
 from lsm._api import log_softmax, log_softmax_backward, softmax, softmax_backward
-from lsm._api_entropy import entropy, kl_divergence
-from lsm._api_loss import cross_entropy, cross_entropy_value_and_grad
 from lsm._api_reduce import logsumexp
-from lsm._api_select import TopK, take_log_softmax, top_k_log_softmax
 from lsm._decide import Decision
 from lsm._dispatch import (
     explain,
@@ -38,6 +35,9 @@ from lsm._version import __version__
 from lsm.backends.base import Backend
 
 if TYPE_CHECKING:
+    from lsm._api_entropy import entropy, kl_divergence
+    from lsm._api_loss import cross_entropy, cross_entropy_value_and_grad
+    from lsm._api_select import TopK, take_log_softmax, top_k_log_softmax
     from lsm.backends.info import BackendInfo
 
 __all__ = [
@@ -79,10 +79,27 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first access what no call needs."""
-    if name == "BackendInfo":
-        from lsm.backends.info import BackendInfo
+# What is imported on first access, so that `import lsm` stays fast.
+_LATER = {
+    "BackendInfo": "lsm.backends.info",
+    "TopK": "lsm._api_select",
+    "cross_entropy": "lsm._api_loss",
+    "cross_entropy_value_and_grad": "lsm._api_loss",
+    "entropy": "lsm._api_entropy",
+    "kl_divergence": "lsm._api_entropy",
+    "take_log_softmax": "lsm._api_select",
+    "top_k_log_softmax": "lsm._api_select",
+}
 
-        return BackendInfo
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    globals()[name] = found = getattr(import_module(_LATER[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
