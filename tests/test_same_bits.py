@@ -147,6 +147,36 @@ def test_thread_count_and_streaming(shape, dtype, rng, kernels_get):
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("n", [3, 20, 64, 200])
+def test_views_of_arrays_that_are_in_memory(n, rng, kernels_get):
+    """What is prefetched follows from strides, which may be negative, or larger than the frames."""
+    kernels_get(1, 2**20)
+    x = (rng.standard_normal((600_000 // n, n)) * 4).astype(np.float32)
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    y, p = lsm.log_softmax(x, backend="cython"), lsm.softmax(x, backend="cython")
+    cases = [(lsm.log_softmax, (x,)), (lsm.log_softmax_backward, (dy, y)), (lsm.softmax_backward, (dy, p))]
+    for function, inputs in cases:
+        expected = function(*inputs, backend="cython")
+        for view in (np.s_[::-1], np.s_[:, ::-1], np.s_[::-7], np.s_[5:]):
+            of_view = [array[view] for array in inputs]
+            out = np.empty_like(expected)[view]
+            result = function(*of_view, axis=1, out=out, backend="cython")
+            columns = function(*(array.T for array in of_view), axis=0, backend="cython").T
+            if view == np.s_[:, ::-1]:  # the order of the sums is another one
+                np.testing.assert_allclose(result, expected[view], rtol=1e-5, atol=1e-5)
+            else:
+                np.testing.assert_array_equal(result, expected[view])
+            np.testing.assert_array_equal(columns, result)
+        apart = [np.repeat(array, 2, axis=0)[::2] for array in inputs]
+        np.testing.assert_array_equal(function(*apart, backend="cython"), expected)
+        planes = [array[: len(array) // 8 * 8].reshape(8, -1, n).transpose(0, 2, 1) for array in inputs]
+        found = function(*(array[:, :, ::-1] for array in planes), axis=1, backend="cython")
+        np.testing.assert_array_equal(found[:, :, ::-1].transpose(0, 2, 1).reshape(-1, n), expected[: len(x) // 8 * 8])
+        solid = [np.ascontiguousarray(array) for array in planes]
+        found = function(*(array[::-1, :, ::-1] for array in solid), axis=1, backend="cython")[::-1, :, ::-1]
+        np.testing.assert_array_equal(found.transpose(0, 2, 1).reshape(-1, n), expected[: len(x) // 8 * 8])
+
+
 @pytest.mark.parametrize("n", [1, 3, 8, 10, 15, 17, 24, 31, 33, 50, 63])
 def test_short_frames_end_where_they_end(backend, dtype, n, rng):
     """They are written as whole vectors where the next frame takes the rest: no further than that, also in place."""

@@ -62,6 +62,15 @@ cdef inline bint is_plain(Block x, Shape s, const floating* of) noexcept nogil:
     return x.kind == kind_of(of) and x.gap == sizeof(floating) and not is_interleaved(s)
 
 
+cdef inline bint shares_sets(int op, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
+    """Whether n rows so many bytes apart compete for few sets of a cache, as in images of 128 x 128 or 512 x 512.
+
+    Few rows have most lines in the cache anyway, and where no maximum is found, they are read once less.
+    """
+    cdef Py_ssize_t factor = (2 if is_few(n) else 1) if reduces_max(op) else 4
+    return n > SHARED_SETS_MIN_ROWS and step % (factor * SHARED_SETS_BYTES) == 0
+
+
 cdef inline Block outer_of(Block x, Py_ssize_t o) noexcept nogil:
     x.at += o * x.outer
     return x
@@ -118,6 +127,11 @@ cdef void interleave_runs(char* to, Py_ssize_t to_class, Py_ssize_t to_outer, co
         interleave(to, to_class, to_outer, x, x_class, x_outer, n, n_outer, size)
 
 
+cdef inline void prefetch_row(Block x, Shape s, Py_ssize_t i) noexcept nogil:
+    if x.gap == size_of(x.kind):
+        lsm_prefetch(x.at + i * x.step, s.n_inner * x.gap, True)
+
+
 cdef void pack(Block x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, floating* to) noexcept nogil:
     """Copy n classes of x, from `first` on, into rows that are filled up with `fill`."""
     cdef Py_ssize_t i, o, j, w = s.n_outer * s.n_inner, row = s.width // s.n_joined
@@ -131,6 +145,7 @@ cdef void pack(Block x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, 
     else:
         for i in range(n):
             for o in range(s.n_outer):
+                prefetch_row(x, s, first + i + ROWS_AHEAD)
                 copy_row(row_of(x, o, first + i), s.n_inner, to + i * row + o * s.n_inner)
     for i in range(n if w < row else 0):
         for j in range(w, row):

@@ -130,7 +130,7 @@ cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, cons
         if reads_two(op) and prefetch_b:
             prefetch_next(w, step_b, n_chunks)
         if y != NULL:
-            lsm_prefetch(y + f * gap, gap, False)
+            lsm_prefetch(y + f * gap, n_chunks * CHUNK * sizeof(floating), False)
         clear_lanes(total, error, N_LANES, a)
         if sums_exponentials(op):
             for k in range(n_chunks * CHUNK):  # hot
@@ -310,7 +310,7 @@ cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t i, P
         w = find_few_rows(b, i, first, n_frames, n, far, <floating> -1 if limits_range(op) else <floating> 0, copies_b,
                           &step_b)
     least = reduce_few_rows(op, v, step, w, step_b, n_chunks, n_frames, far and v != copies, far and w != copies_b,
-                            frame_at(y, i, first).at if far and writes_elements(op) else NULL, y.gap, params, m, half,
+                            next_row(y, i, first, far and writes_elements(op), v), y.gap, params, m, half,
                             half_error, n_equal)
     end_sums(half, half_error, total, error, v)
     if sums_exponentials(op):

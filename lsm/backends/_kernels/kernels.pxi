@@ -132,6 +132,9 @@ cdef enum:
     JOINED_COLUMNS = 63      # up to here frames of many classes are joined
     INTERLEAVED_COLUMNS = 64  # of few classes: fewer frames of an outer index are copied to interleave with others
     MIN_COLUMNS = 64         # of a block, where there are more
+    SHARED_SETS_BYTES = 8192  # see shares_sets
+    SHARED_SETS_MIN_ROWS = 8
+    ROWS_AHEAD = 8           # of the row that is prefetched in a block whose rows share sets
     N_PARAMS = 5             # of a frame
 
     SCRATCH_BYTES = 262144   # per thread, for data that is not used in place: 2 * SLICE_CLASSES doubles

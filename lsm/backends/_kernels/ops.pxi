@@ -149,19 +149,19 @@ cdef void reduce_row(int op, const floating* a, const floating* b, const floatin
         sum_of_row(LOG_SOFTMAX_BACKWARD, a, a, last_a, last_a, n, params, total, error, n_equal, m, peaks, next_a, y)
 
 
-cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
-                    floating* buffer) noexcept nogil:
+cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+                    bint stream, floating* buffer) noexcept nogil:
     """run_shape with `op` as a compile-time constant."""
     if op == LOG_SOFTMAX:
-        run_shape(LOG_SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
+        run_shape(LOG_SOFTMAX, a, b, y, s, next_a, next_b, next_y, stream, buffer)
     elif op == SOFTMAX:
-        run_shape(SOFTMAX, a, b, y, s, next_a, next_b, stream, buffer)
+        run_shape(SOFTMAX, a, b, y, s, next_a, next_b, next_y, stream, buffer)
     elif op == SOFTMAX_BACKWARD:
-        run_shape(SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, stream, buffer)
+        run_shape(SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, next_y, stream, buffer)
     elif op == LOGSUMEXP:
-        run_shape(LOGSUMEXP, a, b, y, s, next_a, next_b, stream, buffer)
+        run_shape(LOGSUMEXP, a, b, y, s, next_a, next_b, next_y, stream, buffer)
     else:
-        run_shape(LOG_SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, stream, buffer)
+        run_shape(LOG_SOFTMAX_BACKWARD, a, b, y, s, next_a, next_b, next_y, stream, buffer)
 
 
 cdef void run_group(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,

@@ -119,32 +119,49 @@ cdef inline void sum_of_row(int op, const floating* a, const floating* b, const 
              error, n_equal)
 
 
-cdef floating range_of_rows(const Rows* rows, Py_ssize_t n_frames, Py_ssize_t n, floating* highest) noexcept nogil:
-    """The minimum of n >= CHUNK numbers of each frame, and the maximum; NaN if any is NaN, +0 or positive."""
+cdef floating range_of_rows(const floating* y, Py_ssize_t step, Py_ssize_t n_rows, Py_ssize_t n,
+                            floating* highest) noexcept nogil:
+    """The minimum of rows of n >= CHUNK numbers, and the maximum; NaN if any is NaN, +0 or positive."""
     cdef int32_t low_f[CHUNK]
     cdef int32_t high_f[CHUNK]
     cdef int64_t low_d[CHUNK]
     cdef int64_t high_d[CHUNK]
-    cdef Py_ssize_t f, c, k
-    cdef const floating* y = <const floating*> rows.at[0]
+    cdef Py_ssize_t r, c, k
+    cdef const floating* v
     for k in range(CHUNK):
         if floating is float:
             low_f[k] = high_f[k] = lsm_depth_f(y[k])
         else:
             low_d[k] = high_d[k] = lsm_depth_d(y[k])
-    for f in range(n_frames):
-        for c in range(n // CHUNK + 1):
-            y = <const floating*> rows.at[f] + chunk_at(c * CHUNK, n)
+    for r in range(n_rows):
+        for c in range(n // (4 * CHUNK)):
+            v = y + r * step + c * 4 * CHUNK
             if floating is float:
                 for k in range(CHUNK):  # hot
-                    low_f[k] = max(low_f[k], lsm_depth_f(y[k]))
+                    low_f[k] = max(low_f[k], max(max(lsm_depth_f(v[k]), lsm_depth_f(v[CHUNK + k])),
+                                                 max(lsm_depth_f(v[2 * CHUNK + k]), lsm_depth_f(v[3 * CHUNK + k]))))
                 for k in range(CHUNK):  # hot
-                    high_f[k] = min(high_f[k], lsm_depth_f(y[k]))
+                    high_f[k] = min(high_f[k], min(min(lsm_depth_f(v[k]), lsm_depth_f(v[CHUNK + k])),
+                                                   min(lsm_depth_f(v[2 * CHUNK + k]), lsm_depth_f(v[3 * CHUNK + k]))))
             else:
                 for k in range(CHUNK):  # hot
-                    low_d[k] = max(low_d[k], lsm_depth_d(y[k]))
+                    low_d[k] = max(low_d[k], max(max(lsm_depth_d(v[k]), lsm_depth_d(v[CHUNK + k])),
+                                                 max(lsm_depth_d(v[2 * CHUNK + k]), lsm_depth_d(v[3 * CHUNK + k]))))
                 for k in range(CHUNK):  # hot
-                    high_d[k] = min(high_d[k], lsm_depth_d(y[k]))
+                    high_d[k] = min(high_d[k], min(min(lsm_depth_d(v[k]), lsm_depth_d(v[CHUNK + k])),
+                                                   min(lsm_depth_d(v[2 * CHUNK + k]), lsm_depth_d(v[3 * CHUNK + k]))))
+        for c in range(n // (4 * CHUNK) * 4, (n + CHUNK - 1) // CHUNK):
+            v = y + r * step + chunk_at(c * CHUNK, n)
+            if floating is float:
+                for k in range(CHUNK):  # hot
+                    low_f[k] = max(low_f[k], lsm_depth_f(v[k]))
+                for k in range(CHUNK):  # hot
+                    high_f[k] = min(high_f[k], lsm_depth_f(v[k]))
+            else:
+                for k in range(CHUNK):  # hot
+                    low_d[k] = max(low_d[k], lsm_depth_d(v[k]))
+                for k in range(CHUNK):  # hot
+                    high_d[k] = min(high_d[k], lsm_depth_d(v[k]))
     for k in range(1, CHUNK):
         if floating is float:
             low_f[0] = max(low_f[0], low_f[k])

@@ -72,6 +72,7 @@ cdef struct BlockCut:
     Py_ssize_t n_outer   # outer indices of a block
     Py_ssize_t n_inner   # frames of an outer index in a block
     Py_ssize_t n_splits  # blocks of an outer index
+    Py_ssize_t shift     # by how many frames the first of them is shorter, so that the others begin at cache lines
     Py_ssize_t n_tasks
 
 
@@ -79,26 +80,33 @@ cdef inline bint is_joinable(Array x, Py_ssize_t n_inner) noexcept nogil:
     return x.gap == size_of(x.kind) and x.step == n_inner * x.gap
 
 
-cdef inline BlockCut cut_blocks(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner, bint joinable, bint in_place,
-                                int n_threads, const floating* of) noexcept nogil:
+cdef inline BlockCut cut_blocks(int op, Array a, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
+                                bint joinable, bint in_place, bint stream, int n_threads,
+                                const floating* of) noexcept nogil:
     """in_place: all numbers have the computed type and are adjacent; else BLOCK_CLASSES rows must fit the scratch."""
     cdef BlockCut c
     cdef Py_ssize_t most_copied = packed_numbers(of) // BLOCK_CLASSES // CHUNK * CHUNK
     cdef Py_ssize_t widest = ACCUMULATED_COLUMNS if in_place else min(<Py_ssize_t> ACCUMULATED_COLUMNS, most_copied)
     c.n_joined = c.n_outer = c.n_splits = 1
     c.n_inner = n_inner
+    c.shift = 0
     if is_few(n):
         widest = min(<Py_ssize_t> FEW_MAX_WIDTH, packed_numbers(of) // n) // CHUNK * CHUNK
     elif joinable and n_inner <= (CHUNK if n < BLOCK_CLASSES else min(<Py_ssize_t> JOINED_COLUMNS, most_copied)):
         c.n_joined = N_LANES
         c.n_tasks = n_outer
         return c
+    elif shares_sets(op, a.step, n) and packed_numbers(of) // n >= MIN_COLUMNS:  # whole frames are copied
+        widest = min(widest, packed_numbers(of) // n // CHUNK * CHUNK)
     widest = min(widest, max(<Py_ssize_t> MIN_COLUMNS, round_up(n_outer * n_inner // (4 * n_threads), CHUNK)))
     if n_inner < CHUNK:
         widest = min(widest, max(most_copied, packed_numbers(of) // n // CHUNK * CHUNK))
     if n_inner < CHUNK or (is_few(n) and 2 * n_inner <= widest):
         c.n_outer = max(<Py_ssize_t> 1, widest // n_inner)
     elif n_inner > widest:
+        if in_place and stream and y.step % 64 == 0 and y.outer % 64 == 0:
+            c.shift = <Py_ssize_t> (<uintptr_t> y.at % 64) // <Py_ssize_t> sizeof(floating)
+        n_inner += c.shift
         c.n_splits = (n_inner + widest - 1) // widest
         c.n_inner = round_up((n_inner + c.n_splits - 1) // c.n_splits, CHUNK)
         if n_inner % c.n_inner and n_inner % c.n_inner < CHUNK and c.n_inner < widest:
@@ -108,9 +116,14 @@ cdef inline BlockCut cut_blocks(Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_i
     return c
 
 
+cdef inline Py_ssize_t first_of_split(BlockCut c, Py_ssize_t split) noexcept nogil:
+    """The first frame of a block of an outer index."""
+    return max(<Py_ssize_t> 0, split * c.n_inner - c.shift)
+
+
 cdef inline Block block_of_task(Array x, BlockCut c, Py_ssize_t task) noexcept nogil:
     cdef Block block
-    block.at = x.at + task // c.n_splits * c.n_outer * x.outer + task % c.n_splits * c.n_inner * x.gap
+    block.at = x.at + task // c.n_splits * c.n_outer * x.outer + first_of_split(c, task % c.n_splits) * x.gap
     block.step = x.step
     block.gap = x.gap
     block.outer = x.outer
@@ -123,22 +136,29 @@ cdef inline void run_block_task(int op, Array a, Array b, Array y, Py_ssize_t n_
                                 floating* scratch) noexcept nogil:
     cdef Shape s
     cdef Block next_a = block_of_task(a, c, task + 1), next_b = block_of_task(b, c, task + 1)
+    cdef Block next_y = block_of_task(y, c, task + 1)
     s.n = n
     s.n_outer = min(c.n_outer, n_outer - task // c.n_splits * c.n_outer)
-    s.n_inner = min(c.n_inner, n_inner - task % c.n_splits * c.n_inner)
+    s.n_inner = min(first_of_split(c, task % c.n_splits + 1), n_inner) - first_of_split(c, task % c.n_splits)
     s.n_joined = c.n_joined
     s.is_filled = False
     s.width = N_LANES * s.n_inner if s.n_joined > 1 else s.n_outer * s.n_inner
     if is_interleaved(s):
         s.width = round_up(s.width, CHUNK)
     if not far or is_interleaved(s) or task + 1 == c.n_tasks:  # interleaved frames are read in the order of memory
-        next_a.at = next_b.at = NULL
+        next_a.at = next_b.at = next_y.at = NULL
+    elif s.n_joined == 1 and shares_sets(op, a.step, n):  # lines of the next block would displace each other
+        next_a.at = NULL
+        next_b = block_of_task(b, c, task)
+        next_b.at += ROWS_AHEAD * b.step
+        next_y = block_of_task(y, c, task)
+        next_y.at += ROWS_AHEAD * y.step
     if round_up(n, s.n_joined) * (s.width // s.n_joined) <= packed_numbers(scratch):
         run_copied(op, block_of_task(a, c, task), block_of_task(b, c, task), block_of_task(y, c, task), s, next_a,
-                   next_b, stream, scratch)
+                   next_b, next_y, stream, scratch)
     else:
         run_block(op, block_of_task(a, c, task), block_of_task(b, c, task), block_of_task(y, c, task), s, next_a,
-                  next_b, stream, scratch)
+                  next_b, next_y, stream, scratch)
 
 
 cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
@@ -172,7 +192,7 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
         in_place = a.kind == kind_of(scratch) and a.gap == size_of(a.kind)
         in_place &= (y.kind == a.kind and y.gap == a.gap) or not writes_elements(op)
         in_place &= (b.kind == a.kind and b.gap == a.gap) or not reads_two(op)
-        c = cut_blocks(n_outer, n, n_inner, joinable, in_place, n_threads, scratch)
+        c = cut_blocks(op, a, y, n_outer, n, n_inner, joinable, in_place, stream, n_threads, scratch)
         n_tasks = c.n_tasks
     if n_threads == 1:  # a parallel region costs microseconds, even with one thread
         for task in range(n_tasks):

@@ -96,8 +96,8 @@ cdef void write_odd_row(const floating* dy, const floating* y, Py_ssize_t width,
 
 
 cdef inline void write_rows(int op, Block a, Block b, Block y, Shape s, const floating* params,
-                            Py_ssize_t last_param, Block next_a, Block next_b, bint stream,
-                            floating* buffer) noexcept nogil:
+                            Py_ssize_t last_param, Block next_a, Block next_b, Block next_y,
+                            bint stream, floating* buffer) noexcept nogil:
     """The last stage: write the result, and meanwhile prefetch the next block."""
     cdef floating n_bad[MAX_WIDTH]
     cdef Py_ssize_t start, n, i, j, row = 0, row_b = 0, row_y
@@ -122,8 +122,10 @@ cdef inline void write_rows(int op, Block a, Block b, Block y, Shape s, const fl
         for i from 0 <= i < n by s.n_joined:
             if next_a.at != NULL:
                 prefetch_row(next_a, s, start + i)
-                if reads_two(op):
-                    prefetch_row(next_b, s, start + i)
+            if reads_two(op) and next_b.at != NULL:
+                prefetch_row(next_b, s, start + i)
+            if not nontemporal and next_y.at != NULL:
+                prefetch_row(next_y, s, start + i)
             if limits_range(op):
                 least = least_of_row(at_b + i * row_b, s.width)
                 some_low = not (highest_low < least)
@@ -141,10 +143,6 @@ cdef inline void write_rows(int op, Block a, Block b, Block y, Shape s, const fl
         for j in range(s.width):
             if n_bad[j] > 0 and j % (s.width // s.n_joined) < s.n_outer * s.n_inner:
                 fill_nan(frame_of(y, s, j % (s.width // s.n_joined)), s.n, params)
-
-
-cdef inline void prefetch_row(Block x, Shape s, Py_ssize_t i) noexcept nogil:
-    lsm_prefetch(x.at + i * x.step, s.n_inner * x.gap, False)
 
 
 cdef inline void repeat(floating* params, Py_ssize_t n_params, Py_ssize_t w, Py_ssize_t n_rows) noexcept nogil:
@@ -171,8 +169,8 @@ cdef inline bint some_masked(Block y, Shape s, const floating* of) noexcept nogi
     return False
 
 
-cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
-                           floating* buffer) noexcept nogil:
+cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+                           bint stream, floating* buffer) noexcept nogil:
     """All stages of a block. Frames longer than a slice are reduced slice by slice."""
     cdef double total[MAX_ACCUMULATORS]
     cdef double error[MAX_ACCUMULATORS]
@@ -207,7 +205,7 @@ cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block nex
             run_irregular_frame(op, frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n, &params[p])
     elif writes_elements(op):
         repeat(params, N_PARAMS, width, s.n_joined)
-        write_rows(op, a, b, y, s, params, round_up(s.width, CHUNK) - CHUNK, next_a, next_b, stream, buffer)
+        write_rows(op, a, b, y, s, params, round_up(s.width, CHUNK) - CHUNK, next_a, next_b, next_y, stream, buffer)
     else:
         if s.n_joined == 1 and s.width % CHUNK:
             memmove(&params[s.width - CHUNK], &params[round_up(s.width, CHUNK) - CHUNK], CHUNK * sizeof(floating))
@@ -215,8 +213,8 @@ cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block nex
         unpack(y, s, 0, 1, params)
 
 
-cdef inline void run_few(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
-                         floating* buffer) noexcept nogil:
+cdef inline void run_few(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+                         bint stream, floating* buffer) noexcept nogil:
     """All stages of a block of plain frames of few classes."""
     cdef double total[MAX_WIDTH]
     cdef double error[MAX_WIDTH]
@@ -240,23 +238,24 @@ cdef inline void run_few(int op, Block a, Block b, Block y, Shape s, Block next_
     elif writes_elements(op):
         for o in range(s.n_outer):
             write_rows(op, outer_of(a, o), outer_of(b, o), outer_of(y, o), t, &params[o * s.n_inner],
-                       s.n_inner - CHUNK, next_a, next_b, stream, buffer)
+                       s.n_inner - CHUNK, next_a, next_b, next_y, stream, buffer)
             next_a.at += next_a.outer if next_a.at != NULL else 0
-            next_b.at += next_b.outer if next_a.at != NULL else 0
+            next_b.at += next_b.outer if next_b.at != NULL else 0
+            next_y.at += next_y.outer if next_y.at != NULL else 0
     else:
         unpack(y, s, 0, 1, params)
 
 
-cdef inline void run_shape(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
-                           floating* buffer) noexcept nogil:
+cdef inline void run_shape(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+                           bint stream, floating* buffer) noexcept nogil:
     if is_few(s.n):
-        run_few(op, a, b, y, s, next_a, next_b, stream, buffer)
+        run_few(op, a, b, y, s, next_a, next_b, next_y, stream, buffer)
     else:
-        run_plain(op, a, b, y, s, next_a, next_b, stream, buffer)
+        run_plain(op, a, b, y, s, next_a, next_b, next_y, stream, buffer)
 
 
-cdef inline void run_copied(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, bint stream,
-                            floating* scratch) noexcept nogil:
+cdef inline void run_copied(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+                            bint stream, floating* scratch) noexcept nogil:
     """run_block on copies of what is not plain."""
     cdef floating* scratch_b = scratch + packed_numbers(scratch)
     cdef floating* scratch_y = scratch + 2 * packed_numbers(scratch)
@@ -268,15 +267,16 @@ cdef inline void run_copied(int op, Block a, Block b, Block y, Shape s, Block ne
     if is_interleaved(s):
         t.n_outer = 1
         t.n_inner = s.width
-    if t.is_filled or not is_plain(a, s, scratch):
+    if t.is_filled or not is_plain(a, s, scratch) or (s.n_joined == 1 and shares_sets(op, a.step, s.n)):
         copy_in(a, s, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, scratch_y)
         a = plain_of(scratch, s, s.n)
-    if reads_two(op) and (t.is_filled or not is_plain(b, s, scratch)):
+    if reads_two(op) and (t.is_filled or not is_plain(b, s, scratch)
+                          or (finds_largest(op) and s.n_joined == 1 and shares_sets(op, b.step, s.n))):
         copy_in(b, s, <floating> -1 if limits_range(op) else <floating> 0, scratch_b, scratch_y)
         b = plain_of(scratch_b, s, s.n)
     is_copied = t.is_filled or not is_plain(y, s, scratch)
     if is_copied:
         to = plain_of(scratch_y, s, n)
-    run_block(op, a, b if reads_two(op) else a, to, t, next_a, next_b, stream, scratch)
+    run_block(op, a, b if reads_two(op) else a, to, t, next_a, next_b, next_y, stream, scratch)
     if is_copied:
         copy_out(y, s, n, scratch_y, scratch)

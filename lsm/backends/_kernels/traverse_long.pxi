@@ -78,7 +78,7 @@ cdef inline bint write_slice(int op, Vector a, Vector b, Vector y, Py_ssize_t pa
     if reads_two(op):
         find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + SLICE_CLASSES, last, False, &rows_b)
     if limits_range(op) and n_part >= CHUNK:
-        least = range_of_rows(&rows_b, 1, n_part, &highest)
+        least = range_of_rows(<const floating*> rows_b.at[0], 0, 1, n_part, &highest)
     elif limits_range(op):
         least = highest = NAN
     # A copy of a is overwritten.

@@ -220,7 +220,9 @@ cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t i, Py_ssize_t f
     cdef floating least = 0, highest = 0
     cdef bint is_bad, some_low = False
     if limits_range(op):
-        least = range_of_rows(&rows_b, n_frames, n, &highest)
+        f = rows_b.at[min(<Py_ssize_t> 1, n_frames - 1)] - rows_b.at[0]  # the same between all
+        least = range_of_rows(<const floating*> rows_b.at[0], f // <Py_ssize_t> sizeof(floating), n_frames, n,
+                              &highest)
         for f in range(n_frames):
             some_low |= not (params[4 * MAX_WIDTH + f] < least)
     for f in range(n_frames):
