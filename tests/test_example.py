@@ -1,4 +1,4 @@
-"""The example, the README's code and the README's table do what they say."""
+"""The examples, the README's code and the README's table do what they say."""
 
 import importlib.util
 import re
@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lsm
+
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLE = ROOT / "docs" / "examples" / "digits.py"
+EXAMPLES = ROOT / "docs" / "examples"
+EXAMPLE = EXAMPLES / "digits.py"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
@@ -23,6 +26,7 @@ def load(path):
 
 
 digits = load(EXAMPLE)
+linear = load(EXAMPLES / "linear_cross_entropy.py")
 promises = load(ROOT / "benchmarks" / "promises.py")
 
 
@@ -66,6 +70,25 @@ def test_a_backend_that_learns_something_else_is_noticed(other):
     agree, verdict = digits.compare([digits.Run(2.3, 0.1, 0.97, 1.0), digits.Run(*other, 1.0)])
     assert not agree
     assert "DISAGREE" in verdict
+
+
+@pytest.mark.parametrize("n_block", [1, 7, 20, 100])
+def test_the_loss_of_a_last_layer_in_blocks(n_block):
+    rng = np.random.default_rng(0)
+    hidden, weight, targets = rng.normal(size=(20, 6)), rng.normal(size=(30, 6)), rng.integers(0, 30, 20)
+    targets[3] = -100
+    loss, d_hidden, d_weight = linear.linear_cross_entropy(hidden, weight, targets, n_block)
+    expected, dx = lsm.cross_entropy_value_and_grad(hidden @ weight.T, targets, ignore_index=-100)
+    np.testing.assert_allclose(loss, expected, rtol=1e-13)
+    np.testing.assert_allclose(d_hidden, dx @ weight, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(d_weight, dx.T @ hidden, rtol=1e-9, atol=1e-14)
+
+
+def test_blocks_take_less_memory_than_all_logits(capsys):
+    linear.main()
+    whole, blocks = re.findall(r"loss ([\d.]+), +(\d+) MB", capsys.readouterr().out)
+    assert float(whole[0]) == pytest.approx(float(blocks[0]), abs=2e-6)
+    assert int(blocks[1]) < int(whole[1]) / 3
 
 
 def test_the_readme_has_code():
