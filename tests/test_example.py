@@ -1,5 +1,6 @@
 """The examples, the README's code and the README's table do what they say."""
 
+import doctest
 import importlib.util
 import re
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import family
 import lsm
+from lsm._version import DISTRIBUTION
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -28,6 +31,7 @@ def load(path):
 digits = load(EXAMPLE)
 linear = load(EXAMPLES / "linear_cross_entropy.py")
 promises = load(ROOT / "benchmarks" / "promises.py")
+FAMILY = [row for row in family.FAMILY if f"| {row} |" in README]
 
 
 def test_the_backends_learn_the_digits_and_agree():
@@ -111,3 +115,24 @@ def test_the_readme_code_runs(code, capsys):
 def test_the_readme_table_is_true(row):
     line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
     assert promises.PROMISES[row](promises.load_lsm()) == line.split("|")[2].strip()
+
+
+def test_the_readme_examples():
+    assert doctest.testfile(str(ROOT / "README.md"), module_relative=False).failed == 0
+
+
+@pytest.mark.parametrize("row", FAMILY)
+def test_the_readme_table_of_the_family_is_true(row):
+    line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
+    assert family.measure(DISTRIBUTION, row) == line.split("|")[2].strip()
+
+
+def test_the_table_of_the_family_is_printed():
+    done = subprocess.run([sys.executable, promises.__file__, "--family"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {
+        line.split(" | ")[0][2:]: line.split(" | ")[1] for line in done.stdout.splitlines() if line.startswith("| ")
+    }
+    assert set(rows) >= set(family.FAMILY) and len(FAMILY) >= 10
+    for row in FAMILY:
+        assert f"| {row} | {rows[row]} |" in README
