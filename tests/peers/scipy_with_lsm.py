@@ -3,7 +3,7 @@
     PYTHONPATH=tests/peers python -m pytest -c /dev/null -p scipy_with_lsm --pyargs scipy.special.tests.test_logsumexp
 
 Tests of complex numbers are left out. With ``SCIPY_ARRAY_API='["torch"]'`` the arrays are tensors of PyTorch; the four
-tests that fail then want float32 of integers, which lsm turns into float64 with every library.
+tests that fail then want float32 for integers beside float32, which lsm promotes to float64, as NumPy does.
 """
 
 from functools import partial
