@@ -1,6 +1,6 @@
 """What lsm promises, measured beside PyTorch, JAX, ONNX Runtime and SciPy on this machine.
 
-    python benchmarks/promises.py                    # a table in Markdown
+    python benchmarks/promises.py                    # tables in Markdown: of log-softmax, and of the family around it
     python benchmarks/promises.py --json FILE        # and the same as JSON
 
 Every library runs in processes of its own, so that none disturbs the threads or the memory of another, and
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import family
 from lsm._version import DISTRIBUTION
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -193,7 +194,10 @@ def measure(distribution: str, rows: list[str]) -> dict[str, str]:
     cells = {}
     for row in rows:
         try:
-            cells[row] = (PROMISES | {HUGE: huge_frame_ms})[row](peer)
+            if row in family.FAMILY:
+                cells[row] = family.measure(distribution, row)
+            else:
+                cells[row] = (PROMISES | {HUGE: huge_frame_ms})[row](peer)
         except Exception as error:  # the next row may work
             cells[row] = type(error).__name__
     return cells
@@ -231,6 +235,7 @@ def served_by() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what lsm promises beside what its peers do.")
+    parser.add_argument("--family", action="store_true", help="print the second table only, which takes seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as JSON too")
     for internal in ("--peer", "--rows"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
@@ -243,18 +248,19 @@ def main() -> int:
         print(json.dumps(measure(args.peer, json.loads(args.rows))))
         return 0
 
-    from lsm.bench.machine import load, processor  # not where a peer is alone
+    from lsm.bench.machine import processor  # not where a peer is alone
 
-    busy = load()
+    tables = ([] if args.family else [[*PROMISES, HUGE]]) + [list(family.FAMILY)]
     table: dict[str, dict[str, str]] = {}
     missing = []
     for distribution, (name, _) in LIBRARIES.items():
         if installed(distribution) is None:
             missing.append(name)
             continue
-        cells = measure_apart(distribution, list(PROMISES))
-        times = [measure_apart(distribution, [HUGE], one_processor)[HUGE] for one_processor in (True, False)]
-        cells[HUGE] = ", ".join(times)
+        cells = measure_apart(distribution, [row for rows in tables for row in rows if row != HUGE])
+        if not args.family:
+            times = [measure_apart(distribution, [HUGE], one_processor)[HUGE] for one_processor in (True, False)]
+            cells[HUGE] = ", ".join(times)
         table[f"{name} {installed(distribution)}"] = cells
 
     facts = {
@@ -264,15 +270,16 @@ def main() -> int:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "lsm": served_by(),
-        "load": "unknown" if busy is None else f"{busy:.1f} processors",
     }
     print(f"{facts['processor']}, {facts['n_processors']} processors; {facts['system']};", end=" ")
     print(f"Python {facts['python']}, NumPy {facts['numpy']}; lsm serves {facts['lsm']}")
-    print(f"Not installed: {', '.join(missing) or 'none'}; busy before: {facts['load']}\n")
-    print(f"| | {' | '.join(table)} |")
-    print(f"|---|{'---|' * len(table)}")
-    for row in (*PROMISES, HUGE):
-        print(f"| {row} | {' | '.join(cells[row] for cells in table.values())} |")
+    print(f"Not installed: {', '.join(missing) or 'none'}\n")
+    for rows in tables:
+        print(f"| | {' | '.join(table)} |")
+        print(f"|---|{'---|' * len(table)}")
+        for row in rows:
+            print(f"| {row} | {' | '.join(cells[row] for cells in table.values())} |")
+        print()
     if args.json:
         args.json.write_text(json.dumps({"machine": facts, "missing": missing, "table": table}, indent=2) + "\n")
     return 0

@@ -1,5 +1,6 @@
-"""The example, the README's code and the README's table do what they say."""
+"""The examples, the README's code and the README's table do what they say."""
 
+import doctest
 import importlib.util
 import re
 import subprocess
@@ -9,8 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import family
+import lsm
+from lsm._version import DISTRIBUTION
+
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLE = ROOT / "docs" / "examples" / "digits.py"
+EXAMPLES = ROOT / "docs" / "examples"
+EXAMPLE = EXAMPLES / "digits.py"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
@@ -23,7 +29,9 @@ def load(path):
 
 
 digits = load(EXAMPLE)
+linear = load(EXAMPLES / "linear_cross_entropy.py")
 promises = load(ROOT / "benchmarks" / "promises.py")
+FAMILY = [row for row in family.FAMILY if f"| {row} |" in README]
 
 
 def test_the_backends_learn_the_digits_and_agree():
@@ -68,6 +76,25 @@ def test_a_backend_that_learns_something_else_is_noticed(other):
     assert "DISAGREE" in verdict
 
 
+@pytest.mark.parametrize("n_block", [1, 7, 20, 100])
+def test_the_loss_of_a_last_layer_in_blocks(n_block):
+    rng = np.random.default_rng(0)
+    hidden, weight, targets = rng.normal(size=(20, 6)), rng.normal(size=(30, 6)), rng.integers(0, 30, 20)
+    targets[3] = -100
+    loss, d_hidden, d_weight = linear.linear_cross_entropy(hidden, weight, targets, n_block)
+    expected, dx = lsm.cross_entropy_value_and_grad(hidden @ weight.T, targets, ignore_index=-100)
+    np.testing.assert_allclose(loss, expected, rtol=1e-13)
+    np.testing.assert_allclose(d_hidden, dx @ weight, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(d_weight, dx.T @ hidden, rtol=1e-9, atol=1e-14)
+
+
+def test_blocks_take_less_memory_than_all_logits(capsys):
+    linear.main()
+    whole, blocks = re.findall(r"loss ([\d.]+), +(\d+) MB", capsys.readouterr().out)
+    assert float(whole[0]) == pytest.approx(float(blocks[0]), abs=2e-6)
+    assert int(blocks[1]) < int(whole[1]) / 3
+
+
 def test_the_readme_has_code():
     assert PYTHON_BLOCKS
 
@@ -88,3 +115,24 @@ def test_the_readme_code_runs(code, capsys):
 def test_the_readme_table_is_true(row):
     line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
     assert promises.PROMISES[row](promises.load_lsm()) == line.split("|")[2].strip()
+
+
+def test_the_readme_examples():
+    assert doctest.testfile(str(ROOT / "README.md"), module_relative=False).failed == 0
+
+
+@pytest.mark.parametrize("row", FAMILY)
+def test_the_readme_table_of_the_family_is_true(row):
+    line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
+    assert family.measure(DISTRIBUTION, row) == line.split("|")[2].strip()
+
+
+def test_the_table_of_the_family_is_printed():
+    done = subprocess.run([sys.executable, promises.__file__, "--family"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {
+        line.split(" | ")[0][2:]: line.split(" | ")[1] for line in done.stdout.splitlines() if line.startswith("| ")
+    }
+    assert set(rows) >= set(family.FAMILY) and len(FAMILY) >= 10
+    for row in FAMILY:
+        assert f"| {row} | {rows[row]} |" in README

@@ -1,18 +1,18 @@
-"""lsm's forward and backward as differentiable functions of PyTorch."""
+"""The gradients of the operators, as differentiable functions of PyTorch."""
 
 from typing import Any
 
 import torch
 
-import lsm
+from lsm_torch import operators
 
 
 class LogSoftmax(torch.autograd.Function):
     """y = log_softmax(x)."""
 
     @staticmethod
-    def forward(x: torch.Tensor, dim: Any) -> torch.Tensor:
-        return lsm.log_softmax(x.detach(), dim)
+    def forward(x: torch.Tensor, dim: list[int]) -> torch.Tensor:
+        return operators.log_softmax(x, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
@@ -29,13 +29,12 @@ class LogSoftmaxBackward(torch.autograd.Function):
     """dx = dy - exp(y) * S with S = sum(dy), as a function of dy and y."""
 
     @staticmethod
-    def forward(dy: torch.Tensor, y: torch.Tensor, dim: Any) -> torch.Tensor:
-        return lsm.log_softmax_backward(dy.detach(), y.detach(), dim)
+    def forward(dy: torch.Tensor, y: torch.Tensor, dim: list[int]) -> torch.Tensor:
+        return operators.log_softmax_backward(dy, y, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
-        dy, y, dim = inputs
-        ctx.dim = tuple(range(y.dim())) if dim is None else dim
+        dy, y, ctx.dim = inputs
         ctx.save_for_backward(dy, y)
 
     @staticmethod
@@ -45,3 +44,88 @@ class LogSoftmaxBackward(torch.autograd.Function):
         dy, y = ctx.saved_tensors
         p_g = torch.exp(y) * g
         return g - p_g.sum(ctx.dim, keepdim=True), -p_g * dy.sum(ctx.dim, keepdim=True), None
+
+
+class Backward(torch.autograd.Function):
+    """A gradient that has no gradient itself."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> None:
+        raise RuntimeError("of the functions of lsm_torch, only log_softmax has a second derivative")
+
+
+class Softmax(torch.autograd.Function):
+    """p = softmax(x)."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, dim: list[int]) -> torch.Tensor:
+        return operators.softmax(x, dim)
+
+    setup_context = LogSoftmax.setup_context
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (p,) = ctx.saved_tensors
+        return SoftmaxBackward.apply(dy, p, ctx.dim), None
+
+
+class SoftmaxBackward(Backward):
+    """dx = p * (dy - sum(p * dy))."""
+
+    @staticmethod
+    def forward(dy: torch.Tensor, p: torch.Tensor, dim: list[int]) -> torch.Tensor:
+        return operators.softmax_backward(dy, p, dim)
+
+
+class Logsumexp(torch.autograd.Function):
+    """L = logsumexp(x), with `dim` kept."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, dim: list[int]) -> torch.Tensor:
+        return operators.logsumexp(x, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        x, ctx.dim = inputs
+        ctx.save_for_backward(x, output)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None]:
+        x, total = ctx.saved_tensors
+        return LogsumexpBackward.apply(g, x, total, ctx.dim), None
+
+
+class LogsumexpBackward(Backward):
+    """dx = g * softmax(x)."""
+
+    @staticmethod
+    def forward(g: torch.Tensor, x: torch.Tensor, total: torch.Tensor, dim: list[int]) -> torch.Tensor:
+        return operators.logsumexp_backward(g, x, total, dim)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """The loss, and its gradient by the logits, which backward multiplies by that of the loss."""
+
+    @staticmethod
+    def forward(logits: torch.Tensor, targets: torch.Tensor, dim: list[int], *options: Any) -> Any:
+        return operators.cross_entropy_value_and_grad(logits, targets, dim, *options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        logits, _, dim, *options = inputs
+        ctx.dtype, ctx.frames, ctx.n_others = logits.dtype, operators.kept(logits, dim), 2 + len(options)
+        ctx.save_for_backward(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor | None, of_gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if of_gradient is not None and not torch.compiler.is_compiling():  # compiled, it is zeros, and not None
+            Backward.backward(ctx, of_gradient)
+        dx = None
+        if g is not None:
+            dx = (ctx.saved_tensors[0] * (g.reshape(ctx.frames) if g.dim() else g)).to(ctx.dtype)
+        return dx, *[None] * ctx.n_others
