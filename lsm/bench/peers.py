@@ -67,8 +67,10 @@ def _scipy(case: Case, data: Data, n_threads: int) -> Made:
 
 def _cupyx(case: Case, data: Data, n_threads: int) -> Made:
     """`cupyx.scipy.special.log_softmax` and the like."""
-    if case.op not in (FORWARD, SOFTMAX, LOGSUMEXP) or case.dtype == "bfloat16":
-        raise LookupError("has no bfloat16, and none but log_softmax, softmax and logsumexp")
+    if case.op not in (FORWARD, SOFTMAX, LOGSUMEXP):
+        raise LookupError("has no gradient, and no losses")
+    if case.dtype == "bfloat16":
+        raise LookupError("has no bfloat16")
     names = {"special": import_module("cupyx.scipy.special"), **_given(case, data.cupy)}
     code = _SCIPY[case.op].replace("(x", f"({_wide(case)}")
     yield Implementation("cupyx", "cupy", NEW, code, names, **on_device("cupy"))
