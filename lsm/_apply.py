@@ -38,7 +38,7 @@ def apply(op: str, inputs: Sequence[str], target: str, progress: Progress, *, ax
     inputs : sequence of str
         The .npy files of the inputs.
     target : str
-        The .npy file of the result; may be one of `inputs`. The second result of a function goes to `second_target`.
+        The .npy file of the result; may be one of `inputs`. A second result goes to the file of `second_target`.
     progress : callable
         Called with the total number of bytes of the first input; returns a context manager that yields a function,
         which is called with the number of bytes of each finished block.

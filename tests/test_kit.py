@@ -155,11 +155,7 @@ MISTAKES = [
     ("where=", "softmax_backward", lambda right, dy, p, *axis, where=None, **options: right(dy, p, **options)),
     ("temperature=", "log_softmax", lambda right, x, temperature=1, **options: right(x / np.float32(temperature))),
     ("take_log_softmax", "take_log_softmax", lambda right, *given, **options: off(right(*given, **options))),
-    (
-        "top_k_log_softmax",
-        "top_k_log_softmax",
-        lambda right, x, k, **_: (np.sort(x)[..., :-k], np.argsort(-x)[..., :k]),
-    ),
+    ("top_k_log_softmax", "top_k_log_softmax", lambda right, x, k, **_: (right(x, k)[0], 32 - right(x[:, ::-1], k)[1])),
     ("top_k_log_softmax", "top_k_log_softmax", lambda right, x, k, **_: tuple(map(off, right(x, k)))),
     ("cross_entropy", "cross_entropy", lambda right, *given, **options: -np.abs(right(*given, **options))),
     ("cross_entropy", "cross_entropy", lambda right, *given, **options: off(right(*given, **options))),

@@ -67,10 +67,8 @@ def _scipy(case: Case, data: Data, n_threads: int) -> Made:
 
 def _cupyx(case: Case, data: Data, n_threads: int) -> Made:
     """`cupyx.scipy.special.log_softmax` and the like."""
-    if case.op not in (FORWARD, SOFTMAX, LOGSUMEXP):
-        raise LookupError("has no gradient, and no losses")
-    if case.dtype == "bfloat16":
-        raise LookupError("has no bfloat16")
+    if case.op not in (FORWARD, SOFTMAX, LOGSUMEXP) or case.dtype == "bfloat16":
+        raise LookupError("has no bfloat16" if case.dtype == "bfloat16" else "has no gradient, and no losses")
     names = {"special": import_module("cupyx.scipy.special"), **_given(case, data.cupy)}
     code = _SCIPY[case.op].replace("(x", f"({_wide(case)}")
     yield Implementation("cupyx", "cupy", NEW, code, names, **on_device("cupy"))
@@ -150,12 +148,10 @@ def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) ->
 def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     """A model of one LogSoftmax, with I/O binding and by `run`."""
     name = "onnxruntime"
-    if case.op != FORWARD or case.dtype == "bfloat16" or case.order == "F":
-        raise LookupError(
-            "has no gradient, and is measured for log-softmax only"
-            if case.op != FORWARD
-            else "takes C order only, and no bfloat16 on a CPU"
-        )
+    if case.op != FORWARD:
+        raise LookupError("has no gradient, and is measured for log-softmax only")
+    if case.dtype == "bfloat16" or case.order == "F":
+        raise LookupError("takes C order only, and no bfloat16 on a CPU")
     import onnx
     import onnxruntime
 
