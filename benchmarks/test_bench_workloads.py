@@ -24,5 +24,5 @@ def test_workload(benchmark, stage, case, implementation):
     benchmark.extra_info |= {name: getattr(entry, name) for name in figures} | {"call": one.code}
     benchmark(eval(f"lambda: {one.code}", dict(one.names)))
     if benchmark.stats is not None:  # there are none with --benchmark-disable
-        benchmark.extra_info["gb_s"] = stage.data.n_bytes(case.op) / benchmark.stats.stats.median / 1e9
+        benchmark.extra_info["gb_s"] = stage.data.n_bytes(case) / benchmark.stats.stats.median / 1e9
     assert entry.is_right or one.library != "lsm", entry

@@ -3,7 +3,6 @@
 Imported by the first call, so that `import lsm` is not slower for them.
 """
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from lsm._held import call_within
 from lsm._interop import check_alike
 from lsm._logits import Logits, narrowed
 from lsm._losses import Loss
-from lsm._select import take, top_k
+from lsm._select import shape_of_top_k, take, top_k
 from lsm._targets import indices_for, number, one_axis, targets_for, weights_for
 
 
@@ -38,19 +37,11 @@ def top_k_log_softmax(
     """See `lsm.top_k_log_softmax`."""
     logits = Logits("top_k_log_softmax", x, "x", axis, dtype=dtype, backend=backend)
     one_axis(axis, logits.values.ndim, "the classes")
-    result, frames = logits.result_dtype(dtype), logits.frames
+    result = logits.result_dtype(dtype)
     logits.select(result, backend, temperature, where)
-    try:
-        n = operator.index(k)
-    except TypeError:
-        n = None
-    if n is None or isinstance(k, (bool, np.bool_)):
-        raise TypeError(f"k: {k!r} is a {type(k).__name__}; accepted: an int from 0 to {frames.n_classes}")
-    if not 0 <= n <= frames.n_classes:
-        raise ValueError(f"k: {n}; accepted: from 0 to {frames.n_classes}, the number of classes")
-    shape = (*frames.shape[: frames.at], n, *frames.shape[frames.at :])
+    shape = shape_of_top_k(k, logits.frames)
     values, places = logits.new(shape, result), np.empty(shape, np.int64)
-    call_within(np.errstate(all="ignore"), top_k, logits, n, values, places)
+    call_within(np.errstate(all="ignore"), top_k, logits, shape[logits.frames.at], values, places)
     return logits.finished(values), logits.finished_indices(places)
 
 

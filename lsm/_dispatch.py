@@ -21,8 +21,7 @@ from lsm._decide import Decision, Policy, Request, decide, decide_and_explain, r
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, PluginWarning
 from lsm._held import call_within
 from lsm._interop import library_of
-from lsm._interop_base import ArrayLibrary
-from lsm._operations import DERIVED, OPERATIONS, Derived
+from lsm._operations import DERIVED, OPERATIONS
 from lsm._untraced import untraced
 
 if TYPE_CHECKING:
@@ -321,31 +320,27 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
 def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     library = library_of(x)
     array, device, own = library.validate(x, "x", dtype=dtype, backend=backend)
-    derived = DERIVED.get(op)
-    if derived is None:
-        request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
-        decision = explain_request(request, backend)
-    else:
-        decision = _explain_derived(derived, library, array, device, own, dtype, backend)
+    request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
+    decision = explain_request(request, backend)
     if decision.passed_as == NUMPY:
         library.check_readable(array, "x")
     return decision
 
 
-def _explain_derived(
-    derived: Derived, library: ArrayLibrary, array: Any, device: str, own: str, dtype: Any, backend: str | None
-) -> Decision:
-    """The decision for the operation that a function is derived from; an error where it is not derived."""
-    result = library.result_dtype(at_least_float32(own) if derived.is_loss else own, dtype)
-    computed = at_least_float32(own) if derived.is_loss else result
-    request = Request(library.type_name(array), device, (own, computed), derived.source.name)
-    decision = explain_request(request, backend)._replace(op=derived.name, derived_from=derived.source.name)
-    if device == "cpu" or decision.winner is None:
-        return decision
-    error = BackendUnsupportedError(derived.refusal("x", library.device(array)))
-    return decision._replace(winner=None, backend=None, is_built_in=False, error=error)
-
-
 def explain_request(request: Request, backend: str | None = None) -> Decision:
-    """Like `explain`, for a described call, without an array."""
-    return decide_and_explain(request, _policy() if backend is None else Policy(_checked_name(backend), "backend="))
+    """Like `explain`, for a described call, without an array.
+
+    A derived function is served by the backend of the operation that it is derived from, where it is derived.
+    """
+    policy = _policy() if backend is None else Policy(_checked_name(backend), "backend=")
+    derived = DERIVED.get(request.op)
+    if derived is None:
+        return decide_and_explain(request, policy)
+    own, result = request.dtypes
+    computed = own, at_least_float32(own) if derived.is_loss else result
+    decision = decide_and_explain(request._replace(dtypes=computed, op=derived.source.name), policy)
+    decision = decision._replace(op=derived.name, derived_from=derived.source.name)
+    if request.device == "cpu" or decision.winner is None:
+        return decision
+    error = BackendUnsupportedError(derived.refusal("x", request.device))
+    return decision._replace(winner=None, backend=None, is_built_in=False, error=error)

@@ -1,10 +1,12 @@
 """Some classes of a log-softmax: at given indices, or the k largest."""
 
+import operator
 from typing import Any
 
 import numpy as np
 
 from lsm import _check
+from lsm._frames import Frames
 from lsm._logits import BLOCK_ELEMENTS, Logits
 
 # Longer frames are first cut into so many groups, whose largest classes bound the k-th largest from below.
@@ -37,6 +39,19 @@ def top_k(logits: Logits, k: int, values: Any, places: Any) -> None:
             chosen = np.moveaxis(found.reshape((*rows.shape[:-1], k)), -1, at)
         frames.put(places, index, chosen)
         frames.put(values, index, np.take_along_axis(y, chosen, at))
+
+
+def shape_of_top_k(k: Any, frames: Frames) -> tuple[int, ...]:
+    """The shape of the results: k along the axis of the classes. TypeError or ValueError if there is no such k."""
+    try:
+        n = operator.index(k)
+    except TypeError:
+        n = None
+    if n is None or isinstance(k, (bool, np.bool_)):
+        raise TypeError(f"k: {k!r} is a {type(k).__name__}; accepted: an int from 0 to {frames.n_classes}")
+    if not 0 <= n <= frames.n_classes:
+        raise ValueError(f"k: {n}; accepted: from 0 to {frames.n_classes}, the number of classes")
+    return (*frames.shape[: frames.at], n, *frames.shape[frames.at :])
 
 
 def _ordered(block: Any) -> Any:

@@ -1,5 +1,7 @@
 """What targets, indices of classes and weights may be, beside the logits of a call."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -55,10 +57,14 @@ _ACCEPTED = {
     "indices": "numbers of classes, such as indices.astype('int64')",
     "targets": "numbers of classes, or probabilities of the dtype of the logits",
 }
+_REMEDIES = {
+    "indices": "pass numpy.where(indices < 0, 0, indices) for padding, and drop those results",
+    "targets": "pass ignore_index= to leave frames out",
+}
 
 
-def in_range(numbers: Any, name: str, n_classes: int, remedy: str, ignored: int | None = None) -> Any:
-    """The numbers as a new int64 array in C order, with -1 for ignored ones.
+def in_range(numbers: Any, name: str, n_classes: int, ignored: int | None = None, start: Sequence[int] = ()) -> Any:
+    """The numbers as a new int64 array in C order, with -1 for ignored ones; `start` is where this part of them begins.
 
     Raises
     ------
@@ -71,9 +77,10 @@ def in_range(numbers: Any, name: str, n_classes: int, remedy: str, ignored: int 
         bad &= ~left_out
     if bad.any():
         place = np.unravel_index(int(bad.argmax()), bad.shape)
-        where = f" at [{', '.join(map(str, place))}]" if place else ""
+        at = [int(i) + first for i, first in zip_longest(place, start, fillvalue=0)]
+        where = f" at {at}" if place else ""
         accepted = f"0 to {n_classes - 1}" if n_classes else "none, there are no classes"
-        raise IndexError(f"{name}: {int(numbers[place])}{where}; accepted: {accepted}; {remedy}")
+        raise IndexError(f"{name}: {int(numbers[place])}{where}; accepted: {accepted}; {_REMEDIES[name]}")
     made = np.array(numbers, np.int64, order="C")
     if left_out is not None:
         made[left_out] = -1
@@ -87,24 +94,24 @@ def indices_for(indices: Any, logits: Logits) -> tuple[Any, tuple[int, ...]]:
     axis, and elsewhere that of the logits or 1. The rank tells which.
     """
     made, frames = integers(indices, "indices", logits), logits.frames
-    shape, at = logits.values.shape, frames.at
-    remedy = "pass numpy.where(indices < 0, 0, indices) for padding, and drop those results"
-    if made.ndim == len(frames.shape):
-        if made.shape != frames.shape:
-            raise ValueError(_shapes(made, shape, frames))
-        made = in_range(made, "indices", frames.n_classes, remedy)
-        return made.reshape((*made.shape[:at], 1, *made.shape[at:])), frames.shape
-    expected = (*frames.shape[:at], made.shape[at] if made.ndim == len(shape) else 0, *frames.shape[at:])
-    if made.ndim != len(shape) or any(n not in (1, m) for n, m in zip(made.shape, expected, strict=True)):
-        raise ValueError(_shapes(made, shape, frames))
-    made = in_range(made, "indices", frames.n_classes, remedy)
-    return np.broadcast_to(made, expected), expected
+    shape = shape_of_taken(made.shape, logits.values.shape, frames)
+    made = in_range(made, "indices", frames.n_classes)
+    if shape == frames.shape:
+        return made.reshape((*shape[: frames.at], 1, *shape[frames.at :])), shape
+    return np.broadcast_to(made, shape), shape
 
 
-def _shapes(made: Any, shape: tuple[int, ...], frames: Frames) -> str:
+def shape_of_taken(indices: tuple[int, ...], shape: tuple[int, ...], frames: Frames) -> tuple[int, ...]:
+    """The shape of the result of `take_log_softmax`, by those of the indices and of the logits; ValueError."""
+    if indices == frames.shape:
+        return frames.shape
+    if len(indices) == len(shape) > len(frames.shape):
+        expected = (*frames.shape[: frames.at], indices[frames.at], *frames.shape[frames.at :])
+        if all(n in (1, m) for n, m in zip(indices, expected, strict=True)):
+            return expected
     several = ["n" if i == frames.at else str(n) for i, n in enumerate(shape)]
-    return (
-        f"indices: shape {made.shape}; accepted for x of shape {shape}: {frames.shape}, one class a frame, or "
+    raise ValueError(
+        f"indices: shape {indices}; accepted for x of shape {shape}: {frames.shape}, one class a frame, or "
         f"({', '.join(several)}{',' if len(several) == 1 else ''}) with any n, several"
     )
 
@@ -155,9 +162,8 @@ def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> A
     if made.shape != frames.shape:
         expected = f"{frames.shape}, the shape of the frames; probabilities of shape {shape} have a floating dtype"
         raise ValueError(f"targets: shape {made.shape}; accepted: {expected}")
-    remedy = "pass ignore_index= to leave frames out"
     ignored = None if ignore_index is None else int(ignore_index.__index__())
-    return in_range(made, "targets", frames.n_classes, remedy, ignored)
+    return in_range(made, "targets", frames.n_classes, ignored)
 
 
 def number(value: Any, name: str, largest: float) -> float:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 import lsm
-from lsm import _apply, _listing
+from lsm import _apply_command, _files, _listing
 from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Request
 from lsm._dispatch import explain_request
-from lsm._operations import OPERATIONS, Operation
+from lsm._operations import DERIVED, OPERATIONS
 from lsm._stdout import discard, escape_unencodable, reserve_stdout
 from lsm._stopping import StoppedError, begin_shutdown, raise_if_stopped, stop_signals
 from lsm._texts import for_json
@@ -136,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TYPE",
         help="numpy.ndarray (default on cpu), cupy.ndarray (default on cuda), torch.Tensor (default elsewhere), ...",
     )
-    _add_common(explain)
+    explain.add_argument("--op", choices=(*OPERATIONS, *DERIVED), default="log_softmax", help="default: log_softmax")
+    explain.add_argument("--backend", metavar="NAME", help="backend to use, without fallback")
     explain.set_defaults(run=_explain)
 
     about = "test everything that a backend claims (loads it); exit code 1 if a claim does not hold"
@@ -147,45 +148,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", metavar="FILE", help="write the report to this file too")
     check.set_defaults(run=_check_backend, usage_error=check.error)
 
-    about = "apply log-softmax, or another operation, to a .npy file of any size, and write a .npy file"
-    apply = commands.add_parser(
-        "apply",
-        help=about,
-        description=about,
-        epilog="; ".join(map(_usage_of, OPERATIONS.values())),
-    )
-    firsts = ", ".join(f"{operation.names[0]} of {name}" for name, operation in OPERATIONS.items())
-    apply.add_argument("input", metavar="IN", help=f".npy file: {firsts}")
-    apply.add_argument("target", metavar="OUT", help=".npy file to write or replace; may be IN")
-    for name, operations in _extra_inputs().items():
-        apply.add_argument(f"--{name}", metavar="FILE", help=f".npy file: {name} of {', '.join(operations)}")
-    apply.add_argument(
-        "--axis",
-        type=_axis,
-        default=-1,
-        help="axis of the classes (default: -1); several as --axis=-2,-1; 'all' for all",
-    )
-    with_dtype = ", ".join(name for name, operation in OPERATIONS.items() if operation.has_dtype)
-    apply.add_argument("--dtype", help=f"dtype of the result of {with_dtype} (default: that of IN)")
-    _add_common(apply)
-    apply.set_defaults(run=_apply_to_files, usage_error=apply.error)
+    about = "apply log-softmax, or another function, to a .npy file of any size, and write a .npy file"
+    apply = commands.add_parser("apply", help=about, description=about)
+    _apply_command.add_to(apply)
+    apply.set_defaults(run=lambda args: _apply_command.apply(args, _progress), usage_error=apply.error)
 
     bench = commands.add_parser("bench", help=options.ABOUT, description=options.ABOUT)
     options.add_to(bench)
     bench.set_defaults(run=_bench)
     return parser
-
-
-def _usage_of(operation: Operation) -> str:
-    """How `lsm apply` is given an operation's inputs."""
-    first, *others = operation.names
-    further = "".join(f" --{name} {name}.npy" for name in others)
-    return f"lsm apply --op {operation.name} {first}.npy OUT.npy{further}"
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--op", choices=OPERATIONS, default="log_softmax", help="default: log_softmax")
-    parser.add_argument("--backend", metavar="NAME", help="backend to use, without fallback")
 
 
 def _dtype(text: str) -> Any:
@@ -204,17 +175,6 @@ def _device(text: str) -> str:
             f"{text!r}; accepted: a kind of device such as cuda, or a device such as cuda:0"
         )
     return kind
-
-
-def _axis(text: str) -> int | tuple[int, ...] | None:
-    """Parse '-1', '0,2' or 'all'."""
-    if text == "all":
-        return None
-    try:
-        axes = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}; accepted: an int, comma-separated ints, or all") from error
-    return axes if len(axes) > 1 else axes[0]
 
 
 def _backends(args: argparse.Namespace) -> int:
@@ -265,7 +225,7 @@ def _check_backend(args: argparse.Namespace) -> int:
 
     with ExitStack() as stack:
         # Opened first, so that an unwritable path is reported before the checks run.
-        file = None if args.json is None else stack.enter_context(_apply.atomic_write(args.json))
+        file = None if args.json is None else stack.enter_context(_files.atomic_write(args.json))
         if accuracy is not None:
             found = accuracy.measured(args.name, with_bar)
             has_passed, lines = accuracy.has_passed(found), accuracy.lines(found)
@@ -275,38 +235,8 @@ def _check_backend(args: argparse.Namespace) -> int:
             lines = table.lines(report, args.n_columns)
         print("\n".join(lines), file=args.stdout)
         if file is not None:
-            _apply.write_all(file, memoryview((json.dumps(found, indent=2) + "\n").encode()))
+            _files.write_all(file, memoryview((json.dumps(found, indent=2) + "\n").encode()))
     return 0 if has_passed else EXIT_FAILURE
-
-
-def _apply_to_files(args: argparse.Namespace) -> int:
-    """`lsm apply`."""
-    operation = OPERATIONS[args.op]
-    options, inputs = {"axis": args.axis, "backend": args.backend}, [args.input]
-    for name, operations in _extra_inputs().items():
-        file = getattr(args, name)
-        if args.op in operations and file is None:
-            args.usage_error(f"{args.op} needs --{name} FILE.npy; IN is {operation.names[0]}")
-        if args.op not in operations and file is not None:
-            args.usage_error(f"--{name} is an input of --op {', '.join(operations)}; the result is written to OUT")
-        inputs += [file] if args.op in operations else []
-    if operation.has_dtype:
-        options["dtype"] = args.dtype
-    elif args.dtype is not None:
-        args.usage_error(f"--dtype: the result of {args.op} has the dtype of its inputs")
-    if args.dtype == "bfloat16":
-        args.usage_error("--dtype: .npy files cannot store bfloat16; pass float32, which represents it exactly")
-    _apply.apply(args.op, inputs, args.target, _progress, **options)
-    return 0
-
-
-def _extra_inputs() -> dict[str, list[str]]:
-    """The inputs of operations after the first, each with the operations that have it."""
-    extra: dict[str, list[str]] = {}
-    for operation in OPERATIONS.values():
-        for name in operation.names[1:]:
-            extra.setdefault(name, []).append(operation.name)
-    return extra
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -25,9 +25,11 @@ import pytest
 from test_registry import Site
 
 import lsm
-from lsm import _apply, _stdout
+from lsm import _apply, _files, _npy, _stdout
 from lsm._conformance import run as kit
+from lsm._operations import DERIVED
 from lsm._stopping import StoppedError, begin_shutdown, raise_if_stopped, stop_signals
+from lsm.backends.numpy_ import NumpyBackend
 from lsm.bench import command as bench_command
 from lsm.cli import main
 
@@ -230,7 +232,8 @@ def test_a_read_or_write_that_takes_only_some_bytes_is_continued(work, monkeypat
         real(path, mode).close()
         return Reluctant(path, "r" if mode == "rb" else "w")
 
-    monkeypatch.setattr(_apply, "open", reluctant, raising=False)
+    for module in (_files, _npy):
+        monkeypatch.setattr(module, "open", reluctant, raising=False)
     assert main(["apply", "x.npy", "y.npy"]) == 0
     assert (work / "y.npy").read_bytes() == saved(lsm.log_softmax(x))
 
@@ -703,7 +706,7 @@ def test_shapes_that_differ_name_both_files(work, capsys):
         (["apply", "x.npy", "y.npy", "--output", "z.npy"], "--output is an input of"),
         (
             ["apply", "a", "b", "--op", "log_softmax_backward", "--output", "y", "--dtype", "float32"],
-            "the result of log_softmax_backward has",
+            "--dtype is an option of --op log_softmax, softmax",
         ),
         (["apply", "x.npy", "y.npy", "--dtype", "bfloat16"], "cannot store bfloat16"),
         (["apply", "x.npy", "y.npy", "--axis", "first"], "accepted: an int"),
@@ -1032,6 +1035,24 @@ def test_explain(capsys):
     assert "log_softmax_backward of numpy.ndarray, float64, on cpu: served by numpy" in capsys.readouterr().out
     assert main(["explain", "--dtype", "bfloat16"]) == 0
     assert "bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("op", DERIVED)
+def test_explain_of_a_function_that_is_derived(capsys, monkeypatch, op):
+    for dtype, backend in (("float16", None), ("float64", "numpy")):
+        args = ["explain", "--dtype", dtype, "--op", op, *["--backend", backend] * bool(backend)]
+        assert main(args) == 0
+        shown = capsys.readouterr().out
+        assert shown == f"{lsm.explain(np.zeros(1, dtype), op, backend=backend)}\n"
+        assert shown.startswith(f"{op} of") and "derived from log_softmax" in shown
+    monkeypatch.setattr(NumpyBackend, "devices", ("cuda",))
+    monkeypatch.setattr(NumpyBackend, "array_types", ("cupy.ndarray",))
+    monkeypatch.setattr(NumpyBackend, "empty", lambda *_: None, raising=False)
+    lsm.refresh_backends()
+    assert main(["explain", "--dtype", "float32", "--op", op, "--device", "cuda"]) == 1
+    assert f"fails: x: is on cuda; lsm.{op} is for arrays on the CPU; " in capsys.readouterr().out
+    monkeypatch.undo()
+    lsm.refresh_backends()
 
 
 @pytest.mark.parametrize(

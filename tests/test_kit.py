@@ -6,8 +6,10 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial, wraps
 from pathlib import Path
 
 import mpmath
@@ -142,6 +144,37 @@ def test_the_fault_is_found_by_the_case_meant_for_it(planted, name, title, messa
 def test_every_fault_is_on_the_list():
     assert {name for name, _, _ in FAULTS} == set(planted_backends.BACKENDS) - {"Good", "Sometimes"}
     assert {title for _, title, _ in FAULTS} <= {check.title for check in CHECKS}
+
+
+def off(result):
+    return np.nextafter(result, -np.inf)
+
+
+MISTAKES = [
+    ("where=", "softmax", lambda right, x, *axis, where=None, **options: right(x, **options)),
+    ("where=", "softmax_backward", lambda right, dy, p, *axis, where=None, **options: right(dy, p, **options)),
+    ("temperature=", "log_softmax", lambda right, x, temperature=1, **options: right(x / np.float32(temperature))),
+    ("take_log_softmax", "take_log_softmax", lambda right, *given, **options: off(right(*given, **options))),
+    ("top_k_log_softmax", "top_k_log_softmax", lambda right, x, k, **_: (right(x, k)[0], 32 - right(x[:, ::-1], k)[1])),
+    ("top_k_log_softmax", "top_k_log_softmax", lambda right, x, k, **_: tuple(map(off, right(x, k)))),
+    ("cross_entropy", "cross_entropy", lambda right, *given, **options: -np.abs(right(*given, **options))),
+    ("cross_entropy", "cross_entropy", lambda right, *given, **options: off(right(*given, **options))),
+    (
+        "its gradient",
+        "cross_entropy_value_and_grad",
+        lambda right, x, t, **_: (0, lsm.softmax(x) - np.eye(x.shape[1], dtype=x.dtype)[t]),
+    ),
+    ("entropy, kl_divergence", "entropy", lambda right, x, **_: -(lsm.softmax(x) * lsm.log_softmax(x)).sum(axis=-1)),
+    ("entropy, kl_divergence", "kl_divergence", lambda right, p, q, **_: right(q, p)),
+]
+
+
+@pytest.mark.parametrize(("title", "function", "mistaken"), MISTAKES)
+def test_a_mistake_in_what_is_derived_is_found(monkeypatch, title, function, mistaken):
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        monkeypatch.setattr(lsm, function, wraps(getattr(lsm, function))(partial(mistaken, getattr(lsm, function))))
+        (outcome,) = [o for o in outcomes_of("numpy", f"derived: {title}") if o.dtype == "float32"]
+    assert outcome.outcome == "failed" and not outcome.detail.startswith("raised"), outcome
 
 
 def test_an_error_without_bound_is_measured_and_written_as_text(planted, monkeypatch):

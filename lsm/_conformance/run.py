@@ -13,7 +13,7 @@ from unittest import SkipTest
 
 import numpy as np
 
-from lsm._conformance import accuracy, api, behaviour, memory, sizes, special
+from lsm._conformance import accuracy, api, behaviour, derived, memory, sizes, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
 from lsm._operations import OPERATIONS
@@ -24,7 +24,8 @@ from lsm.backends.candidate import Candidate
 from lsm.backends.contract import has_operation, max_ulp
 from lsm.backends.registry import registry
 
-CHECKS = (*accuracy.CHECKS, *memory.CHECKS, *sizes.CHECKS, *special.CHECKS, *behaviour.CHECKS, *api.CHECKS)
+MODULES = (accuracy, memory, sizes, special, behaviour, api, derived)
+CHECKS = tuple([check for module in MODULES for check in module.CHECKS])
 
 
 class Outcome(NamedTuple):

@@ -6,8 +6,8 @@ from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 
-from lsm._apply import UnusableFileError, atomic_write, write_all
 from lsm._errors import LsmError
+from lsm._files import UnusableFileError, atomic_write, write_all
 from lsm._texts import describe_error
 from lsm._version import install_command
 from lsm.bench import compare, render, report, run

@@ -10,18 +10,35 @@ import numpy as np
 import lsm
 from lsm._check import np_dtype
 from lsm._version import install_command
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, LOGSUMEXP, SOFTMAX, SOFTMAX_BACKWARD, Case
+from lsm.bench.workloads import (
+    BACKWARD,
+    BOTH,
+    ENTROPY,
+    FORWARD,
+    KL,
+    LOGSUMEXP,
+    LOSS,
+    LOSS_GRAD,
+    SOFTMAX,
+    SOFTMAX_BACKWARD,
+    TAKE,
+    TOP_K,
+    Case,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NAMES = ("x", "dy", "y", "p", "out", "y_out", "total")
+NAMES = ("x", "dy", "y", "p", "q", "labels", "out", "y_out", "total")
+# What each function is given, by these names, beside the axis.
+GIVEN = {FORWARD: "x", BACKWARD: "dy, y", SOFTMAX: "x", SOFTMAX_BACKWARD: "dy, p", LOGSUMEXP: "x", ENTROPY: "x"}
+GIVEN |= {KL: "x, q", TOP_K: "x, k"} | dict.fromkeys((TAKE, LOSS, LOSS_GRAD), "x, labels")
 HUGE = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 
 
 class Data:
-    """x, the gradient dy, the log-probabilities y, the probabilities p, and what is written.
+    """x, the gradient dy, the log-probabilities y, the probabilities p, other logits q, labels, and what is written.
 
-    That is out, for forward+backward y_out too, and total for logsumexp.
+    That is out, for forward+backward y_out too, and total for one number of each frame.
 
     Arrays that no operation of `ops` needs are None. They are in the case's `order`.
     """
@@ -36,15 +53,21 @@ class Data:
         self.case, self.device = case.arrays, device
         self.x = _logits(case, rng).astype(in_type, **layout)
         self.out = np.empty_like(self.x, dtype=out_type)
-        self.dy = self.y = self.p = self.y_out = self.total = None
+        self.dy = self.y = self.p = self.q = self.labels = self.y_out = self.total = None
         if ops & {BACKWARD, BOTH, SOFTMAX_BACKWARD}:
             self.dy = _gradient(case, self.x, rng).astype(out_type, **layout)
         if BACKWARD in ops:
             self.y = lsm.log_softmax(self.x, case.axis, out=np.empty_like(self.out), dtype=out_type)
         if SOFTMAX_BACKWARD in ops:
             self.p = lsm.softmax(self.x, case.axis, out=np.empty_like(self.out), dtype=out_type)
-        if LOGSUMEXP in ops:
+        if ops & {LOGSUMEXP, TAKE}:
             self.total = np.empty_like(self.x.take(0, case.axis), out_type)
+        if KL in ops:
+            self.q = _logits(case, rng).astype(in_type, **layout)
+        if ops & {TAKE, LOSS, LOSS_GRAD}:
+            is_largest = case.data == "label"
+            frames = self.x.take(0, case.axis).shape
+            self.labels = self.x.argmax(case.axis) if is_largest else rng.integers(0, case.n_classes, frames)
         if BOTH in ops:
             self.y_out = np.empty_like(self.out)
 
@@ -67,17 +90,21 @@ class Data:
             return {name: cupy.from_dlpack(tensor) for name, tensor in self.torch.items()}
         return {name: cupy.asarray(array) for name, array in self.host.items()}
 
-    def n_bytes(self, op: str) -> int:
+    def n_bytes(self, case: Case) -> int:
         """Bytes that a call moves: each input read once, each result written once, for each operation."""
-        if op == LOGSUMEXP:
-            return int(self.x.nbytes + self.result(op).nbytes)
         forward, backward = self.x.nbytes + self.out.nbytes, 3 * self.out.nbytes
-        by_op = {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}
-        return {**by_op, SOFTMAX: forward, SOFTMAX_BACKWARD: backward}[op]
+        number, label = np_dtype(case.result_dtype).itemsize, np.dtype(np.int64).itemsize
+        reduced = self.x.nbytes + case.n_frames * number
+        labelled = reduced + case.n_frames * label
+        by_op = {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward, LOGSUMEXP: reduced, ENTROPY: reduced}
+        by_op |= {SOFTMAX: forward, SOFTMAX_BACKWARD: backward, TAKE: labelled, LOSS: labelled}
+        by_op |= {KL: self.x.nbytes + reduced, LOSS_GRAD: forward + case.n_frames * label}
+        by_op[TOP_K] = self.x.nbytes + case.n_frames * case.k * (number + label)
+        return int(by_op[case.op])
 
-    def result(self, op: str) -> Array:
-        """The preallocated result of an operation."""
-        return self.total if op == LOGSUMEXP and self.total is not None else self.out
+    def result(self, op: str) -> Array | None:
+        """The preallocated result of an operation; None if its function takes none."""
+        return self.total if op in (LOGSUMEXP, TAKE) else None if op in (TOP_K, LOSS, ENTROPY, KL) else self.out
 
 
 def torch_has_cuda() -> bool:

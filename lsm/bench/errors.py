@@ -17,9 +17,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsm._conformance import oracle
+from lsm._check import np_dtype
+from lsm._conformance import losses, oracle
 from lsm.bench.data import Array, Data
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, LOGSUMEXP, SOFTMAX, SOFTMAX_BACKWARD, Case
+from lsm.bench.workloads import (
+    BACKWARD,
+    BOTH,
+    ENTROPY,
+    FORWARD,
+    KL,
+    LOGSUMEXP,
+    LOSS,
+    LOSS_GRAD,
+    REDUCED,
+    SOFTMAX,
+    SOFTMAX_BACKWARD,
+    TAKE,
+    TOP_K,
+    Case,
+)
 
 N_CHECKED = 2**20  # elements of a row that are checked: about a second
 N_BY_DECIMAL = 2**10  # elements, where longdouble is not wide enough
@@ -43,41 +59,39 @@ class Reference:
     """The exact values of some frames of a case; of a single long one those of some classes."""
 
     def __init__(self, case: Case, data: Data, n_elements: int = N_CHECKED) -> None:
-        dtype = data.out.dtype
+        dtype = np_dtype(case.result_dtype)
         n = n_elements if oracle.is_quick(dtype) else N_BY_DECIMAL
-        self.op, self._dtype, self._axis, self._shape = case.op, dtype, case.axis, data.result(case.op).shape
+        self.op, self._dtype, self._axis = case.op, dtype, case.axis
+        axis, length = case.axis % len(case.shape), [] if case.op in REDUCED else [case.n_classes]
+        length = [case.k] if case.op == TOP_K else length
+        self._shape = (*case.shape[:axis], *length, *case.shape[axis + 1 :])
         self.n_frames = max(1, min(case.n_frames, n // case.n_classes))
         frames = np.linspace(0, case.n_frames - 1, self.n_frames).astype(int)
         shape = np.moveaxis(data.out, case.axis, -1).shape[:-1]
         self._index: Any = np.unravel_index(frames, shape) if shape else ()
         self._classes: Any = slice(None)  # of a long frame, some
         sizes = self._second_terms(data)
-        if case.op == FORWARD:
-            self._exact = oracle.exact_log_softmax(self._of(data.x), dtype)
-        elif case.op == BACKWARD:
-            self._exact = oracle.exact_backward(self._of(data.dy), self._of(data.y))
-        elif case.op == SOFTMAX:
-            self._exact = oracle.exact_softmax(self._of(data.x), dtype)
-        elif case.op == SOFTMAX_BACKWARD:
-            self._exact = oracle.exact_softmax_backward(self._of(data.dy), self._of(data.p))
-        elif case.op == LOGSUMEXP:
-            self._exact = oracle.exact_logsumexp(self._of(data.x), dtype)
-        else:
-            self._exact = oracle.exact_gradient(self._of(data.dy), self._of(data.x))
+        self._exact = self._values(case, data)
         if case.data == "label":
             y = oracle.log_softmax(self._of(data.x)) if case.op == BOTH else np.zeros(1)  # its rounding counts
             at = np.maximum(np.abs(self._exact.value), np.exp(y) * np.abs(y))
             self._exact = self._exact._replace(at=at)
         at = np.where(np.isfinite(self._exact.at), np.abs(self._exact.at), 0)
         self._frame_ulp = oracle.spacing(np.maximum(at.max(axis=-1), sizes), dtype)
-        if case.n_classes > n and case.op != LOGSUMEXP:
-            self._classes = np.linspace(0, case.n_classes - 1, n).astype(int)
+        if (n_there := self._exact.value.shape[-1]) > n:
+            self._classes = np.linspace(0, n_there - 1, n).astype(int)
             self._exact = self._exact.part((..., self._classes))
 
     def _second_terms(self, data: Data) -> Any:
-        """The largest exp(y) * sum(|dy|) of each frame, about; 0 forward, and of logsumexp the largest class."""
+        """What of each frame is subtracted from another number, at most, and about: exp(y) * sum(|dy|), say."""
         if self.op in (FORWARD, SOFTMAX):
             return 0
+        if self.op in (ENTROPY, LOSS_GRAD):  # probabilities from 1
+            return 1.0 if self.op == ENTROPY else 1 / data.case.n_frames
+        if self.op in (TAKE, TOP_K, LOSS, KL):
+            given = [data.x] if data.q is None or self.op != KL else [data.x, data.q]
+            sizes = [np.abs(oracle.log_softmax(self._of(array))) for array in given]
+            return sum(np.where(np.isfinite(size), size, 0).max(axis=-1) for size in sizes)
         if self.op == LOGSUMEXP:
             return np.abs(self._of(data.x).max(axis=-1).astype(oracle.LD))
         with np.errstate(all="ignore"):
@@ -91,6 +105,26 @@ class Reference:
                 p = 1 / np.exp(x - x.max(axis=-1, keepdims=True)).sum(axis=-1, dtype=np.float64)
             return p * np.abs(self._of(data.dy).astype(p.dtype)).sum(axis=-1)
 
+    def _values(self, case: Case, data: Data) -> oracle.Exact:
+        """The exact values; of what is reduced, with length 1 along the last axis."""
+        x, dtype, of = self._of(data.x), self._dtype, self._of
+        labels = np.zeros(1) if data.labels is None else data.labels[self._index][..., np.newaxis]
+        by_op = {
+            FORWARD: lambda: oracle.exact_log_softmax(x, dtype),
+            BACKWARD: lambda: oracle.exact_backward(of(data.dy), of(data.y)),
+            BOTH: lambda: oracle.exact_gradient(of(data.dy), x),
+            SOFTMAX: lambda: oracle.exact_softmax(x, dtype),
+            SOFTMAX_BACKWARD: lambda: oracle.exact_softmax_backward(of(data.dy), of(data.p)),
+            LOGSUMEXP: lambda: oracle.exact_logsumexp(x, dtype),
+            TAKE: lambda: losses.at_classes(x, labels, dtype),
+            TOP_K: lambda: losses.at_classes(x, losses.largest(x, case.k), dtype),
+            LOSS: lambda: oracle.Exact(*[-part for part in losses.at_classes(x, labels, dtype)]),
+            LOSS_GRAD: lambda: losses.exact(losses.gradient(x, labels) / case.n_frames),
+            ENTROPY: lambda: losses.exact(losses.entropy(x)),
+            KL: lambda: losses.exact(losses.divergence(x, of(data.q))),
+        }
+        return by_op[case.op]()
+
     def spoil(self, out: Array) -> None:
         """Make the checked frames of a preallocated result NaN, so that an old result does not pass for a new one."""
         self._frames(out)[self._index] = np.nan
@@ -99,6 +133,7 @@ class Reference:
         """Compare a result; without a declared bound it is held to the peers', by frames."""
         bound = PEER_ULP if declared_ulp is None else declared_ulp
         bound *= BOTH_STEPS_RATIO if self.op == BOTH else 1
+        bound *= 2 if self.op == KL and self._dtype == np.float64 else 1  # which has no wider type
         if result.dtype != self._dtype or result.shape != self._shape:
             return Accuracy(math.inf, math.inf, math.inf, bound, is_right=False)
         frames = self._frames(result)[self._index][..., self._classes]
@@ -113,7 +148,7 @@ class Reference:
 
     def _frames(self, result: Array) -> Array:
         """A result with the classes along the last axis."""
-        return result[..., np.newaxis] if self.op == LOGSUMEXP else np.moveaxis(result, self._axis, -1)
+        return result[..., np.newaxis] if self.op in REDUCED else np.moveaxis(result, self._axis, -1)
 
     def _of(self, array: Any) -> Array:
         """What is checked of an array; classes along the last axis."""

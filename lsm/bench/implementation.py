@@ -10,16 +10,29 @@ import numpy as np
 import lsm
 from lsm._decide import Request
 from lsm._dispatch import explain_request
-from lsm._operations import OPERATIONS
 from lsm._texts import printable
 from lsm.backends.cython_ import kernels
-from lsm.bench.data import Array, Data, from_torch, torch_has_cuda
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, LOGSUMEXP, SOFTMAX, SOFTMAX_BACKWARD, Case
+from lsm.bench.data import GIVEN, Array, Data, from_torch, torch_has_cuda
+from lsm.bench.workloads import (
+    BACKWARD,
+    BOTH,
+    FORWARD,
+    LOGSUMEXP,
+    LOSS,
+    LOSS_GRAD,
+    REDUCED,
+    SOFTMAX,
+    SOFTMAX_BACKWARD,
+    TOP_K,
+    Case,
+)
 
 OUT, NEW = "out", "new"
 USUAL_LAST_CACHE_BYTES = 32 * 2**20  # where the system does not tell
 LIMITS = {FORWARD: "streaming copy", BACKWARD: "streaming add", BOTH: "streaming copy and add"}
-LIMITS |= {SOFTMAX: LIMITS[FORWARD], SOFTMAX_BACKWARD: LIMITS[BACKWARD]}
+LIMITS |= {SOFTMAX: LIMITS[FORWARD], SOFTMAX_BACKWARD: LIMITS[BACKWARD], LOSS_GRAD: LIMITS[FORWARD]}
+FUNCTIONS = {FORWARD: "log_softmax", BACKWARD: "log_softmax_backward"}  # of the others the operation is the name
+PARTS = {TOP_K: "[0]", LOSS_GRAD: "[1]"}  # of what a function returns, that which is checked
 
 
 @dataclass(frozen=True)
@@ -70,14 +83,15 @@ def limit(case: Case, data: Data, n_threads: int) -> Implementation:
         names, about = {"copy": cupy.copyto, "add": cupy.add, **data.cupy}, on_device("cupy")
     both = f"{copy.format('y_out')}; {add.format('y_out')}"
     codes = {FORWARD: copy.format("out"), BACKWARD: add.format("y"), BOTH: both}
-    code = {**codes, SOFTMAX: codes[FORWARD], SOFTMAX_BACKWARD: add.format("p")}[case.op]
+    codes |= dict.fromkeys((SOFTMAX, LOSS_GRAD), codes[FORWARD]) | {SOFTMAX_BACKWARD: add.format("p")}
+    code = codes[case.op]
     return Implementation(LIMITS[case.op], "the machine", OUT, code, names, **about)
 
 
 def is_out_of_cache(case: Case, data: Data, caches: dict[str, int]) -> bool:
     """Whether the limit holds: the arrays exceed the last-level cache, or a device's own caches serve the copy too."""
     last_bytes = caches[max(caches)] if caches else USUAL_LAST_CACHE_BYTES
-    held_bytes = data.n_bytes(case.op) - (data.out.nbytes if case.op == BOTH else 0)
+    held_bytes = data.n_bytes(case) - (data.out.nbytes if case.op == BOTH else 0)
     return data.device != "cpu" or held_bytes > last_bytes
 
 
@@ -90,8 +104,8 @@ def flat(a: Array) -> Array:
 
 
 def of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data, n_threads: int) -> Iterator[Implementation]:
-    """Both ways to call a backend of lsm, with `out` and without; a LookupError says why it does not serve the case."""
-    operations = [op.name for op in OPERATIONS.values() if {op.name, op.direction} & {*case.op.split("+")}]
+    """The ways to call a backend of lsm, with `out` and without; a LookupError says why it does not serve the case."""
+    operations = [FUNCTIONS.get(op, op) for op in case.op.split("+")]
     kind, arrays = _arrays(case, data, info.array_types)
     calls = [Request(kind, data.device, (case.dtype, case.result_dtype), op) for op in operations]
     for call in calls:
@@ -104,20 +118,19 @@ def of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data, n_thre
     elif kind == "torch.Tensor":
         about["to_numpy"] = from_torch
     names = {name: getattr(lsm, name) for name in operations} | arrays
-    names |= {"backend": label, "dtype": case.result_dtype}
+    names |= {"backend": label, "dtype": case.result_dtype, "k": case.k}
     axis = "" if case.axis == -1 and case.op != LOGSUMEXP else f", {case.axis}"
     dtype = ", dtype=dtype" if case.out_dtype else ""
     backend = "" if is_automatic else ", backend=backend"
-    for way, out, y_out in ((OUT, ", out=out", ", out=y_out"), (NEW, "", "")):
-        y = f"log_softmax(x{axis}{y_out}{dtype}{backend})"
-        code = {
-            FORWARD: f"log_softmax(x{axis}{out}{dtype}{backend})",
-            BACKWARD: f"log_softmax_backward(dy, y{axis}{out}{backend})",
-            BOTH: f"log_softmax_backward(dy, {y}{axis}{out}{backend})",
-            SOFTMAX: f"softmax(x{axis}{out}{dtype}{backend})",
-            SOFTMAX_BACKWARD: f"softmax_backward(dy, p{axis}{out}{backend})",
-            LOGSUMEXP: f"logsumexp(x{axis}{out.replace('=out', '=total')}{dtype}{backend})",
-        }[case.op]
+    for way in (OUT, NEW) if data.result(case.op) is not None else (NEW,):
+        out = f", out={'total' if case.op in REDUCED else 'out'}" if way == OUT else ""
+        more = f"{axis}{out}{', reduction=' + repr('none') if case.op == LOSS else ''}"
+        y = f"log_softmax(x{axis}{out.replace('=', '=y_')}{dtype}{backend})"
+        if case.op == BOTH:
+            code = f"log_softmax_backward(dy, {y}{more}{backend})"
+        else:
+            takes_dtype = "" if case.op in (BACKWARD, SOFTMAX_BACKWARD) else dtype
+            code = f"{operations[0]}({GIVEN[case.op]}{more}{takes_dtype}{backend}){PARTS.get(case.op, '')}"
         yield Implementation(f"lsm {printable(label)}", "lsm", way, code, names, label, **about)
 
 

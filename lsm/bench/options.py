@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lsm._operations import DERIVED
+
 MAP = "map"
 SETS = {
-    "quick": "ends within a minute on 2 cores (default)",
+    "quick": "takes about a minute on 2 cores (default)",
     "usual": "every workload, in the dtypes that it usually has",
     "full": "every workload, dtype and kind of data; takes hours",
     "cpu": "the shapes of docs/performance.md, up to 2^28 elements",
@@ -17,7 +19,7 @@ SETS = {
     MAP: "classes x inner, beside PyTorch, with 1 thread and with all: a table of ratios",
 }
 OPS = ("forward", "backward", "forward+backward")  # of log_softmax
-FAMILY_OPS = ("softmax", "softmax_backward", "logsumexp")  # by the names of the functions
+FAMILY_OPS = ("softmax", "softmax_backward", "logsumexp", *DERIVED)  # by the names of the functions
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 KINDS_OF_DATA = ("logits", "peaked", "masked", "constant", "offset", "huge", "label")
 SWEEPS = ("classes", "frames")

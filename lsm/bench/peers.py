@@ -12,90 +12,72 @@ import numpy as np
 import lsm
 from lsm._check import np_dtype
 from lsm._texts import describe_error, printable
-from lsm.bench.data import Array, Data, from_torch
-from lsm.bench.implementation import NEW, OUT, Implementation, of_backend, on_device
+from lsm.bench import idioms
+from lsm.bench.data import GIVEN, Data, from_torch
+from lsm.bench.implementation import FUNCTIONS, NEW, OUT, PARTS, Implementation, of_backend, on_device
 from lsm.bench.options import OptionError
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, LOGSUMEXP, SOFTMAX, SOFTMAX_BACKWARD, Case
+from lsm.bench.workloads import (
+    BACKWARD,
+    BOTH,
+    ENTROPY,
+    FORWARD,
+    KL,
+    LOGSUMEXP,
+    LOSS,
+    LOSS_GRAD,
+    SOFTMAX,
+    SOFTMAX_BACKWARD,
+    TAKE,
+    TOP_K,
+    Case,
+)
 
 Made = Iterator[Implementation]
 
 
-def log_softmax(x: Array, axis: int = -1) -> Array:
-    """The lines that most people paste."""
-    shifted = x - x.max(axis, keepdims=True)
-    y: Array = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
-    return y
-
-
-def log_softmax_backward(dy: Array, y: Array, axis: int = -1) -> Array:
-    """The lines for its gradient."""
-    dx: Array = dy - np.exp(y) * dy.sum(axis, keepdims=True)
-    return dx
-
-
-def softmax(x: Array, axis: int = -1) -> Array:
-    """The lines for probabilities."""
-    e = np.exp(x - x.max(axis, keepdims=True))
-    p: Array = e / e.sum(axis, keepdims=True)
-    return p
-
-
-def softmax_backward(dy: Array, p: Array, axis: int = -1) -> Array:
-    """The lines for their gradient."""
-    dx: Array = p * (dy - (p * dy).sum(axis, keepdims=True))
-    return dx
-
-
-def logsumexp(x: Array, axis: int = -1) -> Array:
-    """The lines for the normaliser."""
-    m = x.max(axis, keepdims=True)
-    total: Array = m.squeeze(axis) + np.log(np.exp(x - m).sum(axis))
-    return total
-
-
-# The functions of SciPy, which CuPy has as well.
-_SCIPY_NAMES = {FORWARD: "log_softmax", SOFTMAX: "softmax", LOGSUMEXP: "logsumexp"}
+_PICKED = "np.take_along_axis(x, at, axis).squeeze(axis)"
+_SCIPY = {
+    FORWARD: "special.log_softmax(x, axis)",
+    SOFTMAX: "special.softmax(x, axis)",
+    LOGSUMEXP: "special.logsumexp(x, axis)",  # up to here CuPy has them as well
+    TAKE: f"{_PICKED} - special.logsumexp(x, axis)",
+    LOSS: f"special.logsumexp(x, axis) - {_PICKED}",
+    ENTROPY: "special.entr(special.softmax(x, axis)).sum(axis)",
+    KL: "special.rel_entr(special.softmax(x, axis), special.softmax(q, axis)).sum(axis)",
+}
 
 
 def _idiom(case: Case, data: Data, n_threads: int) -> Made:
     """The NumPy idiom of each operation."""
-    functions = (log_softmax, log_softmax_backward, softmax, softmax_backward, logsumexp)
-    names = {function.__name__: function for function in functions} | _given(case, data.host)
-    forward = f"log_softmax({_wide(case)}, axis)"
-    both = f"log_softmax_backward(dy, {forward}, axis)"
-    code = {
-        FORWARD: forward,
-        BACKWARD: "log_softmax_backward(dy, y, axis)",
-        BOTH: both,
-        SOFTMAX: f"softmax({_wide(case)}, axis)",
-        SOFTMAX_BACKWARD: "softmax_backward(dy, p, axis)",
-        LOGSUMEXP: f"logsumexp({_wide(case)}, axis)",
-    }[case.op]
+    names = {**vars(idioms), **_given(case, data.host)}
+    given = GIVEN.get(case.op, "x").replace("x", _wide(case), 1)
+    code = f"{FUNCTIONS.get(case.op, case.op)}({given}, axis){PARTS.get(case.op, '')}"
+    if case.op == BOTH:
+        code = f"log_softmax_backward(dy, log_softmax({given}, axis), axis)"
     yield Implementation("numpy idiom", "numpy", NEW, code, names)
 
 
 def _scipy(case: Case, data: Data, n_threads: int) -> Made:
     """`scipy.special.log_softmax` and the like."""
-    if case.op not in _SCIPY_NAMES:
-        raise LookupError("has no gradient")
-    import scipy.special
-
-    name = _SCIPY_NAMES[case.op]
-    names = {name: getattr(scipy.special, name), **_given(case, data.host)}
-    yield Implementation("scipy", "scipy", NEW, f"{name}({_wide(case)}, axis)", names)
+    if case.op not in _SCIPY:
+        raise LookupError("has no gradient, and no top-k")
+    names = {"special": import_module("scipy.special"), "np": np, **_given(case, data.host)}
+    yield Implementation("scipy", "scipy", NEW, _SCIPY[case.op].replace("(x", f"({_wide(case)}"), names)
 
 
 def _cupyx(case: Case, data: Data, n_threads: int) -> Made:
     """`cupyx.scipy.special.log_softmax` and the like."""
-    if case.op not in _SCIPY_NAMES or case.dtype == "bfloat16":
-        raise LookupError("has no bfloat16" if case.op in _SCIPY_NAMES else "has no gradient")
-    name = _SCIPY_NAMES[case.op]
-    names = {name: getattr(import_module("cupyx.scipy.special"), name), **_given(case, data.cupy)}
-    yield Implementation("cupyx", "cupy", NEW, f"{name}({_wide(case)}, axis)", names, **on_device("cupy"))
+    if case.op not in (FORWARD, SOFTMAX, LOGSUMEXP) or case.dtype == "bfloat16":
+        raise LookupError("has no bfloat16" if case.dtype == "bfloat16" else "has no gradient, and no losses")
+    names = {"special": import_module("cupyx.scipy.special"), **_given(case, data.cupy)}
+    code = _SCIPY[case.op].replace("(x", f"({_wide(case)}")
+    yield Implementation("cupyx", "cupy", NEW, code, names, **on_device("cupy"))
 
 
 def _given(case: Case, arrays: dict[str, Any]) -> dict[str, Any]:
-    return {"axis": case.axis, "dtype": np_dtype(case.result_dtype), **arrays}
+    """What the expressions name; `at` are the labels, with length 1 along the axis."""
+    given = {"axis": case.axis, "dtype": np_dtype(case.result_dtype), "k": case.k, **arrays}
+    return given | ({"at": np.expand_dims(arrays["labels"], case.axis)} if "labels" in arrays else {})
 
 
 def _wide(case: Case) -> str:
@@ -115,8 +97,11 @@ def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) ->
     names: dict[str, Any] = {"torch": torch, "axis": axis, "dtype": getattr(torch, case.result_dtype), **arrays}
     about: dict[str, Any] = {"library": "torch"} | (on_device("torch") if data.device != "cpu" else {})
     about["to_numpy"] = lambda tensor: from_torch(tensor.T if is_transposed else tensor)
-    if case.op == BOTH:
+    names |= {"F": torch.nn.functional, "k": case.k, "second": min(1, len(case.shape) - 1)}
+    if case.op in (BOTH, LOSS_GRAD):
         names["leaf"] = names["x"].detach().requires_grad_()
+    if "labels" in names:
+        names["at"] = names["labels"].unsqueeze(axis)
     if is_compiled and case.op not in (FORWARD, BACKWARD, BOTH):
         raise LookupError("compiled for log-softmax only")
     if is_compiled:
@@ -134,7 +119,7 @@ def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) ->
         yield Implementation(name="torch.compile", way=NEW, code=code, names=names, **about)
         return
     dtype, wide = (", dtype=dtype", "x.to(dtype)") if case.out_dtype else ("", "x")
-    new = f"torch.log_softmax(x, axis{dtype})"
+    new, logs = f"torch.log_softmax(x, axis{dtype})", "torch.log_softmax({}, axis)"
     out = f"torch.log_softmax(x, axis{dtype}, out=out)" if dtype else "torch._log_softmax(x, axis, False, out=out)"
     backward = "torch._log_softmax_backward_data(dy, {0}, axis, {0}.dtype{1})"
     both = backward.format("y_out", ", out=out").replace("dy, y_out", f"dy, {out.replace('=out', '=y_out')}")
@@ -148,20 +133,25 @@ def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) ->
             "torch._softmax_backward_data(dy, p, axis, p.dtype)",
         ),
         LOGSUMEXP: (f"torch.logsumexp({wide}, axis, out=total)", f"torch.logsumexp({wide}, axis)"),
+        TAKE: (None, "x.gather(axis, at).squeeze(axis) - torch.logsumexp(x, axis)"),
+        TOP_K: (None, "torch.topk(x, k, axis).values - torch.logsumexp(x, axis, keepdim=True)"),
+        LOSS: (None, "F.cross_entropy(x.movedim(axis, second), labels, reduction='none')"),
+        LOSS_GRAD: (None, "torch.autograd.grad(F.cross_entropy(leaf.movedim(axis, second), labels), leaf)[0]"),
+        ENTROPY: (None, "torch.special.entr(torch.softmax(x, axis)).sum(axis)"),
+        KL: (None, f"F.kl_div({logs.format('q')}, {logs.format('x')}, reduction='none', log_target=True).sum(axis)"),
     }[case.op]
-    for way, code in zip((OUT, NEW), codes, strict=True):
-        yield Implementation(name="torch", way=way, code=code, names=names, **about)
+    for way, call in zip((OUT, NEW), codes, strict=True):
+        if call:
+            yield Implementation(name="torch", way=way, code=call, names=names, **about)
 
 
 def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     """A model of one LogSoftmax, with I/O binding and by `run`."""
     name = "onnxruntime"
-    if case.op != FORWARD or case.dtype == "bfloat16" or case.order == "F":
-        raise LookupError(
-            "has no gradient, and is measured for log-softmax only"
-            if case.op != FORWARD
-            else "takes C order only, and no bfloat16 on a CPU"
-        )
+    if case.op != FORWARD:
+        raise LookupError("has no gradient, and is measured for log-softmax only")
+    if case.dtype == "bfloat16" or case.order == "F":
+        raise LookupError("takes C order only, and no bfloat16 on a CPU")
     import onnx
     import onnxruntime
 
@@ -194,10 +184,17 @@ def _jax(case: Case, data: Data, n_threads: int) -> Made:
     """`jax.nn.log_softmax`, and with its gradient by `jax.vjp`, compiled for the case."""
     if case.op in (BACKWARD, SOFTMAX_BACKWARD):
         raise LookupError("has no gradient apart from the function: see forward+backward")
+    if case.op in (TOP_K, ENTROPY, KL):
+        raise LookupError("is measured for log-softmax, softmax, logsumexp and losses")
     import jax
 
     axis, dtype = case.axis, data.out.dtype
-    functions = {SOFTMAX: jax.nn.softmax, LOGSUMEXP: jax.scipy.special.logsumexp}
+    logsumexp = jax.scipy.special.logsumexp
+    functions = {SOFTMAX: jax.nn.softmax, LOGSUMEXP: logsumexp}
+
+    def loss(x: Any, labels: Any) -> Any:  # as optax has it
+        at = jax.numpy.expand_dims(labels, axis)
+        return logsumexp(x, axis) - jax.numpy.take_along_axis(x, at, axis).squeeze(axis)
 
     def forward(x: Any) -> Any:
         return functions.get(case.op, jax.nn.log_softmax)(x.astype(dtype), axis)
@@ -209,10 +206,13 @@ def _jax(case: Case, data: Data, n_threads: int) -> Made:
     start = time.perf_counter()
     # float64 is off by default; an executable made here has it everywhere.
     with jax.enable_x64(True), jax.default_device(jax.devices(data.device)[0]):
-        given = {"x": jax.device_put(data.x)} | ({"dy": jax.device_put(data.dy)} if case.op == BOTH else {})
-        compiled = jax.jit(both if case.op == BOTH else forward).lower(*given.values()).compile()
+        special = {BOTH: both, LOSS: loss, TAKE: lambda x, labels: -loss(x, labels)}
+        special[LOSS_GRAD] = jax.value_and_grad(lambda x, labels: loss(x, labels).mean())
+        names = GIVEN.get(case.op, "x, dy")
+        given = {name: jax.device_put(data.host[name]) for name in names.split(", ")}
+        compiled = jax.jit(special.get(case.op, forward)).lower(*given.values()).compile()
     setup_ms = (time.perf_counter() - start) * 1e3
-    code = "compiled(x, dy)[1].block_until_ready()" if case.op == BOTH else "compiled(x).block_until_ready()"
+    code = f"compiled({names}){'[1]' * (case.op in (BOTH, LOSS_GRAD))}.block_until_ready()"
     yield Implementation("jax", "jax", NEW, code, {"compiled": compiled, **given}, setup_ms=setup_ms)
 
 

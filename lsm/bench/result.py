@@ -100,9 +100,9 @@ class Row:
 
 
 def reference(rows: Iterable[Row]) -> Entry | None:
-    """What the ratios are relative to: the first backend of lsm that writes into a given result."""
-    entries = (entry for row in rows for entry in row.implementations)
-    return next((e for e in entries if e.library == "lsm" and e.backend and e.way == "out"), None)
+    """What the ratios are relative to: the first backend of lsm, writing into a given result if it can."""
+    entries = [e for row in rows for e in row.implementations if e.library == "lsm" and e.backend]
+    return next((e for e in entries if e.way == "out"), entries[0] if entries else None)
 
 
 @dataclass

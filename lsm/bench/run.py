@@ -23,7 +23,7 @@ from lsm.bench.options import MAP, OptionError, Options
 from lsm.bench.peers import Makers
 from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
 from lsm.bench.timing import Budget, Key, interleaved, paired, spread
-from lsm.bench.workloads import LOGSUMEXP, Case, cases
+from lsm.bench.workloads import REDUCED, Case, cases
 
 BUDGETS = {
     # A minute for the whole run on 2 processors: what rows may take follows from what is left.
@@ -155,7 +155,7 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
         writing = {one.name for one in implementations if one.way == OUT}
         implementations = [one for one in implementations if one.way == OUT or one.name not in writing]
     exact = Reference(case, data, budget.n_checked)
-    row = Row(case, n_threads, data.device, data.n_bytes(case.op), n_checked_frames=exact.n_frames, absent=absent)
+    row = Row(case, n_threads, data.device, data.n_bytes(case), n_checked_frames=exact.n_frames, absent=absent)
     long_s = max(LONG_CALL_S, budget.share_s(len(implementations)))
     timed: dict[Key, tuple[Implementation, Entry]] = {}
     for one in implementations:
@@ -202,7 +202,7 @@ def check(one: Implementation, entry: Entry, data: Data, exact: Reference) -> No
 
     The first such call is timed. One that raises says so in the entry.
     """
-    names = ("total",) if exact.op == LOGSUMEXP else ("out", "y_out")
+    names = ("total",) if exact.op in REDUCED else ("out", "y_out")
     outs = [one.names[name] for name in names if name in one.names] if data.device != "cpu" else []
     result = data.result(exact.op)
     try:
@@ -218,7 +218,7 @@ def check(one: Implementation, entry: Entry, data: Data, exact: Reference) -> No
         if one.way == OUT and outs:
             value = outs[0]
         is_written = one.way == OUT and not outs
-        found = exact.check(result if is_written else one.to_numpy(value), one.bound_ulp)
+        found = exact.check(result if is_written and result is not None else one.to_numpy(value), one.bound_ulp)
     except Exception as error:  # the row goes on without it
         entry.error = describe_error(error)
         return

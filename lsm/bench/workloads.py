@@ -3,10 +3,13 @@
 import math
 from dataclasses import dataclass, replace
 
+from lsm._check import at_least_float32
+from lsm._operations import DERIVED
 from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, MAP, OPS, OptionError, Options
 
 FORWARD, BACKWARD, BOTH = OPS
-SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP = FAMILY_OPS
+SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP, TAKE, TOP_K, LOSS, LOSS_GRAD, ENTROPY, KL = FAMILY_OPS
+REDUCED = (LOGSUMEXP, TAKE, LOSS, ENTROPY, KL)  # those that give one number for each frame
 
 
 @dataclass(frozen=True)
@@ -23,26 +26,32 @@ class Workload:
     usual_ops: tuple[str, ...] = OPS
     quick_ops: tuple[str, ...] = (FORWARD,)
     out_dtype: str = ""  # that of x, if empty
+    k: tuple[int, ...] = (1,)  # of top-k
 
 
 # A decoder's frames of 32 characters; a recogniser's of 6,000 states; the next word for 64 texts; the words of whole
 # texts; the pixels of an image; a million frames of ten classes and a single one; a mixture's 500 components; ten
-# numbers.
+# numbers; the scores of texts, and a step of training.
 _WITH_LOGSUMEXP = (*OPS, LOGSUMEXP)
+_MAPS = (SOFTMAX, SOFTMAX_BACKWARD, ENTROPY, KL)
+_WITH_GRAD = (*OPS, LOSS_GRAD)
 _LLM_DTYPES = ("float32", "float16", "bfloat16")
 WORKLOADS = (
-    Workload("small", (32, 10), quick_ops=OPS),
+    Workload("small", (32, 10), quick_ops=(*OPS, LOSS), usual_ops=(*OPS, LOSS)),
     Workload("small", (10, 500), set="usual"),
-    Workload("speech_frames", (1500, 32), usual_ops=OPS + FAMILY_OPS[:2], quick_ops=(FORWARD, *FAMILY_OPS[:2])),
+    Workload("speech_frames", (1500, 32), usual_ops=OPS + _MAPS, quick_ops=(FORWARD, *_MAPS)),
     Workload("senones", (1000, 6000), quick_ops=(FORWARD, BACKWARD)),
     Workload("llm_step", (64, 128_256), quick_ops=OPS, dtypes=_LLM_DTYPES),
     Workload("llm_step", (1, 151_936), set="usual"),
-    Workload("llm_eval", (256, 32_000)),
+    Workload("llm_eval", (256, 32_000), usual_ops=(*OPS, TAKE, TOP_K), quick_ops=(FORWARD, TAKE, TOP_K), k=(20,)),
+    Workload("llm_eval", (256, 128_256), usual_ops=(TAKE, TOP_K), set="usual", k=(1, 20)),
+    Workload("llm_train", (64, 32_000), usual_ops=(LOSS_GRAD,), quick_ops=(LOSS_GRAD,)),
+    Workload("llm_train", (512, 128_256), usual_ops=(LOSS_GRAD,), set="usual", dtypes=("float32", "bfloat16")),
     Workload("llm_eval", (512, 32_000), set="usual", dtypes=_LLM_DTYPES),
     Workload("llm_eval", (4096, 50_257), set="full"),
     Workload("llm_eval", (512, 32_000), dtypes=("float16",), out_dtype="float32", set="full", ops=(FORWARD,)),
-    Workload("segmentation", (1, 21, 512, 512), axis=1),
-    Workload("segmentation", (8, 150, 128, 128), axis=1, set="full"),
+    Workload("segmentation", (1, 21, 512, 512), 1, usual_ops=_WITH_GRAD, quick_ops=(FORWARD, LOSS_GRAD)),
+    Workload("segmentation", (8, 150, 128, 128), 1, set="full", usual_ops=_WITH_GRAD),
     Workload("rows", (500_000, 10)),
     Workload("rows", (1, 2**22)),
     Workload("rows", (1_000_000, 10), set="usual"),
@@ -126,11 +135,14 @@ class Case:
     order: str = "C"
     op: str = FORWARD
     data: str = "logits"
+    k: int = 1  # of top-k
 
     @property
     def result_dtype(self) -> str:
         """The dtype of the result."""
-        return self.out_dtype or self.dtype
+        dtype = self.out_dtype or self.dtype
+        is_loss = self.op in DERIVED and DERIVED[self.op].is_loss and self.op != LOSS_GRAD  # which is a gradient
+        return at_least_float32(dtype) if is_loss else dtype
 
     @property
     def n_classes(self) -> int:
@@ -150,7 +162,7 @@ class Case:
     @property
     def arrays(self) -> "Case":
         """The same for all operations on the same arrays."""
-        return replace(self, op=FORWARD)
+        return replace(self, op=FORWARD, k=1)
 
     @property
     def label(self) -> str:
@@ -160,17 +172,19 @@ class Case:
         words += (
             ["Fortran order"] * (self.order == "F") + [self.dtype] + [f"to {self.out_dtype}"] * bool(self.out_dtype)
         )
-        return " ".join(words + [self.data] * (self.data != "logits")) + f", {self.op}"
+        words += [self.data] * (self.data != "logits") + [f"k {self.k}"] * (self.op == TOP_K)
+        return " ".join(words) + f", {self.op}"
 
 
 def cases(options: Options) -> list[Case]:
     """What the options ask for, those on the same arrays one after the other; an OptionError if that is nothing."""
     found = [
-        Case(w.name, w.shape, w.axis, dtype, w.out_dtype * (w.out_dtype != dtype), w.order, op, data)
+        Case(w.name, w.shape, w.axis, dtype, w.out_dtype * (w.out_dtype != dtype), w.order, op, data, k)
         for w in _chosen(options)
         for dtype in _dtypes(w, options)
         for data in options.data or (FULL_DATA if options.set == "full" else FULL_DATA[:1])
         for op in [op for op in options.op if op in w.ops] or (() if options.op else _ops(w, options))
+        for k in (w.k if op == TOP_K else (1,))
     ]
     if not found:
         option = "op" if options.op else "dtype"
