@@ -153,8 +153,11 @@ class Derived(NamedTuple):
             for x, fill, copy in zip(given, fills, spare, strict=False):
                 _copy_masked(x, takes_part, fill, copy, spare[-1])
             method(*spare[:-1], target.ndim - 1, target)
-            # Masked classes have their results already, but for frames that are NaN, and then throughout.
-            if not is_reduction and np.isnan(self.library.astype(target[..., :1], "float64")).any():
+            # Masked classes have their results already, but for the sign of 0, and in frames that are NaN throughout.
+            may_differ = (
+                self.operation.reads("probabilities") or np.isnan(self.library.astype(target[..., :1], "float64")).any()
+            )
+            if may_differ and not is_reduction:
                 _set(target, ~takes_part, fill_of_result)
 
     def _run_tempered(self, x: Any, temperature: Any, out: Any) -> None:

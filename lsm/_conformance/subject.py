@@ -208,13 +208,15 @@ class Check(NamedTuple):
     """One thing that is checked; gives the error that it measured in ulps, or None.
 
     `per` says of what there is one case each: "dtype", "place" (an array type on a device) or "backend". `operation`
-    names the one that is checked alone; a backend without it has no such case.
+    names the one that is checked alone; a backend without it has no such case. `is_quick`: nor has a dtype whose exact
+    values take more than longdouble.
     """
 
     title: str
     function: Callable[[Subject], float | None]
     per: str = "dtype"
     operation: str = ""
+    is_quick: bool = False
 
 
 class Case(NamedTuple):
