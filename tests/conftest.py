@@ -71,7 +71,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every-kernel",
         action="store_true",
-        help="compile every CUDA kernel for every architecture, not one of each family (test_cuda_compile.py)",
+        help="compile every CUDA kernel for every architecture, not a sample (test_cuda_compile.py)",
     )
     parser.addoption("--kernel-seed", default="", help="chooses which CUDA kernel of each family is compiled")
 
