@@ -153,10 +153,8 @@ class Derived(NamedTuple):
             for x, fill, copy in zip(given, fills, spare, strict=False):
                 _copy_masked(x, takes_part, fill, copy, spare[-1])
             method(*spare[:-1], target.ndim - 1, target)
-            # Masked classes have their results already, but for the sign of 0, and in frames that are NaN throughout.
-            may_differ = (
-                self.operation.reads("probabilities") or np.isnan(self.library.astype(target[..., :1], "float64")).any()
-            )
+            # Masked logits have their results already, but in frames that are NaN throughout; gradients may be -0.0.
+            may_differ = len(inputs) > 1 or np.isnan(self.library.astype(target[..., :1], "float64")).any()
             if may_differ and not is_reduction:
                 _set(target, ~takes_part, fill_of_result)
 

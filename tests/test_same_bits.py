@@ -147,6 +147,17 @@ def test_thread_count_and_streaming(shape, dtype, rng, kernels_get):
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [3, 16, 40, 64, 70, 300, 1000])
+def test_sums_of_products_on_either_axis(n, dtype, rng):
+    """A compiler may make an FMA of one of two products that are added, not of the same one in both traversals."""
+    x = (rng.standard_normal((400, n)) * 2).astype(dtype)
+    dy, p = rng.standard_normal(x.shape).astype(dtype), lsm.softmax(x, backend="cython")
+    dx = lsm.softmax_backward(dy, p, backend="cython")
+    of_columns = lsm.softmax_backward(dy.T.copy(), p.T.copy(), 0, backend="cython").T
+    np.testing.assert_array_equal(of_columns, dx)
+
+
 @pytest.mark.parametrize("n", [3, 20, 64, 200])
 def test_views_of_arrays_that_are_in_memory(n, rng, kernels_get):
     """What is prefetched follows from strides, which may be negative, or larger than the frames."""

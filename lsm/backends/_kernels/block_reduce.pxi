@@ -131,7 +131,18 @@ cdef inline void exp_rows(bint few, bint some_equal, const floating* a, Py_ssize
 cdef inline void term_rows(int op, const floating* a, const floating* b, Py_ssize_t step, Py_ssize_t step_b,
                            Py_ssize_t n_rows, const floating* p, double* q) noexcept nogil:
     """The sum of the terms of n_rows rows of a chunk, in double."""
-    cdef Py_ssize_t k
+    cdef double t[4 * CHUNK]
+    cdef Py_ssize_t r, k
+    if multiplies(op):
+        for r in range(n_rows):
+            for k in range(CHUNK):  # hot
+                t[r * CHUNK + k] = term(op, a[r * step + k], b[r * step_b + k], p[k])
+        lsm_round_here(t)
+        for k in range(CHUNK):  # hot
+            q[k] = tree(&t[k], CHUNK, n_rows)
+        if n_rows == 1:
+            lsm_round_here(q)
+        return
     for k in range(CHUNK):  # hot
         if n_rows == 4:
             q[k] = ((term(op, a[k], b[k], p[k]) + term(op, a[step + k], b[step_b + k], p[k]))

@@ -168,6 +168,8 @@ cdef inline void sum_terms_of_few(int op, const floating* a, const floating* b, 
                 p[i * CHUNK + k] = term(op, a[i * row + k], b[i * row_b + k], first[k])
         for k in range((round_up(n, 8) - n) * CHUNK):
             p[n * CHUNK + k] = 0
+        if multiplies(op):
+            lsm_round_here(p)
         sum_in_registers(p, n, total)
     else:
         clear_lanes(lanes, errors, n_lanes * CHUNK, params)

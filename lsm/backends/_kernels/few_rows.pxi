@@ -148,6 +148,8 @@ cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, cons
         else:
             for k in range(n_chunks * CHUNK):  # hot
                 t[k] = term(op, v[k], w[k], first)
+            if multiplies(op):
+                lsm_round_here(t)
             add_groups(total, error, t, N_LANES, n_chunks, floating is double)
         if limits_range(op):
             for g in range(n_chunks):

@@ -87,6 +87,7 @@ cdef extern from "loadstore.h" nogil:
     void lsm_put_some_d(double* to, const double* x, Py_ssize_t n)
     void lsm_prefetch(const void* p, size_t n, bint near)
     void lsm_stream(void* to, const void* source, size_t n)
+    void lsm_round_here(double* p)
     void lsm_transpose(double* to, const double* source)
     void lsm_stream_through(void* y, size_t n_y, const void* x, size_t n_x)
     void lsm_stream_add(float* to, const float* a, const float* b, size_t n)

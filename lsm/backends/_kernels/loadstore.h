@@ -208,6 +208,17 @@ static inline void lsm_prefetch(const void *p, size_t n, int near)
 #endif
 }
 
+/* Have the numbers at p computed and rounded here. Otherwise, of the sum of two products, the compiler makes an FMA of
+   one, and not of the same one everywhere. */
+static inline void lsm_round_here(double *p)
+{
+#if defined(__GNUC__)
+    __asm__ volatile("" : : "r"(p) : "memory");
+#else
+    (void)p;
+#endif
+}
+
 /* Transpose 16 rows of 8 numbers. */
 static inline void lsm_transpose(double *to, const double *from)
 {

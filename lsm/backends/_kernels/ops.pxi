@@ -45,6 +45,11 @@ cdef inline bint writes_elements(int op) noexcept nogil:
     return op != LOGSUMEXP
 
 
+cdef inline bint multiplies(int op) noexcept nogil:
+    """Whether `term` is a product, which must be rounded before it is added to another."""
+    return op == SOFTMAX_BACKWARD
+
+
 cdef inline double term(int op, floating a, floating b, floating p) noexcept nogil:
     """A term of the sum, in double; p is the first parameter of the frame."""
     if op == SOFTMAX_BACKWARD:
