@@ -137,3 +137,20 @@ def test_any_shapes(data):
     x = rng.standard_normal(shape)
     t = rng.integers(0, shape[axis], [data.draw(st.integers(0, 3)) if i == axis else n for i, n in enumerate(shape)])
     same(lsm.take_log_softmax(x, t, axis), np.take_along_axis(lsm.log_softmax(x, axis), t, axis))
+
+
+def test_small_matrices_have_the_same_bits(backend, dtype, rng):
+    """They take a shorter way, which out= does not."""
+    x = (rng.standard_normal((17, 9)) * 3).astype(dtype)
+    x[3, 4] = np.nan
+    indices = rng.integers(0, 9, 17)
+    lsm.log_softmax(x, backend=backend)  # the first call has no shorter way
+    for array in (x, np.asfortranarray(x), x[::-1]):
+        expected = lsm.take_log_softmax(array, indices, out=np.empty(17, dtype), backend=backend)
+        found = lsm.take_log_softmax(array, indices, backend=backend)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found.astype(np.float64), expected.astype(np.float64))
+        for i in (-1, 9, 2**40):
+            wrong = np.where(np.arange(17) == 5, i, indices)
+            with pytest.raises(IndexError, match="indices: "):
+                lsm.take_log_softmax(array, wrong, backend=backend)
