@@ -102,13 +102,13 @@ def take_log_softmax(
     array([-2.0611537e-09, -6.9314718e-01], dtype=float32)
     """
     if out is None and dtype is None and where is None and type(temperature) is float and temperature == 1.0:
-        y = _take_quickly(x, indices, axis, backend)
+        y = take_quickly(x, indices, axis, backend)
         if y is not None:
             return y
     return untraced(_take)(x, indices, axis, temperature, where, out, dtype, backend)
 
 
-def _take_quickly(x: Any, indices: Any, axis: Any, backend: Any) -> Any:
+def take_quickly(x: Any, indices: Any, axis: Any, backend: Any) -> Any:
     """The result for a small matrix and one valid class for each of its rows; None for any other call."""
     if type(x) is not ndarray or type(indices) is not ndarray or x.ndim != 2 or axis not in (-1, 1):
         return None

@@ -1,5 +1,6 @@
 """Sums whose rounding errors are carried along, and the reduction of losses to their mean or sum."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,24 @@ def exact_sum(terms: Any, axis: int) -> Any:
     return s
 
 
+def _fsum(terms: list[float]) -> float | None:
+    """The exact sum, rounded once; None if it overflows."""
+    try:
+        return math.fsum(terms)
+    except OverflowError:
+        return None
+
+
 def total(losses: Any) -> Any:
     """The sum of all losses, in their C order: in blocks of 1024, each by halves, with the rounding errors.
 
-    It depends on nothing but the losses and their order.
+    It depends on nothing but the losses and their order. Of one block it is rounded once.
     """
     s = losses.reshape(-1)
+    if s.size <= _BLOCK and s.dtype == np.float64:
+        exact = sum(s.tolist()) if not np.isfinite(s).all() else _fsum(s.tolist())
+        if exact is not None:
+            return s.dtype.type(exact)
     rest = np.zeros_like(s)
     while s.size > 1:
         length = min(_BLOCK, 1 << (s.size - 1).bit_length())  # zeros that a short block lacks would change nothing
