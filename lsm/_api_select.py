@@ -2,15 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy import ndarray
-
 from lsm._api import Array
-from lsm._fastpath import fast_functions
+from lsm._fastpath import take_quickly
 from lsm._untraced import untraced
-
-_QUICK_ELEMENTS = 2**15  # up to here a log-softmax of all classes fits a cache, and is gathered from at once
-_INT64 = np.dtype(np.int64)
 
 
 class TopK(NamedTuple):
@@ -106,20 +100,6 @@ def take_log_softmax(
         if y is not None:
             return y
     return untraced(_take)(x, indices, axis, temperature, where, out, dtype, backend)
-
-
-def take_quickly(x: Any, indices: Any, axis: Any, backend: Any) -> Any:
-    """The result for a small matrix and one valid class for each of its rows; None for any other call."""
-    if type(x) is not ndarray or type(indices) is not ndarray or x.ndim != 2 or axis not in (-1, 1):
-        return None
-    n_frames, n_classes = x.shape
-    if indices.shape != (n_frames,) or indices.dtype is not _INT64 or not 0 < x.size <= _QUICK_ELEMENTS:
-        return None
-    fast = fast_functions(x.dtype, backend)
-    if fast is None or indices.view(np.uint64).max() >= n_classes:  # negative ones are huge
-        return None
-    y = fast.log_softmax(x, axis, None)
-    return None if y is None else y.reshape(-1)[np.arange(0, x.size, n_classes) + indices]
 
 
 def top_k_log_softmax(
