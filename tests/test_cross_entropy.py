@@ -218,6 +218,14 @@ def test_empty_axes_and_scalars(backend):
     assert both(np.float32(3), np.float32(1), backend)[0] == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"weight": [0.3]}, {"label_smoothing": 0.1}, {"temperature": 0.7}])
+def test_one_class_has_no_gradient(backend, dtype, options):
+    for t in ([0, 0], np.ones((2, 1))):
+        for smoothing in ({}, {"label_smoothing": 0.1}):
+            value, gradient = both(np.array([[3], [-1]], dtype), t, backend, **options | smoothing)
+            assert value == 0 and (gradient == 0).all()
+
+
 def test_no_warnings(backend, dtype):
     values = np.array([NAN, INF, -INF, 0, 6e4, -6e4, 1e-7, -0.0])
     x = np.array(np.meshgrid(values, values, values)).reshape(3, -1).T.astype(dtype)
