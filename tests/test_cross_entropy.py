@@ -234,6 +234,8 @@ def test_no_warnings(backend, dtype):
         for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 10.0, "dtype": dtype}):
             lsm.cross_entropy_value_and_grad(x, np.zeros(len(x), int), **options, backend=backend)
         lsm.cross_entropy_value_and_grad(x, np.full(x.shape, 0.3), temperature=0.1, backend=backend)
+        weight = np.array([1, np.finfo(np.longdouble).max, np.finfo(np.longdouble).tiny])
+        lsm.cross_entropy_value_and_grad(x, np.zeros(len(x), int), weight=weight, backend=backend)
 
 
 # -- bits, axes and memory ------------------------------------------------------------------------------------------
