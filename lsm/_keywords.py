@@ -123,7 +123,10 @@ def weights_of(b: Any, x: Any, own: str, library: ArrayLibrary) -> Operand:
     A Python number leaves the dtype as it is. TypeError and BackendUnsupportedError are as for `where`.
     """
     if isinstance(b, (int, float)):
-        return Operand(np.asarray(_as_float64(np.asarray(b))), "cpu", own)
+        try:
+            return Operand(np.asarray(float(b)), "cpu", own)
+        except OverflowError:
+            raise ValueError("b: an int that is too large for float64; add its logarithm to the result") from None
     other = library_of(b)
     operand = other.validate(b, "b")
     check_alike(library, other, x, operand.array, ("a", "b"))
