@@ -145,7 +145,8 @@ def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> A
         One is not the number of a class, and is not `ignore_index`.
     """
     frames, shape = logits.frames, logits.values.shape
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__")):
+    ignored = None if ignore_index is None else _check.as_int(ignore_index)
+    if ignored is None and ignore_index is not None:
         raise TypeError(f"ignore_index: {ignore_index!r}; accepted: an int, or None to ignore nothing")
     made = operand(targets, "targets", logits)
     if kind(made) == "floating" and (made.size or not isinstance(targets, (list, tuple)) or made.shape == shape):
@@ -163,7 +164,6 @@ def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> A
     if made.shape != frames.shape:
         expected = f"{frames.shape}, the shape of the frames; probabilities of shape {shape} have a floating dtype"
         raise ValueError(f"targets: shape {made.shape}; accepted: {expected}")
-    ignored = None if ignore_index is None else int(ignore_index.__index__())
     return in_range(made, "targets", frames.n_classes, ignored)
 
 
