@@ -10,6 +10,7 @@ from lsm import _check
 from lsm._frames import Frames
 from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, check_alike, library_of
+from lsm._interop_base import ArrayLibrary
 from lsm._logits import Logits, widened
 
 
@@ -55,17 +56,26 @@ def integers(array: Any, name: str, logits: Logits) -> Any:
 
 
 _ACCEPTED = {
-    "indices": "numbers of classes, such as indices.astype('int64')",
+    "indices": "numbers of classes, converted to int64",
     "targets": "numbers of classes, or probabilities of the dtype of the logits",
 }
 _REMEDIES = {
-    "indices": "pass numpy.where(indices < 0, 0, indices) for padding, and drop those results",
+    "indices": "pass {}.where(indices < 0, 0, indices) for padding, and drop those results",
     "targets": "pass ignore_index= to leave frames out",
 }
 
 
-def in_range(numbers: Any, name: str, n_classes: int, ignored: int | None = None, start: Sequence[int] = ()) -> Any:
+def in_range(
+    numbers: Any,
+    name: str,
+    n_classes: int,
+    ignored: int | None = None,
+    start: Sequence[int] = (),
+    library: ArrayLibrary = NUMPY_LIBRARY,
+) -> Any:
     """The numbers as a new int64 array in C order, with -1 for ignored ones; `start` is where this part of them begins.
+
+    The remedy of a message is for the arrays of `library`.
 
     Raises
     ------
@@ -81,7 +91,8 @@ def in_range(numbers: Any, name: str, n_classes: int, ignored: int | None = None
         at = [int(i) + first for i, first in zip_longest(place, start, fillvalue=0)]
         where = f" at {at}" if place else ""
         accepted = f"0 to {n_classes - 1}" if n_classes else "none, there are no classes"
-        raise IndexError(f"{name}: {int(numbers[place])}{where}; accepted: {accepted}; {_REMEDIES[name]}")
+        remedy = _REMEDIES[name].format(library.converter.rpartition(".")[0] or "numpy")
+        raise IndexError(f"{name}: {int(numbers[place])}{where}; accepted: {accepted}; {remedy}")
     made = np.array(numbers, np.int64, order="C")
     if left_out is not None:
         made[left_out] = -1
@@ -96,7 +107,7 @@ def indices_for(indices: Any, logits: Logits) -> tuple[Any, tuple[int, ...]]:
     """
     made, frames = integers(indices, "indices", logits), logits.frames
     shape = shape_of_taken(made.shape, logits.values.shape, frames)
-    made = in_range(made, "indices", frames.n_classes)
+    made = in_range(made, "indices", frames.n_classes, library=logits.library)
     if shape == frames.shape:
         return made.reshape((*shape[: frames.at], 1, *shape[frames.at :])), shape
     return np.broadcast_to(made, shape), shape
