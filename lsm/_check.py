@@ -178,7 +178,8 @@ def check_out_like(found: tuple[int, ...], found_dtype: str, shape: tuple[int, .
     if found != shape:
         raise ValueError(f"out: has shape {found}; the result has shape {shape}")
     if found_dtype != dtype:
-        raise TypeError(f"out: has dtype {found_dtype}; the result has dtype {dtype} (set by dtype=)")
+        source = "that of the inputs, or set by dtype= if it is no gradient"
+        raise TypeError(f"out: has dtype {found_dtype}; the result has dtype {dtype} ({source})")
 
 
 def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:

@@ -375,6 +375,13 @@ def test_arguments_that_are_refused(targets, options, error, message):
         lsm.cross_entropy(np.zeros((2, 3)), targets, **options)
 
 
+def test_the_message_about_the_dtype_of_out_fits_gradients():
+    x = np.zeros((2, 3), np.float32)
+    for options in ({}, {"dtype": "float64"}):  # which sets the dtype of the loss alone
+        with pytest.raises(TypeError, match=r"^out: has dtype float64; .* float32 \(.* dtype= if it is no gradient\)"):
+            lsm.cross_entropy_value_and_grad(x, [0, 1], out=np.zeros((2, 3)), **options)
+
+
 def test_logits_that_are_refused(backend):
     for x in (np.zeros((2, 3), complex), np.ma.masked_array(np.zeros((2, 3))), [["a", "b", "c"]] * 2):
         with pytest.raises(TypeError, match="^logits: "):
