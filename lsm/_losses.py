@@ -80,6 +80,10 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
             factor = np.where(labels >= 0, weight[labels] if weight.size else 0.0, 0)
             if not loss.smoothing:
                 labels = np.where(factor == 0, -1, labels)
+            exponent = np.frexp(np.abs(factor).max(initial=0))[1]
+            if loss.reduction == "mean" and exponent < -500:  # 1 over the sum could overflow; multiples change no mean
+                factor, weight = np.ldexp(factor, -exponent), np.ldexp(weight, -exponent)
+                loss = loss._replace(weight=weight)
         denominator = np.count_nonzero(labels >= 0) if factor is None else total(factor)
     scale = logits.wide.type(1)
     if loss.reduction == "mean":

@@ -125,6 +125,18 @@ def test_nothing_is_left(backend):
     assert both(np.empty((0, 3)), [], backend, reduction="none")[0].shape == (0,)
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}])
+def test_the_mean_with_weights_below_the_range(backend, options):
+    """The mean depends on nothing but their ratios."""
+    x, t = np.array([[0.0, 1], [2, 0], [-1, 3]]), [0, 1, 1]
+    tiny = np.finfo(float).smallest_subnormal
+    for weight in ([1, 1], [1, 2]):
+        found, expected = (both(x, t, backend, weight=np.array(weight) * scale, **options) for scale in (tiny, 1.0))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert (both(x[:, :1], [0, 0, 0], backend, weight=[tiny], **options)[1] != 0).any() == ("z_loss" in options)
+
+
 def test_what_is_ignored_is_not_read(backend, dtype):
     x = np.array([[NAN, 0], [INF, 1], [-INF, -INF], [1, 2]]).astype(dtype)
     value, gradient = both(x, [-1, -1, -1, 0], backend, ignore_index=-1)
