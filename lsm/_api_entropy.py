@@ -55,7 +55,8 @@ def entropy(
     Notes
     -----
     For any finite frame, the result is within 4 ulp, also near 0; in 16 bits within 0.501 ulp. A frame that contains
-    NaN or +inf, or only -inf, becomes NaN; one of no classes becomes 0. The gradient is ``-p * (log(p) + H)``.
+    NaN or +inf, or only -inf, becomes NaN; one of no classes becomes 0. The gradient is
+    ``-p * (log(p) + H) / temperature``, and 0 where p is.
 
     Examples
     --------
@@ -111,7 +112,7 @@ def kl_divergence(
     It is computed as ``sum(p * (expm1(t) - t)) - (r - log1p(r))`` with ``t = log(q / p)``, from differences of the
     logits, and ``r = sum(p * expm1(t))``, which would be 0 without rounding: so it keeps its digits however near the
     distributions are. It is within 4 ulp, in float64 within 8. A frame in which one of the inputs contains NaN or +inf,
-    or only -inf, becomes NaN. The gradient by `q_logits` is ``q - p``.
+    or only -inf, becomes NaN. The gradient by `q_logits` is ``(q - p) / temperature``.
 
     Examples
     --------

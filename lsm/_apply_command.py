@@ -49,8 +49,8 @@ def apply(args: argparse.Namespace, progress: _apply.Progress) -> int:
     for name, flag in _FLAGS.items():
         value, which = getattr(args, name), f"--op {', '.join(_having(name))}"
         if name not in parameters and value is not None:
-            what = "an input of {}; the result is written to OUT" if name in _ARRAYS else "an option of {}"
-            args.usage_error(f"{flag} is {what.format(which)}, not of {args.op}")
+            what, end = ("input", "; the result is written to OUT") if name in _ARRAYS else ("option", "")
+            args.usage_error(f"{flag} is an {what} of {which}, not of {args.op}{end}")
         if name in parameters and name in _NEEDED and value is None:
             metavar = "FILE.npy" if name in _ARRAYS else name.upper()
             args.usage_error(f"{args.op} needs {flag} {metavar}; IN is {parameters[0]}")

@@ -200,9 +200,10 @@ class Call:
             view, b = with_weights(b, views[0], self.library)
             views = (view,)
         axes = _check.normalised_axes(self.axis, views[0].ndim)
+        name = self.operation.names[0]
         arrays = {
-            "where": mask_for(self.keywords.where, x, views[0], self.library, self.operation.names[0]),
-            "temperature": temperature_for(self.keywords.temperature, x, views[0], self.library, axes),
+            "where": mask_for(self.keywords.where, x, views[0], self.library, name),
+            "temperature": temperature_for(self.keywords.temperature, x, views[0], self.library, axes, name),
             "b": b,
         }
         arrays = {name: value for name, value in arrays.items() if value is not None}

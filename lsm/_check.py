@@ -108,6 +108,16 @@ def at_least_float32(own: str) -> str:
     return "float32" if own in ("float16", "bfloat16") else own
 
 
+def as_int(value: Any) -> int | None:
+    """A value as an int; None if it is a bool, or no integer."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return None
+    is_bool = isinstance(value, (bool, np.bool_)) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+    return None if is_bool else number
+
+
 _WIDTHS = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3, "longdouble": 4}
 
 
@@ -137,11 +147,8 @@ def normalised_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, .
     axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
     normalised = []
     for item in axes:
-        try:
-            i = operator.index(item)
-        except TypeError:
-            i = None
-        if i is None or isinstance(item, (bool, np.bool_)):
+        i = as_int(item)
+        if i is None:
             raise TypeError(f"axis: {axis!r} is not accepted; accepted: an int, a tuple of ints, or None for all")
         if not -max(ndim, 1) <= i < max(ndim, 1):
             raise AxisError(i, ndim, "axis")
@@ -171,7 +178,8 @@ def check_out_like(found: tuple[int, ...], found_dtype: str, shape: tuple[int, .
     if found != shape:
         raise ValueError(f"out: has shape {found}; the result has shape {shape}")
     if found_dtype != dtype:
-        raise TypeError(f"out: has dtype {found_dtype}; the result has dtype {dtype} (set by dtype=)")
+        source = "that of the inputs, or set by dtype= if it is no gradient"
+        raise TypeError(f"out: has dtype {found_dtype}; the result has dtype {dtype} ({source})")
 
 
 def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:

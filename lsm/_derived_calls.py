@@ -64,7 +64,7 @@ def cross_entropy(
     """See `lsm.cross_entropy_value_and_grad`; the gradient only if `function` is that."""
     smoothing = number(smoothing, "label_smoothing", 1.0)
     z_loss = number(z_loss, "z_loss", float("inf"))
-    if reduction not in ("mean", "sum", "none"):
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: {reduction!r}; accepted: 'mean', 'sum' or 'none'")
     logits = Logits(function, x, "logits", axis, dtype=dtype, backend=backend)
     result = logits.result_dtype(dtype)

@@ -5,6 +5,7 @@ their libraries, else by attributes of its classes. Of the attributes that a cla
 and methods count: for a table they include its columns, and for xarray the contents of attrs.
 """
 
+import re
 from collections import UserList, deque
 from collections.abc import Callable
 from functools import lru_cache
@@ -82,12 +83,28 @@ def _has_nulls(x: Any) -> bool:
     return any(_has_nulls(part) for part in (*getattr(x, "chunks", ()), *parts) if hasattr(part, "null_count"))
 
 
+# What masked elements of other arguments than logits may be filled with, and to which effect.
+_FILLS = {
+    "b": ("0", "which excludes masked classes"),
+    "weight": ("0", "which leaves masked classes out as targets"),
+    "temperature": ("1", "or another number for masked frames"),
+    "indices": ("0", "and drop those results"),
+    "targets": ("-1", "with ignore_index=-1"),
+    "probabilities": ("0", "which adds nothing to the loss"),
+    "where": ("False", "which excludes masked classes"),
+}
+
+
 def _filled(x: Any, name: str, options: Options) -> str:
-    """Set masked classes to -inf, which requires a floating dtype."""
-    if not hasattr(type(x), "filled"):
-        return f"numpy.where({name}.mask, -numpy.inf, {name}), which excludes masked classes"
+    """Set masked classes to -inf, which requires a floating dtype, or elements of other arguments to what suits."""
     is_floating = getattr(_attribute(x, "dtype"), "kind", "f") == "f"
-    return f"{name}{'' if is_floating else '.astype(float)'}.filled(-numpy.inf), which excludes masked classes"
+    argument = re.split(r"[.\[]", name)[0]
+    argument = "probabilities" if argument == "targets" and is_floating else argument
+    value, effect = _FILLS.get(argument, ("-numpy.inf", "which excludes masked classes"))
+    if not hasattr(type(x), "filled"):
+        return f"numpy.where({name}.mask, {value}, {name}), {effect}"
+    floating = "" if is_floating or argument in _FILLS else ".astype(float)"
+    return f"{name}{floating}.filled({value}), {effect}"
 
 
 def _without_unit(x: Any, name: str, options: Options) -> str:

@@ -60,14 +60,16 @@ def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "
     return broadcast(_as_view(mask, view, library), view.shape)
 
 
-def temperature_for(temperature: Any, x: Any, view: Any, library: ArrayLibrary, axes: tuple[int, ...]) -> Any:
+def temperature_for(
+    temperature: Any, x: Any, view: Any, library: ArrayLibrary, axes: tuple[int, ...], name: str = "x"
+) -> Any:
     """The temperature, as float64: a float, or an array with length 1 along the axes; None if it is 1.
 
     Parameters
     ----------
     temperature : number or array
         As passed by the caller: an array of `library`, an ndarray or an array_like.
-    x, view, library
+    x, view, library, name
         As for `mask_for`.
     axes : tuple of int
         The axes of the classes.
@@ -95,7 +97,7 @@ def temperature_for(temperature: Any, x: Any, view: Any, library: ArrayLibrary, 
         made = _as_float(temperature) if is_number else temperature
         values = NUMPY_LIBRARY.validate(made, "temperature").array
     else:
-        values = _operand(temperature, ("x", "temperature"), x, library)
+        values = _operand(temperature, (name, "temperature"), x, library)
         values = TORCH_LIBRARY.astype(values, "float64") if own is TORCH_LIBRARY else values
         if isinstance(view, np.ndarray):
             values = library.as_numpy(values, "temperature")
@@ -123,7 +125,10 @@ def weights_of(b: Any, x: Any, own: str, library: ArrayLibrary) -> Operand:
     A Python number leaves the dtype as it is. TypeError and BackendUnsupportedError are as for `where`.
     """
     if isinstance(b, (int, float)):
-        return Operand(np.asarray(_as_float64(np.asarray(b))), "cpu", own)
+        try:
+            return Operand(np.asarray(float(b)), "cpu", own)
+        except OverflowError:
+            raise ValueError("b: an int that is too large for float64; add its logarithm to the result") from None
     other = library_of(b)
     operand = other.validate(b, "b")
     check_alike(library, other, x, operand.array, ("a", "b"))

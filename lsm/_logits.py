@@ -63,7 +63,7 @@ class Logits:
     def select(self, result: str, backend: Any, temperature: Any, where: Any) -> None:
         """Check the keywords, and find the backend for a log-softmax of dtype `result`."""
         self.mask = mask_for(where, self.array, self.values, self.library, self.name)
-        self.temperature = temperature_for(temperature, self.array, self.values, self.library, self.axes)
+        self.temperature = temperature_for(temperature, self.array, self.values, self.library, self.axes, self.name)
         self.backend, self.result = backend, result
         self._find(LOG_SOFTMAX, result)
 

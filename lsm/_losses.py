@@ -80,6 +80,10 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
             factor = np.where(labels >= 0, weight[labels] if weight.size else 0.0, 0)
             if not loss.smoothing:
                 labels = np.where(factor == 0, -1, labels)
+            exponent = np.frexp(np.abs(factor).max(initial=0))[1]
+            if loss.reduction == "mean" and exponent < -500:  # 1 over the sum could overflow; multiples change no mean
+                factor, weight = np.ldexp(factor, -exponent), np.ldexp(weight, -exponent)
+                loss = loss._replace(weight=weight)
         denominator = np.count_nonzero(labels >= 0) if factor is None else total(factor)
     scale = logits.wide.type(1)
     if loss.reduction == "mean":
@@ -115,12 +119,13 @@ def _narrow_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any
     y = logits.log_softmax(index)
     y_label = np.take_along_axis(y, part.labels, at).astype(logits.wide)
     value = 0 - y_label if part.factor is None else (0 - y_label) * f
-    total_weight, of_label, of_square, shares = f, f, 0.0, None  # W, w q at the label, 2 f z_loss L, and w q elsewhere
+    total_weight, of_square, shares = f, 0.0, None  # W, 2 f z_loss L, and what smoothing adds to w q
+    of_label, of_shares = f, 0.0  # W = these two
     if loss.smoothing:
         of_label = (1 - loss.smoothing) * f
-        shares, value, weights = _shares(logits, loss, index, y)
+        shares, value, of_shares = _shares(logits, loss, index, y)
         value = value + np.where(of_label == 0, 0, of_label * (0 - y_label))
-        total_weight = of_label + weights
+        total_weight = of_label + of_shares
     if loss.z_loss:
         k = np.expand_dims(y.argmax(axis=at), at)
         m, temperature = widened(np.take_along_axis(logits.block(index), k, at), logits.wide), part.temperature
@@ -137,7 +142,7 @@ def _narrow_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any
     at_label = total_weight * np.expm1(y_label) + of_square * np.exp(y_label)
     if shares is not None:
         of_other = np.take_along_axis(np.broadcast_to(shares, p.shape), part.labels, at)
-        at_label += (total_weight - of_label) - of_other
+        at_label += of_shares - of_other
     at_label *= scale
     rate = np.asarray((total_weight + of_square) * scale).astype(p.dtype)
     target = frames.block(out, index)

@@ -1,6 +1,5 @@
 """Some classes of a log-softmax: at given indices, or the k largest."""
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -43,11 +42,8 @@ def top_k(logits: Logits, k: int, values: Any, places: Any) -> None:
 
 def shape_of_top_k(k: Any, frames: Frames) -> tuple[int, ...]:
     """The shape of the results: k along the axis of the classes. TypeError or ValueError if there is no such k."""
-    try:
-        n = operator.index(k)
-    except TypeError:
-        n = None
-    if n is None or isinstance(k, (bool, np.bool_)):
+    n = _check.as_int(k)
+    if n is None:
         raise TypeError(f"k: {k!r} is a {type(k).__name__}; accepted: an int from 0 to {frames.n_classes}")
     if not 0 <= n <= frames.n_classes:
         raise ValueError(f"k: {n}; accepted: from 0 to {frames.n_classes}, the number of classes")

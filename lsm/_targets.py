@@ -8,7 +8,9 @@ import numpy as np
 
 from lsm import _check
 from lsm._frames import Frames
+from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, check_alike, library_of
+from lsm._interop_base import ArrayLibrary
 from lsm._logits import Logits, widened
 
 
@@ -54,17 +56,26 @@ def integers(array: Any, name: str, logits: Logits) -> Any:
 
 
 _ACCEPTED = {
-    "indices": "numbers of classes, such as indices.astype('int64')",
+    "indices": "numbers of classes, converted to int64",
     "targets": "numbers of classes, or probabilities of the dtype of the logits",
 }
 _REMEDIES = {
-    "indices": "pass numpy.where(indices < 0, 0, indices) for padding, and drop those results",
+    "indices": "pass {}.where(indices < 0, 0, indices) for padding, and drop those results",
     "targets": "pass ignore_index= to leave frames out",
 }
 
 
-def in_range(numbers: Any, name: str, n_classes: int, ignored: int | None = None, start: Sequence[int] = ()) -> Any:
+def in_range(
+    numbers: Any,
+    name: str,
+    n_classes: int,
+    ignored: int | None = None,
+    start: Sequence[int] = (),
+    library: ArrayLibrary = NUMPY_LIBRARY,
+) -> Any:
     """The numbers as a new int64 array in C order, with -1 for ignored ones; `start` is where this part of them begins.
+
+    The remedy of a message is for the arrays of `library`.
 
     Raises
     ------
@@ -80,7 +91,8 @@ def in_range(numbers: Any, name: str, n_classes: int, ignored: int | None = None
         at = [int(i) + first for i, first in zip_longest(place, start, fillvalue=0)]
         where = f" at {at}" if place else ""
         accepted = f"0 to {n_classes - 1}" if n_classes else "none, there are no classes"
-        raise IndexError(f"{name}: {int(numbers[place])}{where}; accepted: {accepted}; {_REMEDIES[name]}")
+        remedy = _REMEDIES[name].format(library.converter.rpartition(".")[0] or "numpy")
+        raise IndexError(f"{name}: {int(numbers[place])}{where}; accepted: {accepted}; {remedy}")
     made = np.array(numbers, np.int64, order="C")
     if left_out is not None:
         made[left_out] = -1
@@ -95,7 +107,7 @@ def indices_for(indices: Any, logits: Logits) -> tuple[Any, tuple[int, ...]]:
     """
     made, frames = integers(indices, "indices", logits), logits.frames
     shape = shape_of_taken(made.shape, logits.values.shape, frames)
-    made = in_range(made, "indices", frames.n_classes)
+    made = in_range(made, "indices", frames.n_classes, library=logits.library)
     if shape == frames.shape:
         return made.reshape((*shape[: frames.at], 1, *shape[frames.at :])), shape
     return np.broadcast_to(made, shape), shape
@@ -127,7 +139,7 @@ def weights_for(weight: Any, logits: Logits) -> Any:
         )
     if made.shape != (logits.frames.n_classes,):
         raise ValueError(f"weight: shape {made.shape}; accepted: {(logits.frames.n_classes,)}, one weight a class")
-    return widened(made, logits.wide)
+    return call_within(np.errstate(all="ignore"), widened, made, logits.wide)  # longdouble may leave the range
 
 
 def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> Any:
@@ -144,7 +156,8 @@ def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> A
         One is not the number of a class, and is not `ignore_index`.
     """
     frames, shape = logits.frames, logits.values.shape
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__")):
+    ignored = None if ignore_index is None else _check.as_int(ignore_index)
+    if ignored is None and ignore_index is not None:
         raise TypeError(f"ignore_index: {ignore_index!r}; accepted: an int, or None to ignore nothing")
     made = operand(targets, "targets", logits)
     if kind(made) == "floating" and (made.size or not isinstance(targets, (list, tuple)) or made.shape == shape):
@@ -162,7 +175,6 @@ def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> A
     if made.shape != frames.shape:
         expected = f"{frames.shape}, the shape of the frames; probabilities of shape {shape} have a floating dtype"
         raise ValueError(f"targets: shape {made.shape}; accepted: {expected}")
-    ignored = None if ignore_index is None else int(ignore_index.__index__())
     return in_range(made, "targets", frames.n_classes, ignored)
 
 

@@ -74,7 +74,10 @@ def test_temperature_dtype_and_backend(work, logits):  # noqa: F811
         ("top_k_log_softmax", "top_k_log_softmax needs --k K; IN is x"),
         ("top_k_log_softmax --k two", "--k: invalid int value: 'two'"),
         ("take_log_softmax", "take_log_softmax needs --index FILE.npy; IN is x"),
-        ("softmax --index i.npy", "--index is an input of --op take_log_softmax; the result is written to OUT"),
+        (
+            "softmax --index i.npy",
+            "--index is an input of --op take_log_softmax, not of softmax; the result is written to OUT",
+        ),
     ],
 )
 def test_usage(work, capsys, args, said):  # noqa: F811

@@ -125,6 +125,18 @@ def test_nothing_is_left(backend):
     assert both(np.empty((0, 3)), [], backend, reduction="none")[0].shape == (0,)
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}])
+def test_the_mean_with_weights_below_the_range(backend, options):
+    """The mean depends on nothing but their ratios."""
+    x, t = np.array([[0.0, 1], [2, 0], [-1, 3]]), [0, 1, 1]
+    tiny = np.finfo(float).smallest_subnormal
+    for weight in ([1, 1], [1, 2]):
+        found, expected = (both(x, t, backend, weight=np.array(weight) * scale, **options) for scale in (tiny, 1.0))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert (both(x[:, :1], [0, 0, 0], backend, weight=[tiny], **options)[1] != 0).any() == ("z_loss" in options)
+
+
 def test_what_is_ignored_is_not_read(backend, dtype):
     x = np.array([[NAN, 0], [INF, 1], [-INF, -INF], [1, 2]]).astype(dtype)
     value, gradient = both(x, [-1, -1, -1, 0], backend, ignore_index=-1)
@@ -218,6 +230,14 @@ def test_empty_axes_and_scalars(backend):
     assert both(np.float32(3), np.float32(1), backend)[0] == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"weight": [0.3]}, {"label_smoothing": 0.1}, {"temperature": 0.7}])
+def test_one_class_has_no_gradient(backend, dtype, options):
+    for t in ([0, 0], np.ones((2, 1))):
+        for smoothing in ({}, {"label_smoothing": 0.1}):
+            value, gradient = both(np.array([[3], [-1]], dtype), t, backend, **options | smoothing)
+            assert value == 0 and (gradient == 0).all()
+
+
 def test_no_warnings(backend, dtype):
     values = np.array([NAN, INF, -INF, 0, 6e4, -6e4, 1e-7, -0.0])
     x = np.array(np.meshgrid(values, values, values)).reshape(3, -1).T.astype(dtype)
@@ -226,6 +246,8 @@ def test_no_warnings(backend, dtype):
         for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 10.0, "dtype": dtype}):
             lsm.cross_entropy_value_and_grad(x, np.zeros(len(x), int), **options, backend=backend)
         lsm.cross_entropy_value_and_grad(x, np.full(x.shape, 0.3), temperature=0.1, backend=backend)
+        weight = np.array([1, np.finfo(np.longdouble).max, np.finfo(np.longdouble).tiny])
+        lsm.cross_entropy_value_and_grad(x, np.zeros(len(x), int), weight=weight, backend=backend)
 
 
 # -- bits, axes and memory ------------------------------------------------------------------------------------------
@@ -337,6 +359,8 @@ def test_threads_change_nothing(rng):
         (np.ma.masked_array([0, 1], [0, 1]), {}, TypeError, "^targets: "),
         (np.ones((2, 3)), {"ignore_index": 1}, TypeError, "^ignore_index: 1, with probabilities"),
         ([0, 1], {"ignore_index": 1.5}, TypeError, "^ignore_index: 1.5; accepted: an int"),
+        ([0, 1], {"ignore_index": True}, TypeError, "^ignore_index: True; accepted: an int"),
+        ([0, 1], {"ignore_index": np.array([1, 2])}, TypeError, r"^ignore_index: array\(\[1, 2\]\); accepted: an int"),
         ([0, 1], {"weight": [1, 2]}, ValueError, r"^weight: shape \(2,\); accepted: \(3,\)"),
         ([0, 1], {"weight": [1j, 2, 3]}, TypeError, "^weight: dtype complex128"),
         ([0, 1], {"label_smoothing": 1.5}, ValueError, "^label_smoothing: 1.5; accepted: a finite number from 0 to 1"),
@@ -344,6 +368,7 @@ def test_threads_change_nothing(rng):
         ([0, 1], {"z_loss": -1}, ValueError, "^z_loss: -1; accepted: a finite number of at least 0"),
         ([0, 1], {"z_loss": "1"}, ValueError, "^z_loss: '1'"),
         ([0, 1], {"reduction": "max"}, ValueError, "^reduction: 'max'; accepted: 'mean', 'sum' or 'none'"),
+        ([0, 1], {"reduction": np.array(["sum", "none"])}, ValueError, "^reduction: array"),
         ([0, 1], {"temperature": 0}, ValueError, "^temperature: 0"),
         ([0, 1], {"where": [1, 0, 1]}, TypeError, "^where: "),
         ([0, 1], {"axis": (0, 1)}, TypeError, r"^axis: \(0, 1\); accepted: one int"),
@@ -360,6 +385,13 @@ def test_arguments_that_are_refused(targets, options, error, message):
     assert (out == 7).all()
     with pytest.raises(error, match=message):
         lsm.cross_entropy(np.zeros((2, 3)), targets, **options)
+
+
+def test_the_message_about_the_dtype_of_out_fits_gradients():
+    x = np.zeros((2, 3), np.float32)
+    for options in ({}, {"dtype": "float64"}):  # which sets the dtype of the loss alone
+        with pytest.raises(TypeError, match=r"^out: has dtype float64; .* float32 \(.* dtype= if it is no gradient\)"):
+            lsm.cross_entropy_value_and_grad(x, [0, 1], out=np.zeros((2, 3)), **options)
 
 
 def test_logits_that_are_refused(backend):
@@ -426,9 +458,10 @@ def test_losses_add_up_and_gradients_do_not(data):
     n = data.draw(st.integers(1, 6))
     n_frames = data.draw(st.integers(1, 5))
     numbers = st.floats(-30, 30, width=32)
+    weights = st.just(0.0) | st.floats(1e-3, 4)  # if that of a label is far smaller, a smoothed mean is huge or inf
     x = np.array(data.draw(st.lists(numbers, min_size=n * n_frames, max_size=n * n_frames))).reshape(n_frames, n)
     options = {
-        "weight": data.draw(st.none() | st.lists(st.floats(0, 4), min_size=n, max_size=n)),
+        "weight": data.draw(st.none() | st.lists(weights, min_size=n, max_size=n)),
         "label_smoothing": data.draw(st.sampled_from([0, 0.3, 1])),
         "reduction": data.draw(st.sampled_from(["mean", "sum", "none"])),
         "temperature": data.draw(st.sampled_from([1.0, 0.5])),

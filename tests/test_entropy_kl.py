@@ -26,6 +26,17 @@ def test_entropy(backend, dtype, n, rng):
             assert exact.ulps(narrow, expected).max() <= 0.501
 
 
+def test_the_gradients_are_the_documented_formulas(rng):
+    x, other, step, t = rng.standard_normal(5), rng.standard_normal(5), 1e-6, 0.7
+    p, q = lsm.softmax(other, temperature=t), lsm.softmax(x, temperature=t)
+    for function, gradient in (
+        (lambda z: lsm.entropy(z, temperature=t), -q * (np.log(q) + lsm.entropy(x, temperature=t)) / t),
+        (lambda z: lsm.kl_divergence(other, z, temperature=t), (q - p) / t),
+    ):
+        found = [(function(x + step * e) - function(x - step * e)) / (2 * step) for e in np.eye(5)]
+        np.testing.assert_allclose(found, gradient, atol=1e-8)
+
+
 @pytest.mark.parametrize("distance", [10, 1, 1e-4, 1e-10])
 @pytest.mark.parametrize("n", [2, 33])
 def test_kl_divergence(backend, dtype, n, distance, rng):

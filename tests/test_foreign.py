@@ -296,6 +296,32 @@ def test_masked_integers_are_made_floating_first():
     np.testing.assert_allclose(lsm.log_softmax(x.astype(float).filled(-np.inf)), [-2.126928, -np.inf, -0.126928], 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "call", "result"),
+    [
+        ("b", lambda b: lsm.logsumexp(np.zeros((2, 3)), 1, b=b), np.log([2, 2])),
+        ("weight", lambda weight: lsm.cross_entropy(np.zeros((2, 3)), [0, 2], weight=weight), np.log(3)),
+        ("temperature", lambda t: lsm.entropy(np.zeros((2, 3)), temperature=t[:1]), np.log([3, 3])),
+        ("targets", lambda q: lsm.cross_entropy(np.zeros((1, 3)), q[np.newaxis]), 2 * np.log(3)),
+    ],
+)
+def test_a_masked_array_is_filled_with_what_suits_the_argument(name, call, result):
+    x = np.ma.masked_array([1.0, np.nan, 1.0], [False, True, False])
+    with pytest.raises(TypeError, match=rf"^{name}: .*; pass {name}\.filled\((\d)\)") as caught:
+        call(x)
+    value = 1 if name == "temperature" else 0
+    assert f".filled({value})" in str(caught.value)
+    np.testing.assert_allclose(call(x.filled(value)), result)
+
+
+def test_masked_classes_of_frames_are_filled_as_integers():
+    x = np.ma.masked_array([1, 9], [False, True])
+    with pytest.raises(TypeError, match=r"^targets: .*; pass targets\.filled\(-1\), with ignore_index=-1$"):
+        lsm.cross_entropy(np.zeros((2, 3)), x)
+    with pytest.raises(TypeError, match=r"^indices: .*; pass indices\.filled\(0\), and drop those results$"):
+        lsm.take_log_softmax(np.zeros((2, 3)), x)
+
+
 def test_lists_that_hold_themselves_end():
     x = [1.0]
     x += [x] * 5

@@ -152,6 +152,8 @@ def test_shapes_dtypes_and_out(backend, rng):
         assert lsm.logsumexp(f4, b=weights, backend=backend).dtype == dtype
     assert lsm.logsumexp(f4, b=np.ones(5), dtype="float32", backend=backend).dtype == np.float32
     assert lsm.logsumexp(np.float16(0), b=100_000, backend=backend) == np.float16(np.log(100_000))
+    with pytest.raises(ValueError, match="^b: an int that is too large for float64; add its logarithm to the result"):
+        lsm.logsumexp(a, b=10**400, backend=backend)
 
 
 def test_with_a_mask(backend, rng):
