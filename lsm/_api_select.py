@@ -22,6 +22,9 @@ class TopK(NamedTuple):
     indices: Array
 
 
+TopK.__module__ = "lsm"  # as which it is pickled
+
+
 def take_log_softmax(
     x: Any,
     indices: Any,

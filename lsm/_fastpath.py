@@ -52,7 +52,7 @@ def fast_functions(key: Any, backend: Any) -> Any:
 
 
 def take_quickly(x: Any, indices: Any, axis: Any, backend: Any) -> Any:
-    """The result of `take_log_softmax` for a small matrix and one valid class for each of its rows; None for any other call."""
+    """`take_log_softmax` of a small matrix, at one valid class for each of its rows; None for any other call."""
     if type(x) is not np.ndarray or type(indices) is not np.ndarray or x.ndim != 2 or axis not in (-1, 1):
         return None
     n_frames, n_classes = x.shape
