@@ -7,7 +7,7 @@ import numpy as np
 from lsm._check import at_least_float32
 from lsm._derived_loss import divergence, entropy, expected_loss, loss_gradient
 from lsm._frames import Index
-from lsm._logits import BLOCK_ELEMENTS, WIDE_ELEMENTS, Logits, narrowed, widened
+from lsm._logits import WIDE_ELEMENTS, Logits, block_elements, narrowed, widened
 from lsm._reduce import plain_sum, total
 
 
@@ -91,7 +91,7 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
     losses = np.zeros(frames.shape, logits.wide)
     is_narrow = loss.is_narrow(logits.own)
     compute = _narrow_block if is_narrow else _wide_block
-    for index in frames.blocks(BLOCK_ELEMENTS if is_narrow else WIDE_ELEMENTS) if frames.n_classes else ():
+    for index in frames.blocks(block_elements() if is_narrow else WIDE_ELEMENTS) if frames.n_classes else ():
         own, kept, f = None, None, None if factor is None else frames.beside(factor, index)
         if labels is not None:
             own = frames.beside(labels, index)
