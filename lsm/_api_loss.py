@@ -108,7 +108,7 @@ def cross_entropy(
     is_plain = weight is None and ignore_index is None and where is None and dtype is None
     if is_plain and label_smoothing == z_loss == 0 and type(temperature) is float and temperature == 1.0:
         y = take_quickly(logits, targets, axis, backend)
-        if y is not None and y.itemsize >= 4 and reduction in ("none", "mean", "sum"):
+        if y is not None and y.itemsize in (4, 8) and reduction in ("none", "mean", "sum"):
             return call_within(np.errstate(all="ignore"), _reduced, y, reduction)
     options = {"weight": weight, "ignore_index": ignore_index, "smoothing": label_smoothing, "z_loss": z_loss}
     options |= {"temperature": temperature, "where": where, "reduction": reduction, "dtype": dtype, "backend": backend}

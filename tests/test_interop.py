@@ -1158,3 +1158,32 @@ def test_keywords_with_a_backend_for_tensors(installed):
         assert lsm.log_softmax(x.to(dtype), where=mask, backend="of-tensors").dtype == dtype
     with pytest.raises(lsm.BackendUnsupportedError, match="^temperature, b: a Tensor to float64 is not supported"):
         lsm.log_softmax(x.double(), temperature=2, backend="of-tensors")
+
+
+def test_the_message_about_another_library_names_the_logits():
+    x, temperature = np.zeros((2, 3)), torch.ones(2, 1)
+    for name, call in (
+        ("x", lambda **options: lsm.softmax(x, **options)),
+        ("grad_output", lambda **options: lsm.softmax_backward(x, x, **options)),
+        ("logits", lambda **options: lsm.cross_entropy(x, [0, 1], **options)),
+        ("p_logits", lambda **options: lsm.kl_divergence(x, x, **options)),
+    ):
+        with pytest.raises(TypeError, match=rf"^{name}, temperature: .*pass torch.as_tensor\({name}\)"):
+            call(temperature=temperature)
+
+
+def test_what_to_do_about_padding_is_for_the_library_of_the_arrays():
+    x, indices = torch.zeros(2, 3), torch.tensor([1, -1])
+    with pytest.raises(IndexError, match=r"pass torch.where\(indices < 0, 0, indices\) for padding"):
+        lsm.take_log_softmax(x, indices)
+    assert lsm.take_log_softmax(x, torch.where(indices < 0, 0, indices)).shape == (2,)
+
+
+def test_a_bool_of_torch_is_no_integer():
+    assert lsm.top_k_log_softmax([1, 2, 3], torch.tensor(2)).values.shape == (2,)
+    with pytest.raises(TypeError, match="^k: "):
+        lsm.top_k_log_softmax([1, 2, 3], torch.tensor(True))
+    with pytest.raises(TypeError, match="^ignore_index: "):
+        lsm.cross_entropy([1, 2, 3], 0, ignore_index=torch.tensor(True))
+    with pytest.raises(TypeError, match="^axis: "):
+        lsm.entropy(np.zeros((2, 3)), axis=torch.tensor(True))

@@ -103,14 +103,6 @@ def test_indices_out_of_range(backend, indices, message):
     assert (out == 7).all()
 
 
-def test_what_to_do_about_padding_is_for_the_library_of_the_arrays():
-    torch = pytest.importorskip("torch")
-    x, indices = torch.zeros(2, 3), torch.tensor([1, -1])
-    with pytest.raises(IndexError, match=r"pass torch.where\(indices < 0, 0, indices\) for padding"):
-        lsm.take_log_softmax(x, indices)
-    assert lsm.take_log_softmax(x, torch.where(indices < 0, 0, indices)).shape == (2,)
-
-
 @pytest.mark.parametrize(
     ("indices", "axis", "error", "message"),
     [

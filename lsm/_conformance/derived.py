@@ -106,20 +106,25 @@ def gradient(subject: Subject) -> float:
     return worst
 
 
+def filled(x: Any, keep: Any, value: float) -> Any:
+    """A copy of x with this value where `keep` is False; NumPy 1 does not promote bfloat16 and a Python float."""
+    return np.where(keep, x, np.asarray(value, x.dtype))
+
+
 @derived
 def masks(subject: Subject) -> None:
     """Give for where= the bits of -inf in these places, whatever is there, and exact values in them."""
     x, keep = logits(subject), subject.rng().random(SHAPE) < 0.6
     keep[:, 0] = True
     x[:, 0] = 1
-    lean, dirty = np.where(keep, x, -np.inf).astype(x.dtype), np.where(keep, x, np.nan).astype(x.dtype)
-    dy = np.where(keep, samples.gradient(x, subject.rng()), 0).astype(x.dtype)
+    lean, dirty = filled(x, keep, -np.inf), filled(x, keep, np.nan)
+    dy = filled(samples.gradient(x, subject.rng()), keep, 0)
     sample = Sample(lean, subject.rng(), given={"gradient": dy})
     for operation in subject.operations:
         if "where" not in inspect.signature(getattr(lsm, operation.name)).parameters:
             continue
         inputs, what = sample.inputs(operation), f"{operation.name}, where="
-        spoiled = [np.where(keep, array, np.nan).astype(x.dtype) for array in inputs]
+        spoiled = [filled(array, keep, np.nan) for array in inputs]
         want = kept(subject, operation, call(subject, operation, map(subject.to_device, inputs)))
         given, where = map(subject.to_device, spoiled), subject.to_device(keep)
         found = kept(subject, operation, call(subject, operation, given, where=where))
