@@ -127,8 +127,9 @@ class Derived(NamedTuple):
             signs = namespace(out).empty_like(moved[-1])
             self.signs.append(signs.swapaxes(axis, -1))
         n_inputs = len(self.operation.inputs)
+        numbers = (*arrays[:n_inputs], out)
         n_elements = _BLOCK_ELEMENTS if isinstance(out, np.ndarray) else _GPU_BLOCK_ELEMENTS
-        if self.keywords == ("where",) and isinstance(out, np.ndarray) and out.itemsize in _INTEGERS:
+        if self.keywords == ("where",) and all(isinstance(a, np.ndarray) and a.itemsize in _INTEGERS for a in numbers):
             self._run_masked(moved[:n_inputs], moved[n_inputs], moved[-1])
             return
         if self.keywords == ("temperature",) and self.is_narrow and n_inputs == 1 and isinstance(out, np.ndarray):
@@ -154,7 +155,8 @@ class Derived(NamedTuple):
                 _copy_masked(x, takes_part, fill, copy, spare[-1])
             method(*spare[:-1], target.ndim - 1, target)
             # Masked logits have their results already, but in frames that are NaN throughout; gradients may be -0.0.
-            may_differ = len(inputs) > 1 or np.isnan(self.library.astype(target[..., :1], "float64")).any()
+            may_differ = len(inputs) > 1 or out.dtype is BFLOAT16_BITS  # which NumPy cannot test
+            may_differ = may_differ or np.isnan(self.library.astype(target[..., :1], "float64")).any()
             if may_differ and not is_reduction:
                 _set(target, ~takes_part, fill_of_result)
 

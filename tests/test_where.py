@@ -206,3 +206,10 @@ def test_two_methods_are_enough(installed, rng):
             )
             np.testing.assert_allclose(found, expected, rtol=1e-6)
             assert (found[~mask] == MASKED[name]).all()
+
+
+@pytest.mark.parametrize("result", ["float16", "float32", "float64"])
+def test_longdouble_to_a_narrower_dtype(result, rng):
+    x, keep = rng.standard_normal((3, 5)).astype(np.longdouble), rng.random((3, 5)) < 0.7
+    expected = lsm.log_softmax(np.where(keep, x, -np.inf), dtype=result)
+    np.testing.assert_array_equal(lsm.log_softmax(np.where(keep, x, np.nan), where=keep, dtype=result), expected)
