@@ -7,7 +7,8 @@ array([ -0., -20.])
 
 from typing import TYPE_CHECKING, Any
 
-from lsm._api import log_softmax, log_softmax_backward, softmax, softmax_backward
+from lsm._api import log_softmax, softmax
+from lsm._api_gradient import log_softmax_backward, softmax_backward
 from lsm._api_reduce import logsumexp
 from lsm._decide import Decision
 from lsm._dispatch import (

@@ -38,7 +38,7 @@ FLOORS = [
     "lsm._losses lsm._select lsm._targets",
     "lsm._derived_calls",
     "lsm._api",
-    "lsm._api_entropy lsm._api_loss lsm._api_reduce lsm._api_select",
+    "lsm._api_entropy lsm._api_gradient lsm._api_loss lsm._api_reduce lsm._api_select",
     "lsm lsm._conformance lsm.bench",
     "lsm._conformance.arrays lsm._conformance.expected lsm._conformance.oracle lsm.bench.options",
     "lsm._conformance.losses lsm._conformance.samples lsm.bench.machine lsm.bench.workloads",

@@ -68,7 +68,7 @@ def test_cross_entropy_is_torchs_with_the_upstream_gradient(dtype, reduction):
     torch.testing.assert_close(dx, expected)
 
 
-def test_no_gradient_is_computed_that_nobody_wants(x, monkeypatch):
+def test_no_gradient_is_computed_unless_required(x, monkeypatch):
     monkeypatch.setattr(lsm, "cross_entropy_value_and_grad", None)
     wanted = lsm.cross_entropy(x.detach(), TARGETS, 1)
     with torch.no_grad():

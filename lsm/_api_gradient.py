@@ -1,0 +1,180 @@
+"""The gradients of log_softmax and softmax, with their documentation."""
+
+from typing import Any
+
+from numpy import ndarray
+
+from lsm._api import ONE, Array, Axis, is_one
+from lsm._call import call
+from lsm._fastpath import fast_functions
+from lsm._operations import LOG_SOFTMAX_BACKWARD, SOFTMAX_BACKWARD
+from lsm._untraced import untraced
+
+
+def log_softmax_backward(
+    grad_output: Any,
+    output: Any,
+    axis: Axis = -1,
+    *,
+    temperature: Any = ONE,
+    where: Any = None,
+    out: Array | None = None,
+    backend: str | None = None,
+) -> Array:
+    """Compute the gradient of a loss with respect to the input of `log_softmax`.
+
+    ::
+
+        dx = (dy - exp(y) * sum(dy)) / T
+
+    The Jacobian of y = x - logsumexp(x) is ``dy_i/dx_j = (i == j) - exp(y_j)``, hence
+    ``dx_j = sum over i of dy_i * ((i == j) - exp(y_j))``. The input itself is not needed.
+
+    Parameters
+    ----------
+    grad_output : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
+        dy, the gradient of the loss with respect to `output`.
+    output : array of the type, shape and device of `grad_output`
+        y, the result of `log_softmax`. Any values below 88 (in float64 and wider, 709) are accepted; a frame with
+        larger ones becomes NaN, because exp(y) overflows.
+    axis : int, tuple of int, or None, optional
+        The axis that was passed to `log_softmax`.
+    temperature : number or array, optional
+        The temperature that was passed to `log_softmax`.
+    where : array of bool, optional
+        The mask that was passed to `log_softmax`. The gradient of a masked class is 0, whatever both inputs hold.
+    out : array of the result's type, shape, dtype and device, optional
+        The array to write to. May be `grad_output` or `output`, and may overlap them in any way.
+    backend : str, optional
+        The backend to use; there is no fallback. See `explain`.
+
+    Returns
+    -------
+    dx : array, type, shape and device of `grad_output`
+        The gradient of the loss with respect to the input. Its dtype is that to which NumPy promotes both inputs,
+        with integers as float64. Sums to 0 along `axis`, up to rounding. A 0-d ndarray is returned as a NumPy scalar.
+
+    Raises
+    ------
+    TypeError
+        An argument is rejected as in `log_softmax`; the arguments belong to different libraries; `out` has another
+        dtype.
+    ValueError
+        `temperature` or `where` is rejected as in `log_softmax`; the shapes differ; `out` has another shape or is
+        read-only; an axis is repeated.
+    numpy.exceptions.AxisError
+        `axis` is out of range.
+    LsmError
+        As for `log_softmax`.
+
+    See Also
+    --------
+    log_softmax : The function itself.
+
+    Notes
+    -----
+    Where y > -ln 2, the gradient is computed as ``(dy - S) - expm1(y) * S`` with S = sum(dy), so that it does not
+    vanish for confident frames. As a function of `grad_output` and `output`, the result is within 4 ulp of the
+    largest of itself, dy and exp(y) * S. (The error of S is about 2**-53 * sum(abs(dy)); it matters in float64, and
+    in float32 where dy cancels to the last digit.) Where y is -inf, the result is exactly dy. A frame becomes NaN if
+    it contains NaN, if `output` contains +inf or only -inf, or if S is infinite. The formula is that of Torch7,
+    LogSoftMax.c.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> y = lsm.log_softmax(np.array([20.0, 0.0], np.float32))
+    >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
+    array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
+    """
+    if where is None and (temperature is ONE or is_one(temperature)) and type(grad_output) is ndarray:
+        fast = fast_functions(grad_output.dtype, backend)
+        if fast is not None:
+            dx = fast.log_softmax_backward(grad_output, output, axis, out)
+            if dx is not None:
+                return dx
+    options = {"where": where, "temperature": temperature}
+    return untraced(call)(LOG_SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend, **options)
+
+
+def softmax_backward(
+    grad_output: Any,
+    output: Any,
+    axis: Axis = -1,
+    *,
+    temperature: Any = ONE,
+    where: Any = None,
+    out: Array | None = None,
+    backend: str | None = None,
+) -> Array:
+    """Compute the gradient of a loss with respect to the input of `softmax`.
+
+    ::
+
+        dx = p * (dy - sum(p * dy)) / T
+
+    The Jacobian of p = softmax(x) is ``dp_i/dx_j = p_i * ((i == j) - p_j)``. The input itself is not needed.
+
+    Parameters
+    ----------
+    grad_output : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
+        dy, the gradient of the loss with respect to `output`.
+    output : array of the type, shape and device of `grad_output`
+        p, the result of `softmax`.
+    axis : int, tuple of int, or None, optional
+        The axis that was passed to `softmax`.
+    temperature : number or array, optional
+        The temperature that was passed to `softmax`.
+    where : array of bool, optional
+        The mask that was passed to `softmax`. The gradient of a masked class is 0, whatever both inputs hold.
+    out : array of the result's type, shape, dtype and device, optional
+        The array to write to. May be `grad_output` or `output`, and may overlap them in any way.
+    backend : str, optional
+        The backend to use; there is no fallback. See `explain`.
+
+    Returns
+    -------
+    dx : array, type, shape and device of `grad_output`
+        The gradient of the loss with respect to the input. Its dtype is that to which NumPy promotes both inputs,
+        with integers as float64. Sums to 0 along `axis`, up to rounding. A 0-d ndarray is returned as a NumPy scalar.
+
+    Raises
+    ------
+    TypeError
+        An argument is rejected as in `log_softmax`; the arguments belong to different libraries; `out` has another
+        dtype.
+    ValueError
+        `temperature` or `where` is rejected as in `log_softmax`; the shapes differ; `out` has another shape or is
+        read-only; an axis is repeated.
+    numpy.exceptions.AxisError
+        `axis` is out of range.
+    LsmError
+        As for `log_softmax`.
+
+    See Also
+    --------
+    softmax : The function itself.
+
+    Notes
+    -----
+    With k the most probable class (of several, the first), ``e = dy - dy_k`` and E the sum of ``p * e`` over the other
+    classes, the result is ``p * (e - E)``: the same, since p sums to 1, but it does not vanish for confident frames. As
+    a function of `grad_output` and `output`, with p_k in the sum taken as one minus the others, the result is within 4
+    ulp of the largest of itself, ``p * abs(e)`` and ``p * abs(E)`` (in float64, of ``p * sum(p * abs(e))``); in 16 bits
+    within 0.501 ulp. Where p is 0, the result is 0. A frame becomes NaN if it contains NaN or an infinity.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> p = lsm.softmax(np.array([20.0, 0.0], np.float32))
+    >>> lsm.softmax_backward(np.array([-1, 0], np.float32), p)
+    array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
+    """
+    if where is None and (temperature is ONE or is_one(temperature)) and type(grad_output) is ndarray:
+        fast = fast_functions(grad_output.dtype, backend)
+        if fast is not None:
+            dx = fast.softmax_backward(grad_output, output, axis, out)
+            if dx is not None:
+                return dx
+    options = {"where": where, "temperature": temperature}
+    return untraced(call)(SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend, **options)
