@@ -11,7 +11,8 @@
 #   few.pxi        formulas for frames of at most 64 classes
 #   ops.pxi        what an operation is to a traversal; one op_*.pxi for each
 #   traverse_block.pxi  interleaved frames, with vectors along the frames; block_layout.pxi, block_reduce.pxi
-#   traverse_rows.pxi   groups of rows, with vectors along the classes; row_reduce.pxi, few_rows.pxi
+#   traverse_rows.pxi   groups of rows, with vectors along the classes; row_reduce.pxi, and
+#                  few_rows.pxi with few_row_reduce.pxi for few classes
 #   rows.pxi       many classes of log-softmax, three rows in flight: stages.pxi, remainder.pxi; and of its gradient,
 #                  two in flight: rows_backward.pxi, stages_backward.pxi
 #   traverse_long.pxi   rows longer than a slice, on all threads if they are few
@@ -178,6 +179,7 @@ include "block_layout.pxi"
 include "block_reduce.pxi"
 include "traverse_block.pxi"
 include "row_reduce.pxi"
+include "few_row_reduce.pxi"
 include "few_rows.pxi"
 include "traverse_rows.pxi"
 include "traverse_long.pxi"

@@ -240,6 +240,16 @@ cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t i, Py_ssize_t f
             fill_nan(to, n, params)
 
 
+cdef inline void write_results(Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
+                               const floating* results) noexcept nogil:
+    """One number for each frame of a group."""
+    cdef Vector to
+    to.at = y.at + i * y.outer + first * y.gap
+    to.step = y.gap
+    to.kind = y.kind
+    write(to, 0, n_frames, results, False)
+
+
 cdef inline void write_long(Vector y, Py_ssize_t n, const floating* p) noexcept nogil:
     cdef Py_ssize_t i
     for i from 0 <= i < n by WRITE_NUMBERS:
