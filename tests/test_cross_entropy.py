@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lsm
+from lsm._reduce import total
 
 NAN, INF = np.nan, np.inf
 
@@ -497,3 +498,11 @@ def test_small_matrices_have_the_same_bits(backend, dtype, reduction, rng):
             assert found.dtype == expected.dtype and type(found) is type(expected)
             np.testing.assert_array_equal(np.float64(found), np.float64(expected))
             assert not (np.signbit(found) & (np.float64(found) == 0)).any()
+
+
+@pytest.mark.parametrize("n", [0, 1021, 3000])
+def test_rounding_errors_of_a_sum_are_carried(n):
+    terms = np.concatenate([[1e16, 1.0], np.zeros(n), [-1e16]])
+    assert total(terms) == 1
+    assert total(np.array([1e308, 1e308, -1e308])) in (1e308, np.inf)
+    assert np.isnan(total(np.array([np.inf, np.nan, 1])))

@@ -221,3 +221,11 @@ def test_a_temperature_that_is_part_of_out(backend):
     x = np.array([[2.0, 1.0], [3.0, 1.0]])
     expected = lsm.log_softmax(x, temperature=x[:, :1].copy(), backend=backend)
     np.testing.assert_array_equal(lsm.log_softmax(x, temperature=x[:, :1], out=x, backend=backend), expected)
+
+
+def test_quotients_beyond_the_range_of_float64(backend):
+    """The difference from the maximum is divided, not the logits."""
+    x = np.array([[3e38, 1e38, 3e38], [-3e38, -1e38, -2e38]], np.float32)
+    for temperature in (1e-300, np.full((2, 1), 1e-300)):
+        y = lsm.log_softmax(x, temperature=temperature, backend=backend)
+        np.testing.assert_array_equal(np.exp(y.astype(np.float64)).round(6), [[0.5, 0, 0.5], [0, 1, 0]])
