@@ -213,3 +213,14 @@ def test_a_frame_has_the_same_bits_everywhere(backend, dtype, n, rng):
     np.testing.assert_array_equal(call(*middle, 1).swapaxes(1, 2).reshape(dx.shape), dx)
     wide = np.repeat(dy, 2, axis=1)[:, ::2]
     np.testing.assert_array_equal(call(wide, p, out=wide), dx)
+
+
+@pytest.mark.parametrize("n", [40_000, 17_000])
+def test_differences_beyond_the_range_in_a_frame_of_several_slices(n):
+    """The huge gradient is in another slice than the most probable class, before or after it."""
+    for k, at in ((n - 3, 5), (5, n - 3)):
+        p, dy = np.full(n, 1e-6, np.float32), np.zeros(n, np.float32)
+        p[k], dy[k], dy[at] = 0.9, -3e38, 3e38
+        dx = lsm.softmax_backward(dy, p, backend="cython")
+        np.testing.assert_array_equal(dx, lsm.softmax_backward(dy, p, backend="numpy"))
+        assert np.isfinite(dx).all()
