@@ -15,17 +15,29 @@ cdef inline void raise_max(const floating* a, Py_ssize_t step, Py_ssize_t n_rows
         m[k] = high[k]
 
 
-cdef inline void raise_largest(const floating* dy, const floating* p, Py_ssize_t row, floating* m, floating* m_dy,
+cdef inline void raise_largest(const floating* dy, Py_ssize_t step, const floating* p, Py_ssize_t step_p,
+                               Py_ssize_t row, Py_ssize_t n_rows, bint tracks_row, floating* m, floating* m_dy,
                                floating* highest, int32_t* at) noexcept nogil:
     """Update, for each frame of a chunk, the largest p with its dy and its row, and the largest absolute dy."""
-    cdef Py_ssize_t k
-    cdef bint is_larger
-    for k in range(CHUNK):  # hot
-        is_larger = p[k] > m[k]
-        highest[k] = larger(fabs_of(dy[k]), highest[k])
-        m_dy[k] = dy[k] if is_larger else m_dy[k]
-        at[k] = <int32_t> row if is_larger else at[k]
-        m[k] = p[k] if is_larger else m[k]
+    cdef floating high[CHUNK]
+    cdef floating high_dy[CHUNK]
+    cdef floating top[CHUNK]
+    cdef Py_ssize_t i, k
+    for k in range(CHUNK):
+        high[k] = m[k]
+        high_dy[k] = m_dy[k]
+        top[k] = highest[k]
+    for i in range(n_rows):
+        for k in range(CHUNK):  # hot
+            top[k] = larger(fabs_of(dy[i * step + k]), top[k])
+            high_dy[k] = dy[i * step + k] if p[i * step_p + k] > high[k] else high_dy[k]
+            if tracks_row:
+                at[k] = <int32_t> (row + i) if p[i * step_p + k] > high[k] else at[k]
+            high[k] = larger(p[i * step_p + k], high[k])
+    for k in range(CHUNK):
+        m[k] = high[k]
+        m_dy[k] = high_dy[k]
+        highest[k] = top[k]
 
 
 cdef inline void fold_largest(floating* m, floating* m_dy, floating* highest, int32_t* at, Py_ssize_t n) noexcept nogil:
@@ -77,11 +89,19 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
         if finds_largest(op):
             at = rows_of(a, s, start, n, <floating> 0, buffer, &row)
             at_b = rows_of(b, s, start, n, <floating> 0, buffer + packed_numbers(buffer), &row_b)
-            for i from 0 <= i < n by s.n_joined:
+            for i from 0 <= i < n by LARGEST_ROWS * s.n_joined:
+                half = min(<Py_ssize_t> LARGEST_ROWS, (n - i + s.n_joined - 1) // s.n_joined)
                 for c from 0 <= c < s.width by CHUNK:
-                    raise_largest(at + i * row + chunk_at(c, s.width), at_b + i * row_b + chunk_at(c, s.width),
-                                  (start + i) // s.n_joined, &m[chunk_at(c, width)], &m_dy[chunk_at(c, width)],
-                                  &highest[chunk_at(c, width)], &found_at[chunk_at(c, width)])
+                    if s.n_joined > 1:
+                        raise_largest(at + i * row + chunk_at(c, s.width), s.n_joined * row,
+                                      at_b + i * row_b + chunk_at(c, s.width), s.n_joined * row_b,
+                                      (start + i) // s.n_joined, half, True, &m[chunk_at(c, width)],
+                                      &m_dy[chunk_at(c, width)], &highest[chunk_at(c, width)],
+                                      &found_at[chunk_at(c, width)])
+                    else:
+                        raise_largest(at + i * row + chunk_at(c, s.width), row, at_b + i * row_b + chunk_at(c, s.width),
+                                      row_b, start + i, half, False, &m[chunk_at(c, width)], &m_dy[chunk_at(c, width)],
+                                      &highest[chunk_at(c, width)], &found_at[chunk_at(c, width)])
         else:
             at = rows_of(a, s, start, n, <floating> -INFINITY, buffer, &row)
             n = round_up(n, s.n_joined)
@@ -128,33 +148,35 @@ cdef inline void exp_rows(bint few, bint some_equal, const floating* a, Py_ssize
         n_equal[k] = n_found
 
 
+cdef inline void add_terms(int op, const floating* a, const floating* b, const floating* p, double* q) noexcept nogil:
+    """Add the terms of a chunk, all of them products, to q."""
+    cdef double u[CHUNK]
+    cdef double v[CHUNK]
+    cdef Py_ssize_t k
+    in_double(a, u)
+    in_double(b, v)
+    for k in range(CHUNK):  # hot
+        q[k] = add_term(op, q[k], u[k], v[k], p[k])
+
+
 cdef inline void term_rows(int op, const floating* a, const floating* b, Py_ssize_t step, Py_ssize_t step_b,
-                           Py_ssize_t n_rows, const floating* p, double* q) noexcept nogil:
-    """The sum of the terms of n_rows rows of a chunk, in double."""
-    cdef double t[4 * CHUNK]
+                           Py_ssize_t n_rows, const floating* p, double zero, double* q) noexcept nogil:
+    """The sum of the terms of n_rows rows of a chunk. zero: 0, see lsm_unknown_zero."""
+    cdef double u[4 * CHUNK]
+    cdef double total[CHUNK]
     cdef Py_ssize_t r, k
     if multiplies(op):
+        for k in range(CHUNK):
+            total[k] = zero
         for r in range(n_rows):
-            for k in range(CHUNK):  # hot
-                t[r * CHUNK + k] = term(op, a[r * step + k], b[r * step_b + k], p[k])
-        lsm_round_here(t)
+            add_terms(op, a + r * step, b + r * step_b, p, total)
+        for k in range(CHUNK):
+            q[k] = total[k]
+    else:
+        for r in range(n_rows):
+            in_double(a + r * step, &u[r * CHUNK])
         for k in range(CHUNK):  # hot
-            q[k] = tree(&t[k], CHUNK, n_rows)
-        if n_rows == 1:
-            lsm_round_here(q)
-        return
-    for k in range(CHUNK):  # hot
-        if n_rows == 4:
-            q[k] = ((term(op, a[k], b[k], p[k]) + term(op, a[step + k], b[step_b + k], p[k]))
-                    + (term(op, a[2 * step + k], b[2 * step_b + k], p[k])
-                       + term(op, a[3 * step + k], b[3 * step_b + k], p[k])))
-        elif n_rows == 3:
-            q[k] = ((term(op, a[k], b[k], p[k]) + term(op, a[step + k], b[step_b + k], p[k]))
-                    + term(op, a[2 * step + k], b[2 * step_b + k], p[k]))
-        elif n_rows == 2:
-            q[k] = term(op, a[k], b[k], p[k]) + term(op, a[step + k], b[step_b + k], p[k])
-        else:
-            q[k] = term(op, a[k], b[k], p[k])
+            q[k] = tree(&u[k], CHUNK, n_rows)
 
 
 cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, const floating* b, Py_ssize_t step,
@@ -173,6 +195,7 @@ cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, 
     cdef floating q[4 * CHUNK]
     cdef double v[4 * CHUNK]
     cdef Py_ssize_t g, k, n_rows, n_groups = min(<Py_ssize_t> 4, n_terms)
+    cdef double zero = lsm_unknown_zero()
     for k in range(CHUNK):  # local, so that they stay in registers
         h[k] = params[k]
         if sums_exponentials(op) and not few:
@@ -193,13 +216,13 @@ cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, 
             else:
                 exp_rows(few, some_equal, a + g * step, 4 * step, 1, h, top, magic, floor, &q[g * CHUNK], found)
         elif n_rows == 4:
-            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 4, h, &v[g * CHUNK])
+            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 4, h, zero, &v[g * CHUNK])
         elif n_rows == 3:
-            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 3, h, &v[g * CHUNK])
+            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 3, h, zero, &v[g * CHUNK])
         elif n_rows == 2:
-            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 2, h, &v[g * CHUNK])
+            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 2, h, zero, &v[g * CHUNK])
         else:
-            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 1, h, &v[g * CHUNK])
+            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 1, h, zero, &v[g * CHUNK])
     if sums_exponentials(op):
         for k in range(CHUNK):
             n_equal[k] = found[k]

@@ -152,24 +152,33 @@ cdef inline void sum_rows_of_few(const floating* p, Py_ssize_t n, double* total,
             error[k] = errors[k]
 
 
+cdef inline void terms_of_chunk(int op, const floating* a, const floating* b, const floating* p, double zero,
+                                double* t) noexcept nogil:
+    cdef Py_ssize_t k
+    if multiplies(op):
+        for k in range(CHUNK):
+            t[k] = zero
+        add_terms(op, a, b, p, t)
+    else:
+        in_double(a, t)
+
+
 cdef inline void sum_terms_of_few(int op, const floating* a, const floating* b, Py_ssize_t row, Py_ssize_t row_b,
                                   Py_ssize_t n, const floating* params, double* total, double* error) noexcept nogil:
-    """The sums of `term` over n rows of a chunk, in the order of lanes.pxi."""
+    """The sums of the terms over n rows of a chunk, in the order of lanes.pxi."""
     cdef double lanes[N_LANES * CHUNK]
     cdef double errors[N_LANES * CHUNK]
     cdef double p[FEW_CLASSES * CHUNK]
     cdef floating first[CHUNK]
+    cdef double zero = lsm_unknown_zero()
     cdef Py_ssize_t lane, i, k, n_lanes = min(n, <Py_ssize_t> N_LANES)
     if floating is float:
         for k in range(CHUNK):
             first[k] = params[k]
         for i in range(n):
-            for k in range(CHUNK):  # hot
-                p[i * CHUNK + k] = term(op, a[i * row + k], b[i * row_b + k], first[k])
+            terms_of_chunk(op, a + i * row, b + i * row_b, first, zero, &p[i * CHUNK])
         for k in range((round_up(n, 8) - n) * CHUNK):
             p[n * CHUNK + k] = 0
-        if multiplies(op):
-            lsm_round_here(p)
         sum_in_registers(p, n, total)
     else:
         clear_lanes(lanes, errors, n_lanes * CHUNK, params)

@@ -68,13 +68,14 @@ cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const float
     cdef const floating* v
     cdef const floating* w
     for k in range(CHUNK):
-        found[k] = 0
+        found[k] = high[k] = 0
     for f in range(n_frames):
         v = &dy[f * step]
         w = &p[f * step_p]
         for k in range(CHUNK):
             of_k[k] = -INFINITY
-            high[k] = 0
+            if floating is double:
+                high[k] = 0
         for g in range(n_chunks):
             for k in range(CHUNK):
                 found[k] += <floating> 1 if w[g * CHUNK + k] == m[f] else <floating> 0
@@ -82,18 +83,30 @@ cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const float
                 high[k] = larger(fabs_of(v[g * CHUNK + k]), high[k])
         for k in range(8):
             half[f * 8 + k] = larger(of_k[k + 8], of_k[k])
-            half_high[f * 8 + k] = larger(high[k + 8], high[k])
+            if floating is double:
+                half_high[f * 8 + k] = larger(high[k + 8], high[k])
     for k in range(n_frames * 8, GROUP_FRAMES * 8):
         half[k] = half_high[k] = 0
     end_maxima(half, m_dy)
-    end_maxima(half_high, highest)
     if not is_one_each(found, m, n_frames):
         for f in range(n_frames):
             k = 0
             while k < n_chunks * CHUNK - 1 and p[f * step_p + k] != m[f]:
                 k += 1
             m_dy[f] = dy[f * step + k]
-    spoil_huge(highest, GROUP_FRAMES, m_dy)
+    if floating is double:
+        end_maxima(half_high, highest)
+        spoil_huge(highest, GROUP_FRAMES, m_dy)
+    else:
+        of_k[0] = 0
+        highest[0] = max_of_lanes(high)
+        spoil_huge(highest, 1, of_k)
+        for f in range(n_frames if of_k[0] != of_k[0] else 0):
+            for k in range(CHUNK):
+                high[k] = 0
+            raise_magnitude(&dy[f * step], n_chunks, high)
+            highest[0] = max_of_lanes(high)
+            spoil_huge(highest, 1, &m_dy[f])
 
 
 cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, const floating* b, Py_ssize_t step_b,
@@ -112,7 +125,9 @@ cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, cons
     cdef int64_t most_d[CHUNK]
     cdef int32_t deepest_f = lsm_depth_f(<float> -0.0)
     cdef int64_t deepest_d = lsm_depth_d(-0.0)
+    cdef floating own[CHUNK]
     cdef floating first, r
+    cdef double zero = lsm_unknown_zero()
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef const floating* v
@@ -126,6 +141,8 @@ cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, cons
         v = &a[f * step]
         w = &b[f * step_b]
         first = params[f]
+        for k in range(CHUNK):
+            own[k] = first
         if prefetch_a:
             prefetch_next(v, step, n_chunks)
         if reads_two(op) and prefetch_b:
@@ -147,10 +164,8 @@ cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, cons
                     found[k] += <floating> 1 if v[k + 3 * CHUNK] == first else <floating> 0
             add_groups(total, error, q, N_LANES, n_chunks, floating is double)
         else:
-            for k in range(n_chunks * CHUNK):  # hot
-                t[k] = term(op, v[k], w[k], first)
-            if multiplies(op):
-                lsm_round_here(t)
+            for g in range(n_chunks):
+                terms_of_chunk(op, &v[g * CHUNK], &w[g * CHUNK], own, zero, &t[g * CHUNK])
             add_groups(total, error, t, N_LANES, n_chunks, floating is double)
         if limits_range(op):
             for g in range(n_chunks):

@@ -88,7 +88,8 @@ cdef extern from "loadstore.h" nogil:
     void lsm_put_some_d(double* to, const double* x, Py_ssize_t n)
     void lsm_prefetch(const void* p, size_t n, bint near)
     void lsm_stream(void* to, const void* source, size_t n)
-    void lsm_round_here(double* p)
+    double lsm_unknown_zero()
+    void lsm_widen(double* to, const float* x)
     void lsm_transpose(double* to, const double* source)
     void lsm_stream_through(void* y, size_t n_y, const void* x, size_t n_x)
     void lsm_stream_add(float* to, const float* a, const float* b, size_t n)
@@ -136,6 +137,7 @@ cdef enum:
     MIN_COLUMNS = 64         # of a block, where there are more
     SHARED_SETS_BYTES = 8192  # see shares_sets
     SHARED_SETS_MIN_ROWS = 8
+    LARGEST_ROWS = 8         # of a chunk that are searched for the largest number before the next chunk
     ROWS_AHEAD = 8           # of the row that is prefetched in a block whose rows share sets
     N_PARAMS = 5             # of a frame
 
@@ -169,7 +171,6 @@ include "ops.pxi"
 include "stages_backward.pxi"
 include "rows_backward.pxi"
 include "finalize.pxi"
-include "few.pxi"
 include "op_log_softmax.pxi"
 include "op_log_softmax_backward.pxi"
 include "op_softmax.pxi"
@@ -177,6 +178,7 @@ include "op_softmax_backward.pxi"
 include "op_logsumexp.pxi"
 include "block_layout.pxi"
 include "block_reduce.pxi"
+include "few.pxi"
 include "traverse_block.pxi"
 include "row_reduce.pxi"
 include "few_row_reduce.pxi"

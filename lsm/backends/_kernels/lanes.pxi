@@ -13,6 +13,16 @@ cdef inline void two_sum(double* total, double* error, double value) noexcept no
     total[0] = t
 
 
+cdef inline void in_double(const floating* x, double* to) noexcept nogil:
+    """A chunk in double."""
+    cdef Py_ssize_t k
+    if floating is float:
+        lsm_widen(to, x)
+    else:
+        for k in range(CHUNK):
+            to[k] = x[k]
+
+
 cdef inline void clear_lanes(double* total, double* error, Py_ssize_t n, const floating* of) noexcept nogil:
     """Clear n lanes; `of` gives the type that is summed. float32 carries no errors, but error[0] is read at the end."""
     cdef Py_ssize_t k

@@ -208,14 +208,34 @@ static inline void lsm_prefetch(const void *p, size_t n, int near)
 #endif
 }
 
-/* Have the numbers at p computed and rounded here. Otherwise, of the sum of two products, the compiler makes an FMA of
-   one, and not of the same one everywhere. */
-static inline void lsm_round_here(double *p)
+/* 0, which the compiler does not know. Of the sum of two products it makes an FMA of one, and not of the same one
+   everywhere; of products that are added to this 0, it makes FMAs that round each. */
+static inline double lsm_unknown_zero(void)
 {
-#if defined(__GNUC__)
-    __asm__ volatile("" : : "r"(p) : "memory");
+    double zero = 0;
+#if defined(__GNUC__) && defined(__SSE2__)
+    __asm__("" : "+x"(zero));
+#elif defined(__GNUC__)
+    __asm__("" : "+m"(zero));
+#endif
+    return zero;
+}
+
+/* Sixteen numbers in double. The conversion of a vector in memory is one instruction; of one in a register, gcc makes
+   five for both halves. */
+static inline void lsm_widen(double *to, const float *x)
+{
+#if defined(__AVX512F__)
+    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm256_loadu_ps(x)));
+    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm256_loadu_ps(x + 8)));
+#elif defined(__AVX__)
+    _mm256_storeu_pd(to, _mm256_cvtps_pd(_mm_loadu_ps(x)));
+    _mm256_storeu_pd(to + 4, _mm256_cvtps_pd(_mm_loadu_ps(x + 4)));
+    _mm256_storeu_pd(to + 8, _mm256_cvtps_pd(_mm_loadu_ps(x + 8)));
+    _mm256_storeu_pd(to + 12, _mm256_cvtps_pd(_mm_loadu_ps(x + 12)));
 #else
-    (void)p;
+    for (int k = 0; k < 16; k++)
+        to[k] = x[k];
 #endif
 }
 

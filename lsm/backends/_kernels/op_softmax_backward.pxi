@@ -8,8 +8,8 @@ cdef inline bint finalize_softmax_backward(Partial s, floating* p) noexcept nogi
     return fabs(s.largest + s.below) < INFINITY
 
 
-cdef inline double term_softmax_backward(floating dy, floating p, floating dy_k) noexcept nogil:
-    return <double> p * (<double> dy - <double> dy_k)
+cdef inline double add_term_softmax_backward(double total, double dy, double p, double dy_k) noexcept nogil:
+    return total + p * (dy - dy_k)
 
 
 cdef inline floating epilogue_softmax_backward(floating dy, floating p, floating dy_k, floating e) noexcept nogil:

@@ -17,7 +17,7 @@ cdef inline bint reads_two(int op) noexcept nogil:
 
 
 cdef inline bint sums_exponentials(int op) noexcept nogil:
-    """Whether the reductions are the maximum of a and the sum of exp(a - max); otherwise there is a sum of `term`."""
+    """Whether the reductions are the maximum of a and the sum of exp(a - max); otherwise there is a sum of terms."""
     return op == LOG_SOFTMAX or op == SOFTMAX or op == LOGSUMEXP
 
 
@@ -26,7 +26,7 @@ cdef inline bint reduces_max(int op) noexcept nogil:
 
 
 cdef inline bint finds_largest(int op) noexcept nogil:
-    """Whether `term` needs the a of the class with the largest b, which becomes the first parameter."""
+    """Whether `add_term` needs the a of the class with the largest b, which becomes the first parameter."""
     return op == SOFTMAX_BACKWARD
 
 
@@ -46,15 +46,15 @@ cdef inline bint writes_elements(int op) noexcept nogil:
 
 
 cdef inline bint multiplies(int op) noexcept nogil:
-    """Whether `term` is a product, which must be rounded before it is added to another."""
+    """Whether a term of the sum is a product, so that adding it is one FMA; otherwise it is a."""
     return op == SOFTMAX_BACKWARD
 
 
-cdef inline double term(int op, floating a, floating b, floating p) noexcept nogil:
-    """A term of the sum, in double; p is the first parameter of the frame."""
+cdef inline double add_term(int op, double total, double a, double b, double p) noexcept nogil:
+    """The total and a term of the sum; p is the first parameter of the frame."""
     if op == SOFTMAX_BACKWARD:
-        return term_softmax_backward(a, b, p)
-    return a
+        return add_term_softmax_backward(total, a, b, p)
+    return total + a
 
 
 cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nogil:
@@ -150,7 +150,7 @@ cdef void reduce_row(int op, const floating* a, const floating* b, const floatin
     elif op == SOFTMAX_BACKWARD:
         sum_of_row(SOFTMAX_BACKWARD, a, b, last_a, last_b, n, params, total, error, n_equal, m, peaks, next_a, y)
     else:
-        # `term` does not read b, and last_b is not filled up.
+        # The terms are a, and last_b is not filled up.
         sum_of_row(LOG_SOFTMAX_BACKWARD, a, a, last_a, last_a, n, params, total, error, n_equal, m, peaks, next_a, y)
 
 

@@ -39,17 +39,35 @@ cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, floating* 
         high[k] = larger(peaks[k], high[k])
 
 
-cdef inline void raise_first_largest(const floating* dy, const floating* p, Py_ssize_t n_chunks, Py_ssize_t row,
-                                     floating* high, floating* highest_dy, int32_t* at) noexcept nogil:
-    """The largest p of each lane, its row, and the largest absolute dy, over n_chunks chunks from `row` on."""
+cdef inline void raise_magnitude(const floating* x, Py_ssize_t n_chunks, floating* high) noexcept nogil:
+    """high = the largest absolute number of each lane, over n_chunks chunks."""
+    cdef floating h[4 * CHUNK]
     cdef Py_ssize_t c, k
-    cdef bint is_larger
+    for k in range(4 * CHUNK):
+        h[k] = 0
+    for c in range(n_chunks // 4):
+        for k in range(4 * CHUNK):  # hot
+            h[k] = larger(fabs_of(x[c * 4 * CHUNK + k]), h[k])
+    for c in range(n_chunks // 4 * 4, n_chunks):
+        for k in range(CHUNK):  # hot
+            h[k] = larger(fabs_of(x[c * CHUNK + k]), h[k])
+    for k in range(CHUNK):
+        high[k] = larger(larger(larger(h[k], h[CHUNK + k]), larger(h[2 * CHUNK + k], h[3 * CHUNK + k])), high[k])
+
+
+cdef inline Py_ssize_t first_equal(const floating* x, Py_ssize_t n_chunks, floating m) noexcept nogil:
+    """Where m is in n_chunks chunks; after them if it is not."""
+    cdef int32_t at[CHUNK]
+    cdef int32_t first = <int32_t> (n_chunks * CHUNK)
+    cdef Py_ssize_t c, k
+    for k in range(CHUNK):
+        at[k] = first
     for c in range(n_chunks):
         for k in range(CHUNK):  # hot
-            is_larger = p[c * CHUNK + k] > high[k]
-            highest_dy[k] = larger(fabs_of(dy[c * CHUNK + k]), highest_dy[k])
-            at[k] = <int32_t> (row + c) if is_larger else at[k]
-            high[k] = p[c * CHUNK + k] if is_larger else high[k]
+            at[k] = min(at[k], <int32_t> (c * CHUNK + k) if x[c * CHUNK + k] == m else first)
+    for k in range(CHUNK):
+        first = min(first, at[k])
+    return first
 
 
 cdef inline void find_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,
@@ -58,30 +76,31 @@ cdef inline void find_max_of_row(int op, const floating* a, const floating* b, c
     """What the first stage reduces over n classes; the peaks are a chunk for each block that contains its maximum."""
     cdef floating high[CHUNK]
     cdef floating highest_dy[CHUNK]
-    cdef int32_t at[CHUNK]
-    cdef int32_t first = 2147483647
     cdef Py_ssize_t c, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
     cdef Py_ssize_t n_last = (n - start + CHUNK - 1) // CHUNK
+    cdef const floating* x = b if finds_largest(op) else a
+    cdef const floating* last = last_b if finds_largest(op) else last_a
     for k in range(CHUNK):
         high[k] = -INFINITY
-    if finds_largest(op):
-        for k in range(CHUNK):
-            at[k] = 0
-            highest_dy[k] = 0
-        raise_first_largest(a, b, start // CHUNK, 0, high, highest_dy, at)
-        raise_first_largest(last_a, last_b, n_last, start // CHUNK, high, highest_dy, at)
-        m[0] = max_of_lanes(high)
-        for k in range(CHUNK):  # of equal ones the first
-            first = min(first, at[k] * N_LANES + <int32_t> k if high[k] == m[0] else <int32_t> 2147483647)
-        m_dy[0] = a[min(<Py_ssize_t> first, n - 1)]
+        highest_dy[k] = 0
+    for c from 0 <= c < start by BLOCK_CLASSES:
+        raise_chunks(x + c, BLOCK_CLASSES // CHUNK, peaks + c // BLOCK_CLASSES * CHUNK, high)
+        if finds_largest(op):
+            raise_magnitude(a + c, BLOCK_CLASSES // CHUNK, highest_dy)
+    raise_chunks(last, n_last, peaks + start // BLOCK_CLASSES * CHUNK, high)
+    m[0] = max_of_lanes(high)
+    if finds_largest(op):  # of equal ones, the first
+        raise_magnitude(last_a, n_last, highest_dy)
+        c = 0
+        while c < start and not has_peak(peaks + c // BLOCK_CLASSES * CHUNK, m[0]):
+            c += BLOCK_CLASSES
+        if c < start:
+            c += first_equal(x + c, BLOCK_CLASSES // CHUNK, m[0])
+        else:
+            c += first_equal(last, n_last, m[0])
+        m_dy[0] = a[min(c, n - 1)]
         highest_dy[0] = max_of_lanes(highest_dy)
         spoil_huge(highest_dy, 1, m_dy)
-    else:
-        for c from 0 <= c < start by BLOCK_CLASSES:
-            raise_chunks(a + c, BLOCK_CLASSES // CHUNK, peaks, high)
-            peaks += CHUNK
-        raise_chunks(last_a, n_last, peaks, high)
-        m[0] = max_of_lanes(high)
 
 
 cdef inline void sum_of_row(int op, const floating* a, const floating* b, const floating* last_a,
