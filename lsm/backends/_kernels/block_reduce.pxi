@@ -22,6 +22,8 @@ cdef inline void raise_largest(const floating* dy, Py_ssize_t step, const floati
     cdef floating high[CHUNK]
     cdef floating high_dy[CHUNK]
     cdef floating top[CHUNK]
+    cdef floating chosen[CHUNK]
+    cdef int32_t chosen_at[CHUNK]
     cdef Py_ssize_t i, k
     for k in range(CHUNK):
         high[k] = m[k]
@@ -30,10 +32,15 @@ cdef inline void raise_largest(const floating* dy, Py_ssize_t step, const floati
     for i in range(n_rows):
         for k in range(CHUNK):  # hot
             top[k] = larger(fabs_of(dy[i * step + k]), top[k])
-            high_dy[k] = dy[i * step + k] if p[i * step_p + k] > high[k] else high_dy[k]
+            # Through other arrays, or gcc stores by a mask.
+            chosen[k] = dy[i * step + k] if p[i * step_p + k] > high[k] else high_dy[k]
             if tracks_row:
-                at[k] = <int32_t> (row + i) if p[i * step_p + k] > high[k] else at[k]
+                chosen_at[k] = <int32_t> (row + i) if p[i * step_p + k] > high[k] else at[k]
             high[k] = larger(p[i * step_p + k], high[k])
+        for k in range(CHUNK):
+            high_dy[k] = chosen[k]
+            if tracks_row:
+                at[k] = chosen_at[k]
     for k in range(CHUNK):
         m[k] = high[k]
         m_dy[k] = high_dy[k]
@@ -125,9 +132,9 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
 
 
 cdef inline void exp_rows(bint few, bint some_equal, const floating* a, Py_ssize_t step, Py_ssize_t n_rows,
-                          const floating* h, const floating* top, const floating* magic, const floating* floor,
-                          floating* q, floating* n_equal) noexcept nogil:
-    """q = the sum of the exponentials of n_rows rows of a chunk; counts the classes equal to the maximum."""
+                          const floating* end, const floating* h, const floating* top, const floating* magic,
+                          const floating* floor, floating* q, floating* n_equal) noexcept nogil:
+    """q = the sum of the exponentials of n_rows rows of a chunk, the last one at `end`; counts the largest classes."""
     cdef floating v, w, s, n_found
     cdef Py_ssize_t k, r
     for k in range(CHUNK):
@@ -135,12 +142,12 @@ cdef inline void exp_rows(bint few, bint some_equal, const floating* a, Py_ssize
         n_found = n_equal[k]
         for r in range(n_rows):  # hot
             if few:
-                v = a[r * step + k]
+                v = end[k] if r == n_rows - 1 else a[r * step + k]
                 w = exp_difference(v, h[k])
                 s += <floating> 0 if v == h[k] else w
                 n_found += <floating> 1 if v == h[k] else <floating> 0
             else:
-                v = a[r * step + k] - h[k]
+                v = (end[k] if r == n_rows - 1 else a[r * step + k]) - h[k]
                 s += exp_below(v, magic[k], floor[k], top[k], some_equal)
                 if some_equal:
                     n_found += <floating> 1 if v == top[k] else <floating> 0
@@ -160,8 +167,9 @@ cdef inline void add_terms(int op, const floating* a, const floating* b, const f
 
 
 cdef inline void term_rows(int op, const floating* a, const floating* b, Py_ssize_t step, Py_ssize_t step_b,
-                           Py_ssize_t n_rows, const floating* p, double zero, double* q) noexcept nogil:
-    """The sum of the terms of n_rows rows of a chunk. zero: 0, see lsm_unknown_zero."""
+                           Py_ssize_t n_rows, const floating* end, const floating* end_b, const floating* p,
+                           double zero, double* q) noexcept nogil:
+    """The sum of the terms of n_rows rows of a chunk, the last one at `end`. zero: 0, see lsm_unknown_zero."""
     cdef double u[4 * CHUNK]
     cdef double total[CHUNK]
     cdef Py_ssize_t r, k
@@ -169,23 +177,25 @@ cdef inline void term_rows(int op, const floating* a, const floating* b, Py_ssiz
         for k in range(CHUNK):
             total[k] = zero
         for r in range(n_rows):
-            add_terms(op, a + r * step, b + r * step_b, p, total)
+            add_terms(op, end if r == n_rows - 1 else a + r * step, end_b if r == n_rows - 1 else b + r * step_b, p,
+                      total)
         for k in range(CHUNK):
             q[k] = total[k]
     else:
         for r in range(n_rows):
-            in_double(a + r * step, &u[r * CHUNK])
+            in_double(end if r == n_rows - 1 else a + r * step, &u[r * CHUNK])
         for k in range(CHUNK):  # hot
             q[k] = tree(&u[k], CHUNK, n_rows)
 
 
 cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, const floating* b, Py_ssize_t step,
-                          Py_ssize_t step_b, Py_ssize_t n_terms, const floating* params, Py_ssize_t stride,
+                          Py_ssize_t step_b, Py_ssize_t n_terms, const floating* last, const floating* last_b,
+                          const floating* params, Py_ssize_t stride,
                           bint is_first, double* total, double* error, floating* n_equal) noexcept nogil:
     """Add n_terms <= 16 classes of a lane to the accumulators of a chunk, in the order of lanes.pxi.
 
-    The parameters are `stride` apart; for few classes there is one, the maximum. some_equal: whether any class may be
-    equal to the maximum.
+    last: where the last class lies, unless it is NULL. The parameters are `stride` apart; for few classes there is one,
+    the maximum. some_equal: whether any class may be equal to the maximum.
     """
     cdef floating h[CHUNK]
     cdef floating top[CHUNK]
@@ -196,6 +206,8 @@ cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, 
     cdef double v[4 * CHUNK]
     cdef Py_ssize_t g, k, n_rows, n_groups = min(<Py_ssize_t> 4, n_terms)
     cdef double zero = lsm_unknown_zero()
+    cdef const floating* end
+    cdef const floating* end_b
     for k in range(CHUNK):  # local, so that they stay in registers
         h[k] = params[k]
         if sums_exponentials(op) and not few:
@@ -206,23 +218,28 @@ cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, 
             found[k] = n_equal[k]
     for g in range(n_groups):
         n_rows = (n_terms - g + 3) // 4
+        end = a + (g + 4 * (n_rows - 1)) * step
+        end_b = b + (g + 4 * (n_rows - 1)) * step_b
+        if last != NULL and g == (n_terms - 1) % 4:
+            end = last
+            end_b = last_b
         if sums_exponentials(op):
             if n_rows == 4:
-                exp_rows(few, some_equal, a + g * step, 4 * step, 4, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(few, some_equal, a + g * step, 4 * step, 4, end, h, top, magic, floor, &q[g * CHUNK], found)
             elif n_rows == 3:
-                exp_rows(few, some_equal, a + g * step, 4 * step, 3, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(few, some_equal, a + g * step, 4 * step, 3, end, h, top, magic, floor, &q[g * CHUNK], found)
             elif n_rows == 2:
-                exp_rows(few, some_equal, a + g * step, 4 * step, 2, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(few, some_equal, a + g * step, 4 * step, 2, end, h, top, magic, floor, &q[g * CHUNK], found)
             else:
-                exp_rows(few, some_equal, a + g * step, 4 * step, 1, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(few, some_equal, a + g * step, 4 * step, 1, end, h, top, magic, floor, &q[g * CHUNK], found)
         elif n_rows == 4:
-            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 4, h, zero, &v[g * CHUNK])
+            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 4, end, end_b, h, zero, &v[g * CHUNK])
         elif n_rows == 3:
-            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 3, h, zero, &v[g * CHUNK])
+            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 3, end, end_b, h, zero, &v[g * CHUNK])
         elif n_rows == 2:
-            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 2, h, zero, &v[g * CHUNK])
+            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 2, end, end_b, h, zero, &v[g * CHUNK])
         else:
-            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 1, h, zero, &v[g * CHUNK])
+            term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 1, end, end_b, h, zero, &v[g * CHUNK])
     if sums_exponentials(op):
         for k in range(CHUNK):
             n_equal[k] = found[k]
@@ -256,8 +273,8 @@ cdef inline void sum_slice(int op, Block a, Block b, Shape s, Py_ssize_t first, 
                 at_lane = lane * width + c
                 k = chunk_at(c, s.width)
                 sum_lane(op, False, True, at + lane * row + k, at_b + lane * row_b + k, N_LANES * row, N_LANES * row_b,
-                         (n - lane + N_LANES - 1) // N_LANES, &params[c], MAX_WIDTH, is_single, &total[at_lane],
-                         &error[at_lane if floating is double else 0], &n_equal[c])
+                         (n - lane + N_LANES - 1) // N_LANES, NULL, NULL, &params[c], MAX_WIDTH, is_single,
+                         &total[at_lane], &error[at_lane if floating is double else 0], &n_equal[c])
     if s.n_joined == 1:
         fold_lanes(total, error, n_lanes, width, params)
         return

@@ -54,6 +54,16 @@ cdef inline void max_of_few(const floating* x, Py_ssize_t step, Py_ssize_t n_chu
     end_maxima(half, m)
 
 
+cdef inline void match_chunk(const floating* dy, const floating* p, floating m, floating* of_k, floating* high,
+                             floating* found) noexcept nogil:
+    """Update the largest dy of a class whose p is m, the largest absolute dy, and the count of such classes."""
+    cdef Py_ssize_t k
+    for k in range(CHUNK):  # hot
+        of_k[k] = larger(dy[k] if p[k] == m else <floating> -INFINITY, of_k[k])
+        high[k] = larger(fabs_of(dy[k]), high[k])
+        found[k] += <floating> 1 if p[k] == m else <floating> 0
+
+
 cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const floating* p, Py_ssize_t step_p,
                                 Py_ssize_t n_chunks, Py_ssize_t n_frames, const floating* m,
                                 floating* m_dy) noexcept nogil:
@@ -64,7 +74,7 @@ cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const float
     cdef floating found[CHUNK]
     cdef floating of_k[CHUNK]
     cdef floating high[CHUNK]
-    cdef Py_ssize_t f, g, k
+    cdef Py_ssize_t f, k
     cdef const floating* v
     cdef const floating* w
     for k in range(CHUNK):
@@ -76,11 +86,13 @@ cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const float
             of_k[k] = -INFINITY
             if floating is double:
                 high[k] = 0
-        for g in range(n_chunks):
-            for k in range(CHUNK):
-                found[k] += <floating> 1 if w[g * CHUNK + k] == m[f] else <floating> 0
-                of_k[k] = v[g * CHUNK + k] if w[g * CHUNK + k] == m[f] else of_k[k]
-                high[k] = larger(fabs_of(v[g * CHUNK + k]), high[k])
+        match_chunk(v, w, m[f], of_k, high, found)
+        if n_chunks > 1:
+            match_chunk(&v[CHUNK], &w[CHUNK], m[f], of_k, high, found)
+        if n_chunks > 2:
+            match_chunk(&v[2 * CHUNK], &w[2 * CHUNK], m[f], of_k, high, found)
+        if n_chunks > 3:
+            match_chunk(&v[3 * CHUNK], &w[3 * CHUNK], m[f], of_k, high, found)
         for k in range(8):
             half[f * 8 + k] = larger(of_k[k + 8], of_k[k])
             if floating is double:

@@ -21,8 +21,9 @@ cdef inline bint has_peak(const floating* peaks, floating m) noexcept nogil:
     return n_peaks != 0
 
 
-cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, floating* peaks, floating* high) noexcept nogil:
-    """peaks = the maximum of n_chunks chunks, lane by lane; high = that of all chunks so far."""
+cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, const floating* last, floating* peaks,
+                              floating* high) noexcept nogil:
+    """peaks = the maximum of n_chunks chunks and the last, lane by lane; high = that of all chunks so far."""
     cdef floating h[4 * CHUNK]
     cdef Py_ssize_t c, k
     for k in range(4 * CHUNK):
@@ -35,6 +36,7 @@ cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, floating* 
             h[k] = larger(x[c * CHUNK + k], h[k])
     for k in range(CHUNK):
         peaks[k] = larger(larger(h[k], h[CHUNK + k]), larger(h[2 * CHUNK + k], h[3 * CHUNK + k]))
+        peaks[k] = larger(last[k], peaks[k])
     for k in range(CHUNK):
         high[k] = larger(peaks[k], high[k])
 
@@ -77,27 +79,27 @@ cdef inline void find_max_of_row(int op, const floating* a, const floating* b, c
     cdef floating high[CHUNK]
     cdef floating highest_dy[CHUNK]
     cdef Py_ssize_t c, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
-    cdef Py_ssize_t n_last = (n - start + CHUNK - 1) // CHUNK
+    cdef Py_ssize_t n_whole = (n - start - 1) // CHUNK  # chunks of the last block before the last
     cdef const floating* x = b if finds_largest(op) else a
     cdef const floating* last = last_b if finds_largest(op) else last_a
     for k in range(CHUNK):
         high[k] = -INFINITY
         highest_dy[k] = 0
     for c from 0 <= c < start by BLOCK_CLASSES:
-        raise_chunks(x + c, BLOCK_CLASSES // CHUNK, peaks + c // BLOCK_CLASSES * CHUNK, high)
+        raise_chunks(x + c, BLOCK_CLASSES // CHUNK, x + c, peaks + c // BLOCK_CLASSES * CHUNK, high)
         if finds_largest(op):
             raise_magnitude(a + c, BLOCK_CLASSES // CHUNK, highest_dy)
-    raise_chunks(last, n_last, peaks + start // BLOCK_CLASSES * CHUNK, high)
+    raise_chunks(x + start, n_whole, last, peaks + start // BLOCK_CLASSES * CHUNK, high)
     m[0] = max_of_lanes(high)
     if finds_largest(op):  # of equal ones, the first
-        raise_magnitude(last_a, n_last, highest_dy)
+        raise_magnitude(a + start, n_whole, highest_dy)
+        raise_magnitude(last_a, 1, highest_dy)
         c = 0
         while c < start and not has_peak(peaks + c // BLOCK_CLASSES * CHUNK, m[0]):
             c += BLOCK_CLASSES
-        if c < start:
-            c += first_equal(x + c, BLOCK_CLASSES // CHUNK, m[0])
-        else:
-            c += first_equal(last, n_last, m[0])
+        c += first_equal(x + c, BLOCK_CLASSES // CHUNK if c < start else n_whole, m[0])
+        if c == start + n_whole * CHUNK:
+            c += first_equal(last, 1, m[0])
         m_dy[0] = a[min(c, n - 1)]
         highest_dy[0] = max_of_lanes(highest_dy)
         spoil_huge(highest_dy, 1, m_dy)
@@ -127,15 +129,17 @@ cdef inline void sum_of_row(int op, const floating* a, const floating* b, const 
         if y != NULL:
             lsm_prefetch(y + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), False)
         if not sums_exponentials(op) or has_peak(&peaks[i // BLOCK_CLASSES * CHUNK], m):
-            sum_lane(op, False, True, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
+            sum_lane(op, False, True, a + i, b + i, CHUNK, CHUNK, 16, NULL, NULL, own, CHUNK, False, total, error,
+                     n_equal)
         else:
-            sum_lane(op, False, False, a + i, b + i, CHUNK, CHUNK, 16, own, CHUNK, False, total, error, n_equal)
+            sum_lane(op, False, False, a + i, b + i, CHUNK, CHUNK, 16, NULL, NULL, own, CHUNK, False, total, error,
+                     n_equal)
     if next_a != NULL:
         lsm_prefetch(next_a + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
     if y != NULL:
         lsm_prefetch(y + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
-    sum_lane(op, False, True, last_a, last_b, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, own, CHUNK, False, total,
-             error, n_equal)
+    sum_lane(op, False, True, a + start, b + start, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, last_a, last_b,
+             own, CHUNK, False, total, error, n_equal)
 
 
 cdef floating range_of_rows(const floating* y, Py_ssize_t step, Py_ssize_t n_rows, Py_ssize_t n,

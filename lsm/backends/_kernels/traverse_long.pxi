@@ -21,8 +21,8 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
 
     far: whether to prefetch the next slice.
     """
-    cdef floating last[BLOCK_CLASSES]
-    cdef floating last_b[BLOCK_CLASSES]
+    cdef floating last[CHUNK]
+    cdef floating last_b[CHUNK]
     cdef floating peaks[GROUP_PEAKS]
     cdef floating params[N_PARAMS * MAX_WIDTH]
     cdef floating found[CHUNK]
@@ -31,11 +31,10 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
     cdef double errors[CHUNK]
     cdef Rows rows, rows_b
     cdef Py_ssize_t k
-    find_rows(a, 0, 0, 1, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, last, True,
-              &rows)
+    find_rows(a, 0, 0, 1, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, last, &rows)
     rows_b = rows
     if reads_two(op):
-        find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, True, &rows_b)
+        find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, &rows_b)
     params[0] = m_dy
     if sums_exponentials(op):
         reduce_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
@@ -54,12 +53,12 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
 cdef inline void find_largest_of_part(int op, Array a, Array b, Py_ssize_t n, floating* largest,
                                       floating* a_of_largest, floating* scratch) noexcept nogil:
     """The largest b of at most SLICE_CLASSES classes, and the a of the first of them."""
-    cdef floating last[BLOCK_CLASSES]
-    cdef floating last_b[BLOCK_CLASSES]
+    cdef floating last[CHUNK]
+    cdef floating last_b[CHUNK]
     cdef floating peaks[GROUP_PEAKS]
     cdef Rows rows, rows_b
-    find_rows(a, 0, 0, 1, n, <floating> 0, scratch, last, True, &rows)
-    find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, True, &rows_b)
+    find_rows(a, 0, 0, 1, n, <floating> 0, scratch, last, &rows)
+    find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, &rows_b)
     reduce_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0], <const floating*> rows.last[0],
                       <const floating*> rows_b.last[0], n, largest, a_of_largest, peaks)
 
@@ -67,16 +66,16 @@ cdef inline void find_largest_of_part(int op, Array a, Array b, Py_ssize_t n, fl
 cdef inline bint write_slice(int op, Vector a, Vector b, Vector y, Py_ssize_t part, Py_ssize_t n,
                              const floating* params, bint stream, floating* scratch) noexcept nogil:
     """write_part for one slice."""
-    cdef floating last[BLOCK_CLASSES]
+    cdef floating last[CHUNK]
     cdef Rows rows, rows_b
     cdef Vector to = frame_at(part_at(y, part * SLICE_CLASSES), 0, 0)
     cdef Py_ssize_t start = part * SLICE_CLASSES, n_part = size_of_part(part, n)
     cdef bint is_direct = is_native(to, params), is_bad
     cdef floating least = 0, highest = 0
-    find_rows(part_at(a, start), 0, 0, 1, n_part, <floating> 0, scratch, last, False, &rows)
+    find_rows(part_at(a, start), 0, 0, 1, n_part, <floating> 0, scratch, last, &rows)
     rows_b = rows
     if reads_two(op):
-        find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + SLICE_CLASSES, last, False, &rows_b)
+        find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + SLICE_CLASSES, last, &rows_b)
     if limits_range(op) and n_part >= CHUNK:
         least = range_of_rows(<const floating*> rows_b.at[0], 0, 1, n_part, &highest)
     elif limits_range(op):

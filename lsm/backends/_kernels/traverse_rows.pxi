@@ -5,18 +5,18 @@
 # lanes.pxi for the order of sums.
 
 
-# Where the frames of a group begin, and their last blocks: copies filled up to whole chunks, if necessary.
+# Where the frames of a group begin, and their last chunks: copies that are filled up, if necessary.
 cdef struct Rows:
     const char* at[GROUP_FRAMES]
     const char* last[GROUP_FRAMES]
 
 
 cdef inline void find_rows(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n, floating fill,
-                           floating* copies, floating* lasts, bint fills, Rows* to) noexcept nogil:
-    """Frames where they lie if adjacent numbers of the computed type, else copied. fills: whether to fill up `last`."""
-    cdef Py_ssize_t f, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES, n_last = n - start, n_whole
+                           floating* copies, floating* lasts, Rows* to) noexcept nogil:
+    """Frames where they lie if adjacent numbers of the computed type, else copied."""
+    cdef Py_ssize_t f, n_last = n % CHUNK
     cdef Vector frame
-    cdef const floating* source
+    cdef const floating* end
     for f in range(n_frames):
         frame = frame_at(x, i, first + f)
         if is_native(frame, lasts):
@@ -24,19 +24,12 @@ cdef inline void find_rows(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n
         else:
             read(frame, n, copies + f * round_up(n, CHUNK))
             to.at[f] = <const char*> (copies + f * round_up(n, CHUNK))
-        source = <const floating*> to.at[f] + start
-        to.last[f] = <const char*> source
-        if fills and n_last % CHUNK:
-            n_whole = n_last // CHUNK * CHUNK
-            copy_chunks(source, n_whole, lasts + f * BLOCK_CLASSES)
-            pad(lasts + f * BLOCK_CLASSES + n_whole, source + n_whole, n_last - n_whole, CHUNK, fill)
-            to.last[f] = <const char*> (lasts + f * BLOCK_CLASSES)
-
-
-cdef inline void copy_chunks(const floating* x, Py_ssize_t n, floating* to) noexcept nogil:
-    cdef Py_ssize_t c
-    for c from 0 <= c < n by CHUNK:
-        put_lanes(to + c, x + c, False)
+        end = <const floating*> to.at[f] + n
+        if n_last:
+            pad(lasts + f * CHUNK, end - n_last, n_last, CHUNK, fill)
+            to.last[f] = <const char*> (lasts + f * CHUNK)
+        else:
+            to.last[f] = <const char*> (end - CHUNK)
 
 
 cdef inline void write_chunk_of_row(int op, const floating* a, const floating* b, const floating* p,
@@ -152,8 +145,8 @@ cdef inline const char* next_row(Array x, Py_ssize_t i, Py_ssize_t j, bint far, 
 cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
                           Py_ssize_t n, bint far, bint stream, floating* scratch) noexcept nogil:
     """All stages of a group of frames of at most SLICE_CLASSES classes."""
-    cdef floating lasts[GROUP_FRAMES * BLOCK_CLASSES]
-    cdef floating lasts_b[GROUP_FRAMES * BLOCK_CLASSES]
+    cdef floating lasts[GROUP_FRAMES * CHUNK]
+    cdef floating lasts_b[GROUP_FRAMES * CHUNK]
     cdef Rows rows, rows_b
     cdef floating params[N_PARAMS * MAX_WIDTH]
     cdef floating m[GROUP_FRAMES]
@@ -170,11 +163,11 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ss
     cdef Py_ssize_t f, k, n_blocks = count_blocks(n)
     stream = stream and n * <Py_ssize_t> sizeof(floating) >= STREAMED_ROW_BYTES
     find_rows(a, i, first, n_frames, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch,
-              lasts, True, &rows)
+              lasts, &rows)
     rows_b = rows
     if reads_two(op):
         find_rows(b, i, first, n_frames, n, <floating> 0, scratch + packed_numbers(scratch), lasts_b,
-                  finds_largest(op), &rows_b)
+                  &rows_b)
     for f in range(GROUP_FRAMES):
         m[f] = m_dy[f] = n_equal[f] = 0
     for k in range(n_frames * 8, GROUP_FRAMES * 8):
