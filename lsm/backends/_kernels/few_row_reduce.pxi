@@ -54,16 +54,6 @@ cdef inline void max_of_few(const floating* x, Py_ssize_t step, Py_ssize_t n_chu
     end_maxima(half, m)
 
 
-cdef inline void match_chunk(const floating* dy, const floating* p, floating m, floating* of_k, floating* high,
-                             floating* found) noexcept nogil:
-    """Update the largest dy of a class whose p is m, the largest absolute dy, and the count of such classes."""
-    cdef Py_ssize_t k
-    for k in range(CHUNK):  # hot
-        of_k[k] = larger(dy[k] if p[k] == m else <floating> -INFINITY, of_k[k])
-        high[k] = larger(fabs_of(dy[k]), high[k])
-        found[k] += <floating> 1 if p[k] == m else <floating> 0
-
-
 cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const floating* p, Py_ssize_t step_p,
                                 Py_ssize_t n_chunks, Py_ssize_t n_frames, const floating* m,
                                 floating* m_dy) noexcept nogil:
@@ -78,47 +68,31 @@ cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const float
     cdef const floating* v
     cdef const floating* w
     for k in range(CHUNK):
-        found[k] = high[k] = 0
+        found[k] = 0
+    for k in range(n_frames * 8, GROUP_FRAMES * 8):
+        half[k] = half_high[k] = 0
     for f in range(n_frames):
         v = &dy[f * step]
         w = &p[f * step_p]
         for k in range(CHUNK):
             of_k[k] = -INFINITY
-            if floating is double:
-                high[k] = 0
-        match_chunk(v, w, m[f], of_k, high, found)
+            high[k] = 0
+        match_chunks(v, w, n_chunks, m[f], of_k, found)
+        raise_magnitude_once(v, high)
         if n_chunks > 1:
-            match_chunk(&v[CHUNK], &w[CHUNK], m[f], of_k, high, found)
+            raise_magnitude_once(&v[CHUNK], high)
         if n_chunks > 2:
-            match_chunk(&v[2 * CHUNK], &w[2 * CHUNK], m[f], of_k, high, found)
+            raise_magnitude_once(&v[2 * CHUNK], high)
         if n_chunks > 3:
-            match_chunk(&v[3 * CHUNK], &w[3 * CHUNK], m[f], of_k, high, found)
-        for k in range(8):
-            half[f * 8 + k] = larger(of_k[k + 8], of_k[k])
-            if floating is double:
-                half_high[f * 8 + k] = larger(high[k + 8], high[k])
-    for k in range(n_frames * 8, GROUP_FRAMES * 8):
-        half[k] = half_high[k] = 0
+            raise_magnitude_once(&v[3 * CHUNK], high)
+        half_maxima(of_k, &half[f * 8])
+        half_maxima(high, &half_high[f * 8])
     end_maxima(half, m_dy)
     if not is_one_each(found, m, n_frames):
         for f in range(n_frames):
-            k = 0
-            while k < n_chunks * CHUNK - 1 and p[f * step_p + k] != m[f]:
-                k += 1
-            m_dy[f] = dy[f * step + k]
-    if floating is double:
-        end_maxima(half_high, highest)
-        spoil_huge(highest, GROUP_FRAMES, m_dy)
-    else:
-        of_k[0] = 0
-        highest[0] = max_of_lanes(high)
-        spoil_huge(highest, 1, of_k)
-        for f in range(n_frames if of_k[0] != of_k[0] else 0):
-            for k in range(CHUNK):
-                high[k] = 0
-            raise_magnitude(&dy[f * step], n_chunks, high)
-            highest[0] = max_of_lanes(high)
-            spoil_huge(highest, 1, &m_dy[f])
+            m_dy[f] = dy_of_first(&dy[f * step], &p[f * step_p], n_chunks * CHUNK, m[f])
+    end_maxima(half_high, highest)
+    spoil_huge(highest, GROUP_FRAMES, m_dy)
 
 
 cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, const floating* b, Py_ssize_t step_b,

@@ -73,6 +73,7 @@ cdef extern from "reduce.h" nogil:
     void lsm_fold_max_f(float* to, const float* x)
     void lsm_fold_max_d(double* to, const double* x)
     void lsm_fold_sum(double* to, const double* x)
+    void lsm_match(const float* v, const float* p, Py_ssize_t n_chunks, float m, float* of_m, float* n_equal)
 
 cdef extern from "loadstore.h" nogil:
     bint LSM_HAS_PARTIAL_STORES

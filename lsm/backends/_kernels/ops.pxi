@@ -131,13 +131,13 @@ cdef void reduce_few(int op, Block a, Block b, Shape s, const floating* params, 
 
 
 cdef void reduce_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,
-                            const floating* last_b, Py_ssize_t n, floating* m, floating* m_dy,
+                            const floating* last_b, Py_ssize_t n, floating* high, floating* highest_dy,
                             floating* peaks) noexcept nogil:
     """find_max_of_row with `op` a constant."""
     if sums_exponentials(op):
-        find_max_of_row(LOG_SOFTMAX, a, b, last_a, last_b, n, m, m_dy, peaks)
+        find_max_of_row(LOG_SOFTMAX, a, b, last_a, last_b, n, high, highest_dy, peaks)
     else:
-        find_max_of_row(SOFTMAX_BACKWARD, a, b, last_a, last_b, n, m, m_dy, peaks)
+        find_max_of_row(SOFTMAX_BACKWARD, a, b, last_a, last_b, n, high, highest_dy, peaks)
 
 
 cdef void reduce_row(int op, const floating* a, const floating* b, const floating* last_a,

@@ -4,6 +4,8 @@
 #ifndef LSM_REDUCE_H
 #define LSM_REDUCE_H
 
+#include <stddef.h>
+
 #if defined(__AVX__)
 #include <immintrin.h>
 
@@ -90,6 +92,40 @@ static inline void lsm_fold_sum(double *to, const double *x)
 #else
     for (int f = 0; f < 16; f++, x += 8)
         to[f] = ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+#endif
+}
+
+/* In chunks of sixteen: of_m becomes the largest v whose p is m, and n_equal counts them, lane by lane. From loops gcc
+   makes branches and masked stores, which take twice the time. */
+static inline void lsm_match(const float *v, const float *p, ptrdiff_t n_chunks, float m, float *of_m, float *n_equal)
+{
+#if defined(__AVX512F__)
+    __m512 largest = _mm512_loadu_ps(of_m), count = _mm512_loadu_ps(n_equal);
+    for (ptrdiff_t c = 0; c < n_chunks; c++) {
+        __mmask16 is_m = _mm512_cmp_ps_mask(_mm512_loadu_ps(p + 16 * c), _mm512_set1_ps(m), _CMP_EQ_OQ);
+        largest = _mm512_mask_max_ps(largest, is_m, _mm512_loadu_ps(v + 16 * c), largest);
+        count = _mm512_mask_add_ps(count, is_m, count, _mm512_set1_ps(1));
+    }
+    _mm512_storeu_ps(of_m, largest);
+    _mm512_storeu_ps(n_equal, count);
+#elif defined(__AVX__)
+    for (int h = 0; h < 16; h += 8) {
+        __m256 largest = _mm256_loadu_ps(of_m + h), count = _mm256_loadu_ps(n_equal + h);
+        for (ptrdiff_t c = 0; c < n_chunks; c++) {
+            __m256 is_m = _mm256_cmp_ps(_mm256_loadu_ps(p + 16 * c + h), _mm256_set1_ps(m), _CMP_EQ_OQ);
+            __m256 chosen = _mm256_blendv_ps(largest, _mm256_loadu_ps(v + 16 * c + h), is_m);
+            largest = _mm256_max_ps(chosen, largest);
+            count = _mm256_add_ps(count, _mm256_and_ps(is_m, _mm256_set1_ps(1)));
+        }
+        _mm256_storeu_ps(of_m + h, largest);
+        _mm256_storeu_ps(n_equal + h, count);
+    }
+#else
+    for (ptrdiff_t i = 0; i < 16 * n_chunks; i++)
+        if (p[i] == m) {
+            of_m[i % 16] = v[i] > of_m[i % 16] ? v[i] : of_m[i % 16];
+            n_equal[i % 16] += 1;
+        }
 #endif
 }
 

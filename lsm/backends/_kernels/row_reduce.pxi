@@ -41,6 +41,13 @@ cdef inline void raise_chunks(const floating* x, Py_ssize_t n_chunks, const floa
         high[k] = larger(peaks[k], high[k])
 
 
+cdef inline void raise_magnitude_once(const floating* x, floating* high) noexcept nogil:
+    """raise_magnitude of one chunk."""
+    cdef Py_ssize_t k
+    for k in range(CHUNK):  # hot
+        high[k] = larger(fabs_of(x[k]), high[k])
+
+
 cdef inline void raise_magnitude(const floating* x, Py_ssize_t n_chunks, floating* high) noexcept nogil:
     """high = the largest absolute number of each lane, over n_chunks chunks."""
     cdef floating h[4 * CHUNK]
@@ -57,31 +64,36 @@ cdef inline void raise_magnitude(const floating* x, Py_ssize_t n_chunks, floatin
         high[k] = larger(larger(larger(h[k], h[CHUNK + k]), larger(h[2 * CHUNK + k], h[3 * CHUNK + k])), high[k])
 
 
-cdef inline Py_ssize_t first_equal(const floating* x, Py_ssize_t n_chunks, floating m) noexcept nogil:
-    """Where m is in n_chunks chunks; after them if it is not."""
-    cdef int32_t at[CHUNK]
-    cdef int32_t first = <int32_t> (n_chunks * CHUNK)
+cdef inline void match_chunks(const floating* dy, const floating* p, Py_ssize_t n_chunks, floating m, floating* of_k,
+                              floating* found) noexcept nogil:
+    """Update the largest dy of the classes whose p is m, and their count, lane by lane."""
     cdef Py_ssize_t c, k
-    for k in range(CHUNK):
-        at[k] = first
-    for c in range(n_chunks):
-        for k in range(CHUNK):  # hot
-            at[k] = min(at[k], <int32_t> (c * CHUNK + k) if x[c * CHUNK + k] == m else first)
-    for k in range(CHUNK):
-        first = min(first, at[k])
-    return first
+    if floating is float:
+        lsm_match(dy, p, n_chunks, m, of_k, found)
+    else:
+        for c in range(n_chunks):
+            for k in range(CHUNK):  # hot
+                of_k[k] = larger(dy[c * CHUNK + k] if p[c * CHUNK + k] == m else <floating> -INFINITY, of_k[k])
+                found[k] += <floating> 1 if p[c * CHUNK + k] == m else <floating> 0
+
+
+cdef inline void half_maxima(const floating* high, floating* half) noexcept nogil:
+    """The first step of the maximum of a chunk; end_maxima takes the others."""
+    cdef Py_ssize_t k
+    for k in range(8):
+        half[k] = larger(high[k + 8], high[k])
 
 
 cdef inline void find_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,
-                                 const floating* last_b, Py_ssize_t n, floating* m, floating* m_dy,
+                                 const floating* last_b, Py_ssize_t n, floating* high, floating* highest_dy,
                                  floating* peaks) noexcept nogil:
-    """What the first stage reduces over n classes; the peaks are a chunk for each block that contains its maximum."""
-    cdef floating high[CHUNK]
-    cdef floating highest_dy[CHUNK]
+    """What the first stage reduces over n classes, in lanes. peaks: a chunk for each block, that contains its maximum.
+
+    If `finds_largest`, these are maxima of b, and highest_dy those of the absolute a.
+    """
     cdef Py_ssize_t c, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
     cdef Py_ssize_t n_whole = (n - start - 1) // CHUNK  # chunks of the last block before the last
     cdef const floating* x = b if finds_largest(op) else a
-    cdef const floating* last = last_b if finds_largest(op) else last_a
     for k in range(CHUNK):
         high[k] = -INFINITY
         highest_dy[k] = 0
@@ -89,20 +101,33 @@ cdef inline void find_max_of_row(int op, const floating* a, const floating* b, c
         raise_chunks(x + c, BLOCK_CLASSES // CHUNK, x + c, peaks + c // BLOCK_CLASSES * CHUNK, high)
         if finds_largest(op):
             raise_magnitude(a + c, BLOCK_CLASSES // CHUNK, highest_dy)
-    raise_chunks(x + start, n_whole, last, peaks + start // BLOCK_CLASSES * CHUNK, high)
-    m[0] = max_of_lanes(high)
-    if finds_largest(op):  # of equal ones, the first
+    raise_chunks(x + start, n_whole, last_b if finds_largest(op) else last_a, peaks + start // BLOCK_CLASSES * CHUNK,
+                 high)
+    if finds_largest(op):
         raise_magnitude(a + start, n_whole, highest_dy)
-        raise_magnitude(last_a, 1, highest_dy)
-        c = 0
-        while c < start and not has_peak(peaks + c // BLOCK_CLASSES * CHUNK, m[0]):
-            c += BLOCK_CLASSES
-        c += first_equal(x + c, BLOCK_CLASSES // CHUNK if c < start else n_whole, m[0])
-        if c == start + n_whole * CHUNK:
-            c += first_equal(last, 1, m[0])
-        m_dy[0] = a[min(c, n - 1)]
-        highest_dy[0] = max_of_lanes(highest_dy)
-        spoil_huge(highest_dy, 1, m_dy)
+        raise_magnitude_once(last_a, highest_dy)
+
+
+cdef void match_row(const floating* dy, const floating* p, const floating* last, const floating* last_p, Py_ssize_t n,
+                    floating m, const floating* peaks, floating* of_k, floating* found) noexcept nogil:
+    """match_chunks over a row, in the blocks that contain m."""
+    cdef Py_ssize_t c, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
+    for k in range(CHUNK):
+        of_k[k] = -INFINITY
+    for c from 0 <= c < start by BLOCK_CLASSES:
+        if has_peak(peaks + c // BLOCK_CLASSES * CHUNK, m):
+            match_chunks(dy + c, p + c, BLOCK_CLASSES // CHUNK, m, of_k, found)
+    if start == 0 or has_peak(peaks + start // BLOCK_CLASSES * CHUNK, m):
+        match_chunks(dy + start, p + start, (n - start - 1) // CHUNK, m, of_k, found)
+        match_chunks(last, last_p, 1, m, of_k, found)
+
+
+cdef inline floating dy_of_first(const floating* dy, const floating* p, Py_ssize_t n, floating m) noexcept nogil:
+    """The dy of the first class whose p is m; of the last class if there is none."""
+    cdef Py_ssize_t k = 0
+    while k < n - 1 and p[k] != m:
+        k += 1
+    return dy[k]
 
 
 cdef inline void sum_of_row(int op, const floating* a, const floating* b, const floating* last_a,

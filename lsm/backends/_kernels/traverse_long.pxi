@@ -26,7 +26,9 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
     cdef floating peaks[GROUP_PEAKS]
     cdef floating params[N_PARAMS * MAX_WIDTH]
     cdef floating found[CHUNK]
-    cdef floating m = 0, unused = 0, n_equal = 0
+    cdef floating high[CHUNK]
+    cdef floating unused[CHUNK]
+    cdef floating m = 0, n_equal = 0
     cdef double lanes[CHUNK]
     cdef double errors[CHUNK]
     cdef Rows rows, rows_b
@@ -38,7 +40,8 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
     params[0] = m_dy
     if sums_exponentials(op):
         reduce_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
-                          <const floating*> rows.last[0], <const floating*> rows_b.last[0], n, &m, &unused, peaks)
+                          <const floating*> rows.last[0], <const floating*> rows_b.last[0], n, high, unused, peaks)
+        m = max_of_lanes(high)
         shift_frames(&m, 1, params)
     reduce_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0], <const floating*> rows.last[0],
                <const floating*> rows_b.last[0], n, params, lanes, errors, found, m, peaks,
@@ -56,11 +59,17 @@ cdef inline void find_largest_of_part(int op, Array a, Array b, Py_ssize_t n, fl
     cdef floating last[CHUNK]
     cdef floating last_b[CHUNK]
     cdef floating peaks[GROUP_PEAKS]
+    cdef floating high[CHUNK]
+    cdef floating highest_dy[CHUNK]
     cdef Rows rows, rows_b
     find_rows(a, 0, 0, 1, n, <floating> 0, scratch, last, &rows)
     find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, &rows_b)
     reduce_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0], <const floating*> rows.last[0],
-                      <const floating*> rows_b.last[0], n, largest, a_of_largest, peaks)
+                      <const floating*> rows_b.last[0], n, high, highest_dy, peaks)
+    largest[0] = max_of_lanes(high)
+    a_of_largest[0] = dy_of_first(<const floating*> rows.at[0], <const floating*> rows_b.at[0], n, largest[0])
+    high[0] = max_of_lanes(highest_dy)
+    spoil_huge(high, 1, a_of_largest)
 
 
 cdef inline bint write_slice(int op, Vector a, Vector b, Vector y, Py_ssize_t part, Py_ssize_t n,

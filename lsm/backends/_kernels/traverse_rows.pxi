@@ -142,6 +142,30 @@ cdef inline const char* next_row(Array x, Py_ssize_t i, Py_ssize_t j, bint far, 
     return frame.at if far and is_native(frame, of) else NULL
 
 
+cdef inline void largest_of_rows(Rows dy, Rows p, Py_ssize_t n_frames, Py_ssize_t n, const floating* m,
+                                 const floating* half_dy, const floating* peaks, floating* m_dy) noexcept nogil:
+    """The dy of the first of the classes whose p is the maximum m; NaN where some dy is huge."""
+    cdef floating half[8 * GROUP_FRAMES]
+    cdef floating highest[GROUP_FRAMES]
+    cdef floating found[CHUNK]
+    cdef floating of_k[CHUNK]
+    cdef Py_ssize_t f, k, n_blocks = count_blocks(n)
+    for k in range(CHUNK):
+        found[k] = 0
+    for k in range(n_frames * 8, GROUP_FRAMES * 8):
+        half[k] = 0
+    for f in range(n_frames):
+        match_row(<const floating*> dy.at[f], <const floating*> p.at[f], <const floating*> dy.last[f],
+                  <const floating*> p.last[f], n, m[f], &peaks[f * n_blocks * CHUNK], of_k, found)
+        half_maxima(of_k, &half[f * 8])
+    end_maxima(half, m_dy)
+    if not is_one_each(found, m, n_frames):
+        for f in range(n_frames):
+            m_dy[f] = dy_of_first(<const floating*> dy.at[f], <const floating*> p.at[f], n, m[f])
+    end_maxima(half_dy, highest)
+    spoil_huge(highest, GROUP_FRAMES, m_dy)
+
+
 cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
                           Py_ssize_t n, bint far, bint stream, floating* scratch) noexcept nogil:
     """All stages of a group of frames of at most SLICE_CLASSES classes."""
@@ -150,8 +174,11 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ss
     cdef Rows rows, rows_b
     cdef floating params[N_PARAMS * MAX_WIDTH]
     cdef floating m[GROUP_FRAMES]
-    cdef floating m_dy[GROUP_FRAMES]
     cdef floating n_equal[GROUP_FRAMES]
+    cdef floating high[CHUNK]
+    cdef floating highest_dy[CHUNK]
+    cdef floating half_m[8 * GROUP_FRAMES]
+    cdef floating half_dy[8 * GROUP_FRAMES]
     cdef floating found[CHUNK]
     cdef double lanes[CHUNK]
     cdef double errors[CHUNK]
@@ -169,16 +196,20 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ss
         find_rows(b, i, first, n_frames, n, <floating> 0, scratch + packed_numbers(scratch), lasts_b,
                   &rows_b)
     for f in range(GROUP_FRAMES):
-        m[f] = m_dy[f] = n_equal[f] = 0
+        m[f] = n_equal[f] = 0
     for k in range(n_frames * 8, GROUP_FRAMES * 8):
-        half[k] = half_error[k] = 0
+        half[k] = half_error[k] = half_m[k] = half_dy[k] = 0
     if reduces_max(op):
         for f in range(n_frames):
             reduce_max_of_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f],
-                              <const floating*> rows.last[f], <const floating*> rows_b.last[f], n, &m[f], &m_dy[f],
+                              <const floating*> rows.last[f], <const floating*> rows_b.last[f], n, high, highest_dy,
                               &peaks[f * n_blocks * CHUNK])
+            half_maxima(high, &half_m[f * 8])
+            if finds_largest(op):
+                half_maxima(highest_dy, &half_dy[f * 8])
+        end_maxima(half_m, m)
         if finds_largest(op):
-            memcpy(params, m_dy, GROUP_FRAMES * sizeof(floating))
+            largest_of_rows(rows, rows_b, n_frames, n, m, half_dy, peaks, params)
         else:
             shift_frames(m, GROUP_FRAMES, params)
     for f in range(n_frames if far and stream else 0):  # else a regular store to these lines keeps the others waiting
