@@ -67,8 +67,9 @@ cdef inline bint shares_sets(int op, Py_ssize_t step, Py_ssize_t n) noexcept nog
 
     Few rows have most lines in the cache anyway, and where no maximum is found, they are read once less.
     """
-    cdef Py_ssize_t factor = (2 if is_few(n) else 1) if reduces_max(op) else 4
-    return n > SHARED_SETS_MIN_ROWS and step % (factor * SHARED_SETS_BYTES) == 0
+    if is_few(n):
+        return reduces_max(op) and n > SHARED_SETS_MIN_ROWS and step % (2 * SHARED_SETS_BYTES) == 0
+    return step % ((1 if reduces_max(op) else 4) * SHARED_SETS_BYTES) == 0
 
 
 cdef inline Block outer_of(Block x, Py_ssize_t o) noexcept nogil:

@@ -67,7 +67,7 @@ cdef inline floating log1p_few(double s, const floating* of) noexcept nogil:
 
 cdef inline void exp_rows_of_few(const floating* x, Py_ssize_t row, Py_ssize_t n, const floating* m, floating* p,
                                  floating* n_equal) noexcept nogil:
-    """p = the exponentials of n rows of a chunk, 0 at the maximum; then rows of 0, up to a multiple of 8."""
+    """p = the exponentials of n rows of a chunk, 0 at the maximum; then rows of 0."""
     cdef floating top[CHUNK]
     cdef floating found[CHUNK]
     cdef floating v
@@ -80,7 +80,7 @@ cdef inline void exp_rows_of_few(const floating* x, Py_ssize_t row, Py_ssize_t n
             v = exp_difference(x[i * row + k], top[k])
             p[i * CHUNK + k] = <floating> 0 if x[i * row + k] == top[k] else v
             found[k] += <floating> 1 if x[i * row + k] == top[k] else <floating> 0
-    for i in range(n, round_up(n, 8)):
+    for i in range(n, rows_at_once(n)):
         for k in range(CHUNK):
             p[i * CHUNK + k] = 0
     for k in range(CHUNK):
@@ -92,45 +92,56 @@ ctypedef fused summed:  # the type of the terms
     double
 
 
-cdef inline double lane_of_few(const summed* p, Py_ssize_t k, Py_ssize_t n_halves) noexcept nogil:
-    """Lane k of a frame: the sum of rows k, k + N_LANES, ... of 8 * n_halves rows."""
-    cdef Py_ssize_t n_groups = (n_halves + 1 - k // 8) // 2
-    return <double> tree(p + k * CHUNK, N_LANES * CHUNK, n_groups) if n_groups else 0
+cdef inline double lane_of_few(const summed* p, Py_ssize_t k, Py_ssize_t n_rows) noexcept nogil:
+    """Lane k of a frame: the sum of rows k, k + N_LANES, ..."""
+    return <double> tree(p + k * CHUNK, N_LANES * CHUNK, (n_rows - k + N_LANES - 1) // N_LANES) if k < n_rows else 0
 
 
-cdef inline double four_lanes_of_few(const summed* p, Py_ssize_t k, Py_ssize_t n_halves) noexcept nogil:
+cdef inline double four_lanes_of_few(const summed* p, Py_ssize_t k, Py_ssize_t n_rows) noexcept nogil:
     """Lanes k, k + 8, k + 4 and k + 12, added as in fold_lanes."""
-    return ((lane_of_few(p, k, n_halves) + lane_of_few(p, k + 8, n_halves))
-            + (lane_of_few(p, k + 4, n_halves) + lane_of_few(p, k + 12, n_halves)))
+    return ((lane_of_few(p, k, n_rows) + lane_of_few(p, k + 8, n_rows))
+            + (lane_of_few(p, k + 4, n_rows) + lane_of_few(p, k + 12, n_rows)))
 
 
-cdef inline void sum_half_sets(const summed* p, Py_ssize_t n_halves, double* total) noexcept nogil:
-    """The sums of 8 * n_halves rows of a chunk, in registers."""
+cdef inline void sum_rows_at_once(const summed* p, Py_ssize_t n_rows, double* total) noexcept nogil:
+    """The sums of n_rows rows of a chunk, in registers."""
     cdef Py_ssize_t j
     for j in range(CHUNK):  # hot
-        total[j] = ((four_lanes_of_few(&p[j], 0, n_halves) + four_lanes_of_few(&p[j], 2, n_halves))
-                    + (four_lanes_of_few(&p[j], 1, n_halves) + four_lanes_of_few(&p[j], 3, n_halves)))
+        total[j] = ((four_lanes_of_few(&p[j], 0, n_rows) + four_lanes_of_few(&p[j], 2, n_rows))
+                    + (four_lanes_of_few(&p[j], 1, n_rows) + four_lanes_of_few(&p[j], 3, n_rows)))
+
+
+cdef inline Py_ssize_t rows_at_once(Py_ssize_t n) noexcept nogil:
+    """How many rows sum_in_registers adds: above four, a multiple of 8, to be filled up with 0."""
+    return n if n <= 4 else round_up(n, 8)
 
 
 cdef inline void sum_in_registers(const summed* p, Py_ssize_t n, double* total) noexcept nogil:
-    """The sums of n rows of a chunk, 0 up to a multiple of 8 rows, in the order of lanes.pxi."""
-    cdef Py_ssize_t n_halves = (n + 7) // 8
-    if n_halves == 1:
-        sum_half_sets(p, 1, total)
-    elif n_halves == 2:
-        sum_half_sets(p, 2, total)
-    elif n_halves == 3:
-        sum_half_sets(p, 3, total)
-    elif n_halves == 4:
-        sum_half_sets(p, 4, total)
-    elif n_halves == 5:
-        sum_half_sets(p, 5, total)
-    elif n_halves == 6:
-        sum_half_sets(p, 6, total)
-    elif n_halves == 7:
-        sum_half_sets(p, 7, total)
+    """The sums of n rows of a chunk, followed by rows of 0, in the order of lanes.pxi."""
+    if n == 1:
+        sum_rows_at_once(p, 1, total)
+    elif n == 2:
+        sum_rows_at_once(p, 2, total)
+    elif n == 3:
+        sum_rows_at_once(p, 3, total)
+    elif n == 4:
+        sum_rows_at_once(p, 4, total)
+    elif n <= 8:
+        sum_rows_at_once(p, 8, total)
+    elif n <= 16:
+        sum_rows_at_once(p, 16, total)
+    elif n <= 24:
+        sum_rows_at_once(p, 24, total)
+    elif n <= 32:
+        sum_rows_at_once(p, 32, total)
+    elif n <= 40:
+        sum_rows_at_once(p, 40, total)
+    elif n <= 48:
+        sum_rows_at_once(p, 48, total)
+    elif n <= 56:
+        sum_rows_at_once(p, 56, total)
     else:
-        sum_half_sets(p, 8, total)
+        sum_rows_at_once(p, 64, total)
 
 
 cdef inline void sum_rows_of_few(const floating* p, Py_ssize_t n, double* total, double* error) noexcept nogil:
@@ -177,9 +188,11 @@ cdef inline void sum_terms_of_few(int op, const floating* a, const floating* b, 
             first[k] = params[k]
         for i in range(n):
             terms_of_chunk(op, a + i * row, b + i * row_b, first, zero, &p[i * CHUNK])
-        for k in range((round_up(n, 8) - n) * CHUNK):
+        for k in range((rows_at_once(n) - n) * CHUNK):
             p[n * CHUNK + k] = 0
         sum_in_registers(p, n, total)
+        for k in range(CHUNK):  # as elsewhere, there is no sum of -0
+            total[k] += zero
     else:
         clear_lanes(lanes, errors, n_lanes * CHUNK, params)
         for lane in range(n_lanes):

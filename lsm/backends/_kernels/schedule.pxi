@@ -145,7 +145,8 @@ cdef inline void run_block_task(int op, Array a, Array b, Array y, Py_ssize_t n_
     s.width = N_LANES * s.n_inner if s.n_joined > 1 else s.n_outer * s.n_inner
     if is_interleaved(s):
         s.width = round_up(s.width, CHUNK)
-    if not far or is_interleaved(s) or task + 1 == c.n_tasks:  # interleaved frames are read in the order of memory
+    # Interleaved frames are read in the order of memory, and few long rows are prefetched by the processor itself.
+    if not far or is_interleaved(s) or task + 1 == c.n_tasks or (is_few(n) and s.n_outer == 1):
         next_a.at = next_b.at = next_y.at = NULL
     elif s.n_joined == 1 and shares_sets(op, a.step, n):  # lines of the next block would displace each other
         next_a.at = NULL
