@@ -65,11 +65,9 @@ cdef inline bint is_plain(Block x, Shape s, const floating* of) noexcept nogil:
 cdef inline bint shares_sets(int op, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
     """Whether n rows so many bytes apart compete for few sets of a cache, as in images of 128 x 128 or 512 x 512.
 
-    Few rows have most lines in the cache anyway, and where no maximum is found, they are read once less.
+    They are copied. That costs more than it saves where rows are few, or are read once less, as no maximum is found.
     """
-    if is_few(n):
-        return reduces_max(op) and n > SHARED_SETS_MIN_ROWS and step % (2 * SHARED_SETS_BYTES) == 0
-    return step % ((1 if reduces_max(op) else 4) * SHARED_SETS_BYTES) == 0
+    return not is_few(n) and step % ((1 if reduces_max(op) else 4) * SHARED_SETS_BYTES) == 0
 
 
 cdef inline Block outer_of(Block x, Py_ssize_t o) noexcept nogil:

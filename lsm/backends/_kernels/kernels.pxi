@@ -136,8 +136,8 @@ cdef enum:
     JOINED_COLUMNS = 63      # up to here frames of many classes are joined
     INTERLEAVED_COLUMNS = 64  # of few classes: fewer frames of an outer index are copied to interleave with others
     MIN_COLUMNS = 64         # of a block, where there are more
+    LONG_ROW_BYTES = 3072    # rows of few classes from here on are not prefetched: (20, 3, 65536) backward takes 0.7
     SHARED_SETS_BYTES = 8192  # see shares_sets
-    SHARED_SETS_MIN_ROWS = 8
     LARGEST_ROWS = 8         # of a chunk that are searched for the largest number before the next chunk
     ROWS_AHEAD = 8           # of the row that is prefetched in a block whose rows share sets
     N_PARAMS = 5             # of a frame

@@ -146,7 +146,8 @@ cdef inline void run_block_task(int op, Array a, Array b, Array y, Py_ssize_t n_
     if is_interleaved(s):
         s.width = round_up(s.width, CHUNK)
     # Interleaved frames are read in the order of memory, and few long rows are prefetched by the processor itself.
-    if not far or is_interleaved(s) or task + 1 == c.n_tasks or (is_few(n) and s.n_outer == 1):
+    if not far or is_interleaved(s) or task + 1 == c.n_tasks or (
+            is_few(n) and s.n_outer == 1 and s.n_inner * size_of(a.kind) >= LONG_ROW_BYTES):
         next_a.at = next_b.at = next_y.at = NULL
     elif s.n_joined == 1 and shares_sets(op, a.step, n):  # lines of the next block would displace each other
         next_a.at = NULL
