@@ -4,18 +4,18 @@
 # The number of chunks is a compile-time constant in every loop over frames.
 
 
-cdef inline const floating* find_few_rows(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n,
-                                          bint far, floating fill, floating* copies, Py_ssize_t* step) noexcept nogil:
+cdef inline const floating* find_few_rows(Array x, Py_ssize_t n_frames, Py_ssize_t n, bint far, floating fill,
+                                          floating* copies, Py_ssize_t* step) noexcept nogil:
     """The first frame of the group; frames are `step` numbers apart. Where they lie if they need not be filled up."""
     cdef floating buffer[FEW_CLASSES]
-    cdef Vector frame = frame_at(x, i, first)
+    cdef Vector frame = frame_at(x, 0, 0)
     cdef Py_ssize_t f, width = round_up(n, CHUNK)
     if n == width and is_native(frame, copies) and x.gap % <Py_ssize_t> sizeof(floating) == 0:
         step[0] = x.gap // <Py_ssize_t> sizeof(floating)
         return <const floating*> frame.at
     step[0] = width
     for f in range(n_frames):
-        frame = frame_at(x, i, first + f)
+        frame = frame_at(x, 0, f)
         if far:
             lsm_prefetch(frame.at + GROUP_FRAMES * x.gap, n * size_of(x.kind), True)
         if n == width:

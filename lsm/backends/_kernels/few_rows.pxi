@@ -75,8 +75,8 @@ cdef inline bint some_out_of_range(const floating* b, Py_ssize_t step, Py_ssize_
     return False
 
 
-cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
-                              Py_ssize_t n, bint far, const floating* of) noexcept nogil:
+cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames, Py_ssize_t n, bint far,
+                              const floating* of) noexcept nogil:
     """All stages of a group of frames of at most FEW_CLASSES classes."""
     cdef floating copies[GROUP_FRAMES * FEW_CLASSES]
     cdef floating copies_b[GROUP_FRAMES * FEW_CLASSES]
@@ -93,15 +93,15 @@ cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t i, P
     cdef floating* to = stage
     cdef floating least
     cdef bint some_low = False
-    cdef const floating* v = find_few_rows(a, i, first, n_frames, n, far, <floating> -INFINITY if sums_exponentials(op)
+    cdef const floating* v = find_few_rows(a, n_frames, n, far, <floating> -INFINITY if sums_exponentials(op)
                                            else <floating> 0, copies, &step)
     cdef const floating* w = v
     step_b = step
     if reads_two(op):
-        w = find_few_rows(b, i, first, n_frames, n, far, <floating> -1 if limits_range(op) else <floating> 0, copies_b,
+        w = find_few_rows(b, n_frames, n, far, <floating> -1 if limits_range(op) else <floating> 0, copies_b,
                           &step_b)
     least = reduce_few_rows(op, v, step, w, step_b, n_chunks, n_frames, far and v != copies, far and w != copies_b,
-                            next_row(y, i, first, far and writes_elements(op), v), y.gap, params, m, half,
+                            next_row(y, 0, far and writes_elements(op), v), y.gap, params, m, half,
                             half_error, n_equal)
     end_sums(half, half_error, total, error, v)
     if sums_exponentials(op):
@@ -114,17 +114,17 @@ cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t i, P
     if not end_frames(op, True, total, error, m, n_equal, GROUP_FRAMES, params) or (
             limits_range(op) and some_out_of_range(w, step_b, n_frames, n, least)):
         for f in range(n_frames):
-            run_irregular_frame(op, frame_at(a, i, first + f), frame_at(b, i, first + f), frame_at(y, i, first + f), n,
+            run_irregular_frame(op, frame_at(a, 0, f), frame_at(b, 0, f), frame_at(y, 0, f), n,
                                 &params[f])
         return
     if not writes_elements(op):
-        write_results(y, i, first, n_frames, params)
+        write_results(y, n_frames, params)
         return
     if limits_range(op):
         for f in range(GROUP_FRAMES):
             some_low |= not (params[4 * MAX_WIDTH + f] < least)
-    if is_native(frame_at(y, i, first), v) and y.gap % <Py_ssize_t> sizeof(floating) == 0:
-        to = <floating*> frame_at(y, i, first).at
+    if is_native(frame_at(y, 0, 0), v) and y.gap % <Py_ssize_t> sizeof(floating) == 0:
+        to = <floating*> frame_at(y, 0, 0).at
         step_y = y.gap // <Py_ssize_t> sizeof(floating)
         n_last = n - (n_chunks - 1) * CHUNK
         n_whole = count_whole(n_frames, n, step_y)
@@ -133,14 +133,11 @@ cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t i, P
     else:
         write_few_rows(op, v, step, w, step_b, n_chunks, n_frames, params, False, to, step_y, n_whole, n_last)
     if to == stage:
-        write_group(stage, y, i, first, n_frames, n)
+        write_group(stage, y, n_frames, n)
 
 
-cdef inline void write_group(const floating* stage, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
-                             Py_ssize_t n) noexcept nogil:
+cdef inline void write_group(const floating* stage, Array y, Py_ssize_t n_frames, Py_ssize_t n) noexcept nogil:
     """Write the frames of a group, which are packed in the staging buffer."""
     cdef Py_ssize_t f
-    if lies_whole(y, n):
-        write_long(frame_at(y, i, first), n_frames * n, stage)
-    for f in range(0 if lies_whole(y, n) else n_frames):
-        write(frame_at(y, i, first + f), 0, n, &stage[f * n], False)
+    for f in range(n_frames):
+        write(frame_at(y, 0, f), 0, n, &stage[f * n], False)

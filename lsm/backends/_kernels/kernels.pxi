@@ -136,6 +136,9 @@ cdef enum:
     JOINED_COLUMNS = 63      # up to here frames of many classes are joined
     INTERLEAVED_COLUMNS = 64  # of few classes: fewer frames of an outer index are copied to interleave with others
     MIN_COLUMNS = 64         # of a block, where there are more
+    COPIED_NUMBERS = 4096    # of few classes, in a block; but at least so many columns:
+    MIN_COPIED_COLUMNS = 384
+    CONVERTED_MAX_CLASSES = 128  # longer rows of another type are converted one by one
     LONG_ROW_BYTES = 3072    # rows of few classes from here on are not prefetched: (20, 3, 65536) backward takes 0.7
     SHARED_SETS_BYTES = 8192  # see shares_sets
     LARGEST_ROWS = 8         # of a chunk that are searched for the largest number before the next chunk

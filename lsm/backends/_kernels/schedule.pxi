@@ -92,6 +92,8 @@ cdef inline BlockCut cut_blocks(int op, Array a, Array y, Py_ssize_t n_outer, Py
     c.shift = 0
     if is_few(n):
         widest = min(<Py_ssize_t> FEW_MAX_WIDTH, packed_numbers(of) // n) // CHUNK * CHUNK
+        if not in_place:  # the copies stay in the L1 cache
+            widest = min(widest, max(<Py_ssize_t> MIN_COPIED_COLUMNS, COPIED_NUMBERS // n // CHUNK * CHUNK))
     elif joinable and n_inner <= (CHUNK if n < BLOCK_CLASSES else min(<Py_ssize_t> JOINED_COLUMNS, most_copied)):
         c.n_joined = N_LANES
         c.n_tasks = n_outer

@@ -33,10 +33,10 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
     cdef double errors[CHUNK]
     cdef Rows rows, rows_b
     cdef Py_ssize_t k
-    find_rows(a, 0, 0, 1, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, last, &rows)
+    find_rows(a, 1, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, last, &rows)
     rows_b = rows
     if reads_two(op):
-        find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, &rows_b)
+        find_rows(b, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, &rows_b)
     params[0] = m_dy
     if sums_exponentials(op):
         reduce_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0],
@@ -45,7 +45,7 @@ cdef inline Partial reduce_part(int op, Array a, Array b, Py_ssize_t n, floating
         shift_frames(&m, 1, params)
     reduce_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0], <const floating*> rows.last[0],
                <const floating*> rows_b.last[0], n, params, lanes, errors, found, m, peaks,
-               next_row(part_at(frame_at(a, 0, 0), SLICE_CLASSES), 0, 0, far, found), NULL)
+               next_row(part_at(frame_at(a, 0, 0), SLICE_CLASSES), 0, far, found), NULL)
     fold_lanes(lanes, errors, N_LANES, 1, found)
     if sums_exponentials(op):
         for k in range(CHUNK):
@@ -62,8 +62,8 @@ cdef inline void find_largest_of_part(int op, Array a, Array b, Py_ssize_t n, fl
     cdef floating high[CHUNK]
     cdef floating highest_dy[CHUNK]
     cdef Rows rows, rows_b
-    find_rows(a, 0, 0, 1, n, <floating> 0, scratch, last, &rows)
-    find_rows(b, 0, 0, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, &rows_b)
+    find_rows(a, 1, n, <floating> 0, scratch, last, &rows)
+    find_rows(b, 1, n, <floating> 0, scratch + SLICE_CLASSES, last_b, &rows_b)
     reduce_max_of_row(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0], <const floating*> rows.last[0],
                       <const floating*> rows_b.last[0], n, high, highest_dy, peaks)
     largest[0] = max_of_lanes(high)
@@ -81,10 +81,10 @@ cdef inline bint write_slice(int op, Vector a, Vector b, Vector y, Py_ssize_t pa
     cdef Py_ssize_t start = part * SLICE_CLASSES, n_part = size_of_part(part, n)
     cdef bint is_direct = is_native(to, params), is_bad
     cdef floating least = 0, highest = 0
-    find_rows(part_at(a, start), 0, 0, 1, n_part, <floating> 0, scratch, last, &rows)
+    find_rows(part_at(a, start), 1, n_part, <floating> 0, scratch, last, &rows)
     rows_b = rows
     if reads_two(op):
-        find_rows(part_at(b, start), 0, 0, 1, n_part, <floating> 0, scratch + SLICE_CLASSES, last, &rows_b)
+        find_rows(part_at(b, start), 1, n_part, <floating> 0, scratch + SLICE_CLASSES, last, &rows_b)
     if limits_range(op) and n_part >= CHUNK:
         least = range_of_rows(<const floating*> rows_b.at[0], 0, 1, n_part, &highest)
     elif limits_range(op):
@@ -93,7 +93,7 @@ cdef inline bint write_slice(int op, Vector a, Vector b, Vector y, Py_ssize_t pa
     is_bad = write_part(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0], n_part, params, least,
                         is_large(highest), not (params[4 * MAX_WIDTH] < least),
                         <floating*> to.at if is_direct else scratch, stream and is_direct,
-                        next_row(part_at(b, start - SLICE_CLASSES), 0, 0, part > 0, params), NULL)
+                        next_row(part_at(b, start - SLICE_CLASSES), 0, part > 0, params), NULL)
     if not is_direct:
         write_long(to, n_part, scratch)
     return is_bad

@@ -11,14 +11,14 @@ cdef struct Rows:
     const char* last[GROUP_FRAMES]
 
 
-cdef inline void find_rows(Array x, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames, Py_ssize_t n, floating fill,
-                           floating* copies, floating* lasts, Rows* to) noexcept nogil:
+cdef inline void find_rows(Array x, Py_ssize_t n_frames, Py_ssize_t n, floating fill, floating* copies,
+                           floating* lasts, Rows* to) noexcept nogil:
     """Frames where they lie if adjacent numbers of the computed type, else copied."""
     cdef Py_ssize_t f, n_last = n % CHUNK
     cdef Vector frame
     cdef const floating* end
     for f in range(n_frames):
-        frame = frame_at(x, i, first + f)
+        frame = frame_at(x, 0, f)
         if is_native(frame, lasts):
             to.at[f] = frame.at
         else:
@@ -136,9 +136,9 @@ cdef inline Py_ssize_t most_rows(Py_ssize_t n, const floating* of) noexcept nogi
     return max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP_FRAMES, most))
 
 
-cdef inline const char* next_row(Array x, Py_ssize_t i, Py_ssize_t j, bint far, const floating* of) noexcept nogil:
+cdef inline const char* next_row(Array x, Py_ssize_t j, bint far, const floating* of) noexcept nogil:
     """Frame j, to be prefetched while another one is processed; NULL if that is not worth it."""
-    cdef Vector frame = frame_at(x, i, j)
+    cdef Vector frame = frame_at(x, 0, j)
     return frame.at if far and is_native(frame, of) else NULL
 
 
@@ -166,8 +166,8 @@ cdef inline void largest_of_rows(Rows dy, Rows p, Py_ssize_t n_frames, Py_ssize_
     spoil_huge(highest, GROUP_FRAMES, m_dy)
 
 
-cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
-                          Py_ssize_t n, bint far, bint stream, floating* scratch) noexcept nogil:
+cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames, Py_ssize_t n, bint far, bint stream,
+                          floating* scratch) noexcept nogil:
     """All stages of a group of frames of at most SLICE_CLASSES classes."""
     cdef floating lasts[GROUP_FRAMES * CHUNK]
     cdef floating lasts_b[GROUP_FRAMES * CHUNK]
@@ -189,12 +189,10 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ss
     cdef floating peaks[GROUP_PEAKS]
     cdef Py_ssize_t f, k, n_blocks = count_blocks(n)
     stream = stream and n * <Py_ssize_t> sizeof(floating) >= STREAMED_ROW_BYTES
-    find_rows(a, i, first, n_frames, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch,
-              lasts, &rows)
+    find_rows(a, n_frames, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, lasts, &rows)
     rows_b = rows
     if reads_two(op):
-        find_rows(b, i, first, n_frames, n, <floating> 0, scratch + packed_numbers(scratch), lasts_b,
-                  &rows_b)
+        find_rows(b, n_frames, n, <floating> 0, scratch + packed_numbers(scratch), lasts_b, &rows_b)
     for f in range(GROUP_FRAMES):
         m[f] = n_equal[f] = 0
     for k in range(n_frames * 8, GROUP_FRAMES * 8):
@@ -213,30 +211,29 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ss
         else:
             shift_frames(m, GROUP_FRAMES, params)
     for f in range(n_frames if far and stream else 0):  # else a regular store to these lines keeps the others waiting
-        lsm_prefetch(frame_at(y, i, first + f).at, 1, True)
-        lsm_prefetch(frame_at(y, i, first + f).at + n * size_of(y.kind) - 1, 1, True)
+        lsm_prefetch(frame_at(y, 0, f).at, 1, True)
+        lsm_prefetch(frame_at(y, 0, f).at + n * size_of(y.kind) - 1, 1, True)
     for f in range(n_frames):
         reduce_row(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f], <const floating*> rows.last[f],
                    <const floating*> rows_b.last[f], n, &params[f], lanes, errors, found, m[f],
-                   &peaks[f * n_blocks * CHUNK], next_row(a, i, first + f + n_frames, far, found),
-                   next_row(y, i, first + f, far and not stream and writes_elements(op) and not reads_two(op), found))
+                   &peaks[f * n_blocks * CHUNK], next_row(a, f + n_frames, far, found),
+                   next_row(y, f, far and not stream and writes_elements(op) and not reads_two(op), found))
         half_lanes(lanes, errors, &half[f * 8], &half_error[f * 8], found)
         for k in range(CHUNK if sums_exponentials(op) else 0):
             n_equal[f] += found[k]
     end_sums(half, half_error, total, error, found)
     if not end_frames(op, False, total, error, m, n_equal, GROUP_FRAMES, params):
         for f in range(n_frames):
-            run_irregular_frame(op, frame_at(a, i, first + f), frame_at(b, i, first + f), frame_at(y, i, first + f), n,
+            run_irregular_frame(op, frame_at(a, 0, f), frame_at(b, 0, f), frame_at(y, 0, f), n,
                                 &params[f])
     elif writes_elements(op):
-        write_rows_of_group(op, y, i, first, n_frames, n, rows, rows_b, params, b, far, stream,
+        write_rows_of_group(op, y, n_frames, n, rows, rows_b, params, b, far, stream,
                             scratch + 2 * packed_numbers(scratch))
     else:
-        write_results(y, i, first, n_frames, params)
+        write_results(y, n_frames, params)
 
 
-cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
-                                     Py_ssize_t n, Rows rows, Rows rows_b, const floating* params, Array b, bint far,
+cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t n_frames, Py_ssize_t n, Rows rows, Rows rows_b, const floating* params, Array b, bint far,
                                      bint stream, floating* copy) noexcept nogil:
     cdef Py_ssize_t f
     cdef Vector to
@@ -250,25 +247,24 @@ cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t i, Py_ssize_t f
         for f in range(n_frames):
             some_low |= not (params[4 * MAX_WIDTH + f] < least)
     for f in range(n_frames):
-        to = frame_at(y, i, first + f)
+        to = frame_at(y, 0, f)
         at = <floating*> to.at if is_native(to, params) else copy
         is_bad = some_low and is_masked(native(<const floating*> rows_b.at[f]), n, params)
         if not is_bad:
             is_bad = write_part(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f], n, &params[f], least,
                                 is_large(highest), some_low, at, stream and at != copy,
-                                next_row(b, i, first + f + n_frames, far, params),
-                                next_row(y, i, first + f + n_frames, far and not stream, params))
+                                next_row(b, f + n_frames, far, params),
+                                next_row(y, f + n_frames, far and not stream, params))
             if at == copy:
                 write_long(to, n, copy)
         if is_bad:
             fill_nan(to, n, params)
 
 
-cdef inline void write_results(Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t n_frames,
-                               const floating* results) noexcept nogil:
+cdef inline void write_results(Array y, Py_ssize_t n_frames, const floating* results) noexcept nogil:
     """One number for each frame of a group."""
     cdef Vector to
-    to.at = y.at + i * y.outer + first * y.gap
+    to.at = y.at
     to.step = y.gap
     to.kind = y.kind
     write(to, 0, n_frames, results, False)
@@ -280,10 +276,49 @@ cdef inline void write_long(Vector y, Py_ssize_t n, const floating* p) noexcept 
         write(y, i, min(<Py_ssize_t> WRITE_NUMBERS, n - i), p + i, False)
 
 
+cdef inline Array group_at(Array x, Py_ssize_t i, Py_ssize_t first) noexcept nogil:
+    """The frames from `first` on."""
+    x.at += i * x.outer + first * x.gap
+    return x
+
+
+cdef inline bint is_converted(Array x, Py_ssize_t n, const floating* of) noexcept nogil:
+    """Whether frames are packed numbers of another type, which are converted as a whole group."""
+    return x.kind != kind_of(of) and lies_whole(x, n) and n <= CONVERTED_MAX_CLASSES
+
+
+cdef inline Array converted(floating* at, Py_ssize_t n) noexcept nogil:
+    """Packed frames of the computed type."""
+    cdef Array to
+    to.at = <char*> at
+    to.step = sizeof(floating)
+    to.gap = n * to.step
+    to.outer = 0
+    to.kind = kind_of(at)
+    return to
+
+
 cdef inline void run_group_of_shape(int op, Array a, Array b, Array y, Py_ssize_t i, Py_ssize_t first,
                                     Py_ssize_t n_frames, Py_ssize_t n, bint far, bint stream,
                                     floating* scratch) noexcept nogil:
+    cdef floating* copy_b = scratch + packed_numbers(scratch)
+    cdef floating* copy_y = scratch + 2 * packed_numbers(scratch)
+    cdef Array to = group_at(y, i, first)
+    cdef bint shall_convert = writes_elements(op) and is_converted(to, n, scratch)
+    a = group_at(a, i, first)
+    b = group_at(b, i, first) if reads_two(op) else a
+    if is_converted(a, n, scratch):
+        read(frame_at(a, 0, 0), n_frames * n, scratch)
+        a = converted(scratch, n)
+        far = False
+    if reads_two(op) and is_converted(b, n, scratch):
+        read(frame_at(b, 0, 0), n_frames * n, copy_b)
+        b = converted(copy_b, n)
+    if shall_convert:
+        to = converted(copy_y, n)
     if is_few(n):
-        run_few_rows(op, a, b, y, i, first, n_frames, n, far, scratch)
+        run_few_rows(op, a, b, to, n_frames, n, far, scratch)
     else:
-        run_rows(op, a, b, y, i, first, n_frames, n, far, stream, scratch)
+        run_rows(op, a, b, to, n_frames, n, far, stream and not shall_convert, scratch)
+    if shall_convert:
+        write_long(frame_at(group_at(y, i, first), 0, 0), n_frames * n, copy_y)
