@@ -116,7 +116,7 @@ cdef enum:
     STREAMED_ROW_BYTES = 4096   # shorter rows are not written with nontemporal stores: at 100 classes 3 times as slow
 
     PIPELINED_MIN_CLASSES = 513           # at 100 classes groups take 9.3 ns a row, a pipeline 17.8
-    PIPELINED_MIN_CLASSES_BACKWARD = 385  # float32
+    PIPELINED_MIN_CLASSES_BACKWARD = 385
     PIPELINED_MIN_CLASSES_DOUBLE = 257    # at 300 classes in memory 0.87 of the time of groups, at 100 1.2
     PIPELINE_DEPTH = 32                   # parts of frames between the first stage and the last, at most
     PIPELINE_BYTES = 917504               # the longest frame, which must stay in a cache between two stages

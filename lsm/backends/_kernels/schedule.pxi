@@ -31,7 +31,7 @@ cdef inline bint is_pipelined(int op, Array a, Array b, Py_ssize_t n) noexcept n
     cdef Py_ssize_t least = PIPELINED_MIN_CLASSES
     if a.kind == DOUBLE:
         least = PIPELINED_MIN_CLASSES_DOUBLE
-    elif a.kind == FLOAT and reads_two(op):
+    elif reads_two(op):
         least = PIPELINED_MIN_CLASSES_BACKWARD
     return has_pipeline(op) and n >= least and can_pipe(a, n) and can_pipe(b, n)
 
