@@ -121,6 +121,8 @@ class Derived(NamedTuple):
         call_within(np.errstate(all="ignore"), self._run, arrays, axis, out)
 
     def _run(self, arrays: list[Any], axis: int, out: Any) -> None:
+        if self._run_natively(arrays, axis, out):
+            return
         moved = [array.swapaxes(axis, -1) for array in (*arrays, out)]
         signs = None
         if self.signs is not None:
@@ -140,11 +142,37 @@ class Derived(NamedTuple):
             keywords = dict(zip(self.keywords, given[n_inputs:], strict=True))
             self._write(given[:n_inputs], target, None if signs is None else signs[index], **keywords)
 
+    def _run_natively(self, arrays: list[Any], axis: int, out: Any) -> bool:
+        """By the backend itself, which alters numbers as it reads them; False if it does not."""
+        run = getattr(self.backend, "run_altered", None)
+        n_inputs = len(self.operation.inputs)
+        inputs, given = tuple(arrays[:n_inputs]), dict(zip(self.keywords, arrays[n_inputs:], strict=True))
+        where, temperature = given.get("where"), given.get("temperature")
+        if run is None or "b" in given or (temperature is not None and not (self.is_narrow and _is_one(temperature))):
+            return False
+        if where is not None:
+            if not all(x.flags.c_contiguous for x in inputs):
+                return False
+            where = np.ascontiguousarray(where)
+        divisor = None if temperature is None else temperature[(0,) * temperature.ndim].item()
+        if divisor is not None and not _divides(divisor):
+            return False
+        run(self.operation, inputs, axis, out, where, divisor)
+        if where is not None and not self.operation.is_reduction:
+            self._put_masked(out, where, out[(slice(None),) * axis + (slice(1),)])
+        return True
+
+    def _put_masked(self, out: Any, where: Any, first: Any) -> None:
+        """Set masked results of frames that are NaN throughout; gradients of softmax may be -0.0. first: a class."""
+        name = self.operation.name
+        may_differ = name == "softmax_backward" or out.dtype is BFLOAT16_BITS  # which NumPy cannot test
+        if may_differ or np.isnan(self.library.astype(first, "float64")).any():
+            _set(out, ~where, -math.inf if name == "log_softmax" else 0)
+
     def _run_masked(self, inputs: list[Any], where: Any, out: Any) -> None:
         """With a mask of ndarrays only."""
-        method, is_reduction = getattr(self.backend, self.operation.name), self.operation.is_reduction
+        method = getattr(self.backend, self.operation.name)
         fills = [-math.inf if role in ("logits", "log-probabilities") else 0 for _, role in self.operation.inputs]
-        fill_of_result = -math.inf if self.operation.name == "log_softmax" else 0
         spare: list[Any] = []
         for index in _blocks(inputs[0].shape, _MASKED_BLOCK_ELEMENTS):
             *given, takes_part, target = [array[index] for array in (*inputs, where, out)]
@@ -154,11 +182,8 @@ class Derived(NamedTuple):
             for x, fill, copy in zip(given, fills, spare, strict=False):
                 _copy_masked(x, takes_part, fill, copy, spare[-1])
             method(*spare[:-1], target.ndim - 1, target)
-            # Masked logits have their results already, but in frames that are NaN throughout; gradients may be -0.0.
-            may_differ = len(inputs) > 1 or out.dtype is BFLOAT16_BITS  # which NumPy cannot test
-            may_differ = may_differ or np.isnan(self.library.astype(target[..., :1], "float64")).any()
-            if may_differ and not is_reduction:
-                _set(target, ~takes_part, fill_of_result)
+            if not self.operation.is_reduction:
+                self._put_masked(target, takes_part, target[..., :1])
 
     def _run_tempered(self, x: Any, temperature: Any, out: Any) -> None:
         """With a temperature of ndarrays only, one input, and a result of at most 32 bits."""
@@ -167,8 +192,7 @@ class Derived(NamedTuple):
             given, target = x[index], out[index]
             d = spare if spare.shape == given.shape else np.empty(given.shape)
             np.copyto(d, given, casting="unsafe")
-            d -= d.max(axis=-1, keepdims=True)
-            d /= temperature[index][..., :1]
+            _divide(d, temperature[index][..., :1])
             getattr(self.backend, self.operation.name)(d, target.ndim - 1, target)
             spare = d
 
@@ -194,7 +218,7 @@ class Derived(NamedTuple):
             self._write_backward(inputs[0], inputs[1], temperature[..., :1], out)
         elif self.is_narrow:
             x = self.library.astype(inputs[0], "float64")
-            method((x - namespace(x).amax(x, -1, keepdims=True)) / temperature[..., :1], out.ndim - 1, out)
+            method(_divide(x, temperature[..., :1]), out.ndim - 1, out)
         else:
             _write_wide(operation.name, inputs[0], temperature[..., :1], out)
         if where is not None and not operation.is_reduction:
@@ -205,7 +229,9 @@ class Derived(NamedTuple):
         scale = temperature
         if self.is_narrow:
             dy, output = self.library.astype(dy, "float64"), self.library.astype(output, "float64")
-        elif dy.dtype.itemsize >= 8:
+            getattr(self.backend, self.operation.name)(dy / temperature, output, dy.ndim - 1, out)
+            return
+        if dy.dtype.itemsize >= 8:
             # Times a power of two, so that a gradient below the range, which the temperature brings back, has digits.
             xp = namespace(dy)
             room = 900 - xp.frexp(abs(dy).max(axis=-1, keepdims=True))[1]
@@ -214,6 +240,29 @@ class Derived(NamedTuple):
         dx = namespace(dy).empty_like(dy)
         getattr(self.backend, self.operation.name)(dy, output, dy.ndim - 1, dx)
         out[...] = dx / scale
+
+
+_LEAST_DIVISOR = 2.0**-800
+
+
+def _divides(temperature: Any) -> Any:
+    """Whether quotients of numbers of at most 32 bits are finite in float64, which has digits to spare for them."""
+    return temperature > _LEAST_DIVISOR
+
+
+def _divide(x: Any, temperature: Any) -> Any:
+    """x / T in place, for x in float64 that had at most 32 bits; less its maximum where that would overflow."""
+    xp = namespace(x)
+    is_tiny = ~_divides(temperature)
+    if not isinstance(x, np.ndarray) or is_tiny.any():
+        x -= xp.where(is_tiny, xp.amax(x, -1, keepdims=True), 0.0)
+    x /= temperature
+    return x
+
+
+def _is_one(temperature: Any) -> bool:
+    """Whether an array is one number, broadcast."""
+    return isinstance(temperature, np.ndarray) and not any(temperature.strides)
 
 
 def _blocks(shape: tuple[int, ...], n_elements: int) -> Iterator[tuple[slice, ...]]:

@@ -1,7 +1,7 @@
 """The Cython backend: selects the kernels for this processor, and passes them views of arrays as frames."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from lsm._config import ISA_LEVELS, settings
 from lsm._errors import BackendUnavailableError
+from lsm._operations import Operation
 from lsm._threads import count_threads, set_openmp
 from lsm.backends._axes import MergedAxis, merge_axes
 from lsm.backends.base import API_VERSION, Backend
@@ -85,8 +86,25 @@ class CythonBackend(Backend):
 
     def logsumexp(self, x: Any, axis: int, out: Any) -> None:
         """See `Backend.logsumexp`."""
-        every_class = as_strided(out, x.shape, [0 if i == axis else s for i, s in enumerate(out.strides)])
-        _run("logsumexp", (x,), axis, every_class)
+        _run("logsumexp", (x,), axis, _for_every_class(out, x, axis))
+
+    def run_altered(
+        self, operation: Operation, inputs: tuple[Any, ...], axis: int, out: Any, where: Any, divisor: float | None
+    ) -> None:
+        """Run an operation on inputs that are altered as they are read. Not part of the contract.
+
+        where : C-contiguous array of bool or None
+            Where it is False, logits and log-probabilities are -inf, other inputs 0. The inputs are C-contiguous too.
+        divisor : float or None
+            Of the first input, in float64.
+        """
+        out = _for_every_class(out, inputs[0], axis) if operation.is_reduction else out
+        _run(operation.name, inputs, axis, out, where, divisor, [role for _, role in operation.inputs])
+
+
+def _for_every_class(out: Any, x: Any, axis: int) -> Any:
+    """The result of a reduction as an array of the shape of x."""
+    return as_strided(out, x.shape, [0 if i == axis else s for i, s in enumerate(out.strides)])
 
 
 @cache
@@ -123,6 +141,7 @@ def kernels() -> dict[Any, Any]:
         "scratch": module.SCRATCH,
         "run": module.run,
         "ops": module.OPS,
+        "alterations": module.ALTERATIONS,
         "kinds": module.KINDS | {"V": module.KINDS["E"]},  # V: bfloat16 without ml_dtypes, as bits
         "fast": module.QUICK,
         "stream_copy": module.stream_copy,
@@ -164,23 +183,41 @@ def _module(name: str) -> Any:
         raise BackendUnavailableError(f"the compiled kernels cannot be loaded: {text}; {remedy}") from error
 
 
-def _run(name: str, inputs: tuple[Any, ...], axis: int, out: Any) -> None:
+def _run(
+    name: str,
+    inputs: tuple[Any, ...],
+    axis: int,
+    out: Any,
+    where: Any = None,
+    divisor: float | None = None,
+    roles: Sequence[str] = (),
+) -> None:
     """Call the fast function, or else the kernel for every (outer, classes, inner) view."""
     table = kernels()
-    if out.strides[axis] and table["fast"][name](*inputs, axis, out, 0) is not None:
+    is_altered = where is not None or divisor is not None
+    if not is_altered and out.strides[axis] and table["fast"][name](*inputs, axis, out, 0) is not None:
         return
     arrays = (*inputs, out)
     stream = out.nbytes >= NONTEMPORAL_MIN_BYTES and not any(np.may_share_memory(out, array) for array in inputs)
     kinds = table["kinds"][inputs[0].dtype.char], table["kinds"][out.dtype.char]
     itemsize = max(4, *(array.itemsize for array in arrays))
-    scratch, n_threads = None, count_threads(out.size)
+    scratch, n_threads, alterations = None, count_threads(out.size), [0, 0]
+    if where is not None:
+        arrays = (*inputs, where, out)
+        fills = ["-inf" if role in ("logits", "log-probabilities") else "0" for role in roles]
+        alterations = [table["alterations"][fill] for fill in fills]
+    if divisor is not None:
+        alterations[0] |= table["alterations"]["divided"]
     for views in frame_views(arrays, axis):
         # The stride of an axis of length 1 is arbitrary, and differs from the one that the kernels see.
-        is_native = out.shape[axis] > 1 and all(view.strides[1] == view.shape[3] == itemsize for view in views)
+        is_native = not is_altered and out.shape[axis] > 1
+        is_native = is_native and all(view.strides[1] == view.shape[3] == itemsize for view in views)
         if scratch is None or not is_native:
             n_bytes = 0 if is_native else table["scratch"]
             scratch = np.empty((n_threads, n_bytes + 64), np.uint8)
-        table["run"](table["ops"][name], views[0], views[-2], views[-1], *kinds, scratch, n_threads, stream)
+        mask = None if where is None else views[-2]
+        shared = (*kinds, scratch, n_threads, stream, mask, alterations[0], alterations[-1], divisor or 1)
+        table["run"](table["ops"][name], views[0], views[len(inputs) - 1], views[-1], *shared)
 
 
 def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]:

@@ -8,6 +8,7 @@ cdef struct Block:
     Py_ssize_t gap    # bytes from one frame to the next
     Py_ssize_t outer  # bytes from one outer index to the next
     int kind
+    Alteration alteration
 
 
 cdef struct Shape:
@@ -39,6 +40,7 @@ cdef inline Vector row_of(Block x, Py_ssize_t o, Py_ssize_t i) noexcept nogil:
     row.at = x.at + o * x.outer + i * x.step
     row.step = x.gap
     row.kind = x.kind
+    row.alteration = x.alteration
     return row
 
 
@@ -47,6 +49,7 @@ cdef inline Vector frame_of(Block x, Shape s, Py_ssize_t j) noexcept nogil:
     frame.at = x.at + j // s.n_inner * x.outer + j % s.n_inner * x.gap
     frame.step = x.step
     frame.kind = x.kind
+    frame.alteration = x.alteration
     return frame
 
 

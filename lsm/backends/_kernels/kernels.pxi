@@ -201,33 +201,39 @@ OPS = {
     "logsumexp": LOGSUMEXP,
 }
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
+ALTERATIONS = {"-inf": MASKED_LOW, "0": MASKED_ZERO, "divided": DIVIDED}
 SCRATCH = SCRATCH_BYTES
 
 
-cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind) noexcept nogil:
+cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind, const char* mask, double divisor) noexcept nogil:
     cdef Array array
     array.at = at
     array.outer = strides[0]
     array.step = strides[1]
     array.gap = strides[2]
     array.kind = kind
+    array.alteration.mask = <Py_ssize_t> mask - <Py_ssize_t> (<uintptr_t> at // <uintptr_t> size_of(kind))
+    array.alteration.divisor = divisor
     return array
 
 
 def run(int op, const unsigned char[:, :, :, :] a, const unsigned char[:, :, :, :] b, unsigned char[:, :, :, :] y,
-        int kind, int kind_y, unsigned char[:, ::1] scratch, int n_threads, bint stream):
+        int kind, int kind_y, unsigned char[:, ::1] scratch, int n_threads, bint stream,
+        const unsigned char[:, :, :, :] mask=None, int alter_a=0, int alter_b=0, double divisor=1):
     """An operation over axis 1 of (outer, classes, inner, itemsize); y may be a or b.
 
     b is a for operations with one input. The kinds are values of KINDS: of the inputs, and of y.
-    scratch: (n_threads, SCRATCH + 64) bytes.
+    scratch: (n_threads, SCRATCH + 64) bytes. alter_a, alter_b: sums of ALTERATIONS; the mask has the layout of both
+    inputs, which are computed in double if they are divided.
     """
-    cdef Array of_a = array_of(<char*> &a[0, 0, 0, 0], a.strides, kind)
-    cdef Array of_b = array_of(<char*> &b[0, 0, 0, 0], b.strides, kind)
-    cdef Array of_y = array_of(<char*> &y[0, 0, 0, 0], y.strides, kind_y)
+    cdef const char* at_mask = NULL if mask is None else <const char*> &mask[0, 0, 0, 0]
+    cdef Array of_a = array_of(<char*> &a[0, 0, 0, 0], a.strides, kind | alter_a, at_mask, divisor)
+    cdef Array of_b = array_of(<char*> &b[0, 0, 0, 0], b.strides, kind | alter_b, at_mask, divisor)
+    cdef Array of_y = array_of(<char*> &y[0, 0, 0, 0], y.strides, kind_y, NULL, 1)
     cdef Py_ssize_t* shape = a.shape
     cdef char* s = <char*> &scratch[0, 0]
     with nogil:
-        if kind == DOUBLE or kind_y == DOUBLE:
+        if kind == DOUBLE or kind_y == DOUBLE or alter_a & DIVIDED:
             run_frames(op, of_a, of_b, of_y, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1], n_threads,
                        stream)
         else:

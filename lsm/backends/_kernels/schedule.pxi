@@ -33,7 +33,8 @@ cdef inline bint is_pipelined(int op, Array a, Array b, Py_ssize_t n) noexcept n
         least = PIPELINED_MIN_CLASSES_DOUBLE
     elif reads_two(op):
         least = PIPELINED_MIN_CLASSES_BACKWARD
-    return has_pipeline(op) and n >= least and can_pipe(a, n) and can_pipe(b, n)
+    return (has_pipeline(op) and n >= least and not is_altered(a.kind | b.kind)  # read three times
+            and can_pipe(a, n) and can_pipe(b, n))
 
 
 cdef inline Py_ssize_t longest_of_group(const floating* of) noexcept nogil:
@@ -130,6 +131,7 @@ cdef inline Block block_of_task(Array x, BlockCut c, Py_ssize_t task) noexcept n
     block.gap = x.gap
     block.outer = x.outer
     block.kind = x.kind
+    block.alteration = x.alteration
     return block
 
 

@@ -12,6 +12,7 @@ cdef inline Array part_at(Vector x, Py_ssize_t start) noexcept nogil:
     to.step = x.step
     to.outer = to.gap = 0
     to.kind = x.kind
+    to.alteration = x.alteration
     return to
 
 

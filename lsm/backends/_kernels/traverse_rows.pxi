@@ -233,8 +233,9 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
         write_results(y, n_frames, params)
 
 
-cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t n_frames, Py_ssize_t n, Rows rows, Rows rows_b, const floating* params, Array b, bint far,
-                                     bint stream, floating* copy) noexcept nogil:
+cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t n_frames, Py_ssize_t n, Rows rows, Rows rows_b,
+                                     const floating* params, Array b, bint far, bint stream,
+                                     floating* copy) noexcept nogil:
     cdef Py_ssize_t f
     cdef Vector to
     cdef floating* at

@@ -8,6 +8,17 @@ cdef enum Kind:
     BFLOAT16
     FLOAT
     DOUBLE
+    # Added to the kind of what is altered as it is read, and so never used in place:
+    MASKED_LOW = 4   # -inf where the mask is 0
+    MASKED_ZERO = 8  # 0 where the mask is 0
+    DIVIDED = 16     # by the divisor, before that
+
+
+# How numbers are altered. A mask has a byte for each element, in the same layout: of the element at p, with p and the
+# size in bytes, at p // size + mask.
+cdef struct Alteration:
+    Py_ssize_t mask
+    double divisor
 
 
 # One frame, or one row of adjacent frames.
@@ -15,6 +26,7 @@ cdef struct Vector:
     char* at
     Py_ssize_t step  # bytes from one element to the next
     int kind
+    Alteration alteration
 
 
 # An array seen as (outer, classes, inner).
@@ -22,6 +34,7 @@ cdef struct Array:
     char* at
     Py_ssize_t outer, step, gap  # strides in bytes
     int kind
+    Alteration alteration
 
 
 cdef inline Vector frame_at(Array x, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
@@ -29,6 +42,7 @@ cdef inline Vector frame_at(Array x, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
     frame.at = x.at + i * x.outer + j * x.gap
     frame.step = x.step
     frame.kind = x.kind
+    frame.alteration = x.alteration
     return frame
 
 
@@ -41,7 +55,12 @@ cdef inline Py_ssize_t count_slices(Py_ssize_t n) noexcept nogil:
 
 
 cdef inline Py_ssize_t size_of(int kind) noexcept nogil:
+    kind &= 3
     return 2 if kind <= BFLOAT16 else 4 if kind == FLOAT else 8
+
+
+cdef inline bint is_altered(int kind) noexcept nogil:
+    return kind > DOUBLE
 
 
 cdef inline int kind_of(const floating* of) noexcept nogil:
@@ -62,19 +81,20 @@ cdef inline bint is_native(Vector x, const floating* of) noexcept nogil:
 
 
 cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
-    """Copy n elements, converted to floating."""
+    """Copy n elements, converted to floating and altered."""
+    cdef int kind = x.kind & 3
     cdef uint16_t bits[BLOCK_CLASSES]
     cdef float narrow[BLOCK_CLASSES]
     cdef const uint16_t* source
     cdef Py_ssize_t part, start, k, n_part
-    if x.kind == FLOAT:
+    if kind == FLOAT:
         if x.step == sizeof(float):
             for k in range(n):  # hot
                 to[k] = <floating> (<float*> x.at)[k]
         else:
             for k in range(n):
                 to[k] = <floating> (<float*> (x.at + k * x.step))[0]
-    elif x.kind == DOUBLE:
+    elif kind == DOUBLE:
         if x.step == sizeof(double):
             for k in range(n):  # hot
                 to[k] = <floating> (<double*> x.at)[k]
@@ -91,13 +111,33 @@ cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
                     bits[k] = (<uint16_t*> (x.at + (start + k) * x.step))[0]
                 source = bits
             if floating is float and n_part == BLOCK_CLASSES:  # a constant length halves the time
-                widen(source, BLOCK_CLASSES, x.kind, to + start)
+                widen(source, BLOCK_CLASSES, kind, to + start)
             elif floating is float:
-                widen(source, n_part, x.kind, to + start)
+                widen(source, n_part, kind, to + start)
             else:
-                widen(source, n_part, x.kind, narrow)
+                widen(source, n_part, kind, narrow)
                 for k in range(n_part):  # hot
                     to[start + k] = narrow[k]
+    if is_altered(x.kind):
+        alter(x, n, to)
+
+
+cdef void alter(Vector x, Py_ssize_t n, floating* p) noexcept nogil:
+    """Alter n elements that have been read."""
+    cdef Py_ssize_t size = size_of(x.kind), step = x.step // size, k
+    cdef const char* mask = <const char*> (<Py_ssize_t> (<uintptr_t> x.at // <uintptr_t> size) + x.alteration.mask)
+    cdef floating fill = <floating> -INFINITY if x.kind & MASKED_LOW else <floating> 0
+    if x.kind & DIVIDED:
+        for k in range(n):  # hot
+            p[k] = <floating> (p[k] / x.alteration.divisor)
+    if not x.kind & (MASKED_LOW | MASKED_ZERO):
+        return
+    if step == 1:
+        for k in range(n):  # hot
+            p[k] = p[k] if mask[k] != 0 else fill
+    else:
+        for k in range(n):
+            p[k] = p[k] if mask[k * step] != 0 else fill
 
 
 cdef inline void widen(const uint16_t* x, Py_ssize_t n, int kind, float* to) noexcept nogil:
