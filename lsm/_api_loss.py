@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from lsm._api import Array, Axis
+from lsm._arithmetic import compute
 from lsm._fastpath import take_quickly
-from lsm._held import call_within
 from lsm._untraced import untraced
 
 
@@ -109,7 +109,7 @@ def cross_entropy(
     if is_plain and label_smoothing == z_loss == 0 and type(temperature) is float and temperature == 1.0:
         y = take_quickly(logits, targets, axis, backend)
         if y is not None and y.itemsize in (4, 8) and reduction in ("none", "mean", "sum"):
-            return call_within(np.errstate(all="ignore"), _reduced, y, reduction)
+            return compute(_reduced, y, reduction)
     options = {"weight": weight, "ignore_index": ignore_index, "smoothing": label_smoothing, "z_loss": z_loss}
     options |= {"temperature": temperature, "where": where, "reduction": reduction, "dtype": dtype, "backend": backend}
     return untraced(_cross_entropy)("cross_entropy", logits, targets, axis, **options)[0]

@@ -181,7 +181,7 @@ class Call:
         if y is None:
             if target is not None:
                 _check.check_out(target, shape, result)
-            inputs = views if len(views) == 1 else tuple([x.astype(_check.np_dtype(own), copy=False) for x in views])
+            inputs = views if len(views) == 1 else tuple([_check.converted(x, own) for x in views])
             inputs += keywords
             y = Execution(backend, self.operation, NUMPY_LIBRARY, inputs, axes, target, result, shape).run()
         self._set_sign(backend, y)

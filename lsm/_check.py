@@ -67,12 +67,22 @@ def as_array(x: Any, name: str) -> Any:
     dtype = x.dtype
     if dtype.char not in _NAME_BY_CHAR:
         if dtype.kind in "iub":
-            return x.astype(np.float64)
+            return converted(x, "float64")
         if dtype_name(dtype) not in DTYPES:
             raise TypeError(f"{name}: {_rejection(dtype, name)}")
     if not (dtype.isnative and x.flags.aligned):
         return x.astype(dtype.newbyteorder("="))
     return x
+
+
+def converted(x: Any, dtype: str) -> Any:
+    """The array in another dtype; itself if it already has it. What the caller has set does not change the result."""
+    requested = np_dtype(dtype)
+    if x.dtype == requested:
+        return x
+    from lsm._arithmetic import call_in_float_env
+
+    return call_in_float_env(x.astype, requested)
 
 
 def _rejection(dtype: np.dtype[Any], name: str) -> str:

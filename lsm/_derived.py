@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lsm._arithmetic import compute
 from lsm._check import BFLOAT16_BITS, np_dtype
 from lsm._dispatch import DispatchEntry
 from lsm._errors import BackendUnsupportedError
-from lsm._held import call_within
 from lsm._interop_base import ArrayLibrary
 from lsm._keywords import broadcast, like, namespace
 from lsm._operations import Operation
@@ -118,7 +118,7 @@ class Derived(NamedTuple):
     def run(self, *arguments: Any) -> None:
         """Write the result for (*inputs, *arrays of the keywords, axis, out)."""
         *arrays, axis, out = arguments
-        call_within(np.errstate(all="ignore"), self._run, arrays, axis, out)
+        compute(self._run, arrays, axis, out)
 
     def _run(self, arrays: list[Any], axis: int, out: Any) -> None:
         if self._run_natively(arrays, axis, out):

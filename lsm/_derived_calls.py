@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lsm import _check, _losses
-from lsm._held import call_within
+from lsm._arithmetic import compute
 from lsm._interop import check_alike
 from lsm._logits import Logits, narrowed
 from lsm._losses import Loss
@@ -27,7 +27,7 @@ def take_log_softmax(
     places, shape = indices_for(indices, logits)
     target = logits.target(out, shape, result)
     logits.keep_apart(target, in_place=False)
-    call_within(np.errstate(all="ignore"), take, logits, places, target.reshape(places.shape))
+    compute(take, logits, places, target.reshape(places.shape))
     return logits.finished(target, out)
 
 
@@ -41,7 +41,7 @@ def top_k_log_softmax(
     logits.select(result, backend, temperature, where)
     shape = shape_of_top_k(k, logits.frames)
     values, places = logits.new(shape, result), np.empty(shape, np.int64)
-    call_within(np.errstate(all="ignore"), top_k, logits, shape[logits.frames.at], values, places)
+    compute(top_k, logits, shape[logits.frames.at], values, places)
     return logits.finished(values), logits.finished_indices(places)
 
 
@@ -79,7 +79,7 @@ def cross_entropy(
         logits.keep_apart(gradient, in_place=True)
         if probabilities is not None and np.may_share_memory(q, gradient):
             loss = loss._replace(probabilities=q.copy())
-    value = narrowed(call_within(np.errstate(all="ignore"), _losses.cross_entropy, logits, loss, gradient), result)
+    value = narrowed(compute(_losses.cross_entropy, logits, loss, gradient), result)
     return logits.finished(value), None if gradient is None else logits.finished(gradient, out)
 
 
@@ -88,7 +88,7 @@ def entropy(x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend
     logits = Logits("entropy", x, "x", axis, dtype=dtype, backend=backend)
     result = logits.result_dtype(dtype)
     logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
-    return logits.finished(call_within(np.errstate(all="ignore"), _rounded, _losses.entropies, (logits,), result))
+    return logits.finished(compute(_rounded, _losses.entropies, (logits,), result))
 
 
 def kl_divergence(p_x: Any, q_x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> Any:
@@ -104,7 +104,7 @@ def kl_divergence(p_x: Any, q_x: Any, axis: Any, temperature: Any, where: Any, d
     result = p.result_dtype(dtype)
     p.select(_check.at_least_float32(p.own), backend, temperature, where)
     q.mask, q.temperature = p.mask, p.temperature
-    return p.finished(call_within(np.errstate(all="ignore"), _rounded, _losses.divergences, (p, q), result))
+    return p.finished(compute(_rounded, _losses.divergences, (p, q), result))
 
 
 def _rounded(function: Any, arguments: tuple[Any, ...], dtype: str) -> Any:

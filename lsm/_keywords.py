@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
+from lsm._arithmetic import compute
 from lsm._errors import BackendUnsupportedError
-from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, TORCH_LIBRARY, check_alike, library_of
 from lsm._interop_base import ArrayLibrary, Operand, name_of_dtype
 from lsm._version import install_command
@@ -216,7 +216,7 @@ def _as_float64(values: Any) -> Any:
     """A copy as float64; what is too large becomes inf."""
     if values.dtype is _check.BFLOAT16_BITS:
         raise TypeError(f"temperature: bfloat16 needs ml_dtypes: {install_command('bfloat16')}; or pass float32")
-    return call_within(np.errstate(all="ignore"), values.astype, np.float64)
+    return compute(values.astype, np.float64)
 
 
 def _not_a_temperature(temperature: Any) -> ValueError:

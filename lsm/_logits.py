@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
+from lsm._arithmetic import compute
 from lsm._call import call, check_out
 from lsm._decide import Request
 from lsm._derived_loss import Block, normalised
 from lsm._dispatch import DispatchEntry, find_entry
 from lsm._errors import BackendUnsupportedError
 from lsm._frames import Frames, Index
-from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, library_of
 from lsm._keywords import mask_for, temperature_for
 from lsm._operations import DERIVED, LOG_SOFTMAX, SOFTMAX, Operation
@@ -215,8 +215,8 @@ def narrowed(values: Any, dtype: str) -> Any:
     """Values rounded to a dtype; bfloat16 may be there as bits only."""
     own = _check.np_dtype(dtype)
     if own is not _check.BFLOAT16_BITS:
-        return call_within(np.errstate(all="ignore"), values.astype, own)
-    single = values.astype(np.float32)
+        return compute(values.astype, own)
+    single = compute(values.astype, np.float32)
     bits: Any = single.view(np.uint32)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
     return np.where(np.isnan(single), 0x7FC0, bits).astype(np.uint16).view(own)

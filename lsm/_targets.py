@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
+from lsm._arithmetic import compute
 from lsm._frames import Frames
-from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, check_alike, library_of
 from lsm._interop_base import ArrayLibrary
 from lsm._logits import Logits, widened
@@ -139,7 +139,7 @@ def weights_for(weight: Any, logits: Logits) -> Any:
         )
     if made.shape != (logits.frames.n_classes,):
         raise ValueError(f"weight: shape {made.shape}; accepted: {(logits.frames.n_classes,)}, one weight a class")
-    return call_within(np.errstate(all="ignore"), widened, made, logits.wide)  # longdouble may leave the range
+    return compute(widened, made, logits.wide)  # longdouble may leave the range
 
 
 def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> Any:

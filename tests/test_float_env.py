@@ -41,6 +41,8 @@ else:
 def control():
     env = Env()
     LIBM.fegetenv(ctypes.byref(env))
+    if IS_X86:
+        assert env.x87[0] & 0xC00 == (env.control & 0x6000) >> 3
     return env.control & CONTROL
 
 
@@ -55,6 +57,8 @@ class Within:
         LIBM.fegetenv(ctypes.byref(self.before))
         LIBM.fegetenv(ctypes.byref(env))
         env.control = self.bits
+        if IS_X86:  # longdouble has its own rounding mode
+            env.x87[0] = env.x87[0] & ~0xC00 | (self.bits & 0x6000) >> 3
         LIBM.fesetenv(ctypes.byref(env))
 
     def __exit__(self, *_):
@@ -101,6 +105,53 @@ def test_the_same_bits_in_every_environment(rounding, flushed, rng):
                 found = list(results(*case))
                 assert control() == bits & CONTROL
             assert [y.tobytes() for y in found] == expected, case[0].shape
+
+
+def every_function(dtype, rng):
+    """All that lsm computes, by a kernel or by NumPy, from small arrays of the kind of `cases`."""
+    far = -np.log(float(np.finfo(dtype).tiny) if dtype != "g" else 1e-300)
+    x = rng.normal(0, 5, (6, 20)).astype(dtype)
+    x[:, 0] += np.asarray(rng.uniform(far * 0.99, far * 1.2, 6), dtype)
+    dy = (rng.normal(0, 1, x.shape) * float(np.finfo("f8" if dtype == "g" else dtype).tiny)).astype(dtype)
+    y, p, labels = lsm.log_softmax(x), lsm.softmax(x), np.arange(6) % 3
+    where, temperature = np.arange(120).reshape(6, 20) % 3 != 1, np.linspace(0.7, 3, 6).reshape(6, 1)
+    weight, long_y = np.linspace(0.1, 1, 20), y.astype("g")
+    whole = np.arange(2**60, 2**60 + 60).reshape(3, 20) * [[1], [-1], [3]]  # needs rounding in float64
+    yield from (
+        lambda: lsm.softmax(x),
+        lambda: lsm.softmax_backward(dy, p),
+        lambda: lsm.logsumexp(x, -1),
+        lambda: lsm.logsumexp(whole, -1),
+        lambda: lsm.log_softmax_backward(dy, long_y),
+        lambda: lsm.logsumexp(x, -1, b=dy),
+        lambda: lsm.log_softmax(x, where=where, temperature=temperature),
+        lambda: lsm.softmax(x, temperature=3.0),
+        lambda: lsm.log_softmax_backward(dy, y, temperature=temperature),
+        lambda: lsm.take_log_softmax(x, labels),
+        lambda: lsm.top_k_log_softmax(x, 2)[0],
+        lambda: lsm.cross_entropy(x, labels),
+        lambda: lsm.cross_entropy(x, labels, label_smoothing=0.1, z_loss=0.1, weight=weight),
+        lambda: lsm.cross_entropy(x, p, temperature=temperature),
+        lambda: lsm.cross_entropy_value_and_grad(x, labels, reduction="sum")[1],
+        lambda: lsm.entropy(x, -1),
+        lambda: lsm.kl_divergence(x, x[::-1], -1),
+        lambda: lsm.log_softmax(x, backend="numpy"),
+        lambda: lsm.log_softmax_backward(dy, y, backend="numpy"),
+    )
+
+
+@pytest.mark.parametrize("flushed", FLUSHED)
+@pytest.mark.parametrize("rounding", ROUNDING)
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "g"])
+def test_what_numpy_computes_is_the_same_too(dtype, rounding, flushed, rng):
+    bits = DEFAULT | ROUNDING[rounding] | FLUSHED[flushed]
+    for i, call in enumerate(every_function(dtype, rng)):
+        expected = call()
+        with Within(bits):
+            found = call()
+            assert control() == bits & CONTROL
+        np.testing.assert_array_equal(found, expected, strict=True, err_msg=f"call {i}")
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
 
 
 def test_threads_that_openmp_started_in_another_environment():

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lsm._held import call_within
+from lsm._arithmetic import compute
 from lsm.backends.base import API_VERSION, Backend
 
 # Arrays of so many float64 numbers, of which there are about four, stay in a level-2 cache, and are small enough for
@@ -90,7 +90,7 @@ def _fast(method: Any, is_reduction: bool, *arguments: Any) -> Any:
 
 
 def _run(function: Callable[..., Any], inputs: tuple[Any, ...], axis: int, out: Any) -> None:
-    call_within(np.errstate(all="ignore"), _run_in_blocks, function, inputs, axis, out)
+    compute(_run_in_blocks, function, inputs, axis, out)
 
 
 def _run_in_blocks(function: Callable[..., Any], inputs: tuple[Any, ...], axis: int, out: Any) -> None:

@@ -1,4 +1,7 @@
-# Detect the instruction level of this processor. Compiled for the baseline, unlike the kernels.
+# What needs no kernels: the instruction level of this processor, and the floating-point environment for NumPy. Compiled
+# for the baseline, unlike the kernels.
+
+from libc.stdint cimport uint64_t
 
 cdef extern from *:
     """
@@ -27,3 +30,27 @@ cdef extern from *:
 def best_level():
     """'v4', 'v3' or 'v2' for x86-64-v4, v3, v2; 'plain' elsewhere."""
     return lsm_best_level().decode()
+
+
+cdef extern from "<fenv.h>" nogil:
+    const int FE_TONEAREST
+    int fegetround()
+    int fesetround(int rounding)
+
+cdef extern from "region.h" nogil:
+    uint64_t lsm_enter_float_env()
+    void lsm_leave_float_env(uint64_t before)
+
+
+def call_in_float_env(function, *args):
+    """Call a function in round-to-nearest with subnormals, and restore what the calling thread had set."""
+    cdef int rounding = fegetround()  # also that of x86's longdouble, which has a control word of its own
+    if rounding != FE_TONEAREST:
+        fesetround(FE_TONEAREST)
+    cdef uint64_t before = lsm_enter_float_env()
+    try:
+        return function(*args)
+    finally:
+        lsm_leave_float_env(before)
+        if rounding != FE_TONEAREST:
+            fesetround(rounding)
