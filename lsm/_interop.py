@@ -48,23 +48,28 @@ class NumpyLibrary(ArrayLibrary):
 
     def validate(self, x: Any, name: str, **options: Any) -> Operand:
         """Convert the argument to an ndarray; raise TypeError if lsm does not support it."""
-        if type(x) is not np.ndarray:
-            from lsm._foreign import reject
-            from lsm._sequences import as_list, foreign_items
+        array = _check.as_array(self.as_ndarray(x, name, **options), name)
+        return Operand(array, "cpu", _check.dtype_name(array.dtype))
 
-            reject(x, name, **options)
-            items = as_list(x)
-            if items is not None:
-                x = items
-                for index, item in foreign_items(x):
-                    _check_item(item, name, index)
-        if type(x) is not np.ndarray and hasattr(type(x), "__cuda_array_interface__"):
+    def as_ndarray(self, x: Any, name: str, **options: Any) -> Any:
+        """Convert the argument to an ndarray of any dtype; raise TypeError if it is more than numbers in memory."""
+        if type(x) is np.ndarray:
+            return x
+        from lsm._foreign import reject  # takes 0.4 ms, not needed for ndarrays
+        from lsm._sequences import as_list, foreign_items
+
+        reject(x, name, **options)
+        items = as_list(x)
+        if items is not None:
+            x = items
+            for index, item in foreign_items(x):
+                _check_item(item, name, index)
+        if hasattr(type(x), "__cuda_array_interface__"):
             raise TypeError(
                 f"{name}: a {type(x).__name__} on a CUDA device, which NumPy would copy to the CPU; "
                 f"pass cupy.asarray({name})"
             )
-        array = _check.as_array(x, name)
-        return Operand(array, "cpu", _check.dtype_name(array.dtype))
+        return _check.as_ndarray(x, name)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The name of the dtype of the result: `dtype`, as passed by the user, or that of the input."""

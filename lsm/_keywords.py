@@ -179,18 +179,7 @@ def _operand(array: Any, names: tuple[str, str], x: Any, library: ArrayLibrary) 
     other = library_of(array)
     made = array if other is NUMPY_LIBRARY else other.validate(array, names[1]).array
     check_alike(library, other, x, made, names)
-    if library is not NUMPY_LIBRARY:
-        return made
-    if type(array) is np.ndarray:
-        return array
-    from lsm._foreign import reject
-
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(
-            f"{names[1]}: a masked array; pass {names[1]}.filled(False), or another value for what it masks"
-        )
-    reject(array, names[1])
-    return _check.as_ndarray(array, names[1])
+    return NUMPY_LIBRARY.as_ndarray(array, names[1]) if library is NUMPY_LIBRARY else made
 
 
 def _as_view(mask: Any, view: Any, library: ArrayLibrary) -> Any:

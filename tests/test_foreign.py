@@ -314,6 +314,42 @@ def test_a_masked_array_is_filled_with_what_suits_the_argument(name, call, resul
     np.testing.assert_allclose(call(x.filled(value)), result)
 
 
+X, LABELS = np.zeros((2, 3)), [0, 2]
+ARGUMENTS = {
+    "x": (
+        lsm.softmax,
+        lambda x: lsm.take_log_softmax(x, LABELS),
+        lambda x: lsm.top_k_log_softmax(x, 1),
+        lsm.entropy,
+    ),
+    "a": (lsm.logsumexp,),
+    "b": (lambda b: lsm.logsumexp(X, b=b),),
+    "logits": (lambda x: lsm.cross_entropy(x, LABELS), lambda x: lsm.cross_entropy_value_and_grad(x, LABELS)),
+    "p_logits": (lambda x: lsm.kl_divergence(x, X),),
+    "q_logits": (lambda x: lsm.kl_divergence(X, x),),
+    "grad_output": (lambda x: lsm.softmax_backward(x, X),),
+    "output": (lambda x: lsm.softmax_backward(X, x),),
+    "indices": (lambda indices: lsm.take_log_softmax(X, indices),),
+    "targets": (lambda targets: lsm.cross_entropy(X, targets),),
+    "weight": (lambda weight: lsm.cross_entropy(X, LABELS, weight=weight),),
+    "where": (lambda where: lsm.log_softmax(X, where=where), lambda where: lsm.entropy(X, where=where)),
+    "temperature": (
+        lambda temperature: lsm.softmax(X, temperature=temperature),
+        lambda temperature: lsm.cross_entropy(X, LABELS, temperature=temperature),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_so_is_every_other_argument_alone_and_in_a_list(name):
+    for call in ARGUMENTS[name]:
+        for x in (make("dask.array.core.Array", **DASK), np.ma.masked_array([1, 1, 1], [0, 1, 0])):
+            with pytest.raises(TypeError, match=f"^{name}: an? .*; pass "):
+                call(x)
+            with pytest.raises(TypeError, match=rf"^{name}: {name}\[1\]: an? .*; pass "):
+                call([[1, 1, 1], x])
+
+
 def test_masked_classes_of_frames_are_filled_as_integers():
     x = np.ma.masked_array([1, 9], [False, True])
     with pytest.raises(TypeError, match=r"^targets: .*; pass targets\.filled\(-1\), with ignore_index=-1$"):

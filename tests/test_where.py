@@ -136,7 +136,7 @@ def test_what_is_refused(backend):
         for wrong, error, message in (
             (np.zeros(3), TypeError, "dtype float64; accepted: bool.*where == 0 for a mask that is added"),
             ([1, 0, 1], TypeError, "dtype int64; accepted: bool.*where != 0"),
-            (np.ma.masked_array([True] * 3, [0, 0, 1]), TypeError, r"masked array; pass where\.filled"),
+            (np.ma.masked_array([True] * 3, [0, 0, 1]), TypeError, r"masked array .*; pass where\.filled"),
             (np.ones((2, 2, 3), bool), ValueError, r"shape \(2, 2, 3\) does not broadcast to \(2, 3\)"),
             (np.ones(2, bool), ValueError, r"shape \(2,\) does not broadcast to \(2, 3\)"),
         ):
