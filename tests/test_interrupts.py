@@ -20,6 +20,7 @@ PACKAGE = str(Path(lsm.__file__).parent)
 X = np.random.default_rng(0).standard_normal((40, 1000)).astype("f4")  # enough for two threads
 Y = lsm.log_softmax(X)
 OUT = np.empty_like(X)
+LABELS = np.arange(40)
 
 
 def in_blocks():
@@ -52,6 +53,16 @@ CALLS = {
     "blocks": in_blocks,
     "decorated": decorated,
     "refreshed": renewed,
+    "softmax": lambda: lsm.softmax(X, out=OUT),
+    "softmax backward": lambda: lsm.softmax_backward(X, np.exp(Y), out=OUT),
+    "logsumexp": lambda: lsm.logsumexp(X, -1),
+    "b=": lambda: lsm.logsumexp(X[:2], -1, b=X[:2], return_sign=True),
+    "where=": lambda: lsm.log_softmax(X, where=X > 0, temperature=2.0, out=OUT),
+    "take": lambda: lsm.take_log_softmax(X, LABELS),
+    "top k": lambda: lsm.top_k_log_softmax(X, 3),
+    "cross-entropy": lambda: lsm.cross_entropy_value_and_grad(X, LABELS, label_smoothing=0.1, out=OUT),
+    "entropy": lambda: lsm.entropy(X),
+    "kl": lambda: lsm.kl_divergence(X, Y),
     "explain": lambda: lsm.explain(X),
     "list_backends": lsm.list_backends,
 }
