@@ -244,6 +244,15 @@ def test_without_a_name_in_the_metadata_it_is_that_of_the_folder(tmp_path, kind)
     assert rows(path) == [("acme", "acme_lsm", "1.0", "acme_mod:backend", False)]
 
 
+@pytest.mark.parametrize("stem", ["lsm-acme-1.0", "lsm-acme-1.0-py3.11", "lsm-acme"])
+def test_and_a_hyphen_in_the_name_of_the_folder_does_not_end_it(tmp_path, stem):
+    path = Path(write(tmp_path, [Dist("lsm-acme", stem=stem, suffix=".egg-info")]))
+    for text in ("", "\ufeffName: lsm-acme\n"):  # the latter is another field
+        (path / f"{stem}.egg-info" / "PKG-INFO").write_text(text, "utf-8")
+        version = "" if stem == "lsm-acme" else "1.0"
+        assert rows([str(path)]) == [("acme", "lsm-acme", version, "acme_mod:backend", False)]
+
+
 def test_metadata_that_are_not_utf_8_still_name_the_distribution(tmp_path):
     path = write(tmp_path / "site", [Dist("lsm-acme", stem="lsm-acme-1.0")])
     Path(path, "lsm-acme-1.0.dist-info", "METADATA").write_bytes(b"Author: J\xfcrgen\nName: lsm-acme\nVersion: 1.0\n")

@@ -96,10 +96,11 @@ def _installed(entry: str) -> list[_Installed]:
             folder = _folder(distribution)
             name, version = _read_name_and_version(distribution)
             if folder is not None:
-                of_folder, _, rest = _stem(str(folder), entry).partition("-")
+                # "name-1.0" or "name-1.0-py3.11"; the name may contain hyphens, although it should not.
+                of_folder, rest = re.fullmatch(r"(.*?)(?:-(\d.*))?", _stem(str(folder), entry), re.DOTALL).groups()  # type: ignore[union-attr]
                 if not is_valid(of_folder):
                     continue
-                name, version = name or of_folder, version or rest.partition("-")[0]  # "1.0-py3.11" of an egg
+                name, version = name or of_folder, version or (rest or "").partition("-")[0]
             if is_valid(name):
                 file = entry if folder is None else str(folder.joinpath("entry_points.txt"))
                 found = _entry_points(distribution, name, printable(version), file)
