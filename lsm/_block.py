@@ -12,6 +12,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Attributes of results that are computed after the call: coroutines, iterators, asynchronous iterators, futures.
 _DEFERRED = ("__await__", "__next__", "__anext__", "__enter__", "__aenter__", "add_done_callback")
+_CONTAINERS = (list, tuple, set, frozenset)
 _REMEDY = "use a with block in the body instead, around the calls of lsm and not around a yield"
 
 
@@ -56,15 +57,23 @@ class ContextOverride(ScopedValue[T]):
 
 
 def _check_finished(result: Any, function: Callable[..., Any]) -> Any:
-    """Return a result, unless it is work that would run after the block."""
-    is_file = hasattr(result, "close") and (hasattr(result, "read") or hasattr(result, "write"))
-    if isinstance(result, (partial, BuiltinFunctionType, FunctionType, MethodType)) or (
-        not is_file and any(hasattr(type(result), a) for a in _DEFERRED)
-    ):
-        if isinstance(result, Coroutine):
-            result.close()  # else Python warns that it was never awaited
-        raise TypeError(
-            f"{function!r} is decorated by lsm and returned a {type(result).__name__}, which runs after the block has "
-            f"ended; {_REMEDY}"
-        )
-    return result
+    """Return a result, unless it or an item of it is work that would run after the block."""
+    items = result.values() if isinstance(result, dict) else result if isinstance(result, _CONTAINERS) else ()
+    examples = dict(zip(map(type, items), items, strict=True)) | {type(result): result}  # one of each type
+    deferred = next(filter(_is_deferred, examples.values()), None)
+    if deferred is None:
+        return result
+    for item in (result, *items):
+        if isinstance(item, Coroutine):
+            item.close()  # else Python warns that it was never awaited
+    raise TypeError(
+        f"{function!r} is decorated by lsm and returned a {type(deferred).__name__}, which runs after the block has "
+        f"ended; {_REMEDY}"
+    )
+
+
+def _is_deferred(x: Any) -> bool:
+    """Whether this is a function, or computed after the call, which a file is not."""
+    is_file = hasattr(x, "close") and (hasattr(x, "read") or hasattr(x, "write"))
+    is_function = isinstance(x, (partial, BuiltinFunctionType, FunctionType, MethodType))
+    return is_function or (not is_file and any(hasattr(type(x), name) for name in _DEFERRED))

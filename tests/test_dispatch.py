@@ -279,6 +279,9 @@ async def a_coroutine():
         lambda: winner,
         lambda: lambda: winner(),
         lambda: [].append,
+        lambda: [concurrent.futures.Future()],
+        lambda: (1, a_coroutine()),
+        lambda: {"frames": a_generator()},
         contextlib.nullcontext,
     ],
 )
