@@ -1,8 +1,8 @@
 """Reject arrays that are more than numbers in memory: with a mask, a unit, a pending computation, or in a file.
 
 Nothing here imports a library, computes or reads anything. An object is recognised by the names of its classes and
-their libraries, else by attributes of its classes. Of the attributes that a class makes up in `__getattr__` only a mask
-and methods count: for a table they include its columns, and for xarray the contents of attrs.
+their libraries, else by attributes of its classes. Of attributes that a class makes up in `__getattr__` only a mask, a
+unit and methods count, and no arrays of fewer dimensions: for a table they are its columns.
 """
 
 import re
@@ -51,28 +51,38 @@ def _is_method(kind: type, name: str) -> bool | None:
     return None
 
 
-def _has_mask(x: Any) -> bool:
-    mask, kind = _attribute(x, "mask"), cast("Any", type(x))
-    if mask is None and _is_dynamic(kind):
-        mask = getattr(x, "mask", None)
-        is_column = 0 < getattr(mask, "ndim", 0) < getattr(x, "ndim", 0)
-        mask = None if callable(mask) or is_column else mask
-    return mask is True or hasattr(mask, "dtype") or isinstance(mask, (list, tuple))
-
-
 @lru_cache(1024)
 def _is_dynamic(kind: Any) -> bool:
     """Whether instances of a class may have attributes that it makes up."""
     return hasattr(kind, "__getattr__") or kind.__getattribute__ is not object.__getattribute__
 
 
+def _made_up(x: Any, name: str) -> Any:
+    """The value of an attribute that the class of x makes up; None for a method or a column of a table."""
+    kind = cast("Any", type(x))
+    value = getattr(x, name, None) if _is_dynamic(kind) and _is_method(kind, name) is None else None
+    return None if callable(value) or 0 < getattr(value, "ndim", 0) < getattr(x, "ndim", 0) else value
+
+
+def _has_mask(x: Any) -> bool:
+    mask = _attribute(x, "mask")
+    mask = _made_up(x, "mask") if mask is None else mask
+    return mask is True or hasattr(mask, "dtype") or isinstance(mask, (list, tuple))
+
+
+_DIMENSIONLESS = ("", "1", "dimensionless", "1 dimensionless", "1.0 dimensionless")
 _METHODS = (BuiltinFunctionType, FunctionType, MethodType)
 
 
 def _has_unit(x: Any) -> bool:
-    units = (_attribute(x, "unit"), _attribute(x, "units"))
-    dimensionless = ("", "1", "dimensionless", "1 dimensionless")
-    return any(unit is not None and not isinstance(unit, _METHODS) and str(unit) not in dimensionless for unit in units)
+    for name in ("unit", "units"):
+        unit = _attribute(x, name)
+        if unit is None:
+            made_up = _made_up(x, name)
+            unit = None if hasattr(made_up, "__array__") else made_up  # a column
+        if unit is not None and not isinstance(unit, _METHODS) and str(unit) not in _DIMENSIONLESS:
+            return True
+    return False
 
 
 def _has_nulls(x: Any) -> bool:
@@ -201,6 +211,11 @@ _BY_NAME = {
     "scipy netcdf_file": Rule(_SEVERAL, "one of them: numpy.ma.filled({}.variables[name][...], -numpy.inf)"),
     "netCDF4 Variable": Rule(_STORED, _FILL_READ),
     "netCDF4 *": Rule(_SEVERAL, "one of them: numpy.ma.filled({}[name][...], -numpy.inf)"),
+    "nibabel ArrayProxy": Rule(_STORED, "{}[...]"),
+    "tables Column": Rule(_STORED, "{}[:]"),
+    "tables File": Rule(_SEVERAL, "one of them: {}.root[name][:]"),
+    "tables Group": Rule(_SEVERAL, "one of them: {}[name][:]"),
+    "tables Leaf": Rule(_STORED, "{}[:]"),
     "tensorstore TensorStore": Rule(_STORED, "{}.read().result()"),
     "tensorstore Future": Rule(_PENDING, "{}.result()"),
     "distributed Future": Rule(_PENDING, "{}.result()"),
@@ -227,6 +242,7 @@ _BY_NAME = {
     "torch FakeTensor": Rule(_VALUELESS, "a real tensor, outside of tracing"),
     "torch FunctionalTensor": Rule(_VALUELESS, "a real tensor, outside of tracing"),
     "torch Proxy": Rule(_VALUELESS, "a real tensor, outside of tracing"),
+    "astropy Table": Rule(_SEVERAL, "one of them: {}.filled(-numpy.inf)[name]"),
     "astropy NDData": Rule("{}, whose mask, unit and uncertainty would be lost", _of_nddata, _is_more_than_data),
     "astropy TimeBase": Rule(
         "{}, which is a time", "numpy.ma.filled({}.jd, -numpy.inf), which excludes masked classes"

@@ -45,8 +45,8 @@ _missing = [name for name in ("torch", "jax") if importlib.util.find_spec(name) 
 collect_ignore = ["test_interop.py"] if _missing else []
 if "torch" in _missing:
     collect_ignore.append("test_on_gpu_contents.py")
-ZOO = ("array_api_strict", "astropy", "awkward", "cubed", "dask", "distributed", "h5py", "netCDF4", "pandas", "pint")
-ZOO += ("polars", "pyarrow", "ray", "scipy", "sparse", "tensorstore", "unyt", "xarray", "zarr")
+ZOO = ("array_api_strict", "astropy", "awkward", "cubed", "dask", "distributed", "h5py", "netCDF4", "nibabel", "pandas")
+ZOO += ("pint", "polars", "pyarrow", "ray", "scipy", "sparse", "tables", "tensorstore", "unyt", "xarray", "zarr")
 _no_zoo = [name for name in ZOO if importlib.util.find_spec(name) is None]
 if _no_zoo:
     collect_ignore.append("test_zoo.py")

@@ -514,6 +514,20 @@ def test_a_mask_in_any_form(mask, way):
             call(x)
 
 
+@pytest.mark.parametrize("name", ["unit", "units"])
+def test_a_unit_within_a_wrapper(name):
+    values = np.array([1.0, 2.0])
+    for unit in ("percent", types.SimpleNamespace(name="m")):
+        x = Wrapper(types.SimpleNamespace(**{name: unit, "__array__": reads}))
+        for call in (lsm.log_softmax, lsm.explain, lambda x: lsm.log_softmax([x, x])):
+            with pytest.raises(TypeError, match=r"^x: .*quantity .*Wrapper\), whose unit .*; pass numpy.asarray\(x"):
+                call(x)
+    for unit in ("", None, values):  # the last is a column
+        held = values.view(type("Held", (np.ndarray,), {}))
+        setattr(held, name, unit)
+        np.testing.assert_array_equal(lsm.log_softmax(Wrapper(held)), lsm.log_softmax(values))
+
+
 @pytest.mark.parametrize("name", ["__dask_graph__", "compute", "todense", "__await__", "chunks"])
 def test_what_is_pending_within_a_wrapper(name):
     held = types.SimpleNamespace(**{name: (2,) if name == "chunks" else reads, "__array__": reads})
