@@ -27,6 +27,12 @@ class DlpackLibrary(ArrayLibrary):
         reject(x, name, **options)
         return super().validate(x, name, **options)
 
+    def has_int64(self, x: Any) -> bool:
+        """Whether the library has integers of 64 bits on the device of x, as the array API tells."""
+        namespace = getattr(x, "__array_namespace__", None)
+        inspect = None if namespace is None else getattr(namespace(), "__array_namespace_info__", None)
+        return inspect is None or "int64" in inspect().dtypes(device=x.device)
+
 
 class NumpyLibrary(ArrayLibrary):
     """numpy.ndarray, and array_likes."""

@@ -81,8 +81,8 @@ class ArrayLibrary:
             raise TypeError(f"dtype: only NumPy has {name}; accepted for this array: {', '.join(self.dtypes)}")
         return name
 
-    def has_int64(self) -> bool:
-        """Whether the library has integers of 64 bits."""
+    def has_int64(self, x: Any) -> bool:
+        """Whether the library has integers of 64 bits on the device of x."""
         return True
 
     def as_numpy(self, x: Any, name: str) -> Any:
@@ -129,7 +129,7 @@ class ArrayLibrary:
 
     def from_numpy(self, y: Any, like: Any) -> Any:
         """Convert a result to the library's type if its namespace has from_dlpack, else return the ndarray."""
-        return self._convert_back(y, like)
+        return self._convert_back(np.asarray(y), like)  # a loss may be a scalar
 
     def from_cupy(self, y: Any, like: Any) -> Any:
         """Likewise for a CuPy array; the library's stream waits for CuPy's."""

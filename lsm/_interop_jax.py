@@ -57,7 +57,7 @@ class JaxLibrary(ArrayLibrary):
             )
         return name
 
-    def has_int64(self) -> bool:
+    def has_int64(self, x: Any) -> bool:
         """Whether 64 bits are enabled in JAX."""
         return bool(sys.modules["jax"].config.jax_enable_x64)
 

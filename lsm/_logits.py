@@ -199,7 +199,7 @@ class Logits:
 
     def finished_indices(self, places: Any) -> Any:
         """Numbers of classes as an array of the caller's library, in the widest integers that it has."""
-        is_wide = self.library.has_int64()
+        is_wide = self.library.has_int64(self.array)
         return self.finished(places if is_wide else places.astype(np.int32))
 
 

@@ -532,6 +532,29 @@ def test_results_come_back_on_the_device_of_the_input(place):
             lsm.log_softmax(xp.asarray([1, 2], device=place))
 
 
+@pytest.mark.parametrize("place", array_api_strict.__array_namespace_info__().devices(), ids=str)
+def test_so_do_those_of_every_function(place):
+    xp = array_api_strict
+    given = [xp.asarray(values.tolist(), device=place) for values in (VALUES, np.array([0, 2]), ~MASK)]
+    plain = [np.from_dlpack(a.to_device(xp.Device("CPU_DEVICE"))) for a in given]
+    for call in (
+        lambda x, labels, where: lsm.softmax(x, where=where),
+        lambda x, labels, where: lsm.softmax_backward(x, x, temperature=2.0),
+        lambda x, labels, where: lsm.logsumexp(x),
+        lambda x, labels, where: lsm.logsumexp(x, 1, b=x, return_sign=True),
+        lambda x, labels, where: lsm.take_log_softmax(x, labels),
+        lambda x, labels, where: lsm.top_k_log_softmax(x, 2),
+        lambda x, labels, where: lsm.cross_entropy(x, labels),
+        lambda x, labels, where: lsm.cross_entropy_value_and_grad(x, labels),
+        lambda x, labels, where: lsm.entropy(x),
+        lambda x, labels, where: lsm.kl_divergence(x, x),
+    ):
+        found, expected = call(*given), call(*plain)
+        for y, z in zip(*(a if isinstance(a, tuple) else (a,) for a in (found, expected)), strict=True):
+            assert type(y) is type(given[0]) and y.device == place
+            np.testing.assert_array_equal(np.from_dlpack(y), z)
+
+
 def test_a_dtype_that_the_library_has_not():
     xp = array_api_strict
     for x in (xp.asarray(VALUES), xp.asarray([1, 2])):
