@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import array_api_strict
 import astropy.units
@@ -359,6 +360,14 @@ def test_chunk_by_chunk_is_named_where_the_classes_are_whole():
     remedy = "x.map_blocks(lsm.log_softmax, axis=0, dtype=x.dtype)"
     assert message(x, 0).endswith(remedy)
     np.testing.assert_array_equal(eval(remedy, {"x": x, "lsm": lsm}).compute(), lsm.log_softmax(VALUES, 0))
+
+
+def test_chunks_of_some_classes_are_normalised_alone():
+    """As the README warns; lsm is passed ndarrays there."""
+    y = dask.array.from_array(VALUES, chunks=(2, 1)).map_blocks(lsm.log_softmax, dtype=VALUES.dtype)
+    np.testing.assert_array_equal(y.compute(), np.zeros((2, 3)))
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "each chunk is\nnormalised alone" in readme
 
 
 @pytest.mark.parametrize("given", [{"backend": "numpy"}, {"dtype": "float32"}, {"dtype": np.float32, "axis": 0}])
