@@ -107,11 +107,14 @@ def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> D
         entry = _make_entry(decision)
         if len(entries) < _MAX_CACHED_ENTRIES:
             entries[request] = entry
-            is_native = entry.passed_as in (NUMPY, request.array_type)
-            if is_native and entry.fast is not None and fast_key is not None and len(set(request.dtypes)) == 1:
-                setattr(fast.setdefault(fast_key, _fastpath.FastFunctions()), request.op, entry.fast)
         if backend is not None:
             by_name.setdefault(backend, policy)
+    if entry.fast is not None and fast_key is not None:
+        # Also if the entry was cached by a call without a key, such as of arrays that had to be converted.
+        is_known = getattr(fast.get(fast_key), request.op, None) is entry.fast
+        is_native = entry.passed_as in (NUMPY, request.array_type)
+        if not is_known and is_native and len(set(request.dtypes)) == 1 and request in entries:
+            setattr(fast.setdefault(fast_key, _fastpath.FastFunctions()), request.op, entry.fast)
     return entry
 
 

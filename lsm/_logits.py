@@ -75,7 +75,7 @@ class Logits:
 
     def _find(self, operation: Operation, result: str) -> DispatchEntry:
         request = Request(self.library.type_name(self.array), "cpu", (self.own, result), operation.name)
-        return find_entry(request, self.backend)
+        return find_entry(request, self.backend, self.library.fast_key(self.array, self.own))
 
     def block(self, index: Index) -> Any:
         """A block of the logits, as they are."""

@@ -144,6 +144,27 @@ def test_what_is_passed_on_is_right_all_the_same(rng, served):
     assert lsm.log_softmax(np.empty((3, 0), "f4"), out=np.empty((3, 0), "f4")).shape == (3, 0)
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda x, labels: lsm.cross_entropy(x, labels),
+        lambda x, labels: lsm.take_log_softmax(x, labels),
+        lambda x, labels: lsm.top_k_log_softmax(x, 2),
+        lambda x, labels: lsm.log_softmax(x[:, ::2], where=x[:, ::2] > 0),
+        lambda x, labels: lsm.log_softmax_backward(x.astype("f4"), x),
+    ],
+)
+@pytest.mark.parametrize("requested", [None, "cython"])
+def test_what_is_called_first_makes_no_later_call_slow(first, requested, served):
+    x, labels = np.random.default_rng(0).standard_normal((4, 6)), np.arange(4)
+    first(x, labels)
+    lsm.log_softmax(x, backend=requested), lsm.log_softmax_backward(x, x, backend=requested)
+    served.clear()
+    lsm.log_softmax(x, backend=requested), lsm.log_softmax_backward(x, x, backend=requested)
+    lsm.cross_entropy(x, labels, backend=requested)
+    assert served == ["quick"] * 3
+
+
 def test_errors_are_those_of_the_ordinary_way():
     x = np.zeros((2, 3), "f4")
     lsm.log_softmax(x)
