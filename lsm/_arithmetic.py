@@ -12,16 +12,18 @@ from lsm._held import call_within
 
 T = TypeVar("T")
 
+
+def _call(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in the caller's floating-point environment."""
+    return function(*args)
+
+
 try:
     from lsm.backends._kernels import cpu
 except ImportError:  # lsm was installed without a C compiler
-    cpu = None
-
-
-def call_in_float_env(function: Callable[..., T], *args: Any) -> T:
-    """Call a function in round-to-nearest with subnormals; in the caller's environment if nothing is compiled."""
-    result: T = function(*args) if cpu is None else cpu.call_in_float_env(function, *args)
-    return result
+    call_in_float_env: Callable[..., Any] = _call
+else:
+    call_in_float_env = cpu.call_in_float_env
 
 
 def compute(function: Callable[..., T], *args: Any) -> T:
