@@ -28,6 +28,7 @@ from lsm._version import install_command
 _BLOCK_ELEMENTS, _GPU_BLOCK_ELEMENTS = 2**14, 2**22
 # Where a mask is all there is, nothing but it and the inputs is copied, into memory that is used again.
 _MASKED_BLOCK_ELEMENTS = 2**16
+_MASK_BYTES = 2**18  # of a mask that is broadcast, at a time
 
 
 def derive(
@@ -150,16 +151,22 @@ class Derived(NamedTuple):
         where, temperature = given.get("where"), given.get("temperature")
         if run is None or "b" in given or (temperature is not None and not (self.is_narrow and _is_one(temperature))):
             return False
-        if where is not None:
-            if not all(x.flags.c_contiguous for x in inputs):
-                return False
-            where = np.ascontiguousarray(where)
+        if where is not None and not all(x.flags.c_contiguous for x in inputs):
+            return False
         divisor = None if temperature is None else temperature[(0,) * temperature.ndim].item()
         if divisor is not None and not _divides(divisor):
             return False
-        run(self.operation, inputs, axis, out, where, divisor)
-        if where is not None and not self.operation.is_reduction:
-            self._put_masked(out, where, out[(slice(None),) * axis + (slice(1),)])
+        step = len(out)
+        if where is not None and not where.flags.c_contiguous:  # broadcast, so that it is copied in parts
+            step = _MASK_BYTES // math.prod(where.shape[1:]) if axis else 0
+        if not step:
+            return False
+        for i in range(0, len(out), step):
+            part = slice(i, i + step)
+            mask = None if where is None else np.ascontiguousarray(where[part])
+            run(self.operation, tuple([x[part] for x in inputs]), axis, out[part], mask, divisor)
+            if mask is not None and not self.operation.is_reduction:
+                self._put_masked(out[part], mask, out[part].swapaxes(axis, 0)[:1])
         return True
 
     def _put_masked(self, out: Any, where: Any, first: Any) -> None:
@@ -229,7 +236,9 @@ class Derived(NamedTuple):
         scale = temperature
         if self.is_narrow:
             dy, output = self.library.astype(dy, "float64"), self.library.astype(output, "float64")
-            getattr(self.backend, self.operation.name)(dy / temperature, output, dy.ndim - 1, out)
+            dx = namespace(dy).empty_like(dy)
+            getattr(self.backend, self.operation.name)(dy / temperature, output, dy.ndim - 1, dx)
+            out[...] = self.library.astype(dx, "float32")  # before 16 bits, as the kernels do
             return
         if dy.dtype.itemsize >= 8:
             # Times a power of two, so that a gradient below the range, which the temperature brings back, has digits.

@@ -10,7 +10,6 @@ from numpy.lib.stride_tricks import as_strided
 
 from lsm._config import ISA_LEVELS, settings
 from lsm._errors import BackendUnavailableError
-from lsm._operations import Operation
 from lsm._threads import count_threads, set_openmp
 from lsm.backends._axes import MergedAxis, merge_axes
 from lsm.backends.base import API_VERSION, Backend
@@ -89,10 +88,11 @@ class CythonBackend(Backend):
         _run("logsumexp", (x,), axis, _for_every_class(out, x, axis))
 
     def run_altered(
-        self, operation: Operation, inputs: tuple[Any, ...], axis: int, out: Any, where: Any, divisor: float | None
+        self, operation: Any, inputs: tuple[Any, ...], axis: int, out: Any, where: Any, divisor: float | None
     ) -> None:
         """Run an operation on inputs that are altered as they are read. Not part of the contract.
 
+        operation : lsm._operations.Operation
         where : C-contiguous array of bool or None
             Where it is False, logits and log-probabilities are -inf, other inputs 0. The inputs are C-contiguous too.
         divisor : float or None
