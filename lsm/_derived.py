@@ -156,12 +156,12 @@ class Derived(NamedTuple):
         divisor = None if temperature is None else temperature[(0,) * temperature.ndim].item()
         if divisor is not None and not _divides(divisor):
             return False
-        step = len(out)
+        step = len(inputs[0])
         if where is not None and not where.flags.c_contiguous:  # broadcast, so that it is copied in parts
             step = _MASK_BYTES // math.prod(where.shape[1:]) if axis else 0
         if not step:
             return False
-        for i in range(0, len(out), step):
+        for i in range(0, len(inputs[0]), step):
             part = slice(i, i + step)
             mask = None if where is None else np.ascontiguousarray(where[part])
             run(self.operation, tuple([x[part] for x in inputs]), axis, out[part], mask, divisor)
