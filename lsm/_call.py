@@ -8,7 +8,7 @@ from lsm._dispatch import DispatchEntry, find_entry
 from lsm._errors import BackendUnsupportedError
 from lsm._execute import Execution
 from lsm._fastpath import fast_functions
-from lsm._interop import CUPY_LIBRARY, NUMPY_LIBRARY, check_alike, library_of
+from lsm._interop import NUMPY_LIBRARY, check_alike, cupy_library, library_of
 from lsm._interop_base import ArrayLibrary
 from lsm._operations import Operation
 
@@ -156,12 +156,12 @@ class Call:
         target = None if out is None else library.as_cupy(out, "out")
         for view, name in zip((*views, target), (*self.operation.names, "out"), strict=True):
             if view is not None:
-                CUPY_LIBRARY.check_aligned(view, name)
-        with CUPY_LIBRARY.on_device(views[0]):
-            y = self._execute_as_is(entry, CUPY_LIBRARY, views, target)
+                cupy_library().check_aligned(view, name)
+        with cupy_library().on_device(views[0]):
+            y = self._execute_as_is(entry, cupy_library(), views, target)
             # DLPack synchronises when a view is made. It does not cover later writes, nor reads that are pending when
             # the view is deleted, after which the library may reuse the memory.
-            CUPY_LIBRARY.wait()
+            cupy_library().wait()
             self.sign = None if self.sign is None else library.from_cupy(self.sign, self.arrays[0])
             return library.from_cupy(y, self.arrays[0]) if out is None else out
 

@@ -4,6 +4,7 @@ Nothing here imports a library: a program that has an array has imported it.
 """
 
 import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,6 @@ import numpy as np
 from lsm import _check
 from lsm._errors import BackendUnsupportedError
 from lsm._interop_base import ArrayLibrary, Operand
-from lsm._interop_cupy import CupyLibrary
-from lsm._interop_jax import JaxLibrary
-from lsm._interop_torch import TorchLibrary
 from lsm._version import install_command
 
 
@@ -144,10 +142,35 @@ def _check_item(item: Any, name: str, index: str) -> None:
 
 
 NUMPY_LIBRARY = NumpyLibrary()
-TORCH_LIBRARY = TorchLibrary()
-CUPY_LIBRARY = CupyLibrary()
-_DLPACK_LIBRARY, _JAX_LIBRARY = DlpackLibrary(), JaxLibrary()
+_DLPACK_LIBRARY = DlpackLibrary()
 _NUMPY_TYPES = (np.ndarray, np.generic, list, tuple, float, int)
+
+
+# Imported when an array of theirs comes: a tenth of what `import lsm` would take.
+
+
+@cache
+def torch_library() -> ArrayLibrary:
+    """PyTorch."""
+    from lsm._interop_torch import TorchLibrary
+
+    return TorchLibrary()
+
+
+@cache
+def cupy_library() -> Any:
+    """CuPy."""
+    from lsm._interop_cupy import CupyLibrary
+
+    return CupyLibrary()
+
+
+@cache
+def jax_library() -> ArrayLibrary:
+    """JAX."""
+    from lsm._interop_jax import JaxLibrary
+
+    return JaxLibrary()
 
 
 def library_of(x: Any) -> ArrayLibrary:
@@ -155,11 +178,12 @@ def library_of(x: Any) -> ArrayLibrary:
     if isinstance(x, _NUMPY_TYPES):
         return NUMPY_LIBRARY
     if isinstance(x, getattr(sys.modules.get("torch"), "Tensor", ())):
-        return TORCH_LIBRARY
+        return torch_library()
     if isinstance(x, getattr(sys.modules.get("jax"), "Array", ())):
-        return _JAX_LIBRARY
+        return jax_library()
     if isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ())):
-        return CUPY_LIBRARY
+        library: ArrayLibrary = cupy_library()
+        return library
     if hasattr(type(x), "__dlpack_device__"):
         return _DLPACK_LIBRARY
     return NUMPY_LIBRARY

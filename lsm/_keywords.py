@@ -8,7 +8,7 @@ import numpy as np
 from lsm import _check
 from lsm._arithmetic import compute
 from lsm._errors import BackendUnsupportedError
-from lsm._interop import NUMPY_LIBRARY, TORCH_LIBRARY, check_alike, library_of
+from lsm._interop import NUMPY_LIBRARY, check_alike, library_of, torch_library
 from lsm._interop_base import ArrayLibrary, Operand, name_of_dtype
 from lsm._version import install_command
 
@@ -98,7 +98,7 @@ def temperature_for(
         values = NUMPY_LIBRARY.validate(made, "temperature").array
     else:
         values = _operand(temperature, (name, "temperature"), x, library)
-        values = TORCH_LIBRARY.astype(values, "float64") if own is TORCH_LIBRARY else values
+        values = torch_library().astype(values, "float64") if own is torch_library() else values
         if isinstance(view, np.ndarray):
             values = library.as_numpy(values, "temperature")
     if isinstance(values, np.ndarray):

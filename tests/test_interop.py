@@ -825,7 +825,7 @@ def test_jax_calls_every_gpu_gpu(number, kind):
         def __dlpack_device__(self):
             return number, 0
 
-    assert _interop._JAX_LIBRARY.device_kind(Array()) == kind
+    assert _interop.jax_library().device_kind(Array()) == kind
 
 
 COMPILED = """
