@@ -122,23 +122,20 @@ cdef bint run_whole(int op, Array a, Array b, Array y, Frames f, int n_threads, 
 
 
 _count_threads = None  # lsm._threads.count_threads
-_stream_bytes = 0      # results of at least this size use nontemporal stores
+cdef Py_ssize_t stream_min_bytes = 0  # a result of at least this size is written with nontemporal stores
 cdef Py_ssize_t prefetch_min_bytes = 3145728  # an array of at least this size is taken to be in memory
 
 
 def configure(count_threads, Py_ssize_t stream_bytes, Py_ssize_t prefetch_bytes=3145728):
-    """Set the function that chooses the number of threads, and the sizes that depend on the machine's caches.
-
-    Results of at least stream_bytes use nontemporal stores; inputs of at least prefetch_bytes are prefetched.
-    """
-    global _count_threads, _stream_bytes, prefetch_min_bytes
-    _count_threads, _stream_bytes, prefetch_min_bytes = count_threads, stream_bytes, prefetch_bytes
+    """Set the function that chooses the number of threads, and the sizes that depend on the machine's caches."""
+    global _count_threads, stream_min_bytes, prefetch_min_bytes
+    _count_threads, stream_min_bytes, prefetch_min_bytes = count_threads, stream_bytes, prefetch_bytes
 
 
 cdef inline bint shall_stream(Frames f, object out, object a, object b) noexcept:
     """Whether the result is large and does not share memory with an input."""
     return (
-        count_elements(f) * size_of(f.kind) >= <Py_ssize_t> _stream_bytes
+        count_elements(f) * size_of(f.kind) >= stream_min_bytes
         and (out is None or (PyArray_BYTES(<PyArrayObject*> out) != PyArray_BYTES(<PyArrayObject*> a)
                              and PyArray_BYTES(<PyArrayObject*> out) != PyArray_BYTES(<PyArrayObject*> b)))
     )
