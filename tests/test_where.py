@@ -2,6 +2,7 @@
 
 import tracemalloc
 import warnings
+from typing import Any
 
 import numpy as np
 import oracle
@@ -48,6 +49,34 @@ def test_bits_are_those_of_minus_infinity(backend, dtype, rng):
             found = getattr(lsm, name)(*spoilt(arrays, mask), axis, where=mask, backend=backend)
             assert found.dtype == dtype
             np.testing.assert_array_equal(found, plain(name, arrays, mask, axis, backend=backend))
+
+
+@pytest.mark.parametrize("shape", [(33, 20), (20, 700), (3, 20_000), (2, 30, 70), (2, 30, 5), (3, 400, 9), (400, 90)])
+def test_in_every_traversal_and_layout_the_bits_are_the_same(shape, rng):
+    """The kernels mask and divide C-contiguous arrays as they read; of other arrays lsm masks copies."""
+    axis = int(np.argmax(shape)) if len(shape) == 2 else 1
+    mask = rng.random(shape) < 0.6
+    np.moveaxis(mask, axis, 0)[:, ..., 0] = False  # one frame in which nothing takes part
+    for dtype, temperature in (("f4", 1.0), ("f4", 0.3), ("f2", 1.0), ("f2", 7.0), ("f8", 1.0)):
+        x = (rng.standard_normal(shape) * 5).astype(dtype)
+        x.flat[3] = np.nan
+        per_frame: Any = np.full([1 if i == axis else n for i, n in enumerate(shape)], temperature)
+        per_frame = temperature if temperature == 1 else per_frame  # only the number 1 is the plain call
+        for name in operations("cython"):
+            arrays = arrays_for(name, x, axis)
+            found = getattr(lsm, name)(*arrays, axis, where=mask, temperature=temperature, backend="cython")
+            assert (found[~mask] == MASKED[name]).all()
+            assert not np.signbit(found[~mask]).any() or name == "log_softmax"
+            turned = [np.asfortranarray(a) for a in arrays]
+            for given, t in ((turned, temperature), (arrays, per_frame), (turned, per_frame)):
+                again = getattr(lsm, name)(*given, axis, where=mask, temperature=t, backend="cython")
+                np.testing.assert_array_equal(again, found)
+            with lsm.num_threads(2):
+                again = getattr(lsm, name)(*arrays, axis, where=mask, temperature=temperature, backend="cython")
+            np.testing.assert_array_equal(again, found)
+            wide = "f4" if dtype == "f2" else "f8"
+            near = getattr(lsm, name)(*[a.astype(wide) for a in arrays], axis, where=mask, temperature=temperature)
+            np.testing.assert_allclose(found.astype(wide), near, rtol={"f2": 2e-3, "f4": 1e-5, "f8": 0}[dtype], atol=1e-4)
 
 
 def test_masks_are_broadcast_and_may_have_any_strides(backend, rng):
