@@ -47,6 +47,11 @@ class TorchLibrary(ArrayLibrary):
                 f"{name}: a {type(x).__name__}, a subclass of torch.Tensor that may carry more than values; "
                 f"pass {remedy}"
             )
+        if _is_recorded(torch):
+            raise TypeError(
+                f"{name}: a tensor within make_fx, whose graph would hold the result of these values as a constant; "
+                "call lsm outside, or lsm_torch.log_softmax"
+            )
         if x.requires_grad:
             raise TypeError(_REQUIRES_GRAD.format(name=name))
         if _has_tangent(torch, x):
@@ -111,7 +116,7 @@ class TorchLibrary(ArrayLibrary):
     def _fast_view(self, x: Any) -> Any:
         """A view as an ndarray; None if x must be validated first."""
         torch = sys.modules["torch"]
-        if type(x) is not torch.Tensor or x.requires_grad or not x.is_cpu:
+        if type(x) is not torch.Tensor or x.requires_grad or not x.is_cpu or _is_recorded(torch):
             return None
         try:
             if _has_tangent(torch, x) or not x.data_ptr():
@@ -200,6 +205,15 @@ def _has_tangent(torch: Any, x: Any) -> bool:
     """Whether this is a dual tensor of forward-mode differentiation; `_current_level` avoids the slow `unpack_dual`."""
     forward = torch.autograd.forward_ad
     return getattr(forward, "_current_level", 0) >= 0 and forward.unpack_dual(x).tangent is not None
+
+
+def _is_recorded(torch: Any) -> bool:
+    """Whether operations are being recorded by make_fx, which does not see what happens outside PyTorch."""
+    try:
+        has_mode = torch._C._len_torch_dispatch_stack()
+        return bool(has_mode) and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    except AttributeError:  # another release of PyTorch
+        return False
 
 
 def _address(x: Any) -> int:

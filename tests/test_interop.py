@@ -20,6 +20,8 @@ import pytest
 import test_signals
 import torch
 from cuda_on_cpu import cupy_on_cpu
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import lsm
 from lsm import _interop
@@ -390,6 +392,16 @@ def test_within_transformations():
             lsm.log_softmax(x), lsm.log_softmax_backward(x, x)
     with pytest.raises(TypeError, match="requires grad"):
         torch.func.grad(lambda x: lsm.log_softmax(x).sum())(torch.zeros(3))
+
+    def within(call):
+        return lambda a: call(a)
+
+    for dtype in (torch.float32, torch.bfloat16, torch.int64):
+        for call in (lsm.log_softmax, lsm.explain, lambda a: lsm.take_log_softmax(a, a.argmax(-1))):
+            with pytest.raises(TypeError, match=r"^x: a tensor within make_fx, whose graph would hold .*constant"):
+                make_fx(within(call), tracing_mode="real")(torch.zeros(2, 3, dtype=dtype))
+    with FlopCounterMode(display=False):  # a mode that records nothing
+        assert lsm.log_softmax(torch.zeros(2, 3)).shape == (2, 3)
 
     with torch.autograd.forward_ad.dual_level():
         for dtype in (torch.float32, torch.bfloat16):

@@ -76,7 +76,9 @@ def test_in_every_traversal_and_layout_the_bits_are_the_same(shape, rng):
             np.testing.assert_array_equal(again, found)
             wide = "f4" if dtype == "f2" else "f8"
             near = getattr(lsm, name)(*[a.astype(wide) for a in arrays], axis, where=mask, temperature=temperature)
-            np.testing.assert_allclose(found.astype(wide), near, rtol={"f2": 2e-3, "f4": 1e-5, "f8": 0}[dtype], atol=1e-4)
+            np.testing.assert_allclose(
+                found.astype(wide), near, rtol={"f2": 2e-3, "f4": 1e-5, "f8": 0}[dtype], atol=1e-4
+            )
 
 
 def test_masks_are_broadcast_and_may_have_any_strides(backend, rng):
