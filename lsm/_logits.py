@@ -15,16 +15,16 @@ from lsm._frames import Frames, Index
 from lsm._interop import NUMPY_LIBRARY, library_of
 from lsm._keywords import mask_for, temperature_for
 from lsm._operations import DERIVED, LOG_SOFTMAX, SOFTMAX, Operation
-from lsm._threads import get_num_threads
+from lsm._threads import count_threads
 
 BLOCK_ELEMENTS = 2**17  # of a block of log-softmax, per thread: half a MiB of float32, which a level-2 cache keeps
 WIDE_ELEMENTS = 2**15  # of a block in float64, of which there are about ten temporaries
 _ROW_CLASSES = 32
 
 
-def block_elements() -> int:
+def block_elements(frames: Frames) -> int:
     """The numbers in a block that all threads work on: with less, they would wait for each other most of the time."""
-    return BLOCK_ELEMENTS * get_num_threads()
+    return BLOCK_ELEMENTS * count_threads(frames.size * frames.n_classes)
 
 
 class Logits:

@@ -91,7 +91,7 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
     losses = np.zeros(frames.shape, logits.wide)
     is_narrow = loss.is_narrow(logits.own)
     compute = _narrow_block if is_narrow else _wide_block
-    for index in frames.blocks(block_elements() if is_narrow else WIDE_ELEMENTS) if frames.n_classes else ():
+    for index in frames.blocks(block_elements(frames) if is_narrow else WIDE_ELEMENTS) if frames.n_classes else ():
         own, kept, f = None, None, None if factor is None else frames.beside(factor, index)
         if labels is not None:
             own = frames.beside(labels, index)

@@ -15,7 +15,7 @@ _GROUPS = 2048
 def take(logits: Logits, indices: Any, out: Any) -> None:
     """Write the log-softmax at the indices, which have the rank of the logits, into `out` of their shape."""
     frames = logits.frames
-    for index in frames.blocks(block_elements()):
+    for index in frames.blocks(block_elements(frames)):
         if frames.n_classes and out.size:
             y = logits.log_softmax(index)
             frames.put(out, index, np.take_along_axis(y, frames.block(indices, index), frames.at))
@@ -24,7 +24,7 @@ def take(logits: Logits, indices: Any, out: Any) -> None:
 def top_k(logits: Logits, k: int, values: Any, places: Any) -> None:
     """Write the k largest log-probabilities and their classes: ties by class, NaN first, masked classes last."""
     frames, at = logits.frames, logits.frames.at
-    for index in frames.blocks(block_elements()):
+    for index in frames.blocks(block_elements(frames)):
         if not k:
             return
         y = logits.log_softmax(index)

@@ -482,3 +482,14 @@ def test_lines_of_another_form_are_no_quota(tmp_path):
         (tmp_path / "cgroup").write_text("0::/\n")
         (tmp_path / name).write_text(text)
         assert _cgroup.cgroup_quota(str(tmp_path)) is None
+
+
+def test_small_calls_do_not_read_the_limits_of_the_process(monkeypatch, rng):
+    """Reading them takes longer than a small call."""
+    x, labels = rng.standard_normal((32, 10)).astype(np.float32), np.arange(32) % 10
+    mask = x < 1
+    monkeypatch.setattr(_threads, "cgroup_quota", lambda: pytest.fail("read"))
+    monkeypatch.setattr(_threads, "_limit_cache", _threads.ThreadLimitCache())
+    lsm.log_softmax(x, where=mask), lsm.log_softmax(x, temperature=2.0), lsm.logsumexp(x, b=x)
+    lsm.take_log_softmax(x, labels), lsm.top_k_log_softmax(x, 3), lsm.entropy(x), lsm.kl_divergence(x, x)
+    lsm.cross_entropy(x, labels), lsm.cross_entropy_value_and_grad(x, labels, label_smoothing=0.1)
