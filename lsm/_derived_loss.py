@@ -129,16 +129,18 @@ def divergence(p: Block, q: Block, temperature: Any) -> Any:
     logits. An error that all t share is taken away by r, to all orders.
     """
     t = _log_ratio(p, q, 1.0 if temperature is None else temperature)
-    far = ~(np.abs(t) <= 1) | (p.p == 0)
-    has_far = far.any()
-    near = np.where(far, 0, t) if has_far else t
-    terms = _phi(near, 24 if p.is_wide else 13)
-    excess = (near + terms) * p.p  # p * expm1(t)
-    terms *= p.p
-    if has_far:
-        apart = q.p - p.p
-        np.copyto(excess, apart, where=far)
-        np.copyto(terms, np.where(p.p == 0, q.p, apart - p.p * t), where=far)
+    # Beyond `nearest`, q - p - p * t cancels no more than the result has digits to spare.
+    nearest, n_terms = (1, 24) if p.is_wide else (2.0**-10, 5)
+    excess = q.p - p.p  # p * expm1(t)
+    terms = excess - p.p * t
+    near = np.flatnonzero(np.abs(t) <= nearest)
+    if near.size:
+        t, share = t.reshape(-1)[near], p.p.reshape(-1)[near]
+        phi = _phi(t, n_terms)
+        excess.reshape(-1)[near] = (t + phi) * share
+        terms.reshape(-1)[near] = phi * share
+    none = np.flatnonzero(p.p == 0)
+    terms.reshape(-1)[none] = q.p.reshape(-1)[none]
     r = p.sum(excess)
     series = r * r * (1 / 2 - r * (1 / 3 - r * (1 / 4 - r * (1 / 5 - r / 6))))
     correction = np.where(np.abs(r) < 1e-3, series, r - np.log1p(r))
@@ -160,12 +162,14 @@ def _log_ratio(p: Block, q: Block, temperature: Any) -> Any:
 
 
 def _phi(t: Any, n_terms: int) -> Any:
-    """expm1(t) - t, for abs(t) <= 1, by its Taylor series."""
-    taylor = np.ones_like(t)
-    for n in range(n_terms, 2, -1):
+    """expm1(t) - t, for abs(t) <= 1, by its Taylor series up to t**n_terms."""
+    coefficients = [t.dtype.type(1)]  # 2 / n! from n = 2 on
+    for n in range(3, n_terms + 1):
+        coefficients.append(coefficients[-1] / n)
+    taylor = np.full_like(t, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
         taylor *= t
-        taylor *= 1 / t.dtype.type(n)
-        taylor += 1
+        taylor += coefficient
     taylor *= t
     taylor *= t / 2
     return taylor
