@@ -99,10 +99,10 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    if dtype is None and where is None and (temperature is ONE or is_one(temperature)) and type(x) is ndarray:
+    if dtype is None and (temperature is ONE or is_one(temperature)) and type(x) is ndarray:
         fast = fast_functions(x.dtype, backend)
         if fast is not None:
-            y = fast.log_softmax(x, axis, out)
+            y = fast.log_softmax(x, axis, out) if where is None else fast.log_softmax(x, axis, out, 0, where)
             if y is not None:
                 return y
     options = {"where": where, "temperature": temperature}
@@ -184,10 +184,10 @@ def softmax(
     >>> lsm.softmax(np.array([20.0, 0.0], np.float32))
     array([1.0000000e+00, 2.0611537e-09], dtype=float32)
     """
-    if dtype is None and where is None and (temperature is ONE or is_one(temperature)) and type(x) is ndarray:
+    if dtype is None and (temperature is ONE or is_one(temperature)) and type(x) is ndarray:
         fast = fast_functions(x.dtype, backend)
         if fast is not None:
-            p = fast.softmax(x, axis, out)
+            p = fast.softmax(x, axis, out) if where is None else fast.softmax(x, axis, out, 0, where)
             if p is not None:
                 return p
     options = {"where": where, "temperature": temperature}

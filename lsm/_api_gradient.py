@@ -87,10 +87,13 @@ def log_softmax_backward(
     >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    if where is None and (temperature is ONE or is_one(temperature)) and type(grad_output) is ndarray:
+    if (temperature is ONE or is_one(temperature)) and type(grad_output) is ndarray:
         fast = fast_functions(grad_output.dtype, backend)
         if fast is not None:
-            dx = fast.log_softmax_backward(grad_output, output, axis, out)
+            if where is None:
+                dx = fast.log_softmax_backward(grad_output, output, axis, out)
+            else:
+                dx = fast.log_softmax_backward(grad_output, output, axis, out, 0, where)
             if dx is not None:
                 return dx
     options = {"where": where, "temperature": temperature}
@@ -170,10 +173,13 @@ def softmax_backward(
     >>> lsm.softmax_backward(np.array([-1, 0], np.float32), p)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    if where is None and (temperature is ONE or is_one(temperature)) and type(grad_output) is ndarray:
+    if (temperature is ONE or is_one(temperature)) and type(grad_output) is ndarray:
         fast = fast_functions(grad_output.dtype, backend)
         if fast is not None:
-            dx = fast.softmax_backward(grad_output, output, axis, out)
+            if where is None:
+                dx = fast.softmax_backward(grad_output, output, axis, out)
+            else:
+                dx = fast.softmax_backward(grad_output, output, axis, out, 0, where)
             if dx is not None:
                 return dx
     options = {"where": where, "temperature": temperature}

@@ -166,15 +166,15 @@ class Derived(NamedTuple):
             mask = None if where is None else np.ascontiguousarray(where[part])
             run(self.operation, tuple([x[part] for x in inputs]), axis, out[part], mask, divisor)
             if mask is not None and not self.operation.is_reduction:
-                self._put_masked(out[part], mask, out[part].swapaxes(axis, 0)[:1])
+                is_product = self.operation.name == "softmax_backward"  # with a p of 0, perhaps -0.0
+                self._put_masked(out[part], mask, out[part].swapaxes(axis, 0)[:1], is_product)
         return True
 
-    def _put_masked(self, out: Any, where: Any, first: Any) -> None:
-        """Set masked results of frames that are NaN throughout; gradients of softmax may be -0.0. first: a class."""
-        name = self.operation.name
-        may_differ = name == "softmax_backward" or out.dtype is BFLOAT16_BITS  # which NumPy cannot test
+    def _put_masked(self, out: Any, where: Any, first: Any, may_differ: bool) -> None:
+        """Set masked results, in frames that are NaN throughout if no others differ. first: one class of each frame."""
+        may_differ = may_differ or out.dtype is BFLOAT16_BITS  # which NumPy cannot test
         if may_differ or np.isnan(self.library.astype(first, "float64")).any():
-            _set(out, ~where, -math.inf if name == "log_softmax" else 0)
+            _set(out, ~where, -math.inf if self.operation.name == "log_softmax" else 0)
 
     def _run_masked(self, inputs: list[Any], where: Any, out: Any) -> None:
         """With a mask of ndarrays only."""
@@ -190,7 +190,7 @@ class Derived(NamedTuple):
                 _copy_masked(x, takes_part, fill, copy, spare[-1])
             method(*spare[:-1], target.ndim - 1, target)
             if not self.operation.is_reduction:
-                self._put_masked(target, takes_part, target[..., :1])
+                self._put_masked(target, takes_part, target[..., :1], len(inputs) > 1)  # gradients may be -0.0
 
     def _run_tempered(self, x: Any, temperature: Any, out: Any) -> None:
         """With a temperature of ndarrays only, one input, and a result of at most 32 bits."""

@@ -63,7 +63,7 @@ class NumpyBackend(Backend):
 
 
 def _fast(method: Any, is_reduction: bool, *arguments: Any) -> Any:
-    """The result for arrays that need no validation, one axis and, of maps, a plain `out`; else None."""
+    """The result for arrays that need no validation, one axis, no mask and, of maps, a plain `out`; else None."""
     *inputs, axis, out = arguments
     x = inputs[0]
     for array in inputs if out is None else (*inputs, out):

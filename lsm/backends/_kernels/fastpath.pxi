@@ -14,6 +14,8 @@ cdef extern from "numpy/arrayobject.h":
     ctypedef Py_ssize_t npy_intp
     ctypedef enum NPY_ORDER:
         NPY_CORDER
+    ctypedef enum NPY_TYPES:
+        NPY_BOOL
     int _import_array() except -1
     bint PyArray_CheckExact(object x)
     bint PyArray_ISCARRAY_RO(PyArrayObject* x)
@@ -32,6 +34,7 @@ _import_array()
 cdef enum:
     PARALLEL_MIN_ELEMENTS = 32768  # the same as lsm._threads.MIN_PARALLEL_SIZE
     HOLD_GIL_MAX_ELEMENTS = 4096   # releasing and taking the GIL costs 0.1 microseconds
+    MASKED_MAX_ELEMENTS = 32768    # larger results are looked through for NaN instead of masked again
 
 
 # An array seen as (outer, classes, inner).
@@ -94,6 +97,8 @@ cdef inline bint can_take(object out, object x, Frames f) noexcept:
 
 cdef inline Array whole(object x, Frames f) noexcept:
     cdef Array array
+    array.alteration.mask = 0
+    array.alteration.divisor = 1
     array.at = PyArray_BYTES(<PyArrayObject*> x)
     array.gap = size_of(f.kind)
     array.step = f.n_inner * array.gap
@@ -102,14 +107,46 @@ cdef inline Array whole(object x, Frames f) noexcept:
     return array
 
 
-cdef inline size_t count_scratch(Frames f) noexcept nogil:
+cdef inline Array masked(Array x, object mask, int fill) noexcept:
+    x.alteration.mask = mask_offset(x.at, x.kind, PyArray_BYTES(<PyArrayObject*> mask))
+    x.kind |= fill
+    return x
+
+
+cdef inline bint can_mask(object mask, object x, object out, Frames f) noexcept:
+    """Whether a mask is a C-contiguous array of bool of the shape of x, apart from `out`."""
+    return (
+        count_elements(f) <= MASKED_MAX_ELEMENTS
+        and PyArray_CheckExact(mask)
+        and PyArray_ISCARRAY_RO(<PyArrayObject*> mask)
+        and PyArray_TYPE(<PyArrayObject*> mask) == NPY_BOOL
+        and PyArray_SAMESHAPE(<PyArrayObject*> mask, <PyArrayObject*> x)
+        and (out is None or lies_apart(mask, count_elements(f), out, f))
+    )
+
+
+cdef void put_masked(Array y, Py_ssize_t n, const char* mask, bint is_low) noexcept nogil:
+    """Write -inf or 0 to what is masked of n packed numbers: in a frame with NaN, all are NaN."""
+    cdef uint16_t low = 0xFC00 if y.kind == HALF else 0xFF80
+    cdef Py_ssize_t k
+    for k in range(n):
+        if mask[k] == 0:
+            if y.kind == FLOAT:
+                (<float*> y.at)[k] = -INFINITY if is_low else 0
+            elif y.kind == DOUBLE:
+                (<double*> y.at)[k] = -INFINITY if is_low else 0
+            else:
+                (<uint16_t*> y.at)[k] = low if is_low else 0
+
+
+cdef inline size_t count_scratch(Frames f, bint is_masked) noexcept nogil:
     """Bytes of scratch per thread; 0 if the kernels use the frames in place."""
-    return SCRATCH_BYTES + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 else 0
+    return SCRATCH_BYTES + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 or is_masked else 0
 
 
 cdef bint run_whole(int op, Array a, Array b, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
     """False if the scratch cannot be allocated."""
-    cdef size_t n_bytes = count_scratch(f)
+    cdef size_t n_bytes = count_scratch(f, is_altered(a.kind))
     cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
     if n_bytes and scratch == NULL:
         return False
@@ -141,7 +178,7 @@ cdef inline bint shall_stream(Frames f, object out, object a, object b) noexcept
     )
 
 
-cdef object quick_map(int op, a, b, axis, out, int n_threads):
+cdef object quick_map(int op, a, b, axis, out, int n_threads, mask):
     """An operation whose result has the shape of its inputs; b is a if there is one. None if it declines."""
     cdef Frames f
     cdef Array x, y, z
@@ -149,6 +186,8 @@ cdef object quick_map(int op, a, b, axis, out, int n_threads):
     if not find_frames(a, axis, &f) or not (b is a or is_alike(b, a)):
         return None
     if not (out is None or (can_take(out, a, f) and (b is a or can_take(out, b, f)))):
+        return None
+    if not (mask is None or can_mask(mask, a, out, f)):
         return None
     if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
         n_threads = _count_threads(count_elements(f))
@@ -158,11 +197,16 @@ cdef object quick_map(int op, a, b, axis, out, int n_threads):
     x = whole(a, f)
     y = whole(b, f)
     z = whole(out, f)
+    if mask is not None:
+        x = masked(x, mask, MASKED_ZERO if reads_two(op) else MASKED_LOW)
+        y = masked(y, mask, MASKED_ZERO if op == SOFTMAX_BACKWARD else MASKED_LOW)
     if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
         done = run_whole(op, x, y, z, f, max(n_threads, 1), stream)
     else:
         with nogil:
             done = run_whole(op, x, y, z, f, max(n_threads, 1), stream)
+    if done and mask is not None:
+        put_masked(z, count_elements(f), PyArray_BYTES(<PyArrayObject*> mask), op == LOG_SOFTMAX)
     return out if done else None
 
 
@@ -226,28 +270,28 @@ cdef inline bint lies_apart(object out, Py_ssize_t n_bytes, object x, Frames f) 
     return p >= q + count_elements(f) * size_of(f.kind) or q >= p + n_bytes
 
 
-def quick_log_softmax(x, axis, out, int n_threads=0):
+def quick_log_softmax(x, axis, out, int n_threads=0, mask=None):
     """log_softmax(x, axis, out=out) for C-contiguous arrays; None for any other call.
 
     Nothing needs to have been checked except that the kernels support the dtype of x. n_threads = 0 means one thread
-    for small calls, and count_threads otherwise.
+    for small calls, and count_threads otherwise. mask: `where`.
     """
-    return quick_map(LOG_SOFTMAX, x, x, axis, out, n_threads)
+    return quick_map(LOG_SOFTMAX, x, x, axis, out, n_threads, mask)
 
 
-def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0):
+def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0, mask=None):
     """log_softmax_backward(dy, y, axis, out=out), or None; see quick_log_softmax."""
-    return quick_map(LOG_SOFTMAX_BACKWARD, dy, y, axis, out, n_threads)
+    return quick_map(LOG_SOFTMAX_BACKWARD, dy, y, axis, out, n_threads, mask)
 
 
-def quick_softmax(x, axis, out, int n_threads=0):
+def quick_softmax(x, axis, out, int n_threads=0, mask=None):
     """softmax(x, axis, out=out), or None; see quick_log_softmax."""
-    return quick_map(SOFTMAX, x, x, axis, out, n_threads)
+    return quick_map(SOFTMAX, x, x, axis, out, n_threads, mask)
 
 
-def quick_softmax_backward(dy, p, axis, out, int n_threads=0):
+def quick_softmax_backward(dy, p, axis, out, int n_threads=0, mask=None):
     """softmax_backward(dy, p, axis, out=out), or None; see quick_log_softmax."""
-    return quick_map(SOFTMAX_BACKWARD, dy, p, axis, out, n_threads)
+    return quick_map(SOFTMAX_BACKWARD, dy, p, axis, out, n_threads, mask)
 
 
 def quick_logsumexp(x, axis, out, int n_threads=0):

@@ -212,7 +212,7 @@ cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind, const char* 
     array.step = strides[1]
     array.gap = strides[2]
     array.kind = kind
-    array.alteration.mask = <Py_ssize_t> mask - <Py_ssize_t> (<uintptr_t> at // <uintptr_t> size_of(kind))
+    array.alteration.mask = mask_offset(at, kind, mask)
     array.alteration.divisor = divisor
     return array
 

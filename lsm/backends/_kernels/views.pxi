@@ -80,6 +80,11 @@ cdef inline bint is_native(Vector x, const floating* of) noexcept nogil:
     return lies_as(x, kind_of(of))
 
 
+cdef inline Py_ssize_t mask_offset(const char* at, int kind, const char* mask) noexcept nogil:
+    """The `mask` of an alteration, for an array and its mask that begin there."""
+    return <Py_ssize_t> mask - <Py_ssize_t> (<uintptr_t> at // <uintptr_t> size_of(kind))
+
+
 cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
     """Copy n elements, converted to floating and altered."""
     cdef int kind = x.kind & 3
