@@ -341,7 +341,7 @@ def _differences(x: Any, temperature: Any) -> tuple[Any, Any]:
     m = m + m * 0  # NaN unless it is finite
     d, rest = two_sum(x, -m)
     factor, exponent = xp.frexp(temperature)
-    is_beyond = (xp.isinf(d) & xp.isfinite(x)).any(axis=-1, keepdims=True)
+    is_beyond = (~xp.isfinite(rest) & xp.isfinite(x)).any(axis=-1, keepdims=True)  # or a step to d
     if not isinstance(x, np.ndarray) or is_beyond.any():  # on a GPU the answer would have to be waited for
         quarter = xp.where(is_beyond, 0.25, 1.0)
         d, rest = two_sum(x * quarter, -m * quarter)

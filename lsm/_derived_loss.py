@@ -62,7 +62,7 @@ def normalised(x: Any, at: int, is_wide: bool, temperature: Any = None) -> Block
     else:
         d, rest = x - m, None
     if rest is not None:
-        rest[~np.isfinite(d)] = 0
+        rest[~np.isfinite(rest)] = 0
     else:
         rest = np.zeros(1, x.dtype)
     terms = np.exp(d)
@@ -80,7 +80,7 @@ def divided_differences(x: Any, m: Any, temperature: Any) -> tuple[Any, Any]:
     """(x - m) / T as two numbers; x - m may leave the range where the quotient does not."""
     d, rest = two_sum(x, -m)
     factor, exponent = np.frexp(np.asarray(temperature, x.dtype))
-    is_beyond = np.isinf(d) & np.isfinite(x)
+    is_beyond = ~np.isfinite(rest) & np.isfinite(x)  # or a step to d
     if is_beyond.any():
         quarter = np.where(is_beyond, x.dtype.type(0.25), x.dtype.type(1))
         d, rest = two_sum(x * quarter, -m * quarter)

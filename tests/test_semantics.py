@@ -447,6 +447,22 @@ def test_differences_beyond_the_range_become_minus_inf(backend):
         np.testing.assert_array_equal(y, np.array([0, -np.inf, -big], dtype))
 
 
+@pytest.mark.operation("softmax")
+def test_the_largest_numbers_are_logits_like_others(backend):
+    """The error of a difference is within the range, although a step to it may not be."""
+    big = np.finfo(np.float64).max
+    for x in (np.array([big, 6e307, 3e307, 9e306, -1e300]), np.array([-6e307, -big, -1.3e308, -7e307])):
+        y = lsm.log_softmax(x, backend=backend)
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(y, x - x.max())
+        np.testing.assert_array_equal(lsm.log_softmax(x[:, None], 0, backend=backend), y[:, None])
+        np.testing.assert_array_equal(lsm.softmax(x, backend=backend), np.eye(len(x))[0])
+        np.testing.assert_array_equal(lsm.softmax(x, temperature=1e300, backend=backend), np.eye(len(x))[0])
+        assert lsm.logsumexp(x, backend=backend) == x.max()
+        assert lsm.entropy(x, backend=backend) == lsm.kl_divergence(x, x, backend=backend) == 0
+        assert lsm.cross_entropy(x, 0, label_smoothing=0.1, backend=backend) > 0
+
+
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3), (0, 0), (3, 0, 2), (2, 3, 0)])
 def test_empty(backend, dtype, shape):
     x = np.empty(shape, dtype)

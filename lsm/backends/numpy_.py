@@ -158,7 +158,7 @@ def _exponentials(x: Any, at: int, is_narrow: bool) -> tuple[Any, Any, Any, Any,
         p = np.exp(d)
     else:
         d, e = _two_sum(x, -shift)
-        e[~np.isfinite(d)] = 0
+        e[~np.isfinite(e)] = 0  # beyond the range, if only in between
         p = np.exp(d)
         p += p * e
     add = _plain_sum if is_narrow else _sum
