@@ -306,13 +306,14 @@ def _copy_masked(x: Any, where: Any, fill: float, out: Any, spare: Any) -> None:
     """
     integer = _INTEGERS[x.itemsize]
     bits, of_x = out.view(integer), x.view(integer)
+    of_mask = np.minimum(where.view(np.uint8), 1).view(np.int8)  # a view of bytes may say True by any but 0
     if not fill:
-        np.negative(where.view(np.int8), out=bits, dtype=integer, casting="unsafe")  # all bits, or none
+        np.negative(of_mask, out=bits, dtype=integer, casting="unsafe")  # all bits, or none
         np.bitwise_and(bits, of_x, out=bits)
         return
     of_fill = np.array(0xFF80, np.uint16) if x.dtype.kind == "V" else np.array(fill, x.dtype)
     masked = spare.view(integer).ravel()[: x.size].reshape(x.shape)
-    np.subtract(where.view(np.int8), 1, out=masked, dtype=integer, casting="unsafe")
+    np.subtract(of_mask, 1, out=masked, dtype=integer, casting="unsafe")
     np.bitwise_or(of_x, masked, out=bits)
     np.bitwise_and(masked, ~of_fill.view(integer), out=masked)
     np.bitwise_xor(bits, masked, out=bits)

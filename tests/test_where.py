@@ -244,3 +244,14 @@ def test_longdouble_to_a_narrower_dtype(result, rng):
     x, keep = rng.standard_normal((3, 5)).astype(np.longdouble), rng.random((3, 5)) < 0.7
     expected = lsm.log_softmax(np.where(keep, x, -np.inf), dtype=result)
     np.testing.assert_array_equal(lsm.log_softmax(np.where(keep, x, np.nan), where=keep, dtype=result), expected)
+
+
+def test_any_byte_but_0_is_true(backend, dtype, rng):
+    """As in a mask of 0 and 255 that is viewed as bool."""
+    x = rng.standard_normal((6, 50)).astype(dtype)
+    of_bytes = (rng.integers(1, 256, x.shape) * (rng.random(x.shape) < 0.5)).astype(np.uint8)
+    for order in "CF":
+        for name in operations(backend):
+            arrays = [array.copy(order=order) for array in arrays_for(name, x)]
+            found = getattr(lsm, name)(*arrays, where=of_bytes.view(bool), backend=backend)
+            np.testing.assert_array_equal(found, getattr(lsm, name)(*arrays, where=of_bytes != 0, backend=backend))
