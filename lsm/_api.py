@@ -7,6 +7,7 @@ from numpy import ndarray
 
 from lsm._call import call
 from lsm._fastpath import fast_functions
+from lsm._interop import engine_for
 from lsm._operations import LOG_SOFTMAX, SOFTMAX
 from lsm._untraced import untraced
 
@@ -38,7 +39,8 @@ def log_softmax(
     ----------
     x : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
         Logits, in nats, of a floating dtype, integers or bool. May have any strides, be read-only, unaligned or
-        byte-swapped; not modified unless it is `out`. Integers and bool become float64. -inf masks a class.
+        byte-swapped; not modified unless it is `out`. Integers and bool become float64. -inf masks a class. Or a
+        dask.array.Array with the classes in one chunk.
     axis : int, tuple of int, or None, optional
         The axis of the classes, by default the last (in SciPy: None). Several axes, or None for all, count as one.
     temperature : number or array, optional
@@ -60,18 +62,18 @@ def log_softmax(
     y : array, type, shape and device of `x`
         Log-probabilities, in nats: from -inf to 0, with ``sum(exp(y)) == 1`` along `axis`. `out`, if given. For an
         array_like, and for a DLPack array whose namespace has no ``from_dlpack``, an ndarray (on a CUDA device, a
-        cupy.ndarray). A 0-d ndarray is returned as a NumPy scalar.
+        cupy.ndarray). A 0-d ndarray is returned as a NumPy scalar. Of a dask array it is a lazy one with its chunks.
 
     Raises
     ------
     TypeError
         `x` is complex, an object, text, structured or masked, requires grad, or is traced by JAX; or it has a unit,
-        is sparse, is not computed yet (dask), has labels (xarray), or is stored in a file (zarr, h5py). The message
-        says what to pass instead. `dtype` is not supported, or `out` has another type or dtype than the result. `where`
-        is not of bool; `where` or `temperature` belongs to another library.
+        is sparse, is not computed yet (but dask.array), has labels (xarray), or is stored in a file (zarr, h5py). The
+        message says what to pass instead. `dtype` is not supported, or `out` has another type or dtype than the result.
+        `where` is not of bool; `where` or `temperature` belongs to another library.
     ValueError
         `temperature` is not a finite number above 0, or it or `where` does not broadcast to `x`; `out` has another
-        shape or is read-only; an axis is repeated.
+        shape or is read-only; an axis is repeated. The classes of a dask array are in several chunks.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -192,6 +194,16 @@ def softmax(
                 return p
     options = {"where": where, "temperature": temperature}
     return untraced(call)(SOFTMAX, (x,), axis, out, dtype, backend, **options)
+
+
+def call_derived(function: str, inputs: dict[str, Any], **options: Any) -> Any:
+    """Call a function of `_derived_calls`, or have an engine do so; the options are all keywords by their names."""
+    engine = engine_for(inputs.values())
+    if engine is not None:
+        return engine.serve(function, inputs, options)
+    from lsm import _derived_calls  # takes milliseconds, too slow for `import lsm`
+
+    return getattr(_derived_calls, function)(*inputs.values(), **options)
 
 
 def is_one(temperature: Any) -> bool:

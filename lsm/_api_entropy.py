@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lsm._api import Axis
+from lsm._api import Axis, call_derived
 from lsm._untraced import untraced
 
 
@@ -64,7 +64,8 @@ def entropy(
     >>> lsm.entropy(np.array([[20.0, 0.0], [0.0, 0.0]], np.float32))
     array([4.3284228e-08, 6.9314718e-01], dtype=float32)
     """
-    return untraced(_entropy)(x, axis, temperature, where, dtype, backend)
+    options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
+    return untraced(call_derived)("entropy", {"x": x}, **options)
 
 
 def kl_divergence(
@@ -120,16 +121,5 @@ def kl_divergence(
     >>> lsm.kl_divergence(np.array([[1e-8, 0.0]], np.float32), np.zeros((1, 2), np.float32))
     array([1.25e-17], dtype=float32)
     """
-    return untraced(_kl_divergence)(p_logits, q_logits, axis, temperature, where, dtype, backend)
-
-
-def _entropy(*arguments: Any) -> Any:
-    from lsm._derived_calls import entropy as compute
-
-    return compute(*arguments)
-
-
-def _kl_divergence(*arguments: Any) -> Any:
-    from lsm._derived_calls import kl_divergence as compute
-
-    return compute(*arguments)
+    options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
+    return untraced(call_derived)("kl_divergence", {"p_logits": p_logits, "q_logits": q_logits}, **options)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lsm._api import Array, Axis
+from lsm._api import Array, Axis, call_derived
 from lsm._arithmetic import compute
 from lsm._fastpath import take_quickly
 from lsm._untraced import untraced
@@ -110,9 +110,9 @@ def cross_entropy(
         y = take_quickly(logits, targets, axis, backend)
         if y is not None and y.itemsize in (4, 8) and reduction in ("none", "mean", "sum"):
             return compute(_reduced, y, reduction)
-    options = {"weight": weight, "ignore_index": ignore_index, "smoothing": label_smoothing, "z_loss": z_loss}
+    options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
     options |= {"temperature": temperature, "where": where, "reduction": reduction, "dtype": dtype, "backend": backend}
-    return untraced(_cross_entropy)("cross_entropy", logits, targets, axis, **options)[0]
+    return untraced(call_derived)("cross_entropy", {"logits": logits, "targets": targets}, axis=axis, **options)
 
 
 def _reduced(y: Any, reduction: str) -> Any:
@@ -189,12 +189,10 @@ def cross_entropy_value_and_grad(
     >>> lsm.cross_entropy_value_and_grad(x, [0], reduction="none")
     (array([2.0611537e-09], dtype=float32), array([[-2.0611537e-09,  2.0611537e-09]], dtype=float32))
     """
-    options = {"weight": weight, "ignore_index": ignore_index, "smoothing": label_smoothing, "z_loss": z_loss}
+    options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
     options |= {"temperature": temperature, "where": where, "reduction": reduction, "dtype": dtype, "backend": backend}
-    return untraced(_cross_entropy)("cross_entropy_value_and_grad", logits, targets, axis, **options, out=out)
-
-
-def _cross_entropy(function: str, *arguments: Any, **options: Any) -> tuple[Any, Any]:
-    from lsm._derived_calls import cross_entropy as compute
-
-    return compute(function, *arguments, **options)
+    inputs = {"logits": logits, "targets": targets}
+    result: tuple[Any, Array] = untraced(call_derived)(
+        "cross_entropy_value_and_grad", inputs, axis=axis, **options, out=out
+    )
+    return result

@@ -111,7 +111,7 @@ def logsumexp(
     if total is None:
         options = {"where": where, "b": b, "return_sign": return_sign}
         total = untraced(call)(LOGSUMEXP, (a,), axis, out, dtype, backend, bool(keepdims), **options)
-        if b is not None:
+        if b is not None or type(total) is tuple:
             return total
     return (total, _sign(total)) if return_sign else total
 

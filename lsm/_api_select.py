@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from lsm._api import Array
+from lsm._api import Array, call_derived
 from lsm._fastpath import take_quickly
 from lsm._untraced import untraced
 
@@ -102,7 +102,8 @@ def take_log_softmax(
         y = take_quickly(x, indices, axis, backend)
         if y is not None:
             return y
-    return untraced(_take)(x, indices, axis, temperature, where, out, dtype, backend)
+    options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
+    return untraced(call_derived)("take_log_softmax", {"x": x, "indices": indices}, **options, out=out)
 
 
 def top_k_log_softmax(
@@ -169,16 +170,5 @@ def top_k_log_softmax(
     >>> values.round(3), indices
     (array([-0.782, -0.782, -2.782]), array([1, 2, 3]))
     """
-    return untraced(_top_k)(x, k, axis, temperature, where, dtype, backend)
-
-
-def _take(*arguments: Any) -> Any:
-    from lsm._derived_calls import take_log_softmax as compute
-
-    return compute(*arguments)
-
-
-def _top_k(*arguments: Any) -> TopK:
-    from lsm._derived_calls import top_k_log_softmax as compute
-
-    return TopK(*compute(*arguments))
+    options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
+    return TopK(*untraced(call_derived)("top_k_log_softmax", {"x": x}, k=k, **options))

@@ -19,6 +19,12 @@ _REMEDY = "use a with block in the body instead, around the calls of lsm and not
 class ContextOverride(ScopedValue[T]):
     """A value for a ContextVar within a ``with`` block or the calls of a decorated function."""
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a block of lsm applies to one thread of one process and cannot be pickled; in the other process, pass "
+            "backend=, or call lsm.set_default_backend or lsm.set_num_threads"
+        )
+
     def __call__(self, function: Function) -> Function:
         """Decorate a function or a coroutine function: the value is set while its body runs.
 

@@ -8,7 +8,7 @@ from lsm._dispatch import DispatchEntry, find_entry
 from lsm._errors import BackendUnsupportedError
 from lsm._execute import Execution
 from lsm._fastpath import fast_functions
-from lsm._interop import NUMPY_LIBRARY, check_alike, cupy_library, library_of
+from lsm._interop import NUMPY_LIBRARY, check_alike, cupy_library, engine_for, library_of
 from lsm._interop_base import ArrayLibrary
 from lsm._operations import Operation
 
@@ -26,9 +26,9 @@ def call(
     b: Any = None,
     return_sign: bool = False,
 ) -> Any:
-    """Execute a call of a public function, with arguments of any type.
+    """Execute a call of a public function, with arguments of any type, or have an engine do so.
 
-    With b and `return_sign`, the result is a pair.
+    With b and `return_sign`, the result is a pair; that of an engine also without b.
     """
     library = library_of(arguments[0])
     is_plain = where is None and b is None and type(temperature) in (float, int) and temperature == 1
@@ -38,6 +38,11 @@ def call(
         result = None if function is None else library.call_fast_function(function, arguments, axis, out)
         if result is not None:
             return result
+    engine = engine_for(arguments)
+    if engine is not None:
+        options = {"axis": axis, "out": out, "dtype": dtype, "backend": backend, "keepdims": keepdims, "where": where}
+        options |= {"temperature": temperature, "b": b, "return_sign": return_sign}
+        return engine.serve(operation.name, dict(zip(operation.names, arguments, strict=True)), options)
     bound = Call(operation, arguments, axis, out, dtype, backend, keepdims)
     if not is_plain:
         bound.set_keywords(where, temperature, b, return_sign, dtype)
@@ -89,8 +94,7 @@ class Call:
         libraries = [library_of(argument) for argument in arguments]
         names = operation.names
         items = zip(libraries, arguments, names, strict=True)
-        options = {"axis": axis, "dtype": dtype, "backend": backend}
-        operands = [library.validate(argument, name, **options) for library, argument, name in items]
+        operands = [library.validate(argument, name) for library, argument, name in items]
         self.operation, self.axis, self.out, self.backend, self.keepdims = operation, axis, out, backend, keepdims
         self.library = libraries[0]
         self.arrays = tuple([operand.array for operand in operands])

@@ -82,6 +82,8 @@ class Decision(NamedTuple):
         Whether it is part of lsm.
     derived_from : str
         The operation that the backend serves, if lsm derives the function from it; else empty.
+    chunks : str
+        Of a lazy array, its chunks: the decision is that for each of them. Else empty.
     """
 
     winner: str | None
@@ -99,6 +101,7 @@ class Decision(NamedTuple):
     backend: Any = None
     is_built_in: bool = False
     derived_from: str = ""
+    chunks: str = ""
 
     def __repr__(self) -> str:
         return str(self)
@@ -112,6 +115,7 @@ class Decision(NamedTuple):
             head += f", as {self.passed_as}" if self.passed_as != self.array_type else ""
             head += f", derived from {self.derived_from}" if self.derived_from else ""
         width = max(map(len, self.reasons), default=0)
+        head += f"\n{self.chunks}" if self.chunks else ""
         return "\n".join([head, *(f"  {name:<{width}}  {reason}" for name, reason in self.reasons.items())])
 
 

@@ -20,7 +20,7 @@ def take_log_softmax(
     x: Any, indices: Any, axis: Any, temperature: Any, where: Any, out: Any, dtype: Any, backend: Any
 ) -> Any:
     """See `lsm.take_log_softmax`."""
-    logits = Logits("take_log_softmax", x, "x", axis, dtype=dtype, backend=backend)
+    logits = Logits("take_log_softmax", x, "x", axis)
     one_axis(axis, logits.values.ndim, "indices")
     result = logits.result_dtype(dtype)
     logits.select(result, backend, temperature, where)
@@ -35,7 +35,7 @@ def top_k_log_softmax(
     x: Any, k: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any
 ) -> tuple[Any, Any]:
     """See `lsm.top_k_log_softmax`."""
-    logits = Logits("top_k_log_softmax", x, "x", axis, dtype=dtype, backend=backend)
+    logits = Logits("top_k_log_softmax", x, "x", axis)
     one_axis(axis, logits.values.ndim, "the classes")
     result = logits.result_dtype(dtype)
     logits.select(result, backend, temperature, where)
@@ -45,14 +45,24 @@ def top_k_log_softmax(
     return logits.finished(values), logits.finished_indices(places)
 
 
-def cross_entropy(
+def cross_entropy(*inputs: Any, **options: Any) -> Any:
+    """See `lsm.cross_entropy`."""
+    return _cross_entropy("cross_entropy", *inputs, **options)[0]
+
+
+def cross_entropy_value_and_grad(*inputs: Any, **options: Any) -> tuple[Any, Any]:
+    """See `lsm.cross_entropy_value_and_grad`."""
+    return _cross_entropy("cross_entropy_value_and_grad", *inputs, **options)
+
+
+def _cross_entropy(
     function: str,
     x: Any,
     targets: Any,
     axis: Any,
     weight: Any,
     ignore_index: Any,
-    smoothing: Any,
+    label_smoothing: Any,
     z_loss: Any,
     temperature: Any,
     where: Any,
@@ -61,12 +71,12 @@ def cross_entropy(
     backend: Any,
     out: Any = None,
 ) -> tuple[Any, Any]:
-    """See `lsm.cross_entropy_value_and_grad`; the gradient only if `function` is that."""
-    smoothing = number(smoothing, "label_smoothing", 1.0)
+    """The loss, and the gradient if `function` has one."""
+    smoothing = number(label_smoothing, "label_smoothing", 1.0)
     z_loss = number(z_loss, "z_loss", float("inf"))
     if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: {reduction!r}; accepted: 'mean', 'sum' or 'none'")
-    logits = Logits(function, x, "logits", axis, dtype=dtype, backend=backend)
+    logits = Logits(function, x, "logits", axis)
     result = logits.result_dtype(dtype)
     logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
     q = targets_for(targets, logits, axis, ignore_index)
@@ -85,7 +95,7 @@ def cross_entropy(
 
 def entropy(x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> Any:
     """See `lsm.entropy`."""
-    logits = Logits("entropy", x, "x", axis, dtype=dtype, backend=backend)
+    logits = Logits("entropy", x, "x", axis)
     result = logits.result_dtype(dtype)
     logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
     return logits.finished(compute(_rounded, _losses.entropies, (logits,), result))
@@ -94,10 +104,7 @@ def entropy(x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend
 def kl_divergence(p_x: Any, q_x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> Any:
     """See `lsm.kl_divergence`."""
     names = ("p_logits", "q_logits")
-    p, q = (
-        Logits("kl_divergence", x, name, axis, dtype=dtype, backend=backend)
-        for x, name in zip((p_x, q_x), names, strict=True)
-    )
+    p, q = (Logits("kl_divergence", x, name, axis) for x, name in zip((p_x, q_x), names, strict=True))
     check_alike(p.library, q.library, p.array, q.array, names)
     _check.same_shapes((p.values, q.values), names)
     p.own = q.own = _check.promoted(p.own, q.own, names)

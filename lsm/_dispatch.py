@@ -20,7 +20,7 @@ from lsm._config import settings
 from lsm._decide import Decision, Policy, Request, decide, decide_and_explain, registry
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, PluginWarning
 from lsm._held import call_within
-from lsm._interop import library_of
+from lsm._interop import engine_for, library_of
 from lsm._operations import DERIVED, OPERATIONS
 from lsm._untraced import untraced
 
@@ -116,6 +116,22 @@ def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> D
         if not is_known and is_native and len(set(request.dtypes)) == 1 and request in entries:
             setattr(fast.setdefault(fast_key, _fastpath.FastFunctions()), request.op, entry.fast)
     return entry
+
+
+def name_elsewhere(request: Request, backend: str | None) -> tuple[str, Any]:
+    """The name by which another process can request the backend of a call, as of now; and the backend here.
+
+    Raises
+    ------
+    UnknownBackendError, BackendUnavailableError, BackendUnsupportedError
+        From `decide`.
+    """
+    policy = _policy() if backend is None else Policy(_checked_name(backend), "backend=")
+    decision = decide(request, policy)
+    if decision.error is not None:
+        raise decision.error
+    assert decision.winner is not None
+    return policy.requested or decision.winner, decision.backend
 
 
 @cache  # once per reason, also after refresh_backends
@@ -298,7 +314,7 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     Returns
     -------
     Decision
-        Prints as a short table. If the call would fail, it has the error.
+        Prints as a short table. Of a dask array it is that for a chunk. If the call would fail, it has the error.
 
     Raises
     ------
@@ -321,8 +337,12 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
 
 
 def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
+    engine = engine_for((x,))
+    if engine is not None:
+        explained: Decision = engine.explain(x, op, dtype, backend)
+        return explained
     library = library_of(x)
-    array, device, own = library.validate(x, "x", dtype=dtype, backend=backend)
+    array, device, own = library.validate(x, "x")
     request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
     decision = explain_request(request, backend)
     if decision.passed_as == NUMPY:

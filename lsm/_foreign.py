@@ -14,8 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-Options = dict[str, Any]  # of the call: axis, dtype and backend, as passed by the user
-Remedy = Callable[[Any, str, Options], str]  # (object, expression for it, options) -> expression to use instead
+Remedy = Callable[[Any, str], str]  # (object, expression for it) -> expression to use instead
 
 SCALARS = (np.generic, float, int, complex, str, bytes, type(None))  # cannot carry a mask or the like
 SEQUENCES = (list, tuple, deque, UserList)
@@ -105,19 +104,24 @@ _FILLS = {
 }
 
 
-def _filled(x: Any, name: str, options: Options) -> str:
-    """Set masked classes to -inf, which requires a floating dtype, or elements of other arguments to what suits."""
+def _fill(x: Any, name: str) -> tuple[str, str, str]:
+    """What to convert masked logits with, which need a floating dtype for -inf; what to fill; and to which effect."""
     is_floating = getattr(_attribute(x, "dtype"), "kind", "f") == "f"
     argument = re.split(r"[.\[]", name)[0]
     argument = "probabilities" if argument == "targets" and is_floating else argument
     value, effect = _FILLS.get(argument, ("-numpy.inf", "which excludes masked classes"))
+    return "" if is_floating or argument in _FILLS else ".astype(float)", value, effect
+
+
+def _filled(x: Any, name: str) -> str:
+    """Set masked classes to -inf, or elements of other arguments to what suits."""
+    floating, value, effect = _fill(x, name)
     if not hasattr(type(x), "filled"):
         return f"numpy.where({name}.mask, {value}, {name}), {effect}"
-    floating = "" if is_floating or argument in _FILLS else ".astype(float)"
     return f"{name}{floating}.filled({value}), {effect}"
 
 
-def _without_unit(x: Any, name: str, options: Options) -> str:
+def _without_unit(x: Any, name: str) -> str:
     """Use the numbers alone, or convert what is dimensionless but scaled, such as percent."""
     kind = type(x)
     convert = next((method for method in ("to_value", "m_as") if hasattr(kind, method)), "")
@@ -126,7 +130,7 @@ def _without_unit(x: Any, name: str, options: Options) -> str:
     converted = f"{name}.{convert}('')"
     held = x.magnitude if number == "magnitude" else None
     if rule_for(held) is not None:  # pint holds arrays of any library
-        numbers, converted = remedy(held, numbers, options), remedy(held, converted, options)
+        numbers, converted = remedy(held, numbers), remedy(held, converted)
     elif _has_mask(x) and hasattr(kind, "filled"):
         numbers, converted = f"{numbers}.filled(-numpy.inf)", f"{converted}.filled(-numpy.inf)"
     elif _has_mask(x):
@@ -134,48 +138,30 @@ def _without_unit(x: Any, name: str, options: Options) -> str:
     return f"{converted} if it is dimensionless, or {numbers} for the numbers alone" if convert else numbers
 
 
-def _computed(x: Any, name: str, options: Options) -> str:
-    """Compute it; or keep it lazy, if each chunk holds whole frames. The computed array may need a remedy in turn."""
+def _computed(x: Any, name: str) -> str:
+    """Compute it, after which it may need a remedy in turn; or fill masked chunks, which computes nothing."""
     meta = _attribute(x, "_meta")
-    if rule_for(meta) is not None:
-        return remedy(meta, f"{name}.compute()", options)
-    axis, dtype, backend = options.get("axis", -1), options.get("dtype"), options.get("backend")
-    result = dtype if dtype is None else getattr(dtype, "__name__", str(dtype))
-    is_known = getattr(_attribute(x, "dtype"), "kind", "") == "f" and result in (None, "float16", "float32", "float64")
-    if name != "x" or not is_known or not _is_whole_along(x, axis):
-        return f"{name}.compute()"
-    given = ("" if axis == -1 else f"axis={axis}, ") + (f"backend={backend!r}, " if backend else "")
-    call = f"lsm.log_softmax, {given}dtype={name}.dtype"
-    if dtype is not None:  # which map_blocks does not pass on
-        call = f"lambda block: lsm.log_softmax(block, {given}dtype={result!r}), dtype={result!r}"
-    return f"{name}.compute(), or stay lazy: {name}.map_blocks({call})"
+    if isinstance(meta, np.ma.MaskedArray):
+        floating, value, effect = _fill(meta, name)
+        return f"dask.array.ma.filled({name}{floating}, {value}), {effect}"
+    return f"{name}.compute()" if rule_for(meta) is None else remedy(meta, f"{name}.compute()")
 
 
-def _without_labels(x: Any, name: str, options: Options) -> str:
+def _without_labels(x: Any, name: str) -> str:
     """Use the array within, which may need a remedy in turn; `data` would read a file."""
     held = getattr(getattr(x, "variable", x), "_data", None)
     if type(held).__module__.startswith("xarray.") or rule_for(held) is None:
         return f"{name}.to_numpy()"
-    return remedy(held, f"{name}.data", options)
+    return remedy(held, f"{name}.data")
 
 
 def _is_more_than_data(x: Any) -> bool:
     return not hasattr(type(x), "__array__") or _has_mask(x) or _has_unit(x)
 
 
-def _of_nddata(x: Any, name: str, options: Options) -> str:
-    data = f"{name}.data" if rule_for(x.data) is None else remedy(x.data, f"{name}.data", options)
+def _of_nddata(x: Any, name: str) -> str:
+    data = f"{name}.data" if rule_for(x.data) is None else remedy(x.data, f"{name}.data")
     return data if x.mask is None else f"numpy.where({name}.mask, -numpy.inf, {data}), which excludes masked classes"
-
-
-def _is_whole_along(x: Any, axis: Any) -> bool:
-    """Whether a dask array has one chunk along the axis of the classes, or along each of several."""
-    numbers = _attribute(x, "numblocks") or ()
-    axes = range(len(numbers)) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
-    try:
-        return bool(numbers) and all(numbers[i] == 1 for i in axes)
-    except (IndexError, TypeError):  # not an axis of x
-        return False
 
 
 _PENDING = "{}, whose values are not computed yet; lsm does not trigger computations"
@@ -301,16 +287,17 @@ def rule_for(x: Any) -> Rule | None:
     return None
 
 
-def remedy(x: Any, name: str, options: Options) -> str:
+def remedy(x: Any, name: str) -> str:
     """What to pass instead of x, which is rejected."""
     rule = rule_for(x)
     assert rule is not None
     if rule.applies is not _has_unit and hasattr(type(x), "magnitude"):
-        return remedy(x.magnitude, f"{name}.magnitude", options)
-    return rule.remedy(x, name, options) if callable(rule.remedy) else rule.remedy.replace("{}", name)
+        return remedy(x.magnitude, f"{name}.magnitude")
+    return rule.remedy(x, name) if callable(rule.remedy) else rule.remedy.replace("{}", name)
 
 
-def _describe(x: Any, rule: Rule) -> str:
+def describe(x: Any, rule: Rule) -> str:
+    """What x is, and why it is rejected."""
     kind = f"{type(x).__module__}.{type(x).__qualname__}"
     article = "" if rule.text.startswith("a") else "an " if kind[0] in "aehiox" else "a "
     return article + rule.text.replace("{}", kind)
@@ -319,11 +306,11 @@ def _describe(x: Any, rule: Rule) -> str:
 def explain_rejection(out: Any) -> str:
     """The end of a message about an `out` of the wrong type: what would be lost; empty for numbers in memory."""
     rule = rule_for(out)
-    return "" if rule is None else f"; this is {_describe(out, rule)}"
+    return "" if rule is None else f"; this is {describe(out, rule)}"
 
 
-def reject(x: Any, name: str, **options: Any) -> None:
+def reject(x: Any, name: str) -> None:
     """Raise TypeError if x is more than numbers in memory, before anything is computed or read."""
     rule = rule_for(x)
     if rule is not None:
-        raise TypeError(f"{name}: {_describe(x, rule)}; pass {remedy(x, name, options)}")
+        raise TypeError(f"{name}: {describe(x, rule)}; pass {remedy(x, name)}")

@@ -1,10 +1,12 @@
-"""The library of an array: NumPy, PyTorch, JAX, CuPy, or any other that supports DLPack.
+"""The library of an array: NumPy, PyTorch, JAX, CuPy, or any other that supports DLPack; or the engine for it.
 
 Nothing here imports a library: a program that has an array has imported it.
 """
 
 import sys
+from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,12 @@ from lsm._version import install_command
 class DlpackLibrary(ArrayLibrary):
     """Any library that supports DLPack."""
 
-    def validate(self, x: Any, name: str, **options: Any) -> Operand:
+    def validate(self, x: Any, name: str) -> Operand:
         """Check an argument; raise TypeError if lsm does not support it."""
         from lsm._foreign import reject
 
-        reject(x, name, **options)
-        return super().validate(x, name, **options)
+        reject(x, name)
+        return super().validate(x, name)
 
     def has_int64(self, x: Any) -> bool:
         """Whether the library has integers of 64 bits on the device of x, as the array API tells."""
@@ -50,19 +52,19 @@ class NumpyLibrary(ArrayLibrary):
         """'cpu'."""
         return "cpu"
 
-    def validate(self, x: Any, name: str, **options: Any) -> Operand:
+    def validate(self, x: Any, name: str) -> Operand:
         """Convert the argument to an ndarray; raise TypeError if lsm does not support it."""
-        array = _check.as_array(self.as_ndarray(x, name, **options), name)
+        array = _check.as_array(self.as_ndarray(x, name), name)
         return Operand(array, "cpu", _check.dtype_name(array.dtype))
 
-    def as_ndarray(self, x: Any, name: str, **options: Any) -> Any:
+    def as_ndarray(self, x: Any, name: str) -> Any:
         """Convert the argument to an ndarray of any dtype; raise TypeError if it is more than numbers in memory."""
         if type(x) is np.ndarray:
             return x
         from lsm._foreign import reject  # takes 0.4 ms, not needed for ndarrays
         from lsm._sequences import as_list, foreign_items
 
-        reject(x, name, **options)
+        reject(x, name)
         items = as_list(x)
         if items is not None:
             x = items
@@ -187,6 +189,19 @@ def library_of(x: Any) -> ArrayLibrary:
     if hasattr(type(x), "__dlpack_device__"):
         return _DLPACK_LIBRARY
     return NUMPY_LIBRARY
+
+
+# The class of arrays that are not computed yet, by its module, and the module of lsm that serves them.
+_ENGINES = (("dask.array", "Array", "lsm.engines.dask_"),)
+
+
+def engine_for(arrays: Iterable[Any]) -> Any:
+    """The engine that serves a call with these inputs; None for arrays that lsm computes on here and now."""
+    for module, name, engine in _ENGINES:
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None and any(isinstance(x, kind) for x in arrays):
+            return import_module(engine)
+    return None
 
 
 def check_alike(library: ArrayLibrary, other: ArrayLibrary, a: Any, b: Any, names: tuple[str, str]) -> None:

@@ -52,8 +52,8 @@ class ArrayLibrary:
         own = str(getattr(x, "device", "cpu"))  # a library may have several CPU devices
         return kind if own.lower() == "cpu" else own
 
-    def validate(self, x: Any, name: str, **options: Any) -> Operand:
-        """Check an argument; raise TypeError if lsm does not support it. The options of the call are for messages."""
+    def validate(self, x: Any, name: str) -> Operand:
+        """Check an argument; raise TypeError if lsm does not support it."""
         try:
             device = self.device_kind(x)
         except Exception as error:  # DLPack does not specify the type

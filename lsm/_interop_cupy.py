@@ -27,7 +27,7 @@ class CupyLibrary(ArrayLibrary):
         """The device: 'cuda:0', 'cuda:1', ..."""
         return f"cuda:{x.data.device_id}"
 
-    def validate(self, x: Any, name: str, **options: Any) -> Operand:
+    def validate(self, x: Any, name: str) -> Operand:
         """Check an argument; raise TypeError if lsm does not support it."""
         if type(x) is not sys.modules["cupy"].ndarray:
             raise TypeError(
@@ -35,7 +35,7 @@ class CupyLibrary(ArrayLibrary):
                 f"pass {name}.view(cupy.ndarray) for the values alone"
             )
         self.check_aligned(x, name)
-        return super().validate(x, name, **options)
+        return super().validate(x, name)
 
     def check_aligned(self, x: Any, name: str) -> None:
         """Raise TypeError unless the address of every element is a multiple of its size, as CUDA requires."""

@@ -32,7 +32,7 @@ class JaxLibrary(ArrayLibrary):
         (device,) = x.sharding.device_set
         return f"{self.device_kind(x)}:{device.id}"
 
-    def validate(self, x: Any, name: str, **options: Any) -> Operand:
+    def validate(self, x: Any, name: str) -> Operand:
         """Check an argument; raise TypeError if lsm does not support it."""
         jax = sys.modules["jax"]
         if isinstance(x, jax.core.Tracer):
@@ -45,7 +45,7 @@ class JaxLibrary(ArrayLibrary):
                 f"{name}: an array sharded over {len(x.sharding.device_set)} devices; pass its shards, "
                 f"[shard.data for shard in {name}.addressable_shards], one by one"
             )
-        return super().validate(x, name, **options)
+        return super().validate(x, name)
 
     def result_dtype(self, own: str, dtype: Any) -> str:
         """The name of the dtype of the result; float64 only if enabled in JAX, which would silently use float32."""

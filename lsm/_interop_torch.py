@@ -33,13 +33,13 @@ class TorchLibrary(ArrayLibrary):
         """The device: 'cpu', 'cuda:0', ..."""
         return str(x.device)
 
-    def validate(self, x: Any, name: str, **options: Any) -> Operand:
+    def validate(self, x: Any, name: str) -> Operand:
         """Check an argument; raise TypeError if lsm does not support it."""
         torch = sys.modules["torch"]
         if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
             from lsm._foreign import reject
 
-            reject(x, name, **options)
+            reject(x, name)
             remedy = f"{name}.as_subclass(torch.Tensor) for the values alone"
             if not _address(x):
                 remedy = "the plain tensor that it wraps"

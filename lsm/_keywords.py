@@ -53,10 +53,7 @@ def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "
             f"where: dtype {dtype}; accepted: bool, True where a class takes part; pass where == 0 for a mask that is "
             "added to logits (0 and -inf), where != 0 for one of 1 and 0"
         )
-    if not _broadcasts(mask.shape, view.shape):
-        raise ValueError(
-            f"where: shape {tuple(mask.shape)} does not broadcast to {tuple(view.shape)}, the shape of {name}"
-        )
+    check_mask_shape(mask.shape, view.shape, name)
     return broadcast(_as_view(mask, view, library), view.shape)
 
 
@@ -109,14 +106,25 @@ def temperature_for(
                 raise _not_a_temperature(temperature)
             return None if number == 1 else number
     frames = tuple([1 if i in axes else n for i, n in enumerate(view.shape)])
-    if not _broadcasts(values.shape, frames):
-        raise ValueError(
-            f"temperature: shape {tuple(values.shape)}; accepted: a finite number above 0, or an array that broadcasts "
-            f"to {frames}, one number a frame"
-        )
+    check_temperature_shape(values.shape, frames)
     xp = namespace(view)
     values = like(values, view)
     return broadcast(xp.where((values > 0) & (values < float("inf")), values, float("nan")), frames)
+
+
+def check_mask_shape(mask: Any, shape: Any, name: str) -> None:
+    """Raise ValueError unless a mask of this shape goes with an input of that shape."""
+    if not broadcasts(mask, shape):
+        raise ValueError(f"where: shape {tuple(mask)} does not broadcast to {tuple(shape)}, the shape of {name}")
+
+
+def check_temperature_shape(found: Any, frames: tuple[int, ...]) -> None:
+    """Raise ValueError unless an array of this shape has one number a frame; `frames` has length 1 for the classes."""
+    if not broadcasts(found, frames):
+        raise ValueError(
+            f"temperature: shape {tuple(found)}; accepted: a finite number above 0, or an array that broadcasts "
+            f"to {frames}, one number a frame"
+        )
 
 
 def weights_of(b: Any, x: Any, own: str, library: ArrayLibrary) -> Operand:
@@ -189,7 +197,7 @@ def _as_view(mask: Any, view: Any, library: ArrayLibrary) -> Any:
     return mask if namespace(mask) is namespace(view) else library.as_cupy(mask, "where")
 
 
-def _broadcasts(shape: Any, to: Any) -> bool:
+def broadcasts(shape: Any, to: Any) -> bool:
     """Whether an array of a shape can be broadcast to another without enlarging that."""
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 

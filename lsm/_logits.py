@@ -44,9 +44,9 @@ class Logits:
         The dtype that is computed in.
     """
 
-    def __init__(self, function: str, x: Any, name: str, axis: Any, **options: Any) -> None:
+    def __init__(self, function: str, x: Any, name: str, axis: Any) -> None:
         self.library = library_of(x)
-        operand = self.library.validate(x, name, axis=axis, **options)
+        operand = self.library.validate(x, name)
         self.function, self.name, self.array, self.own = function, name, operand.array, operand.dtype
         if operand.device != "cpu":
             raise BackendUnsupportedError(DERIVED[function].refusal(name, self.library.device(self.array)))

@@ -158,16 +158,23 @@ def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> A
                 f"ignore_index: {ignore_index!r}, with probabilities as targets; accepted: None; a frame of zeros adds "
                 "nothing to the loss"
             )
-        if made.shape != shape:
-            expected = f"{shape}, the shape of {logits.name}, for probabilities; {frames.shape} for integers"
-            raise ValueError(f"targets: shape {made.shape} of dtype {made.dtype}; accepted: {expected}")
+        check_shape_of_targets(made, shape, frames, logits.name)
         return made
     made = integers(targets, "targets", logits)
     one_axis(axis, logits.values.ndim, "targets that are integers")
-    if made.shape != frames.shape:
-        expected = f"{frames.shape}, the shape of the frames; probabilities of shape {shape} have a floating dtype"
-        raise ValueError(f"targets: shape {made.shape}; accepted: {expected}")
+    check_shape_of_targets(made, shape, frames, logits.name)
     return in_range(made, "targets", frames.n_classes, ignored)
+
+
+def check_shape_of_targets(targets: Any, shape: tuple[int, ...], frames: Frames, name: str) -> None:
+    """Raise ValueError unless targets have the shape of the logits if they are probabilities, else of the frames."""
+    if kind(targets) == "floating":
+        if targets.shape != shape:
+            expected = f"{shape}, the shape of {name}, for probabilities; {frames.shape} for integers"
+            raise ValueError(f"targets: shape {targets.shape} of dtype {targets.dtype}; accepted: {expected}")
+    elif targets.shape != frames.shape:
+        expected = f"{frames.shape}, the shape of the frames; probabilities of shape {shape} have a floating dtype"
+        raise ValueError(f"targets: shape {targets.shape}; accepted: {expected}")
 
 
 def number(value: Any, name: str, largest: float) -> float:

@@ -106,11 +106,16 @@ def _requested_threads() -> int | None:
     n = _in_context.get()
     if n is not None:
         return n
-    n = _process_setting or settings().num_threads
+    n = process_setting()
     if _openmp is None:
         return n or _omp_num_threads()
     now = _openmp.max_threads()
     return now if n is None or now < min(n, _openmp.initial_max_threads) else n
+
+
+def process_setting() -> int | None:
+    """What `set_num_threads` or LSM_NUM_THREADS has set for the process; None if neither has."""
+    return _process_setting or settings().num_threads
 
 
 def _omp_num_threads() -> int | None:

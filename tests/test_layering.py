@@ -15,7 +15,7 @@ PACKAGE = Path(lsm.__file__).parent
 # From the bottom up: a module imports from the lines above its own, and from no other.
 FLOORS = [
     "lsm._errors lsm._frames lsm._held lsm._identity lsm._operations lsm._signals lsm._stopping",
-    "lsm._cgroup lsm._stdout lsm._texts lsm._untraced",
+    "lsm._cgroup lsm._stdout lsm._texts lsm._untraced lsm.engines",
     "lsm._block lsm._fastpath lsm._files lsm._pyinstaller lsm._pyinstaller.hook-lsm lsm._version",
     "lsm.backends lsm.backends._cuda lsm.backends._kernels",
     "lsm._arithmetic lsm._config lsm._npy lsm.backends.info",
@@ -40,6 +40,7 @@ FLOORS = [
     "lsm._api",
     "lsm._api_entropy lsm._api_gradient lsm._api_loss lsm._api_reduce lsm._api_select",
     "lsm lsm._conformance lsm.bench",
+    "lsm.engines.dask_",
     "lsm._conformance.arrays lsm._conformance.expected lsm._conformance.oracle lsm.bench.options",
     "lsm._conformance.losses lsm._conformance.samples lsm.bench.machine lsm.bench.workloads",
     "lsm._conformance.subject",

@@ -58,6 +58,11 @@ class CythonBackend(Backend):
         return None
 
     @property
+    def has_fma(self) -> bool:
+        """Whether the kernels multiply and add with one rounding, which gives other bits than two."""
+        return kernels()["level"] in ("v3", "v4")
+
+    @property
     def fast_functions(self) -> dict[str, Any]:
         """The functions of the fast path by operation, with the arguments (*inputs, axis, out).
 
