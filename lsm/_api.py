@@ -40,9 +40,10 @@ def log_softmax(
     x : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
         Logits, in nats, of a floating dtype, integers or bool. May have any strides, be read-only, unaligned or
         byte-swapped; not modified unless it is `out`. Integers and bool become float64. -inf masks a class. Or a
-        dask.array.Array with the classes in one chunk.
+        dask.array.Array with the classes in one chunk, or an xarray.DataArray.
     axis : int, tuple of int, or None, optional
-        The axis of the classes, by default the last (in SciPy: None). Several axes, or None for all, count as one.
+        The axis of the classes, by default the last (in SciPy: None). Several axes, or None for all, count as one. For
+        an xarray.DataArray also the name of a dimension.
     temperature : number or array, optional
         T: the logits are divided by it. A finite number above 0, or an array of them (an ndarray, or of the library of
         `x`) that broadcasts to `x` with length 1 along `axis`. In an array, another value makes its frame NaN.
@@ -68,9 +69,9 @@ def log_softmax(
     ------
     TypeError
         `x` is complex, an object, text, structured or masked, requires grad, or is traced by JAX; or it has a unit,
-        is sparse, is not computed yet (but dask.array), has labels (xarray), or is stored in a file (zarr, h5py). The
-        message says what to pass instead. `dtype` is not supported, or `out` has another type or dtype than the result.
-        `where` is not of bool; `where` or `temperature` belongs to another library.
+        is sparse, is not computed yet (but dask.array), or is stored in a file (zarr, h5py). The message says what to
+        pass instead. `dtype` is not supported, or `out` has another type or dtype than the result. `where`
+        is not of bool; `where` or `temperature` belongs to another library.
     ValueError
         `temperature` is not a finite number above 0, or it or `where` does not broadcast to `x`; `out` has another
         shape or is read-only; an axis is repeated. The classes of a dask array are in several chunks.

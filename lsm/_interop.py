@@ -191,8 +191,8 @@ def library_of(x: Any) -> ArrayLibrary:
     return NUMPY_LIBRARY
 
 
-# The class of arrays that are not computed yet, by its module, and the module of lsm that serves them.
-_ENGINES = (("dask.array", "Array", "lsm.engines.dask_"),)
+# The class of arrays that are labelled or not computed yet, by its module, and the module of lsm that serves them.
+_ENGINES = (("xarray", "DataArray", "lsm.engines.xarray_"), ("dask.array", "Array", "lsm.engines.dask_"))
 
 
 def engine_for(arrays: Iterable[Any]) -> Any:

@@ -40,7 +40,7 @@ FLOORS = [
     "lsm._api",
     "lsm._api_entropy lsm._api_gradient lsm._api_loss lsm._api_reduce lsm._api_select",
     "lsm lsm._conformance lsm.bench",
-    "lsm.engines.dask_",
+    "lsm.engines.dask_ lsm.engines.xarray_",
     "lsm._conformance.arrays lsm._conformance.expected lsm._conformance.oracle lsm.bench.options",
     "lsm._conformance.losses lsm._conformance.samples lsm.bench.machine lsm.bench.workloads",
     "lsm._conformance.subject",

@@ -144,12 +144,6 @@ CASES = {
         ["x.compute()"],
     ),
     "dask.delayed": (lambda tmp: dask.delayed(lambda: VALUES)(), VALUES, ["x.compute()"]),
-    "xarray": (lambda tmp: xarray.DataArray(VALUES, attrs={"units": "m"}), VALUES, ["x.to_numpy()"]),
-    "xarray, lazy": (
-        lambda tmp: xarray.DataArray(dask.array.from_array(VALUES)),
-        VALUES,
-        ["x.data.compute()"],
-    ),
     "xarray, sparse": (lambda tmp: xarray.DataArray(sparse.COO.from_numpy(VALUES)), VALUES, ["x.data.todense()"]),
     "xarray, percent": (
         lambda tmp: xarray.DataArray(UNITS.Quantity(VALUES * 100, "percent")),
@@ -358,7 +352,7 @@ def test_chunks_of_some_classes_are_normalised_alone():
     y = dask.array.from_array(VALUES, chunks=(2, 1)).map_blocks(lsm.log_softmax, dtype=VALUES.dtype)
     np.testing.assert_array_equal(y.compute(), np.zeros((2, 3)))
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "each chunk is normalised alone" in readme
+    assert "each chunk is normalised alone" in " ".join(readme.split())
 
 
 def test_asynchronous_arrays_of_zarr():

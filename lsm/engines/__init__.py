@@ -1,4 +1,4 @@
-"""Engines: one file for each library whose arrays are not computed yet, imported with the first array.
+"""Engines: one file for each library whose arrays carry labels or are not computed yet, imported with the first array.
 
 An engine has two functions, `serve` for calls and `explain`; `lsm._interop.engine_for` finds it.
 """
