@@ -512,12 +512,16 @@ def test_freezing_tools_find_every_part_of_lsm():
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is new in Python 3.11")
-def test_pyinstaller_finds_the_hook_that_brings_the_cuda_sources():
+def test_pyinstaller_finds_the_hook_that_brings_the_engines_and_the_cuda_sources():
     import tomllib
 
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
     value = project["project"]["entry-points"]["pyinstaller40"]["hook-dirs"]
     (folder,) = discovery.EntryPoint("hook-dirs", "", "", "", value).load()()
     assert "lsm._pyinstaller" in project["tool"]["setuptools"]["packages"]
-    assert "**/*.cu" in Path(folder, "hook-lsm.py").read_text(encoding="utf-8")
+    hook = Path(folder, "hook-lsm.py").read_text(encoding="utf-8")
+    assert "**/*.cu" in hook
+    assert all(
+        f'"lsm.engines.{file.stem}"' in hook for file in (PACKAGE / "engines").glob("*_.py") if file.stem[0] != "_"
+    )
     assert list(PACKAGE.glob("**/*.cu"))

@@ -104,7 +104,7 @@ def test_labels_are_kept(case, chunks):
         y = call(x)
     assert type(y) is xr.DataArray and y.dims == dims and set(y.coords) == coords
     assert y.attrs == {"units": "m"} and y.name == "logits"
-    assert isinstance(y.data, np.ndarray if chunks is None else da.Array)
+    assert isinstance(y.data, da.Array) == (chunks is not None)
     for name in coords:
         assert y[name].variable.identical(x[name].variable)
     np.testing.assert_array_equal(y.compute(scheduler="synchronous").data, expected(VALUES))
