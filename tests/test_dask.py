@@ -16,6 +16,7 @@ import dask.array as da
 import ml_dtypes
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -257,6 +258,11 @@ REFUSED = {
         TypeError,
         r"where: a dask.*pass where.compute\(\)",
     ),
+    "mask in a store": (
+        lambda: lsm.softmax(X, 1, where=zarr.array(MASK)),
+        TypeError,
+        r"where: a zarr.*pass where\[...\]",
+    ),
     "a list of lazy arrays": (
         lambda: lsm.softmax(X, 1, where=[[X, X]]),
         TypeError,
@@ -369,6 +375,11 @@ def test_another_version_or_other_kernels_are_an_error(monkeypatch):
             result(lazy)
         result(lsm.log_softmax(X, 1, backend="numpy"))
     result(lazy)
+
+
+def test_a_worker_without_the_backend_is_an_error():
+    with pytest.raises(lsm.UnknownBackendError, match="'gone'"):
+        dask_.compute_chunk("log_softmax", ("x",), {"axis": 1, "backend": "gone"}, ("0", None), VALUES)
 
 
 def test_a_task_uses_one_thread_unless_the_process_has_set_more(called, monkeypatch):
