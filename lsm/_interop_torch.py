@@ -211,7 +211,9 @@ def _is_recorded(torch: Any) -> bool:
     """Whether operations are being recorded by make_fx, which does not see what happens outside PyTorch."""
     try:
         has_mode = torch._C._len_torch_dispatch_stack()
-        return bool(has_mode) and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        if has_mode and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+            return True
+        return torch._ops._mode_stack_state_for_pre_dispatch.get(0) is not None  # make_fx(pre_dispatch=True)
     except AttributeError:  # another release of PyTorch
         return False
 

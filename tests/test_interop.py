@@ -400,6 +400,8 @@ def test_within_transformations():
         for call in (lsm.log_softmax, lsm.explain, lambda a: lsm.take_log_softmax(a, a.argmax(-1))):
             with pytest.raises(TypeError, match=r"^x: a tensor within make_fx, whose graph would hold .*constant"):
                 make_fx(within(call), tracing_mode="real")(torch.zeros(2, 3, dtype=dtype))
+            with pytest.raises(TypeError, match=r"^x: a tensor within make_fx, whose graph would hold .*constant"):
+                make_fx(within(call), tracing_mode="real", pre_dispatch=True)(torch.zeros(2, 3, dtype=dtype))
     with FlopCounterMode(display=False):  # a mode that records nothing
         assert lsm.log_softmax(torch.zeros(2, 3)).shape == (2, 3)
 
