@@ -148,7 +148,9 @@ _DLPACK_LIBRARY = DlpackLibrary()
 _NUMPY_TYPES = (np.ndarray, np.generic, list, tuple, float, int)
 
 
-# Imported when an array of theirs comes: a tenth of what `import lsm` would take.
+# Imported when an array of theirs comes: a tenth of what `import lsm` would take. `cache` may call a function once for
+# each of several threads that are the first, but there is one library, as comparisons of them by `is` assume.
+_libraries: dict[str, Any] = {}
 
 
 @cache
@@ -156,7 +158,8 @@ def torch_library() -> ArrayLibrary:
     """PyTorch."""
     from lsm._interop_torch import TorchLibrary
 
-    return TorchLibrary()
+    library: ArrayLibrary = _libraries.setdefault("torch", TorchLibrary())
+    return library
 
 
 @cache
@@ -164,7 +167,7 @@ def cupy_library() -> Any:
     """CuPy."""
     from lsm._interop_cupy import CupyLibrary
 
-    return CupyLibrary()
+    return _libraries.setdefault("cupy", CupyLibrary())
 
 
 @cache
@@ -172,7 +175,8 @@ def jax_library() -> ArrayLibrary:
     """JAX."""
     from lsm._interop_jax import JaxLibrary
 
-    return JaxLibrary()
+    library: ArrayLibrary = _libraries.setdefault("jax", JaxLibrary())
+    return library
 
 
 def library_of(x: Any) -> ArrayLibrary:

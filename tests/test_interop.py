@@ -422,6 +422,13 @@ def test_within_transformations():
     np.testing.assert_array_equal(jax.jit(called_back)(x), lsm.log_softmax(x))  # what the message proposes
 
 
+@pytest.mark.parametrize("name", ["torch", "cupy", "jax"])
+def test_threads_that_are_first_share_a_library(name):
+    """Each of them may run what `cache` is to run once."""
+    first = getattr(_interop, f"{name}_library")
+    assert first.__wrapped__() is first.__wrapped__() is first()
+
+
 def test_jax_without_float64():
     with jax.enable_x64(False):
         assert lsm.log_softmax(jnp.zeros(3)).dtype == np.float32
