@@ -236,8 +236,13 @@ class Derived(NamedTuple):
         scale = temperature
         if self.is_narrow:
             dy, output = self.library.astype(dy, "float64"), self.library.astype(output, "float64")
-            dx = namespace(dy).empty_like(dy)
-            getattr(self.backend, self.operation.name)(dy / temperature, output, dy.ndim - 1, dx)
+            xp = namespace(dy)
+            dx = xp.empty_like(dy)
+            is_tiny = ~_divides(temperature)  # a quotient may be infinite, where the gradient is not NaN
+            before = xp.where(is_tiny, 1.0, temperature)
+            getattr(self.backend, self.operation.name)(dy / before, output, dy.ndim - 1, dx)
+            if not isinstance(dx, np.ndarray) or is_tiny.any():
+                dx /= xp.where(is_tiny, temperature, 1.0)
             out[...] = self.library.astype(dx, "float32")  # before 16 bits, as the kernels do
             return
         if dy.dtype.itemsize >= 8:

@@ -116,6 +116,21 @@ def test_gradients_that_the_temperature_brings_into_range(backend):
             assert np.isfinite(dx).all() and dx[0] > 1e302
 
 
+def test_gradients_of_which_a_quotient_is_beyond_the_range(backend):
+    """They are infinite, or 0 where the gradient is: never NaN."""
+    for dtype in (np.float16, np.float32):
+        dy, even = np.array([1, -1, 0.5], dtype), np.ones(3, dtype)
+        for temperature in (5e-324, np.full(1, 5e-324), 1e-310):
+            for name in gradients(backend):
+                output = np.full(3, 0.5 if name == "softmax_backward" else -0.5, dtype)
+                dx = getattr(lsm, name)(dy, output, temperature=temperature, backend=backend)
+                assert np.isinf(dx[:2].astype(float)).all() and dx[0] > 0 > dx[1]
+            if "softmax_backward" in gradients(backend):
+                output = np.array([0.5, 0.5, 0], dtype)
+                dx = lsm.softmax_backward(even, output, temperature=temperature, backend=backend)
+                np.testing.assert_array_equal(dx, 0)
+
+
 @pytest.mark.parametrize("one", [1, 1.0, np.float32(1), np.ones(()), fractions.Fraction(1)])
 def test_one_is_the_plain_call(backend, dtype, one, rng):
     x = rng.standard_normal((3, 5)).astype(dtype)
