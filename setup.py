@@ -144,6 +144,7 @@ class BuildKernels(build_ext):
             if level in SMALL_EXTENSIONS:
                 if self.compiler.compiler_type != "msvc":
                     extension.extra_compile_args = ["-Os", "-fno-asynchronous-unwind-tables"]
+                    extension.libraries.append("m")  # fesetround
                 continue
             is_small = level == "v2" and not sanitize
             if self.compiler.compiler_type != "msvc" and not sanitize and not is_small:
@@ -151,7 +152,7 @@ class BuildKernels(build_ext):
             extension.extra_compile_args = flags + SMALL * is_small + march(level) + openmp[0]
             extension.extra_link_args = link + openmp[1]
             if self.compiler.compiler_type != "msvc":
-                extension.libraries.append("m")  # exp and expm1: not every Python is linked to libm
+                extension.libraries.append("m")  # not every Python is linked to it: exp and expm1
         self.parallel = self.parallel or 2
         super().build_extensions()
 
