@@ -12,7 +12,6 @@ from lsm._api_gradient import log_softmax_backward, softmax_backward
 from lsm._api_reduce import logsumexp
 from lsm._decide import Decision
 from lsm._dispatch import (
-    explain,
     list_backends,
     refresh_backends,
     set_default_backend,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from lsm._api_entropy import entropy, kl_divergence
     from lsm._api_loss import cross_entropy, cross_entropy_value_and_grad
     from lsm._api_select import TopK, take_log_softmax, top_k_log_softmax
+    from lsm._explain import explain
     from lsm.backends.info import BackendInfo
 
 __all__ = [
@@ -87,6 +87,7 @@ _LATER = {
     "cross_entropy": "lsm._api_loss",
     "cross_entropy_value_and_grad": "lsm._api_loss",
     "entropy": "lsm._api_entropy",
+    "explain": "lsm._explain",
     "kl_divergence": "lsm._api_entropy",
     "take_log_softmax": "lsm._api_select",
     "top_k_log_softmax": "lsm._api_select",

@@ -20,7 +20,7 @@ from lsm._interop_base import ArrayLibrary
 from lsm._keywords import broadcast, like, namespace
 from lsm._operations import Operation
 from lsm._signed_sum import write_signed_sum
-from lsm._twofold import divide, rows, sum_twofold, two_sum, wide_dtype
+from lsm._temperature import divide_narrow, is_divisor, write_backward, write_wide
 from lsm._version import install_command
 
 # As in the backend numpy: the C library keeps the memory of such arrays. With four times as many elements, calls took
@@ -149,12 +149,16 @@ class Derived(NamedTuple):
         n_inputs = len(self.operation.inputs)
         inputs, given = tuple(arrays[:n_inputs]), dict(zip(self.keywords, arrays[n_inputs:], strict=True))
         where, temperature = given.get("where"), given.get("temperature")
-        if run is None or "b" in given or (temperature is not None and not (self.is_narrow and _is_one(temperature))):
+        if (
+            run is None
+            or "b" in given
+            or (temperature is not None and not (self.is_narrow and _is_one_number(temperature)))
+        ):
             return False
         if where is not None and not all(x.flags.c_contiguous for x in inputs):
             return False
         divisor = None if temperature is None else temperature[(0,) * temperature.ndim].item()
-        if divisor is not None and not _divides(divisor):
+        if divisor is not None and not is_divisor(divisor):
             return False
         step = len(inputs[0])
         if where is not None and not where.flags.c_contiguous:  # broadcast, so that it is copied in parts
@@ -174,12 +178,12 @@ class Derived(NamedTuple):
         """Set masked results, in frames that are NaN throughout if no others differ. first: one class of each frame."""
         may_differ = may_differ or out.dtype is BFLOAT16_BITS  # which NumPy cannot test
         if may_differ or np.isnan(self.library.astype(first, "float64")).any():
-            _set(out, ~where, -math.inf if self.operation.name == "log_softmax" else 0)
+            _set(out, ~where, self.operation.masked)
 
     def _run_masked(self, inputs: list[Any], where: Any, out: Any) -> None:
         """With a mask of ndarrays only."""
         method = getattr(self.backend, self.operation.name)
-        fills = [-math.inf if role in ("logits", "log-probabilities") else 0 for _, role in self.operation.inputs]
+        fills = [array.masked for array in self.operation.inputs]
         spare: list[Any] = []
         for index in _blocks(inputs[0].shape, _MASKED_BLOCK_ELEMENTS):
             *given, takes_part, target = [array[index] for array in (*inputs, where, out)]
@@ -199,7 +203,7 @@ class Derived(NamedTuple):
             given, target = x[index], out[index]
             d = spare if spare.shape == given.shape else np.empty(given.shape)
             np.copyto(d, given, casting="unsafe")
-            _divide(d, temperature[index][..., :1])
+            divide_narrow(d, temperature[index][..., :1])
             getattr(self.backend, self.operation.name)(d, target.ndim - 1, target)
             spare = d
 
@@ -211,8 +215,8 @@ class Derived(NamedTuple):
         if where is not None:
             where = ~where  # from here on, what does not take part
             inputs = [self.library.copy(x) for x in inputs]
-            for x, role in zip(inputs, [array.role for array in operation.inputs], strict=True):
-                _set(x, where, -math.inf if role in ("logits", "log-probabilities") else 0)
+            for x, array in zip(inputs, operation.inputs, strict=True):
+                _set(x, where, array.masked)
         method = getattr(self.backend, operation.name)
         if b is not None:
             if where is not None:
@@ -222,59 +226,17 @@ class Derived(NamedTuple):
         elif temperature is None:
             method(*inputs, out.ndim - 1, out)
         elif len(inputs) == 2:
-            self._write_backward(inputs[0], inputs[1], temperature[..., :1], out)
+            write_backward(method, self.library, self.is_narrow, inputs, temperature[..., :1], out)
         elif self.is_narrow:
             x = self.library.astype(inputs[0], "float64")
-            method(_divide(x, temperature[..., :1]), out.ndim - 1, out)
+            method(divide_narrow(x, temperature[..., :1]), out.ndim - 1, out)
         else:
-            _write_wide(operation.name, inputs[0], temperature[..., :1], out)
+            write_wide(operation.name, inputs[0], temperature[..., :1], out)
         if where is not None and not operation.is_reduction:
-            _set(out, where, -math.inf if operation.name == "log_softmax" else 0)
-
-    def _write_backward(self, dy: Any, output: Any, temperature: Any, out: Any) -> None:
-        """The gradient over the temperature; in float64, so that it is rounded once, unless that is its dtype."""
-        scale = temperature
-        if self.is_narrow:
-            dy, output = self.library.astype(dy, "float64"), self.library.astype(output, "float64")
-            xp = namespace(dy)
-            dx = xp.empty_like(dy)
-            is_tiny = ~_divides(temperature)  # a quotient may be infinite, where the gradient is not NaN
-            before = xp.where(is_tiny, 1.0, temperature)
-            getattr(self.backend, self.operation.name)(dy / before, output, dy.ndim - 1, dx)
-            if not isinstance(dx, np.ndarray) or is_tiny.any():
-                dx /= xp.where(is_tiny, temperature, 1.0)
-            out[...] = self.library.astype(dx, "float32")  # before 16 bits, as the kernels do
-            return
-        if dy.dtype.itemsize >= 8:
-            # Times a power of two, so that a gradient below the range, which the temperature brings back, has digits.
-            xp = namespace(dy)
-            room = 900 - xp.frexp(abs(dy).max(axis=-1, keepdims=True))[1]
-            lift = xp.maximum(xp.minimum(-xp.frexp(temperature)[1], room), 0)
-            dy, scale = xp.ldexp(dy, lift), xp.ldexp(temperature, lift)
-        dx = namespace(dy).empty_like(dy)
-        getattr(self.backend, self.operation.name)(dy, output, dy.ndim - 1, dx)
-        out[...] = dx / scale
+            _set(out, where, operation.masked)
 
 
-_LEAST_DIVISOR = 2.0**-800
-
-
-def _divides(temperature: Any) -> Any:
-    """Whether quotients of numbers of at most 32 bits are finite in float64, which has digits to spare for them."""
-    return temperature > _LEAST_DIVISOR
-
-
-def _divide(x: Any, temperature: Any) -> Any:
-    """x / T in place, for x in float64 that had at most 32 bits; less its maximum where that would overflow."""
-    xp = namespace(x)
-    is_tiny = ~_divides(temperature)
-    if not isinstance(x, np.ndarray) or is_tiny.any():
-        x -= xp.where(is_tiny, xp.amax(x, -1, keepdims=True), 0.0)
-    x /= temperature
-    return x
-
-
-def _is_one(temperature: Any) -> bool:
+def _is_one_number(temperature: Any) -> bool:
     """Whether an array is one number, broadcast."""
     return isinstance(temperature, np.ndarray) and not any(temperature.strides)
 
@@ -322,36 +284,3 @@ def _copy_masked(x: Any, where: Any, fill: float, out: Any, spare: Any) -> None:
     np.bitwise_or(of_x, masked, out=bits)
     np.bitwise_and(masked, ~of_fill.view(integer), out=masked)
     np.bitwise_xor(bits, masked, out=bits)
-
-
-# -- temperature ----------------------------------------------------------------------------------------------------
-
-
-def _write_wide(name: str, x: Any, temperature: Any, out: Any) -> None:
-    """log_softmax or softmax of x / T, in two numbers."""
-    xp, dtype = namespace(x), wide_dtype(x, out)
-    d, rest = _differences(rows(x, dtype), rows(temperature, dtype))
-    p = xp.exp(d)
-    p += p * rest
-    largest = xp.floor(p)  # 1 for the largest classes, else 0
-    high, low = sum_twofold(p - largest)
-    s = (largest.sum(axis=-1, keepdims=True) - 1) + (high + low)
-    result = d - (xp.log1p(s) - rest) if name == "log_softmax" else p / (1 + s)
-    out[...] = result.reshape(out.shape)
-
-
-def _differences(x: Any, temperature: Any) -> tuple[Any, Any]:
-    """(x - m) / T as two numbers; NaN in a frame with NaN or +inf, or of -inf only."""
-    xp = namespace(x)
-    m = x.max(axis=-1, keepdims=True)
-    m = m + m * 0  # NaN unless it is finite
-    d, rest = two_sum(x, -m)
-    factor, exponent = xp.frexp(temperature)
-    is_beyond = (~xp.isfinite(rest) & xp.isfinite(x)).any(axis=-1, keepdims=True)  # or a step to d
-    if not isinstance(x, np.ndarray) or is_beyond.any():  # on a GPU the answer would have to be waited for
-        quarter = xp.where(is_beyond, 0.25, 1.0)
-        d, rest = two_sum(x * quarter, -m * quarter)
-        exponent = exponent - xp.where(is_beyond, 2, 0).astype(exponent.dtype)
-    rest[~xp.isfinite(d)] = 0
-    # The power of two first: then what is below the range is far too small to matter.
-    return divide(xp.ldexp(d, -exponent), xp.ldexp(rest, -exponent), factor)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsm._reduce import exact_sum, plain_sum
-from lsm._twofold import divide, two_sum
+from lsm._temperature import divided_differences
+from lsm._twofold import two_sum
 
 
 class Block(NamedTuple):
@@ -74,19 +75,6 @@ def normalised(x: Any, at: int, is_wide: bool, temperature: Any = None) -> Block
     s += m * 0
     terms /= 1 + s
     return Block(x, m, d, rest, terms, np.log1p(s), at, is_wide)
-
-
-def divided_differences(x: Any, m: Any, temperature: Any) -> tuple[Any, Any]:
-    """(x - m) / T as two numbers; x - m may leave the range where the quotient does not."""
-    d, rest = two_sum(x, -m)
-    factor, exponent = np.frexp(np.asarray(temperature, x.dtype))
-    is_beyond = ~np.isfinite(rest) & np.isfinite(x)  # or a step to d
-    if is_beyond.any():
-        quarter = np.where(is_beyond, x.dtype.type(0.25), x.dtype.type(1))
-        d, rest = two_sum(x * quarter, -m * quarter)
-        exponent = exponent - np.where(is_beyond, 2, 0).astype(exponent.dtype)
-    rest[~np.isfinite(d)] = 0
-    return divide(np.ldexp(d, -exponent), np.ldexp(rest, -exponent), factor)
 
 
 def expected_loss(block: Block, q: Any, weight: Any, smoothing: float) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Dispatch of calls to backends: the order of precedence, the cache of decisions, and `explain`.
+"""Dispatch of calls to backends: the order of precedence, and the cache of decisions.
 
 A backend can be requested by the argument ``backend=``, `use_backend`, `set_default_backend` or the environment
 variable ``LSM_BACKEND``, in this order of precedence. `_decide` has the rules that apply to a request, or to none.
@@ -15,14 +15,11 @@ from weakref import WeakValueDictionary
 
 from lsm import _fastpath
 from lsm._block import ContextOverride
-from lsm._check import NUMPY, at_least_float32
+from lsm._check import NUMPY
 from lsm._config import settings
-from lsm._decide import Decision, Policy, Request, decide, decide_and_explain, registry
-from lsm._errors import BackendUnavailableError, BackendUnsupportedError, PluginWarning
+from lsm._decide import Decision, Policy, Request, decide, registry
+from lsm._errors import BackendUnavailableError, PluginWarning
 from lsm._held import call_within
-from lsm._interop import engine_for, library_of
-from lsm._operations import DERIVED, OPERATIONS
-from lsm._untraced import untraced
 
 if TYPE_CHECKING:
     from lsm.backends.info import BackendInfo
@@ -66,8 +63,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _policy() -> Policy:
-    """The current policy, apart from ``backend=``."""
+def policy_for(backend: str | None) -> Policy:
+    """The policy of a call with this ``backend=``; not the one that caches the decisions for a name."""
+    if backend is not None:
+        return Policy(_checked_name(backend), "backend=")
     policy: Policy = _fastpath.in_context.get() or _fastpath.default or _environment_policy()
     return policy
 
@@ -94,7 +93,7 @@ def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> D
         From `decide`.
     """
     by_name = _fastpath.by_name  # kept in locals, as the entries below: another thread may replace them
-    policy = _policy() if backend is None else by_name.get(_checked_name(backend)) or Policy(backend, "backend=")
+    policy = (None if backend is None else by_name.get(_checked_name(backend))) or policy_for(backend)
     entries, fast = policy.entries, policy.fast
     entry: DispatchEntry | None = entries.get(request)
     if entry is None:
@@ -126,7 +125,7 @@ def name_elsewhere(request: Request, backend: str | None) -> tuple[str, Any]:
     UnknownBackendError, BackendUnavailableError, BackendUnsupportedError
         From `decide`.
     """
-    policy = _policy() if backend is None else Policy(_checked_name(backend), "backend=")
+    policy = policy_for(backend)
     decision = decide(request, policy)
     if decision.error is not None:
         raise decision.error
@@ -297,73 +296,3 @@ def refresh_backends() -> None:
     importlib.invalidate_caches()
     reset_registry()
     call_within(_lock, clear_entries)
-
-
-def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str | None = None) -> Decision:
-    """Show which backend a call would use, and why the others would not be used; computes nothing.
-
-    Parameters
-    ----------
-    x : array_like
-        As for `log_softmax`.
-    op : str, optional
-        The name of a function of lsm, such as "log_softmax_backward".
-    dtype, backend : optional
-        As for `log_softmax`.
-
-    Returns
-    -------
-    Decision
-        Prints as a short table. Of a dask array it is that for a chunk. If the call would fail, it has the error.
-
-    Raises
-    ------
-    TypeError
-        lsm does not support `x`; the message is that of the call.
-    ValueError
-        `op` is not an operation of lsm.
-
-    Examples
-    --------
-    >>> import lsm, numpy
-    >>> decision = lsm.explain(numpy.zeros(3, "float32"))
-    >>> decision.winner, decision.rule
-    ('cython', 'automatic')
-    """
-    if op not in OPERATIONS and op not in DERIVED:
-        accepted = ", ".join(map(repr, (*OPERATIONS, *DERIVED)))
-        raise ValueError(f"op: {op!r} is not an operation; accepted: {accepted}")
-    return untraced(_explain)(x, op, dtype, backend)
-
-
-def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
-    engine = engine_for((x,))
-    if engine is not None:
-        explained: Decision = engine.explain(x, op, dtype, backend)
-        return explained
-    library = library_of(x)
-    array, device, own = library.validate(x, "x")
-    request = Request(library.type_name(array), device, (own, library.result_dtype(own, dtype)), op)
-    decision = explain_request(request, backend)
-    if decision.passed_as == NUMPY:
-        library.check_readable(array, "x")
-    return decision
-
-
-def explain_request(request: Request, backend: str | None = None) -> Decision:
-    """Like `explain`, for a described call, without an array.
-
-    A derived function is served by the backend of the operation that it is derived from, where it is derived.
-    """
-    policy = _policy() if backend is None else Policy(_checked_name(backend), "backend=")
-    derived = DERIVED.get(request.op)
-    if derived is None:
-        return decide_and_explain(request, policy)
-    own, result = request.dtypes
-    computed = own, at_least_float32(own) if derived.is_loss else result
-    decision = decide_and_explain(request._replace(dtypes=computed, op=derived.source.name), policy)
-    decision = decision._replace(op=derived.name, derived_from=derived.source.name)
-    if request.device == "cpu" or decision.winner is None:
-        return decision
-    error = BackendUnsupportedError(derived.refusal("x", request.device))
-    return decision._replace(winner=None, backend=None, is_built_in=False, error=error)

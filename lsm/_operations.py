@@ -1,5 +1,6 @@
 """The table of operations, from which all other modules take them."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ class Input(NamedTuple):
 
     name: str
     role: str
+
+    @property
+    def masked(self) -> float:
+        """What takes the place of a class that a mask leaves out."""
+        return -math.inf if self.role in ("logits", "log-probabilities") else 0.0
 
 
 class Operation(NamedTuple):
@@ -54,6 +60,11 @@ class Operation(NamedTuple):
     def reads(self, role: str) -> bool:
         """Whether one of the inputs has this role."""
         return any(array.role == role for array in self.inputs)
+
+    @property
+    def masked(self) -> float:
+        """The result of a map for a class that a mask leaves out."""
+        return -math.inf if self.name == "log_softmax" else 0.0
 
     @property
     def is_reduction(self) -> bool:

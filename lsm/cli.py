@@ -17,7 +17,7 @@ import lsm
 from lsm import _apply_command, _files, _listing
 from lsm._check import DTYPES, as_array, dtype_name
 from lsm._decide import Request
-from lsm._dispatch import explain_request
+from lsm._explain import explain_request
 from lsm._operations import DERIVED, OPERATIONS
 from lsm._stdout import discard, escape_unencodable, reserve_stdout
 from lsm._stopping import StoppedError, begin_shutdown, raise_if_stopped, stop_signals

@@ -180,7 +180,7 @@ def installed():
         candidate = Candidate(found, backend)
         known = registry.registry()
         known._others = (*known.others(), candidate)
-        _dispatch._policy().clear()
+        _dispatch.policy_for(None).clear()
         return backend
 
     lsm.refresh_backends()

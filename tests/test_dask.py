@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import lsm
 from lsm import _threads
 from lsm.backends.numpy_ import NumpyBackend
-from lsm.engines import dask_
+from lsm.engines import _dask_tasks, dask_
 
 DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.longdouble, np.int8)
 RNG = np.random.default_rng(0)
@@ -365,7 +365,7 @@ def test_another_version_or_other_kernels_are_an_error(monkeypatch):
     lazy = lsm.log_softmax(X, 1, backend="cython")
     kernels = lsm.explain(VALUES, backend="cython").backend
     with monkeypatch.context() as changed:
-        changed.setattr(dask_, "__version__", "0.0.1")
+        changed.setattr(_dask_tasks, "__version__", "0.0.1")
         with pytest.raises(lsm.BackendUnavailableError, match=r"process \d+ has lsm 0.0.1, but lsm .* made the graph"):
             result(lazy)
         assert lsm.log_softmax(X, 1).name != lazy.name
@@ -379,7 +379,7 @@ def test_another_version_or_other_kernels_are_an_error(monkeypatch):
 
 def test_a_worker_without_the_backend_is_an_error():
     with pytest.raises(lsm.UnknownBackendError, match="'gone'"):
-        dask_.compute_chunk("log_softmax", ("x",), {"axis": 1, "backend": "gone"}, ("0", None), VALUES)
+        _dask_tasks.compute_chunk("log_softmax", ("x",), {"axis": 1, "backend": "gone"}, ("0", None), VALUES)
 
 
 def test_a_task_uses_one_thread_unless_the_process_has_set_more(called, monkeypatch):
@@ -464,8 +464,8 @@ def flaky(x, block_info=None):
     return x
 
 def set_version(version):
-    from lsm.engines import dask_
-    dask_.__version__ = version
+    from lsm.engines import _dask_tasks
+    _dask_tasks.__version__ = version
 
 if __name__ == "__main__":
     whole = np.concatenate([values(i) for i in range(N)])

@@ -404,10 +404,10 @@ def test_a_refresh_reaches_the_blocks_of_other_threads():
     def work():
         with lsm.use_backend("cython"):
             lsm.log_softmax(F4)
-            before = _dispatch._policy().entries
+            before = _dispatch.policy_for(None).entries
             inside.set()
             refreshed.wait(10)
-            seen.append(_dispatch._policy().entries is not before and not _dispatch._policy().entries)
+            seen.append(_dispatch.policy_for(None).entries is not before and not _dispatch.policy_for(None).entries)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -549,6 +549,6 @@ def test_plans_do_not_grow_without_end():
     for i in range(2 * _dispatch._MAX_CACHED_ENTRIES):
         lsm.log_softmax(np.zeros(2, np.dtype("f4", metadata={"i": i})))
         lsm.log_softmax(type(f"Array{i}", (Array,), {})())
-    policy = _dispatch._policy()
+    policy = _dispatch.policy_for(None)
     assert len(policy.entries) == _dispatch._MAX_CACHED_ENTRIES
     assert len(policy.fast) < 10

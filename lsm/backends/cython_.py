@@ -99,12 +99,12 @@ class CythonBackend(Backend):
 
         operation : lsm._operations.Operation
         where : C-contiguous array of bool or None
-            Where it is False, logits and log-probabilities are -inf, other inputs 0. The inputs are C-contiguous too.
+            Where it is False, inputs are as `masked` of the table says. They are C-contiguous too.
         divisor : float or None
             Of the first input, in float64.
         """
         out = _for_every_class(out, inputs[0], axis) if operation.is_reduction else out
-        _run(operation.name, inputs, axis, out, where, divisor, [role for _, role in operation.inputs])
+        _run(operation.name, inputs, axis, out, where, divisor, [array.masked for array in operation.inputs])
 
 
 def _for_every_class(out: Any, x: Any, axis: int) -> Any:
@@ -195,7 +195,7 @@ def _run(
     out: Any,
     where: Any = None,
     divisor: float | None = None,
-    roles: Sequence[str] = (),
+    fills: Sequence[float] = (),
 ) -> None:
     """Call the fast function, or else the kernel for every (outer, classes, inner) view."""
     table = kernels()
@@ -209,7 +209,6 @@ def _run(
     scratch, n_threads, alterations = None, count_threads(out.size), [0, 0]
     if where is not None:
         arrays = (*inputs, where, out)
-        fills = ["-inf" if role in ("logits", "log-probabilities") else "0" for role in roles]
         alterations = [table["alterations"][fill] for fill in fills]
     if divisor is not None:
         alterations[0] |= table["alterations"]["divided"]

@@ -9,7 +9,7 @@ import numpy as np
 
 import lsm
 from lsm._decide import Request
-from lsm._dispatch import explain_request
+from lsm._explain import explain_request
 from lsm._texts import printable
 from lsm.backends.cython_ import kernels
 from lsm.bench.data import GIVEN, Array, Data, from_torch, torch_has_cuda

@@ -6,8 +6,6 @@ the call on its chunks.
 """
 
 import math
-import os
-import sys
 from collections.abc import Iterable
 from functools import partial
 from operator import itemgetter
@@ -18,22 +16,17 @@ import numpy as np
 
 import lsm
 from lsm import _check
-from lsm._arithmetic import compute
 from lsm._decide import Decision, Request
-from lsm._dispatch import explain_request, name_elsewhere
-from lsm._errors import BackendUnavailableError
+from lsm._dispatch import name_elsewhere
+from lsm._explain import explain_request
 from lsm._foreign import SCALARS, describe, reject, remedy, rule_for
 from lsm._frames import Frames
-from lsm._held import call_within
 from lsm._interop import NUMPY_LIBRARY, check_alike, library_of
 from lsm._keywords import broadcasts, check_mask_shape, check_temperature_shape
-from lsm._logits import narrowed
 from lsm._operations import DERIVED, OPERATIONS
-from lsm._reduce import total
 from lsm._targets import check_shape_of_targets, kind, shape_of_taken
-from lsm._threads import num_threads, process_setting
-from lsm._version import __version__
 from lsm.engines import class_chunks_error, without_defaults
+from lsm.engines._dask_tasks import build_of, compute_chunk, reduce_losses
 
 _UNKNOWN = -1  # stands for the unknown length of an axis, which dask gives as NaN
 _KEYWORDS = ("where", "temperature", "b", "weight")  # that may be arrays
@@ -90,7 +83,7 @@ def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any
     if "dtype" in options:
         options["dtype"] = dtype  # a name, so that equal dtypes give equal names of tasks
     options["backend"], backend = name_elsewhere(_request(function, own, dtype), options.get("backend"))
-    build, reduction = _build(backend), options.get("reduction", "none")
+    build, reduction = build_of(backend), options.get("reduction", "none")
     if reduction == "none":
         lazy = _blockwise(function, arguments, axes, options, build, results)
         return lazy if isinstance(made, tuple) else lazy[0]
@@ -110,32 +103,6 @@ def explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     chunks = " x ".join(map(str, x.numblocks)) or "1"
     decision = explain_request(request, backend)
     return decision._replace(chunks=f"  lazy, in {chunks} chunks; the axis of the classes must be in one chunk")
-
-
-def compute_chunk(function: str, names: tuple[str, ...], options: dict[str, Any], build: Any, *chunks: Any) -> Any:
-    """The task of a chunk: the call of lsm, with what dask gives for each array.
-
-    Raises
-    ------
-    BackendUnavailableError
-        This process has another version of lsm, or other kernels, than that which made the graph.
-    Exception
-        What the function raises.
-    """
-    _check_build(options["backend"], build)
-    arguments = dict(zip(names, map(_only, chunks), strict=True))
-    call = partial(getattr(lsm, function), **arguments, **options)
-    # The scheduler has a thread for each processor already; further ones would wait for a turn.
-    return call() if process_setting() is not None else call_within(num_threads(1), call)
-
-
-def reduce_losses(reduction: str, dtype: str, losses: Any, n_frames: Any = None) -> Any:
-    """The task that adds up all losses, in the order of one machine."""
-    loss = compute(total, np.asarray(losses))
-    if reduction == "mean":
-        n = losses.size if n_frames is None else n_frames
-        loss = compute(np.divide, loss, loss.dtype.type(n))
-    return narrowed(loss, dtype)
 
 
 def _check_kind(x: Any, name: str, function: str) -> None:
@@ -341,38 +308,3 @@ def _reduced(losses: Any, targets: _Argument, reduction: str, ignore_index: Any,
     task = partial(reduce_losses, reduction, dtype)
     like = np.empty((), _check.np_dtype(dtype))
     return _lazy(task, (), operands, like, f"lsm-{reduction}", concatenate=True)
-
-
-def _build(backend: Any) -> tuple[str, bool | None]:
-    """What bits depend on beside the backend's name: lsm's version, and whether lsm's own kernels use FMA."""
-    return __version__, getattr(backend, "has_fma", None)
-
-
-def _check_build(name: str, build: Any) -> None:
-    from lsm._decide import registry
-
-    here = _build(registry().get(name).load())
-    if here != tuple(build):
-        version, has_fma = build
-        difference = f"lsm {here[0]}, but lsm {version} made the graph; install the same version on both"
-        if here[0] == version:
-            difference = (
-                f"a backend {name!r} {'with' if here[1] else 'without'} FMA, but the graph was made by one "
-                f"{'with' if has_fma else 'without'} it, which gives other bits; set LSM_FORCE_ISA to one level on both"
-            )
-        raise BackendUnavailableError(f"{_place()} has {difference}")
-
-
-def _place() -> str:
-    """Where this runs: the address of a worker of distributed, or the number of the process."""
-    try:
-        return f"the worker {sys.modules['distributed'].get_worker().address}"
-    except (KeyError, ValueError):  # not imported, or not within a task
-        return f"process {os.getpid()}"
-
-
-def _only(chunk: Any) -> Any:
-    """A chunk; along an axis that the result lacks, dask gives a list of its only chunk."""
-    while type(chunk) is list:
-        (chunk,) = chunk
-    return chunk

@@ -81,7 +81,7 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
     """
     cdef int32_t found_at[MAX_WIDTH]
     cdef floating highest[MAX_WIDTH]
-    cdef Py_ssize_t i, c, n, start, row = 0, row_b = 0, half
+    cdef Py_ssize_t i, c, k, p, n, n_rows, start, row = 0, row_b = 0, half
     cdef Py_ssize_t width = s.width if is_dense else round_up(s.width, CHUNK)
     cdef const floating* at
     cdef const floating* at_b
@@ -97,18 +97,17 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
             at = rows_of(a, s, start, n, <floating> 0, buffer, &row)
             at_b = rows_of(b, s, start, n, <floating> 0, buffer + packed_numbers(buffer), &row_b)
             for i from 0 <= i < n by LARGEST_ROWS * s.n_joined:
-                half = min(<Py_ssize_t> LARGEST_ROWS, (n - i + s.n_joined - 1) // s.n_joined)
+                n_rows = min(<Py_ssize_t> LARGEST_ROWS, (n - i + s.n_joined - 1) // s.n_joined)
                 for c from 0 <= c < s.width by CHUNK:
+                    k = chunk_at(c, s.width)
+                    p = chunk_at(c, width)
                     if s.n_joined > 1:
-                        raise_largest(at + i * row + chunk_at(c, s.width), s.n_joined * row,
-                                      at_b + i * row_b + chunk_at(c, s.width), s.n_joined * row_b,
-                                      (start + i) // s.n_joined, half, True, &m[chunk_at(c, width)],
-                                      &m_dy[chunk_at(c, width)], &highest[chunk_at(c, width)],
-                                      &found_at[chunk_at(c, width)])
-                    else:
-                        raise_largest(at + i * row + chunk_at(c, s.width), row, at_b + i * row_b + chunk_at(c, s.width),
-                                      row_b, start + i, half, False, &m[chunk_at(c, width)], &m_dy[chunk_at(c, width)],
-                                      &highest[chunk_at(c, width)], &found_at[chunk_at(c, width)])
+                        raise_largest(at + i * row + k, s.n_joined * row, at_b + i * row_b + k, s.n_joined * row_b,
+                                      (start + i) // s.n_joined, n_rows, True, &m[p], &m_dy[p], &highest[p],
+                                      &found_at[p])
+                    else:  # the first of equal ones is found first
+                        raise_largest(at + i * row + k, row, at_b + i * row_b + k, row_b, start + i, n_rows, False,
+                                      &m[p], &m_dy[p], &highest[p], &found_at[p])
         else:
             at = rows_of(a, s, start, n, <floating> -INFINITY, buffer, &row)
             n = round_up(n, s.n_joined)

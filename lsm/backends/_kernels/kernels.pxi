@@ -201,7 +201,7 @@ OPS = {
     "logsumexp": LOGSUMEXP,
 }
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
-ALTERATIONS = {"-inf": MASKED_LOW, "0": MASKED_ZERO, "divided": DIVIDED}
+ALTERATIONS = {-INFINITY: MASKED_LOW, 0.0: MASKED_ZERO, "divided": DIVIDED}  # by what a mask puts
 SCRATCH = SCRATCH_BYTES
 
 
