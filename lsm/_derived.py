@@ -135,9 +135,6 @@ class Derived(NamedTuple):
         if self.keywords == ("where",) and all(isinstance(a, np.ndarray) and a.itemsize in _INTEGERS for a in numbers):
             self._run_masked(moved[:n_inputs], moved[n_inputs], moved[-1])
             return
-        if self.keywords == ("temperature",) and self.is_narrow and n_inputs == 1 and isinstance(out, np.ndarray):
-            self._run_tempered(*moved)
-            return
         for index in _blocks(moved[0].shape, n_elements):
             *given, target = [array[index] for array in moved]
             keywords = dict(zip(self.keywords, given[n_inputs:], strict=True))
@@ -195,17 +192,6 @@ class Derived(NamedTuple):
             method(*spare[:-1], target.ndim - 1, target)
             if not self.operation.is_reduction:
                 self._put_masked(target, takes_part, target[..., :1], len(inputs) > 1)  # gradients may be -0.0
-
-    def _run_tempered(self, x: Any, temperature: Any, out: Any) -> None:
-        """With a temperature of ndarrays only, one input, and a result of at most 32 bits."""
-        spare = np.empty(0)
-        for index in _blocks(x.shape, _BLOCK_ELEMENTS):
-            given, target = x[index], out[index]
-            d = spare if spare.shape == given.shape else np.empty(given.shape)
-            np.copyto(d, given, casting="unsafe")
-            divide_narrow(d, temperature[index][..., :1])
-            getattr(self.backend, self.operation.name)(d, target.ndim - 1, target)
-            spare = d
 
     def _write(
         self, inputs: list[Any], out: Any, signs: Any, *, where: Any = None, temperature: Any = None, b: Any = None
