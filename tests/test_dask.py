@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import lsm
 from lsm import _threads
 from lsm.backends.numpy_ import NumpyBackend
-from lsm.engines import _dask_tasks, dask_
+from lsm.engines import _dask_tasks
 
 DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.longdouble, np.int8)
 RNG = np.random.default_rng(0)
