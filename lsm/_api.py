@@ -6,21 +6,20 @@ from typing import Any
 from numpy import ndarray
 
 from lsm._call import call
-from lsm._fastpath import fast_functions
+from lsm._fastpath import quick
 from lsm._interop import engine_for
 from lsm._operations import LOG_SOFTMAX, SOFTMAX
 from lsm._untraced import untraced
 
 Array = Any  # numpy.ndarray, torch.Tensor, jax.Array, cupy.ndarray, or another type that supports DLPack
 Axis = int | Sequence[int] | None
-ONE = 1.0  # the default, recognised by identity before anything else is asked
 
 
 def log_softmax(
     x: Any,
     axis: Axis = -1,
     *,
-    temperature: Any = ONE,
+    temperature: Any = 1.0,
     where: Any = None,
     out: Array | None = None,
     dtype: Any = None,
@@ -102,12 +101,10 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    if dtype is None and (temperature is ONE or is_one(temperature)) and type(x) is ndarray:
-        fast = fast_functions(x.dtype, backend)
-        if fast is not None:
-            y = fast.log_softmax(x, axis, out) if where is None else fast.log_softmax(x, axis, out, 0, where)
-            if y is not None:
-                return y
+    if type(x) is ndarray and dtype is None:
+        y = quick.log_softmax(x, axis, out, where, temperature, backend)
+        if y is not None:
+            return y
     options = {"where": where, "temperature": temperature}
     return untraced(call)(LOG_SOFTMAX, (x,), axis, out, dtype, backend, **options)
 
@@ -116,7 +113,7 @@ def softmax(
     x: Any,
     axis: Axis = -1,
     *,
-    temperature: Any = ONE,
+    temperature: Any = 1.0,
     where: Any = None,
     out: Array | None = None,
     dtype: Any = None,
@@ -187,12 +184,10 @@ def softmax(
     >>> lsm.softmax(np.array([20.0, 0.0], np.float32))
     array([1.0000000e+00, 2.0611537e-09], dtype=float32)
     """
-    if dtype is None and (temperature is ONE or is_one(temperature)) and type(x) is ndarray:
-        fast = fast_functions(x.dtype, backend)
-        if fast is not None:
-            p = fast.softmax(x, axis, out) if where is None else fast.softmax(x, axis, out, 0, where)
-            if p is not None:
-                return p
+    if type(x) is ndarray and dtype is None:
+        p = quick.softmax(x, axis, out, where, temperature, backend)
+        if p is not None:
+            return p
     options = {"where": where, "temperature": temperature}
     return untraced(call)(SOFTMAX, (x,), axis, out, dtype, backend, **options)
 

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from numpy import ndarray
+
 from lsm._api import Axis, call_derived
+from lsm._fastpath import quick
 from lsm._untraced import untraced
 
 
@@ -64,6 +67,10 @@ def entropy(
     >>> lsm.entropy(np.array([[20.0, 0.0], [0.0, 0.0]], np.float32))
     array([4.3284228e-08, 6.9314718e-01], dtype=float32)
     """
+    if type(x) is ndarray and where is None and dtype is None:
+        h = quick.entropy(x, axis, temperature, backend)
+        if h is not None:
+            return h
     options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
     return untraced(call_derived)("entropy", {"x": x}, **options)
 
@@ -121,5 +128,9 @@ def kl_divergence(
     >>> lsm.kl_divergence(np.array([[1e-8, 0.0]], np.float32), np.zeros((1, 2), np.float32))
     array([1.25e-17], dtype=float32)
     """
+    if type(p_logits) is ndarray and where is None and dtype is None:
+        divergence = quick.kl_divergence(p_logits, q_logits, axis, temperature, backend)
+        if divergence is not None:
+            return divergence
     options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
     return untraced(call_derived)("kl_divergence", {"p_logits": p_logits, "q_logits": q_logits}, **options)

@@ -4,9 +4,9 @@ from typing import Any
 
 from numpy import ndarray
 
-from lsm._api import ONE, Array, Axis, is_one
+from lsm._api import Array, Axis
 from lsm._call import call
-from lsm._fastpath import fast_functions
+from lsm._fastpath import quick
 from lsm._operations import LOG_SOFTMAX_BACKWARD, SOFTMAX_BACKWARD
 from lsm._untraced import untraced
 
@@ -16,7 +16,7 @@ def log_softmax_backward(
     output: Any,
     axis: Axis = -1,
     *,
-    temperature: Any = ONE,
+    temperature: Any = 1.0,
     where: Any = None,
     out: Array | None = None,
     backend: str | None = None,
@@ -87,15 +87,10 @@ def log_softmax_backward(
     >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    if (temperature is ONE or is_one(temperature)) and type(grad_output) is ndarray:
-        fast = fast_functions(grad_output.dtype, backend)
-        if fast is not None:
-            if where is None:
-                dx = fast.log_softmax_backward(grad_output, output, axis, out)
-            else:
-                dx = fast.log_softmax_backward(grad_output, output, axis, out, 0, where)
-            if dx is not None:
-                return dx
+    if type(grad_output) is ndarray:
+        dx = quick.log_softmax_backward(grad_output, output, axis, out, where, temperature, backend)
+        if dx is not None:
+            return dx
     options = {"where": where, "temperature": temperature}
     return untraced(call)(LOG_SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend, **options)
 
@@ -105,7 +100,7 @@ def softmax_backward(
     output: Any,
     axis: Axis = -1,
     *,
-    temperature: Any = ONE,
+    temperature: Any = 1.0,
     where: Any = None,
     out: Array | None = None,
     backend: str | None = None,
@@ -173,14 +168,9 @@ def softmax_backward(
     >>> lsm.softmax_backward(np.array([-1, 0], np.float32), p)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    if (temperature is ONE or is_one(temperature)) and type(grad_output) is ndarray:
-        fast = fast_functions(grad_output.dtype, backend)
-        if fast is not None:
-            if where is None:
-                dx = fast.softmax_backward(grad_output, output, axis, out)
-            else:
-                dx = fast.softmax_backward(grad_output, output, axis, out, 0, where)
-            if dx is not None:
-                return dx
+    if type(grad_output) is ndarray:
+        dx = quick.softmax_backward(grad_output, output, axis, out, where, temperature, backend)
+        if dx is not None:
+            return dx
     options = {"where": where, "temperature": temperature}
     return untraced(call)(SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend, **options)

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import numpy as np
+from numpy import ndarray
 
-from lsm._api import Array, Axis, call_derived
-from lsm._arithmetic import compute
-from lsm._fastpath import take_quickly
+from lsm._api import Array, Axis, call_derived, is_one
+from lsm._fastpath import quick
 from lsm._untraced import untraced
 
 
@@ -106,24 +105,13 @@ def cross_entropy(
     array([2.0611537e-09, 6.9314718e-01], dtype=float32)
     """
     is_plain = weight is None and ignore_index is None and where is None and dtype is None
-    if is_plain and label_smoothing == z_loss == 0 and type(temperature) is float and temperature == 1.0:
-        y = take_quickly(logits, targets, axis, backend)
-        if y is not None and y.itemsize in (4, 8) and reduction in ("none", "mean", "sum"):
-            return compute(_reduced, y, reduction)
+    if is_plain and label_smoothing == z_loss == 0 and is_one(temperature) and type(logits) is ndarray:
+        loss = quick.cross_entropy(logits, targets, axis, reduction, backend)
+        if loss is not None:
+            return loss
     options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
     options |= {"temperature": temperature, "where": where, "reduction": reduction, "dtype": dtype, "backend": backend}
     return untraced(call_derived)("cross_entropy", {"logits": logits, "targets": targets}, axis=axis, **options)
-
-
-def _reduced(y: Any, reduction: str) -> Any:
-    """The loss of frames with these log-probabilities of their labels."""
-    from lsm._reduce import total
-
-    losses = 0 - y.astype(np.float64)
-    if reduction == "none":
-        return losses.astype(y.dtype)
-    loss = total(losses)
-    return y.dtype.type(loss if reduction == "sum" else loss / losses.size)
 
 
 def cross_entropy_value_and_grad(
@@ -189,6 +177,12 @@ def cross_entropy_value_and_grad(
     >>> lsm.cross_entropy_value_and_grad(x, [0], reduction="none")
     (array([2.0611537e-09], dtype=float32), array([[-2.0611537e-09,  2.0611537e-09]], dtype=float32))
     """
+    is_plain = weight is None and ignore_index is None and where is None and dtype is None
+    if is_plain and label_smoothing == z_loss == 0 and is_one(temperature) and type(logits) is ndarray:
+        quickly: tuple[Any, Array] | None
+        quickly = quick.cross_entropy_value_and_grad(logits, targets, axis, reduction, out, backend)
+        if quickly is not None:
+            return quickly
     options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
     options |= {"temperature": temperature, "where": where, "reduction": reduction, "dtype": dtype, "backend": backend}
     inputs = {"logits": logits, "targets": targets}

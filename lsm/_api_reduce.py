@@ -6,7 +6,7 @@ from numpy import ndarray
 
 from lsm._api import Array, Axis
 from lsm._call import call
-from lsm._fastpath import fast_functions
+from lsm._fastpath import quick
 from lsm._operations import LOGSUMEXP
 from lsm._untraced import untraced
 
@@ -105,9 +105,7 @@ def logsumexp(
     """
     total = None
     if type(a) is ndarray and dtype is None and b is None and where is None and not keepdims:
-        fast = fast_functions(a.dtype, backend)
-        if fast is not None:
-            total = fast.logsumexp(a, axis, out)
+        total = quick.logsumexp(a, axis, out, None, 1.0, backend)
     if total is None:
         options = {"where": where, "b": b, "return_sign": return_sign}
         total = untraced(call)(LOGSUMEXP, (a,), axis, out, dtype, backend, bool(keepdims), **options)

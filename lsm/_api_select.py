@@ -2,8 +2,10 @@
 
 from typing import Any, NamedTuple
 
-from lsm._api import Array, call_derived
-from lsm._fastpath import take_quickly
+from numpy import ndarray
+
+from lsm._api import Array, call_derived, is_one
+from lsm._fastpath import quick
 from lsm._untraced import untraced
 
 
@@ -98,8 +100,8 @@ def take_log_softmax(
     >>> lsm.take_log_softmax(x, [0, 1])
     array([-2.0611537e-09, -6.9314718e-01], dtype=float32)
     """
-    if out is None and dtype is None and where is None and type(temperature) is float and temperature == 1.0:
-        y = take_quickly(x, indices, axis, backend)
+    if out is None and dtype is None and where is None and is_one(temperature) and type(x) is ndarray:
+        y = quick.take_log_softmax(x, indices, axis, backend)
         if y is not None:
             return y
     options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
@@ -170,5 +172,9 @@ def top_k_log_softmax(
     >>> values.round(3), indices
     (array([-0.782, -0.782, -2.782]), array([1, 2, 3]))
     """
+    if dtype is None and where is None and is_one(temperature) and type(x) is ndarray:
+        result = quick.top_k_log_softmax(x, k, axis, backend)
+        if result is not None:
+            return TopK(*result)
     options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
     return TopK(*untraced(call_derived)("top_k_log_softmax", {"x": x}, k=k, **options))

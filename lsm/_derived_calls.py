@@ -98,7 +98,7 @@ def entropy(x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend
     logits = Logits("entropy", x, "x", axis)
     result = logits.result_dtype(dtype)
     logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
-    return logits.finished(compute(_rounded, _losses.entropies, (logits,), result))
+    return logits.finished(compute(_losses.entropies, "entropy", (logits,), result))
 
 
 def kl_divergence(p_x: Any, q_x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> Any:
@@ -111,8 +111,4 @@ def kl_divergence(p_x: Any, q_x: Any, axis: Any, temperature: Any, where: Any, d
     result = p.result_dtype(dtype)
     p.select(_check.at_least_float32(p.own), backend, temperature, where)
     q.mask, q.temperature = p.mask, p.temperature
-    return p.finished(compute(_rounded, _losses.divergences, (p, q), result))
-
-
-def _rounded(function: Any, arguments: tuple[Any, ...], dtype: str) -> Any:
-    return narrowed(function(*arguments), dtype)
+    return p.finished(compute(_losses.entropies, "kl_divergence", (p, q), result))

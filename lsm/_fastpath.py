@@ -4,14 +4,10 @@ They are tried first. Arguments that they decline go to `_call`, which has the c
 """
 
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
-import numpy as np
-
-from lsm._operations import OPERATIONS
-
-_QUICK_ELEMENTS = 2**15  # up to here a log-softmax of all classes fits a cache, and is gathered from at once
-_INT64 = np.dtype(np.int64)
+from lsm._operations import DERIVED, OPERATIONS
 
 # The current policies, set by `_dispatch`: of a `use_backend` block, of the process, and by the name passed as
 # ``backend=``, after a first call.
@@ -31,10 +27,10 @@ class FastFunctions:
     0-d result of NumPy arrays is a scalar, unless it is `out`.
     """
 
-    __slots__ = tuple(OPERATIONS)  # the fastest attributes to read
+    __slots__ = (*OPERATIONS, *DERIVED)  # the fastest attributes to read
 
     def __init__(self) -> None:
-        for name in OPERATIONS:
+        for name in self.__slots__:
             setattr(self, name, _declines)
 
 
@@ -51,15 +47,16 @@ def fast_functions(key: Any, backend: Any) -> Any:
     return None
 
 
-def take_quickly(x: Any, indices: Any, axis: Any, backend: Any) -> Any:
-    """`take_log_softmax` of a small matrix, at one valid class for each of its rows; None for any other call."""
-    if type(x) is not np.ndarray or type(indices) is not np.ndarray or x.ndim != 2 or axis not in (-1, 1):
+def _by_policy(name: str, *arguments: Any) -> Any:
+    *inputs, axis, out, where, temperature, backend = arguments
+    if where is not None or type(temperature) is not float or temperature != 1.0:
         return None
-    n_frames, n_classes = x.shape
-    if indices.shape != (n_frames,) or indices.dtype is not _INT64 or not 0 < x.size <= _QUICK_ELEMENTS:
-        return None
-    fast = fast_functions(x.dtype, backend)
-    if fast is None or indices.view(np.uint64).max() >= n_classes:  # negative ones are huge
-        return None
-    y = fast.log_softmax(x, axis, None)
-    return None if y is None else y.reshape(-1)[np.arange(0, x.size, n_classes) + indices]
+    functions = fast_functions(inputs[0].dtype, backend)
+    return None if functions is None else getattr(functions, name)(*inputs, axis, out)
+
+
+# What the public functions call first if their first argument is an ndarray, with (*inputs, axis, out, where,
+# temperature, backend). The kernels replace these by their own, which look up the policy themselves, in less time.
+quick: Any = FastFunctions()
+for _name in OPERATIONS:
+    setattr(quick, _name, partial(_by_policy, _name))

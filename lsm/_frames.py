@@ -76,8 +76,8 @@ class Frames(NamedTuple):
             part[...] = values.reshape(part.shape)
 
     def beside(self, numbers: Any, index: Index) -> Any:
-        """One number for each frame of a block, with length 1 on the axis of the classes."""
-        part = numbers[index]
+        """One number for each frame of a block, a view with length 1 on the axis of the classes."""
+        part = numbers[(*index, ...)]  # a view also of one frame
         return part.reshape((*part.shape[: self.at], 1, *part.shape[self.at :]))
 
     def of_rows(self, numbers: Any, block: Any) -> Any:

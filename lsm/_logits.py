@@ -71,7 +71,7 @@ class Logits:
         self.mask = mask_for(where, self.array, self.values, self.library, self.name)
         self.temperature = temperature_for(temperature, self.array, self.values, self.library, self.axes, self.name)
         self.backend, self.result = backend, result
-        self._find(LOG_SOFTMAX, result)
+        self.entry = self._find(LOG_SOFTMAX, result)
 
     def _find(self, operation: Operation, result: str) -> DispatchEntry:
         request = Request(self.library.type_name(self.array), "cpu", (self.own, result), operation.name)

@@ -1,14 +1,16 @@
 """Cross-entropy with its gradient, entropy and divergence of logits of any dtype, block by block."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsm._check import at_least_float32
+from lsm._check import BFLOAT16_BITS, NUMPY, at_least_float32, np_dtype
 from lsm._derived_loss import divergence, entropy, expected_loss, loss_gradient
 from lsm._frames import Index
-from lsm._logits import WIDE_ELEMENTS, Logits, block_elements, narrowed, widened
+from lsm._logits import BLOCK_ELEMENTS, WIDE_ELEMENTS, Logits, block_elements, narrowed, widened
 from lsm._reduce import plain_sum, total
+from lsm._temperature import is_divisor
 
 
 class Loss(NamedTuple):
@@ -223,24 +225,39 @@ def _wide_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any) 
     return frames.of_rows(value, block)
 
 
-def entropies(logits: Logits) -> Any:
-    """The entropy of each frame, in float64 or longdouble."""
+def entropies(function: str, logits: tuple[Logits, ...], dtype: str) -> Any:
+    """The entropy of each frame of the first logits, or its divergence from that of the second.
+
+    The mask, the temperature and the dtype of the first are those of both.
+    """
+    p = logits[0]
+    run: Any = getattr(p.entry.backend, "run_entropies", None)
+    is_native = run is not None and p.entry.passed_as == NUMPY and at_least_float32(p.own) == "float32"
+    is_native = is_native and all(x.values.dtype == np_dtype(p.own) for x in logits)
+    is_native = is_native and not isinstance(p.temperature, np.ndarray) and is_divisor(p.temperature or 1.0)
+    if is_native and np_dtype(dtype) is not BFLOAT16_BITS:
+        return _native_entropies(partial(run, function), logits, dtype)
 
     def of_block(index: Index) -> tuple[Any, Any]:
-        block, mask = logits.normalised(index)
-        return entropy(block), mask
+        block, mask = p.normalised(index)
+        if len(logits) == 1:
+            return entropy(block), mask
+        return divergence(block, logits[1].normalised(index)[0], p.of_frames(p.temperature_block(index))), mask
 
-    return _by_blocks(logits, of_block)
+    return narrowed(_by_blocks(p, of_block), dtype)
 
 
-def divergences(p: Logits, q: Logits) -> Any:
-    """KL(p || q) of each frame, in float64 or longdouble; the mask, the temperature and the dtype are those of p."""
-
-    def of_block(index: Index) -> tuple[Any, Any]:
-        (block, mask), (other, _) = p.normalised(index), q.normalised(index)
-        return divergence(block, other, p.of_frames(p.temperature_block(index))), mask
-
-    return _by_blocks(p, of_block)
+def _native_entropies(run: Any, logits: tuple[Logits, ...], dtype: str) -> Any:
+    """By the backend's own function, of whole arrays where nothing has to be copied."""
+    p, frames = logits[0], logits[0].frames
+    result = np.zeros(frames.shape, np_dtype(dtype))
+    is_whole = frames.order is None and p.mask is None
+    for index in frames.blocks(p.values.size if is_whole else BLOCK_ELEMENTS) if frames.n_classes else ():
+        blocks, mask, out = [x.block(index) for x in logits], p.mask_block(index), frames.beside(result, index)
+        run(blocks, frames.at, out, mask, p.temperature or 1.0)
+        if mask is not None:
+            np.copyto(out, 0, where=~mask.any(axis=frames.at, keepdims=True))
+    return result
 
 
 def _by_blocks(logits: Logits, of_block: Any) -> Any:

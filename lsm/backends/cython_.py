@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from lsm import _fastpath
 from lsm._config import ISA_LEVELS, settings
 from lsm._errors import BackendUnavailableError
 from lsm._threads import count_threads, set_openmp
@@ -106,6 +107,18 @@ class CythonBackend(Backend):
         out = _for_every_class(out, inputs[0], axis) if operation.is_reduction else out
         _run(operation.name, inputs, axis, out, where, divisor, [array.masked for array in operation.inputs])
 
+    def run_entropies(
+        self, function: str, inputs: Sequence[Any], axis: int, out: Any, where: Any, temperature: float
+    ) -> None:
+        """The entropy, or the divergence of two inputs, of at most 32 bits. Not part of the contract.
+
+        out : array with length 1 along the axis
+        """
+        if where is not None:
+            inputs, where = [np.ascontiguousarray(x) for x in inputs], np.ascontiguousarray(where)
+        fills = [-math.inf] * len(inputs)
+        _run(function, tuple(inputs), axis, _for_every_class(out, inputs[0], axis), where, temperature, fills)
+
 
 def _for_every_class(out: Any, x: Any, axis: int) -> Any:
     """The result of a reduction as an array of the shape of x."""
@@ -141,6 +154,7 @@ def kernels() -> dict[Any, Any]:
         raise BackendUnavailableError(f"this build has no kernels for level {best} or lower; rebuild lsm")
     set_openmp(module.max_threads, module.num_procs)
     module.configure(count_threads, NONTEMPORAL_MIN_BYTES, PREFETCH_MIN_BYTES)
+    module.connect(_fastpath)
     return {
         "level": level,
         "scratch": module.SCRATCH,
@@ -210,7 +224,7 @@ def _run(
     if where is not None:
         arrays = (*inputs, where, out)
         alterations = [table["alterations"][fill] for fill in fills]
-    if divisor is not None:
+    if divisor is not None and name in table["fast"]:  # entropies divide differences
         alterations[0] |= table["alterations"]["divided"]
     for views in frame_views(arrays, axis):
         # The stride of an axis of length 1 is arbitrary, and differs from the one that the kernels see.

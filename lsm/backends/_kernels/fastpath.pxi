@@ -16,6 +16,8 @@ cdef extern from "numpy/arrayobject.h":
         NPY_CORDER
     ctypedef enum NPY_TYPES:
         NPY_BOOL
+        NPY_FLOAT
+        NPY_INT64
     int _import_array() except -1
     bint PyArray_CheckExact(object x)
     bint PyArray_ISCARRAY_RO(PyArrayObject* x)
@@ -26,6 +28,7 @@ cdef extern from "numpy/arrayobject.h":
     PyArray_Descr* PyArray_DESCR(PyArrayObject* x)
     int PyArray_TYPE(PyArrayObject* x)
     char* PyArray_BYTES(PyArrayObject* x)
+    PyArray_Descr* PyArray_DescrFromType(int type)
     object PyArray_Empty(int n, const npy_intp* dims, PyArray_Descr* dtype, int fortran)
     object PyArray_NewLikeArray(PyArrayObject* x, NPY_ORDER order, PyArray_Descr* dtype, int subok)
 
@@ -146,11 +149,13 @@ cdef inline size_t count_scratch(Frames f, bint is_masked) noexcept nogil:
 
 cdef bint run_whole(int op, Array a, Array b, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
     """False if the scratch cannot be allocated."""
-    cdef size_t n_bytes = count_scratch(f, is_altered(a.kind))
+    cdef size_t n_bytes = count_scratch(f, is_altered(a.kind) or op >= ENTROPY)
     cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
     if n_bytes and scratch == NULL:
         return False
-    if f.kind == DOUBLE:
+    if op >= ENTROPY:
+        run_entropies(op, a, b, y, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads)
+    elif f.kind == DOUBLE:
         run_frames(op, a, b, y, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads, stream)
     else:
         run_frames(op, a, b, y, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, n_threads, stream)
@@ -210,44 +215,54 @@ cdef object quick_map(int op, a, b, axis, out, int n_threads, mask):
     return out if done else None
 
 
-cdef object quick_reduction(int op, x, axis, out, int n_threads):
-    """An operation with one number for each frame, for all axes if axis is None; None if it declines."""
+cdef object quick_reduction(int op, a, b, axis, out, int n_threads, double temperature):
+    """An operation with one number for each frame, for all axes if axis is None; b is a if there is one input.
+
+    None if it declines. Entropies of 16 bits are of 32.
+    """
     cdef npy_intp dims[32]
     cdef Frames f
-    cdef Array a, y
+    cdef Array x, y, z
+    cdef int n_dims, i, n = 0, at = 0, kind
     cdef bint done, is_new = out is None
-    cdef int n_dims, i, n = 0, at = 0
-    if not find_frames(x, 0 if axis is None else axis, &f):
+    if not find_frames(a, 0 if axis is None else axis, &f) or not (b is a or is_alike(b, a)):
         return None
-    n_dims = PyArray_NDIM(<PyArrayObject*> x)
+    n_dims = PyArray_NDIM(<PyArrayObject*> a)
     if axis is None:
         f.n, f.n_outer, f.n_inner = count_elements(f), 1, 1
     elif n_dims <= 32:
         at = axis if axis >= 0 else axis + n_dims
         for i in range(n_dims):
             if i != at:
-                dims[n] = PyArray_DIMS(<PyArrayObject*> x)[i]
+                dims[n] = PyArray_DIMS(<PyArrayObject*> a)[i]
                 n += 1
-    if n_dims > 32 or (axis is None and n_dims == 0):
+    if n_dims > 32 or (axis is None and n_dims == 0) or (op >= ENTROPY and f.kind == DOUBLE):
         return None
-    if is_new:
-        Py_INCREF(<object> PyArray_DESCR(<PyArrayObject*> x))
-        out = PyArray_Empty(n, dims, PyArray_DESCR(<PyArrayObject*> x), False)
+    kind = FLOAT if op >= ENTROPY else f.kind
+    if is_new and kind != f.kind:
+        out = PyArray_Empty(n, dims, PyArray_DescrFromType(NPY_FLOAT), False)
+    elif is_new:
+        Py_INCREF(<object> PyArray_DESCR(<PyArrayObject*> a))
+        out = PyArray_Empty(n, dims, PyArray_DESCR(<PyArrayObject*> a), False)
     elif not (PyArray_CheckExact(out) and PyArray_ISCARRAY(<PyArrayObject*> out)
-              and PyArray_TYPE(<PyArrayObject*> out) == PyArray_TYPE(<PyArrayObject*> x)
-              and has_dims(out, n, dims) and lies_apart(out, f.n_outer * f.n_inner * size_of(f.kind), x, f)):
+              and PyArray_TYPE(<PyArrayObject*> out) == PyArray_TYPE(<PyArrayObject*> a)
+              and has_dims(out, n, dims) and lies_apart(out, f.n_outer * f.n_inner * size_of(f.kind), a, f)):
         return None
     if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
         n_threads = _count_threads(count_elements(f))
-    a = whole(x, f)
-    y = whole(out, f)
-    y.outer = f.n_inner * y.gap
-    y.step = 0
+    x = whole(a, f)
+    y = whole(b, f)
+    x.alteration.divisor = temperature
+    z = whole(out, f)
+    z.kind = kind
+    z.gap = size_of(kind)
+    z.outer = f.n_inner * z.gap
+    z.step = 0
     if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
-        done = run_whole(op, a, a, y, f, max(n_threads, 1), False)
+        done = run_whole(op, x, y, z, f, max(n_threads, 1), False)
     else:
         with nogil:
-            done = run_whole(op, a, a, y, f, max(n_threads, 1), False)
+            done = run_whole(op, x, y, z, f, max(n_threads, 1), False)
     if not done:
         return None
     return out[()] if is_new and n == 0 else out
@@ -296,7 +311,7 @@ def quick_softmax_backward(dy, p, axis, out, int n_threads=0, mask=None):
 
 def quick_logsumexp(x, axis, out, int n_threads=0):
     """logsumexp(x, axis, out=out), or None; see quick_log_softmax."""
-    return quick_reduction(LOGSUMEXP, x, axis, out, n_threads)
+    return quick_reduction(LOGSUMEXP, x, x, axis, out, n_threads, 1)
 
 
 QUICK = {

@@ -17,7 +17,9 @@
 #                  two in flight: rows_backward.pxi, stages_backward.pxi
 #   traverse_long.pxi   rows longer than a slice, on all threads if they are few
 #   schedule.pxi   distribution of frames, blocks and slices to threads
-#   fastpath.pxi   C-contiguous arrays, directly from NumPy
+#   entropies.pxi  entropy and divergence, in double
+#   fastpath.pxi   C-contiguous arrays, directly from NumPy; select.pxi: some classes of small ones; and calls.pxi,
+#                  what the public functions call first
 #   bandwidth.pxi  a streaming copy and add, for benchmarks
 #   this file      constants and the Python interface
 #
@@ -190,7 +192,10 @@ include "few_rows.pxi"
 include "traverse_rows.pxi"
 include "traverse_long.pxi"
 include "schedule.pxi"
+include "entropies.pxi"
 include "fastpath.pxi"
+include "select.pxi"
+include "calls.pxi"
 include "bandwidth.pxi"
 
 OPS = {
@@ -199,6 +204,8 @@ OPS = {
     "softmax": SOFTMAX,
     "softmax_backward": SOFTMAX_BACKWARD,
     "logsumexp": LOGSUMEXP,
+    "entropy": ENTROPY,
+    "kl_divergence": DIVERGENCE,
 }
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 ALTERATIONS = {-INFINITY: MASKED_LOW, 0.0: MASKED_ZERO, "divided": DIVIDED}  # by what a mask puts
@@ -224,7 +231,7 @@ def run(int op, const unsigned char[:, :, :, :] a, const unsigned char[:, :, :, 
 
     b is a for operations with one input. The kinds are values of KINDS: of the inputs, and of y.
     scratch: (n_threads, SCRATCH + 64) bytes. alter_a, alter_b: sums of ALTERATIONS; the mask has the layout of both
-    inputs, which are computed in double if they are divided.
+    inputs, which are computed in double if they are divided. Entropy and divergence take the temperature as divisor.
     """
     cdef const char* at_mask = NULL if mask is None else <const char*> &mask[0, 0, 0, 0]
     cdef Array of_a = array_of(<char*> &a[0, 0, 0, 0], a.strides, kind | alter_a, at_mask, divisor)
@@ -233,7 +240,9 @@ def run(int op, const unsigned char[:, :, :, :] a, const unsigned char[:, :, :, 
     cdef Py_ssize_t* shape = a.shape
     cdef char* s = <char*> &scratch[0, 0]
     with nogil:
-        if kind == DOUBLE or kind_y == DOUBLE or alter_a & DIVIDED:
+        if op >= ENTROPY:
+            run_entropies(op, of_a, of_b, of_y, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1], n_threads)
+        elif kind == DOUBLE or kind_y == DOUBLE or alter_a & DIVIDED:
             run_frames(op, of_a, of_b, of_y, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1], n_threads,
                        stream)
         else:
