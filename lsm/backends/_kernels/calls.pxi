@@ -7,12 +7,14 @@ from cpython.ref cimport Py_DECREF, PyObject
 cdef extern from "Python.h":
     int PyContextVar_Get(object variable, PyObject* default, PyObject** value) except -1
 
-_fastpath = None  # the module lsm._fastpath, which has the current policies
-_in_context = None
+# C variables, which take less time to read than those of a module: lsm._fastpath, its ContextVar, and fast functions.
+cdef object _fastpath = None, _in_context = None
+cdef object of_log_softmax = quick_log_softmax, of_log_softmax_backward = quick_log_softmax_backward
+cdef object of_softmax = quick_softmax, of_softmax_backward = quick_softmax_backward, of_logsumexp = quick_logsumexp
 
 
-cdef object find_function(str name, object x, object backend):
-    """The fast function that the current policy selects for arrays like x, or None: lsm._fastpath.fast_functions."""
+cdef inline object find_functions(object x, object backend):
+    """The fast functions that the current policy selects for arrays like x, or None: lsm._fastpath.fast_functions."""
     cdef PyObject* found = NULL
     cdef object policy
     if backend is None:
@@ -25,50 +27,68 @@ cdef object find_function(str name, object x, object backend):
         policy = (<dict> _fastpath.by_name).get(backend)
     else:
         return None
-    if policy is None:
-        return None
-    functions = (<dict> policy.fast).get(<object> PyArray_DESCR(<PyArrayObject*> x))
-    return None if functions is None else getattr(functions, name)
+    return None if policy is None else (<dict> policy.fast).get(<object> PyArray_DESCR(<PyArrayObject*> x))
 
 
-cdef inline object call_map(int op, str name, a, b, axis, out, where, temperature, backend):
-    """A public function, or None; a is an ndarray, and b is a if there is one input."""
-    if not (PyFloat_CheckExact(temperature) and PyFloat_AS_DOUBLE(temperature) == 1):
-        return None
-    function = find_function(name, a, backend)
-    if function is (<dict> QUICK)[name]:
-        return quick_map(op, a, b, axis, out, 0, where)
-    if function is None or where is not None:
-        return None
-    return function(a, b, axis, out) if reads_two(op) else function(a, axis, out)
+cdef inline bint is_one(object temperature) noexcept:
+    """Whether this is the float 1.0; other numbers that equal 1 are recognised later."""
+    return PyFloat_CheckExact(temperature) and PyFloat_AS_DOUBLE(temperature) == 1
 
 
 def call_log_softmax(x, axis, out, where, temperature, backend):
-    return call_map(LOG_SOFTMAX, "log_softmax", x, x, axis, out, where, temperature, backend)
+    functions = find_functions(x, backend) if is_one(temperature) else None
+    if functions is None:
+        return None
+    function = functions.log_softmax
+    if function is of_log_softmax:
+        return quick_map(LOG_SOFTMAX, x, x, axis, out, 0, where)
+    return function(x, axis, out) if where is None else None
 
 
 def call_log_softmax_backward(dy, y, axis, out, where, temperature, backend):
-    return call_map(LOG_SOFTMAX_BACKWARD, "log_softmax_backward", dy, y, axis, out, where, temperature, backend)
+    functions = find_functions(dy, backend) if is_one(temperature) else None
+    if functions is None:
+        return None
+    function = functions.log_softmax_backward
+    if function is of_log_softmax_backward:
+        return quick_map(LOG_SOFTMAX_BACKWARD, dy, y, axis, out, 0, where)
+    return function(dy, y, axis, out) if where is None else None
 
 
 def call_softmax(x, axis, out, where, temperature, backend):
-    return call_map(SOFTMAX, "softmax", x, x, axis, out, where, temperature, backend)
+    functions = find_functions(x, backend) if is_one(temperature) else None
+    if functions is None:
+        return None
+    function = functions.softmax
+    if function is of_softmax:
+        return quick_map(SOFTMAX, x, x, axis, out, 0, where)
+    return function(x, axis, out) if where is None else None
 
 
 def call_softmax_backward(dy, p, axis, out, where, temperature, backend):
-    return call_map(SOFTMAX_BACKWARD, "softmax_backward", dy, p, axis, out, where, temperature, backend)
+    functions = find_functions(dy, backend) if is_one(temperature) else None
+    if functions is None:
+        return None
+    function = functions.softmax_backward
+    if function is of_softmax_backward:
+        return quick_map(SOFTMAX_BACKWARD, dy, p, axis, out, 0, where)
+    return function(dy, p, axis, out) if where is None else None
 
 
 def call_logsumexp(x, axis, out, where, temperature, backend):
-    function = find_function("logsumexp", x, backend)
-    if function is (<dict> QUICK)["logsumexp"]:
+    functions = find_functions(x, backend)
+    if functions is None:
+        return None
+    function = functions.logsumexp
+    if function is of_logsumexp:
         return quick_reduction(LOGSUMEXP, x, x, axis, out, 0, 1)
-    return None if function is None else function(x, axis, out)
+    return function(x, axis, out)
 
 
 cdef inline bint is_own(object x, object backend):
     """Whether the functions that are derived from log_softmax are for these kernels."""
-    return find_function("log_softmax", x, backend) is (<dict> QUICK)["log_softmax"]
+    functions = find_functions(x, backend)
+    return functions is not None and functions.log_softmax is of_log_softmax
 
 
 cdef inline bint is_temperature(double temperature) noexcept:
