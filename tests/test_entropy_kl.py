@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lsm
+from lsm._check import np_dtype
 
 NAN, INF = np.nan, np.inf
 
@@ -158,3 +159,30 @@ def test_no_divergence_and_no_entropy_is_negative(pairs):
     assert 0 <= lsm.entropy(x) <= np.log(len(x)) * (1 + 1e-15)
     assert lsm.kl_divergence(x, y) >= 0
     assert lsm.kl_divergence(x, x) == 0
+
+
+@pytest.mark.parametrize("n", [2, 17, 127, 128, 129, 700, 4000, 8191, 8193, 20_000])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_kernels_agree_with_the_reference(n, dtype, rng):
+    """In every layout, masked or not, at any temperature and with any number of threads."""
+    shape = (6, n, 5) if n < 1000 else (2, n, 3)
+    x, y = (rng.standard_normal((2, *shape)) * 4).astype(np_dtype(dtype))
+    x[0, n // 2, 0], y[0, 0, 1] = -INF, -INF
+    where = rng.random(shape) < 0.7
+    where[0, 0] = True
+    for mask, temperature in ((None, 1.0), (None, 0.3), (where, 1.0), (where, 7.0)):
+        for function, arrays in ((lsm.entropy, (x,)), (lsm.kl_divergence, (x, y))):
+
+            def call(move, axis, function=function, arrays=arrays, mask=mask, temperature=temperature, **options):
+                moved = None if mask is None else move(mask)
+                return function(*map(move, arrays), axis, where=moved, temperature=temperature, **options)
+
+            expected, result = call(np.copy, 1, backend="numpy"), call(np.copy, 1)
+            finite = np.isfinite(expected)
+            np.testing.assert_array_equal(np.isfinite(result), finite)
+            assert exact.ulps(result[finite], expected[finite].astype(np.float64)).max() <= 1
+            with lsm.num_threads(1):
+                rows = call(lambda a: np.moveaxis(a, 1, -1).copy(), -1)
+            strided = call(lambda a: np.repeat(np.moveaxis(a, 1, 0), 2, axis=0)[::2], 0)
+            np.testing.assert_array_equal(rows, result)
+            np.testing.assert_array_equal(strided, result)
