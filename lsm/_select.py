@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lsm import _check
-from lsm._frames import Frames
+from lsm._frames import Frames, Index
 from lsm._logits import Logits, block_elements
 
 # Longer frames are first cut into so many groups, whose largest classes bound the k-th largest from below.
@@ -27,17 +27,34 @@ def top_k(logits: Logits, k: int, values: Any, places: Any) -> None:
     for index in frames.blocks(block_elements(frames)):
         if not k:
             return
-        y = logits.log_softmax(index)
-        ordered, mask = _ordered(logits.block(index)), logits.mask_block(index)
-        if k == 1 and mask is None:
-            chosen = np.expand_dims(ordered.argmax(axis=at), at)
-        else:
-            rows = np.moveaxis(ordered, at, -1)
-            mask_rows = None if mask is None else np.moveaxis(mask, at, -1).reshape(-1, frames.n_classes)
-            found = largest(rows.reshape(-1, frames.n_classes), k, mask_rows)
-            chosen = np.moveaxis(found.reshape((*rows.shape[:-1], k)), -1, at)
+        y, mask = logits.log_softmax(index), logits.mask_block(index)
+        chosen = _found_natively(logits, k, index) if mask is None and k > 1 else None  # argmax is faster
+        if chosen is None:
+            chosen = _found(logits, k, index, mask)
         frames.put(places, index, chosen)
         frames.put(values, index, np.take_along_axis(y, chosen, at))
+
+
+def _found_natively(logits: Logits, k: int, index: Index) -> Any:
+    """The k largest classes of a block, by the backend's own function; None if it has none that does it."""
+    entry, block, at = logits.entry, logits.block(index), logits.frames.at
+    find: Any = getattr(entry.backend, "find_top", None)
+    if find is None or entry.passed_as != _check.NUMPY:
+        return None
+    places = np.empty((*block.shape[:at], k, *block.shape[at + 1 :]), np.int64)
+    return places if find(block, k, at, places) else None
+
+
+def _found(logits: Logits, k: int, index: Index, mask: Any) -> Any:
+    """The k largest classes of a block."""
+    frames, at = logits.frames, logits.frames.at
+    ordered = _ordered(logits.block(index))
+    if k == 1 and mask is None:
+        return np.expand_dims(ordered.argmax(axis=at), at)
+    rows = np.moveaxis(ordered, at, -1)
+    mask_rows = None if mask is None else np.moveaxis(mask, at, -1).reshape(-1, frames.n_classes)
+    found = largest(rows.reshape(-1, frames.n_classes), k, mask_rows)
+    return np.moveaxis(found.reshape((*rows.shape[:-1], k)), -1, at)
 
 
 def shape_of_top_k(k: Any, frames: Frames) -> tuple[int, ...]:

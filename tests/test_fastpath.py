@@ -415,7 +415,7 @@ def test_small_losses_and_selections_are_those_of_the_ordinary_way(dtype, shape,
             yield lsm.entropy(x, axis, temperature=temperature), width < 8
             yield lsm.kl_divergence(x, other, axis, temperature=temperature), width < 8
         yield lsm.take_log_softmax(x, labels, axis), True
-        for k in {1, 2, 32} & set(range(shape[axis] + 1)):
+        for k in {1, 2, 100} & set(range(shape[axis] + 1)):
             yield lsm.top_k_log_softmax(x, k, axis), True
         for reduction in ("mean", "sum", "none"):
             yield lsm.cross_entropy(x, labels, axis, reduction=reduction), width > 2

@@ -119,6 +119,20 @@ class CythonBackend(Backend):
         fills = [-math.inf] * len(inputs)
         _run(function, tuple(inputs), axis, _for_every_class(out, inputs[0], axis), where, temperature, fills)
 
+    def find_top(self, x: Any, k: int, axis: int, places: Any) -> bool:
+        """Write the k largest classes to an array of int64 with length k on the axis. Not part of the contract.
+
+        NaN counts as the largest; of equal ones the first come first. False if k is too large.
+        """
+        table = kernels()
+        if k > table["most_top"]:
+            return False
+        n_threads = count_threads(x.size)
+        scratch = np.empty((n_threads, table["scratch"] + 64), np.uint8)
+        for view, to in frame_views((x, as_strided(places, x.shape, places.strides)), axis):
+            table["find_top"](view, to, table["kinds"][x.dtype.char], k, scratch, n_threads)
+        return True
+
 
 def _for_every_class(out: Any, x: Any, axis: int) -> Any:
     """The result of a reduction as an array of the shape of x."""
@@ -163,9 +177,22 @@ def kernels() -> dict[Any, Any]:
         "alterations": module.ALTERATIONS,
         "kinds": module.KINDS | {"V": module.KINDS["E"]},  # V: bfloat16 without ml_dtypes, as bits
         "fast": module.QUICK,
+        "find_top": module.find_top,
+        "most_top": module.MOST_TOP,
+        "narrow": module.narrow_numbers,
         "stream_copy": module.stream_copy,
         "stream_add": module.stream_add,
     }
+
+
+def narrow(x: Any, out: Any, dtype: Any) -> bool:
+    """Round float32 to 16 bits, into an array of uint16; False without kernels."""
+    try:
+        table = kernels()
+    except BackendUnavailableError:
+        return False
+    table["narrow"](np.ascontiguousarray(x).reshape(-1), out.reshape(-1), table["kinds"][dtype.char])
+    return True
 
 
 def _import_kernels(name: str) -> Any:

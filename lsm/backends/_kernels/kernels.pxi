@@ -210,18 +210,7 @@ OPS = {
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 ALTERATIONS = {-INFINITY: MASKED_LOW, 0.0: MASKED_ZERO, "divided": DIVIDED}  # by what a mask puts
 SCRATCH = SCRATCH_BYTES
-
-
-cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind, const char* mask, double divisor) noexcept nogil:
-    cdef Array array
-    array.at = at
-    array.outer = strides[0]
-    array.step = strides[1]
-    array.gap = strides[2]
-    array.kind = kind
-    array.alteration.mask = mask_offset(at, kind, mask)
-    array.alteration.divisor = divisor
-    return array
+MOST_TOP = TOP_MAX_K
 
 
 def run(int op, const unsigned char[:, :, :, :] a, const unsigned char[:, :, :, :] b, unsigned char[:, :, :, :] y,

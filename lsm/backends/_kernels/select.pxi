@@ -3,7 +3,8 @@
 
 cdef enum:
     SELECT_MAX_ELEMENTS = 32768  # up to here a log-softmax of all classes stays in a cache
-    TOP_MAX_K = 32               # sorted by insertion
+    SELECT_CLASSES = 8192        # that are read at a time
+    TOP_MAX_K = 128              # sorted by insertion
     LOSS_MAX_FRAMES = 1024       # whose sum is rounded once: a block of lsm._reduce.total
 
 from math import fsum as _fsum
@@ -85,26 +86,117 @@ cdef inline bint is_above(double a, double b) noexcept nogil:
     return a > b or (a != a and b == b)
 
 
-cdef void find_top(const double* x, Py_ssize_t n, Py_ssize_t k, int64_t* top) noexcept nogil:
-    """The k largest of n numbers, in descending order; of equal ones the first."""
-    cdef Py_ssize_t n_found = 0, i, at
-    for i in range(n):
-        if n_found == k and not is_above(x[i], x[top[k - 1]]):
-            continue
-        at = n_found if n_found < k else k - 1
-        n_found = at + 1
-        while at > 0 and is_above(x[i], x[top[at - 1]]):
-            top[at] = top[at - 1]
-            at -= 1
-        top[at] = i
+# The largest classes of a frame so far, in descending order; of equal ones the first.
+cdef struct Top:
+    Py_ssize_t k, n_found
+    double x[TOP_MAX_K]
+    int64_t place[TOP_MAX_K]
+
+
+cdef inline void insert(Top* top, double x, int64_t place) noexcept nogil:
+    cdef Py_ssize_t low = 0, high = top.n_found, at
+    if top.n_found < top.k:
+        top.n_found += 1
+    elif not is_above(x, top.x[top.k - 1]):
+        return
+    while low < high:  # the first that x is above
+        at = (low + high) // 2
+        if is_above(x, top.x[at]):
+            high = at
+        else:
+            low = at + 1
+    memmove(&top.x[low + 1], &top.x[low], (top.n_found - 1 - low) * sizeof(double))
+    memmove(&top.place[low + 1], &top.place[low], (top.n_found - 1 - low) * sizeof(int64_t))
+    top.x[low] = x
+    top.place[low] = place
+
+
+cdef void add_to_top(Top* top, const double* x, Py_ssize_t n, Py_ssize_t first) noexcept nogil:
+    """Look through the classes from `first` on."""
+    cdef double least
+    cdef Py_ssize_t i = 0, k
+    cdef int n_above
+    while i < n and top.n_found < top.k:
+        insert(top, x[i], first + i)
+        i += 1
+    while i + ROW_CLASSES <= n:
+        least = top.x[top.k - 1]
+        n_above = 0
+        for k in range(ROW_CLASSES):  # hot
+            n_above += not (x[i + k] <= least)
+        if n_above:
+            for k in range(ROW_CLASSES):
+                insert(top, x[i + k], first + i + k)
+        i += ROW_CLASSES
+    while i < n:
+        insert(top, x[i], first + i)
+        i += 1
+
+
+cdef Top top_of_frame(Vector x, Py_ssize_t n, Py_ssize_t k, double* buffer) noexcept nogil:
+    """buffer: SELECT_CLASSES numbers."""
+    cdef Top top
+    cdef Py_ssize_t first, n_part
+    top.k = k
+    top.n_found = 0
+    for first from 0 <= first < n by SELECT_CLASSES:
+        n_part = min(<Py_ssize_t> SELECT_CLASSES, n - first)
+        read(x, n_part, buffer)
+        add_to_top(&top, buffer, n_part, first)
+        x.at += n_part * x.step
+    return top
+
+
+cdef void put_top(Array a, Array places, Py_ssize_t i, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t k,
+                  double* buffer) noexcept nogil:
+    cdef Vector to = frame_at(places, i // n_inner, i % n_inner)
+    cdef Top top = top_of_frame(frame_at(a, i // n_inner, i % n_inner), n, k, buffer)
+    cdef Py_ssize_t j
+    for j in range(k):
+        (<int64_t*> (to.at + j * to.step))[0] = top.place[j]
+
+
+def find_top(const unsigned char[:, :, :, :] x, unsigned char[:, :, :, :] places, int kind, Py_ssize_t k,
+             unsigned char[:, ::1] scratch, int n_threads):
+    """The k <= TOP_MAX_K largest classes over axis 1 of (outer, classes, inner, itemsize), as int64.
+
+    scratch: (n_threads, SCRATCH + 64) bytes. Of `places`, k classes are written.
+    """
+    cdef Array a = array_of(<char*> &x[0, 0, 0, 0], x.strides, kind, NULL, 1)
+    cdef Array to = array_of(<char*> &places[0, 0, 0, 0], places.strides, DOUBLE, NULL, 1)
+    cdef Py_ssize_t n_frames = x.shape[0] * x.shape[2], n = x.shape[1], n_inner = x.shape[2], i
+    cdef double* s = <double*> &scratch[0, 0]
+    cdef uint64_t env
+    with nogil:
+        env = lsm_enter_float_env()
+        n_threads = lsm_begin_region(n_threads)
+        if n_threads == 1:
+            for i in range(n_frames):
+                put_top(a, to, i, n, n_inner, k, own_scratch(s, scratch.shape[1], 0))
+        else:
+            with parallel(num_threads=n_threads):
+                env = lsm_enter_float_env()
+                for i in prange(n_frames, schedule="static"):
+                    put_top(a, to, i, n, n_inner, k, own_scratch(s, scratch.shape[1], omp_get_thread_num()))
+                lsm_leave_float_env(env)
+        lsm_end_region(n_threads)
+        lsm_leave_float_env(env)
+
+
+def narrow_numbers(const float[::1] x, uint16_t[::1] to, int kind):
+    """Round numbers to the 16 bits of a kind."""
+    if x.shape[0]:
+        with nogil:
+            narrow(&x[0], x.shape[0], kind, &to[0])
 
 
 cdef object quick_top_k(x, k, axis):
     """The values and the indices of top_k_log_softmax, or None."""
     cdef npy_intp dims[32]
-    cdef int64_t top[TOP_MAX_K]
+    cdef Top top
     cdef Frames f, of_result
     cdef double* numbers
+    cdef uint64_t env
     cdef Py_ssize_t n_top, i, j
     cdef int overflow = 0, at
     if not find_small_frames(x, axis, &f, dims) or not PyLong_CheckExact(k):
@@ -113,7 +205,7 @@ cdef object quick_top_k(x, k, axis):
     if overflow or not 0 < n_top <= min(f.n, <Py_ssize_t> TOP_MAX_K):
         return None
     y = quick_map(LOG_SOFTMAX, x, x, axis, None, 0, None)
-    numbers = <double*> malloc(f.n * sizeof(double))
+    numbers = <double*> malloc(min(f.n, <Py_ssize_t> SELECT_CLASSES) * sizeof(double))
     if y is None or numbers == NULL:
         free(numbers)
         return None
@@ -125,13 +217,14 @@ cdef object quick_top_k(x, k, axis):
     places = PyArray_Empty(PyArray_NDIM(<PyArrayObject*> x), dims, PyArray_DescrFromType(NPY_INT64), False)
     of_result = f
     of_result.n = n_top
+    env = lsm_enter_float_env()
     for i in range(f.n_outer * f.n_inner):
-        read(frame_at(whole(x, f), i // f.n_inner, i % f.n_inner), f.n, numbers)
-        find_top(numbers, f.n, n_top, top)
+        top = top_of_frame(frame_at(whole(x, f), i // f.n_inner, i % f.n_inner), f.n, n_top, numbers)
         for j in range(n_top):
-            (<int64_t*> PyArray_BYTES(<PyArrayObject*> places))[place_of(of_result, i, j)] = top[j]
+            (<int64_t*> PyArray_BYTES(<PyArrayObject*> places))[place_of(of_result, i, j)] = top.place[j]
             move_number(PyArray_BYTES(<PyArrayObject*> values), place_of(of_result, i, j),
-                        PyArray_BYTES(<PyArrayObject*> y), place_of(f, i, top[j]), size_of(f.kind))
+                        PyArray_BYTES(<PyArrayObject*> y), place_of(f, i, top.place[j]), size_of(f.kind))
+    lsm_leave_float_env(env)
     free(numbers)
     return values, places
 

@@ -85,6 +85,18 @@ cdef inline Py_ssize_t mask_offset(const char* at, int kind, const char* mask) n
     return <Py_ssize_t> mask - <Py_ssize_t> (<uintptr_t> at // <uintptr_t> size_of(kind))
 
 
+cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind, const char* mask, double divisor) noexcept nogil:
+    cdef Array array
+    array.at = at
+    array.outer = strides[0]
+    array.step = strides[1]
+    array.gap = strides[2]
+    array.kind = kind
+    array.alteration.mask = mask_offset(at, kind, mask)
+    array.alteration.divisor = divisor
+    return array
+
+
 cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
     """Copy n elements, converted to floating and altered."""
     cdef int kind = x.kind & 3
