@@ -15,21 +15,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import timeit
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 import lsm
 from lsm.backends.cython_ import kernels
+from small_calls import least
 
 N_PLUGINS = 10
-SAMPLE_CALLS = 100
 
 PLUGIN = """
 class Mine:
@@ -55,33 +51,6 @@ def install(folder: Path) -> None:
         (info / "entry_points.txt").write_text(f"[lsm.backends]\nplugin{i} = plugin{i}:backend\n")
 
 
-class Statement(NamedTuple):
-    """What is measured, and under which policy."""
-
-    code: str
-    policy: Callable[[], AbstractContextManager[Any]] = nullcontext
-
-
-def least(statements: dict[str, Statement], names: dict[str, Any], n_repeats: int) -> dict[str, float]:
-    """The least time of each statement in ns; the samples are taken in rounds."""
-    timers = {name: timeit.Timer(statement.code, globals=names) for name, statement in statements.items()}
-    found = dict.fromkeys(statements, float("inf"))
-    for _ in range(n_repeats):
-        for name, timer in timers.items():
-            with statements[name].policy():
-                timer.timeit(2)  # the first call makes the plan
-                found[name] = min(found[name], timer.timeit(SAMPLE_CALLS) / SAMPLE_CALLS * 1e9)
-    return found
-
-
-@contextmanager
-def default(name: str) -> Iterator[None]:
-    """`lsm.set_default_backend` for a while."""
-    lsm.set_default_backend(name)
-    yield
-    lsm.set_default_backend(None)
-
-
 def measure(n_repeats: int) -> dict[str, float]:
     """Every number, in a process that has the plugins on its path or has not."""
     x = np.zeros((1, 10), np.float32)
@@ -89,36 +58,43 @@ def measure(n_repeats: int) -> dict[str, float]:
     fast = kernels()["fast"]
     names |= {"forward_kernel": fast["log_softmax"], "backward_kernel": fast["log_softmax_backward"]}
     front = {
-        "forward, automatic": Statement("log_softmax(x)"),
-        "forward, set_default_backend": Statement("log_softmax(x)", lambda: default("cython")),
-        "forward, use_backend": Statement("log_softmax(x)", lambda: lsm.use_backend("cython")),
-        "forward, backend=": Statement("log_softmax(x, backend='cython')"),
-        "backward, automatic": Statement("backward(x, y)"),
+        "forward, automatic": "log_softmax(x)",
+        "forward, set_default_backend": "log_softmax(x)",
+        "forward, use_backend": "log_softmax(x)",
+        "forward, backend=": "log_softmax(x, backend='cython')",
+        "backward, automatic": "backward(x, y)",
+    }
+    policies = {
+        "forward, set_default_backend": "lsm.set_default_backend('cython')",
+        "forward, use_backend": "lsm.use_backend('cython').__enter__()",
     }
     others = {
-        "the kernel itself, forward": Statement("forward_kernel(x, -1, None)"),
-        "the kernel itself, backward": Statement("backward_kernel(x, y, -1, None)"),
-        "to enter and leave use_backend": Statement("with lsm.use_backend('numpy'): pass"),
+        "the kernel itself, forward": "forward_kernel(x, -1, None)",
+        "the kernel itself, backward": "backward_kernel(x, y, -1, None)",
+        "to enter and leave use_backend": "with lsm.use_backend('numpy'): pass",
     }
     if find_spec("torch"):
         names["torch"] = torch = import_module("torch")
         names |= {"t": torch.from_numpy(x), "out": torch.empty(1, 10)}
         others |= {
-            "torch.Tensor: lsm": Statement("log_softmax(t)"),
-            "torch.Tensor: lsm, out=": Statement("log_softmax(t, out=out)"),
-            "torch.Tensor: to NumPy and back alone": Statement("torch.from_numpy(t.numpy())"),
-            "torch.Tensor: torch.log_softmax": Statement("torch.log_softmax(t, -1)"),
+            "torch.Tensor: lsm": "log_softmax(t)",
+            "torch.Tensor: lsm, out=": "log_softmax(t, out=out)",
+            "torch.Tensor: to NumPy and back alone": "torch.from_numpy(t.numpy())",
+            "torch.Tensor: torch.log_softmax": "torch.log_softmax(t, -1)",
         }
     if find_spec("jax"):
         names["jax"] = jax = import_module("jax")
         names["j"] = jax.numpy.asarray(x)
         others |= {
-            "jax.Array: lsm": Statement("log_softmax(j)"),
-            "jax.Array: jax.device_put alone": Statement("jax.device_put(x, j.sharding)"),
-            "jax.Array: jax.nn.log_softmax": Statement("jax.nn.log_softmax(j)"),
+            "jax.Array: lsm": "log_softmax(j)",
+            "jax.Array: jax.device_put alone": "jax.device_put(x, j.sharding)",
+            "jax.Array: jax.nn.log_softmax": "jax.nn.log_softmax(j)",
         }
     known = len(lsm.list_backends())
-    found = least(front | others, names, n_repeats)
+    codes = {}
+    for name, code in (front | others).items():  # the first call makes the plan
+        codes[name] = (code, names, f"lsm.set_default_backend(None)\n{policies.get(name, 'pass')}\n{code}")
+    found = least(codes, n_repeats)
     for name in front:
         found[name] -= found[f"the kernel itself, {name.split(',')[0]}"]
     return {"backends known": known} | found

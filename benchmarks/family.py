@@ -1,10 +1,12 @@
-"""What lsm promises of softmax, logsumexp, losses, entropy and selections, and what its peers do; for promises.py.
+"""What lsm promises of softmax, logsumexp, losses, entropy and selections, and the libraries; for promises.py.
 
 A library is a namespace of the functions that it has, of arrays of NumPy; a promise is a function of such a namespace.
 """
 
 import math
+import os
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace as Library
 from typing import Any
 
@@ -21,6 +23,8 @@ def load_lsm() -> Library:
     import lsm
 
     return Library(
+        log_softmax=lsm.log_softmax,
+        log_softmax_gradient=lambda dy, x, axis: lsm.log_softmax_backward(dy, lsm.log_softmax(x, axis), axis),
         logsumexp=lambda x, b=None: lsm.logsumexp(x, -1, b),
         logsumexp_gradient=lsm.softmax,
         softmax=lambda x, axis=-1, T=1.0: lsm.softmax(x, axis, temperature=T),  # noqa: N803
@@ -51,11 +55,13 @@ def load_torch() -> Library:
     def logs(logits: Any) -> Any:  # the second distribution first
         return (torch.log_softmax(x, -1) for x in reversed(logits))
 
-    def gradient(function: Callable[..., Any], x: Any, dy: Any) -> Any:
+    def gradient(function: Callable[..., Any], x: Any, dy: Any, axis: int = -1) -> Any:
         leaf = tensor(x).requires_grad_()
-        return torch.autograd.grad(function(leaf, -1), leaf, tensor(dy))[0].numpy()
+        return torch.autograd.grad(function(leaf, axis), leaf, tensor(dy))[0].numpy()
 
     return Library(
+        log_softmax=on(torch.log_softmax),
+        log_softmax_gradient=lambda dy, x, axis: gradient(torch.log_softmax, x, dy, axis),
         logsumexp=on(lambda x: torch.logsumexp(x, -1)),
         logsumexp_gradient=lambda x: gradient(torch.logsumexp, x, np.ones(x.shape[:-1], x.dtype)),
         softmax=on(lambda x, axis=-1, T=None: torch.softmax(x / T if T else x, axis)),  # noqa: N803
@@ -69,7 +75,8 @@ def load_torch() -> Library:
 
 
 def load_jax() -> Library:
-    """With jit, and the loss of optax."""
+    """With jit, but for log-softmax, and the loss of optax."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     from jax import numpy as jnp
 
@@ -92,7 +99,14 @@ def load_jax() -> Library:
         reduce = {"mean": jnp.mean, "none": lambda z: z}[reduction]
         return on(lambda x: reduce(loss(x, t)))(x), on(jax.grad(lambda x: jnp.sum(reduce(loss(x, t)))))(x)
 
+    def log_softmax_gradient(dy: Any, x: Any, axis: int) -> Any:
+        return np.asarray(jax.vjp(lambda x: jax.nn.log_softmax(x, axis), x)[1](dy)[0])
+
     return Library(
+        log_softmax=lambda x, axis: np.asarray(jax.nn.log_softmax(x, axis)),
+        log_softmax_gradient=lambda dy, x, axis: np.asarray(
+            jax.vjp(lambda x: jax.nn.log_softmax(x, axis), x)[1](dy)[0]
+        ),
         logsumexp=lambda x, b=None: on(lambda x: jax.nn.logsumexp(x, -1, b))(x),
         logsumexp_gradient=on(jax.grad(lambda x: jax.nn.logsumexp(x, -1))),
         softmax=softmax,
@@ -109,17 +123,22 @@ def load_onnxruntime() -> Library:
     import onnx
     import onnxruntime
 
-    def run(operator: str, x: Any, **attributes: Any) -> Any:
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
-        infos = [onnx.helper.make_tensor_value_info(name, dtype, None) for name in "xy"]
+    @cache
+    def session(operator: str, dtype: Any, **attributes: Any) -> Any:
+        kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        infos = [onnx.helper.make_tensor_value_info(name, kind, None) for name in "xy"]
         node = onnx.helper.make_node(operator, ["x"], ["y"], **attributes)
         graph = onnx.helper.make_graph([node], operator, infos[:1], infos[1:])
+        # Versions that a runtime of 2023 reads as well.
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        return session.run(None, {"x": x})[0]
+        return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def run(operator: str, x: Any, **attributes: Any) -> Any:
+        return session(operator, x.dtype, **attributes).run(None, {"x": x})[0]
 
     return Library(
-        logsumexp=lambda x: run("ReduceLogSumExp", x, axes=[-1], keepdims=0),
+        log_softmax=lambda x, axis: run("LogSoftmax", x, axis=axis),
+        logsumexp=lambda x: run("ReduceLogSumExp", x, axes=(-1,), keepdims=0),
         softmax=lambda x, axis=-1, T=None: run("Softmax", x / x.dtype.type(T) if T else x, axis=axis),  # noqa: N803
     )
 
@@ -128,6 +147,7 @@ def load_scipy() -> Library:
     from scipy import special, stats
 
     return Library(
+        log_softmax=special.log_softmax,
         logsumexp=lambda x, b=None: special.logsumexp(x, -1, b),
         softmax=lambda x, axis=-1, T=None: special.softmax(x / x.dtype.type(T) if T else x, axis),  # noqa: N803
         entropy=lambda x: stats.entropy(special.softmax(x, -1), axis=-1),
@@ -135,12 +155,12 @@ def load_scipy() -> Library:
     )
 
 
-LOADERS = {
-    DISTRIBUTION: load_lsm,
-    "torch": load_torch,
-    "jax": load_jax,
-    "onnxruntime": load_onnxruntime,
-    "scipy": load_scipy,
+LIBRARIES = {  # distribution: (its name in the table, how to load it)
+    DISTRIBUTION: ("lsm", load_lsm),
+    "torch": ("PyTorch", load_torch),
+    "jax": ("JAX", load_jax),
+    "onnxruntime": ("ONNX Runtime", load_onnxruntime),
+    "scipy": ("SciPy", load_scipy),
 }
 
 
@@ -261,11 +281,11 @@ FAMILY: dict[str, Callable[[Library], str]] = {
 }
 
 
-def measure(distribution: str, row: str) -> str:
-    """Fill a cell: a dash if the library has no such function or option."""
+def filled(row: Callable[[Library], str], library: Library) -> str:
+    """A cell: a dash if the library has no such function or option."""
     try:
         with np.errstate(all="ignore"):
-            return FAMILY[row](LOADERS[distribution]())
+            return row(library)
     except (AttributeError, TypeError) as error:
         if any(sign in str(error) for sign in ("SimpleNamespace", "positional argument", "keyword argument")):
             return "-"

@@ -18,99 +18,19 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-import family
-from lsm._version import DISTRIBUTION
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from family import FAMILY, LIBRARIES, Library, filled
 
 
-class Peer(NamedTuple):
-    """A library: log-softmax of x, and if it has one the gradient by x from dy and x."""
-
-    forward: Callable[[Array, int], Array]
-    backward: Callable[[Array, Array, int], Array] | None
+def near_zero(library: Library) -> str:
+    return f"{library.log_softmax(np.array([[20, 0]], np.float32), -1)[0, 0]:.3g}"
 
 
-def load_lsm() -> Peer:
-    import lsm
-
-    return Peer(lsm.log_softmax, lambda dy, x, axis: lsm.log_softmax_backward(dy, lsm.log_softmax(x, axis), axis))
-
-
-def load_torch() -> Peer:
-    import torch
-
-    def forward(x: Array, axis: int) -> Array:
-        return torch.log_softmax(torch.from_numpy(x), axis).numpy()
-
-    def backward(dy: Array, x: Array, axis: int) -> Array:
-        leaf = torch.from_numpy(x).requires_grad_()
-        torch.log_softmax(leaf, axis).backward(torch.from_numpy(dy))
-        return leaf.grad.numpy()
-
-    return Peer(forward, backward)
-
-
-def load_jax() -> Peer:
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    import jax
-
-    def forward(x: Array, axis: int) -> Array:
-        return np.asarray(jax.nn.log_softmax(x, axis))
-
-    def backward(dy: Array, x: Array, axis: int) -> Array:
-        return np.asarray(jax.vjp(lambda x: jax.nn.log_softmax(x, axis), x)[1](dy)[0])
-
-    return Peer(forward, backward)
-
-
-def load_onnxruntime() -> Peer:
-    import onnx
-    import onnxruntime
-
-    sessions: dict[Any, Any] = {}
-
-    def forward(x: Array, axis: int) -> Array:
-        key = (x.dtype, x.ndim, axis)
-        if key not in sessions:
-            dtype = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
-            x_info, y_info = (onnx.helper.make_tensor_value_info(name, dtype, [None] * x.ndim) for name in "xy")
-            node = onnx.helper.make_node("LogSoftmax", ["x"], ["y"], axis=axis)
-            graph = onnx.helper.make_graph([node], "log_softmax", [x_info], [y_info])
-            # Versions that a runtime of 2023 reads as well.
-            model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-            sessions[key] = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        return sessions[key].run(None, {"x": x})[0]
-
-    return Peer(forward, None)
-
-
-def load_scipy() -> Peer:
-    from scipy.special import log_softmax
-
-    return Peer(log_softmax, None)
-
-
-LIBRARIES = {  # distribution: (its name in the table, how to load it)
-    DISTRIBUTION: ("lsm", load_lsm),
-    "torch": ("PyTorch", load_torch),
-    "jax": ("JAX", load_jax),
-    "onnxruntime": ("ONNX Runtime", load_onnxruntime),
-    "scipy": ("SciPy", load_scipy),
-}
-
-
-def near_zero(peer: Peer) -> str:
-    return f"{peer.forward(np.array([[20, 0]], np.float32), -1)[0, 0]:.3g}"
-
-
-def vanished_gradients(peer: Peer) -> str:
+def vanished_gradients(library: Library) -> str:
     """Frames whose gradient at the largest class is 0 in float32, where none is below 1e-37."""
-    if peer.backward is None:
+    if not hasattr(library, "log_softmax_gradient"):
         return "no gradient"
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1.5, (500, 1000)).astype(np.float32)
@@ -119,11 +39,11 @@ def vanished_gradients(peer: Peer) -> str:
     largest = x.argmax(axis=1)
     dy = np.zeros_like(x)
     dy[frames, largest] = -1
-    dx = peer.backward(dy, x, -1)
+    dx = library.log_softmax_gradient(dy, x, -1)
     return f"{np.count_nonzero(dx[frames, largest] == 0)} of {len(x)}"
 
 
-def long_frame_error(peer: Peer) -> str:
+def long_frame_error(library: Library) -> str:
     """Find the largest absolute error; what the logits are decides how much a float32 sum loses."""
     errors = []
     for spread in (1, 3):
@@ -131,24 +51,24 @@ def long_frame_error(peer: Peer) -> str:
         # In parts, to save memory. Where longdouble is no wider than float64, that is still wide enough.
         total = sum(np.exp(part, dtype=np.longdouble).sum() for part in np.array_split(x[0], 64))
         reference = x.astype(np.float64) - np.float64(np.log(total))  # rounded to 2e-15
-        errors.append(np.abs(peer.forward(x, -1) - reference).max())
+        errors.append(np.abs(library.log_softmax(x, -1) - reference).max())
     return ", ".join(f"{error:.1e}" for error in errors)
 
 
-def many_equal_float16(peer: Peer) -> str:
-    return f"{peer.forward(np.zeros((1, 65_537), np.float16), -1)[0, 0]:.4g}"
+def many_equal_float16(library: Library) -> str:
+    return f"{library.log_softmax(np.zeros((1, 65_537), np.float16), -1)[0, 0]:.4g}"
 
 
-def same_bits(peer: Peer) -> str:
+def same_bits(library: Library) -> str:
     """Name the changes around a frame that change its bits: batches of several sizes, classes on axis 0."""
     rng = np.random.default_rng(2)
     changed: dict[str, list[str]] = {}
     for n_classes in (10, 33, 1000):
         x = rng.normal(0, 3, (257, n_classes)).astype(np.float32)
         dy = rng.normal(size=x.shape).astype(np.float32)
-        calls = {"forward": (peer.forward, (x,)), "gradient": (peer.backward, (dy, x))}
-        for op, (function, arrays) in calls.items():
-            if function is None:
+        calls = {"forward": ("log_softmax", (x,)), "gradient": ("log_softmax_gradient", (dy, x))}
+        for op, (name, arrays) in calls.items():
+            if (function := getattr(library, name, None)) is None:
                 continue
             alone = np.concatenate([function(*(a[i : i + 1] for a in arrays), -1) for i in range(len(x))])
             batches = [function(*(a[:n] for a in arrays), -1) for n in (2, 3, 16, 100, 257)]
@@ -159,21 +79,21 @@ def same_bits(peer: Peer) -> str:
                 changed.setdefault(f"{op} by axis", []).append(str(n_classes))
     if changed:
         return "no: " + ", ".join(f"{what} ({', '.join(counts)})" for what, counts in changed.items())
-    return "yes" if peer.backward else "yes (no gradient)"
+    return "yes" if hasattr(library, "log_softmax_gradient") else "yes (no gradient)"
 
 
-def huge_frame_ms(peer: Peer) -> str:
+def huge_frame_ms(library: Library) -> str:
     """Time the best of 15 calls, after one that warms up."""
     x = np.random.default_rng(3).normal(size=(1, 2**23)).astype(np.float32)
     seconds = []
     for _ in range(16):
         start = time.perf_counter()
-        peer.forward(x, -1)
+        library.log_softmax(x, -1)
         seconds.append(time.perf_counter() - start)
     return f"{min(seconds[1:]) * 1e3:.0f} ms"
 
 
-PROMISES: dict[str, Callable[[Peer], str]] = {
+PROMISES: dict[str, Callable[[Library], str]] = {
     "(a) float32 [20, 0]: result at the 20; true is -2.06e-09": near_zero,
     "(b) 500 confident frames: how many get the gradient 0 at the largest class; true is 0": vanished_gradients,
     "(c) 2^24 float32 classes, N(0, 1) and N(0, 3): largest absolute error": long_frame_error,
@@ -186,7 +106,7 @@ HUGE = "(f) one frame of 2^23 float32 classes: time with one processor, then wit
 def measure(distribution: str, rows: list[str]) -> dict[str, str]:
     """Fill the cells of one library; an error's name stands where its result would."""
     try:
-        peer = LIBRARIES[distribution][1]()
+        library = LIBRARIES[distribution][1]()
     except ModuleNotFoundError as error:  # ONNX Runtime without onnx, which writes its models
         return dict.fromkeys(rows, f"needs {error.name}")
     except Exception as error:
@@ -194,10 +114,7 @@ def measure(distribution: str, rows: list[str]) -> dict[str, str]:
     cells = {}
     for row in rows:
         try:
-            if row in family.FAMILY:
-                cells[row] = family.measure(distribution, row)
-            else:
-                cells[row] = (PROMISES | {HUGE: huge_frame_ms})[row](peer)
+            cells[row] = filled((PROMISES | FAMILY | {HUGE: huge_frame_ms})[row], library)
         except Exception as error:  # the next row may work
             cells[row] = type(error).__name__
     return cells
@@ -250,7 +167,7 @@ def main() -> int:
 
     from lsm.bench.machine import processor  # not where a peer is alone
 
-    tables = ([] if args.family else [[*PROMISES, HUGE]]) + [list(family.FAMILY)]
+    tables = ([] if args.family else [[*PROMISES, HUGE]]) + [list(FAMILY)]
     table: dict[str, dict[str, str]] = {}
     missing = []
     for distribution, (name, _) in LIBRARIES.items():

@@ -2,9 +2,7 @@
 
 import pytest
 
-from lsm.bench.errors import Reference
-from lsm.bench.result import Entry
-from lsm.bench.run import check
+from lsm.bench.errors import Reference, check
 
 N_CHECKED = 2**15  # elements of a result that are held to the exact values
 
@@ -16,8 +14,8 @@ pytestmark = [
 
 def test_workload(benchmark, stage, case, implementation):
     (one,) = [each for each in stage.implementations(case) if each.key == implementation]
-    entry = Entry(one.name, one.library, one.way, one.code)
-    check(one, entry, stage.data, Reference(case, stage.data, N_CHECKED))
+    entry = one.entry()
+    check(one, entry, Reference(case, stage.data, N_CHECKED))
     assert entry.error is None, entry.error
     benchmark.group = case.label
     figures = ("first_call_ms", "max_ulp", "max_frame_ulp", "max_abs_error", "bound_ulp", "is_right")

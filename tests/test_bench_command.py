@@ -78,57 +78,63 @@ def refused(capsys, *args):
 # What is asked for
 
 
-def test_the_plain_command_asks_for_the_quick_set(work, engine):
-    assert bench() == 0
-    assert engine.options == Options(set="quick", command="lsm bench")
+@pytest.mark.parametrize(
+    ("args", "asked"),
+    [
+        ("", {"set": "quick"}),
+        (
+            "--set usual --only llm_step,senones small --op forward --dtype float16 float32 --data peaked"
+            " --threads 1,2,2 --implementations lsm torch --rounds 3 --memory --device cuda",
+            {
+                "set": "usual",
+                "only": ("llm_step", "senones", "small"),
+                "op": ("forward",),
+                "dtype": ("float16", "float32"),
+                "data": ("peaked",),
+                "threads": (1, 2),
+                "implementations": ("lsm", "torch"),
+                "rounds": 3,
+                "memory": True,
+                "device": "cuda",
+            },
+        ),
+        ("--set full --shape 64x128256 --axis 0", {"set": "full", "shape": (64, 128256), "axis": 0}),
+        ("--no-memory", {"set": "quick", "memory": False}),
+        ("--set gpu --sweep classes", {"set": "gpu", "sweep": "classes", "device": "cuda"}),
+        ("--set map", {"set": "map", "implementations": ("cython", "torch")}),
+        (
+            "--set map --op logsumexp",
+            {"set": "map", "op": ("logsumexp",), "implementations": ("cython", "torch", "scipy")},
+        ),
+        ("--set map --implementations jax", {"set": "map", "implementations": ("jax",)}),
+    ],
+)
+def test_every_argument_reaches_the_engine(work, engine, args, asked):
+    assert bench(*args.split()) == 0
+    assert engine.options == Options(**asked, command=f"lsm bench {args}".rstrip())
     assert list(work.iterdir()) == []
-
-
-def test_every_argument_reaches_the_engine(engine):
-    text = "--usual --only llm_step,senones small --op forward --dtype float16 float32 --data peaked --threads 1,2,2"
-    text += " --implementations lsm torch --rounds 3 --memory --device cuda"
-    assert bench(*text.split()) == 0
-    assert engine.options == Options(
-        set="usual",
-        only=("llm_step", "senones", "small"),
-        op=("forward",),
-        dtype=("float16", "float32"),
-        data=("peaked",),
-        threads=(1, 2),
-        implementations=("lsm", "torch"),
-        rounds=3,
-        memory=True,
-        device="cuda",
-        command=f"lsm bench {text}",
-    )
-    assert bench("--full", "--shape", "64x128256", "--axis", "0") == 0
-    assert (engine.options.set, engine.options.shape, engine.options.axis) == ("full", (64, 128256), 0)
-    assert engine.options.memory is None  # the engine's own choice
-    assert bench("--no-memory") == 0 and engine.options.memory is False
-    assert bench("--set", "gpu", "--sweep", "classes") == 0
-    assert (engine.options.set, engine.options.sweep, engine.options.device) == ("gpu", "classes", "cuda")
 
 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--axis", "1"], "--axis 1: needs --shape"),
-        (["--tolerance", "1.2"], "--tolerance 1.2: needs --compare FILE"),
-        (["--shape", "3x0"], "accepted: sizes from 1 with x between, such as 64x128256"),
+        (["--axis", "1"], "error: --axis: 1; needs --shape"),
+        (["--tolerance", "1.2"], "error: --tolerance: 1.2; needs --compare FILE"),
+        (["--shape", "3x0"], "argument --shape: '0'; accepted: whole numbers from 1"),
         (["--shape", "3", "--axis", "1"], "--axis: 1; accepted: -1 to 0"),
         (["--shape", "3", "--only", "small"], "error: --shape: it replaces the named workloads"),
         (["--threads", "1,0"], "accepted: whole numbers from 1"),
         (["--rounds", "-1"], "accepted: whole numbers from 1"),
         (["--tolerance", "0.5"], "accepted: a ratio from 1"),
         (["--tolerance", "nan"], "accepted: a ratio from 1"),
-        (["--op", "sideways"], "error: --op: 'sideways'; accepted: forward, backward, forward+backward"),
-        (["--dtype", "float8"], "error: --dtype: 'float8'; accepted: float16, bfloat16, float32, float64"),
-        (["--data", "odd"], "error: --data: 'odd'; accepted: logits, peaked, masked, constant"),
-        (["--device", "abacus"], "error: --device: 'abacus'; accepted: cpu, cuda"),
+        (["--op", "sideways"], "argument --op: 'sideways'; accepted: forward, backward, forward+backward"),
+        (["--dtype", "float32,float8"], "argument --dtype: 'float8'; accepted: float16, bfloat16, float32, float64"),
+        (["--data", "odd"], "argument --data: 'odd'; accepted: logits, peaked, masked, constant"),
+        (["--device", "abacus"], "argument --device: invalid choice: 'abacus'"),
         (["--sweep", "up"], "choose from"),
         (["--chart", "c.pdf"], "accepted: a name that ends in .svg or .png"),
-        (["--quick", "--full"], "not allowed with"),
         (["--set", "huge"], "choose from"),
+        (["--json", "r.svg", "--chart", "./r.svg"], "each result needs a file of its own"),
     ],
 )
 def test_arguments_that_make_no_sense(engine, capsys, args, said):
@@ -167,11 +173,11 @@ def test_all_outputs_of_one_run(work, engine, capsys):
     assert Path("r.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("args", [["--quick"], ["--threads", "2"], ["--memory"], ["--device", "cpu"], ["--op", "x"]])
+@pytest.mark.parametrize("args", ["--set quick", "--threads 2", "--memory", "--device cpu", "--op forward"])
 def test_what_was_measured_before_is_not_measured_otherwise(engine, capsys, args):
     Path("r.json").write_text(engine.result.to_json())
-    name = "--set" if args == ["--quick"] else args[0]
-    assert f"{name}: --from reports what was measured before" in refused(capsys, "--from", "r.json", *args)
+    said = refused(capsys, "--from", "r.json", *args.split())
+    assert f"--from: reports what was measured before; leave out {args.split()[0]}, or it" in said
 
 
 def test_a_map_from_the_command_to_its_files(capsys, monkeypatch):
@@ -193,15 +199,6 @@ def test_a_map_from_the_command_to_its_files(capsys, monkeypatch):
     assert bench("--set", "map", "--op", "forward", "--implementations", "cython") == 0
     threads = ", ".join(map(str, sorted({1, lsm.get_num_threads()})))
     assert f"threads: {threads} for each implementation" in capsys.readouterr().out
-
-
-def test_the_map_is_measured_beside_torch(engine):
-    assert bench("--set", "map") == 0
-    assert engine.options.implementations == ("cython", "torch")
-    assert bench("--set", "map", "--op", "logsumexp") == 0
-    assert engine.options.implementations == ("cython", "torch", "scipy")
-    assert bench("--set", "map", "--implementations", "jax") == 0
-    assert engine.options.implementations == ("jax",)
 
 
 # --compare
@@ -255,41 +252,34 @@ def test_a_path_that_cannot_be_written_is_refused_before_measuring(work, engine,
     assert sorted(work.rglob("*")) == before
 
 
-def test_two_outputs_do_not_share_a_file(engine, capsys):
-    assert "each output needs a file of its own" in refused(capsys, "--json", "r.svg", "--chart", "./r.svg")
-
-
 def deeply(change):
     """A result whose JSON is changed somewhere deep."""
     tree = json.loads(planted.result().to_json())
     change(tree)
-    return json.dumps(tree)
+    return json.dumps(tree).encode()
 
 
 HOSTILE = {
-    "empty": "",
+    "empty": b"",
     "binary": b"\xff\xfe\x00",
-    "no object": "[1]",
-    "another format": '{"format": 99}',
-    "nothing else": '{"format": 3}',
-    "deep": "[" * 100_000,
+    "no object": b"[1]",
+    "another format": b'{"format": 99}',
+    "nothing else": b'{"format": 3}',
+    "deep": b"[" * 100_000,
     "more than there is": deeply(lambda tree: tree["rows"][0].update(extra=1)),
     "less than there is": deeply(lambda tree: tree["rows"][0].pop("case")),
+    "missing": None,
 }
 
 
 @pytest.mark.parametrize("flag", ["--from", "--compare"])
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_files_that_are_no_result(engine, capsys, flag, text):
-    Path("r.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert "r.json" in refused(capsys, flag, "r.json")
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_files_that_are_no_result(work, engine, capsys, flag, data):
+    if data is not None:
+        Path("r.json").write_bytes(data)
+    assert ("'r.json'" if data is not None else "'r.json' cannot be read: ") in refused(capsys, flag, "r.json")
+    assert f"{str(work)!r} cannot be read: " in refused(capsys, flag, work)
     assert engine.options is None
-
-
-@pytest.mark.parametrize("flag", ["--from", "--compare"])
-@pytest.mark.parametrize("name", ["missing.json", "."])
-def test_files_that_cannot_be_read(engine, capsys, flag, name):
-    assert f"{name!r} cannot be read: " in refused(capsys, flag, name)
 
 
 def test_control_characters_in_a_file_stay_text(capsys):
@@ -325,13 +315,19 @@ def test_a_missing_library_is_named_with_the_remedy(engine, capsys, monkeypatch,
 # Runs that end early
 
 
-def test_what_was_measured_before_an_interruption_is_kept(work, engine, capsys):
-    engine.stopped_after = 2
-    assert bench("--json", "r.json", "--markdown", "r.md") == 130
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("stopped_after", 130, "lsm: interrupted; what was measured is reported"),
+        ("failed_after", 1, "lsm: error: ValueError: the machine is on fire; what was measured until then is reported"),
+    ],
+)
+def test_what_was_measured_before_an_interruption_or_a_failure_is_kept(work, engine, capsys, end, code, said):
+    setattr(engine, end, 2)
+    assert bench("--json", "r.json", "--markdown", "r.md") == code
     shown = capsys.readouterr()
-    assert "lsm: interrupted; what was measured is reported" in shown.err
-    assert "interrupted: after 2 rows; what was measured is here" in shown.out
-    assert "hasty" in shown.out and "senones" not in shown.out
+    assert said in shown.err and "interrupted: after 2 rows; what was measured is here" in shown.out
+    assert "hasty" in shown.out and "senones" not in shown.out and "hasty" in Path("r.md").read_text()
     kept = from_json(Path("r.json").read_text())
     assert kept.interrupted and kept.rows == engine.result.rows[:2]
     assert sorted(path.name for path in work.iterdir()) == ["r.json", "r.md"]
@@ -345,15 +341,6 @@ def test_an_interruption_before_the_first_row(engine, capsys):
     assert bench("--json", "r.json", "--chart", "r.svg", "--compare", "r.json") == 130
     assert "interrupted: after 0 rows" in capsys.readouterr().out
     assert Path("r.json").read_text() == old and not Path("r.svg").exists()
-
-
-def test_what_was_measured_before_a_failure_is_reported(engine, capsys):
-    engine.failed_after = 2
-    assert bench("--json", "r.json", "--markdown", "r.md") == 1
-    shown = capsys.readouterr()
-    assert "lsm: error: ValueError: the machine is on fire; what was measured until then is reported" in shown.err
-    assert "interrupted: after 2 rows" in shown.out and "hasty" in shown.out
-    assert from_json(Path("r.json").read_text()).interrupted and "hasty" in Path("r.md").read_text()
 
 
 @pytest.mark.parametrize("rows", [[], [planted.row([])], [planted.row([planted.entry(us=None, **planted.RAISED)])]])
@@ -390,7 +377,7 @@ def test_a_signal_that_a_callback_swallows_ends_a_run_too():
 
 
 def test_sigterm_ends_a_run_in_order(work):
-    command = [sys.executable, "-m", "lsm", *RUN.replace("--rounds 2", "--rounds 1000 --usual").split()]
+    command = [sys.executable, "-m", "lsm", *RUN.replace("--rounds 2", "--rounds 1000 --set usual").split()]
     running = subprocess.Popen(
         [*command, "--json", "r.json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -12,7 +12,6 @@ import pytest
 
 import family
 import lsm
-from lsm._version import DISTRIBUTION
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -114,7 +113,7 @@ def test_the_readme_code_runs(code, capsys):
 @pytest.mark.parametrize("row", [row for row in promises.PROMISES if not row.startswith("(c)")])
 def test_the_readme_table_is_true(row):
     line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
-    assert promises.PROMISES[row](promises.load_lsm()) == line.split("|")[2].strip()
+    assert promises.PROMISES[row](family.load_lsm()) == line.split("|")[2].strip()
 
 
 def test_the_readme_examples():
@@ -124,7 +123,7 @@ def test_the_readme_examples():
 @pytest.mark.parametrize("row", FAMILY)
 def test_the_readme_table_of_the_family_is_true(row):
     line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
-    assert family.measure(DISTRIBUTION, row) == line.split("|")[2].strip()
+    assert family.filled(family.FAMILY[row], family.load_lsm()) == line.split("|")[2].strip()
 
 
 def test_the_table_of_the_family_is_printed():

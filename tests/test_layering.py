@@ -49,11 +49,11 @@ FLOORS = [
     "lsm._conformance.api lsm._conformance.behaviour lsm._conformance.memory"
     " lsm._conformance.sizes lsm._conformance.special",
     "lsm._conformance.derived",
-    "lsm._conformance.run lsm.bench.errors lsm.bench.idioms lsm.bench.implementation",
-    "lsm._conformance.table lsm.testing lsm.bench.peers lsm.bench.report lsm.bench.timing",
-    "lsm._apply lsm._listing lsm.bench.chart lsm.bench.compare lsm.bench.memory lsm.bench.render",
+    "lsm._conformance.run lsm.bench.implementation",
+    "lsm._conformance.table lsm.testing lsm.bench.errors lsm.bench.peers lsm.bench.report lsm.bench.timing",
+    "lsm._apply lsm._listing lsm.bench.accuracy lsm.bench.chart lsm.bench.compare lsm.bench.memory lsm.bench.render",
     "lsm._apply_command lsm.bench.run",
-    "lsm.bench.accuracy lsm.bench.command",
+    "lsm.bench.command",
     "lsm.cli",
     "lsm.__main__",
 ]

@@ -8,10 +8,9 @@ from typing import Any
 
 from lsm.bench import peers
 from lsm.bench.data import Data
-from lsm.bench.errors import Reference
+from lsm.bench.errors import Reference, check
 from lsm.bench.options import DTYPES, KINDS_OF_DATA
 from lsm.bench.result import Entry
-from lsm.bench.run import check
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, Case
 
 N_CLASSES = (10, 1000, 50_257, 2**20)
@@ -42,14 +41,13 @@ def measured(wanted: str | None, progress: Progress, n_classes: tuple[int, ...] 
     for case in progress(cases):
         data = Data(case, [case.op])
         exact = Reference(case, data, data.x.size)
-        ulps: dict[str, Any] = {}
-        beyond = []
+        entries: dict[str, Entry] = {}
         for one in peers.made(makers, case, data, 1)[0]:
-            if one.name not in ulps and (one.backend is None or wanted in (None, one.backend)):
-                entry = Entry(one.name, one.library, one.way, one.code)
-                check(one, entry, data, exact)
-                ulps[one.name] = entry.error or ("inf" if math.isinf(entry.max_ulp or 0) else entry.max_ulp)
-                beyond += [one.name] * (one.backend is not None and not entry.is_right)
+            if one.name not in entries and (one.backend is None or wanted in (None, one.backend)):
+                entries[one.name] = one.entry()
+                check(one, entries[one.name], exact)
+        ulps = {name: e.error or ("inf" if e.max_ulp == math.inf else e.max_ulp) for name, e in entries.items()}
+        beyond = [name for name, entry in entries.items() if entry.backend and not entry.is_right]
         about = {"op": case.op, "dtype": case.dtype, "data": case.data, "classes": case.n_classes}
         rows.append(about | {"ulps": ulps, "beyond": beyond})
         gc.collect()

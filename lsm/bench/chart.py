@@ -6,16 +6,18 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from lsm.bench.report import Cells, Map, maps, number, plural, speed_ups, times
-from lsm.bench.result import Entry, Result, Row
+from lsm.bench.result import Result, Row
 
 # Okabe and Ito (2008), which the colour-blind distinguish too; each with a marker, for print in black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D31", "#7F7F7F")
@@ -25,7 +27,7 @@ STYLE = "<style>svg{color:#24292f}@media (prefers-color-scheme: dark){svg{color:
 WIDTH_IN, BAR_IN, CURVES_IN, MAP_IN = 11.0, 0.13, 4.2, 3.6  # inches
 DOTS_PER_INCH = 150
 
-Look = dict[str, dict[str, Any]]
+Looks = dict[str, dict[str, Any]]
 Curves = tuple[str, str, dict[str, list[tuple[float, float]]]]  # title, label of x, points by name
 
 
@@ -56,21 +58,19 @@ def _maps(found: list[Map]) -> Figure:
         # 1 is white, red is below, and the colours end at 1/3 and 3: those of two runs can be compared.
         _draw_map(left, one, one.ratios, "RdBu", (1 / 3, 3))
         left.set_title(f"{one.title}: time of the peer over lsm's")
-        ns = list(one.ns.values()) or [1.0]
-        _draw_map(right, one, one.ns, "Oranges", (min(ns), 2 * max(ns)))
-        right.set_title("ns an element" + f"; {one.limit} {number(one.limit_ns)}" * bool(one.limit))
+        least = min(one.ns.values(), default=1.0)
+        _draw_map(right, one, one.ns, "Oranges", (least, 2 * max(one.ns.values(), default=1.0)))
+        right.set_title("ns an element" + f"; {one.limit}" * bool(one.limit))
     return figure
 
 
 def _draw_map(axes: Any, found: Map, cells: Cells, colours: str, ends: tuple[float, float]) -> None:
     """Rectangles of a logarithmic colour with their numbers; cells that do not exist are left out."""
     values = np.array([[cells.get((n, inner), math.nan) for inner in found.inners] for n in found.classes])
-    scale = (np.log(values) - math.log(ends[0])) / math.log(ends[1] / ends[0])
-    image = mpl.colormaps[colours](np.ma.masked_invalid(scale))
-    axes.imshow(image, aspect="auto", interpolation="none")
+    image = axes.imshow(values, cmap=colours, norm=LogNorm(*ends), aspect="auto", interpolation="none")
     for (i, j), value in np.ndenumerate(values):
         if not math.isnan(value):
-            ink = "white" if image[i, j, :3] @ (0.3, 0.6, 0.1) < 0.5 else "black"
+            ink = "white" if np.dot(image.to_rgba(value)[:3], (0.3, 0.6, 0.1)) < 0.5 else "black"
             axes.text(j, i, number(value), color=ink, size=7, ha="center", va="center")
     axes.grid(visible=False)
     axes.set(xlabel="inner", ylabel="classes")
@@ -80,55 +80,46 @@ def _draw_map(axes: Any, found: Map, cells: Cells, colours: str, ends: tuple[flo
 
 def _figure(result: Result) -> Figure:
     """Bars above, curves below."""
-    rows, n_threads = [best_way(row) for row in result.rows], max(result.header.threads)
-    rows = [row for row in rows if row.implementations]
-    look = looks(rows)
+    rows = [row for row in map(best_way, result.rows) if row.implementations]
+    n_threads = max((row.threads for row in rows), default=1)
+    is_peer = {entry.name: entry.backend is None for row in rows for entry in row.implementations}
+    names = enumerate(sorted(is_peer, key=lambda name: (is_peer[name], name)))  # the backends first
+    looks: Looks = {
+        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, name in names
+    }
     bars = [row for row in rows if row.threads == n_threads]
     curves = list(_curves(rows, n_threads))
-    n_bars = sum(1 + len(row.implementations) for row in bars)
-    heights = [1.4 + BAR_IN * n_bars] * bool(bars) + [CURVES_IN] * math.ceil(len(curves) / 2)
-    figure = Figure(figsize=(WIDTH_IN, sum(heights) or 1), layout="constrained")
-    parts = list(figure.subfigures(len(heights) or 1, 1, height_ratios=heights or [1], squeeze=False)[:, 0])
+    n_bars, n_lines = sum(1 + len(row.implementations) for row in bars), math.ceil(len(curves) / 2)
+    heights = [1.4 + BAR_IN * n_bars, CURVES_IN * n_lines]
+    figure = Figure(figsize=(WIDTH_IN, sum(heights)), layout="constrained")
     if bars:
-        _draw_bars(parts[0].subplots(), bars, look, n_threads)
-    for i, part in enumerate(parts[bool(bars) :] if curves else []):
-        for axes, some in zip(part.subplots(1, 2), [*curves[2 * i : 2 * i + 2], None], strict=False):
-            _draw_curves(axes, look, some)
-    for part in parts:
-        handles = [Line2D([], [], label=name, **style) for name, style in look.items()]
-        part.legend(handles=handles, loc="outside upper center", ncols=6)
+        above, below = np.ravel(figure.subfigures(2, 1, height_ratios=heights))
+        _draw_bars(above.subplots(), bars, looks, n_threads)
+        for axes, some in zip_longest(below.subplots(n_lines, 2).flat, curves):
+            _draw_curves(axes, looks, *some) if some else axes.axis("off")
+        handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+        above.legend(handles=handles, loc="outside upper center", ncols=6)
     return figure
 
 
 def best_way(row: Row) -> Row:
     """Each implementation once, as it is at its best: writing into a given result, where it can."""
-    chosen: dict[str, Entry] = {}
-    for entry in row.implementations:
-        if entry.error is None and entry.us and (entry.name not in chosen or entry.way == "out"):
-            chosen[entry.name] = replace(entry, way="out")
-    return replace(row, implementations=list(chosen.values()))
+    timed = [entry for entry in row.implementations if entry.error is None and entry.us]
+    chosen = {entry.name: entry for entry in sorted(timed, key=lambda entry: entry.way == "out")}
+    return replace(row, implementations=[replace(entry, way="out") for entry in chosen.values()])
 
 
-def looks(rows: list[Row]) -> Look:
-    """A colour and a marker for each implementation: the backends first."""
-    is_peer = {entry.name: entry.backend is None for row in rows for entry in row.implementations}
-    names = enumerate(sorted(is_peer, key=lambda name: (is_peer[name], name)))
-    return {name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, name in names}
-
-
-def _draw_bars(axes: Any, rows: list[Row], look: Look, n_threads: int) -> None:
+def _draw_bars(axes: Any, rows: list[Row], looks: Looks, n_threads: int) -> None:
     """Bars from 1 outwards, which is where an implementation is as fast as lsm; hollow where it is not right."""
     y, ticks = 0, {}
     for row in rows:
         ticks[y + (len(row.implementations) - 1) / 2] = row.case.label
-        for entry in sorted(row.implementations, key=lambda entry: list(look).index(entry.name)):
-            ratio, colour = entry.ratio or math.nan, look[entry.name]["color"]
+        for entry in sorted(row.implementations, key=lambda entry: list(looks).index(entry.name)):
+            ratio, colour = entry.ratio or math.nan, looks[entry.name]["color"]
             fill = {"color": colour} if entry.is_right else {"fill": False, "edgecolor": colour, "hatch": "////"}
-            axes.barh(y, ratio - 1, 0.86, left=1, **fill)
-            span = entry.p20_ratio or ratio, entry.p80_ratio or ratio
-            axes.plot(span, (y, y), color=GREY, linewidth=1)
-            text = times(entry.ratio) + " wrong" * (not entry.is_right)
-            axes.annotate(text, (max(span[1], 1), y), (3, 0), textcoords="offset points", va="center", size=6)
+            span = [[ratio - (entry.p20_ratio or ratio)], [(entry.p80_ratio or ratio) - ratio]]
+            bar = axes.barh(y, ratio - 1, 0.86, left=1, xerr=span, error_kw={"ecolor": GREY, "elinewidth": 1}, **fill)
+            axes.bar_label(bar, [times(entry.ratio) + " wrong" * (not entry.is_right)], padding=3, size=6)
             y += 1
         y += 1
     axes.set_xscale("log", base=2)
@@ -158,15 +149,11 @@ def _curves(rows: list[Row], n_threads: int) -> Iterator[Curves]:
         yield f"times as fast as with {fewest}", "threads", {name: list(by.items()) for name, by in ups.items()}
 
 
-def _draw_curves(axes: Any, look: Look, curves: Curves | None) -> None:
-    if curves is None:
-        axes.set_axis_off()
-        return
-    title, label, points = curves
+def _draw_curves(axes: Any, looks: Looks, title: str, label: str, points: dict[str, list[tuple[float, float]]]) -> None:
     for name, some in points.items():
-        style = look.get(name, {"color": INK, "marker": "_", "linewidth": 2})
-        axes.plot(*zip(*some, strict=True), linestyle="-", markersize=4, **{"linewidth": 0.5, **style})
-        if name not in look:
+        look = looks.get(name, {"color": INK, "marker": "_", "linewidth": 2})
+        axes.plot(*zip(*some, strict=True), linestyle="-", markersize=4, **{"linewidth": 0.5, **look})
+        if name not in looks:
             axes.annotate(name, some[-1], (0, 6), textcoords="offset points", ha="right", size=8)
     axes.set(xlabel=label, ylabel="log scale", yscale="log", title=title)
     axes.set_xscale("log", base=2)

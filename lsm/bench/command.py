@@ -2,40 +2,31 @@
 
 import argparse
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 from lsm._errors import LsmError
-from lsm._files import UnusableFileError, atomic_write, write_all
+from lsm._files import UnusableFileError, atomic_write, atomic_writes, write_all
 from lsm._texts import describe_error
 from lsm._version import install_command
 from lsm.bench import compare, render, report, run
-from lsm.bench.options import MEASURING, TOLERANCE_RATIO, OptionError, from_arguments
+from lsm.bench.options import MEASURING, TOLERANCE_RATIO, OptionError, Options, from_arguments
 from lsm.bench.result import Result, from_json
 
-# Exit codes. Runs that cannot be compared at all are arguments which cannot be used.
-EXIT_FAILURE = EXIT_SLOWER = 1
-EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_FAILURE, EXIT_INTERRUPTED = 1, 130
 
 
 class MissingLibraryError(LsmError, ImportError):
     """A library is missing that this command needs."""
 
 
-class UsageError(LsmError, ValueError):
-    """Arguments that do not go together."""
+class EnoughError(Exception):
+    """The files could be written; they shall stay as they are."""
 
 
 def main(args: argparse.Namespace) -> int:
     """Do what the arguments ask for, and give the exit code; an error names the argument."""
-    try:
-        return _main(args)
-    except OptionError as error:
-        raise UsageError(f"--{error.option}: {error.problem}") from error
-
-
-def _main(args: argparse.Namespace) -> int:
     for library in ("rich", "threadpoolctl", *["matplotlib"] * bool(args.chart)):
         try:
             import_module(library)
@@ -43,15 +34,16 @@ def _main(args: argparse.Namespace) -> int:
             remedy = install_command("bench")
             raise MissingLibraryError(f"lsm bench needs {library}, which cannot be imported: {remedy}") from error
     if args.tolerance is not None and not args.compare:
-        raise UsageError(f"--tolerance {args.tolerance:g}: needs --compare FILE")
-    if args.axis is not None and args.shape is None:
-        raise UsageError(f"--axis {args.axis}: needs --shape; each named workload has its own")
+        raise OptionError("tolerance", f"{args.tolerance:g}; needs --compare FILE")
     given = [f"--{name}" for name in MEASURING if getattr(args, name) is not None]
     if args.measured and given:
-        raise UsageError(f"{', '.join(given)}: --from reports what was measured before; leave one of them out")
+        raise OptionError("from", f"reports what was measured before; leave out {', '.join(given)}, or it")
+    options = from_arguments(args)
     old = _read(args.compare) if args.compare else None
-    _check_outputs(args)
-    result, code = (_read(args.measured), 0) if args.measured else _measured(args)
+    # What could not be written at the end is refused before anything is measured.
+    with suppress(EnoughError), atomic_writes([name for name in (args.json, args.markdown, args.chart) if name]):
+        raise EnoughError
+    result, code = (_read(args.measured), 0) if args.measured else _measured(options, args.json)
     found = _reported(result, old, args)
     if not code and not any(entry.us is not None for row in result.rows for entry in row.implementations):
         print("lsm: error: nothing was measured; the report says why", file=sys.stderr)
@@ -59,21 +51,7 @@ def _main(args: argparse.Namespace) -> int:
     return code or found
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse before anything is measured what could not be written after it."""
-
-    class EnoughError(Exception):
-        """The file could be written; it shall stay as it is."""
-
-    outputs = [name for name in (args.json, args.markdown, args.chart) if name]
-    for name in outputs:
-        with suppress(EnoughError), atomic_write(name):
-            raise EnoughError
-    if len({Path(name).resolve() for name in outputs}) < len(outputs):
-        raise UsageError(f"{', '.join(outputs)}: each output needs a file of its own")
-
-
-def _measured(args: argparse.Namespace) -> tuple[Result, int]:
+def _measured(options: Options, file: str | None) -> tuple[Result, int]:
     """Measure, and keep what is measured after each row if there is a file for it; give the exit code so far too."""
     kept: Result | None = None
 
@@ -86,11 +64,11 @@ def _measured(args: argparse.Namespace) -> tuple[Result, int]:
             texts = [f"{e.label} {report.number(e.us)} us ({report.times(e.ratio)})" for e in ranked]
             said = f"[{len(result.rows)}/{n_rows}] {row.label}: {', '.join(texts) or 'none ranked'}"
             print(said, file=sys.stderr, flush=True)
-        if args.json:
-            _write(args.json, result.to_json())
+        if file:
+            _write(file, result.to_json())
 
     try:
-        result = run.run(from_arguments(args), after_row)
+        result = run.run(options, after_row)
     except Exception as error:
         if kept is None:
             raise
@@ -108,27 +86,21 @@ def _reported(result: Result, old: Result | None, args: argparse.Namespace) -> i
     files stay as they are, for an earlier run says more.
     """
     shown, code = report.report(result), 0
-    with ExitStack() as at_the_end:
-        at_the_end.callback(lambda: render.write(shown, args.stdout))  # even if a disk is full
-        if old is not None:
-            try:
-                found = compare.compared(old, result, args.tolerance or TOLERANCE_RATIO, args.compare)
-            except ValueError as error:
-                shown = shown._replace(remarks=[("Not compared", [str(error)]), *shown.remarks])
-                code = EXIT_USAGE
-            else:
-                remarks = [*found.remarks, *shown.remarks]
-                shown = shown._replace(overall=[*shown.overall, *found.tables], remarks=remarks)
-                code = EXIT_SLOWER if found.is_worse else 0 if found.is_judged else EXIT_UNDECIDED
-        if not result.rows:
-            return code
-        if args.json:
-            _write(args.json, result.to_json())
-        if args.markdown:
-            _write(args.markdown, render.markdown(shown))
-        if args.chart:
-            kind = Path(args.chart).suffix.lower().removeprefix(".")
-            _write(args.chart, import_module("lsm.bench.chart").drawn(result, kind))
+    if old is not None:
+        found = compare.compared(old, result, args.tolerance or TOLERANCE_RATIO, args.compare)
+        shown = shown._replace(overall=[*shown.overall, *found.tables], remarks=[*found.remarks, *shown.remarks])
+        code = found.code
+    try:
+        if result.rows:
+            if args.json:
+                _write(args.json, result.to_json())
+            if args.markdown:
+                _write(args.markdown, render.markdown(shown))
+            if args.chart:
+                kind = Path(args.chart).suffix.lower().removeprefix(".")
+                _write(args.chart, import_module("lsm.bench.chart").drawn(result, kind))
+    finally:  # even if a disk is full
+        render.write(shown, args.stdout)
     return code
 
 

@@ -14,6 +14,8 @@ from lsm.bench.peers import is_wanted
 from lsm.bench.report import BEST, FEW_SAMPLES, WRONG, Line, Remark, Table, number, times
 from lsm.bench.result import Entry, Header, Result, Row
 
+# What was found, as an exit code; where nothing is judged, nothing has been found to be as fast as before.
+SAME, WORSE, NOTHING_COMMON, UNDECIDED = 0, 1, 2, 3
 UNJUDGED = "no backend is ranked in both runs, with samples enough in an undisturbed row; measure again"
 
 
@@ -22,12 +24,11 @@ class Comparison(NamedTuple):
 
     tables: list[Table]
     remarks: list[Remark]
-    is_worse: bool
-    is_judged: bool  # where nothing is, nothing has been found to be as fast as before
+    code: int
 
 
 def compared(old: Result, new: Result, tolerance: float, name: str) -> Comparison:
-    """Hold a run to another, which `name` names; a ValueError if they have nothing in common."""
+    """Hold a run to another, which `name` names."""
     lines: list[tuple[float, Line]] = []
     worse: list[str] = []
     broken: list[str] = []
@@ -49,23 +50,23 @@ def compared(old: Result, new: Result, tolerance: float, name: str) -> Compariso
             relative = ratio / statistics.median(others) if others else None
             slower, faster = min(ratio, relative or ratio), 1 / max(ratio, relative or ratio)
             cells = [row.label, label, number(then.us), number(entry.us), times(ratio), times(relative)]
-            mark = WRONG if slower > tolerance else BEST if faster > tolerance else ""
+            mark = ""
             if entry.backend is None:
-                mark = ""
+                pass
             elif is_disturbed or min(len(then.samples_us), len(entry.samples_us)) < FEW_SAMPLES:
-                mark = ""
                 unjudged.append(f"{label}, {row.label}")
             else:
+                mark = WRONG if slower > tolerance else BEST if faster > tolerance else ""
                 marks.append(mark)
             if mark == WRONG:
-                us = f"{number(then.us)} to {number(entry.us)} us, {times(ratio)}"
+                us = f"{cells[2]} to {cells[3]} us, {times(ratio)}"
                 worse.append(f"{label}, {row.label}: {us}" + f", {times(relative)} relative to peers" * bool(relative))
             lines.append((-slower, (cells, mark)))
     if not lines and not broken:
-        raise ValueError(f"{name!r} has nothing ranked in a row that this run has too; compare runs of the same choice")
-    is_judged = bool(broken or marks)
+        text = f"{name!r} has nothing ranked in a row that this run has too; compare runs of the same choice"
+        return Comparison([], [("Not compared", [text])], NOTHING_COMMON)
     remarks = [
-        ("Nothing was judged", [] if is_judged else [UNJUDGED]),
+        ("Nothing was judged", [UNJUDGED] * (not broken and not marks)),
         (f"Slower by more than {tolerance:g}", worse),
         ("Not right any more, missing, or raises now", sorted(broken)),
         (f"Not judged: others used the processors, or fewer than {FEW_SAMPLES} samples", unjudged),
@@ -73,12 +74,11 @@ def compared(old: Result, new: Result, tolerance: float, name: str) -> Compariso
     ]
     since = f"{old.header.date}, lsm {old.header.versions.get('lsm')}, commit {old.header.commit or 'unknown'}"
     heads = ["row", "implementation", "old us", "new us", "new/old", "relative to peers"]
-    note = (
-        f"of lsm: {marks.count(WRONG)} slower and {marks.count(BEST)} faster by more than {tolerance:g}, both by the "
-    )
-    note += "clock and relative to the peers in the same row whose version is the same"
+    counts = f"{marks.count(WRONG)} slower and {marks.count(BEST)} faster by more than {tolerance:g}"
+    note = f"of lsm: {counts}, both by the clock and relative to the peers in the same row whose version is the same"
     table = Table(f"compared with {name} ({since})", heads, [line for _, line in sorted(lines)], [note])
-    return Comparison([table] * bool(lines), [r for r in remarks if r[1]], bool(worse or broken), is_judged)
+    code = WORSE if worse or broken else SAME if marks else UNDECIDED
+    return Comparison([table] * bool(lines), [remark for remark in remarks if remark[1]], code)
 
 
 def _is_measure(peer: Entry, old: Result, new: Result) -> bool:

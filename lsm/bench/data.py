@@ -1,7 +1,8 @@
 """The arrays of a case, on the host or on a device, as each library sees them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,77 +10,55 @@ import numpy as np
 
 import lsm
 from lsm._check import np_dtype
+from lsm._interop_torch import TorchLibrary
 from lsm._version import install_command
-from lsm.bench.workloads import (
-    BACKWARD,
-    BOTH,
-    ENTROPY,
-    FORWARD,
-    KL,
-    LOGSUMEXP,
-    LOSS,
-    LOSS_GRAD,
-    SOFTMAX,
-    SOFTMAX_BACKWARD,
-    TAKE,
-    TOP_K,
-    Case,
-)
+from lsm.bench.workloads import BOTH, FORWARD, SIGNATURES, Case
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NAMES = ("x", "dy", "y", "p", "q", "labels", "out", "y_out", "total")
-# What each function is given, by these names, beside the axis.
-GIVEN = {FORWARD: "x", BACKWARD: "dy, y", SOFTMAX: "x", SOFTMAX_BACKWARD: "dy, p", LOGSUMEXP: "x", ENTROPY: "x"}
-GIVEN |= {KL: "x, q", TOP_K: "x, k"} | dict.fromkeys((TAKE, LOSS, LOSS_GRAD), "x, labels")
+WRITTEN = ("out", "y_out", "total")
 HUGE = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
+TORCH = TorchLibrary()
 
 
 class Data:
-    """x, the gradient dy, the log-probabilities y, the probabilities p, other logits q, labels, and what is written.
+    """The arrays that the operations of `ops` need, by name in `host`, in the case's `order`.
 
-    That is out, for forward+backward y_out too, and total for one number of each frame.
-
-    Arrays that no operation of `ops` needs are None. They are in the case's `order`.
+    They are x, the gradient dy, the log-probabilities y, the probabilities p, other logits q, labels, and `at`, which
+    is the labels with length 1 along the axis. Written are out, for forward+backward y_out too, and total for one
+    number of each frame.
     """
 
     def __init__(self, case: Case, ops: Iterable[str] = (FORWARD,), device: str = "cpu") -> None:
         if "bfloat16" in (case.dtype, case.out_dtype) and find_spec("ml_dtypes") is None:
             raise ValueError(f"bfloat16 needs ml_dtypes: {install_command('bfloat16')}")
-        ops = set(ops)
-        rng = np.random.default_rng(0)
+        ops, rng, axis = set(ops), np.random.default_rng(0), case.axis
         in_type, out_type = np_dtype(case.dtype), np_dtype(case.result_dtype)
         layout: Any = {"order": case.order, "copy": False}
         self.case, self.device = case.arrays, device
-        self.x = _logits(case, rng).astype(in_type, **layout)
-        self.out = np.empty_like(self.x, dtype=out_type)
-        self.dy = self.y = self.p = self.q = self.labels = self.y_out = self.total = None
-        if ops & {BACKWARD, BOTH, SOFTMAX_BACKWARD}:
-            self.dy = _gradient(case, self.x, rng).astype(out_type, **layout)
-        if BACKWARD in ops:
-            self.y = lsm.log_softmax(self.x, case.axis, out=np.empty_like(self.out), dtype=out_type)
-        if SOFTMAX_BACKWARD in ops:
-            self.p = lsm.softmax(self.x, case.axis, out=np.empty_like(self.out), dtype=out_type)
-        if ops & {LOGSUMEXP, TAKE}:
-            self.total = np.empty_like(self.x.take(0, case.axis), out_type)
-        if KL in ops:
-            self.q = _logits(case, rng).astype(in_type, **layout)
-        if ops & {TAKE, LOSS, LOSS_GRAD}:
-            is_largest = case.data == "label"
-            frames = self.x.take(0, case.axis).shape
-            self.labels = self.x.argmax(case.axis) if is_largest else rng.integers(0, case.n_classes, frames)
+        self.x = x = _logits(case, rng).astype(in_type, **layout)
+        self.out = np.empty_like(x, dtype=out_type)
+        self.host = {"x": x, "out": self.out}
+        needed = ", ".join(f"{SIGNATURES[op].given}, {SIGNATURES[op].result}" for op in ops).split(", ")
+        made: dict[str, Callable[[], Array]] = {
+            "dy": lambda: _gradient(case, x, rng).astype(out_type, **layout),
+            "y": lambda: lsm.log_softmax(x, axis, out=np.empty_like(self.out), dtype=out_type),
+            "p": lambda: lsm.softmax(x, axis, out=np.empty_like(self.out), dtype=out_type),
+            "q": lambda: _logits(case, rng).astype(in_type, **layout),
+            "labels": lambda: _labels(case, x, rng),
+            "total": lambda: np.empty_like(x.take(0, axis), out_type),
+        }
+        self.host |= {name: make() for name, make in made.items() if name in needed}
+        if "labels" in needed:
+            self.host["at"] = np.expand_dims(self.host["labels"], axis)
         if BOTH in ops:
-            self.y_out = np.empty_like(self.out)
-
-    @property
-    def host(self) -> dict[str, Array]:
-        """As NumPy arrays."""
-        return {name: array for name in NAMES if (array := getattr(self, name)) is not None}
+            self.host["y_out"] = np.empty_like(self.out)
 
     @cached_property
     def torch(self) -> dict[str, Any]:
         """As tensors of PyTorch, on the CPU the same memory."""
-        return {name: torch_tensor(array).to(self.device) for name, array in self.host.items()}
+        import_module("torch")
+        return {name: TORCH.from_numpy(array, None).to(self.device) for name, array in self.host.items()}
 
     @cached_property
     def cupy(self) -> dict[str, Any]:
@@ -90,53 +69,49 @@ class Data:
             return {name: cupy.from_dlpack(tensor) for name, tensor in self.torch.items()}
         return {name: cupy.asarray(array) for name, array in self.host.items()}
 
+    def waits(self, library: str) -> Callable[[], object] | None:
+        """What waits until "torch" or "cupy" is done; None on the CPU, where a call returns at its end."""
+        if self.device == "cpu":
+            return None
+        cuda: Any = import_module(library).cuda
+        found: Callable[[], object] = cuda.synchronize if library == "torch" else cuda.get_current_stream().synchronize
+        return found
+
     def n_bytes(self, case: Case) -> int:
         """Bytes that a call moves: each input read once, each result written once, for each operation."""
-        forward, backward = self.x.nbytes + self.out.nbytes, 3 * self.out.nbytes
+        given, result, *_ = SIGNATURES[case.op]
         number, label = np_dtype(case.result_dtype).itemsize, np.dtype(np.int64).itemsize
-        reduced = self.x.nbytes + case.n_frames * number
-        labelled = reduced + case.n_frames * label
-        by_op = {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward, LOGSUMEXP: reduced, ENTROPY: reduced}
-        by_op |= {SOFTMAX: forward, SOFTMAX_BACKWARD: backward, TAKE: labelled, LOSS: labelled}
-        by_op |= {KL: self.x.nbytes + reduced, LOSS_GRAD: forward + case.n_frames * label}
-        by_op[TOP_K] = self.x.nbytes + case.n_frames * case.k * (number + label)
-        return int(by_op[case.op])
-
-    def result(self, op: str) -> Array | None:
-        """The preallocated result of an operation; None if its function takes none."""
-        return self.total if op in (LOGSUMEXP, TAKE) else None if op in (TOP_K, LOSS, ENTROPY, KL) else self.out
+        written = {"out": self.out.nbytes, "total": case.n_frames * number}
+        written["best"] = case.n_frames * case.k * (number + label)
+        n_read = sum(self.host[name].nbytes for name in given.split(", ") if name != "k")
+        return int(n_read + written[result] + (2 * self.out.nbytes if case.op == BOTH else 0))
 
 
 def torch_has_cuda() -> bool:
     """Whether PyTorch is installed and can use a GPU."""
     try:
-        import torch
+        return bool(import_module("torch").cuda.is_available())
     except Exception:  # an installation can be broken in many ways
         return False
-    return bool(torch.cuda.is_available())
 
 
-def torch_tensor(array: Array) -> Any:
-    """The same memory as a tensor; torch knows NumPy's own dtypes only, so bfloat16 goes as int16."""
-    import torch
-
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def from_torch(tensor: Any) -> Array:
-    """A tensor as a NumPy array."""
-    import torch
-
-    is_bfloat16 = tensor.dtype == torch.bfloat16
-    bits: Array = (tensor.detach().view(torch.int16) if is_bfloat16 else tensor.detach()).cpu().numpy()
-    return bits.view(np_dtype("bfloat16")) if is_bfloat16 else bits
+def to_numpy(result: Any) -> Array:
+    """A result of one of the libraries as a NumPy array."""
+    library = type(result).__module__.partition(".")[0]
+    if library == "torch":
+        result = TORCH.view_as_numpy(result.detach().cpu(), "the result")
+    return np.asarray(result.get() if library == "cupy" else result)
 
 
 def _normal(rng: np.random.Generator, case: Case, dtype: str) -> Array:
     """N(0, 1); as float32 where that is enough, for the largest array as float64 would take 1.6 GB."""
     return rng.standard_normal(case.shape, np.float64 if dtype == "float64" else np.float32)
+
+
+def _labels(case: Case, x: Array, rng: np.random.Generator) -> Array:
+    """A class of each frame: any, or the largest for the data "label"."""
+    largest = x.argmax(case.axis)
+    return np.asarray(largest if case.data == "label" else rng.integers(0, case.n_classes, largest.shape))
 
 
 def _gradient(case: Case, x: Array, rng: np.random.Generator) -> Array:

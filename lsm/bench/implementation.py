@@ -12,27 +12,18 @@ from lsm._decide import Request
 from lsm._explain import explain_request
 from lsm._texts import printable
 from lsm.backends.cython_ import kernels
-from lsm.bench.data import GIVEN, Array, Data, from_torch, torch_has_cuda
-from lsm.bench.workloads import (
-    BACKWARD,
-    BOTH,
-    FORWARD,
-    LOGSUMEXP,
-    LOSS,
-    LOSS_GRAD,
-    REDUCED,
-    SOFTMAX,
-    SOFTMAX_BACKWARD,
-    TOP_K,
-    Case,
-)
+from lsm.bench.data import Array, Data, to_numpy, torch_has_cuda
+from lsm.bench.result import Entry
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, Case
 
 OUT, NEW = "out", "new"
 USUAL_LAST_CACHE_BYTES = 32 * 2**20  # where the system does not tell
-LIMITS = {FORWARD: "streaming copy", BACKWARD: "streaming add", BOTH: "streaming copy and add"}
-LIMITS |= {SOFTMAX: LIMITS[FORWARD], SOFTMAX_BACKWARD: LIMITS[BACKWARD], LOSS_GRAD: LIMITS[FORWARD]}
-FUNCTIONS = {FORWARD: "log_softmax", BACKWARD: "log_softmax_backward"}  # of the others the operation is the name
-PARTS = {TOP_K: "[0]", LOSS_GRAD: "[1]"}  # of what a function returns, that which is checked
+
+FUNCTIONS = {FORWARD: "log_softmax", BACKWARD: "log_softmax_backward"}  # of lsm; else the operation is the name
+# Of what a function returns, that which is checked.
+PARTS = {"top_k_log_softmax": "[0]", "cross_entropy_value_and_grad": "[1]"}
+
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -44,48 +35,52 @@ class Implementation:
 
     name: str
     library: str
-    way: str  # OUT: the result is written into `out` of the data; NEW: the expression's value is the result
+    way: str  # OUT: the result is written into an array of the data; NEW: the expression's value is the result
     code: str
     names: dict[str, Any]
     backend: str | None = None
-    to_numpy: Callable[[Any], Array] = np.asarray
-    synchronise: Callable[[], object] | None = None  # waits for the device
+    to_numpy: Callable[[Any], Array] = to_numpy
+    wait: Callable[[], object] | None = None  # for the device
     bound_ulp: float | None = None  # what it declares
     setup_ms: float = 0.0  # what making it took, if that is a compilation
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         """What distinguishes it from the others of a row."""
         return self.name, self.way
+
+    def entry(self) -> Entry:
+        """What a row says of it, before anything is measured."""
+        return Entry(self.name, self.library, self.way, self.code, self.backend)
 
     def call(self) -> Any:
         """Evaluate the expression once, to the end."""
         value = eval(self.code, dict(self.names))
-        if self.synchronise is not None:
-            self.synchronise()
+        if self.wait is not None:
+            self.wait()
         return value
 
 
 def limit(case: Case, data: Data, n_threads: int) -> Implementation:
     """The same bytes moved with next to no arithmetic: a copy of x, or dy + y, with nontemporal stores."""
-    copy, add, about = "copy({}, x)", "add(dy, {}, out=out)", {}
+    copy, add, wait = "copy({}, x)", "add(dy, {}, out=out)", None
     if data.device == "cpu":
         copy, add = "copy(x, {}, n_threads)", "add(dy, {}, out, n_threads)"
-        names: dict[str, Any] = {key: flat(array).view(np.uint8) for key, array in data.host.items()}
+        names: dict[str, Any] = {key: array.ravel("K").view(np.uint8) for key, array in data.host.items()}
         names |= {"copy": kernels()["stream_copy"], "add": kernels()["stream_add"], "n_threads": n_threads}
     elif torch_has_cuda():
         import torch
 
-        names, about = {"copy": torch.Tensor.copy_, "add": torch.add, **data.torch}, on_device("torch")
+        names, wait = {"copy": torch.Tensor.copy_, "add": torch.add, **data.torch}, data.waits("torch")
     else:
         import cupy
 
-        names, about = {"copy": cupy.copyto, "add": cupy.add, **data.cupy}, on_device("cupy")
-    both = f"{copy.format('y_out')}; {add.format('y_out')}"
-    codes = {FORWARD: copy.format("out"), BACKWARD: add.format("y"), BOTH: both}
-    codes |= dict.fromkeys((SOFTMAX, LOSS_GRAD), codes[FORWARD]) | {SOFTMAX_BACKWARD: add.format("p")}
-    code = codes[case.op]
-    return Implementation(LIMITS[case.op], "the machine", OUT, code, names, **about)
+        names, wait = {"copy": cupy.copyto, "add": cupy.add, **data.cupy}, data.waits("cupy")
+    codes = dict.fromkeys((FORWARD, "softmax", "cross_entropy_value_and_grad"), copy.format("out"))
+    codes |= {BACKWARD: add.format("y"), "softmax_backward": add.format("p")}
+    codes[BOTH] = f"{copy.format('y_out')}; {add.format('y_out')}"
+    name = SIGNATURES[case.op].limit
+    return Implementation(name, "the machine", OUT, codes[case.op], names, wait=wait)
 
 
 def is_out_of_cache(case: Case, data: Data, caches: dict[str, int]) -> bool:
@@ -95,62 +90,34 @@ def is_out_of_cache(case: Case, data: Data, caches: dict[str, int]) -> bool:
     return data.device != "cpu" or held_bytes > last_bytes
 
 
-def flat(a: Array) -> Array:
-    """All elements in the order of the memory, without a copy."""
-    view = a.ravel(order="K")
-    if not np.may_share_memory(view, a):
-        raise ValueError("the array is not contiguous")
-    return view
-
-
 def of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data, n_threads: int) -> Iterator[Implementation]:
-    """The ways to call a backend of lsm, with `out` and without; a LookupError says why it does not serve the case."""
-    operations = [FUNCTIONS.get(op, op) for op in case.op.split("+")]
-    kind, arrays = _arrays(case, data, info.array_types)
-    calls = [Request(kind, data.device, (case.dtype, case.result_dtype), op) for op in operations]
+    """A backend of lsm, with `out` and without; on NumPy's arrays on a CPU and CuPy's on a GPU, if it takes them."""
+    kind = "torch.Tensor"
+    if data.device == "cpu" and ("numpy.ndarray" in info.array_types or kind not in info.array_types):
+        kind = "numpy.ndarray"
+    elif data.device != "cpu" and "cupy.ndarray" in info.array_types and case.dtype != "bfloat16":
+        kind = "cupy.ndarray"
+    elif find_spec("torch") is None:
+        raise LookupError("torch is not installed")
+    functions = [FUNCTIONS.get(op, op) for op in case.op.split("+")]
+    calls = [Request(kind, data.device, (case.dtype, case.result_dtype), name) for name in functions]
     for call in calls:
         if (error := explain_request(call, label).error) is not None:
             raise LookupError(error)
-    is_automatic = all(explain_request(call).winner == label for call in calls)
-    about: dict[str, Any] = {"bound_ulp": info.max_ulp.get(case.result_dtype)}
-    if data.device != "cpu":
-        about |= on_device(kind)
-    elif kind == "torch.Tensor":
-        about["to_numpy"] = from_torch
-    names = {name: getattr(lsm, name) for name in operations} | arrays
+    backend = "" if all(explain_request(call).winner == label for call in calls) else ", backend=backend"
+    library = kind.partition(".")[0]
+    names = {name: getattr(lsm, name) for name in functions}
+    names |= data.host if library == "numpy" else getattr(data, library)
     names |= {"backend": label, "dtype": case.result_dtype, "k": case.k}
-    axis = "" if case.axis == -1 and case.op != LOGSUMEXP else f", {case.axis}"
+    given, result, has_out, _ = SIGNATURES[case.op]
+    axis = "" if case.axis == -1 and case.op != "logsumexp" else f", {case.axis}"
     dtype = ", dtype=dtype" if case.out_dtype else ""
-    backend = "" if is_automatic else ", backend=backend"
-    for way in (OUT, NEW) if data.result(case.op) is not None else (NEW,):
-        out = f", out={'total' if case.op in REDUCED else 'out'}" if way == OUT else ""
-        more = f"{axis}{out}{', reduction=' + repr('none') if case.op == LOSS else ''}"
-        y = f"log_softmax(x{axis}{out.replace('=', '=y_')}{dtype}{backend})"
+    for way in (OUT, NEW) if has_out else (NEW,):
+        out = f", out={result}" if way == OUT else ""
         if case.op == BOTH:
-            code = f"log_softmax_backward(dy, {y}{more}{backend})"
-        else:
-            takes_dtype = "" if case.op in (BACKWARD, SOFTMAX_BACKWARD) else dtype
-            code = f"{operations[0]}({GIVEN[case.op]}{more}{takes_dtype}{backend}){PARTS.get(case.op, '')}"
-        yield Implementation(f"lsm {printable(label)}", "lsm", way, code, names, label, **about)
-
-
-def _arrays(case: Case, data: Data, array_types: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """The type of array that a backend is given, and the arrays: NumPy's on a CPU and CuPy's on a GPU, if it can."""
-    if data.device == "cpu" and ("numpy.ndarray" in array_types or "torch.Tensor" not in array_types):
-        return "numpy.ndarray", data.host
-    if data.device != "cpu" and "cupy.ndarray" in array_types and case.dtype != "bfloat16":
-        return "cupy.ndarray", data.cupy
-    if find_spec("torch") is None:
-        raise LookupError("torch is not installed")
-    return "torch.Tensor", data.torch
-
-
-def on_device(kind: str) -> dict[str, Any]:
-    """How a result of a library's comes back to the host, and how to wait for it."""
-    if kind.startswith("torch"):
-        import torch
-
-        return {"to_numpy": from_torch, "synchronise": torch.cuda.synchronize}
-    import cupy
-
-    return {"to_numpy": cupy.asnumpy, "synchronise": cupy.cuda.get_current_stream().synchronize}
+            given = f"dy, log_softmax(x{axis}{out.replace('=', '=y_')}{dtype}{backend})"
+        more = ", reduction='none'" if case.op == "cross_entropy" else dtype if case.op == FORWARD else ""
+        code = f"{functions[-1]}({given}{axis}{out}{more}{backend}){PARTS.get(case.op, '')}"
+        about: dict[str, Any] = {"wait": data.waits(library), "backend": label}
+        about["bound_ulp"] = info.max_ulp.get(case.result_dtype)
+        yield Implementation(f"lsm {printable(label)}", "lsm", way, code, names, **about)

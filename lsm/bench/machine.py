@@ -71,11 +71,11 @@ def gpu(device: str) -> str | None:
 def commit() -> str | None:
     """The commit of the checkout that lsm is used from; None for an installed lsm."""
     root = Path(lsm.__file__).resolve().parents[1]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     if not (root / ".git").exists():  # an environment within another project's checkout
         return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -119,19 +119,18 @@ class Others:
         return time.perf_counter(), busy - time.process_time(), len(ticks)
 
 
-def possible_threads(numbers: Iterable[int]) -> tuple[tuple[int, ...], dict[str, str]]:
+def possible_threads(numbers: Iterable[int]) -> tuple[list[int], dict[str, str]]:
     """Those of the numbers of threads that lsm would use, and why not the others; an OptionError if that is none."""
     possible, absent = [], {}
     for n_threads in numbers:
         with lsm.num_threads(n_threads):
-            used = lsm.get_num_threads()
-        if used == n_threads:
-            possible.append(n_threads)
-        else:
-            absent[f"{n_threads} threads"] = f"lsm would use {used}, the processors that this process may use"
+            if (used := lsm.get_num_threads()) == n_threads:
+                possible.append(n_threads)
+            else:
+                absent[f"{n_threads} threads"] = f"lsm would use {used}, the processors that this process may use"
     if not possible:
         raise OptionError("threads", "; ".join(f"{asked} were asked for; {why}" for asked, why in absent.items()))
-    return tuple(possible), absent
+    return possible, absent
 
 
 @contextlib.contextmanager
@@ -149,13 +148,12 @@ def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]
     with contextlib.ExitStack() as stack:
         stack.enter_context(lsm.num_threads(n_threads))
         stack.enter_context(threadpool_limits(limits=n_threads))
-        for family, how in {"torch": _set_torch, "jax": _set_jax}.items():
-            if family in names:
-                try:
-                    how(n_threads)
-                    verified.append(f"{family}: {n_threads}")
-                except Exception as error:  # a version without the setting, say
-                    absent[family] = f"its threads cannot be set to {n_threads}: {describe_error(error)}"
+        for library in {"torch", "jax"} & {*names}:
+            try:
+                (_set_jax if library == "jax" else import_module("torch").set_num_threads)(n_threads)
+                verified.append(f"{library}: {n_threads}")
+            except Exception as error:  # a version without the setting, say
+                absent[library] = f"its threads cannot be set to {n_threads}: {describe_error(error)}"
         for pool in threadpool_info():
             name = f"{pool['internal_api']} {Path(pool['filepath']).name}"
             # A BLAS is built for a number of threads and may have fewer. No log-softmax computes with it.
@@ -163,12 +161,6 @@ def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]
                 raise RuntimeError(f"{n_threads} threads were asked for; {name} has {pool['num_threads']}")
             verified.append(f"{name}: {pool['num_threads']}")
         yield list(dict.fromkeys(verified))
-
-
-def _set_torch(n_threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(n_threads)
 
 
 def _set_jax(n_threads: int) -> None:

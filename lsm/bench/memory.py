@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lsm.bench import peers
-from lsm.bench.data import Data
-from lsm.bench.implementation import NEW, Implementation
+from lsm.bench.data import WRITTEN, Data
+from lsm.bench.implementation import NEW, Implementation, Key
 from lsm.bench.machine import equal_threads
 from lsm.bench.workloads import Case
 
@@ -28,8 +28,6 @@ LONGEST_S = 600  # for one case
 # What glibc would keep of one call's memory for the next would be missing in the next one's peak.
 _NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
 
-Found = dict[tuple[str, str], int]
-
 
 class Probe:
     """A process that measures the memory of calls; it starts when it is first asked."""
@@ -38,8 +36,8 @@ class Probe:
         self._names = tuple(names)
         self._pool: ProcessPoolExecutor | None = None
 
-    def extra_bytes(self, case: Case, n_threads: int) -> Found:
-        """Peak extra memory of each implementation by name and way, of those for which it could be measured."""
+    def extra_bytes(self, case: Case, n_threads: int) -> dict[Key, int]:
+        """Peak extra memory of each implementation, of those for which it could be measured."""
         if self._pool is None:
             os.environ.update(_NOTHING_KEPT)
             self._pool = ProcessPoolExecutor(1, get_context("spawn"), _silence)
@@ -65,21 +63,20 @@ def _silence() -> None:
     os.dup2(nowhere, 2)
 
 
-def extra_bytes(names: tuple[str, ...], case: Case, n_threads: int) -> Found:
-    """Measure each implementation of a case, in this process; one that raises is left out."""
-    found: Found = {}
-    absent: dict[str, str] = {}  # the row names them
+def extra_bytes(names: tuple[str, ...], case: Case, n_threads: int) -> dict[Key, int]:
+    """Measure each implementation of a case, in this process; one that raises is left out, and named by the row."""
+    found: dict[Key, int] = {}
+    absent: dict[str, str] = {}
     with equal_threads(n_threads, names, absent):
         makers = {name: maker for name, maker in peers.known().items() if name in names and name not in absent}
         small_case = replace(case, shape=shrunk(case.shape))
         small = peers.made(makers, small_case, Data(small_case, [case.op]), n_threads)[0]
         data = Data(case, [case.op])
-        for array in (data.out, data.y_out):
-            if array is not None:
-                array.fill(0)  # else its pages would count as the call's
+        for name in {*WRITTEN} & {*data.host}:
+            data.host[name].fill(0)  # else its pages would count as the call's
         large = {one.key: one for one in peers.made(makers, case, data, n_threads)[0]}
         for one in small:
-            with suppress(Exception):  # the row says what it raises
+            with suppress(Exception):
                 one.call()
                 found[one.key] = peak_of_a_call(large[one.key])
     return found

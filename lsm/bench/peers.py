@@ -1,4 +1,4 @@
-"""The libraries that lsm is compared with, each called as its users would call it for speed."""
+"""What is compared: the backends of lsm, and other libraries, each called as its users would call it for speed."""
 
 import os
 import time
@@ -12,144 +12,149 @@ import numpy as np
 import lsm
 from lsm._check import np_dtype
 from lsm._texts import describe_error, printable
-from lsm.bench import idioms
-from lsm.bench.data import GIVEN, Data, from_torch
-from lsm.bench.implementation import FUNCTIONS, NEW, OUT, PARTS, Implementation, of_backend, on_device
+from lsm.bench.data import Data, to_numpy
+from lsm.bench.implementation import NEW, OUT, PARTS, Implementation, of_backend
 from lsm.bench.options import OptionError
-from lsm.bench.workloads import (
-    BACKWARD,
-    BOTH,
-    ENTROPY,
-    FORWARD,
-    KL,
-    LOGSUMEXP,
-    LOSS,
-    LOSS_GRAD,
-    SOFTMAX,
-    SOFTMAX_BACKWARD,
-    TAKE,
-    TOP_K,
-    Case,
-)
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, Case
 
 Made = Iterator[Implementation]
 
-
+# Expressions by the names of `Data`, and `axis`; {x} is x in the dtype of the result.
 _PICKED = "np.take_along_axis(x, at, axis).squeeze(axis)"
-_SCIPY = {
-    FORWARD: "special.log_softmax(x, axis)",
-    SOFTMAX: "special.softmax(x, axis)",
-    LOGSUMEXP: "special.logsumexp(x, axis)",  # up to here CuPy has them as well
-    TAKE: f"{_PICKED} - special.logsumexp(x, axis)",
-    LOSS: f"special.logsumexp(x, axis) - {_PICKED}",
-    ENTROPY: "special.entr(special.softmax(x, axis)).sum(axis)",
-    KL: "special.rel_entr(special.softmax(x, axis), special.softmax(q, axis)).sum(axis)",
+_LOGS = "(d := {} - {}.max(axis, keepdims=True)) - np.log(np.exp(d).sum(axis, keepdims=True))".format
+_PROBABILITIES = "(e := np.exp(x - x.max(axis, keepdims=True))) / e.sum(axis, keepdims=True)"
+_TOTAL = "(m := x.max(axis, keepdims=True)).squeeze(axis) + np.log(np.exp(x - m).sum(axis))"
+_BEST = "np.take_along_axis(x, np.argpartition(x, -k, axis).take(range(-k, 0), axis), axis)"
+IDIOM = {  # the lines that most people paste, without care for what they lose
+    FORWARD: _LOGS("{x}", "x"),
+    BACKWARD: "dy - np.exp(y) * dy.sum(axis, keepdims=True)",
+    BOTH: f"dy - np.exp({_LOGS('x', 'x')}) * dy.sum(axis, keepdims=True)",
+    "softmax": _PROBABILITIES,
+    "softmax_backward": "p * (dy - (p * dy).sum(axis, keepdims=True))",
+    "logsumexp": _TOTAL,
+    "take_log_softmax": f"{_PICKED} - ({_TOTAL})",
+    "top_k_log_softmax": f"-np.sort(-{_BEST}, axis) - np.expand_dims({_TOTAL}, axis)",
+    "cross_entropy": f"{_TOTAL} - {_PICKED}",
+    "cross_entropy_value_and_grad": f"({_PROBABILITIES} - (at == classes)) / labels.size",
+    "entropy": f"-(np.exp(y := {_LOGS('x', 'x')}) * y).sum(axis)",
+    "kl_divergence": f"(np.exp(y := {_LOGS('x', 'x')}) * (y - ({_LOGS('q', 'q')}))).sum(axis)",
+}
+SCIPY = {
+    FORWARD: "special.log_softmax({x}, axis)",
+    "softmax": "special.softmax(x, axis)",
+    "logsumexp": "special.logsumexp(x, axis)",  # up to here CuPy has them as well
+    "take_log_softmax": f"{_PICKED} - special.logsumexp(x, axis)",
+    "cross_entropy": f"special.logsumexp(x, axis) - {_PICKED}",
+    "entropy": "special.entr(special.softmax(x, axis)).sum(axis)",
+    "kl_divergence": "special.rel_entr(special.softmax(x, axis), special.softmax(q, axis)).sum(axis)",
+}
+_LOSS = f"jax.nn.logsumexp(x, axis) - {_PICKED}"  # as optax has it
+JAX = {  # where `np` is jax.numpy
+    FORWARD: "jax.nn.log_softmax({x}, axis)",
+    BOTH: "jax.nn.log_softmax(x, axis), jax.vjp(lambda x: jax.nn.log_softmax(x, axis), x)[1](dy)[0]",
+    "softmax": "jax.nn.softmax(x, axis)",
+    "logsumexp": "jax.nn.logsumexp(x, axis)",
+    "take_log_softmax": f"-({_LOSS})",
+    "cross_entropy": _LOSS,
+    "cross_entropy_value_and_grad": f"jax.value_and_grad(lambda x: ({_LOSS}).mean())(x)",
+}
+_CROSS_ENTROPY = "F.cross_entropy({}.movedim(axis, min(1, x.ndim - 1)), labels{})"
+TORCH = {  # as users write it
+    FORWARD: "torch.log_softmax(x, axis)",
+    BACKWARD: "torch._log_softmax_backward_data(dy, y, axis, y.dtype)",
+    BOTH: "torch.autograd.grad(torch.log_softmax(leaf, axis), leaf, dy)[0]",
+    "softmax": "torch.softmax(x, axis)",
+    "softmax_backward": "torch._softmax_backward_data(dy, p, axis, p.dtype)",
+    "logsumexp": "torch.logsumexp(x, axis)",
+    "take_log_softmax": "x.gather(axis, at).squeeze(axis) - torch.logsumexp(x, axis)",
+    "top_k_log_softmax": "torch.topk(x, k, axis).values - torch.logsumexp(x, axis, keepdim=True)",
+    "cross_entropy": _CROSS_ENTROPY.format("x", ", reduction='none'"),
+    "cross_entropy_value_and_grad": f"torch.autograd.grad({_CROSS_ENTROPY.format('leaf', '')}, leaf)[0]",
+    "entropy": "torch.special.entr(torch.softmax(x, axis)).sum(axis)",
+    "kl_divergence": "F.kl_div("
+    "torch.log_softmax(q, axis), torch.log_softmax(x, axis), reduction='none', log_target=True).sum(axis)",
+}
+TORCH_OUT = {  # with a preallocated result, by the functions below torch's own
+    FORWARD: "torch._log_softmax(x, axis, False, out=out)",
+    BACKWARD: "torch._log_softmax_backward_data(dy, y, axis, y.dtype, out=out)",
+    BOTH: "torch._log_softmax_backward_data("
+    "dy, torch._log_softmax(x, axis, False, out=y_out), axis, dy.dtype, out=out)",
+    "softmax": "torch.softmax(x, axis, out=out)",
+    "softmax_backward": "torch._softmax_backward_data(dy, p, axis, p.dtype, grad_input=out)",
+    "logsumexp": "torch.logsumexp(x, axis, out=total)",
+}
+TORCH_TO_DTYPE = "torch.log_softmax(x, axis, dtype=dtype)"
+TORCH_COMPILED = {  # what is compiled, and a call of it; autograd compiles the gradient as well
+    FORWARD: (f"lambda x: {TORCH_TO_DTYPE}", "compiled(x)"),
+    BACKWARD: (f"lambda dy, y: {TORCH[BACKWARD]}", "compiled(dy, y)"),
+    BOTH: (f"lambda x: {TORCH_TO_DTYPE}", "torch.autograd.grad(compiled(leaf), leaf, dy)[0]"),
 }
 
 
-def _idiom(case: Case, data: Data, n_threads: int) -> Made:
-    """The NumPy idiom of each operation."""
-    names = {**vars(idioms), **_given(case, data.host)}
-    given = GIVEN.get(case.op, "x").replace("x", _wide(case), 1)
-    code = f"{FUNCTIONS.get(case.op, case.op)}({given}, axis){PARTS.get(case.op, '')}"
-    if case.op == BOTH:
-        code = f"log_softmax_backward(dy, log_softmax({given}, axis), axis)"
-    yield Implementation("numpy idiom", "numpy", NEW, code, names)
+_SPECIAL = {"numpy": "numpy", "scipy": "scipy.special", "cupy": "cupyx.scipy.special"}
 
 
-def _scipy(case: Case, data: Data, n_threads: int) -> Made:
-    """`scipy.special.log_softmax` and the like."""
-    if case.op not in _SCIPY:
-        raise LookupError("has no gradient, and no top-k")
-    names = {"special": import_module("scipy.special"), "np": np, **_given(case, data.host)}
-    yield Implementation("scipy", "scipy", NEW, _SCIPY[case.op].replace("(x", f"({_wide(case)}"), names)
-
-
-def _cupyx(case: Case, data: Data, n_threads: int) -> Made:
-    """`cupyx.scipy.special.log_softmax` and the like."""
-    if case.op not in (FORWARD, SOFTMAX, LOGSUMEXP) or case.dtype == "bfloat16":
-        raise LookupError("has no bfloat16" if case.dtype == "bfloat16" else "has no gradient, and no losses")
-    names = {"special": import_module("cupyx.scipy.special"), **_given(case, data.cupy)}
-    code = _SCIPY[case.op].replace("(x", f"({_wide(case)}")
-    yield Implementation("cupyx", "cupy", NEW, code, names, **on_device("cupy"))
-
-
-def _given(case: Case, arrays: dict[str, Any]) -> dict[str, Any]:
-    """What the expressions name; `at` are the labels, with length 1 along the axis."""
-    given = {"axis": case.axis, "dtype": np_dtype(case.result_dtype), "k": case.k, **arrays}
-    return given | ({"at": np.expand_dims(arrays["labels"], case.axis)} if "labels" in arrays else {})
+def _found(table: dict[str, Any], case: Case) -> Any:
+    """What a table has for the operation; a LookupError if it has nothing."""
+    if case.op not in table:
+        raise LookupError("has no such function, or it is not measured")
+    return table[case.op]
 
 
 def _wide(case: Case) -> str:
-    """The expression for x where the result has another dtype."""
+    """The expression for x in the dtype of the result."""
     return "x.astype(dtype)" if case.out_dtype else "x"
 
 
+def _expression(codes: dict[str, str], name: str, library: str, case: Case, data: Data, n_threads: int) -> Made:
+    """What is one expression, of arrays of NumPy or CuPy."""
+    code = _found(codes, case).format(x=_wide(case))
+    if library == "cupy" and case.dtype == "bfloat16":
+        raise LookupError("has no bfloat16")
+    names = {"np": np, "special": import_module(_SPECIAL[library]), "axis": case.axis, "k": case.k}
+    names |= {"dtype": np_dtype(case.result_dtype), **(data.cupy if library == "cupy" else data.host)}
+    if "classes" in code:
+        names["classes"] = np.expand_dims(np.arange(case.n_classes), tuple(range(1, len(case.shape[case.axis :]))))
+    yield Implementation(name, library, NEW, code, names, wait=data.waits(library))
+
+
 def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) -> Made:
-    """With a preallocated result by the functions below torch's own, and as users write it; or compiled."""
+    """PyTorch, or a function compiled by it."""
     import torch
 
     # torch copies an array in Fortran order, and `_log_softmax` of torch 2.13 fills such an `out` as if it were in
     # C order: wrong. Given the transposed array, which is in C order, it does neither.
-    is_transposed = case.order == "F"
+    is_transposed, axis = case.order == "F", case.axis
     arrays = {key: tensor.T if is_transposed else tensor for key, tensor in data.torch.items()}
-    axis = len(case.shape) - 1 - case.axis % len(case.shape) if is_transposed else case.axis
-    names: dict[str, Any] = {"torch": torch, "axis": axis, "dtype": getattr(torch, case.result_dtype), **arrays}
-    about: dict[str, Any] = {"library": "torch"} | (on_device("torch") if data.device != "cpu" else {})
-    about["to_numpy"] = lambda tensor: from_torch(tensor.T if is_transposed else tensor)
-    names |= {"F": torch.nn.functional, "k": case.k, "second": min(1, len(case.shape) - 1)}
-    if case.op in (BOTH, LOSS_GRAD):
+    if is_transposed:
+        axis = len(case.shape) - 1 - axis % len(case.shape)
+    names: dict[str, Any] = {"torch": torch, "F": torch.nn.functional, "axis": axis, "k": case.k, **arrays}
+    names["dtype"] = getattr(torch, case.result_dtype)
+    if case.op in (BOTH, "cross_entropy_value_and_grad"):
         names["leaf"] = names["x"].detach().requires_grad_()
-    if "labels" in names:
-        names["at"] = names["labels"].unsqueeze(axis)
-    if is_compiled and case.op not in (FORWARD, BACKWARD, BOTH):
-        raise LookupError("compiled for log-softmax only")
-    if is_compiled:
-
-        def function(*given: Any) -> Any:
-            if case.op == BACKWARD:
-                return torch._log_softmax_backward_data(*given, axis, names["dtype"])
-            return torch.log_softmax(*given, axis, dtype=names["dtype"])
-
-        # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
-        torch._dynamo.reset()
-        names["compiled"] = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
-        both = "torch.autograd.grad(compiled(leaf), leaf, dy)[0]"  # autograd compiles the gradient as well
-        code = {FORWARD: "compiled(x)", BACKWARD: "compiled(dy, y)", BOTH: both}[case.op]
-        yield Implementation(name="torch.compile", way=NEW, code=code, names=names, **about)
+    codes = {OUT: TORCH_OUT.get(case.op), NEW: TORCH[case.op]}
+    if case.out_dtype:
+        codes = {OUT: TORCH_TO_DTYPE.replace(")", ", out=out)"), NEW: TORCH_TO_DTYPE}
+    about: dict[str, Any] = {"library": "torch", "names": names, "wait": data.waits("torch")}
+    if is_transposed:
+        about["to_numpy"] = lambda tensor: to_numpy(tensor.T)
+    if not is_compiled:
+        for way, code in codes.items():
+            if code:
+                yield Implementation(name="torch", way=way, code=code, **about)
         return
-    dtype, wide = (", dtype=dtype", "x.to(dtype)") if case.out_dtype else ("", "x")
-    new, logs = f"torch.log_softmax(x, axis{dtype})", "torch.log_softmax({}, axis)"
-    out = f"torch.log_softmax(x, axis{dtype}, out=out)" if dtype else "torch._log_softmax(x, axis, False, out=out)"
-    backward = "torch._log_softmax_backward_data(dy, {0}, axis, {0}.dtype{1})"
-    both = backward.format("y_out", ", out=out").replace("dy, y_out", f"dy, {out.replace('=out', '=y_out')}")
-    codes = {
-        FORWARD: (out, new),
-        BACKWARD: (backward.format("y", ", out=out"), backward.format("y", "")),
-        BOTH: (both, f"torch.autograd.grad({new.replace('(x', '(leaf')}, leaf, dy)[0]"),
-        SOFTMAX: (f"torch.softmax(x, axis{dtype}, out=out)", f"torch.softmax(x, axis{dtype})"),
-        SOFTMAX_BACKWARD: (
-            "torch._softmax_backward_data(dy, p, axis, p.dtype, grad_input=out)",
-            "torch._softmax_backward_data(dy, p, axis, p.dtype)",
-        ),
-        LOGSUMEXP: (f"torch.logsumexp({wide}, axis, out=total)", f"torch.logsumexp({wide}, axis)"),
-        TAKE: (None, "x.gather(axis, at).squeeze(axis) - torch.logsumexp(x, axis)"),
-        TOP_K: (None, "torch.topk(x, k, axis).values - torch.logsumexp(x, axis, keepdim=True)"),
-        LOSS: (None, "F.cross_entropy(x.movedim(axis, second), labels, reduction='none')"),
-        LOSS_GRAD: (None, "torch.autograd.grad(F.cross_entropy(leaf.movedim(axis, second), labels), leaf)[0]"),
-        ENTROPY: (None, "torch.special.entr(torch.softmax(x, axis)).sum(axis)"),
-        KL: (None, f"F.kl_div({logs.format('q')}, {logs.format('x')}, reduction='none', log_target=True).sum(axis)"),
-    }[case.op]
-    for way, call in zip((OUT, NEW), codes, strict=True):
-        if call:
-            yield Implementation(name="torch", way=way, code=call, names=names, **about)
+    function, code = _found(TORCH_COMPILED, case)
+    # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
+    torch._dynamo.reset()
+    how: Any = {"mode": "max-autotune-no-cudagraphs", "dynamic": False, "fullgraph": True}
+    names["compiled"] = torch.compile(eval(function, dict(names)), **how)
+    yield Implementation(name="torch.compile", way=NEW, code=code, **about)
 
 
 def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     """A model of one LogSoftmax, with I/O binding and by `run`."""
     name = "onnxruntime"
-    if case.op != FORWARD:
-        raise LookupError("has no gradient, and is measured for log-softmax only")
+    operator = _found({FORWARD: "LogSoftmax"}, case)
     if case.dtype == "bfloat16" or case.order == "F":
         raise LookupError("takes C order only, and no bfloat16 on a CPU")
     import onnx
@@ -157,12 +162,11 @@ def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
 
     start = time.perf_counter()
     helper, x, out = onnx.helper, data.x, data.out
-    in_type, out_type = (helper.np_dtype_to_tensor_dtype(a.dtype) for a in (x, out))
-    nodes = [helper.make_node("LogSoftmax", ["x"], ["y"], axis=case.axis)]
-    if in_type != out_type:
-        nodes = [helper.make_node("Cast", ["x"], ["wide"], to=out_type), nodes[0]]
-        nodes[1].input[0] = "wide"
-    infos = [helper.make_tensor_value_info(*of) for of in (("x", in_type, x.shape), ("y", out_type, out.shape))]
+    x_type, out_type = (helper.np_dtype_to_tensor_dtype(a.dtype) for a in (x, out))
+    nodes = [helper.make_node(operator, ["x" if x_type == out_type else "wide"], ["y"], axis=case.axis)]
+    if x_type != out_type:
+        nodes.insert(0, helper.make_node("Cast", ["x"], ["wide"], to=out_type))
+    infos = [helper.make_tensor_value_info(*about) for about in (("x", x_type, x.shape), ("y", out_type, x.shape))]
     graph = helper.make_graph(nodes, "log_softmax", infos[:1], infos[1:])
     # Versions that a runtime of 2023 reads as well.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -181,38 +185,20 @@ def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
 
 
 def _jax(case: Case, data: Data, n_threads: int) -> Made:
-    """`jax.nn.log_softmax`, and with its gradient by `jax.vjp`, compiled for the case."""
-    if case.op in (BACKWARD, SOFTMAX_BACKWARD):
-        raise LookupError("has no gradient apart from the function: see forward+backward")
-    if case.op in (TOP_K, ENTROPY, KL):
-        raise LookupError("is measured for log-softmax, softmax, logsumexp and losses")
+    """An expression, compiled for the case."""
     import jax
 
-    axis, dtype = case.axis, data.out.dtype
-    logsumexp = jax.scipy.special.logsumexp
-    functions = {SOFTMAX: jax.nn.softmax, LOGSUMEXP: logsumexp}
-
-    def loss(x: Any, labels: Any) -> Any:  # as optax has it
-        at = jax.numpy.expand_dims(labels, axis)
-        return logsumexp(x, axis) - jax.numpy.take_along_axis(x, at, axis).squeeze(axis)
-
-    def forward(x: Any) -> Any:
-        return functions.get(case.op, jax.nn.log_softmax)(x.astype(dtype), axis)
-
-    def both(x: Any, dy: Any) -> Any:
-        y, gradient = jax.vjp(forward, x)
-        return y, gradient(dy)[0]
-
+    code = _found(JAX, case).format(x=_wide(case))
+    names = SIGNATURES[case.op].given.replace("labels", "at")
     start = time.perf_counter()
     # float64 is off by default; an executable made here has it everywhere.
     with jax.enable_x64(True), jax.default_device(jax.devices(data.device)[0]):
-        special = {BOTH: both, LOSS: loss, TAKE: lambda x, labels: -loss(x, labels)}
-        special[LOSS_GRAD] = jax.value_and_grad(lambda x, labels: loss(x, labels).mean())
-        names = GIVEN.get(case.op, "x, dy")
         given = {name: jax.device_put(data.host[name]) for name in names.split(", ")}
-        compiled = jax.jit(special.get(case.op, forward)).lower(*given.values()).compile()
+        about = {"jax": jax, "np": jax.numpy, "axis": case.axis, "dtype": data.out.dtype}
+        compiled = jax.jit(eval(f"lambda {names}: ({code})", about)).lower(*given.values()).compile()
     setup_ms = (time.perf_counter() - start) * 1e3
-    code = f"compiled({names}){'[1]' * (case.op in (BOTH, LOSS_GRAD))}.block_until_ready()"
+    part = "[1]" if case.op == BOTH else PARTS.get(case.op, "")
+    code = f"compiled({names}){part}.block_until_ready()"
     yield Implementation("jax", "jax", NEW, code, {"compiled": compiled, **given}, setup_ms=setup_ms)
 
 
@@ -226,14 +212,15 @@ class Maker(NamedTuple):
 
 
 Makers = dict[str, Maker]
+_CUPYX = {op: SCIPY[op] for op in (FORWARD, "softmax", "logsumexp")}
 PEERS: Makers = {
-    "numpy idiom": Maker(_idiom),
-    "scipy": Maker(_scipy, ("scipy.special",)),
+    "numpy idiom": Maker(partial(_expression, IDIOM, "numpy idiom", "numpy")),
+    "scipy": Maker(partial(_expression, SCIPY, "scipy", "scipy"), ("scipy.special",)),
     "torch": Maker(_torch, ("torch",), ("cpu", "cuda")),
     "torch.compile": Maker(partial(_torch, is_compiled=True), ("torch",), ("cuda",)),
     "onnxruntime": Maker(_onnxruntime, ("onnx", "onnxruntime")),
     "jax": Maker(_jax, ("jax",), ("cpu", "cuda")),
-    "cupyx": Maker(_cupyx, ("cupy", "cupyx.scipy.special"), ("cuda",)),
+    "cupyx": Maker(partial(_expression, _CUPYX, "cupyx", "cupy"), ("cupy", "cupyx.scipy.special"), ("cuda",)),
 }
 
 

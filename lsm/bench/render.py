@@ -44,9 +44,7 @@ def write(report: Report, file: TextIO) -> None:
         for title, lines in report.remarks:
             paragraphs(["", title], "bold")
             paragraphs(lines)
-    text = "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
-    encoding = file.encoding or "utf-8"  # the name of a processor may have any character
-    file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def fitting(table: Table, n_columns: int) -> list[int]:

@@ -53,8 +53,7 @@ class Map(NamedTuple):
     inners: list[int]
     ratios: Cells  # the time of the fastest peer over lsm's
     ns: Cells  # of lsm, an element
-    limit: str  # the name of the machine's limit, if there is one
-    limit_ns: float
+    limit: str  # what the machine itself takes, as a text, if that was measured
     notes: list[str]
 
 
@@ -197,51 +196,47 @@ def _overall(rows: list[Row]) -> Iterator[Table]:
 
 
 def maps(result: Result) -> Iterator[Map]:
-    """The maps that a run has measured."""
+    """The maps that a run has measured, each with what it says in a few lines."""
     groups = defaultdict(list)
     for row in result.rows:
         if row.case.workload == MAP:
             words = [row.case.op, row.case.dtype, *[row.case.data] * (row.case.data != "logits")]
             groups[", ".join([*words, plural(row.threads, "thread")])].append(row)
-    for title, some in groups.items():
-        found = _map(title, some)
-        if n := sum(row.is_disturbed(result.header.n_processors) for row in some):
-            found.notes.append(f"others used the processors in {n} of {len(some)} cells: not reliable")
+    for title, rows in groups.items():
+        found = _map(title, rows)
+        if n := sum(row.is_disturbed(result.header.n_processors) for row in rows):
+            found.notes.append(f"others used the processors in {n} of {len(rows)} cells: not reliable")
         yield found
 
 
 def _map(title: str, rows: list[Row]) -> Map:
-    """One of them, with what it says in a line."""
-    fastest: dict[tuple[int, int], tuple[float, str, bool]] = {}
+    fastest: dict[tuple[int, int], Entry] = {}
     ns: Cells = {}
+    limits: list[float] = []
     for row in rows:
-        cell = row.case.n_classes, row.case.inner
-        base = reference([row])
+        cell, base, n_elements = (row.case.n_classes, row.case.inner), reference([row]), math.prod(row.case.shape)
+        limits += [row.limit.us * 1e3 / n_elements] if row.limit else []
         if base and base.is_ranked:
-            ns[cell] = (base.us or math.nan) * 1e3 / math.prod(row.case.shape)
+            ns[cell] = (base.us or math.nan) * 1e3 / n_elements
             # Also those whose error is beyond the bound, as PyTorch's is in many cells: a line says in how many.
-            timed = [e for e in row.implementations if e.backend is None and e.error is None]
-            peers = [(e.ratio, e.name, e.is_right) for e in timed if e.ratio]
-            fastest |= {cell: min(peers)} if peers else {}
-    limits = [row.limit.us * 1e3 / math.prod(row.case.shape) for row in rows if row.limit]
-    limit = next((row.limit.name for row in rows if row.limit), "")
-    ratios = {cell: ratio for cell, (ratio, _, _) in fastest.items()}
+            peers = [e for e in row.implementations if e.backend is None and e.error is None and e.ratio]
+            fastest |= {cell: min(peers, key=lambda entry: entry.ratio or math.inf)} if peers else {}
+    ratios = {cell: entry.ratio or math.nan for cell, entry in fastest.items()}
+    limit = f"{rows[0].limit.name} {median(limits):.2f}" if rows[0].limit else ""
     notes = []
     if ratios:
-        worst = min(ratios, key=lambda cell: ratios[cell])
-        n_below = sum(round(ratio, 2) < 1 for ratio in ratios.values())
-        where = f"{worst[0]} classes, inner {worst[1]}, {fastest[worst][1]}"
+        (n_classes, inner), worst = min(ratios.items(), key=lambda item: item[1])
+        n_below, where = sum(round(ratio, 2) < 1 for ratio in ratios.values()), f"{n_classes} classes, inner {inner}"
         text = f"geometric mean {geometric_mean(ratios.values()):.2f}; {n_below} of {len(ratios)} cells below 1"
-        notes = [f"{text}; worst {ratios[worst]:.2f} ({where})"]
-        if n_wrong := sum(not is_right for _, _, is_right in fastest.values()):
+        notes = [f"{text}; worst {worst:.2f} ({where}, {fastest[n_classes, inner].name})"]
+        if n_wrong := sum(not entry.is_right for entry in fastest.values()):
             notes.append(f"the error of the fastest peer is beyond the bound in {n_wrong} of {len(ratios)} cells")
     if ns:
         text = f"ns an element: {min(ns.values()):.2f} to {max(ns.values()):.2f}, median {median(ns.values()):.2f}"
-        notes.append(text + (f"; {limit} of the same bytes {median(limits):.2f}" if limits else ""))
+        notes.append(text + f"; {limit} for the same bytes" * bool(limit))
     of = reference(rows)
     classes, inners = sorted({row.case.n_classes for row in rows}), sorted({row.case.inner for row in rows})
-    limit_ns = median(limits) if limits else math.nan
-    return Map(title, of.name if of else "lsm", classes, inners, ratios, ns, limit, limit_ns, notes)
+    return Map(title, of.name if of else "lsm", classes, inners, ratios, ns, limit, notes)
 
 
 def map_table(found: Map) -> Table:

@@ -5,7 +5,7 @@ A number that is not known is None, and so is in JSON one that is not finite.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -137,13 +137,13 @@ class Result:
 
     def to_json(self) -> str:
         """The text of a file that `from_json` reads."""
-        return json.dumps(_finite(asdict(self)), indent=1, allow_nan=False) + "\n"
+        return json.dumps(_mapped(asdict(self), _finite), indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str, name: str = "the file") -> Result:
     """Read what `Result.to_json` wrote, or raise a ValueError that says why not."""
     try:
-        tree = _printable(json.loads(text))
+        tree = _mapped(json.loads(text), _printable)
         if tree["format"] != FORMAT:
             raise ValueError(f"format {tree['format']!r}; this lsm reads {FORMAT}: measure again, or use its lsm")
         rows = [_row(**row) for row in tree.pop("rows")]
@@ -156,22 +156,23 @@ def from_json(text: str, name: str = "the file") -> Result:
 def _row(case: Any, limit: Any, implementations: Any, **rest: Any) -> Row:
     case = Case(**case | {"shape": tuple(case["shape"])})
     entries = [Entry(**entry) for entry in implementations]
-    return Row(case=case, limit=Limit(**limit) if limit else None, implementations=entries, **rest)
+    return Row(case, limit=Limit(**limit) if limit else None, implementations=entries, **rest)
 
 
-def _printable(tree: Any) -> Any:
-    """The same without control characters, which a terminal would obey."""
+def _mapped(tree: Any, of_leaf: Callable[[Any], Any]) -> Any:
+    """The same tree with other leaves, and keys."""
     if isinstance(tree, dict):
-        return {printable(key): _printable(item) for key, item in tree.items()}
-    if isinstance(tree, list):
-        return [_printable(item) for item in tree]
-    return printable(tree) if isinstance(tree, str) else tree
+        return {of_leaf(key): _mapped(item, of_leaf) for key, item in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_mapped(item, of_leaf) for item in tree]
+    return of_leaf(tree)
 
 
-def _finite(value: Any) -> Any:
-    """The same with None for every number that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _printable(leaf: Any) -> Any:
+    """A text without control characters, which a terminal would obey."""
+    return printable(leaf) if isinstance(leaf, str) else leaf
+
+
+def _finite(leaf: Any) -> Any:
+    """None for a number that JSON cannot hold."""
+    return None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf

@@ -5,10 +5,13 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from operator import truediv
+
+import numpy as np
 
 import lsm
 from lsm._stopping import begin_shutdown, raise_if_stopped
@@ -16,14 +19,14 @@ from lsm._texts import describe_error, printable
 from lsm._threads import cpu_limit
 from lsm.bench import machine, peers
 from lsm.bench.data import Data
-from lsm.bench.errors import Reference
-from lsm.bench.implementation import LIMITS, OUT, Implementation, is_out_of_cache, limit
+from lsm.bench.errors import Reference, check
+from lsm.bench.implementation import OUT, is_out_of_cache, limit
 from lsm.bench.memory import MIN_RESULT_BYTES, Probe
 from lsm.bench.options import MAP, OptionError, Options
 from lsm.bench.peers import Makers
 from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
-from lsm.bench.timing import Budget, Key, interleaved, paired, spread
-from lsm.bench.workloads import REDUCED, Case, cases
+from lsm.bench.timing import Budget, Watch, interleave
+from lsm.bench.workloads import SIGNATURES, Case, cases
 
 BUDGETS = {
     # A minute for the whole run on 2 processors: what rows may take follows from what is left.
@@ -58,8 +61,6 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
         raise OptionError("implementations", f"none can be measured ({reasons})")
     wanted = cases(options)
     result = Result(_header(options, n_threads, makers, gpu), absent | too_many)
-    with_memory = options.set in ("usual", "full") if options.memory is None else options.memory
-    probe = Probe(makers) if with_memory and options.device == "cpu" else None
 
     def keep() -> None:
         try:
@@ -69,28 +70,27 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
                 f"what was measured so far is not saved: {describe_error(error)}", RuntimeWarning, stacklevel=2
             )
 
-    try:
-        for row in _rows(options, wanted, makers, result, probe):
-            result.rows.append(row)
-            keep()
-        raise_if_stopped()
-    except BaseException as stop:
-        if isinstance(stop, KeyboardInterrupt):
-            begin_shutdown()
-        result.interrupted = True
-        if result.rows:
-            keep()
-        if not isinstance(stop, KeyboardInterrupt):
-            raise
-    finally:
-        if probe is not None:
-            probe.close()
+    with closing(Probe(makers)) as probe:
+        try:
+            for row in _rows(options, wanted, makers, result, probe):
+                result.rows.append(row)
+                keep()
+            raise_if_stopped()
+        except BaseException as stop:
+            if isinstance(stop, KeyboardInterrupt):
+                begin_shutdown()
+            result.interrupted = True
+            if result.rows:
+                keep()
+            if not isinstance(stop, KeyboardInterrupt):
+                raise
     return result
 
 
-def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result, probe: Probe | None) -> Iterator[Row]:
+def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result, probe: Probe) -> Iterator[Row]:
     """Measure row after row; arrays are made once for all operations on them."""
     budget = replace(BUDGETS[options.set], rounds=result.header.rounds)
+    has_memory = options.set in ("usual", "full") if options.memory is None else options.memory
     start, n_left = time.perf_counter(), len(result.header.threads) * len(wanted)
     for n in result.header.threads:
         cannot: dict[str, str] = {}
@@ -111,7 +111,7 @@ def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result, 
                     try:
                         data = data or Data(arrays, [case.op for case in some], options.device)
                         row = measure(case, data, n, equal, result.header.caches, budget)
-                        if probe is not None:
+                        if has_memory and options.device == "cpu":
                             measure_memory(row, data, probe)
                     except Exception as error:  # more memory than there is, say
                         result.absent[Row(case, n, options.device, 0).label] = describe_error(error)
@@ -129,7 +129,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _header(options: Options, n_threads: tuple[int, ...], makers: Makers, gpu: str | None) -> Header:
+def _header(options: Options, n_threads: list[int], makers: Makers, gpu: str | None) -> Header:
     return Header(
         processor=printable(machine.processor()),
         n_processors=cpu_limit(),
@@ -141,7 +141,7 @@ def _header(options: Options, n_threads: tuple[int, ...], makers: Makers, gpu: s
         commit=machine.commit(),
         command=printable(options.command),
         wanted=list(options.implementations),
-        threads=list(n_threads),
+        threads=n_threads,
         rounds=options.rounds or BUDGETS[options.set].rounds,
         environment={name: printable(value) for name, value in machine.environment().items()},
         pools=[],
@@ -156,31 +156,31 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
         implementations = [one for one in implementations if one.way == OUT or one.name not in writing]
     exact = Reference(case, data, budget.n_checked)
     row = Row(case, n_threads, data.device, data.n_bytes(case), n_checked_frames=exact.n_frames, absent=absent)
-    long_s = max(LONG_CALL_S, budget.share_s(len(implementations)))
-    timed: dict[Key, tuple[Implementation, Entry]] = {}
+    long_ms = max(LONG_CALL_S, budget.share_s(len(implementations))) * 1e3
+    watches: list[Watch] = []
     for one in implementations:
-        if (other := timed.get((one.name, OUT))) and (other[1].first_call_ms or 0) > long_s * 1e3:
+        if any(e.name == one.name and (e.first_call_ms or 0) > long_ms for e in row.implementations):
             row.absent[f"{one.name}, new result"] = "its calls with out= take too long for both ways to be measured"
             continue
-        entry = Entry(one.name, one.library, one.way, one.code, one.backend)
+        entry = one.entry()
         row.implementations.append(entry)
-        check(one, entry, data, exact)
+        check(one, entry, exact)
         if entry.error is None:
-            timed[one.key] = one, entry
-    with_limit = [one for one, _ in timed.values()]
-    if case.op in LIMITS and (budget.is_of_map or is_out_of_cache(case, data, caches)):
+            watches.append(Watch(one, entry))
+    limits = []
+    if (name := SIGNATURES[case.op].limit) and (budget.is_of_map or is_out_of_cache(case, data, caches)):
         try:
-            with_limit.append(limit(case, data, n_threads))
+            one = limit(case, data, n_threads)
+            limits = [Watch(one, one.entry())]
         except Exception as error:  # a build of the kernels without it, say
-            row.absent[LIMITS[case.op]] = describe_error(error)
+            row.absent[name] = describe_error(error)
     others = machine.Others()
-    watches = interleaved(with_limit, budget)
+    interleave(watches + limits, budget)
     row.others = others.processors()
-    fill(row, {key: watch.samples_us for key, watch in watches.items()})
-    for key, (one, entry) in timed.items():
-        entry.error = watches[key].error
-        if entry.error is None:  # once more: one may compute at its first call, and nothing from then on
-            check(one, entry, data, exact)
+    fill(row, limits[0].entry if limits else None)
+    for watch in watches:
+        if watch.entry.error is None:  # once more: one may compute at its first call, and nothing from then on
+            check(watch.implementation, watch.entry, exact)
     return row
 
 
@@ -197,55 +197,25 @@ def measure_memory(row: Row, data: Data, probe: Probe) -> None:
         entry.extra_bytes = found.get((entry.name, entry.way))
 
 
-def check(one: Implementation, entry: Entry, data: Data, exact: Reference) -> None:
-    """Call it and note how far the result is off, the worst of all such calls; an old result does not pass for new.
+def fill(row: Row, limit: Entry | None = None) -> None:
+    """Put in what follows from the samples: medians, ratios within a round to the reference, shares of the limit.
 
-    The first such call is timed. One that raises says so in the entry.
+    What failed has the first rounds only.
     """
-    names = ("total",) if exact.op in REDUCED else ("out", "y_out")
-    outs = [one.names[name] for name in names if name in one.names] if data.device != "cpu" else []
-    result = data.result(exact.op)
-    try:
-        for out in outs:
-            out[...] = float("nan")
-        for array in (result, data.y_out) if data.device == "cpu" else ():
-            if array is not None:
-                exact.spoil(array)
-        start = time.perf_counter()
-        value: Any = one.call()
-        took = time.perf_counter() - start
-        raise_if_stopped()
-        if one.way == OUT and outs:
-            value = outs[0]
-        is_written = one.way == OUT and not outs
-        found = exact.check(result if is_written and result is not None else one.to_numpy(value), one.bound_ulp)
-    except Exception as error:  # the row goes on without it
-        entry.error = describe_error(error)
-        return
-    is_first = entry.first_call_ms is None
-    if is_first:
-        entry.first_call_ms = one.setup_ms + took * 1e3
-    entry.max_ulp = max(found.max_ulp, entry.max_ulp or 0)
-    entry.max_frame_ulp = max(found.max_frame_ulp, entry.max_frame_ulp or 0)
-    entry.max_abs_error = max(found.max_abs_error, entry.max_abs_error or 0)
-    entry.bound_ulp, entry.bound_is_declared = found.bound_ulp, one.bound_ulp is not None
-    entry.is_right = found.is_right and (is_first or entry.is_right)
 
+    def spread(values: Iterable[float]) -> tuple[float, float, float]:
+        low, middle, high = np.percentile(list(values), [20, 50, 80]).tolist()
+        return middle, low, high
 
-def fill(row: Row, samples_us: dict[Key, list[float]]) -> None:
-    """Put in what follows from the samples: medians, ratios to the reference, shares of the limit."""
     base = reference([row])
-    of = samples_us.get((base.name, base.way), []) if base else []
-    limit_us = samples_us.get((LIMITS.get(row.case.op, ""), OUT), [])
-    if limit_us:
-        us = spread(limit_us)
-        row.limit = Limit(LIMITS[row.case.op], *us, row.bytes / us[0] / 1e3)
+    if limit and limit.samples_us:
+        us = spread(limit.samples_us)
+        row.limit = Limit(limit.name, *us, row.bytes / us[0] / 1e3)
     for entry in row.implementations:
-        if samples := samples_us.get((entry.name, entry.way)):
-            entry.samples_us = [round(us, 4) for us in samples]
+        if samples := entry.samples_us:
             entry.us = spread(samples)[0]
             entry.gb_s = row.bytes / entry.us / 1e3
-            if ratios := paired(samples, of):
-                entry.ratio, entry.p20_ratio, entry.p80_ratio = spread(ratios)
-            if shares := paired(limit_us, samples):
-                entry.share = spread(shares)[0]
+            if base and base.samples_us:
+                entry.ratio, entry.p20_ratio, entry.p80_ratio = spread(map(truediv, samples, base.samples_us))
+            if row.limit and limit:
+                entry.share = spread(map(truediv, limit.samples_us, samples))[0]

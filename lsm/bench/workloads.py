@@ -2,14 +2,44 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from lsm._check import at_least_float32
 from lsm._operations import DERIVED
-from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, MAP, OPS, OptionError, Options
+from lsm.bench.options import DTYPES, KINDS_OF_DATA, MAP, OPS, OptionError, Options
 
 FORWARD, BACKWARD, BOTH = OPS
-SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP, TAKE, TOP_K, LOSS, LOSS_GRAD, ENTROPY, KL = FAMILY_OPS
-REDUCED = (LOGSUMEXP, TAKE, LOSS, ENTROPY, KL)  # those that give one number for each frame
+
+
+class Signature(NamedTuple):
+    """What the function of an operation is given beside the axis, and gives, by the names of `Data`."""
+
+    given: str
+    result: str  # "out": as many numbers as x has; "total": one for each frame; "best": k for each
+    has_out: bool = True  # whether that of lsm writes into a given result
+    limit: str = ""  # what the machine itself does with as many bytes
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether there is one number for each frame."""
+        return self.result == "total"
+
+
+_COPY, _ADD = "streaming copy", "streaming add"
+SIGNATURES = {
+    FORWARD: Signature("x", "out", limit=_COPY),
+    BACKWARD: Signature("dy, y", "out", limit=_ADD),
+    BOTH: Signature("x, dy", "out", limit="streaming copy and add"),  # which writes y_out as well
+    "softmax": Signature("x", "out", limit=_COPY),
+    "softmax_backward": Signature("dy, p", "out", limit=_ADD),
+    "logsumexp": Signature("x", "total"),
+    "take_log_softmax": Signature("x, labels", "total"),
+    "top_k_log_softmax": Signature("x, k", "best", has_out=False),
+    "cross_entropy": Signature("x, labels", "total", has_out=False),
+    "cross_entropy_value_and_grad": Signature("x, labels", "out", limit=_COPY),
+    "entropy": Signature("x", "total", has_out=False),
+    "kl_divergence": Signature("x, q", "total", has_out=False),
+}
 
 
 @dataclass(frozen=True)
@@ -22,44 +52,43 @@ class Workload:
     dtypes: tuple[str, ...] = ("float32",)  # the quick set has the first, the full one all of DTYPES
     order: str = "C"
     set: str = "quick"
-    ops: tuple[str, ...] = OPS + FAMILY_OPS  # that it has if asked for
     usual_ops: tuple[str, ...] = OPS
     quick_ops: tuple[str, ...] = (FORWARD,)
-    out_dtype: str = ""  # that of x, if empty
+    out_dtype: str = ""  # that of x, if empty; another one is measured forward only
     k: tuple[int, ...] = (1,)  # of top-k
 
 
 # A decoder's frames of 32 characters; a recogniser's of 6,000 states; the next word for 64 texts; the words of whole
 # texts; the pixels of an image; a million frames of ten classes and a single one; a mixture's 500 components; ten
 # numbers; the scores of texts, and a step of training.
-_WITH_LOGSUMEXP = (*OPS, LOGSUMEXP)
-_MAPS = (SOFTMAX, SOFTMAX_BACKWARD, ENTROPY, KL)
-_WITH_GRAD = (*OPS, LOSS_GRAD)
 _LLM_DTYPES = ("float32", "float16", "bfloat16")
+_FAMILY = ("softmax", "softmax_backward", "entropy", "kl_divergence")
+_TOTAL, _GRAD, _SELECT = ("logsumexp",), ("cross_entropy_value_and_grad",), ("take_log_softmax", "top_k_log_softmax")
+_LOSS = (*OPS, "cross_entropy")
 WORKLOADS = (
-    Workload("small", (32, 10), quick_ops=(*OPS, LOSS), usual_ops=(*OPS, LOSS)),
+    Workload("small", (32, 10), quick_ops=_LOSS, usual_ops=_LOSS),
     Workload("small", (10, 500), set="usual"),
-    Workload("speech_frames", (1500, 32), usual_ops=OPS + _MAPS, quick_ops=(FORWARD, *_MAPS)),
+    Workload("speech_frames", (1500, 32), usual_ops=OPS + _FAMILY, quick_ops=(FORWARD, *_FAMILY)),
     Workload("senones", (1000, 6000), quick_ops=(FORWARD, BACKWARD)),
     Workload("llm_step", (64, 128_256), quick_ops=OPS, dtypes=_LLM_DTYPES),
     Workload("llm_step", (1, 151_936), set="usual"),
-    Workload("llm_eval", (256, 32_000), usual_ops=(*OPS, TAKE, TOP_K), quick_ops=(FORWARD, TAKE, TOP_K), k=(20,)),
-    Workload("llm_eval", (256, 128_256), usual_ops=(TAKE, TOP_K), set="usual", k=(1, 20)),
-    Workload("llm_train", (64, 32_000), usual_ops=(LOSS_GRAD,), quick_ops=(LOSS_GRAD,)),
-    Workload("llm_train", (512, 128_256), usual_ops=(LOSS_GRAD,), set="usual", dtypes=("float32", "bfloat16")),
+    Workload("llm_eval", (256, 32_000), usual_ops=OPS + _SELECT, quick_ops=(FORWARD, *_SELECT), k=(20,)),
+    Workload("llm_eval", (256, 128_256), usual_ops=_SELECT, set="usual", k=(1, 20)),
+    Workload("llm_train", (64, 32_000), usual_ops=_GRAD, quick_ops=_GRAD),
+    Workload("llm_train", (512, 128_256), usual_ops=_GRAD, set="usual", dtypes=("float32", "bfloat16")),
     Workload("llm_eval", (512, 32_000), set="usual", dtypes=_LLM_DTYPES),
     Workload("llm_eval", (4096, 50_257), set="full"),
-    Workload("llm_eval", (512, 32_000), dtypes=("float16",), out_dtype="float32", set="full", ops=(FORWARD,)),
-    Workload("segmentation", (1, 21, 512, 512), 1, usual_ops=_WITH_GRAD, quick_ops=(FORWARD, LOSS_GRAD)),
-    Workload("segmentation", (8, 150, 128, 128), 1, set="full", usual_ops=_WITH_GRAD),
+    Workload("llm_eval", (512, 32_000), dtypes=("float16",), out_dtype="float32", set="full"),
+    Workload("segmentation", (1, 21, 512, 512), 1, usual_ops=OPS + _GRAD, quick_ops=(FORWARD, *_GRAD)),
+    Workload("segmentation", (8, 150, 128, 128), 1, set="full", usual_ops=OPS + _GRAD),
     Workload("rows", (500_000, 10)),
     Workload("rows", (1, 2**22)),
     Workload("rows", (1_000_000, 10), set="usual"),
     Workload("rows", (1, 2**24), set="usual"),
-    Workload("mixture", (10_000, 500), dtypes=("float64",), usual_ops=_WITH_LOGSUMEXP, quick_ops=(FORWARD, LOGSUMEXP)),
-    Workload("small", (10,), ops=FAMILY_OPS, usual_ops=(LOGSUMEXP,), quick_ops=(LOGSUMEXP,)),
-    Workload("mixture", (100_000, 500), dtypes=("float64",), set="usual", usual_ops=_WITH_LOGSUMEXP),
-    Workload("mixture", (100_000, 500), dtypes=("float64",), order="F", set="full", usual_ops=_WITH_LOGSUMEXP),
+    Workload("mixture", (10_000, 500), dtypes=("float64",), usual_ops=OPS + _TOTAL, quick_ops=(FORWARD, *_TOTAL)),
+    Workload("small", (10,), usual_ops=_TOTAL, quick_ops=_TOTAL),
+    Workload("mixture", (100_000, 500), dtypes=("float64",), set="usual", usual_ops=OPS + _TOTAL),
+    Workload("mixture", (100_000, 500), dtypes=("float64",), order="F", set="full", usual_ops=OPS + _TOTAL),
 )
 NESTED = {"quick": ("quick",), "usual": ("quick", "usual"), "full": ("quick", "usual", "full")}
 FULL_DATA = KINDS_OF_DATA[:4]
@@ -108,12 +137,12 @@ def mapped(
 
 SETS_OF_THEIR_OWN = {
     "cpu": (
-        *(Workload(*about, ops=_SEPARATE) for about in _CPU),
-        *(Workload("llm", shape, dtypes=_LLM_DTYPES, ops=_SEPARATE) for shape in _LLM),
-        *(Workload("llm", shape, dtypes=("float16",), out_dtype="float32", ops=(FORWARD,)) for shape in _LLM),
-        *(Workload("mixture", (100_000, 500), dtypes=("float64",), order=o, ops=_SEPARATE) for o in "CF"),
+        *(Workload(*about, usual_ops=_SEPARATE) for about in _CPU),
+        *(Workload("llm", shape, dtypes=_LLM_DTYPES, usual_ops=_SEPARATE) for shape in _LLM),
+        *(Workload("llm", shape, dtypes=("float16",), out_dtype="float32") for shape in _LLM),
+        *(Workload("mixture", (100_000, 500), dtypes=("float64",), order=o, usual_ops=_SEPARATE) for o in "CF"),
     ),
-    "gpu": tuple(Workload(*about, dtypes=DTYPES, ops=_SEPARATE) for about in _GPU),
+    "gpu": tuple(Workload(*about, dtypes=DTYPES, usual_ops=_SEPARATE) for about in _GPU),
     MAP: mapped(),
 }
 SWEEPS = {
@@ -141,7 +170,7 @@ class Case:
     def result_dtype(self) -> str:
         """The dtype of the result."""
         dtype = self.out_dtype or self.dtype
-        is_loss = self.op in DERIVED and DERIVED[self.op].is_loss and self.op != LOSS_GRAD  # which is a gradient
+        is_loss = SIGNATURES[self.op].result == "total" and self.op in DERIVED and DERIVED[self.op].is_loss
         return at_least_float32(dtype) if is_loss else dtype
 
     @property
@@ -169,32 +198,26 @@ class Case:
         """A line that names it."""
         words = [self.workload, "x".join(map(str, self.shape))]
         words += [f"axis {self.axis}"] * (self.axis not in (-1, len(self.shape) - 1))
-        words += (
-            ["Fortran order"] * (self.order == "F") + [self.dtype] + [f"to {self.out_dtype}"] * bool(self.out_dtype)
-        )
-        words += [self.data] * (self.data != "logits") + [f"k {self.k}"] * (self.op == TOP_K)
+        words += ["Fortran order"] * (self.order == "F") + [self.dtype]
+        words += [f"to {self.out_dtype}"] * bool(self.out_dtype)
+        words += [self.data] * (self.data != "logits") + [f"k {self.k}"] * (self.op == "top_k_log_softmax")
         return " ".join(words) + f", {self.op}"
 
 
 def cases(options: Options) -> list[Case]:
-    """What the options ask for, those on the same arrays one after the other; an OptionError if that is nothing."""
-    found = [
+    """What the options ask for, those on the same arrays one after the other."""
+    return [
         Case(w.name, w.shape, w.axis, dtype, w.out_dtype * (w.out_dtype != dtype), w.order, op, data, k)
         for w in _chosen(options)
         for dtype in _dtypes(w, options)
         for data in options.data or (FULL_DATA if options.set == "full" else FULL_DATA[:1])
-        for op in [op for op in options.op if op in w.ops] or (() if options.op else _ops(w, options))
-        for k in (w.k if op == TOP_K else (1,))
+        for op in _ops(w, options)
+        for k in (w.k if op == "top_k_log_softmax" else (1,))
     ]
-    if not found:
-        option = "op" if options.op else "dtype"
-        given = ", ".join(getattr(options, option))
-        raise OptionError(option, f"{given}; none of the chosen workloads has it: choose others")
-    return found
 
 
 def _chosen(options: Options) -> tuple[Workload, ...]:
-    """The workloads, or the sizes of a sweep, or one's own shape."""
+    """The workloads, or the sizes of a sweep, or one's own shape; an OptionError if there is no such workload."""
     if options.shape is not None:
         return (Workload("own", options.shape, options.axis, quick_ops=OPS),)
     known = SETS_OF_THEIR_OWN.get(options.set, tuple(w for w in WORKLOADS if w.set in NESTED.get(options.set, ())))
@@ -216,7 +239,6 @@ def _dtypes(w: Workload, options: Options) -> tuple[str, ...]:
     return w.dtypes[:1] if options.set == "quick" else w.dtypes
 
 
-def _ops(w: Workload, options: Options) -> tuple[str, ...]:
-    if options.sweep:
-        return (FORWARD,)
-    return w.quick_ops if options.set == "quick" else tuple(op for op in w.usual_ops if op in w.ops)
+def _ops(w: Workload, options: Options) -> list[str]:
+    usual = (FORWARD,) if options.sweep else w.quick_ops if options.set == "quick" else w.usual_ops
+    return [op for op in options.op or usual if op == FORWARD or not w.out_dtype]
