@@ -9,7 +9,7 @@ import pytest
 import lsm
 from lsm.backends.cython_ import kernels
 from lsm.bench.implementation import OUT
-from lsm.bench.memory import Probe
+from lsm.bench.memory import extra_bytes
 from lsm.bench.workloads import BACKWARD, FORWARD, Case
 
 pytestmark = pytest.mark.benchmark(disable_gc=True)
@@ -73,10 +73,6 @@ def test_memory(benchmark, op, dtype):
     """The number is in the extra information; what is timed is the process that finds it."""
     benchmark.group = "memory beside inputs and result"
     case = Case("own", (64, 2**17), dtype=dtype, op=op)
-    probe = Probe(["lsm cython"])
-    try:
-        found = benchmark.pedantic(probe.extra_bytes, (case, lsm.get_num_threads()), rounds=1)
-    finally:
-        probe.close()
+    found = benchmark.pedantic(extra_bytes, (["lsm cython"], case, lsm.get_num_threads()), rounds=1)
     benchmark.extra_info["extra_bytes"] = found["lsm cython", OUT]
     assert found["lsm cython", OUT] < 2**18 * lsm.get_num_threads() + 2**20  # promised, and the measurement's error

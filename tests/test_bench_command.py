@@ -204,38 +204,37 @@ def test_a_map_from_the_command_to_its_files(capsys, monkeypatch):
 # --compare
 
 
-def compared(capsys, *args, us=100.0, row=None):
+@pytest.mark.parametrize(
+    ("args", "row", "code", "said"),
+    [
+        ([], planted.row([planted.entry()]), 0, "of lsm: 0 slower and 0 faster by more than 1.3"),
+        ([], planted.row([planted.entry(us=60.0)]), 0, "of lsm: 0 slower and 1 faster"),
+        ([], planted.row([planted.entry(us=140.0)]), 1, "Slower by more than 1.3\nlsm cython, llm_step 1x151936"),
+        (
+            ["--tolerance", "1.5"],
+            planted.row([planted.entry(us=140.0)]),
+            0,
+            "of lsm: 0 slower and 0 faster by more than 1.5",
+        ),
+        (
+            [],
+            planted.row([planted.entry("torch")]),
+            1,
+            "lsm cython, llm_step 1x151936 float32, forward, 2 threads: missing",
+        ),
+        (["--implementations", "torch"], planted.row([planted.entry("torch")]), 3, "Nothing was judged"),  # on purpose
+        ([], planted.row(others=1.0), 3, "Nothing was judged"),
+        ([], planted.row(workload="senones"), 2, "Not compared\n'old.json' has nothing ranked"),
+    ],
+)
+def test_compare_both_ways(engine, capsys, args, row, code, said):
     Path("old.json").write_text(planted.result().to_json())
-    Path("new.json").write_text(planted.result([row or planted.row([planted.entry(us=us)])]).to_json())
-    code = bench("--from", "new.json", "--compare", "old.json", *args)
-    return code, capsys.readouterr().out
-
-
-def test_compare_both_ways(capsys):
-    code, shown = compared(capsys)
-    assert code == 0 and "of lsm: 0 slower and 0 faster by more than 1.3" in shown
-    code, shown = compared(capsys, "--markdown", "r.md", us=140.0)
-    assert code == 1 and "Slower by more than 1.3" in shown and "100 to 140 us, 1.40x" in shown
-    assert "## Slower by more than 1.3" in Path("r.md").read_text()
-    code, shown = compared(capsys, "--tolerance", "1.5", us=140.0)
-    assert code == 0 and "Slower by" not in shown
-    code, shown = compared(capsys, us=60.0)
-    assert code == 0 and "of lsm: 0 slower and 1 faster" in shown
-    code, shown = compared(capsys, row=planted.row([planted.entry("torch")]))
-    assert code == 1 and "lsm cython, llm_step 1x151936 float32, forward, 2 threads: missing" in shown
-    code, shown = compared(capsys, row=planted.row(others=1.0))
-    assert code == 3 and shown.index("Nothing was judged") < shown.index("Not judged: others used the processors")
-    code, shown = compared(capsys, row=planted.row(workload="senones"))
-    assert code == 2 and "geometric mean" in shown and "Not compared\n'old.json' has nothing ranked" in shown
-
-
-def test_an_implementation_that_was_left_out_on_purpose_is_not_missing(engine):
-    old = [planted.entry(), planted.entry("lsm numpy")]
-    Path("old.json").write_text(planted.result([planted.row(old)]).to_json())
-    engine.result = planted.result([planted.row([planted.entry()])])
-    assert bench("--compare", "old.json", "--json", "new.json", "--implementations", "cython") == 0
-    assert bench("--from", "new.json", "--compare", "old.json") == 0
-    assert bench("--compare", "old.json") == 1
+    engine.result = planted.result([row])
+    assert bench("--compare", "old.json", "--json", "new.json", "--markdown", "r.md", *args) == code
+    shown = capsys.readouterr().out
+    assert "geometric mean" in shown and said in shown
+    assert bench("--from", "new.json", "--compare", "old.json", *args[: 2 * ("--tolerance" in args)]) == code
+    assert capsys.readouterr().out == shown and said.split("\n")[0] in Path("r.md").read_text()
 
 
 # Files that cannot be used

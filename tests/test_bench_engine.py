@@ -3,7 +3,6 @@
 import re
 import sys
 import threading
-from contextlib import closing
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -344,13 +343,12 @@ def test_every_peer_that_is_installed_is_right_in_a_small_row():
 
 
 def test_the_memory_of_a_copy_is_measured_and_none_is_made_up():
-    with closing(memory.Probe(["lsm cython", "numpy idiom"])) as probe:
-        for op in (FORWARD, BACKWARD):
-            found = probe.extra_bytes(Case("own", (64, 2**17), op=op), 1)  # 32 MiB
-            assert set(found) == {("lsm cython", OUT), ("lsm cython", NEW), ("numpy idiom", NEW)}
-            assert max(found["lsm cython", OUT], found["lsm cython", NEW]) < 2 * memory.TOLERANCE_BYTES
-            # exp(...) or so, as large as the result
-            assert abs(found["numpy idiom", NEW] - 2**25) < 2 * memory.TOLERANCE_BYTES
+    for op in (FORWARD, BACKWARD):
+        found = memory.extra_bytes(["lsm cython", "numpy idiom"], Case("own", (64, 2**17), op=op), 1)  # 32 MiB
+        assert set(found) == {("lsm cython", OUT), ("lsm cython", NEW), ("numpy idiom", NEW)}
+        assert max(found["lsm cython", OUT], found["lsm cython", NEW]) < 2 * memory.TOLERANCE_BYTES
+        # exp(...) or so, as large as the result
+        assert abs(found["numpy idiom", NEW] - 2**25) < 2 * memory.TOLERANCE_BYTES
     (small,) = run(Options(**SMALL, implementations=("cython",), memory=True)).rows
     assert small.absent["memory"].startswith("not measured for results below 8 MiB")
 

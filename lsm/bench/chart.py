@@ -93,7 +93,8 @@ def _figure(result: Result) -> Figure:
     heights = [1.4 + BAR_IN * n_bars, CURVES_IN * n_lines]
     figure = Figure(figsize=(WIDTH_IN, sum(heights)), layout="constrained")
     if bars:
-        above, below = np.ravel(figure.subfigures(2, 1, height_ratios=heights))
+        parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+        above, below = parts
         _draw_bars(above.subplots(), bars, looks, n_threads)
         for axes, some in zip_longest(below.subplots(n_lines, 2).flat, curves):
             _draw_curves(axes, looks, *some) if some else axes.axis("off")

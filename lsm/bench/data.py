@@ -12,6 +12,7 @@ import lsm
 from lsm._check import np_dtype
 from lsm._interop_torch import TorchLibrary
 from lsm._version import install_command
+from lsm.bench.machine import torch_has_cuda
 from lsm.bench.workloads import BOTH, FORWARD, SIGNATURES, Case
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,7 +36,7 @@ class Data:
         ops, rng, axis = set(ops), np.random.default_rng(0), case.axis
         in_type, out_type = np_dtype(case.dtype), np_dtype(case.result_dtype)
         layout: Any = {"order": case.order, "copy": False}
-        self.case, self.device = case.arrays, device
+        self.device = device
         self.x = x = _logits(case, rng).astype(in_type, **layout)
         self.out = np.empty_like(x, dtype=out_type)
         self.host = {"x": x, "out": self.out}
@@ -85,14 +86,6 @@ class Data:
         written["best"] = case.n_frames * case.k * (number + label)
         n_read = sum(self.host[name].nbytes for name in given.split(", ") if name != "k")
         return int(n_read + written[result] + (2 * self.out.nbytes if case.op == BOTH else 0))
-
-
-def torch_has_cuda() -> bool:
-    """Whether PyTorch is installed and can use a GPU."""
-    try:
-        return bool(import_module("torch").cuda.is_available())
-    except Exception:  # an installation can be broken in many ways
-        return False
 
 
 def to_numpy(result: Any) -> Array:

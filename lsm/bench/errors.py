@@ -47,8 +47,8 @@ class Reference:
         shape = np.moveaxis(data.out, case.axis, -1).shape[:-1]
         frames = np.linspace(0, case.n_frames - 1, self.n_frames).astype(int)
         self._index: Any = np.unravel_index(frames, shape) if shape else ()
-        length = {"out": (case.n_classes,), "total": (), "best": (case.k,)}[self._signature.result]
-        self._shape = (*shape, *length)
+        length = {"out": case.n_classes, "total": 1, "best": case.k}[self._signature.result]
+        self._shape, self._is_reduced = (*shape, length), self._signature.result == "total"
         self._classes: Any = slice(None)  # of a long frame, some
         sizes, exact = self._sizes(), self._values()
         if case.data == "label":
@@ -108,9 +108,8 @@ class Reference:
         bound = PEER_ULP if declared_ulp is None else declared_ulp
         bound *= BOTH_STEPS_RATIO if self.op == BOTH else 1
         bound *= 2 if self.op == "kl_divergence" and self._dtype == np.float64 else 1  # which has no wider type
-        frames = result if self._signature.is_reduced else np.moveaxis(result, self.case.axis, -1)
+        frames = result[..., np.newaxis] if self._is_reduced else np.moveaxis(result, self.case.axis, -1)
         if result.dtype == self._dtype and frames.shape == self._shape:
-            frames = frames[..., np.newaxis] if self._signature.is_reduced else frames
             frames = frames[self._index][..., self._classes]
             with np.errstate(all="ignore"):
                 off = np.abs((frames.astype(oracle.LD) - self._exact.value) - self._exact.rest)

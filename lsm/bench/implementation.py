@@ -12,7 +12,8 @@ from lsm._decide import Request
 from lsm._explain import explain_request
 from lsm._texts import printable
 from lsm.backends.cython_ import kernels
-from lsm.bench.data import Array, Data, to_numpy, torch_has_cuda
+from lsm.bench.data import Array, Data, to_numpy
+from lsm.bench.machine import torch_has_cuda
 from lsm.bench.result import Entry
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, Case
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import lsm
 from lsm._texts import describe_error
@@ -54,17 +53,24 @@ def versions(modules: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def torch_has_cuda() -> bool:
+    """Whether PyTorch is installed and can use a GPU."""
+    try:
+        return bool(import_module("torch").cuda.is_available())
+    except Exception:  # an installation can be broken in many ways
+        return False
+
+
 def gpu(device: str) -> str | None:
     """The name of the device that is measured; None for the CPU, an OptionError if no library can use it."""
     if device == "cpu":
         return None
-    for name in ("torch", "cupy"):
-        with contextlib.suppress(Exception):  # an installation can be broken in many ways
-            library: Any = import_module(name)
-            if library.cuda.is_available():
-                if name == "torch":
-                    return str(library.cuda.get_device_name())
-                return str(library.cuda.runtime.getDeviceProperties(library.cuda.Device().id)["name"].decode())
+    if torch_has_cuda():
+        return str(import_module("torch").cuda.get_device_name())
+    with contextlib.suppress(Exception):
+        cuda = import_module("cupy").cuda
+        if cuda.is_available():
+            return str(cuda.runtime.getDeviceProperties(cuda.Device().id)["name"].decode())
     raise OptionError("device", f"{device}: neither PyTorch nor CuPy finds a CUDA device here; accepted here: cpu")
 
 

@@ -5,12 +5,13 @@ same arguments on small arrays loads the libraries and starts the threads, for n
 counts pages for each processor apart and adds up 32 of them at a time or more, so the peak may be wrong by that.
 """
 
+import json
 import os
-from collections.abc import Collection
-from concurrent.futures import ProcessPoolExecutor
+import subprocess
+import sys
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
-from multiprocessing import get_context
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,46 +28,27 @@ LONGEST_S = 600  # for one case
 
 # What glibc would keep of one call's memory for the next would be missing in the next one's peak.
 _NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
+_CODE = """
+import json, sys
+sys.path[:], *given = json.loads(sys.argv[1])
+from lsm.bench import memory
+memory.main(*given)
+"""
 
 
-class Probe:
-    """A process that measures the memory of calls; it starts when it is first asked."""
-
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = tuple(names)
-        self._pool: ProcessPoolExecutor | None = None
-
-    def extra_bytes(self, case: Case, n_threads: int) -> dict[Key, int]:
-        """Peak extra memory of each implementation, of those for which it could be measured."""
-        if self._pool is None:
-            os.environ.update(_NOTHING_KEPT)
-            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _silence)
-        try:
-            return self._pool.submit(extra_bytes, self._names, case, n_threads).result(LONGEST_S)
-        except Exception:  # it has died, of too little memory say, or takes too long; a new one serves the next case
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """End the process."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            for process in (pool._processes or {}).values():
-                process.kill()  # it has nothing to put in order
-            pool.shutdown()
+def extra_bytes(names: Iterable[str], case: Case, n_threads: int) -> dict[Key, int]:
+    """Peak extra memory of each implementation, of those for which it could be measured."""
+    given = json.dumps([sys.path, list(names), asdict(case), n_threads])
+    command, environment = [sys.executable, "-c", _CODE, given], os.environ | _NOTHING_KEPT
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=LONGEST_S, check=True)
+    return {(name, way): n_bytes for name, way, n_bytes in json.loads(done.stdout.splitlines()[-1])}
 
 
-def _silence() -> None:
-    """Discard what a library prints in the process."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-
-
-def extra_bytes(names: tuple[str, ...], case: Case, n_threads: int) -> dict[Key, int]:
-    """Measure each implementation of a case, in this process; one that raises is left out, and named by the row."""
-    found: dict[Key, int] = {}
-    absent: dict[str, str] = {}
+def main(names: list[str], about: dict[str, Any], n_threads: int) -> None:
+    """Print, in a new process, what each implementation of a case needs; one that raises is left out."""
+    case = Case(**about | {"shape": tuple(about["shape"])})
+    found: list[tuple[str, str, int]] = []
+    absent: dict[str, str] = {}  # the row names them
     with equal_threads(n_threads, names, absent):
         makers = {name: maker for name, maker in peers.known().items() if name in names and name not in absent}
         small_case = replace(case, shape=shrunk(case.shape))
@@ -78,8 +60,8 @@ def extra_bytes(names: tuple[str, ...], case: Case, n_threads: int) -> dict[Key,
         for one in small:
             with suppress(Exception):
                 one.call()
-                found[one.key] = peak_of_a_call(large[one.key])
-    return found
+                found.append((*one.key, peak_of_a_call(large[one.key])))
+    print("\n" + json.dumps(found))
 
 
 def peak_of_a_call(implementation: Implementation) -> int:

@@ -6,7 +6,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from itertools import groupby
 from operator import truediv
@@ -21,7 +20,7 @@ from lsm.bench import machine, peers
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference, check
 from lsm.bench.implementation import OUT, is_out_of_cache, limit
-from lsm.bench.memory import MIN_RESULT_BYTES, Probe
+from lsm.bench.memory import MIN_RESULT_BYTES, extra_bytes
 from lsm.bench.options import MAP, OptionError, Options
 from lsm.bench.peers import Makers
 from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
@@ -70,24 +69,23 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
                 f"what was measured so far is not saved: {describe_error(error)}", RuntimeWarning, stacklevel=2
             )
 
-    with closing(Probe(makers)) as probe:
-        try:
-            for row in _rows(options, wanted, makers, result, probe):
-                result.rows.append(row)
-                keep()
-            raise_if_stopped()
-        except BaseException as stop:
-            if isinstance(stop, KeyboardInterrupt):
-                begin_shutdown()
-            result.interrupted = True
-            if result.rows:
-                keep()
-            if not isinstance(stop, KeyboardInterrupt):
-                raise
+    try:
+        for row in _rows(options, wanted, makers, result):
+            result.rows.append(row)
+            keep()
+        raise_if_stopped()
+    except BaseException as stop:
+        if isinstance(stop, KeyboardInterrupt):
+            begin_shutdown()
+        result.interrupted = True
+        if result.rows:
+            keep()
+        if not isinstance(stop, KeyboardInterrupt):
+            raise
     return result
 
 
-def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result, probe: Probe) -> Iterator[Row]:
+def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result) -> Iterator[Row]:
     """Measure row after row; arrays are made once for all operations on them."""
     budget = replace(BUDGETS[options.set], rounds=result.header.rounds)
     has_memory = options.set in ("usual", "full") if options.memory is None else options.memory
@@ -112,7 +110,7 @@ def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result, 
                         data = data or Data(arrays, [case.op for case in some], options.device)
                         row = measure(case, data, n, equal, result.header.caches, budget)
                         if has_memory and options.device == "cpu":
-                            measure_memory(row, data, probe)
+                            measure_memory(row, data, makers)
                     except Exception as error:  # more memory than there is, say
                         result.absent[Row(case, n, options.device, 0).label] = describe_error(error)
                     else:
@@ -184,13 +182,13 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
     return row
 
 
-def measure_memory(row: Row, data: Data, probe: Probe) -> None:
+def measure_memory(row: Row, data: Data, makers: Makers) -> None:
     """Put in the memory that each implementation needs, or why it is not known."""
     if data.out.nbytes < MIN_RESULT_BYTES:
         row.absent["memory"] = f"not measured for results below {MIN_RESULT_BYTES // 2**20} MiB: known to 1 MiB only"
         return
     try:
-        found = probe.extra_bytes(row.case, row.threads)
+        found = extra_bytes(makers, row.case, row.threads)
     except Exception as error:  # no further process can be started, say; the times are there
         found, row.absent["memory"] = {}, describe_error(error)
     for entry in row.implementations:

@@ -19,11 +19,6 @@ class Signature(NamedTuple):
     has_out: bool = True  # whether that of lsm writes into a given result
     limit: str = ""  # what the machine itself does with as many bytes
 
-    @property
-    def is_reduced(self) -> bool:
-        """Whether there is one number for each frame."""
-        return self.result == "total"
-
 
 _COPY, _ADD = "streaming copy", "streaming add"
 SIGNATURES = {
