@@ -50,8 +50,6 @@ def engine(monkeypatch):
                     after_row(result, len(self.result.rows))
             except (KeyboardInterrupt, ValueError) as stop:
                 result.interrupted = True
-                if result.rows:
-                    after_row(result, len(self.result.rows))
                 if isinstance(stop, ValueError):
                     raise
             return result

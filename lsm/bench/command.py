@@ -58,12 +58,11 @@ def _measured(options: Options, file: str | None) -> tuple[Result, int]:
     def after_row(result: Result, n_rows: int) -> None:
         nonlocal kept
         kept = result
-        if not result.interrupted:
-            row = result.rows[-1]
-            ranked = [entry for entry in row.best_first() if entry.is_ranked][:2]
-            texts = [f"{e.label} {report.number(e.us)} us ({report.times(e.ratio)})" for e in ranked]
-            said = f"[{len(result.rows)}/{n_rows}] {row.label}: {', '.join(texts) or 'none ranked'}"
-            print(said, file=sys.stderr, flush=True)
+        row = result.rows[-1]
+        ranked = [entry for entry in row.best_first() if entry.is_ranked][:2]
+        texts = [f"{e.label} {report.number(e.us)} us ({report.times(e.ratio)})" for e in ranked]
+        said = f"[{len(result.rows)}/{n_rows}] {row.label}: {', '.join(texts) or 'none ranked'}"
+        print(said, file=sys.stderr, flush=True)
         if file:
             _write(file, result.to_json())
 

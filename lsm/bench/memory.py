@@ -37,10 +37,15 @@ memory.main(*given)
 
 
 def extra_bytes(names: Iterable[str], case: Case, n_threads: int) -> dict[Key, int]:
-    """Peak extra memory of each implementation, of those for which it could be measured."""
+    """Peak extra memory of each implementation, of those for which it could be measured; or a RuntimeError."""
     given = json.dumps([sys.path, list(names), asdict(case), n_threads])
     command, environment = [sys.executable, "-c", _CODE, given], os.environ | _NOTHING_KEPT
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=LONGEST_S, check=True)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"it takes more than {LONGEST_S} s") from None
+    if done.returncode:
+        raise RuntimeError(f"the process that measures it exited with {done.returncode}: {done.stderr[-500:]}")
     return {(name, way): n_bytes for name, way, n_bytes in json.loads(done.stdout.splitlines()[-1])}
 
 

@@ -46,10 +46,9 @@ AfterRow = Callable[[Result, int], object]  # the result so far, and how many ro
 def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
     """Measure what the options ask for; an OptionError if nothing fits them.
 
-    `after_row` is called after each row, and once more if the run is stopped after one; if it raises, a warning says
-    so. After a KeyboardInterrupt, or a signal whose KeyboardInterrupt was lost, the result has the rows that were
-    complete, and `interrupted` is True. Any other exception passes through. A row that cannot be measured is named in
-    `absent`.
+    `after_row` is called after each row; if it raises, a warning says so. After a KeyboardInterrupt, or a signal whose
+    KeyboardInterrupt was lost, the result has the rows that were complete, and `interrupted` is True, as it is after
+    any other exception, which passes through. A row that cannot be measured is named in `absent`.
     """
     usual = (1,) * (options.set == MAP) + (lsm.get_num_threads(),)
     n_threads, too_many = machine.possible_threads(options.threads or tuple(dict.fromkeys(usual)))
@@ -61,27 +60,20 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
     wanted = cases(options)
     result = Result(_header(options, n_threads, makers, gpu), absent | too_many)
 
-    def keep() -> None:
-        try:
-            after_row(result, len(n_threads) * len(wanted))
-        except Exception as error:  # a full disk shall not end the run
-            warnings.warn(
-                f"what was measured so far is not saved: {describe_error(error)}", RuntimeWarning, stacklevel=2
-            )
-
     try:
         for row in _rows(options, wanted, makers, result):
             result.rows.append(row)
-            keep()
+            try:
+                after_row(result, len(n_threads) * len(wanted))
+            except Exception as error:  # a full disk shall not end the run
+                text = f"what was measured so far is not saved: {describe_error(error)}"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
         raise_if_stopped()
     except BaseException as stop:
-        if isinstance(stop, KeyboardInterrupt):
-            begin_shutdown()
         result.interrupted = True
-        if result.rows:
-            keep()
         if not isinstance(stop, KeyboardInterrupt):
             raise
+        begin_shutdown()
     return result
 
 
