@@ -1,11 +1,11 @@
 """What lsm promises, measured beside PyTorch, JAX, ONNX Runtime and SciPy on this machine.
 
-    python benchmarks/promises.py                    # tables in Markdown: of log-softmax, and of the family around it
-    python benchmarks/promises.py --json FILE        # and the same as JSON
+    python benchmarks/promises.py             # tables in Markdown: of log-softmax, and of the family around it
+    python benchmarks/promises.py --family    # the second alone, which takes seconds
 
-Every library runs in processes of its own, so that none disturbs the threads or the memory of another, and
+Every library runs in a process of its own, so that none disturbs the threads or the memory of another, and
 is called as its users call it, with its defaults. What it raises stands in its cell. Single properties are
-measured here and not speed, the last row apart, which wants an idle machine.
+measured here and not speed.
 """
 
 import argparse
@@ -14,10 +14,8 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 
@@ -82,17 +80,6 @@ def same_bits(library: Library) -> str:
     return "yes" if hasattr(library, "log_softmax_gradient") else "yes (no gradient)"
 
 
-def huge_frame_ms(library: Library) -> str:
-    """Time the best of 15 calls, after one that warms up."""
-    x = np.random.default_rng(3).normal(size=(1, 2**23)).astype(np.float32)
-    seconds = []
-    for _ in range(16):
-        start = time.perf_counter()
-        library.log_softmax(x, -1)
-        seconds.append(time.perf_counter() - start)
-    return f"{min(seconds[1:]) * 1e3:.0f} ms"
-
-
 PROMISES: dict[str, Callable[[Library], str]] = {
     "(a) float32 [20, 0]: result at the 20; true is -2.06e-09": near_zero,
     "(b) 500 confident frames: how many get the gradient 0 at the largest class; true is 0": vanished_gradients,
@@ -100,7 +87,6 @@ PROMISES: dict[str, Callable[[Library], str]] = {
     "(d) 65,537 equal logits in float16: result; true is -11.09": many_equal_float16,
     "(e) same bits alone, in a batch, on another axis; else what changes (at 10, 33, 1000 classes)": same_bits,
 }
-HUGE = "(f) one frame of 2^23 float32 classes: time with one processor, then with all"
 
 
 def measure(distribution: str, rows: list[str]) -> dict[str, str]:
@@ -114,19 +100,15 @@ def measure(distribution: str, rows: list[str]) -> dict[str, str]:
     cells = {}
     for row in rows:
         try:
-            cells[row] = filled((PROMISES | FAMILY | {HUGE: huge_frame_ms})[row], library)
+            cells[row] = filled((PROMISES | FAMILY)[row], library)
         except Exception as error:  # the next row may work
             cells[row] = type(error).__name__
     return cells
 
 
-def measure_apart(distribution: str, rows: list[str], one_processor: bool = False) -> dict[str, str]:
+def measure_apart(distribution: str, rows: list[str]) -> dict[str, str]:
     """Do so in a new process; one that dies says how."""
     command = [sys.executable, __file__, "--peer", distribution, "--rows", json.dumps(rows)]
-    if one_processor:
-        if not hasattr(os, "sched_setaffinity"):
-            return dict.fromkeys(rows, "cannot limit")
-        command.append("--one-processor")
     quiet = os.environ | {"PYTHONWARNINGS": "ignore"}  # SciPy and JAX warn of the overflow that row (d) shows
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=quiet)
     if done.returncode:
@@ -153,43 +135,26 @@ def served_by() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what lsm promises beside what its peers do.")
     parser.add_argument("--family", action="store_true", help="print the second table only, which takes seconds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as JSON too")
     for internal in ("--peer", "--rows"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
-    parser.add_argument("--one-processor", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-
     if args.peer:
-        if args.one_processor:  # before the library is imported and counts processors
-            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         print(json.dumps(measure(args.peer, json.loads(args.rows))))
         return 0
 
     from lsm.bench.machine import processor  # not where a peer is alone
 
-    tables = ([] if args.family else [[*PROMISES, HUGE]]) + [list(FAMILY)]
+    tables = [FAMILY] if args.family else [PROMISES, FAMILY]
     table: dict[str, dict[str, str]] = {}
     missing = []
     for distribution, (name, _) in LIBRARIES.items():
         if installed(distribution) is None:
             missing.append(name)
-            continue
-        cells = measure_apart(distribution, [row for rows in tables for row in rows if row != HUGE])
-        if not args.family:
-            times = [measure_apart(distribution, [HUGE], one_processor)[HUGE] for one_processor in (True, False)]
-            cells[HUGE] = ", ".join(times)
-        table[f"{name} {installed(distribution)}"] = cells
-
-    facts = {
-        "processor": processor(),
-        "n_processors": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "lsm": served_by(),
-    }
-    print(f"{facts['processor']}, {facts['n_processors']} processors; {facts['system']};", end=" ")
-    print(f"Python {facts['python']}, NumPy {facts['numpy']}; lsm serves {facts['lsm']}")
+        else:
+            cells = measure_apart(distribution, [row for rows in tables for row in rows])
+            table[f"{name} {installed(distribution)}"] = cells
+    print(f"{processor()}, {os.cpu_count()} processors; {platform.platform()};", end=" ")
+    print(f"Python {platform.python_version()}, NumPy {np.__version__}; lsm serves {served_by()}")
     print(f"Not installed: {', '.join(missing) or 'none'}\n")
     for rows in tables:
         print(f"| | {' | '.join(table)} |")
@@ -197,8 +162,6 @@ def main() -> int:
         for row in rows:
             print(f"| {row} | {' | '.join(cells[row] for cells in table.values())} |")
         print()
-    if args.json:
-        args.json.write_text(json.dumps({"machine": facts, "missing": missing, "table": table}, indent=2) + "\n")
     return 0
 
 
