@@ -154,7 +154,7 @@ def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]
     with contextlib.ExitStack() as stack:
         stack.enter_context(lsm.num_threads(n_threads))
         stack.enter_context(threadpool_limits(limits=n_threads))
-        for library in {"torch", "jax"} & {*names}:
+        for library in filter(names.__contains__, ("torch", "jax")):
             try:
                 (_set_jax if library == "jax" else import_module("torch").set_num_threads)(n_threads)
                 verified.append(f"{library}: {n_threads}")
