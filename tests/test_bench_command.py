@@ -133,22 +133,12 @@ def test_every_argument_reaches_the_engine(work, engine, args, asked):
         (["--chart", "c.pdf"], "accepted: a name that ends in .svg or .png"),
         (["--set", "huge"], "choose from"),
         (["--json", "r.svg", "--chart", "./r.svg"], "each result needs a file of its own"),
-    ],
-)
-def test_arguments_that_make_no_sense(engine, capsys, args, said):
-    assert said in refused(capsys, *args)
-    assert engine.options is None
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
         (["--only", "nothing"], "error: --only: 'nothing' matches none; accepted: small, "),
         (["--implementations", "none"], "error: --implementations: 'none' matches none; accepted: lsm cython, "),
         (["--threads", "1000000"], "error: --threads: 1000000 threads were asked for; lsm would use "),
     ],
 )
-def test_what_the_engine_refuses_is_named_as_it_was_given(capsys, args, said):
+def test_arguments_that_make_no_sense_are_refused_before_measuring(capsys, args, said):
     assert said in refused(capsys, *args)
 
 
