@@ -139,3 +139,18 @@ def test_any_values(values, data):
     k = data.draw(st.integers(0, len(values)))
     check(x, k)
     check(x, k, where=where)
+
+
+@pytest.mark.parametrize("n", [130, 8192, 20_000])
+def test_many_classes(n, backend, dtype, rng):
+    """Ties, ascending and descending order, and a NaN, on any axis."""
+    x = np.round(rng.standard_normal((4, n)) * 8).astype(dtype)
+    x[1].sort()
+    x[2] = np.sort(x[2])[::-1]
+    x[3, n // 2] = np.nan
+    for k in (2, 100, 128, 129):
+        check(x, k, backend)
+        whole = lsm.top_k_log_softmax(x, k, backend=backend)
+        columns = lsm.top_k_log_softmax(x.T.copy(), k, 0, backend=backend)
+        np.testing.assert_array_equal(columns.indices.T, whole.indices)
+        np.testing.assert_array_equal(columns.values.T.astype(np.longdouble), whole.values.astype(np.longdouble))
