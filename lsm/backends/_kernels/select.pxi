@@ -13,7 +13,7 @@ from math import fsum as _fsum
 from numpy import expm1 as _expm1
 
 
-cdef inline Py_ssize_t place_of(Frames f, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
+cdef inline Py_ssize_t number_at(Frames f, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
     """Where class k of frame i is."""
     return (i // f.n_inner * f.n + k) * f.n_inner + i % f.n_inner
 
@@ -78,7 +78,7 @@ cdef object quick_take(x, labels, axis):
     label = <const int64_t*> PyArray_BYTES(<PyArrayObject*> labels)
     for i in range(f.n_outer * f.n_inner):
         move_number(PyArray_BYTES(<PyArrayObject*> out), i, PyArray_BYTES(<PyArrayObject*> y),
-                    place_of(f, i, label[i]), size_of(f.kind))
+                    number_at(f, i, label[i]), size_of(f.kind))
     return out[()] if n == 0 else out
 
 
@@ -231,9 +231,9 @@ cdef object quick_top_k(x, k, axis):
     for i in range(f.n_outer * f.n_inner):
         top = top_of_frame(frame_at(whole(x, f), i // f.n_inner, i % f.n_inner), f.n, n_top, numbers)
         for j in range(n_top):
-            (<int64_t*> PyArray_BYTES(<PyArrayObject*> places))[place_of(of_result, i, j)] = top.place[j]
-            move_number(PyArray_BYTES(<PyArrayObject*> values), place_of(of_result, i, j),
-                        PyArray_BYTES(<PyArrayObject*> y), place_of(f, i, top.place[j]), size_of(f.kind))
+            (<int64_t*> PyArray_BYTES(<PyArrayObject*> places))[number_at(of_result, i, j)] = top.place[j]
+            move_number(PyArray_BYTES(<PyArrayObject*> values), number_at(of_result, i, j),
+                        PyArray_BYTES(<PyArrayObject*> y), number_at(f, i, top.place[j]), size_of(f.kind))
     lsm_leave_float_env(env)
     free(numbers)
     return values, places
@@ -286,7 +286,7 @@ cdef void scale_gradient(floating* p, Frames f, const int64_t* label, const doub
     for i in range(count_elements(f)):  # hot
         p[i] *= rate
     for i in range(f.n_outer * f.n_inner):
-        p[place_of(f, i, label[i])] = <floating> (at_label[i] * scale)
+        p[number_at(f, i, label[i])] = <floating> (at_label[i] * scale)
 
 
 cdef object quick_loss(x, labels, axis, reduction, out):
