@@ -6,6 +6,8 @@ import inspect
 import lsm
 from lsm import _apply
 from lsm._operations import OPERATIONS
+from lsm._storage import FORMATS, check_dtype, format_of
+from lsm._storage.base import Source
 
 FUNCTIONS = (*OPERATIONS, "take_log_softmax", "top_k_log_softmax", "entropy")  # the `op` of the command line
 
@@ -19,11 +21,14 @@ _FLAGS = _NEEDED | {"temperature": "--temperature", "dtype": "--dtype"}
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     firsts = ", ".join(f"{_parameters(op)[0]} of {op}" for op in FUNCTIONS)
-    parser.add_argument("input", metavar="IN", help=f".npy file: {firsts}")
-    parser.add_argument("target", metavar="OUT", help=".npy file to write or replace; may be IN")
+    suffixes = ", ".join(suffix for about in FORMATS.values() for suffix in about.suffixes)
+    parser.add_argument("input", metavar="IN", help=f"file ({suffixes}): {firsts}")
+    parser.add_argument(
+        "target", metavar="OUT", help="file to write or replace, in the format of its suffix; may be IN"
+    )
     parser.add_argument("--op", choices=FUNCTIONS, default="log_softmax", help="default: log_softmax")
     for name, flag in _ARRAYS.items():
-        text = f".npy file: {name} of {', '.join(_having(name))}"
+        text = f"file: {name} of {', '.join(_having(name))}"
         parser.add_argument(flag, dest=name, metavar="FILE", help=text)
     text = "of top_k_log_softmax: how many classes; which they are is written to OUT with .indices before the suffix"
     parser.add_argument("--k", type=int, metavar="K", help=text)
@@ -38,6 +43,17 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     text = f"dtype of the result of {', '.join(_having('dtype'))} (default: that of IN; of entropy at least float32)"
     parser.add_argument("--dtype", help=text)
     parser.add_argument("--backend", metavar="NAME", help="backend to use, without fallback")
+    parser.add_argument("--format", choices=FORMATS, help="of OUT, whatever its suffix; the inputs show theirs")
+    text = (
+        "the array in IN, if there are several: a tensor of .safetensors, a dataset of HDF5, an array of a Zarr group"
+    )
+    parser.add_argument("--path", metavar="NAME", help=text)
+    for name, flag in _ARRAYS.items():
+        parser.add_argument(f"{flag}-path", dest=f"{name}_path", metavar="NAME", help=f"likewise in the file of {flag}")
+    text = "of the result in OUT (default: that in IN or OP; in Zarr OUT itself is the array)"
+    parser.add_argument("--name", metavar="NAME", help=text)
+    text = "continue an interrupted run of the same command, whose OUT is Zarr; begin if there was none"
+    parser.add_argument("--resume", action="store_true", help=text)
     parser.epilog = "; ".join(map(_usage, FUNCTIONS))
 
 
@@ -45,7 +61,7 @@ def apply(args: argparse.Namespace, progress: _apply.Progress) -> int:
     """Run `lsm apply`."""
     parameters = _parameters(args.op)
     options = {"axis": args.axis, "backend": args.backend}
-    inputs = [args.input]
+    inputs = [Source(args.input, args.path)]
     for name, flag in _FLAGS.items():
         value, which = getattr(args, name), f"--op {', '.join(_having(name))}"
         if name not in parameters and value is not None:
@@ -55,12 +71,18 @@ def apply(args: argparse.Namespace, progress: _apply.Progress) -> int:
             metavar = "FILE.npy" if name in _ARRAYS else name.upper()
             args.usage_error(f"{args.op} needs {flag} {metavar}; IN is {parameters[0]}")
         if name in _ARRAYS:
-            inputs += [value] * (value is not None)
+            inputs += [Source(value, getattr(args, f"{name}_path"), f"{flag}-path")] if value is not None else []
         elif value is not None:
             options[name] = value
-    if args.dtype == "bfloat16":
-        args.usage_error("--dtype: .npy files cannot store bfloat16; pass float32, which represents it exactly")
-    _apply.apply(args.op, inputs, args.target, progress, **options)
+    format_ = args.format or format_of(args.target)
+    if args.dtype is not None:
+        check_dtype(format_, args.dtype, "--dtype")
+    if args.name is not None and format_ == "npy":
+        args.usage_error("--name names an array in .safetensors, HDF5 or Zarr; that of a .npy file has no name")
+    if args.resume and format_ != "zarr":
+        args.usage_error(f"--resume is for results in Zarr; {format_} files are written as a whole or not at all")
+    target = _apply.Target(args.target, format_, args.name, args.resume)
+    _apply.apply(args.op, inputs, target, progress, **options)
     return 0
 
 

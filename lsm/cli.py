@@ -59,11 +59,12 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt as stop:
         begin_shutdown()
         number = stop.args[0] if isinstance(stop, StoppedError) else signal.SIGINT
-        return _failed(EXIT_SIGNAL + number, f"stopped by {signal.Signals(number).name}; nothing was changed")
+        state = _notes(stop) or "; nothing was changed"
+        return _failed(EXIT_SIGNAL + number, f"stopped by {signal.Signals(number).name}{state}")
     except lsm.BackendFailedError as error:
-        return _failed(EXIT_FAILURE, str(error))
+        return _failed(EXIT_FAILURE, f"{error}{_notes(error)}")
     except (lsm.LsmError, TypeError, ValueError) as error:
-        return _failed(EXIT_USAGE, str(error))
+        return _failed(EXIT_USAGE, f"{error}{_notes(error)}")
     except BrokenPipeError:  # the reader of the output has exited
         if sys.stdout is not None:
             discard(sys.stdout)
@@ -71,9 +72,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except OSError as error:
         if sys.stdout is not None:
             discard(sys.stdout)
-        return _failed(EXIT_FAILURE, str(error))
+        return _failed(EXIT_FAILURE, f"{error}{_notes(error)}")
     except Exception as error:  # such as MemoryError
-        return _failed(EXIT_FAILURE, f"{type(error).__name__}: {error}")
+        return _failed(EXIT_FAILURE, f"{type(error).__name__}: {error}{_notes(error)}")
 
 
 def _parse_and_run(argv: Sequence[str] | None) -> int:
@@ -96,6 +97,11 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
                 begin_shutdown()  # a signal must not interrupt what the stack restores
     except SystemExit as stop:  # argparse has printed a message
         return int(stop.code or 0)
+
+
+def _notes(error: BaseException) -> str:
+    """What was added to an error on its way, such as what it leaves behind."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 def _failed(code: int, message: str) -> int:

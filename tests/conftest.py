@@ -46,10 +46,11 @@ collect_ignore = ["test_interop.py"] if _missing else []
 if "torch" in _missing:
     collect_ignore.append("test_on_gpu_contents.py")
 ZOO = ("array_api_strict", "astropy", "awkward", "cubed", "dask", "distributed", "h5py", "netCDF4", "nibabel", "pandas")
-ZOO += ("pint", "polars", "pyarrow", "ray", "scipy", "sparse", "tables", "tensorstore", "unyt", "xarray", "zarr")
+ZOO += ("pint", "polars", "pyarrow", "ray", "safetensors", "scipy", "sparse", "tables", "tensorstore", "unyt")
+ZOO += ("xarray", "zarr")
 _no_zoo = [name for name in ZOO if importlib.util.find_spec(name) is None]
 if _no_zoo:
-    collect_ignore += ["test_zoo.py", "test_dask.py", "test_xarray.py"]
+    collect_ignore += ["test_zoo.py", "test_dask.py", "test_xarray.py", "test_apply_stores.py"]
 _no_nvrtc = [name for major, name in nvrtc.WHEELS.items() if nvrtc.library(major) is None]
 if _no_nvrtc:
     collect_ignore.append("test_cuda_compile.py")
@@ -92,7 +93,7 @@ def pytest_report_header(config):
     for file, missing, extra in (
         ("test_interop.py", _missing, "interop"),
         ("test_on_gpu_contents.py", [name for name in _missing if name == "torch"], "interop"),
-        ("test_zoo.py, test_dask.py, test_xarray.py", _no_zoo, "zoo"),
+        ("test_zoo.py, test_dask.py, test_xarray.py, test_apply_stores.py", _no_zoo, "zoo"),
         ("test_cuda_compile.py", _no_nvrtc, "cuda-test"),
     ):
         if missing:

@@ -25,10 +25,11 @@ import pytest
 from test_registry import Site
 
 import lsm
-from lsm import _apply, _files, _npy, _stdout
+from lsm import _apply, _files, _stdout
 from lsm._conformance import run as kit
 from lsm._operations import DERIVED
 from lsm._stopping import StoppedError, begin_shutdown, raise_if_stopped, stop_signals
+from lsm._storage import raw
 from lsm.backends.numpy_ import NumpyBackend
 from lsm.bench import command as bench_command
 from lsm.cli import main
@@ -232,7 +233,7 @@ def test_a_read_or_write_that_takes_only_some_bytes_is_continued(work, monkeypat
         real(path, mode).close()
         return Reluctant(path, "r" if mode == "rb" else "w")
 
-    for module in (_files, _npy):
+    for module in (_files, raw):
         monkeypatch.setattr(module, "open", reluctant, raising=False)
     assert main(["apply", "x.npy", "y.npy"]) == 0
     assert (work / "y.npy").read_bytes() == saved(lsm.log_softmax(x))
@@ -807,16 +808,26 @@ SLOW = (
 )
 
 
+def wait_until(is_so, process):
+    """Wait for a process that is to be stopped in the middle."""
+    end = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def has_begun(work):
+    """Whether an `lsm apply` has begun to write."""
+    return any(path.stat().st_size > 2000 for path in work.glob(".lsm-*.tmp"))
+
+
 def stop_in_the_middle(work, number, code=SLOW):
     """Send a signal to an `lsm apply` that has begun to write; the process and what it said."""
     np.save("x.npy", np.ones((20_000, 50)))
     (work / "y.npy").write_bytes(b"old")
     process = drive(code, "apply", "x.npy", "y.npy")
-    end = time.monotonic() + 30
-    while not any(path.stat().st_size > 2000 for path in work.glob(".lsm-*.tmp")):
-        assert time.monotonic() < end
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: has_begun(work), process)
     process.send_signal(number)
     return process, process.communicate(timeout=30)[1].decode()
 

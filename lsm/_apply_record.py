@@ -1,0 +1,49 @@
+"""What a result of `lsm apply` is made of and how, so that no other run continues it."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import lsm
+from lsm._check import dtype_name
+from lsm._storage.base import StoredArray
+from lsm.engines._dask_tasks import build_of
+
+
+def record_of(
+    op: str, arrays: Sequence[StoredArray], axes: tuple[int, ...], dtype: np.dtype[Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """All that the bits of a result depend on, as JSON can hold it."""
+    name = dtype_name(dtype)
+    own = np.empty(0, arrays[0].native_dtype)
+    decision = lsm.explain(own, op, dtype=name, backend=options.get("backend"))
+    version, has_fma = build_of(decision.backend)
+    options = {key: value for key, value in options.items() if key not in ("backend", "dtype")}
+    return {
+        "operation": op,
+        "axis": list(axes),
+        "options": options,
+        "dtype": name,
+        "backend": decision.winner,
+        "version": version,
+        "fma": has_fma,
+        "source": [source_of(array) for array in arrays],
+    }
+
+
+def source_of(array: StoredArray) -> dict[str, Any]:
+    """An input of a record. The size and the time of change are those of all files that it lies in."""
+    files = [array.path]
+    if os.path.isdir(array.path):  # noqa: PTH112 (faster for millions of files)
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(array.path) for name in names]  # noqa: PTH118
+    states = [os.stat(file) for file in files]  # noqa: PTH116
+    return {
+        "path": os.path.realpath(array.path),
+        "within": array.within,
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "size": sum(state.st_size for state in states),
+        "mtime": max(state.st_mtime_ns for state in states),
+    }
