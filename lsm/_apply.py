@@ -19,7 +19,7 @@ from lsm._frames import Frames
 from lsm._operations import OPERATIONS
 from lsm._select import shape_of_top_k
 from lsm._storage import FORMATS, create_arrays, open_array
-from lsm._storage.base import Index, Result, Source, StoredArray
+from lsm._storage.base import Array, Index, Result, Source, StoredArray
 from lsm._targets import in_range, one_axis, shape_of_taken
 
 # Large enough to hide the cost of calls and reads, small enough for any machine. Every element counts as
@@ -95,14 +95,18 @@ def apply(op: str, inputs: Sequence[Source], target: Target, progress: Progress,
         advance = stack.enter_context(progress(math.prod(first.shape) * first.dtype.itemsize))
         read_unit = frame_unit(first, axes, len(first.shape))
         write_unit = read_unit if outs[0].unit is None else frame_unit(outs[0], axes, len(first.shape))
-        for task in blocks(first.shape, axes, first.is_fortran, write_unit):
+
+        def run(task: Index) -> None:  # a function, so that no block is kept while the next one is read
             part = aligned(task, axes, shape)
             if all(out.is_written(part) for out in outs):
                 advance(n_elements(task) * first.dtype.itemsize)
-                continue
-            made = [out.empty(part) for out in outs]
+                return
+            made: list[Array] = []
             for index in blocks_within(task, axes, first.is_fortran, read_unit):
                 given = [array.read(aligned(index, axes, array.shape)) for array in arrays]
+                if not made:
+                    in_place = op in OPERATIONS and index == task and may_hold(given[0], part, dtypes[0])
+                    made = given[:1] if in_place else [out.empty(part) for out in outs]
                 where = shifted(aligned(index, axes, shape), part, -1)
                 views = [block[where + (...,)] for block in made]  # noqa: RUF005 (mypy)
                 if op in OPERATIONS:
@@ -113,6 +117,9 @@ def apply(op: str, inputs: Sequence[Source], target: Target, progress: Progress,
                 advance(given[0].size * first.dtype.itemsize)
             for out, block in zip(outs, made, strict=True):
                 out.write(part, block)
+
+        for task in blocks(first.shape, axes, first.is_fortran, write_unit):
+            run(task)
 
 
 def second_target(target: str) -> str:
@@ -176,6 +183,12 @@ def shifted(index: Index, start: Index, sign: int) -> Index:
     return tuple(
         slice(part.start + sign * at.start, part.stop + sign * at.start) for part, at in zip(index, start, strict=True)
     )
+
+
+def may_hold(block: Array, part: Index, dtype: np.dtype[Any]) -> bool:
+    """Whether the result for a part can be written into this block."""
+    shape = tuple(part_of_axis.stop - part_of_axis.start for part_of_axis in part)
+    return block.shape == shape and block.dtype == dtype and block.flags.writeable
 
 
 def n_elements(index: Index) -> int:
