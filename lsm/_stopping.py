@@ -22,7 +22,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
-        self.is_shutting_down = False
+        self.is_shutting_down = self.is_deferring = False
 
 
 _stop = _Stop()
@@ -35,6 +35,8 @@ def stop_signals() -> Iterator[list[int]]:
 
     def handle(number: int, _: object) -> None:
         stop.numbers.append(number)
+        if stop.is_deferring and len(stop.numbers) == 1:
+            return
         if not (stop.is_shutting_down or _is_propagating()):  # a second signal must not interrupt the cleanup
             raise StoppedError(number)
 
@@ -56,6 +58,17 @@ def raise_if_stopped() -> None:
     """Raise StoppedError if a signal was received and its exception lost; for long loops."""
     if _stop.numbers and not _stop.is_shutting_down:
         raise StoppedError(_stop.numbers[0])
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Raise for a first signal at the end only: for a library that leaves tasks behind when it is interrupted."""
+    _stop.is_deferring = True
+    try:
+        yield
+    finally:
+        _stop.is_deferring = False
+    raise_if_stopped()
 
 
 def begin_shutdown() -> None:

@@ -28,7 +28,7 @@ import lsm
 from lsm import _apply, _files, _stdout
 from lsm._conformance import run as kit
 from lsm._operations import DERIVED
-from lsm._stopping import StoppedError, begin_shutdown, raise_if_stopped, stop_signals
+from lsm._stopping import StoppedError, begin_shutdown, deferred_signals, raise_if_stopped, stop_signals
 from lsm._storage import raw
 from lsm.backends.numpy_ import NumpyBackend
 from lsm.bench import command as bench_command
@@ -887,6 +887,27 @@ def test_a_second_signal_stops_what_lost_the_first():
         raise_if_stopped()
         assert came == [signal.SIGINT, signal.SIGTERM, signal.SIGINT]
     raise_if_stopped()
+
+
+def test_a_signal_is_deferred_once():
+    steps = []
+
+    def act(*numbers):
+        with stop_signals(), deferred_signals():
+            for number in numbers:
+                signal.raise_signal(number)
+                steps.append(number)
+            if not numbers[1:]:
+                steps[7]
+
+    with pytest.raises(IndexError):  # an error comes first
+        act(signal.SIGTERM)
+    assert steps.pop() == signal.SIGTERM
+    with pytest.raises(StoppedError, match=str(int(signal.SIGINT))):
+        act(signal.SIGTERM, signal.SIGINT)
+    assert steps == [signal.SIGTERM]
+    with pytest.raises(StoppedError, match=str(int(signal.SIGTERM))), stop_signals(), deferred_signals():
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_kill_leaves_the_old_result(work):

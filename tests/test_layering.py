@@ -28,7 +28,7 @@ FLOORS = [
     "lsm._check lsm._sequences",
     "lsm._storage.base",
     "lsm._storage.raw lsm._storage.zarr_",
-    "lsm._storage.hdf5 lsm._storage.npy lsm._storage.safetensors",
+    "lsm._storage.hdf5 lsm._storage.npy lsm._storage.safetensors lsm._storage.zarr_results",
     "lsm._storage",
     "lsm._interop_base",
     "lsm._interop_cupy lsm._interop_jax lsm._interop_torch",

@@ -1,6 +1,5 @@
 """Arrays in files: the formats, and opening and creating arrays in each of them."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,7 +66,8 @@ def check_dtype(format_: str, dtype: str, name: str) -> None:
 def open_array(source: Source) -> Iterator[StoredArray]:
     """Open an array in a file or directory, whose format shows in its contents."""
     if is_zarr(source.path):
-        with _zarr(source.path).open_array(source) as array:
+        zarr_, _ = _zarr(source.path)
+        with zarr_.open_array(source) as array:
             yield array
         return
     with open_file(source.path) as file:
@@ -88,7 +88,8 @@ def create_arrays(format_: str, results: Sequence[Result], is_resumed: bool) -> 
     for result in results:
         check_dtype(format_, dtype_name(result.dtype), repr(result.target))
     if format_ == "zarr":
-        with _zarr(results[0].target).create_arrays(results, is_resumed) as arrays:
+        _, zarr_results = _zarr(results[0].target)
+        with zarr_results.create_arrays(results, is_resumed) as arrays:
             yield arrays
         return
     module: Any = {"npy": npy, "safetensors": safetensors}.get(format_) or _hdf5(results[0].target)
@@ -110,13 +111,12 @@ def _check_others(result: Result, module: Any) -> None:
         )
 
 
-def _zarr(path: str) -> Any:
+def _zarr(path: str) -> tuple[Any, Any]:
     try:
-        from lsm._storage import zarr_
+        from lsm._storage import zarr_, zarr_results
     except ImportError as error:
         raise UnusableFileError(f"{path!r}: zarr is needed ({error}): {install_command('zarr')}") from error
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # which is what a signal leaves in zarr
-    return zarr_
+    return zarr_, zarr_results
 
 
 def _hdf5(path: str) -> Any:

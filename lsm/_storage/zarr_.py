@@ -1,39 +1,22 @@
-"""Arrays in Zarr directories, by zarr: written chunk by chunk, so that an interrupted run can be resumed.
-
-An array that is not there yet is written in its place; one that is there is replaced at the end, by one that is written
-beside it. Until the end the attribute "lsm" says that it is incomplete, and missing numbers read as NaN.
-"""
+"""Arrays in Zarr directories, by zarr."""
 
 import math
 import os
 import re
-import secrets
-import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.codec import BytesBytesCodec
 
-from lsm._files import UnusableFileError, check_is_no_descriptor, warn
-from lsm._storage.base import (
-    Array,
-    Index,
-    Result,
-    Source,
-    WritableArray,
-    brief,
-    check_attributes,
-    check_elements,
-    chosen,
-    is_zarr,
-)
+from lsm._files import UnusableFileError, warn
+from lsm._stopping import deferred_signals
+from lsm._storage.base import Array, Index, Source, WritableArray, brief, check_attributes, check_elements, chosen
 
 ATTRIBUTE = "lsm"
 # Before, an interrupted run could leave half a chunk.
@@ -51,13 +34,15 @@ class ZarrArray(WritableArray):
     def read(self, index: Index) -> Array:
         """Read one block."""
         try:
-            return np.asarray(self.array[index])
+            with deferred_signals():
+                return np.asarray(self.array[index])
         except (OSError, RuntimeError, ValueError) as error:
             raise OSError(f"{self.name} cannot be read: {brief(error)}") from error
 
     def write(self, index: Index, block: Array) -> None:
         """Write one block of whole chunks."""
-        self.array[index] = block
+        with deferred_signals():
+            self.array[index] = block
 
     def is_written(self, index: Index) -> bool:
         """Whether all chunks of a block are there; each is renamed to its place when it is whole."""
@@ -95,10 +80,10 @@ def open_array(source: Source) -> Iterator[ZarrArray]:
     except UnusableFileError:
         raise
     except Exception as error:  # malicious metadata can raise anything
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     check_elements(name, array.dtype, "Zarr arrays")
     check_attributes(name, array.attrs)
-    if not _is_complete(array):
+    if not is_complete(array):
         raise UnusableFileError(f"{name} is incomplete: lsm apply was interrupted; complete it first, by --resume")
     stored = ZarrArray(
         name=name,
@@ -116,192 +101,12 @@ def open_array(source: Source) -> Iterator[ZarrArray]:
     yield stored
 
 
-def _unreadable(name: str, error: Exception) -> UnusableFileError:
+def unreadable(name: str, error: Exception) -> UnusableFileError:
+    """The error for an array that zarr does not open."""
     return UnusableFileError(f"{name} cannot be read as an array of Zarr: {brief(error)}")
 
 
-class _Place(NamedTuple):
-    """Where a result is written, and what is there.
-
-    Attributes
-    ----------
-    result : Result
-        The result.
-    path : Path
-        Where it belongs.
-    where : Path
-        Where it is written: there, or beside an array that it will replace.
-    array : zarr.Array or None
-        What an interrupted run has written there.
-    """
-
-    result: Result
-    path: Path
-    where: Path
-    array: Any
-
-
-@contextmanager
-def create_arrays(results: Sequence[Result], is_resumed: bool) -> Iterator[list[ZarrArray]]:
-    """Make an array for each result, or open that of an interrupted run; at the end they are complete and in place."""
-    places = [_checked(result, is_resumed) for result in results]
-    if len({place.path for place in places}) < len(places):
-        raise UnusableFileError(f"{results[0].target!r}: each result needs a directory of its own")
-    arrays: list[Any] = []
-    try:
-        for place in places:
-            arrays.append(_create(place) if place.array is None else place.array)
-        yield [_stored(*about) for about in zip(places, arrays, strict=True)]
-        for result, array in zip(results, arrays, strict=True):
-            array.update_attributes({ATTRIBUTE: result.record | {"complete": True}})
-        _replace_all([(place.where, place.path) for place in places if place.where != place.path])
-    except BaseException as error:
-        if arrays:
-            note = f"{results[0].target!r} is incomplete; the same command with --resume completes it"
-            vars(error).setdefault("__notes__", []).append(note)  # as `add_note` of Python 3.11 does
-        raise
-
-
-def _stored(place: _Place, array: Any) -> ZarrArray:
-    return ZarrArray(
-        name=repr(place.result.target),
-        path=str(place.where),
-        shape=array.shape,
-        dtype=array.dtype,
-        unit=array.shards or array.chunks,
-        array=array,
-    )
-
-
-def _checked(result: Result, is_resumed: bool) -> _Place:
-    """Where to write a result; raises without having written anything."""
-    target = result.target
-    check_is_no_descriptor(target)
-    try:
-        root = Path(target).resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a cycle of links, before Python 3.13
-        raise UnusableFileError(f"{target!r} cannot be written: {getattr(error, 'strerror', '') or error}") from error
-    if result.within is not None and not all(part.strip(".") for part in result.within.split("/")):
-        raise UnusableFileError(f"--name: {result.within!r}; accepted: names of groups and an array, as in 'a/b/c'")
-    path = root / (result.within or "")
-    if not root.parent.is_dir():
-        raise UnusableFileError(f"{target!r} cannot be written: there is no directory {str(root.parent)!r}")
-    if root.exists() and not is_zarr(str(root)):
-        raise UnusableFileError(f"{target!r} is there and is no array of Zarr; pass another name")
-    if result.within is not None and root.exists() and isinstance(_opened(root), zarr.Array):
-        raise UnusableFileError(f"{target!r} is an array, not a group; leave out --name")
-    beside = path.with_name(f".lsm-{path.name}.partial")
-    there, unfinished = _opened(path), _opened(beside)
-    if isinstance(there, zarr.Group):
-        raise UnusableFileError(f"{target!r} is a group of Zarr; name the array in it by --name")
-    made = there if unfinished is None else unfinished
-    if is_resumed and made is not None:
-        where = path if unfinished is None else beside
-        _check_record(result, made.attrs.get(ATTRIBUTE))
-        for file in where.rglob("*.partial"):  # what the interrupted run was writing
-            file.unlink()
-        return _Place(result, path, where, made.with_config({"write_empty_chunks": True}))
-    if unfinished is not None or (there is not None and not _is_complete(there)):
-        where = path if unfinished is None else beside
-        raise UnusableFileError(
-            f"{target!r} is incomplete, since a run was interrupted; complete it by --resume, or delete {str(where)!r}"
-        )
-    return _Place(result, path, path if there is None else beside, None)
-
-
-def _opened(path: Path) -> Any:
-    """The array or the group at a path; None if there is none."""
-    if not is_zarr(str(path)):
-        return None
-    try:
-        return zarr.open(str(path), mode="r+")
-    except Exception as error:  # malicious metadata can raise anything
-        raise _unreadable(repr(str(path)), error) from error
-
-
-def _is_complete(array: Any) -> bool:
+def is_complete(array: Any) -> bool:
     """Whether an array is no remnant of an interrupted run."""
     record = array.attrs.get(ATTRIBUTE)
     return not isinstance(record, dict) or record.get("complete") is True
-
-
-def _check_record(result: Result, found: Any) -> None:
-    """Raise UnusableFileError unless the array was begun by the same call on the same arrays."""
-    if not isinstance(found, dict):
-        raise UnusableFileError(
-            f"{result.target!r} was not written by lsm apply, and cannot be resumed; without --resume it is replaced"
-        )
-    was, now = _flat(found), _flat(result.record)
-    differences = [f"{key} was {was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
-    if differences:
-        raise UnusableFileError(
-            f"{result.target!r} was begun by another call: {brief('; '.join(differences))}; pass that, or delete it"
-        )
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without levels, by the names that messages have for its entries."""
-    sources = enumerate(record.get("source", ()), 1)
-    flat = {key: value for key, value in record.items() if key != "source"}
-    return flat | {f"{key} of input {i}": value for i, source in sources for key, value in source.items()}
-
-
-def _create(place: _Place) -> Any:
-    """Make the array of a result, and the groups around it."""
-    result, like = place.result, place.result.like
-    array: Any = like.array if isinstance(like, ZarrArray) else None
-    version = 3 if array is None else array.metadata.zarr_format
-    try:
-        if result.within is not None:
-            group = zarr.open_group(str(Path(result.target).resolve()), mode="a", zarr_format=None)
-            version = group.metadata.zarr_format
-            parent = result.within.strip("/").rpartition("/")[0]
-            if parent:
-                group.require_group(parent)
-        is_same = array is not None and array.metadata.zarr_format == version
-        compressors = tuple([codec for codec in array.compressors if _is_lossless(codec)]) if is_same else ()
-        shards = array.shards if is_same and array.shape == result.shape else None
-        return zarr.create_array(
-            store=str(place.where),
-            shape=result.shape,
-            dtype=result.dtype,
-            chunks=array.chunks if shards else result.unit,
-            shards=shards,
-            compressors=compressors or None,
-            filters=None,
-            fill_value=math.nan if result.dtype.kind == "f" else -1,
-            zarr_format=version,
-            attributes={ATTRIBUTE: result.record | {"complete": False}},
-            config={"write_empty_chunks": True},
-        )
-    except OSError as error:
-        raise UnusableFileError(f"{result.target!r} cannot be written: {error.strerror or brief(error)}") from error
-
-
-def _is_lossless(codec: Any) -> bool:
-    """Whether a codec gives back all bits, which in Zarr 2 not every compressor does."""
-    known = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
-    return isinstance(codec, BytesBytesCodec) or getattr(codec, "codec_id", "") in known
-
-
-def _replace_all(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Rename each directory to a path, and delete what is there; if one cannot be renamed, all stay as they were."""
-    if pairs and hasattr(os, "sync"):
-        os.sync()  # else a system crash could leave neither
-    olds = [path.with_name(f".lsm-{secrets.token_hex(8)}.tmp") for _, path in pairs]
-    with ExitStack() as undo:
-        for (new, path), old in zip(pairs, olds, strict=True):
-            undo.callback(_rename_back, new, path, old)
-            if path.exists():  # else a run was killed between these two lines
-                path.rename(old)
-            new.rename(path)
-        undo.pop_all()
-    for old in filter(Path.exists, olds):
-        shutil.rmtree(old)
-
-
-def _rename_back(new: Path, path: Path, old: Path) -> None:
-    if old.exists():
-        if path.exists():
-            path.rename(new)
-        old.rename(path)
