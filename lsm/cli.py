@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", metavar="FILE", help="write the report to this file too")
     check.set_defaults(run=_check_backend, usage_error=check.error)
 
-    about = "apply log-softmax, or another function, to a .npy file of any size, and write a .npy file"
+    about = "apply log-softmax, or another function, to an array in a file of any size, and write another"
     apply = commands.add_parser("apply", help=about, description=about)
     _apply_command.add_to(apply)
     apply.set_defaults(run=lambda args: _apply_command.apply(args, _progress), usage_error=apply.error)
