@@ -49,9 +49,9 @@ class Target(NamedTuple):
     """
 
     path: str
-    format: str = "npy"
-    name: str | None = None
-    is_resumed: bool = False
+    format: str
+    name: str | None
+    is_resumed: bool
 
 
 def apply(op: str, inputs: Sequence[Source], target: Target, progress: Progress, *, axis: Any, **options: Any) -> None:

@@ -144,6 +144,17 @@ def test_a_file_of_several_tensors_is_not_replaced(work, capsys):  # noqa: F811
     assert main(["apply", "x.safetensors", "y.safetensors"]) == 0
 
 
+@pytest.mark.parametrize("target", ["fifo.safetensors", "d.safetensors", "missing/y.safetensors", "loop.safetensors"])
+def test_targets_that_are_no_file(work, capsys, target):  # noqa: F811
+    np.save("x.npy", np.ones((4, 3)))
+    os.mkfifo("fifo.safetensors")
+    (work / "d.safetensors").mkdir()
+    (work / "loop.safetensors").symlink_to("loop.safetensors")
+    before = sorted(work.rglob("*"))
+    assert repr(target) in refused(capsys, "apply", "x.npy", target)
+    assert sorted(work.rglob("*")) == before
+
+
 def tensor(shape=(3,), span=(0, 12), dtype="F32"):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(span)}
 

@@ -84,7 +84,7 @@ def open_array(source: Source) -> Iterator[StoredArray]:
 
 @contextmanager
 def create_arrays(format_: str, results: Sequence[Result], is_resumed: bool) -> Iterator[Sequence[WritableArray]]:
-    """Make an array for each result: Zarr chunk by chunk (`zarr_.create_arrays`), other files all or nothing."""
+    """Make an array for each result: Zarr chunk by chunk (`zarr_results.create_arrays`), other files all or nothing."""
     for result in results:
         check_dtype(format_, dtype_name(result.dtype), repr(result.target))
     if format_ == "zarr":
@@ -102,8 +102,9 @@ def create_arrays(format_: str, results: Sequence[Result], is_resumed: bool) -> 
 def _check_others(result: Result, module: Any) -> None:
     """Raise UnusableFileError if the file to replace has several arrays, all but one of which would be lost."""
     there: set[str] = set()
-    with suppress(OSError, UnusableFileError):  # no file is there, or one of another format
-        there = module.names_in(result.target)
+    with suppress(OSError, UnusableFileError):  # such as a file of another format
+        if Path(result.target).is_file():  # and no FIFO, which blocks forever
+            there = module.names_in(result.target)
     if len(there) > 1:
         raise UnusableFileError(
             f"{result.target!r} contains {len(there)} arrays, such as {min(there)!r}, which would be lost; pass "

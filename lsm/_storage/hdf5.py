@@ -75,7 +75,7 @@ def create(file: io.FileIO, result: Result) -> RawArray:
     """Make a file of one dataset in place of an open, empty one.
 
     HDF5 writes what describes the dataset, and lsm its numbers: where HDF5 itself finds the disk full, closing the file
-    can end the process by SIGSEGV (seen with HDF5 2.0).
+    can end the process by SIGSEGV (seen with HDF5 2.0.0).
     """
     n_described = 2**16  # more than enough
     write_all(file, memoryview(bytes(n_described)))
