@@ -9,6 +9,7 @@ passed as ndarrays without a copy. Likewise, a backend for CuPy arrays supports 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lsm import _fastpath
 from lsm._check import BFLOAT16_BITS, CUPY, NUMPY, np_dtype
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError, UnknownBackendError
 from lsm._version import install_command
@@ -41,6 +42,7 @@ class Policy:
         """Drop all cached entries."""
         self.entries: dict[Any, Any] = {}
         self.fast: dict[Any, Any] = {}
+        _fastpath.forget()
 
 
 class Request(NamedTuple):

@@ -77,7 +77,7 @@ def _environment_policy() -> Policy:
     def set_default() -> Policy:
         if _fastpath.default is None:
             name = settings().backend
-            _fastpath.default = Policy(name, "LSM_BACKEND" if name else "automatic")
+            _fastpath.set_default(Policy(name, "LSM_BACKEND" if name else "automatic"))
         policy: Policy = _fastpath.default
         return policy
 
@@ -231,16 +231,12 @@ def set_default_backend(name: str | None) -> None:
     >>> lsm.set_default_backend("numpy")
     >>> lsm.set_default_backend(None)
     """
-
-    def set_default(policy: Policy | None) -> None:
-        _fastpath.default = policy
-
     if name is None:
-        call_within(_lock, set_default, None)
+        call_within(_lock, _fastpath.set_default, None)
         _environment_policy()
         return
     registry().get(_checked_name(name)).load()
-    call_within(_lock, set_default, Policy(name, "set_default_backend"))
+    call_within(_lock, _fastpath.set_default, Policy(name, "set_default_backend"))
 
 
 def list_backends(*, load: bool = True) -> "list[BackendInfo]":
@@ -287,7 +283,7 @@ def refresh_backends() -> None:
     def clear_entries() -> None:
         _fastpath.by_name = {}
         if _fastpath.default is not None:
-            _fastpath.default = Policy(_fastpath.default.requested, _fastpath.default.rule)
+            _fastpath.set_default(Policy(_fastpath.default.requested, _fastpath.default.rule))
         for reference in _block_policies.valuerefs():
             policy = reference()
             if policy is not None:

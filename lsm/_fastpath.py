@@ -16,6 +16,17 @@ default: Any = None
 by_name: dict[str, Any] = {}
 
 
+def forget() -> None:
+    """Tell the kernels, which replace this function, that policies have changed."""
+
+
+def set_default(policy: Any) -> None:
+    """Set the policy of the process."""
+    global default
+    default = policy
+    forget()
+
+
 def _declines(*_: Any) -> None:
     """Decline, for an operation for which no backend has been selected yet."""
 

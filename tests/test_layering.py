@@ -102,6 +102,7 @@ def test_backends_import_the_contract_and_not_each_other():
         "lsm.backends._kernels",
         "lsm._arithmetic",
         "lsm._errors",
+        "lsm._fastpath",
         "lsm._held",
         "lsm._config",
         "lsm._signals",

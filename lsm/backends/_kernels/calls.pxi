@@ -7,88 +7,103 @@ from cpython.ref cimport Py_DECREF, PyObject
 cdef extern from "Python.h":
     int PyContextVar_Get(object variable, PyObject* default, PyObject** value) except -1
 
-# C variables, which take less time to read than those of a module: lsm._fastpath, its ContextVar, and fast functions.
-cdef object _fastpath = None, _in_context = None
-cdef object of_log_softmax = quick_log_softmax, of_log_softmax_backward = quick_log_softmax_backward
-cdef object of_softmax = quick_softmax, of_softmax_backward = quick_softmax_backward, of_logsumexp = quick_logsumexp
+cdef object _fastpath = None, _in_context = None  # lsm._fastpath, which has the policies, and its ContextVar
+cdef object default_policy = None
+
+# What was found last, since Python takes 0.1 microseconds to look it up: for a policy, bits of the kinds of arrays for
+# which it selects these kernels, by operation.
+cdef object known_policy = None
+cdef unsigned int known_kinds[LOGSUMEXP + 1]
 
 
-cdef inline object find_functions(object x, object backend):
-    """The fast functions that the current policy selects for arrays like x, or None: lsm._fastpath.fast_functions."""
-    cdef PyObject* found = NULL
-    cdef object policy
+def forget():
+    """Look up again what policies select. Called when one changes."""
+    global known_policy, default_policy
+    cdef int op
+    for op in range(LOGSUMEXP + 1):
+        known_kinds[op] = 0
+    known_policy, default_policy = None, _fastpath.default
+
+
+cdef inline unsigned int bit_of_kind(object x) noexcept:
+    cdef char c = PyArray_DESCR(<PyArrayObject*> x).type
+    return 1 if c == c"f" else 2 if c == c"d" else 4 if c == c"e" else 8 if c == c"E" else 0
+
+
+cdef inline bint is_selected(int op, object x, object backend):
+    """Whether the current policy is known to select these kernels for arrays like x."""
+    cdef PyObject* policy = NULL
+    if backend is not None:
+        return False
+    PyContextVar_Get(_in_context, NULL, &policy)
+    Py_DECREF(<object> policy)  # the context keeps it
+    if policy == <PyObject*> None:
+        policy = <PyObject*> default_policy
+    return policy == <PyObject*> known_policy and (known_kinds[op] & bit_of_kind(x)) != 0
+
+
+cdef object find_function(int op, object x, object backend):
+    """The fast function that the current policy selects for arrays like x, or None: lsm._fastpath.fast_functions."""
+    global known_policy
     if backend is None:
-        PyContextVar_Get(_in_context, NULL, &found)
-        policy = <object> found
-        Py_DECREF(policy)
-        if policy is None:
-            policy = _fastpath.default
-    elif type(backend) is str:
-        policy = (<dict> _fastpath.by_name).get(backend)
+        policy = _in_context.get() or _fastpath.default
     else:
+        policy = _fastpath.by_name.get(backend) if type(backend) is str else None
+    functions = None if policy is None else policy.fast.get(x.dtype)
+    function = None if functions is None else getattr(functions, NAMES[op])
+    if backend is None and function is QUICK[NAMES[op]]:
+        if policy is not known_policy:
+            forget()
+            known_policy = policy
+        known_kinds[op] |= bit_of_kind(x)
+    return function
+
+
+NAMES = {op: name for name, op in OPS.items()}
+
+
+cdef object call_map(int op, a, b, axis, out, where, temperature, backend):
+    """A public function, or None; a is an ndarray, and b is a if there is one input."""
+    if not (PyFloat_CheckExact(temperature) and PyFloat_AS_DOUBLE(temperature) == 1):  # others that equal 1: later
         return None
-    return None if policy is None else (<dict> policy.fast).get(<object> PyArray_DESCR(<PyArrayObject*> x))
-
-
-cdef inline bint is_one(object temperature) noexcept:
-    """Whether this is the float 1.0; other numbers that equal 1 are recognised later."""
-    return PyFloat_CheckExact(temperature) and PyFloat_AS_DOUBLE(temperature) == 1
+    if not is_selected(op, a, backend):
+        function = find_function(op, a, backend)
+        if function is None:
+            return None
+        if function is not QUICK[NAMES[op]]:
+            if where is not None:
+                return None
+            return function(a, b, axis, out) if reads_two(op) else function(a, axis, out)
+    return quick_map(op, a, b, axis, out, 0, where)
 
 
 def call_log_softmax(x, axis, out, where, temperature, backend):
-    functions = find_functions(x, backend) if is_one(temperature) else None
-    if functions is None:
-        return None
-    function = functions.log_softmax
-    if function is of_log_softmax:
-        return quick_map(LOG_SOFTMAX, x, x, axis, out, 0, where)
-    return function(x, axis, out) if where is None else None
+    return call_map(LOG_SOFTMAX, x, x, axis, out, where, temperature, backend)
 
 
 def call_log_softmax_backward(dy, y, axis, out, where, temperature, backend):
-    functions = find_functions(dy, backend) if is_one(temperature) else None
-    if functions is None:
-        return None
-    function = functions.log_softmax_backward
-    if function is of_log_softmax_backward:
-        return quick_map(LOG_SOFTMAX_BACKWARD, dy, y, axis, out, 0, where)
-    return function(dy, y, axis, out) if where is None else None
+    return call_map(LOG_SOFTMAX_BACKWARD, dy, y, axis, out, where, temperature, backend)
 
 
 def call_softmax(x, axis, out, where, temperature, backend):
-    functions = find_functions(x, backend) if is_one(temperature) else None
-    if functions is None:
-        return None
-    function = functions.softmax
-    if function is of_softmax:
-        return quick_map(SOFTMAX, x, x, axis, out, 0, where)
-    return function(x, axis, out) if where is None else None
+    return call_map(SOFTMAX, x, x, axis, out, where, temperature, backend)
 
 
 def call_softmax_backward(dy, p, axis, out, where, temperature, backend):
-    functions = find_functions(dy, backend) if is_one(temperature) else None
-    if functions is None:
-        return None
-    function = functions.softmax_backward
-    if function is of_softmax_backward:
-        return quick_map(SOFTMAX_BACKWARD, dy, p, axis, out, 0, where)
-    return function(dy, p, axis, out) if where is None else None
+    return call_map(SOFTMAX_BACKWARD, dy, p, axis, out, where, temperature, backend)
 
 
 def call_logsumexp(x, axis, out, where, temperature, backend):
-    functions = find_functions(x, backend)
-    if functions is None:
-        return None
-    function = functions.logsumexp
-    if function is of_logsumexp:
-        return quick_reduction(LOGSUMEXP, x, x, axis, out, 0, 1)
-    return function(x, axis, out)
+    if not is_selected(LOGSUMEXP, x, backend):
+        function = find_function(LOGSUMEXP, x, backend)
+        if function is None or function is not QUICK["logsumexp"]:
+            return None if function is None else function(x, axis, out)
+    return quick_reduction(LOGSUMEXP, x, x, axis, out, 0, 1)
 
 
 cdef inline bint is_own(object x, object backend):
     """Whether the functions that are derived from log_softmax are for these kernels."""
-    functions = find_functions(x, backend)
-    return functions is not None and functions.log_softmax is of_log_softmax
+    return is_selected(LOG_SOFTMAX, x, backend) or find_function(LOG_SOFTMAX, x, backend) is QUICK["log_softmax"]
 
 
 cdef inline bint is_temperature(double temperature) noexcept:
@@ -145,5 +160,7 @@ def connect(fastpath):
     """Have the public functions call those of this module first."""
     global _fastpath, _in_context
     _fastpath, _in_context = fastpath, fastpath.in_context
+    fastpath.forget = forget
+    forget()
     for name, function in CALLS.items():
         setattr(fastpath.quick, name, function)

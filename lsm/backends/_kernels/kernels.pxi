@@ -195,7 +195,6 @@ include "schedule.pxi"
 include "entropies.pxi"
 include "fastpath.pxi"
 include "select.pxi"
-include "calls.pxi"
 include "bandwidth.pxi"
 
 OPS = {
@@ -207,6 +206,9 @@ OPS = {
     "entropy": ENTROPY,
     "kl_divergence": DIVERGENCE,
 }
+
+include "calls.pxi"
+
 KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 ALTERATIONS = {-INFINITY: MASKED_LOW, 0.0: MASKED_ZERO, "divided": DIVIDED}  # by what a mask puts
 SCRATCH = SCRATCH_BYTES
