@@ -288,6 +288,7 @@ def refresh_backends() -> None:
             policy = reference()
             if policy is not None:
                 policy.clear()
+        _fastpath.forget()
 
     importlib.invalidate_caches()
     reset_registry()

@@ -9,6 +9,7 @@ cdef extern from "Python.h":
 
 cdef object _fastpath = None, _in_context = None  # lsm._fastpath, which has the policies, and its ContextVar
 cdef object default_policy = None
+cdef dict by_name = {}
 
 # What was found last, since Python takes 0.1 microseconds to look it up: for a policy, bits of the kinds of arrays for
 # which it selects these kernels, by operation.
@@ -18,11 +19,11 @@ cdef unsigned int known_kinds[LOGSUMEXP + 1]
 
 def forget():
     """Look up again what policies select. Called when one changes."""
-    global known_policy, default_policy
+    global known_policy, default_policy, by_name
     cdef int op
     for op in range(LOGSUMEXP + 1):
         known_kinds[op] = 0
-    known_policy, default_policy = None, _fastpath.default
+    known_policy, default_policy, by_name = None, _fastpath.default, _fastpath.by_name
 
 
 cdef inline unsigned int bit_of_kind(object x) noexcept:
@@ -30,28 +31,30 @@ cdef inline unsigned int bit_of_kind(object x) noexcept:
     return 1 if c == c"f" else 2 if c == c"d" else 4 if c == c"e" else 8 if c == c"E" else 0
 
 
+cdef inline object policy_of(object backend):
+    """The policy of a call; None if there is none yet."""
+    cdef PyObject* found = NULL
+    cdef object policy
+    if backend is None:
+        PyContextVar_Get(_in_context, NULL, &found)
+        policy = <object> found
+        Py_DECREF(policy)
+        return default_policy if policy is None else policy
+    return by_name.get(backend) if type(backend) is str else None
+
+
 cdef inline bint is_selected(int op, object x, object backend):
     """Whether the current policy is known to select these kernels for arrays like x."""
-    cdef PyObject* policy = NULL
-    if backend is not None:
-        return False
-    PyContextVar_Get(_in_context, NULL, &policy)
-    Py_DECREF(<object> policy)  # the context keeps it
-    if policy == <PyObject*> None:
-        policy = <PyObject*> default_policy
-    return policy == <PyObject*> known_policy and (known_kinds[op] & bit_of_kind(x)) != 0
+    return (known_kinds[op] & bit_of_kind(x)) != 0 and policy_of(backend) is known_policy
 
 
 cdef object find_function(int op, object x, object backend):
     """The fast function that the current policy selects for arrays like x, or None: lsm._fastpath.fast_functions."""
     global known_policy
-    if backend is None:
-        policy = _in_context.get() or _fastpath.default
-    else:
-        policy = _fastpath.by_name.get(backend) if type(backend) is str else None
+    policy = policy_of(backend)
     functions = None if policy is None else policy.fast.get(x.dtype)
     function = None if functions is None else getattr(functions, NAMES[op])
-    if backend is None and function is QUICK[NAMES[op]]:
+    if function is not None and function is QUICK[NAMES[op]]:
         if policy is not known_policy:
             forget()
             known_policy = policy
