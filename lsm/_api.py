@@ -24,6 +24,8 @@ def log_softmax(
     out: Array | None = None,
     dtype: Any = None,
     backend: str | None = None,
+    partials: Any = None,
+    n_classes: int | None = None,
 ) -> Array:
     """Compute the logarithm of the softmax of `x`.
 
@@ -39,7 +41,7 @@ def log_softmax(
     x : array_like, torch.Tensor, jax.Array, cupy.ndarray or other DLPack array, shape (..., n_classes, ...)
         Logits, in nats, of a floating dtype, integers or bool. May have any strides, be read-only, unaligned or
         byte-swapped; not modified unless it is `out`. Integers and bool become float64. -inf masks a class. Or a
-        dask.array.Array with the classes in one chunk, or an xarray.DataArray.
+        dask.array.Array, or an xarray.DataArray.
     axis : int, tuple of int, or None, optional
         The axis of the classes, by default the last (in SciPy: None). Several axes, or None for all, count as one. For
         an xarray.DataArray also the name of a dimension.
@@ -56,6 +58,11 @@ def log_softmax(
         uses the wider of the two, at least float32, and rounds once.
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
+    partials : array of float64, type of `x` or ndarray, shape (..., n_slices, ..., 4), optional
+        Where `x` has only a part of the classes of its frames: those of the whole frames, as `lsm.partials` gives them
+        with the same temperature. `axis` is then one int.
+    n_classes : int, optional
+        How many classes the whole frames have. The partials must count as many.
 
     Returns
     -------
@@ -73,7 +80,7 @@ def log_softmax(
         is not of bool; `where` or `temperature` belongs to another library.
     ValueError
         `temperature` is not a finite number above 0, or it or `where` does not broadcast to `x`; `out` has another
-        shape or is read-only; an axis is repeated. The classes of a dask array are in several chunks.
+        shape or is read-only; an axis is repeated. `partials` have another shape, or count other than `n_classes`.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -83,6 +90,7 @@ def log_softmax(
     See Also
     --------
     log_softmax_backward : The gradient.
+    partials : For frames whose classes are in several arrays.
 
     Notes
     -----
@@ -101,11 +109,14 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    if type(x) is ndarray and dtype is None:
+    if type(x) is ndarray and dtype is partials is n_classes is None:
         y = quick.log_softmax(x, axis, out, where, temperature, backend)
         if y is not None:
             return y
     options = {"where": where, "temperature": temperature}
+    if partials is not None or n_classes is not None:
+        options |= {"axis": axis, "out": out, "dtype": dtype, "backend": backend, "n_classes": n_classes}
+        return untraced(call_of_part)("log_softmax", {"x": x, "partials": partials}, **options)
     return untraced(call)(LOG_SOFTMAX, (x,), axis, out, dtype, backend, **options)
 
 
@@ -118,6 +129,8 @@ def softmax(
     out: Array | None = None,
     dtype: Any = None,
     backend: str | None = None,
+    partials: Any = None,
+    n_classes: int | None = None,
 ) -> Array:
     """Compute the softmax of `x`.
 
@@ -146,6 +159,8 @@ def softmax(
         The dtype of the result, as for `log_softmax`; default: that of `x`, and float64 for integers and bool.
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
+    partials, n_classes : optional
+        Where `x` has only a part of the classes of its frames, as for `log_softmax`.
 
     Returns
     -------
@@ -184,12 +199,28 @@ def softmax(
     >>> lsm.softmax(np.array([20.0, 0.0], np.float32))
     array([1.0000000e+00, 2.0611537e-09], dtype=float32)
     """
-    if type(x) is ndarray and dtype is None:
+    if type(x) is ndarray and dtype is partials is n_classes is None:
         p = quick.softmax(x, axis, out, where, temperature, backend)
         if p is not None:
             return p
     options = {"where": where, "temperature": temperature}
+    if partials is not None or n_classes is not None:
+        options |= {"axis": axis, "out": out, "dtype": dtype, "backend": backend, "n_classes": n_classes}
+        return untraced(call_of_part)("softmax", {"x": x, "partials": partials}, **options)
     return untraced(call)(SOFTMAX, (x,), axis, out, dtype, backend, **options)
+
+
+def call_of_part(function: str, inputs: dict[str, Any], **options: Any) -> Any:
+    """Call a function of `_part_calls`, or have an engine do so; the options are all keywords by their names."""
+    if "partials" in inputs and inputs["partials"] is None:
+        names = "n_classes, first_class" if "first_class" in options else "n_classes"
+        raise TypeError(f"{names}: given without partials; accepted then: neither, since x has all classes")
+    engine = engine_for(inputs.values())
+    if engine is not None:
+        return engine.serve(function, inputs, options)
+    from lsm import _part_calls  # as in `call_derived`
+
+    return getattr(_part_calls, function)(**inputs, **options)
 
 
 def call_derived(function: str, inputs: dict[str, Any], **options: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy import ndarray
 
-from lsm._api import Array, Axis
+from lsm._api import Array, Axis, call_of_part
 from lsm._call import call
 from lsm._fastpath import quick
 from lsm._operations import LOGSUMEXP
@@ -12,7 +12,7 @@ from lsm._untraced import untraced
 
 
 def logsumexp(
-    a: Any,
+    a: Any = None,
     axis: Axis = None,
     b: Any = None,
     keepdims: bool = False,
@@ -22,6 +22,8 @@ def logsumexp(
     out: Array | None = None,
     dtype: Any = None,
     backend: str | None = None,
+    partials: Any = None,
+    n_classes: int | None = None,
 ) -> Any:
     """Compute the logarithm of the sum of the exponentials of `a`.
 
@@ -55,6 +57,11 @@ def logsumexp(
         The dtype of the result, as for `log_softmax`; default: that of `a`, and float64 for integers and bool.
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
+    partials : array_like or array of float64, shape (..., n_slices, ..., 4), optional
+        In place of `a`: what `lsm.partials` gives for all its classes. `axis` is then one int, and counts the axes of
+        `a`; the default dtype is float64. Of `a` over a temperature, the result is that of ``a / temperature``.
+    n_classes : int, optional
+        How many classes the partials must count.
 
     Returns
     -------
@@ -86,7 +93,8 @@ def logsumexp(
     near 0, but for an absolute error of ``2**-50 * abs(m)``; float64 results are within 4 ulp of the larger of the
     exact value and m, which cancel near 0. A frame that contains NaN becomes NaN, one that contains +inf and no NaN
     becomes inf, and one of only -inf, or of no classes, becomes -inf. The result of a frame depends only on its values,
-    its dtype and the backend. There are no floating-point warnings. The algorithm is Algorithm 4.1 of Blanchard,
+    its dtype and the backend. Of partials, 16-bit and float32 results are within 4 ulp of the larger of the exact value
+    and m too. There are no floating-point warnings. The algorithm is Algorithm 4.1 of Blanchard,
     Higham & Higham (2021), doi:10.1093/imanum/draa038.
 
     With `b`, results are within 4 ulp of the largest of themselves, a_k and log(abs(b_k)), with k the largest term,
@@ -104,9 +112,14 @@ def logsumexp(
     np.float64(1.0)
     """
     total = None
-    if type(a) is ndarray and dtype is None and b is None and where is None and not keepdims:
+    if type(a) is ndarray and dtype is partials is n_classes is None and b is None and where is None and not keepdims:
         total = quick.logsumexp(a, axis, out, None, 1.0, backend)
-    if total is None:
+    if total is None and (a is None or partials is not None or n_classes is not None):
+        if a is not None or b is not None or where is not None or partials is None:
+            raise TypeError("a, b, where, partials: accepted: either a, with or without b and where, or partials alone")
+        options = {"axis": axis, "keepdims": bool(keepdims), "out": out, "dtype": dtype, "backend": backend}
+        total = untraced(call_of_part)("logsumexp", {"partials": partials}, **options, n_classes=n_classes)
+    elif total is None:
         options = {"where": where, "b": b, "return_sign": return_sign}
         total = untraced(call)(LOGSUMEXP, (a,), axis, out, dtype, backend, bool(keepdims), **options)
         if b is not None or type(total) is tuple:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from numpy import ndarray
 
-from lsm._api import Array, call_derived, is_one
+from lsm._api import Array, call_derived, call_of_part, is_one
 from lsm._fastpath import quick
 from lsm._untraced import untraced
 
@@ -37,6 +37,9 @@ def take_log_softmax(
     out: Array | None = None,
     dtype: Any = None,
     backend: str | None = None,
+    partials: Any = None,
+    first_class: int = 0,
+    n_classes: int | None = None,
 ) -> Any:
     """Compute the log-softmax of `x` at some classes, without that of the others.
 
@@ -63,6 +66,12 @@ def take_log_softmax(
         The dtype of the result, as for `log_softmax`; default: that of `x`.
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
+    partials, n_classes : optional
+        Where `x` has only a part of the classes of its frames, as for `log_softmax`. Indices count the classes of the
+        whole frame. Where a class is not in `x`, the result is -inf, or NaN in a frame that is: those of all parts
+        combine by their maximum.
+    first_class : int, optional
+        Which class of the whole frame is the first of `x`.
 
     Returns
     -------
@@ -100,11 +109,16 @@ def take_log_softmax(
     >>> lsm.take_log_softmax(x, [0, 1])
     array([-2.0611537e-09, -6.9314718e-01], dtype=float32)
     """
-    if out is None and dtype is None and where is None and is_one(temperature) and type(x) is ndarray:
+    is_plain = dtype is where is partials is n_classes is None and first_class == 0 and is_one(temperature)
+    if is_plain and out is None and type(x) is ndarray:
         y = quick.take_log_softmax(x, indices, axis, backend)
         if y is not None:
             return y
     options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
+    if partials is not None or n_classes is not None or first_class != 0:
+        inputs = {"x": x, "indices": indices, "partials": partials}
+        options |= {"out": out, "first_class": first_class, "n_classes": n_classes}
+        return untraced(call_of_part)("take_log_softmax", inputs, **options)
     return untraced(call_derived)("take_log_softmax", {"x": x, "indices": indices}, **options, out=out)
 
 
@@ -117,6 +131,9 @@ def top_k_log_softmax(
     where: Any = None,
     dtype: Any = None,
     backend: str | None = None,
+    partials: Any = None,
+    first_class: int = 0,
+    n_classes: int | None = None,
 ) -> TopK:
     """Find the k most probable classes of each frame, and their log-softmax.
 
@@ -136,6 +153,9 @@ def top_k_log_softmax(
         The dtype of the values, as for `log_softmax`; default: that of `x`.
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
+    partials, first_class, n_classes : optional
+        Where `x` has only a part of the classes of its frames, as for `take_log_softmax`. k may be more than the part
+        has, which gives all of them. The best of the whole are among the results of all parts.
 
     Returns
     -------
@@ -172,9 +192,13 @@ def top_k_log_softmax(
     >>> values.round(3), indices
     (array([-0.782, -0.782, -2.782]), array([1, 2, 3]))
     """
-    if dtype is None and where is None and is_one(temperature) and type(x) is ndarray:
+    is_plain = dtype is where is partials is n_classes is None and first_class == 0 and is_one(temperature)
+    if is_plain and type(x) is ndarray:
         result = quick.top_k_log_softmax(x, k, axis, backend)
         if result is not None:
             return TopK(*result)
     options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
+    if partials is not None or n_classes is not None or first_class != 0:
+        options |= {"k": k, "first_class": first_class, "n_classes": n_classes}
+        return TopK(*untraced(call_of_part)("top_k_log_softmax", {"x": x, "partials": partials}, **options))
     return TopK(*untraced(call_derived)("top_k_log_softmax", {"x": x}, k=k, **options))

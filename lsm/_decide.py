@@ -6,12 +6,13 @@ priority and then by name. A backend for NumPy arrays also supports arrays of ot
 passed as ndarrays without a copy. Likewise, a backend for CuPy arrays supports other libraries on a CUDA device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lsm import _fastpath
 from lsm._check import BFLOAT16_BITS, CUPY, NUMPY, np_dtype
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError, UnknownBackendError
+from lsm._operations import PARTIALS
 from lsm._version import install_command
 
 if TYPE_CHECKING:
@@ -214,9 +215,10 @@ def _mismatch(declaration: "Declaration", request: Request) -> str:
         return f"supports {', '.join(declaration.array_types)}, not {request.array_type}"
     if passed_as not in _ALLOCATED and not declaration.has_empty:
         return f"has no method empty, which is required for {passed_as}"
-    missing = [dtype for dtype in dict.fromkeys(request.dtypes) if dtype not in declaration.dtypes]
+    supported: Iterable[str] = declaration.slice_classes if request.op == PARTIALS else declaration.dtypes
+    missing = [dtype for dtype in dict.fromkeys(request.dtypes) if dtype not in supported]
     if missing:
-        return f"supports {', '.join(declaration.dtypes)}, not {', '.join(missing)}"
+        return f"supports {', '.join(supported)}, not {', '.join(missing)}"
     takes_bits = passed_as != NUMPY or declaration.takes_bfloat16_bits
     if "bfloat16" in request.dtypes and not takes_bits and np_dtype("bfloat16") is BFLOAT16_BITS:
         return f"needs ml_dtypes for bfloat16: {install_command('bfloat16')}"

@@ -7,7 +7,7 @@ from lsm._decide import Decision, Request, decide_and_explain
 from lsm._dispatch import policy_for
 from lsm._errors import BackendUnsupportedError
 from lsm._interop import engine_for, library_of
-from lsm._operations import DERIVED, OPERATIONS
+from lsm._operations import DERIVED, OPERATIONS, PARTIALS
 from lsm._untraced import untraced
 
 
@@ -42,8 +42,8 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     >>> decision.winner, decision.rule
     ('cython', 'automatic')
     """
-    if op not in OPERATIONS and op not in DERIVED:
-        accepted = ", ".join(map(repr, (*OPERATIONS, *DERIVED)))
+    if op not in OPERATIONS and op not in DERIVED and op != PARTIALS:
+        accepted = ", ".join(map(repr, (*OPERATIONS, *DERIVED, PARTIALS)))
         raise ValueError(f"op: {op!r} is not an operation; accepted: {accepted}")
     return untraced(_explain)(x, op, dtype, backend)
 

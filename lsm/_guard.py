@@ -8,6 +8,7 @@ from lsm._interop import library_of
 from lsm._operations import OPERATIONS
 from lsm._signals import reraise_from_handler
 from lsm._texts import describe_error
+from lsm.backends.contract import PART_METHODS
 
 # Not the fault of a backend: a signal handler may raise SystemExit or KeyboardInterrupt during a call. Everything else
 # is, even if it is not an Exception, such as a panic in Rust.
@@ -23,10 +24,11 @@ class GuardedBackend:
     def __init__(self, backend: Any, origin: str) -> None:
         self.backend = backend
         self.origin = origin
+        self.slice_classes = dict(getattr(backend, "slice_classes", {}))
 
     def __getattr__(self, name: str) -> Any:
         """The method of an operation, with its errors caught."""
-        if name not in OPERATIONS:
+        if name not in OPERATIONS and name not in PART_METHODS:
             raise AttributeError(name)
         return partial(self._call, name)
 

@@ -14,7 +14,7 @@ from lsm._errors import BackendUnsupportedError
 from lsm._frames import Frames, Index
 from lsm._interop import NUMPY_LIBRARY, library_of
 from lsm._keywords import mask_for, temperature_for
-from lsm._operations import DERIVED, LOG_SOFTMAX, SOFTMAX, Operation
+from lsm._operations import DERIVED, LOG_SOFTMAX, OF_PART, SOFTMAX, Operation
 from lsm._threads import count_threads
 from lsm.backends.cython_ import narrow
 
@@ -48,9 +48,14 @@ class Logits:
     def __init__(self, function: str, x: Any, name: str, axis: Any) -> None:
         self.library = library_of(x)
         operand = self.library.validate(x, name)
-        self.function, self.name, self.array, self.own = function, name, operand.array, operand.dtype
+        self.derived, self.name, self.array, self.own = (
+            DERIVED.get(function, OF_PART),
+            name,
+            operand.array,
+            operand.dtype,
+        )
         if operand.device != "cpu":
-            raise BackendUnsupportedError(DERIVED[function].refusal(name, self.library.device(self.array)))
+            raise BackendUnsupportedError(self.derived.refusal(name, self.library.device(self.array)))
         self.values = self.library.as_numpy(self.array, name)
         self.axes = _check.normalised_axes(axis, self.values.ndim)
         self.frames = Frames.along(self.values.shape, self.axes)
@@ -64,7 +69,7 @@ class Logits:
 
     def result_dtype(self, dtype: Any) -> str:
         """The dtype of the result: `dtype`, or by default that of the logits, of losses at least float32."""
-        own = _check.at_least_float32(self.own) if DERIVED[self.function].is_loss else self.own
+        own = _check.at_least_float32(self.own) if self.derived.is_loss else self.own
         return self.library.result_dtype(own, dtype)
 
     def select(self, result: str, backend: Any, temperature: Any, where: Any) -> None:
@@ -227,9 +232,9 @@ def narrowed(values: Any, dtype: str) -> Any:
     return np.where(np.isnan(single), 0x7FC0, bits).astype(np.uint16).view(own)
 
 
-def mask_out(block: Any, mask: Any) -> None:
-    """Write -inf where the mask is False."""
+def mask_out(block: Any, mask: Any, value: float = -np.inf) -> None:
+    """Write -inf, or 0, where the mask is False."""
     if block.dtype is _check.BFLOAT16_BITS:
-        block.view(np.uint16)[~mask] = 0xFF80
+        block.view(np.uint16)[~mask] = 0xFF80 if value else 0
     else:
-        block[~mask] = -np.inf
+        block[~mask] = value

@@ -104,6 +104,9 @@ OPERATIONS = {
     operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP)
 }
 
+# What backends may have beside these: the methods for frames in parts, by the name of the first of them.
+PARTIALS = "partials"
+
 
 class Derived(NamedTuple):
     """A function that lsm derives from an operation, by whichever backend serves that.
@@ -143,3 +146,6 @@ DERIVED = {
         ("kl_divergence", True, _BY_HAND),
     )
 }
+
+# Of functions whose logits are a part of their frames.
+OF_PART = Derived(PARTIALS, LOG_SOFTMAX, False, "gather the classes, and use lsm.log_softmax")

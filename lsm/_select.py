@@ -24,31 +24,30 @@ def take(logits: Logits, indices: Any, out: Any) -> None:
 def top_k(logits: Logits, k: int, values: Any, places: Any) -> None:
     """Write the k largest log-probabilities and their classes: ties by class, NaN first, masked classes last."""
     frames, at = logits.frames, logits.frames.at
-    for index in frames.blocks(block_elements(frames)):
-        if not k:
-            return
-        y, mask = logits.log_softmax(index), logits.mask_block(index)
-        chosen = _found_natively(logits, k, index) if mask is None and k > 1 else None  # argmax is faster
-        if chosen is None:
-            chosen = _found(logits, k, index, mask)
+    for index in frames.blocks(block_elements(frames)) if k else ():
+        y = logits.log_softmax(index)
+        chosen = _chosen(logits, k, index)
         frames.put(places, index, chosen)
         frames.put(values, index, np.take_along_axis(y, chosen, at))
 
 
-def _found_natively(logits: Logits, k: int, index: Index) -> Any:
-    """The k largest classes of a block, by the backend's own function; None if it has none that does it."""
-    entry, block, at = logits.entry, logits.block(index), logits.frames.at
+def find_top_k(logits: Logits, k: int, places: Any) -> None:
+    """Write the k most probable classes, as `top_k` does."""
+    frames = logits.frames
+    for index in frames.blocks(block_elements(frames)) if k else ():
+        frames.put(places, index, _chosen(logits, k, index))
+
+
+def _chosen(logits: Logits, k: int, index: Index) -> Any:
+    """The k most probable classes of a block."""
+    frames, at, entry = logits.frames, logits.frames.at, logits.entry
+    block, mask = logits.block(index), logits.mask_block(index)
     find: Any = getattr(entry.backend, "find_top", None)
-    if find is None or entry.passed_as != _check.NUMPY:
-        return None
-    places = np.empty((*block.shape[:at], k, *block.shape[at + 1 :]), np.int64)
-    return places if find(block, k, at, places) else None
-
-
-def _found(logits: Logits, k: int, index: Index, mask: Any) -> Any:
-    """The k largest classes of a block."""
-    frames, at = logits.frames, logits.frames.at
-    ordered = _ordered(logits.block(index))
+    if find is not None and entry.passed_as == _check.NUMPY and mask is None and k > 1:  # argmax is faster
+        places = np.empty((*block.shape[:at], k, *block.shape[at + 1 :]), np.int64)
+        if find(block, k, at, places):
+            return places
+    ordered = _ordered(block)
     if k == 1 and mask is None:
         return np.expand_dims(ordered.argmax(axis=at), at)
     rows = np.moveaxis(ordered, at, -1)

@@ -91,15 +91,18 @@ def in_range(
     return made
 
 
-def indices_for(indices: Any, logits: Logits) -> tuple[Any, tuple[int, ...]]:
+def indices_for(indices: Any, logits: Logits, n_classes: int | None = None) -> tuple[Any, tuple[int, ...]]:
     """The indices of `take_log_softmax`, in the logits' rank, and the shape of the result.
+
+    n_classes: of whole frames, if the logits are a part of them.
 
     One for each frame has the shape of the frames; several have the rank of the logits, with any length along the
     axis, and elsewhere that of the logits or 1. The rank tells which.
     """
     made, frames = integers(indices, "indices", logits), logits.frames
     shape = shape_of_taken(made.shape, logits.values.shape, frames)
-    made = in_range(made, "indices", frames.n_classes, library=logits.library)
+    n_classes = frames.n_classes if n_classes is None else n_classes
+    made = in_range(made, "indices", n_classes, library=logits.library)
     if shape == frames.shape:
         return made.reshape((*shape[: frames.at], 1, *shape[frames.at :])), shape
     return np.broadcast_to(made, shape), shape
@@ -134,8 +137,10 @@ def weights_for(weight: Any, logits: Logits) -> Any:
     return compute(widened, made, logits.wide)  # longdouble may leave the range
 
 
-def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> Any:
+def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any, n_classes: int | None = None) -> Any:
     """Targets: int64 of the frames' shape with -1 for those to ignore, or probabilities of the logits' shape.
+
+    n_classes: of whole frames, if the logits are a part of them.
 
     Raises
     ------
@@ -163,7 +168,7 @@ def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any) -> A
     made = integers(targets, "targets", logits)
     one_axis(axis, logits.values.ndim, "targets that are integers")
     check_shape_of_targets(made, shape, frames, logits.name)
-    return in_range(made, "targets", frames.n_classes, ignored)
+    return in_range(made, "targets", frames.n_classes if n_classes is None else n_classes, ignored)
 
 
 def check_shape_of_targets(targets: Any, shape: tuple[int, ...], frames: Frames, name: str) -> None:

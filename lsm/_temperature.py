@@ -12,12 +12,13 @@ from lsm._interop_base import ArrayLibrary
 from lsm._keywords import namespace
 from lsm._twofold import divide, rows, sum_twofold, two_sum, wide_dtype
 
-_LEAST_DIVISOR = 2.0**-800
+LEAST_DIVISOR = 2.0**-800
+_SLICE_CLASSES = 16384  # as in lsm's own backends for the CPU
 
 
 def is_divisor(temperature: Any) -> Any:
     """Whether quotients of numbers of at most 32 bits are finite in float64, which has digits to spare for them."""
-    return temperature > _LEAST_DIVISOR
+    return temperature > LEAST_DIVISOR
 
 
 def divide_narrow(x: Any, temperature: Any) -> Any:
@@ -58,19 +59,97 @@ def write_backward(
 
 
 def write_wide(name: str, x: Any, temperature: Any, out: Any) -> None:
-    """log_softmax or softmax of x / T, in two numbers."""
-    xp, dtype = namespace(x), wide_dtype(x, out)
-    x = rows(x, dtype)
+    """log_softmax or softmax of x / T, in two numbers; by slices of the classes, as a frame in parts."""
+    dtype = wide_dtype(x, out)
+    temperature = rows(temperature, dtype)
+    slices = [slice(i, i + _SLICE_CLASSES) for i in range(0, x.shape[-1], _SLICE_CLASSES)]
+    whole = _fold([_reduce(rows(x[..., classes], dtype), temperature) for classes in slices], temperature)
+    for classes in slices:
+        target = out[..., classes]
+        target[...] = _of_part(name, rows(x[..., classes], dtype), temperature, *whole).reshape(target.shape)
+
+
+def _reduce(x: Any, temperature: Any) -> tuple[Any, Any, Any]:
+    """The largest class of each row, the sum of exp((x - m) / T) over those below it, and how many equal it."""
+    xp = namespace(x)
     m = x.max(axis=-1, keepdims=True)
-    m = m + m * 0  # NaN unless it is finite
-    d, rest = divided_differences(x, m, rows(temperature, dtype))
+    d, rest = divided_differences(x, xp.where(m == -xp.inf, xp.zeros_like(m), m + m * 0), temperature)
     p = xp.exp(d)
     p += p * rest
-    largest = xp.floor(p)  # 1 for the largest classes, else 0
-    high, low = sum_twofold(p - largest)
-    s = (largest.sum(axis=-1, keepdims=True) - 1) + (high + low)
-    result = d - (xp.log1p(s) - rest) if name == "log_softmax" else p / (1 + s)
-    out[...] = result.reshape(out.shape)
+    is_largest = (x == m) & (m > -xp.inf) & (m < xp.inf)
+    high, low = sum_twofold(xp.where(is_largest, xp.zeros_like(p), p))
+    k = is_largest.sum(axis=-1, keepdims=True).astype(x.dtype)
+    return m + temperature * 0, high + low, k  # NaN for a temperature that is
+
+
+def _fold(slices: list[tuple[Any, Any, Any]], temperature: Any) -> tuple[Any, Any, Any]:
+    """The reductions of whole rows, from the first slice to the last."""
+    m, s, k = slices[0]
+    xp = namespace(m)
+    for other_m, other_s, other_k in slices[1:]:
+        top, is_higher = xp.maximum(m, other_m), other_m > m
+        low_m, low_s, low_k = (xp.where(is_higher, a, b) for a, b in ((m, other_m), (s, other_s), (k, other_k)))
+        high_s, high_k = xp.where(is_higher, other_s, s), xp.where(is_higher, other_k, k)
+        d, rest = divided_differences(low_m, top + top * 0, temperature)
+        scale = xp.exp(d)
+        scale += scale * rest
+        is_equal = low_m == top
+        s = xp.where(is_equal, high_s + low_s, high_s + (low_s + low_k) * scale)
+        m, k = top, xp.where(is_equal, high_k + low_k, high_k)
+    return m, s, k
+
+
+def _of_part(name: str, x: Any, temperature: Any, m: Any, s: Any, k: Any) -> Any:
+    """log_softmax or softmax of some classes of each row, from the reductions of whole rows."""
+    xp = namespace(x)
+    d, rest = divided_differences(x, m + m * 0, temperature)  # NaN unless m is finite
+    if name == "log_softmax":
+        return d - (xp.log1p(s + (k - 1)) - rest)
+    p = xp.exp(d)
+    p += p * rest
+    return p / (s + k)
+
+
+class WideBackend:
+    """The methods for frames in parts, of x / T as in `write_wide`.
+
+    Parameters
+    ----------
+    temperature : float, or array of float64
+        T, with length 1 along the axis of the classes.
+    """
+
+    def __init__(self, temperature: Any) -> None:
+        self._temperature = temperature
+
+    def partials(self, x: Any, axis: int, out: Any) -> None:
+        """See `Backend.partials`; of one slice."""
+        x = np.moveaxis(x, axis, -1)
+        target = np.moveaxis(out, axis, -2)
+        m, s, k = _reduce(rows(x, np.float64), self._rows(x.shape, axis))
+        for i, numbers in enumerate((m, s, k, np.full(m.shape, x.shape[-1]))):
+            target[..., i] = numbers.reshape(target.shape[:-1])
+
+    def log_softmax_of_part(self, x: Any, partials: Any, axis: int, out: Any) -> None:
+        """See `Backend.log_softmax_of_part`."""
+        self._write("log_softmax", x, partials, axis, out)
+
+    def softmax_of_part(self, x: Any, partials: Any, axis: int, out: Any) -> None:
+        """See `Backend.softmax_of_part`."""
+        self._write("softmax", x, partials, axis, out)
+
+    def _write(self, name: str, x: Any, partials: Any, axis: int, out: Any) -> None:
+        x, slices, target = np.moveaxis(x, axis, -1), np.moveaxis(partials, axis, 0), np.moveaxis(out, axis, -1)
+        temperature = self._rows(x.shape, axis)
+        whole = _fold([tuple(numbers.reshape(-1, 4)[:, :3].T[..., np.newaxis]) for numbers in slices], temperature)
+        target[...] = _of_part(name, rows(x, np.float64), temperature, *whole).reshape(target.shape)
+
+    def _rows(self, shape: tuple[int, ...], axis: int) -> Any:
+        """One temperature for each row."""
+        temperature = np.asarray(self._temperature)
+        if temperature.ndim:
+            temperature = np.moveaxis(temperature, axis, -1)
+        return rows(np.broadcast_to(temperature, (*shape[:-1], 1)), np.float64)
 
 
 def divided_differences(x: Any, m: Any, temperature: Any) -> tuple[Any, Any]:

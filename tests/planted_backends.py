@@ -51,6 +51,28 @@ class Mistaken(Good):
         out[...] = forward(x.astype(np.float64), axis)
 
 
+class CountsTiesOnce(Good):
+    def partials(self, x, axis, out):
+        super().partials(x, axis, out)
+        out[..., 2] = 1
+
+
+class NormalisesPartsAlone(Good):
+    def log_softmax_of_part(self, x, partials, axis, out):
+        self.log_softmax(x, axis, out)
+
+
+class FoldsBackwards(Good):
+    def softmax_of_part(self, x, partials, axis, out):
+        super().softmax_of_part(x, np.flip(partials, axis), axis, out)
+
+
+class TotalsForgetInfinity(Good):
+    def logsumexp_of_partials(self, partials, axis, out):
+        super().logsumexp_of_partials(partials, axis, out)
+        out[np.isinf(out)] = np.nan
+
+
 class Float8(Good):
     dtypes = ("float32", "float8")
 

@@ -978,6 +978,13 @@ def test_losses_and_selections_of_tensors_and_jax_arrays(make, rng):
         y = lsm.take_log_softmax(x, of_library(t), where=of_library(where))
         assert is_of(make, y) and dtype_of(y) == dtype
         assert (to_numpy(y) == lsm.take_log_softmax(own, t, where=where).astype(float)).all()
+        p = lsm.partials(x, where=of_library(where))
+        assert (np.asarray(p) == lsm.partials(own, where=where)).all() and np.asarray(p).dtype == np.float64
+        assert is_of(make, p) or not jax.config.jax_enable_x64
+        for whole in (p, np.asarray(p)):
+            y = lsm.log_softmax(x, partials=whole, where=of_library(where))
+            assert is_of(make, y) and dtype_of(y) == dtype
+            assert (to_numpy(y) == lsm.log_softmax(own, where=where).astype(float)).all()
         values, indices = lsm.top_k_log_softmax(x, 3)
         assert is_of(make, values) and is_of(make, indices) and dtype_of(indices) == "int64"
         assert (np.asarray(indices) == lsm.top_k_log_softmax(own, 3).indices).all()

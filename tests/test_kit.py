@@ -30,6 +30,10 @@ from lsm.testing import ArrayMaker, BackendConformance, check_backend
 # The fault, the case that must find it, and what its message says.
 FAULTS = [
     ("Mistaken", "forward: ordinary frames", "ulp off, where max_ulp is 4 for longdouble"),
+    ("CountsTiesOnce", "partials: what they are", "partials: m, k and n are"),
+    ("NormalisesPartsAlone", "partials: parts as whole frames", "log_softmax_of_part, "),
+    ("FoldsBackwards", "partials: parts as whole frames", "softmax_of_part, "),
+    ("TotalsForgetInfinity", "partials: logsumexp", "logsumexp_of_partials: [nan nan"),
     ("Float8", "the declaration", "lsm knows no 'float8'"),
     ("BoundOfAnother", "the declaration", "max_ulp has a bound for 'longdouble', which dtypes does not name"),
     ("TwoUlpTooMuch", "forward: ordinary frames", "ulp off, where max_ulp is 1.9 for float32"),

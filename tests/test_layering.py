@@ -19,8 +19,9 @@ FLOORS = [
     "lsm._block lsm._fastpath lsm._files lsm._pyinstaller lsm._pyinstaller.hook-lsm lsm._version",
     "lsm.backends lsm.backends._cuda lsm.backends._kernels",
     "lsm._arithmetic lsm._config lsm.backends.info",
-    "lsm._threads lsm.backends._cuda.arrays lsm.backends._cuda.plan lsm.backends._axes lsm.backends.base",
-    "lsm.backends._cuda.layout",
+    "lsm._threads lsm.backends._cuda.arrays lsm.backends._cuda.plan lsm.backends._axes lsm.backends.base"
+    " lsm.backends._blocks",
+    "lsm.backends._cuda.layout lsm.backends._slices",
     "lsm.backends.contract lsm.backends.cupy_ lsm.backends.cython_ lsm.backends.discovery lsm.backends.numpy_",
     "lsm.backends.candidate",
     "lsm.backends.registry",
@@ -40,9 +41,10 @@ FLOORS = [
     "lsm._call",
     "lsm._logits",
     "lsm._losses lsm._select lsm._targets",
-    "lsm._derived_calls",
+    "lsm._derived_calls lsm._parts",
+    "lsm._part_calls",
     "lsm._api",
-    "lsm._api_entropy lsm._api_gradient lsm._api_loss lsm._api_reduce lsm._api_select",
+    "lsm._api_entropy lsm._api_gradient lsm._api_loss lsm._api_partials lsm._api_reduce lsm._api_select",
     "lsm lsm._conformance lsm.bench",
     "lsm.engines._dask_tasks lsm.engines.xarray_",
     "lsm.engines.dask_",
@@ -50,7 +52,7 @@ FLOORS = [
     "lsm._conformance.losses lsm._conformance.samples lsm.bench.machine lsm.bench.workloads",
     "lsm._conformance.subject",
     "lsm._conformance.accuracy lsm.bench.data lsm.bench.result",
-    "lsm._conformance.api lsm._conformance.behaviour lsm._conformance.memory"
+    "lsm._conformance.api lsm._conformance.behaviour lsm._conformance.memory lsm._conformance.parts"
     " lsm._conformance.sizes lsm._conformance.special",
     "lsm._conformance.derived",
     "lsm._conformance.run lsm.bench.implementation",
@@ -99,6 +101,8 @@ def test_backends_import_the_contract_and_not_each_other():
     allowed = {
         "lsm.backends.base",
         "lsm.backends._axes",
+        "lsm.backends._blocks",
+        "lsm.backends._slices",
         "lsm.backends._kernels",
         "lsm._arithmetic",
         "lsm._errors",

@@ -13,11 +13,12 @@ from unittest import SkipTest
 
 import numpy as np
 
-from lsm._conformance import accuracy, api, behaviour, derived, memory, sizes, special
+from lsm._check import NUMPY
+from lsm._conformance import accuracy, api, behaviour, derived, memory, parts, sizes, special
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.oracle import is_quick
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
-from lsm._operations import OPERATIONS
+from lsm._operations import OPERATIONS, PARTIALS
 from lsm._signals import reraise_from_handler
 from lsm._texts import describe_error, for_json
 from lsm._version import __version__
@@ -25,7 +26,7 @@ from lsm.backends.candidate import Candidate
 from lsm.backends.contract import has_operation, max_ulp
 from lsm.backends.registry import registry
 
-MODULES = (accuracy, memory, sizes, special, behaviour, api, derived)
+MODULES = (accuracy, memory, sizes, special, behaviour, api, derived, parts)
 CHECKS = tuple([check for module in MODULES for check in module.CHECKS])
 
 
@@ -121,7 +122,8 @@ def _cases(name: str, backend: Any, makers: dict[str, ArrayMaker]) -> Iterator[C
                     continue
                 can_check = is_quick(subject.dtype)
                 of_dtype = [check for check in every if check.per == "dtype" and (can_check or not check.is_quick)]
-                yield from (Case(check, subject) for check in of_dtype)
+                has_parts = type_name == NUMPY and subject.dtype_name in getattr(backend, "slice_classes", {})
+                yield from (Case(c, subject) for c in of_dtype if has_parts or c.operation != PARTIALS)
 
 
 class _Unknown(ArrayMaker):
@@ -247,6 +249,7 @@ def about(candidate: Candidate) -> dict[str, Any]:
             "max_ulp": info.max_ulp,
             "same_bits": info.same_bits,
             "operations": [name for name in OPERATIONS if has_operation(candidate.backend, name)],
+            "slice_classes": dict(getattr(candidate.backend, "slice_classes", {})),
         },
         "lsm": __version__,
         "python": platform.python_version(),

@@ -44,13 +44,16 @@ class Backend:
     same_bits : bool, optional
         Whether the bits of a frame's result depend only on the values of the frame: not on the batch size, the
         position in the batch, repetition, or `out`.
+    slice_classes : mapping of str to int, optional
+        For a backend that has `partials`: by dtype of the logits, how many classes a slice has.
 
     Notes
     -----
     The methods from `softmax` on are optional: a call goes to a backend that has its method, and a backend that only
-    inherits it from this class does not. So is ``empty(shape, dtype, like)``, which returns a new array of the type and
-    device of the array `like`, with a dtype given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array
-    itself; backends for other types must implement it.
+    inherits it from this class does not. The last four go together, and serve numpy.ndarray. Optional is as well
+    ``empty(shape, dtype, like)``, which returns a new array of the type and device of the array `like`, with a dtype
+    given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array itself; backends for other types must
+    implement it.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Backend:
     array_types: tuple[str, ...] = ("numpy.ndarray",)
     max_ulp: Mapping[str, float] = MappingProxyType({})
     same_bits: bool = False
+    slice_classes: Mapping[str, int] = MappingProxyType({})
 
     def available(self) -> str | None:
         """None if the backend can be used, else the reason why not, as a sentence for the user."""
@@ -101,4 +105,29 @@ class Backend:
         The arrays are as for `log_softmax`, but `out` has length 1 along `axis`, and shares no memory with `x` unless
         that has one class and is `out` itself.
         """
+        raise NotImplementedError
+
+    def partials(self, x: Any, axis: int, out: Any) -> None:
+        """Write four numbers for each slice of the classes into `out`: see `lsm.partials`.
+
+        `x` is as for `log_softmax`. A slice is the next ``slice_classes[dtype]`` classes, or what is left. `out` is
+        C-contiguous, of float64, and has the shape of `x` with the number of slices along `axis`, and a last axis of 4.
+        """
+        raise NotImplementedError
+
+    def log_softmax_of_part(self, x: Any, partials: Any, axis: int, out: Any) -> None:
+        """Write the log-softmax of frames of which `x` has some classes, any of them, into `out`.
+
+        `partials` are those of the whole frames, as of the method of that name, at least one a frame; folded from the
+        first to the last, whatever their number. `x` and `out` are as for `log_softmax`. With `same_bits`, the
+        results have the bits of whole frames if these were cut at multiples of a slice.
+        """
+        raise NotImplementedError
+
+    def softmax_of_part(self, x: Any, partials: Any, axis: int, out: Any) -> None:
+        """Write the softmax of such frames. The arrays are as for `log_softmax_of_part`."""
+        raise NotImplementedError
+
+    def logsumexp_of_partials(self, partials: Any, axis: int, out: Any) -> None:
+        """Write the logarithm of the sum of ``exp(x)`` of frames with these partials into `out`, of length 1 there."""
         raise NotImplementedError

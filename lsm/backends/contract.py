@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lsm._operations import OPERATIONS
+from lsm._operations import OPERATIONS, PARTIALS
 from lsm.backends.base import API_VERSION, DEFAULT_MAX_ULP, Backend
 
 
@@ -21,6 +21,10 @@ def has_operation(backend: Any, name: str) -> bool:
     return method is not None and getattr(method, "__func__", method) is not getattr(Backend, name, None)
 
 
+# What a backend has that serves frames in parts, and how many arguments each takes.
+PART_METHODS = {PARTIALS: 3, "log_softmax_of_part": 4, "softmax_of_part": 4, "logsumexp_of_partials": 3}
+
+
 class Declaration(NamedTuple):
     """The attributes of a backend, read once when it is loaded, because later reads could differ or raise."""
 
@@ -31,6 +35,7 @@ class Declaration(NamedTuple):
     max_ulp: Mapping[str, float] = MappingProxyType({})
     same_bits: bool = False
     operations: tuple[str, ...] = ()
+    slice_classes: Mapping[str, int] = MappingProxyType({})
     has_empty: bool = False
     takes_bfloat16_bits: bool = False  # only for built-in backends
 
@@ -44,7 +49,8 @@ def read_declaration(backend: Any) -> Declaration:
         priority=int(getattr(backend, "priority", 0)),
         max_ulp=max_ulp(backend),
         same_bits=getattr(backend, "same_bits", False),
-        operations=tuple([name for name in OPERATIONS if has_operation(backend, name)]),
+        operations=tuple([name for name in (*OPERATIONS, PARTIALS) if has_operation(backend, name)]),
+        slice_classes=dict(getattr(backend, "slice_classes", {})),
         has_empty=getattr(backend, "empty", None) is not None,
         takes_bfloat16_bits=bool(getattr(backend, "takes_bfloat16_bits", False)),
     )
@@ -72,7 +78,10 @@ def contract_problem(backend: Any, name: str) -> str | None:
         return f"its max_ulp is {bounds!r}; it must map names of dtypes to positive numbers"
     if not isinstance(getattr(backend, "same_bits", False), bool):
         return f"its same_bits is {backend.same_bits!r}; it must be True or False"
-    methods = {"available": 0}
+    slices = getattr(backend, "slice_classes", {})
+    if not (isinstance(slices, Mapping) and all(isinstance(n, int) and n > 0 for n in slices.values())):
+        return f"its slice_classes is {slices!r}; it must map names of dtypes to positive ints"
+    methods = {"available": 0} | (PART_METHODS if has_operation(backend, PARTIALS) else {})
     for operation in OPERATIONS.values():
         if operation.is_required or has_operation(backend, operation.name):
             methods[operation.name] = len(operation.inputs) + 2
@@ -80,7 +89,8 @@ def contract_problem(backend: Any, name: str) -> str | None:
         methods["empty"] = 3
     for method, n_arguments in methods.items():
         function = getattr(backend, method, None)
-        if not callable(function) or (method in OPERATIONS and not has_operation(backend, method)):
+        is_inherited = method not in ("available", "empty") and not has_operation(backend, method)
+        if not callable(function) or is_inherited:
             return f"it has no method {method}"
         try:
             inspect.signature(function).bind(*[None] * n_arguments)

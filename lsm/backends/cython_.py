@@ -1,8 +1,9 @@
 """The Cython backend: selects the kernels for this processor, and passes them views of arrays as frames."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
+from math import inf, prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from lsm import _fastpath
 from lsm._config import ISA_LEVELS, settings
 from lsm._errors import BackendUnavailableError
 from lsm._threads import count_threads, set_openmp
-from lsm.backends._axes import MergedAxis, merge_axes
+from lsm.backends._axes import frame_views
 from lsm.backends.base import API_VERSION, Backend
 
 
@@ -48,6 +49,7 @@ class CythonBackend(Backend):
     api_version = API_VERSION
     dtypes = ("float16", "bfloat16", "float32", "float64")
     same_bits = True
+    slice_classes = MappingProxyType(dict.fromkeys(dtypes, 16384))
     takes_bfloat16_bits = True  # the kernels read bfloat16 as uint16
 
     def available(self) -> str | None:
@@ -93,6 +95,23 @@ class CythonBackend(Backend):
         """See `Backend.logsumexp`."""
         _run("logsumexp", (x,), axis, _for_every_class(out, x, axis))
 
+    def partials(self, x: Any, axis: int, out: Any) -> None:
+        """See `Backend.partials`."""
+        records = out.view(_RECORD)[..., 0]
+        _run_part("partials", None, x, as_strided(records, x.shape, records.strides), axis)
+
+    def log_softmax_of_part(self, x: Any, partials: Any, axis: int, out: Any) -> None:
+        """See `Backend.log_softmax_of_part`."""
+        _run_part("log_softmax", _folded(partials, axis), x, out, axis)
+
+    def softmax_of_part(self, x: Any, partials: Any, axis: int, out: Any) -> None:
+        """See `Backend.softmax_of_part`."""
+        _run_part("softmax", _folded(partials, axis), x, out, axis)
+
+    def logsumexp_of_partials(self, partials: Any, axis: int, out: Any) -> None:
+        """See `Backend.logsumexp_of_partials`."""
+        _run_part("logsumexp", _folded(partials, axis), out, out, axis)
+
     def run_altered(
         self, operation: Any, inputs: tuple[Any, ...], axis: int, out: Any, where: Any, divisor: float | None
     ) -> None:
@@ -116,7 +135,7 @@ class CythonBackend(Backend):
         """
         if where is not None:
             inputs, where = [np.ascontiguousarray(x) for x in inputs], np.ascontiguousarray(where)
-        fills = [-math.inf] * len(inputs)
+        fills = [-inf] * len(inputs)
         _run(function, tuple(inputs), axis, _for_every_class(out, inputs[0], axis), where, temperature, fills)
 
     def find_top(self, x: Any, k: int, axis: int, places: Any) -> bool:
@@ -135,8 +154,20 @@ class CythonBackend(Backend):
 
 
 def _for_every_class(out: Any, x: Any, axis: int) -> Any:
-    """The result of a reduction as an array of the shape of x."""
+    """What has one element a frame as an array of the shape of x."""
     return as_strided(out, x.shape, [0 if i == axis else s for i, s in enumerate(out.strides)])
+
+
+_RECORD = np.dtype("V32")  # a partial, as one element
+
+
+def _folded(partials: Any, axis: int) -> Any:
+    """The partials of whole frames, with length 1 along the axis."""
+    shape = partials.shape
+    slices = np.ascontiguousarray(partials).reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 : -1]), 4)
+    whole = np.empty((slices.shape[0], slices.shape[2], 4))
+    kernels()["fold_partials"](slices, whole)
+    return whole.view(_RECORD).reshape(*shape[:axis], 1, *shape[axis + 1 : -1])
 
 
 @cache
@@ -175,6 +206,10 @@ def kernels() -> dict[Any, Any]:
         "run": module.run,
         "ops": module.OPS,
         "alterations": module.ALTERATIONS,
+        "run_part": module.run_part,
+        "fold_partials": module.fold_partials,
+        "partial_ops": module.PARTIAL_OPS,
+        "n_few": module.N_FEW,
         "kinds": module.KINDS | {"V": module.KINDS["E"]},  # V: bfloat16 without ml_dtypes, as bits
         "fast": module.QUICK,
         "find_top": module.find_top,
@@ -265,40 +300,24 @@ def _run(
         table["run"](table["ops"][name], views[0], views[len(inputs) - 1], views[-1], *shared)
 
 
-def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]:
-    """Yield views of shape (outer, classes, inner, itemsize) that together cover arrays of one shape.
+def _run_part(name: str, whole: Any, x: Any, out: Any, axis: int) -> None:
+    """Call the kernel of a function of parts of frames, for every view.
 
-    Nothing is copied. The kernels take bytes and the dtype as an argument, to keep the code small. Frame axes are
-    merged where the strides of all arrays permit; the order of frames is arbitrary. If more than two remain, this
-    function iterates over the shortest.
+    whole: partials of whole frames; None for those of x, which `out` then has room for, with the shape of x but that
+    only as many as there are slices may be written to.
     """
-    shape = arrays[0].shape
-    for array in arrays:
-        if not array.flags.c_contiguous:
-            break
-    else:
-        merged = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]), 1)
-        yield tuple([array.reshape(merged).view(np.uint8) for array in arrays])
+    table = kernels()
+    of_frames = out if whole is None else _for_every_class(whole, x, axis)
+    is_few = name in ("log_softmax", "softmax") and x.shape[axis] <= table["n_few"]
+    if is_few and (whole.view(np.float64).reshape(-1, 4)[:, 3] == x.shape[axis]).all():
+        _run(name, (x,), axis, out)  # whole frames, which have other formulas
         return
-    axes = merge_axes(shape, [array.strides for array in arrays], axis)
-    if len(axes) > 2:
-        shortest = min(axes).last_axis
-        before = (slice(None),) * shortest
-        for k in range(shape[shortest]):
-            yield from frame_views(tuple(array[(*before, k)] for array in arrays), axis - (shortest < axis))
-        return
-    absent = MergedAxis(1, (0,) * len(arrays), -1)
-    n_inner, inner_strides, _ = axes.pop() if axes else absent
-    n_outer, outer_strides, _ = axes.pop() if axes else absent
-    yield tuple(
-        as_strided(
-            array,
-            shape=(n_outer, shape[axis], n_inner, 1),
-            strides=(outer_strides[a], array.strides[axis], inner_strides[a], array.itemsize),
-            writeable=array is arrays[-1],
-        ).view(np.uint8)
-        for a, array in enumerate(arrays)
-    )
+    kinds = table["kinds"][x.dtype.char], table["kinds"].get(out.dtype.char, 0)
+    stream = whole is not None and out.nbytes >= NONTEMPORAL_MIN_BYTES and not np.may_share_memory(out, x)
+    n_threads = count_threads(x.size)
+    scratch = np.empty((n_threads, table["scratch"] + 64), np.uint8)
+    for views in frame_views((of_frames, x, out), axis):
+        table["run_part"](table["partial_ops"][name], *views, *kinds, scratch, n_threads, stream)
 
 
 backend = CythonBackend()

@@ -16,6 +16,7 @@
 #   rows.pxi       many classes of log-softmax, three rows in flight: stages.pxi, remainder.pxi; and of its gradient,
 #                  two in flight: rows_backward.pxi, stages_backward.pxi
 #   traverse_long.pxi   rows longer than a slice, on all threads if they are few
+#   partials.pxi   frames of which an array holds a part
 #   schedule.pxi   distribution of frames, blocks and slices to threads
 #   entropies.pxi  entropy and divergence, in double
 #   fastpath.pxi   C-contiguous arrays, directly from NumPy; select.pxi: some classes of small ones; and calls.pxi,
@@ -193,6 +194,7 @@ include "traverse_rows.pxi"
 include "traverse_long.pxi"
 include "schedule.pxi"
 include "entropies.pxi"
+include "partials.pxi"
 include "fastpath.pxi"
 include "select.pxi"
 include "bandwidth.pxi"
@@ -213,6 +215,8 @@ KINDS = {"e": HALF, "E": BFLOAT16, "f": FLOAT, "d": DOUBLE}  # by dtype.char
 ALTERATIONS = {-INFINITY: MASKED_LOW, 0.0: MASKED_ZERO, "divided": DIVIDED}  # by what a mask puts
 SCRATCH = SCRATCH_BYTES
 MOST_TOP = TOP_MAX_K
+N_FEW = FEW_CLASSES
+PARTIAL_OPS = {"partials": PARTIALS, "log_softmax": LOG_SOFTMAX, "softmax": SOFTMAX, "logsumexp": LOGSUMEXP}
 
 
 def run(int op, const unsigned char[:, :, :, :] a, const unsigned char[:, :, :, :] b, unsigned char[:, :, :, :] y,
