@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -228,9 +229,45 @@ REFUSED = {
         r"logits: a dask.*; pass logits.compute\(\)",
     ),
     "classes in chunks": (
-        lambda: lsm.log_softmax(MANY, 1),
+        lambda: lsm.entropy(MANY, 1),
         ValueError,
         r"x: the classes are in 3 chunks; .*map_blocks .*silently wrong\); pass x.rechunk\({1: -1}\)$",
+    ),
+    "smoothing, and classes in chunks": (
+        lambda: lsm.cross_entropy(MANY, LABELS, 1, label_smoothing=0.1),
+        ValueError,
+        r"logits: the classes are in 3 chunks; .*labels without weights.*pass logits.rechunk\({1: -1}\)$",
+    ),
+    "probabilities in chunks": (
+        lambda: lsm.cross_entropy(MANY, MANY, 1),
+        ValueError,
+        r"logits: the classes are in 3 chunks",
+    ),
+    "several axes in chunks": (
+        lambda: lsm.log_softmax(MANY, (0, 1)),
+        ValueError,
+        r"x: the classes are in 3 x 3 chunks; .*pass x.rechunk\({0: -1, 1: -1}\)$",
+    ),
+    "b, and classes in chunks": (lambda: lsm.logsumexp(MANY, 1, b=2), ValueError, "a: the classes are in 3 chunks"),
+    "longdouble in parts": (
+        lambda: lsm.log_softmax(MANY.astype("g"), 1),
+        lsm.BackendUnsupportedError,
+        r"no backend supports .* longdouble .*; or pass x.rechunk\({1: -1}\)$",
+    ),
+    "indices in chunks": (
+        lambda: lsm.take_log_softmax(MANY, in_chunks(LABELS[:, None].repeat(4, 1), (6, 2, 4)), 1),
+        ValueError,
+        r"indices: the classes are in 2 chunks; .*pass indices.rechunk\({1: -1}\)$",
+    ),
+    "partials beside a dask array": (
+        lambda: lsm.take_log_softmax(X, LABELS, 1, partials=lsm.partials(X, 1)),
+        TypeError,
+        "partials: not accepted for dask arrays, of which lsm.take_log_softmax makes them itself",
+    ),
+    "partials of another shape": (
+        lambda: lsm.softmax(X, 1, partials=lsm.partials(X, 2)),
+        ValueError,
+        "partials: shape",
     ),
     "all in chunks": (
         lambda: lsm.logsumexp(MANY),
@@ -282,7 +319,7 @@ def test_remedies_of_refusals_give_the_right_result():
     masked = da.ma.masked_array(X, MASK)
     y = lsm.log_softmax(da.ma.filled(masked, -np.inf), 1)
     np.testing.assert_array_equal(result(y), lsm.log_softmax(np.where(MASK, -np.inf, VALUES).astype("f4"), 1))
-    np.testing.assert_array_equal(result(lsm.log_softmax(MANY.rechunk({1: -1}), 1)), lsm.log_softmax(VALUES, 1))
+    np.testing.assert_array_equal(result(lsm.entropy(MANY.rechunk({1: -1}), 1)), lsm.entropy(VALUES, 1))
 
 
 def test_the_example_in_the_documents_runs(tmp_path, monkeypatch, capsys):
@@ -302,16 +339,150 @@ def test_bad_values_are_an_error_of_the_task():
         result(lazy)
 
 
+# -- Classes in several chunks --------------------------------------------------------------------------------------
+
+SLICE = 16384
+LONG = (RNG.normal(scale=3, size=(4, 2 * SLICE + 500))).astype(np.float32)
+AT_CLASSES = RNG.integers(0, LONG.shape[1], 4)
+SOME_CLASSES = RNG.integers(0, LONG.shape[1], (4, 3))
+LONG_MASK = RNG.random(LONG.shape) > 0.3
+TEMPERATURES = RNG.random((4, 1)) + 0.5
+# Calls on an array x with the classes last; the second argument makes lazy arrays, or none.
+PARTS = {
+    "log_softmax": lambda x, c: lsm.log_softmax(x),
+    "log_softmax, dtype": lambda x, c: lsm.log_softmax(x, dtype="float64"),
+    "softmax, where and temperature": lambda x, c: lsm.softmax(x, where=c(LONG_MASK, (2, 9999)), temperature=0.7),
+    "softmax, where of NumPy": lambda x, c: lsm.softmax(x, where=LONG_MASK[0]),
+    "softmax, where broadcast": lambda x, c: lsm.softmax(x, where=c(LONG_MASK[:, :1], 1)),
+    "softmax, nowhere": lambda x, c: lsm.softmax(x, where=False),
+    "log_softmax, temperatures": lambda x, c: lsm.log_softmax(x, temperature=c(TEMPERATURES, 1)),
+    "logsumexp": lambda x, c: lsm.logsumexp(x, 1),
+    "logsumexp, where": lambda x, c: lsm.logsumexp(x, 1, where=c(LONG_MASK, (1, 9999)), keepdims=True),
+    "logsumexp, sign": lambda x, c: lsm.logsumexp(x, -1, return_sign=True),
+    "take_log_softmax": lambda x, c: lsm.take_log_softmax(x, c(AT_CLASSES, 3), temperature=c(TEMPERATURES, 2)),
+    "take_log_softmax, several": lambda x, c: lsm.take_log_softmax(x, SOME_CLASSES, where=LONG_MASK),
+    "take_log_softmax, the same": lambda x, c: lsm.take_log_softmax(x, np.arange(3).reshape(1, 3)),
+    "top_k_log_softmax": lambda x, c: lsm.top_k_log_softmax(x, 600),
+    "top_k_log_softmax, 1": lambda x, c: lsm.top_k_log_softmax(x, 1, temperature=c(TEMPERATURES, 1)),
+    "top_k_log_softmax, where": lambda x, c: lsm.top_k_log_softmax(x, 3, where=c(LONG_MASK, (1, 9999))),
+    "top_k_log_softmax, none": lambda x, c: lsm.top_k_log_softmax(x, 0),
+    "cross_entropy": lambda x, c: lsm.cross_entropy(x, c(AT_CLASSES, 3), temperature=0.3, reduction="none"),
+    "cross_entropy, mean": lambda x, c: lsm.cross_entropy(x, AT_CLASSES, where=c(LONG_MASK, (2, 9999))),
+    "cross_entropy, some": lambda x, c: lsm.cross_entropy(x, AT_CLASSES, ignore_index=int(AT_CLASSES[1])),
+    "cross_entropy, sum": lambda x, c: lsm.cross_entropy(x, AT_CLASSES, reduction="sum", dtype="float64"),
+    "with partials": lambda x, c: lsm.log_softmax(x, partials=lsm.partials(x), n_classes=LONG.shape[1]),
+    "logsumexp of partials": lambda x, c: lsm.logsumexp(partials=lsm.partials(x), axis=1, dtype=x.dtype.name),
+}
+
+
+def in_class_chunks(x, sizes, frames=2):
+    return da.from_array(x, chunks=(frames, sizes))
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+@pytest.mark.parametrize("backend", ["cython", "numpy"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_classes_in_chunks_of_slices_have_the_bits_of_the_whole(name, dtype, backend):
+    x = LONG.astype(dtype)
+    with lsm.use_backend(backend), dask.config.set(scheduler=computed):
+        made = PARTS[name](in_class_chunks(x, (0, SLICE, SLICE, 0, 500)), lambda x, chunks: da.from_array(x, chunks))
+        repr(made)
+        expected = PARTS[name](x, lambda x, chunks: x)
+    for lazy, right in pairs(made, expected):
+        y = result(lazy)
+        assert lazy.dtype == lazy._meta.dtype and type(lazy._meta) is np.ndarray and lazy._meta.ndim == lazy.ndim
+        assert lazy.shape == y.shape
+        check_same(y, np.asarray(right))
+
+
+def test_chunks_of_classes_stay():
+    x = in_class_chunks(LONG, (SLICE, SLICE, 500))
+    assert lsm.log_softmax(x).chunks == lsm.softmax(x, where=da.from_array(LONG_MASK, 9999)).chunks == x.chunks
+    assert lsm.partials(x).chunks == (x.chunks[0], (1, 1, 1), (4,))
+    assert lsm.take_log_softmax(x, AT_CLASSES).chunks == lsm.logsumexp(x, 1).chunks == x.chunks[:1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_random_chunks_of_classes(data):
+    axis, dtype = (
+        data.draw(st.integers(-3, 2)),
+        data.draw(st.sampled_from([d for d in DTYPES if d is not np.longdouble])),
+    )
+    x = (VALUES * data.draw(st.sampled_from([1, 30]))).astype(dtype)
+    chunks = []
+    for n in x.shape:
+        borders = sorted(data.draw(st.lists(st.integers(0, n), max_size=4)))
+        chunks.append(tuple(b - a for a, b in zip([0, *borders], [*borders, n], strict=True)))
+    if dtype is not np.int8:
+        at = tuple(data.draw(st.integers(0, n - 1)) for n in x.shape)
+        special = data.draw(st.sampled_from([0, -np.inf, np.nan, np.inf]))
+        x[at] = special
+        if data.draw(st.booleans()):
+            x[tuple(slice(None) if i == axis % 3 else k for i, k in enumerate(at))] = special
+    lazy = da.from_array(x, chunks=-1).rechunk(tuple(chunks))
+    tolerance = {2: 2.0**-7, 4: 2.0**-19}.get(x.itemsize, 2.0**-48)  # of the largest number: some ulps, as bits differ
+    for function in (lsm.log_softmax, lsm.softmax, partial(lsm.logsumexp, keepdims=True)):
+        made, expected = function(lazy, axis), function(x, axis)
+        assert made.dtype == expected.dtype
+        y, right = result(made).astype(float), expected.astype(float)
+        np.testing.assert_allclose(y, right, tolerance, tolerance * (1 + 100 * (function is not lsm.softmax)))
+    k = data.draw(st.integers(0, x.shape[axis]))
+    places = lsm.top_k_log_softmax(lazy, k, axis).indices
+    np.testing.assert_array_equal(result(places), lsm.top_k_log_softmax(x, k, axis).indices)
+    indices = np.expand_dims(np.argmax(x.astype(float), axis), axis)
+    made, of_all = lsm.take_log_softmax(lazy, indices, axis), result(lsm.log_softmax(lazy, axis))
+    check_same(result(made), np.take_along_axis(of_all, indices, axis))
+
+
+def test_a_graph_for_many_gigabytes_is_made_at_once(computes_nothing):
+    x = da.zeros((1_000_000, 131_072), chunks=(256, 32_768), dtype="f4")
+    start = time.perf_counter()
+    for function in (lsm.log_softmax, partial(lsm.logsumexp, axis=1)):
+        function(x)
+    lsm.take_log_softmax(x, da.zeros(1_000_000, dtype=int, chunks=256))
+    assert time.perf_counter() - start < 3, "488 GiB in 15,625 chunks: 0.2 s a graph on an idle machine"
+
+
+def test_one_chunk_is_as_before():
+    x = in_class_chunks(LONG, (2 * SLICE + 500,))
+    assert not any("partials" in layer for layer in lsm.log_softmax(x).dask.layers)
+
+
+def test_indices_beyond_all_classes_are_an_error_of_the_task():
+    lazy = lsm.take_log_softmax(MANY, LABELS + 5, 1)
+    with pytest.raises(IndexError, match="^indices: .*accepted: 0 to 4"):
+        result(lazy)
+
+
+def test_a_backend_without_partials_is_refused(monkeypatch, computes_nothing):
+    monkeypatch.delattr(NumpyBackend, "partials")
+    lsm.refresh_backends()
+    message = r"^backend 'numpy' .*does not have partials; use backend='cython'; or pass x.rechunk\({1: -1}\)$"
+    try:
+        with pytest.raises(lsm.BackendUnsupportedError, match=message):
+            lsm.log_softmax(MANY, 1, backend="numpy")
+        lsm.log_softmax(X, 1, backend="numpy")
+    finally:
+        monkeypatch.undo()
+        lsm.refresh_backends()
+
+
 # -- The backend ----------------------------------------------------------------------------------------------------
 
 
 def test_explain_is_that_of_a_chunk(computes_nothing):
     decision = lsm.explain(MANY)
     assert (decision.winner, decision.array_type, decision.dtype) == ("cython", "numpy.ndarray", "float32")
-    assert "\n  lazy, in 3 x 3 x 2 chunks; the axis of the classes must be in one chunk\n" in str(decision)
+    assert "\n  lazy, in 3 x 3 x 2 chunks; classes in 2: partials, then written; borders not all at" in str(decision)
+    assert lsm.explain(X.rechunk({2: -1})).chunks == "  lazy, in 2 x 1 x 1 chunks"
+    assert lsm.explain(MANY, "entropy").chunks.endswith(" chunks; the axis of the classes must be in one chunk")
+    wide = da.zeros((8, 65536), chunks=(4, 16384), dtype="f4")
+    assert lsm.explain(wide).chunks.endswith("at multiples of 16,384: the bits of the whole")
+    assert lsm.explain(wide.astype("g")).winner is None
     assert lsm.explain(VALUES).chunks == "" and str(lsm.explain(VALUES)).count("\n") == str(decision).count("\n") - 1
     assert lsm.explain(X, "entropy", backend="numpy").winner == "numpy"
-    assert lsm.explain(X, dtype="longdouble").winner == "numpy"
+    assert lsm.explain(X.rechunk({2: -1}), dtype="longdouble").winner == "numpy"
     assert lsm.explain(X, backend="no").winner is None
     for x, op in ((da.ma.masked_array(X, MASK), "softmax"), (X, "cross_entropy_value_and_grad")):
         with pytest.raises(TypeError, match="^x: "):
@@ -404,19 +575,24 @@ def computed(*args, **kwargs):
     raise AssertionError
 with dask.config.set(scheduler=computed):
     y, h, top = lsm.log_softmax(x), lsm.entropy(x), lsm.top_k_log_softmax(x, 2)
+    parts = [lsm.log_softmax(x.rechunk(3)), lsm.top_k_log_softmax(x.rechunk(3), 2).values]
+    parts += [lsm.take_log_softmax(x.rechunk((2, 4)), np.arange(4)), lsm.logsumexp(x.rechunk(1), 1)]
     loss = lsm.cross_entropy(x, np.arange(4), ignore_index=1)
     lsm.explain(x)
     try:
-        lsm.log_softmax(x.rechunk(3))
+        lsm.entropy(x.rechunk(3))
     except ValueError as error:
         print("x.rechunk({1: -1})" in str(error))
 print((y.compute() == lsm.log_softmax(values)).all(), (h.compute() == lsm.entropy(values)).all())
+rights = [lsm.log_softmax(values), lsm.top_k_log_softmax(values, 2).values]
+rights += [lsm.take_log_softmax(values, np.arange(4)), lsm.logsumexp(values, 1)]
+print(all(np.allclose(made.compute(), right, 1e-14) for made, right in zip(parts, rights)))
 print((top.indices.compute() == lsm.top_k_log_softmax(values, 2).indices).all())
 print(loss.compute() == lsm.cross_entropy(values, np.arange(4), ignore_index=1))
 """
     environment = os.environ | {"DASK_ARRAY__QUERY_PLANNING": "True"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["True"] * 5, done.stdout + done.stderr
+    assert done.stdout.split() == ["True"] * 6, done.stdout + done.stderr
 
 
 def test_lsm_does_not_import_dask():
@@ -495,6 +671,13 @@ if __name__ == "__main__":
         except IndexError as error:
             print("accepted: 0 to 999" in str(error))
 
+        own = np.random.default_rng(1).normal(size=(8, 40000)).astype("f4")
+        wide = da.from_array(own, chunks=(2, 16384))
+        tokens = np.arange(8) * 5000
+        made = client.compute([lsm.log_softmax(wide), lsm.take_log_softmax(wide, tokens)])
+        y, taken = client.gather(made)
+        print(np.array_equal(y, lsm.log_softmax(own)), np.array_equal(taken, lsm.take_log_softmax(own, tokens)))
+
         client.run(set_version, "0.0.1")
         try:
             client.compute(lsm.log_softmax(lazy)).result(60)
@@ -508,4 +691,4 @@ def test_a_cluster_that_loses_a_worker_has_the_bits_of_one_machine(tmp_path):
     (tmp_path / "marks").mkdir()
     command = [sys.executable, "-W", "ignore", str(tmp_path / "run.py"), str(tmp_path / "marks")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert done.stdout.split() == ["True"] * 5, done.stdout + done.stderr
+    assert done.stdout.split() == ["True"] * 7, done.stdout + done.stderr

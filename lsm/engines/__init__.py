@@ -5,6 +5,9 @@ An engine has two functions, `serve` for calls and `explain`; `lsm._interop.engi
 
 from typing import Any
 
+# Functions that serve dask arrays whose classes are in several chunks.
+IN_PARTS = ("log_softmax", "softmax", "logsumexp", "take_log_softmax", "top_k_log_softmax", "cross_entropy")
+
 
 def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a call without those that it need not have named."""
@@ -19,7 +22,7 @@ def class_chunks_error(name: str, chunks: list[int], remedy: str, takes_all: boo
     """The error for classes in so many chunks along each axis; `takes_all` if no axis of the classes was named."""
     n_chunks, all_axes = " x ".join(map(str, chunks)), "the axis of the classes as axis=, or " if takes_all else ""
     return ValueError(
-        f"{name}: the classes are in {n_chunks} chunks; accepted: one, since each chunk is computed by itself and must "
-        "hold whole frames (map_blocks would normalise each part of a frame, and be silently wrong); pass "
-        f"{all_axes}{remedy}"
+        f"{name}: the classes are in {n_chunks} chunks; accepted: one (several only along one axis, and for "
+        f"{', '.join(IN_PARTS)} of labels without weights; map_blocks would normalise each part of a frame, and be "
+        f"silently wrong); pass {all_axes}{remedy}"
     )

@@ -12,14 +12,16 @@ from lsm._arithmetic import compute
 from lsm._decide import registry
 from lsm._errors import BackendUnavailableError
 from lsm._held import call_within
-from lsm._logits import narrowed
+from lsm._keywords import mask_for
+from lsm._logits import Logits, narrowed
 from lsm._reduce import total
+from lsm._select import find_top_k
 from lsm._threads import num_threads, process_setting
 from lsm._version import __version__
 
 
 def compute_chunk(function: str, names: tuple[str, ...], options: dict[str, Any], build: Any, *chunks: Any) -> Any:
-    """The task of a chunk: the call of lsm, with what dask gives for each array.
+    """The task of a chunk: the call of lsm, or of a function below, with what dask gives for each array.
 
     Raises
     ------
@@ -30,7 +32,7 @@ def compute_chunk(function: str, names: tuple[str, ...], options: dict[str, Any]
     """
     _check_build(options["backend"], build)
     arguments = dict(zip(names, map(_only, chunks), strict=True))
-    call = partial(getattr(lsm, function), **arguments, **options)
+    call = partial(_OF_PARTS.get(function) or getattr(lsm, function), **arguments, **options)
     # The scheduler has a thread for each processor already; further ones would wait for a turn.
     return call() if process_setting() is not None else call_within(num_threads(1), call)
 
@@ -75,3 +77,57 @@ def _only(chunk: Any) -> Any:
     while type(chunk) is list:
         (chunk,) = chunk
     return chunk
+
+
+# -- of frames whose classes are in several chunks ------------------------------------------------------------------
+
+
+def of_classes_of_chunk(function: str, numbers: Any, **arguments: Any) -> Any:
+    """`take_log_softmax` or `cross_entropy` of a chunk with these classes, with one more axis."""
+    y = getattr(lsm, function)(first_class=_first(numbers), **arguments)
+    return np.asarray(y)[..., np.newaxis]
+
+
+def largest_of_parts(y: Any, backend: str) -> Any:
+    """The maximum over the last axis; NaN if there is one."""
+    return compute(np.max, y, -1)
+
+
+def sum_of_parts(y: Any, backend: str) -> Any:
+    """The sum over the last axis, of which one number at most is not 0."""
+    return compute(np.sum, y, -1)
+
+
+def best_of_chunk(x: Any, numbers: Any, k: int, axis: int, backend: str, where: Any = None) -> tuple[Any, Any]:
+    """The k largest logits, or all; and their classes i, as -1 - i where they are masked."""
+    values, mask, places = _best(x, k, axis, where)
+    numbers = places + _first(numbers)
+    return values, numbers if mask is None else np.where(mask, numbers, -1 - numbers)
+
+
+def best_of_parts(
+    values: Any, numbers: Any, k: int, axis: int, partials: Any, n_classes: int, **options: Any
+) -> tuple[Any, Any]:
+    """`top_k_log_softmax` of whole frames, from the results of `best_of_chunk` for all chunks."""
+    best, mask, places = _best(values, k, axis, numbers >= 0)
+    y = lsm.log_softmax(best, axis, where=mask, partials=partials, n_classes=n_classes, **options)
+    numbers = np.take_along_axis(numbers, places, axis)
+    return y, np.where(mask, numbers, -1 - numbers)
+
+
+def _best(x: Any, k: int, axis: int, where: Any) -> tuple[Any, Any, Any]:
+    """The k largest logits, or all; whether they take part; and their places."""
+    logits = Logits("top_k_log_softmax", x, "x", axis)
+    logits.mask = mask_for(where, x, logits.values, logits.library)
+    frames = logits.frames
+    places = np.empty((*frames.shape[: frames.at], min(k, frames.n_classes), *frames.shape[frames.at :]), np.int64)
+    compute(find_top_k, logits, places.shape[frames.at], places)
+    mask = None if logits.mask is None else np.take_along_axis(logits.mask, places, axis)
+    return np.take_along_axis(logits.values, places, axis), mask, places
+
+
+def _first(numbers: Any) -> int:
+    return int(numbers[0]) if numbers.size else 0
+
+
+_OF_PARTS = {f.__name__: f for f in (of_classes_of_chunk, largest_of_parts, sum_of_parts, best_of_chunk, best_of_parts)}
