@@ -49,7 +49,8 @@ class Part(Logits):
         self.temperature = temperature_for(temperature, self.array, self.values, self.library, self.axes, name)
         self.is_wide = "float64" in (self.own, self.result)
         request = Request(_check.NUMPY, "cpu", (self.own, self.result), PARTIALS)
-        self._backend = find_entry(request, backend).backend
+        self.entry = find_entry(request, backend)
+        self._backend = self.entry.backend
         self.slice_classes = self._backend.slice_classes["float64" if self.is_wide else self.own]
 
     def partials(self) -> Any:
