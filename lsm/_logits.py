@@ -60,6 +60,7 @@ class Logits:
         self.axes = _check.normalised_axes(axis, self.values.ndim)
         self.frames = Frames.along(self.values.shape, self.axes)
         self.mask = self.temperature = None
+        self.entry: DispatchEntry | None = None
         self._scratch: dict[Any, Any] = {}
 
     @property

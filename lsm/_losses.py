@@ -231,8 +231,8 @@ def entropies(function: str, logits: tuple[Logits, ...], dtype: str) -> Any:
     The mask, the temperature and the dtype of the first are those of both.
     """
     p = logits[0]
-    run: Any = getattr(p.entry.backend, "run_entropies", None)
-    is_native = run is not None and p.entry.passed_as == NUMPY and at_least_float32(p.own) == "float32"
+    run: Any = getattr(p.entry.backend, "run_entropies", None) if p.entry and p.entry.passed_as == NUMPY else None
+    is_native = run is not None and at_least_float32(p.own) == "float32"
     is_native = is_native and all(x.values.dtype == np_dtype(p.own) for x in logits)
     is_native = is_native and not isinstance(p.temperature, np.ndarray) and is_divisor(p.temperature or 1.0)
     if is_native and np_dtype(dtype) is not BFLOAT16_BITS:

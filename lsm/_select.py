@@ -42,8 +42,8 @@ def _chosen(logits: Logits, k: int, index: Index) -> Any:
     """The k most probable classes of a block."""
     frames, at, entry = logits.frames, logits.frames.at, logits.entry
     block, mask = logits.block(index), logits.mask_block(index)
-    find: Any = getattr(entry.backend, "find_top", None)
-    if find is not None and entry.passed_as == _check.NUMPY and mask is None and k > 1:  # argmax is faster
+    find: Any = getattr(entry.backend, "find_top", None) if entry and entry.passed_as == _check.NUMPY else None
+    if find is not None and mask is None and k > 1:  # argmax is faster
         places = np.empty((*block.shape[:at], k, *block.shape[at + 1 :]), np.int64)
         if find(block, k, at, places):
             return places
