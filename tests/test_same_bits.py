@@ -148,6 +148,26 @@ def test_thread_count_and_streaming(shape, dtype, rng, kernels_get):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [4096, 4100, 16384, 20_480])
+def test_streamed_rows_at_any_place_in_a_page(n, dtype, rng, kernels_get):
+    """Where stores lie just ahead of loads, but for a multiple of 4096 bytes, a row begins with other stores."""
+    x = (rng.standard_normal((5, n)) * 4).astype(dtype)
+    kernels_get(1, 2**60)
+    expected = lsm.log_softmax(x, backend="cython")
+    kernels_get(1, 0)
+    page = 4096 // x.itemsize
+    memory, target = (np.empty(x.size + 3 * page, dtype) for _ in range(2))
+    start, start_y = ((-a.ctypes.data % 4096) // x.itemsize for a in (memory, target))
+    for at, at_y in ((0, 0), (4, 4), (4, 0), (0, 4), (4, 20), (4, 150), (page - 4, 8)):
+        a = memory[start + at :][: x.size].reshape(x.shape)
+        out = target[start_y + at_y :][: x.size].reshape(x.shape)
+        a[...] = x
+        out[...] = 7
+        lsm.log_softmax(a, out=out, backend="cython")
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [3, 16, 40, 64, 70, 300, 1000])
 def test_sums_of_products_on_either_axis(n, dtype, rng):
     """A compiler may make an FMA of one of two products that are added, not of the same one in both traversals."""

@@ -129,6 +129,7 @@ cdef enum:
     FINALIZE_BATCH_MAX_CLASSES = 768  # up to here also for fewer than 24 frames: at 16x200 12.2 ns, 14.6 without
     REGULAR_STORE_MAX_CLASSES = 3072  # float32, even if `stream`: at 2500 nontemporal stores take 1.29 as long
     PREFETCH_DISTANCE_CLASSES = 2048  # at 512x32000 6.4 ns, 10.1 without
+    STORE_LEAD_BYTES = 1024      # see is_ahead
 
     CHUNK = 16               # numbers of a vector of a block
     FEW_CLASSES = 64         # up to here what a frame costs once counts

@@ -61,6 +61,16 @@ cdef inline floating* slot(floating* scratch, Py_ssize_t i, Py_ssize_t n) noexce
     return scratch + i % PIPELINE_SLOTS * ((n + ROW_CLASSES - 1) // ROW_CLASSES * ROW_CLASSES)
 
 
+cdef inline bint is_ahead(const char* y, Vector x) noexcept nogil:
+    """Whether stores to y lie just ahead of loads from x, but for a multiple of 4096 bytes.
+
+    The processor compares the low 12 bits of addresses, and makes such loads wait for the stores: with rows of 65,536
+    classes of float32 that lie at 16 bytes after a page, as NumPy's do, everything took 2.3 times as long.
+    """
+    cdef Py_ssize_t lead = <Py_ssize_t> ((<uintptr_t> y - <uintptr_t> x.at) & 4095)
+    return 0 < lead < STORE_LEAD_BYTES // 2
+
+
 cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n,
                            floating* scratch, bint stream) noexcept nogil:
     """Log-softmax of frames `first` to last - 1 of outer index i: a software pipeline of three parts.
@@ -126,7 +136,10 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
             if staged:
                 target = native(&stage[n_pending])
             elif stream:
-                n_head = min(misaligned(target, True), n_x)
+                n_head = misaligned(target, True)
+                if is_ahead(target.at + n_head * target.step, x_a) or is_ahead(target.at + n_head * target.step, x_v):
+                    n_head += STORE_LEAD_BYTES // target.step
+                n_head = min(n_head, n_x)
                 pass_three(x_x, 0, peaks, &adding, x_x, 0, peaks, total, error, x_x, target, n_head,
                            c_hi[f % PIPELINE_DEPTH], c_lo[f % PIPELINE_DEPTH], False)
                 x_x.at += n_head * x_x.step
