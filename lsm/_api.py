@@ -233,6 +233,6 @@ def call_derived(function: str, inputs: dict[str, Any], **options: Any) -> Any:
     return getattr(_derived_calls, function)(*inputs.values(), **options)
 
 
-def is_one(temperature: Any) -> bool:
-    """Whether this is the float 1.0; other numbers that equal 1 are recognised later."""
-    return type(temperature) is float and temperature == 1.0
+def is_number(value: Any, number: float) -> bool:
+    """Whether this is just that float or int; others that equal it are recognised later."""
+    return type(value) is type(number) and bool(value == number)

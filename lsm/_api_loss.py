@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy import ndarray
 
-from lsm._api import Array, Axis, call_derived, call_of_part, is_one
+from lsm._api import Array, Axis, call_derived, call_of_part, is_number
 from lsm._fastpath import quick
 from lsm._untraced import untraced
 
@@ -111,21 +111,15 @@ def cross_entropy(
     >>> lsm.cross_entropy(x, np.array([[1, 0], [0.5, 0.5]]), reduction="none")
     array([2.0611537e-09, 6.9314718e-01], dtype=float32)
     """
-    is_plain = weight is None and ignore_index is None and where is dtype is partials is None
-    if (
-        is_plain
-        and n_classes is None
-        and first_class == 0
-        and label_smoothing == z_loss == 0
-        and is_one(temperature)
-        and type(logits) is ndarray
-    ):
+    is_plain = weight is ignore_index is where is dtype is partials is n_classes is None
+    is_plain = is_plain and is_number(first_class, 0) and is_number(temperature, 1.0)
+    if is_plain and is_number(label_smoothing, 0.0) and is_number(z_loss, 0.0) and type(logits) is ndarray:
         loss = quick.cross_entropy(logits, targets, axis, reduction, backend)
         if loss is not None:
             return loss
     options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss}
     options |= {"temperature": temperature, "where": where, "reduction": reduction, "dtype": dtype, "backend": backend}
-    if partials is not None or n_classes is not None or first_class != 0:
+    if partials is not None or n_classes is not None or not is_number(first_class, 0):
         inputs = {"logits": logits, "targets": targets, "partials": partials}
         options |= {"axis": axis, "first_class": first_class, "n_classes": n_classes}
         return untraced(call_of_part)("cross_entropy", inputs, **options)
@@ -195,8 +189,8 @@ def cross_entropy_value_and_grad(
     >>> lsm.cross_entropy_value_and_grad(x, [0], reduction="none")
     (array([2.0611537e-09], dtype=float32), array([[-2.0611537e-09,  2.0611537e-09]], dtype=float32))
     """
-    is_plain = weight is ignore_index is where is dtype is None
-    if is_plain and label_smoothing == z_loss == 0 and is_one(temperature) and type(logits) is ndarray:
+    is_plain = weight is ignore_index is where is dtype is None and is_number(temperature, 1.0)
+    if is_plain and is_number(label_smoothing, 0.0) and is_number(z_loss, 0.0) and type(logits) is ndarray:
         quickly: tuple[Any, Array] | None
         quickly = quick.cross_entropy_value_and_grad(logits, targets, axis, reduction, out, backend)
         if quickly is not None:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from numpy import ndarray
 
-from lsm._api import Array, call_derived, call_of_part, is_one
+from lsm._api import Array, call_derived, call_of_part, is_number
 from lsm._fastpath import quick
 from lsm._untraced import untraced
 
@@ -109,13 +109,13 @@ def take_log_softmax(
     >>> lsm.take_log_softmax(x, [0, 1])
     array([-2.0611537e-09, -6.9314718e-01], dtype=float32)
     """
-    is_plain = dtype is where is partials is n_classes is None and first_class == 0 and is_one(temperature)
-    if is_plain and out is None and type(x) is ndarray:
+    is_plain = dtype is where is partials is n_classes is None and is_number(first_class, 0)
+    if is_plain and is_number(temperature, 1.0) and out is None and type(x) is ndarray:
         y = quick.take_log_softmax(x, indices, axis, backend)
         if y is not None:
             return y
     options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
-    if partials is not None or n_classes is not None or first_class != 0:
+    if partials is not None or n_classes is not None or not is_number(first_class, 0):
         inputs = {"x": x, "indices": indices, "partials": partials}
         options |= {"out": out, "first_class": first_class, "n_classes": n_classes}
         return untraced(call_of_part)("take_log_softmax", inputs, **options)
@@ -192,13 +192,13 @@ def top_k_log_softmax(
     >>> values.round(3), indices
     (array([-0.782, -0.782, -2.782]), array([1, 2, 3]))
     """
-    is_plain = dtype is where is partials is n_classes is None and first_class == 0 and is_one(temperature)
-    if is_plain and type(x) is ndarray:
+    is_plain = dtype is where is partials is n_classes is None and is_number(first_class, 0)
+    if is_plain and is_number(temperature, 1.0) and type(x) is ndarray:
         result = quick.top_k_log_softmax(x, k, axis, backend)
         if result is not None:
             return TopK(*result)
     options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
-    if partials is not None or n_classes is not None or first_class != 0:
+    if partials is not None or n_classes is not None or not is_number(first_class, 0):
         options |= {"k": k, "first_class": first_class, "n_classes": n_classes}
         return TopK(*untraced(call_of_part)("top_k_log_softmax", {"x": x, "partials": partials}, **options))
     return TopK(*untraced(call_derived)("top_k_log_softmax", {"x": x}, k=k, **options))

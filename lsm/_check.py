@@ -118,6 +118,11 @@ def at_least_float32(own: str) -> str:
     return "float32" if own in ("float16", "bfloat16") else own
 
 
+def wider(own: str, result: str) -> str:
+    """The dtype to compute in where a result has more digits than float32 and its input."""
+    return result if _WIDTHS[result] > max(_WIDTHS[own], _WIDTHS["float32"]) else own
+
+
 def as_int(value: Any) -> int | None:
     """A value as an int; None if it is a bool, or no integer."""
     try:

@@ -98,6 +98,7 @@ def entropy(x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend
     logits = Logits("entropy", x, "x", axis)
     result = logits.result_dtype(dtype)
     logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
+    logits.own = _check.wider(logits.own, result)  # a result of more digits needs sums with their errors
     return logits.finished(compute(_losses.entropies, "entropy", (logits,), result))
 
 
@@ -111,4 +112,5 @@ def kl_divergence(p_x: Any, q_x: Any, axis: Any, temperature: Any, where: Any, d
     result = p.result_dtype(dtype)
     p.select(_check.at_least_float32(p.own), backend, temperature, where)
     q.mask, q.temperature = p.mask, p.temperature
+    p.own = q.own = _check.wider(p.own, result)
     return p.finished(compute(_losses.entropies, "kl_divergence", (p, q), result))

@@ -137,9 +137,6 @@ def divergence(p: Block, q: Block, temperature: Any) -> Any:
 
 def _log_ratio(p: Block, q: Block, temperature: Any) -> Any:
     """log(q / p) = ((x_q - x_p) - (m_q - m_p)) / T - (l_q - l_p), without rounding what matters."""
-    if not p.is_wide:  # differences of float32 are exact in float64, or large enough
-        t = ((q.x - p.x) - (q.m - p.m)) / temperature - (q.log_s - p.log_s)
-        return np.where(np.isfinite(t), t, (q.d - q.log_s) - (p.d - p.log_s))
     between, error = two_sum(q.x, -p.x)
     of_largest, error_of_largest = two_sum(q.m, -p.m)
     high, low = two_sum(between, -of_largest)

@@ -186,3 +186,25 @@ def test_the_kernels_agree_with_the_reference(n, dtype, rng):
             strided = call(lambda a: np.repeat(np.moveaxis(a, 1, 0), 2, axis=0)[::2], 0)
             np.testing.assert_array_equal(rows, result)
             np.testing.assert_array_equal(strided, result)
+
+
+def test_logits_far_apart_keep_their_own_differences(backend):
+    """Rows that are masked by the lowest number, or have a common offset."""
+    low = np.finfo(np.float32).min
+    rows = [[0, 0.5], [low, low], [1e9, 1e9], [0, 1e-3], [-3e38, low]]
+    for p in rows:
+        for q in rows:
+            x, y = np.array([[p], [q]], np.float32)
+            for temperature in (1.0, 1e-8, 30.0):
+                result = lsm.kl_divergence(x, y, temperature=temperature, backend=backend)
+                wide = [a.astype(np.float64) - a.max() for a in (x, y)]  # exact
+                with np.errstate(over="ignore"):
+                    expected = lsm.kl_divergence(*wide, temperature=temperature, backend=backend).astype(np.float32)
+                np.testing.assert_array_max_ulp(result, expected, 1)
+
+
+def test_a_result_of_more_digits_has_them(backend, rng):
+    x, y = (rng.standard_normal((2, 3, 3000)) * 9).astype(np.float32)
+    for function, arrays in ((lsm.entropy, (x,)), (lsm.kl_divergence, (x, y)), (lsm.kl_divergence, (x, x + y / 1e4))):
+        result = function(*arrays, dtype="float64", backend=backend)
+        np.testing.assert_array_equal(result, function(*[a.astype(np.float64) for a in arrays], backend=backend))

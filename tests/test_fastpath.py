@@ -1,9 +1,11 @@
 """Small calls, which go straight to the kernels: the same bits, errors and choice of backend as the ordinary way."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from importlib import import_module
 
@@ -434,3 +436,44 @@ def test_small_losses_and_selections_are_those_of_the_ordinary_way(dtype, shape,
     for a, b in zip(quickly, ordinarily, strict=True):
         for one, another in zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)]:
             same(np.atleast_1d(one), np.atleast_1d(another))
+
+
+def test_small_losses_leave_the_rest_to_the_ordinary_way(recwarn):
+    """No warnings of overflow, and the messages of numbers that only equal the defaults."""
+    x, labels = np.array([[3e38, 0], [3e38, 0]], np.float32), np.array([1, 1])
+    lsm.log_softmax(x)
+    with np.errstate(all="raise"):
+        assert lsm.cross_entropy(x, labels, reduction="sum") == np.inf
+        assert lsm.cross_entropy_value_and_grad(x, labels, reduction="sum")[0] == np.inf
+    assert not recwarn.list
+    for name in ("label_smoothing", "z_loss"):
+        for value in (0j, np.zeros(2)):
+            for function in (lsm.cross_entropy, lsm.cross_entropy_value_and_grad):
+                with pytest.raises(ValueError, match=f"^{name}: .*accepted: a finite number"):
+                    function(x, labels, **{name: value})
+
+
+def test_labels_and_out_may_change_during_a_call(rng):
+    """The kernels let other threads run; a wrong number or an error is the caller's, a crash would be ours."""
+    x = rng.standard_normal((320, 100)).astype(np.float32)
+    labels, out, ended = np.zeros(320, np.int64), np.empty_like(x), threading.Event()
+
+    def change():
+        while not ended.is_set():
+            labels[-1] = 2**40
+            out.flags.writeable = False
+            time.sleep(0)  # lets the calls have the GIL
+            labels[-1] = 0
+            out.flags.writeable = True
+            time.sleep(0)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(5000):
+            for options in ({}, {"out": out}):
+                with contextlib.suppress(IndexError, ValueError):
+                    lsm.cross_entropy_value_and_grad(x, labels, **options)
+    finally:
+        ended.set()
+        thread.join()

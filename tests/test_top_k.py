@@ -1,5 +1,7 @@
 """top_k_log_softmax: which classes, in which order, with the bits of log_softmax; on every backend."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -154,3 +156,16 @@ def test_many_classes(n, backend, dtype, rng):
         columns = lsm.top_k_log_softmax(x.T.copy(), k, 0, backend=backend)
         np.testing.assert_array_equal(columns.indices.T, whole.indices)
         np.testing.assert_array_equal(columns.values.T.astype(np.longdouble), whole.values.astype(np.longdouble))
+
+
+def test_no_order_of_the_logits_takes_long(rng):
+    x = rng.standard_normal((1, 500_000)).astype(np.float32)
+    times = []
+    for row in (x, np.sort(x), np.sort(x)[:, ::-1].copy(), np.zeros_like(x)):
+        check_time = []
+        for _ in range(3):
+            start = time.perf_counter()
+            lsm.top_k_log_softmax(row, 128)
+            check_time.append(time.perf_counter() - start)
+        times.append(min(check_time))
+    assert max(times) < 0.1, times

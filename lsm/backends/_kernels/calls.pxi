@@ -7,6 +7,16 @@ from cpython.ref cimport Py_DECREF, PyObject
 cdef extern from "Python.h":
     int PyContextVar_Get(object variable, PyObject* default, PyObject** value) except -1
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define REMEMBERS 0 /* without the GIL, another thread may replace what a thread compares */
+    #else
+    #define REMEMBERS 1
+    #endif
+    """
+    bint REMEMBERS
+
 cdef object _fastpath = None, _in_context = None  # lsm._fastpath, which has the policies, and its ContextVar
 cdef object default_policy = None
 cdef dict by_name = {}
@@ -21,6 +31,8 @@ def forget():
     """Look up again what policies select. Called when one changes."""
     global known_policy, default_policy, by_name
     cdef int op
+    if not REMEMBERS:
+        return
     for op in range(LOGSUMEXP + 1):
         known_kinds[op] = 0
     known_policy, default_policy, by_name = None, _fastpath.default, _fastpath.by_name
@@ -39,8 +51,12 @@ cdef inline object policy_of(object backend):
         PyContextVar_Get(_in_context, NULL, &found)
         policy = <object> found
         Py_DECREF(policy)
-        return default_policy if policy is None else policy
-    return by_name.get(backend) if type(backend) is str else None
+        if policy is None:
+            policy = default_policy if REMEMBERS else _fastpath.default
+        return policy
+    if type(backend) is not str:
+        return None
+    return by_name.get(backend) if REMEMBERS else _fastpath.by_name.get(backend)
 
 
 cdef inline bint is_selected(int op, object x, object backend):
@@ -51,13 +67,15 @@ cdef inline bint is_selected(int op, object x, object backend):
 cdef object find_function(int op, object x, object backend):
     """The fast function that the current policy selects for arrays like x, or None: lsm._fastpath.fast_functions."""
     global known_policy
+    cdef int other
     policy = policy_of(backend)
     functions = None if policy is None else policy.fast.get(x.dtype)
     function = None if functions is None else getattr(functions, NAMES[op])
-    if function is not None and function is QUICK[NAMES[op]]:
+    if REMEMBERS and function is not None and function is QUICK[NAMES[op]]:
         if policy is not known_policy:
-            forget()
             known_policy = policy
+            for other in range(LOGSUMEXP + 1):
+                known_kinds[other] = 0
         known_kinds[op] |= bit_of_kind(x)
     return function
 

@@ -146,10 +146,10 @@ cdef void sum_source(Source s, Py_ssize_t n_frames, Py_ssize_t n, Py_ssize_t n_i
 
 
 cdef inline void add_divergences(Source s, Source other, Py_ssize_t n, const double* scale, const double* scale_other,
-                                 const double* apart, const double* l_apart, double rate, double* terms,
-                                 double* excess) noexcept nogil:
+                                 const double* apart, const double* apart_low, const double* l_apart, double rate,
+                                 double* terms, double* excess) noexcept nogil:
     """Add p * phi(t) and p * expm1(t) of n numbers."""
-    cdef double p, q, t, phi, near, far
+    cdef double p, q, t, phi, near, far, high, v, low
     cdef const double* x = s.x
     cdef const double* x_other = other.x
     cdef const double* e = s.e
@@ -159,7 +159,12 @@ cdef inline void add_divergences(Source s, Source other, Py_ssize_t n, const dou
         for k in range(CHUNK):  # hot
             p = e[i + k] * scale[k]
             q = e_other[i + k] * scale_other[k]
-            t = ((x_other[i + k] - x[i + k]) - apart[k]) * rate - l_apart[k]
+            # A difference with its rounding error: logits may lie so far apart that their own differences are lost.
+            high = x_other[i + k] - x[i + k]
+            v = high - x_other[i + k]
+            low = (x_other[i + k] - (high - v)) - (x[i + k] + v)
+            low = low if fabs(high) < INFINITY else <double> 0
+            t = ((high - apart[k]) + (low - apart_low[k])) * rate - l_apart[k]
             phi = t * t * (0.5 + t * (1 / 6.0 + t * (1 / 24.0 + t * (1 / 120.0))))
             near = p * phi
             # Beyond 2**-10, q - p - p * t cancels no more than float32 has digits to spare.
@@ -187,8 +192,9 @@ cdef void divergences_of(Source s, Source other, Py_ssize_t n_frames, Py_ssize_t
     cdef double scale[CHUNK]
     cdef double scale_other[CHUNK]
     cdef double apart[CHUNK]
+    cdef double apart_low[CHUNK]
     cdef double l_apart[CHUNK]
-    cdef double r
+    cdef double r, v
     cdef Py_ssize_t first, n_read = n * CHUNK if n_frames else round_up(n, CHUNK), k
     sum_source(s, n_frames, n, n_inner, rate, &sums)
     sum_source(other, n_frames, n, n_inner, rate, &sums_other)
@@ -196,6 +202,8 @@ cdef void divergences_of(Source s, Source other, Py_ssize_t n_frames, Py_ssize_t
         scale[k] = 1 / (1 + sums.below[k])
         scale_other[k] = 1 / (1 + sums_other.below[k])
         apart[k] = sums_other.m[k] - sums.m[k]
+        v = apart[k] - sums_other.m[k]
+        apart_low[k] = (sums_other.m[k] - (apart[k] - v)) - (sums.m[k] + v)
         l_apart[k] = log1p_double(sums_other.below[k]) - log1p_double(sums.below[k])
         terms[k] = excess[k] = 0
     for first from 0 <= first < (1 if n_frames else n) by ENTROPY_CLASSES:
@@ -206,7 +214,8 @@ cdef void divergences_of(Source s, Source other, Py_ssize_t n_frames, Py_ssize_t
             add_exponentials(s, n_read, rate, &unused)
             unused = sums_other
             add_exponentials(other, n_read, rate, &unused)
-        add_divergences(s, other, n_read, scale, scale_other, apart, l_apart, rate, terms, excess)
+        add_divergences(s, other, n_read, scale, scale_other, apart, apart_low, l_apart, rate, terms,
+                        excess)
     if not n_frames:
         share(terms, False)
         share(excess, False)

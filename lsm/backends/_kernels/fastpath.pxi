@@ -30,6 +30,7 @@ cdef extern from "numpy/arrayobject.h":
     char* PyArray_BYTES(PyArrayObject* x)
     PyArray_Descr* PyArray_DescrFromType(int type)
     object PyArray_Empty(int n, const npy_intp* dims, PyArray_Descr* dtype, int fortran)
+    object PyArray_NewCopy(PyArrayObject* x, NPY_ORDER order)
     object PyArray_NewLikeArray(PyArrayObject* x, NPY_ORDER order, PyArray_Descr* dtype, int subok)
 
 _import_array()

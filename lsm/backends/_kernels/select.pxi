@@ -12,6 +12,8 @@ from math import fsum as _fsum
 
 from numpy import expm1 as _expm1
 
+cdef double FLT_MAX = 3.4028234663852886e38
+
 
 cdef inline Py_ssize_t number_at(Frames f, Py_ssize_t i, Py_ssize_t k) noexcept nogil:
     """Where class k of frame i is."""
@@ -43,48 +45,51 @@ cdef bint find_small_frames(object x, object axis, Frames* f, npy_intp* dims) no
     return True
 
 
-cdef bint are_labels(object labels, int n_dims, const npy_intp* dims, Frames f) noexcept:
-    """Whether this is a C-contiguous array of int64 with these dimensions, of numbers of classes."""
+cdef object own_labels(object labels, int n_dims, const npy_intp* dims, Frames f):
+    """A copy of an array of int64 with these dimensions, of numbers of classes; None for anything else.
+
+    Another thread may change the caller's while the kernels run.
+    """
     cdef const int64_t* label
     cdef Py_ssize_t i
     if not (PyArray_CheckExact(labels) and PyArray_ISCARRAY_RO(<PyArrayObject*> labels)
             and PyArray_DESCR(<PyArrayObject*> labels).type == c"l" and sizeof(long) == 8
             and has_dims(labels, n_dims, dims)):
-        return False
+        return None
+    labels = PyArray_NewCopy(<PyArrayObject*> labels, NPY_CORDER)
     label = <const int64_t*> PyArray_BYTES(<PyArrayObject*> labels)
     for i in range(f.n_outer * f.n_inner):
         if not 0 <= label[i] < f.n:
-            return False
-    return True
+            return None
+    return labels
+
+
+cdef object take_labels(x, Frames f, int n_dims, const npy_intp* dims, axis, labels):
+    """The log-softmax at the labels, which nobody else changes, as an array; None if the kernels decline."""
+    cdef const int64_t* label = <const int64_t*> PyArray_BYTES(<PyArrayObject*> labels)
+    cdef Py_ssize_t i
+    Py_INCREF(<object> PyArray_DESCR(<PyArrayObject*> x))
+    out = PyArray_Empty(n_dims, dims, PyArray_DESCR(<PyArrayObject*> x), False)
+    y = quick_map(LOG_SOFTMAX, x, x, axis, None, 0, None)
+    if y is None:
+        return None
+    for i in range(f.n_outer * f.n_inner):
+        move_number(PyArray_BYTES(<PyArrayObject*> out), i, PyArray_BYTES(<PyArrayObject*> y),
+                    number_at(f, i, label[i]), size_of(f.kind))
+    return out
 
 
 cdef object quick_take(x, labels, axis):
     """take_log_softmax at one class of each frame, or None."""
     cdef npy_intp dims[32]
     cdef Frames f
-    cdef const int64_t* label
-    cdef Py_ssize_t i
-    cdef int n
+    cdef int n_dims
     if not find_small_frames(x, axis, &f, dims):
         return None
-    n = PyArray_NDIM(<PyArrayObject*> x) - 1
-    if not are_labels(labels, n, dims, f):
-        return None
-    y = quick_map(LOG_SOFTMAX, x, x, axis, None, 0, None)
-    if y is None:
-        return None
-    Py_INCREF(<object> PyArray_DESCR(<PyArrayObject*> x))
-    out = PyArray_Empty(n, dims, PyArray_DESCR(<PyArrayObject*> x), False)
-    label = <const int64_t*> PyArray_BYTES(<PyArrayObject*> labels)
-    for i in range(f.n_outer * f.n_inner):
-        move_number(PyArray_BYTES(<PyArrayObject*> out), i, PyArray_BYTES(<PyArrayObject*> y),
-                    number_at(f, i, label[i]), size_of(f.kind))
-    return out[()] if n == 0 else out
-
-
-cdef inline bint is_above(double a, double b) noexcept nogil:
-    """a > b, where NaN is above all others."""
-    return a > b or (a != a and b == b)
+    n_dims = PyArray_NDIM(<PyArrayObject*> x) - 1
+    labels = own_labels(labels, n_dims, dims, f)
+    out = None if labels is None else take_labels(x, f, n_dims, dims, axis, labels)
+    return out[()] if out is not None and n_dims == 0 else out
 
 
 # The largest classes of a frame so far, in descending order; of equal ones the first.
@@ -94,15 +99,20 @@ cdef struct Top:
     int64_t place[TOP_MAX_K]
 
 
+cdef inline bint is_above(double a, int64_t place, double b, int64_t other) noexcept nogil:
+    """Whether a comes first: NaN is above all others, and of equal numbers the one with the lower place."""
+    return a > b or (a != a and b == b) or ((a == b or (a != a and b != b)) and place < other)
+
+
 cdef inline void insert(Top* top, double x, int64_t place) noexcept nogil:
     cdef Py_ssize_t low = 0, high = top.n_found, at
     if top.n_found < top.k:
         top.n_found += 1
-    elif not is_above(x, top.x[top.k - 1]):
+    elif not is_above(x, place, top.x[top.k - 1], top.place[top.k - 1]):
         return
     if top.k <= SHIFTED_MAX_K:
         at = top.n_found - 1
-        while at > 0 and is_above(x, top.x[at - 1]):
+        while at > 0 and is_above(x, place, top.x[at - 1], top.place[at - 1]):
             top.x[at] = top.x[at - 1]
             top.place[at] = top.place[at - 1]
             at -= 1
@@ -111,7 +121,7 @@ cdef inline void insert(Top* top, double x, int64_t place) noexcept nogil:
         return
     while low < high:  # the first that x is above
         at = (low + high) // 2
-        if is_above(x, top.x[at]):
+        if is_above(x, place, top.x[at], top.place[at]):
             high = at
         else:
             low = at + 1
@@ -121,26 +131,37 @@ cdef inline void insert(Top* top, double x, int64_t place) noexcept nogil:
     top.place[low] = place
 
 
+cdef inline Py_ssize_t stride_through(Py_ssize_t n) noexcept nogil:
+    """A number without a common divisor with n, near 0.62 n: its multiples visit n places in no order."""
+    cdef Py_ssize_t stride = n * 5 // 8, a, b
+    while True:
+        stride += 1
+        a, b = n, stride
+        while b:
+            a, b = b, a % b
+        if a == 1:
+            return stride
+
+
 cdef void add_to_top(Top* top, const double* x, Py_ssize_t n, Py_ssize_t first) noexcept nogil:
-    """Look through the classes from `first` on."""
+    """Look through the classes from `first` on, by chunks in no order: in ascending order each would be inserted."""
     cdef double least
-    cdef Py_ssize_t i = 0, k
+    cdef Py_ssize_t n_chunks = n // ROW_CLASSES, stride = stride_through(n_chunks), chunk = 0, c, i, k
     cdef int n_above
-    while i < n and top.n_found < top.k:
-        insert(top, x[i], first + i)
-        i += 1
-    while i + ROW_CLASSES <= n:
-        least = top.x[top.k - 1]
-        n_above = 0
-        for k in range(ROW_CLASSES):  # hot
-            n_above += not (x[i + k] <= least)
+    for c in range(n_chunks):
+        i = chunk * ROW_CLASSES
+        chunk = (chunk + stride) % n_chunks
+        n_above = 1
+        if top.n_found == top.k:
+            least = top.x[top.k - 1]
+            n_above = 0
+            for k in range(ROW_CLASSES):  # hot
+                n_above += not (x[i + k] < least)
         if n_above:
             for k in range(ROW_CLASSES):
                 insert(top, x[i + k], first + i + k)
-        i += ROW_CLASSES
-    while i < n:
+    for i in range(n_chunks * ROW_CLASSES, n):
         insert(top, x[i], first + i)
-        i += 1
 
 
 cdef Top top_of_frame(Vector x, Py_ssize_t n, Py_ssize_t k, double* buffer) noexcept nogil:
@@ -203,53 +224,55 @@ def narrow_numbers(const float[::1] x, uint16_t[::1] to, int kind):
 cdef object quick_top_k(x, k, axis):
     """The values and the indices of top_k_log_softmax, or None."""
     cdef npy_intp dims[32]
+    cdef double numbers[SELECT_CLASSES]
     cdef Top top
     cdef Frames f, of_result
-    cdef double* numbers
+    cdef Array a
     cdef uint64_t env
     cdef Py_ssize_t n_top, i, j
-    cdef int overflow = 0, at
+    cdef int overflow = 0, at, n_dims
     if not find_small_frames(x, axis, &f, dims) or not PyLong_CheckExact(k):
         return None
     n_top = PyLong_AsLongAndOverflow(k, &overflow)
     if overflow or not 0 < n_top <= min(f.n, <Py_ssize_t> TOP_MAX_K):
         return None
-    y = quick_map(LOG_SOFTMAX, x, x, axis, None, 0, None)
-    numbers = <double*> malloc(min(f.n, <Py_ssize_t> SELECT_CLASSES) * sizeof(double))
-    if y is None or numbers == NULL:
-        free(numbers)
-        return None
-    at = axis if axis >= 0 else axis + PyArray_NDIM(<PyArrayObject*> x)
-    for i in range(PyArray_NDIM(<PyArrayObject*> x)):
+    n_dims = PyArray_NDIM(<PyArrayObject*> x)
+    at = axis if axis >= 0 else axis + n_dims
+    for i in range(n_dims):
         dims[i] = n_top if i == at else PyArray_DIMS(<PyArrayObject*> x)[i]
     Py_INCREF(<object> PyArray_DESCR(<PyArrayObject*> x))
-    values = PyArray_Empty(PyArray_NDIM(<PyArrayObject*> x), dims, PyArray_DESCR(<PyArrayObject*> x), False)
-    places = PyArray_Empty(PyArray_NDIM(<PyArrayObject*> x), dims, PyArray_DescrFromType(NPY_INT64), False)
+    values = PyArray_Empty(n_dims, dims, PyArray_DESCR(<PyArrayObject*> x), False)
+    places = PyArray_Empty(n_dims, dims, PyArray_DescrFromType(NPY_INT64), False)
+    y = quick_map(LOG_SOFTMAX, x, x, axis, None, 0, None)
+    if y is None:
+        return None
     of_result = f
     of_result.n = n_top
+    a = whole(x, f)
     env = lsm_enter_float_env()
     for i in range(f.n_outer * f.n_inner):
-        top = top_of_frame(frame_at(whole(x, f), i // f.n_inner, i % f.n_inner), f.n, n_top, numbers)
+        top = top_of_frame(frame_at(a, i // f.n_inner, i % f.n_inner), f.n, n_top, numbers)
         for j in range(n_top):
             (<int64_t*> PyArray_BYTES(<PyArrayObject*> places))[number_at(of_result, i, j)] = top.place[j]
             move_number(PyArray_BYTES(<PyArrayObject*> values), number_at(of_result, i, j),
                         PyArray_BYTES(<PyArrayObject*> y), number_at(f, i, top.place[j]), size_of(f.kind))
     lsm_leave_float_env(env)
-    free(numbers)
     return values, places
 
 
+cdef inline bint is_quick_loss(object x, Frames f, object reduction):
+    """Whether the loss of labels is computed here: of float32 and float64, and rounded once."""
+    return (f.kind > BFLOAT16 and f.n_outer * f.n_inner <= LOSS_MAX_FRAMES and PyArray_NDIM(<PyArrayObject*> x) > 1
+            and isinstance(reduction, str) and reduction in ("none", "mean", "sum"))
+
+
 cdef object total_loss(y, Frames f, reduction):
-    """The loss of frames whose labels have the log-probabilities y, an array; None if it declines."""
+    """The loss of frames whose labels have the log-probabilities y; None if it is not finite."""
     cdef Py_ssize_t n = f.n_outer * f.n_inner, i
     cdef double loss
     cdef list losses = []
-    if not PyArray_CheckExact(y) or f.kind <= BFLOAT16 or n > LOSS_MAX_FRAMES or not isinstance(reduction, str):
-        return None
     if reduction == "none":
         return 0 - y
-    if reduction != "mean" and reduction != "sum":
-        return None
     for i in range(n):
         loss = (<float*> PyArray_BYTES(<PyArrayObject*> y))[i] if f.kind == FLOAT else (
             <double*> PyArray_BYTES(<PyArrayObject*> y))[i]
@@ -260,7 +283,9 @@ cdef object total_loss(y, Frames f, reduction):
         loss = _fsum(losses)
     except OverflowError:
         return None
-    return y.dtype.type(loss / n if reduction == "mean" else loss)
+    if reduction == "mean":
+        loss /= n
+    return y.dtype.type(loss) if loss < FLT_MAX or f.kind == DOUBLE else None
 
 
 cdef object quick_cross_entropy(x, labels, axis, reduction):
@@ -268,8 +293,13 @@ cdef object quick_cross_entropy(x, labels, axis, reduction):
     cdef npy_intp dims[32]
     cdef Frames f
     cdef uint64_t env
-    y = quick_take(x, labels, axis)
-    if y is None or not find_small_frames(x, axis, &f, dims):
+    cdef int n_dims
+    if not find_small_frames(x, axis, &f, dims) or not is_quick_loss(x, f, reduction):
+        return None
+    n_dims = PyArray_NDIM(<PyArrayObject*> x) - 1
+    labels = own_labels(labels, n_dims, dims, f)
+    y = None if labels is None else take_labels(x, f, n_dims, dims, axis, labels)
+    if y is None:
         return None
     env = lsm_enter_float_env()
     try:
@@ -296,28 +326,34 @@ cdef object quick_loss(x, labels, axis, reduction, out):
     cdef const int64_t* label
     cdef uint64_t env
     cdef double scale = 1
-    if not find_small_frames(x, axis, &f, dims):
+    cdef int n_dims
+    if not find_small_frames(x, axis, &f, dims) or not is_quick_loss(x, f, reduction):
         return None
-    if out is not None and not (can_take(out, x, f) and PyArray_CheckExact(labels)
-                                and lies_apart(labels, 8 * f.n_outer * f.n_inner, out, f)):
+    if not (out is None or can_take(out, x, f)):
         return None
-    y = quick_take(x, labels, axis)
+    n_dims = PyArray_NDIM(<PyArrayObject*> x) - 1
+    labels = own_labels(labels, n_dims, dims, f)
+    y = None if labels is None else take_labels(x, f, n_dims, dims, axis, labels)
+    if y is None:
+        return None
     env = lsm_enter_float_env()
     try:
-        value = None if y is None else total_loss(y, f, reduction)
+        value = total_loss(y, f, reduction)
         if value is None:
             return None
         at_label = _expm1(y, dtype="d")
-        out = quick_map(SOFTMAX, x, x, axis, out, 0, None)
+        gradient = quick_map(SOFTMAX, x, x, axis, out, 0, None)
+        if gradient is None:
+            return None
         if reduction == "mean":
             scale = 1 / <double> (f.n_outer * f.n_inner)
         label = <const int64_t*> PyArray_BYTES(<PyArrayObject*> labels)
         if f.kind == FLOAT:
-            scale_gradient(<float*> PyArray_BYTES(<PyArrayObject*> out), f, label,
+            scale_gradient(<float*> PyArray_BYTES(<PyArrayObject*> gradient), f, label,
                            <double*> PyArray_BYTES(<PyArrayObject*> at_label), scale)
         else:
-            scale_gradient(<double*> PyArray_BYTES(<PyArrayObject*> out), f, label,
+            scale_gradient(<double*> PyArray_BYTES(<PyArrayObject*> gradient), f, label,
                            <double*> PyArray_BYTES(<PyArrayObject*> at_label), scale)
-        return value, out
+        return value, gradient
     finally:
         lsm_leave_float_env(env)
