@@ -73,11 +73,11 @@ def _reduce(x: Any, temperature: Any) -> tuple[Any, Any, Any]:
     """The largest class of each row, the sum of exp((x - m) / T) over those below it, and how many equal it."""
     xp = namespace(x)
     m = x.max(axis=-1, keepdims=True)
-    d, rest = divided_differences(x, xp.where(m == -np.inf, xp.zeros_like(m), m + m * 0), temperature)
+    d, rest = divided_differences(x, xp.where(m == -np.inf, 0.0, m + m * 0), temperature)
     p = xp.exp(d)
     p += p * rest
     is_largest = (x == m) & (m > -np.inf) & (m < np.inf)
-    high, low = sum_twofold(xp.where(is_largest, xp.zeros_like(p), p))
+    high, low = sum_twofold(xp.where(is_largest, 0.0, p))
     k = is_largest.sum(axis=-1, keepdims=True).astype(x.dtype)
     return m + temperature * 0, high + low, k  # NaN for a temperature that is
 
