@@ -109,7 +109,7 @@ def log_softmax(
     >>> lsm.log_softmax(np.array([20.0, 0.0], np.float32))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    if type(x) is ndarray and dtype is partials is n_classes is None:
+    if type(x) is ndarray and dtype is None and partials is None and n_classes is None:
         y = quick.log_softmax(x, axis, out, where, temperature, backend)
         if y is not None:
             return y
@@ -199,7 +199,7 @@ def softmax(
     >>> lsm.softmax(np.array([20.0, 0.0], np.float32))
     array([1.0000000e+00, 2.0611537e-09], dtype=float32)
     """
-    if type(x) is ndarray and dtype is partials is n_classes is None:
+    if type(x) is ndarray and dtype is None and partials is None and n_classes is None:
         p = quick.softmax(x, axis, out, where, temperature, backend)
         if p is not None:
             return p

@@ -112,7 +112,8 @@ def logsumexp(
     np.float64(1.0)
     """
     total = None
-    if type(a) is ndarray and dtype is partials is n_classes is None and b is None and where is None and not keepdims:
+    is_plain = dtype is None and b is None and where is None and not keepdims
+    if is_plain and partials is None and n_classes is None and type(a) is ndarray:
         total = quick.logsumexp(a, axis, out, None, 1.0, backend)
     if total is None and (a is None or partials is not None or n_classes is not None):
         if a is not None or b is not None or where is not None or partials is None:

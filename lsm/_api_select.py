@@ -109,7 +109,7 @@ def take_log_softmax(
     >>> lsm.take_log_softmax(x, [0, 1])
     array([-2.0611537e-09, -6.9314718e-01], dtype=float32)
     """
-    is_plain = dtype is where is partials is n_classes is None and is_number(first_class, 0)
+    is_plain = dtype is None and where is None and partials is None and n_classes is None and is_number(first_class, 0)
     if is_plain and is_number(temperature, 1.0) and out is None and type(x) is ndarray:
         y = quick.take_log_softmax(x, indices, axis, backend)
         if y is not None:
@@ -192,7 +192,7 @@ def top_k_log_softmax(
     >>> values.round(3), indices
     (array([-0.782, -0.782, -2.782]), array([1, 2, 3]))
     """
-    is_plain = dtype is where is partials is n_classes is None and is_number(first_class, 0)
+    is_plain = dtype is None and where is None and partials is None and n_classes is None and is_number(first_class, 0)
     if is_plain and is_number(temperature, 1.0) and type(x) is ndarray:
         result = quick.top_k_log_softmax(x, k, axis, backend)
         if result is not None:
