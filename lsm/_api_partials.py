@@ -69,8 +69,8 @@ def partials(
     Notes
     -----
     If parts begin and end at multiples of a slice, their results have the bits of the same call on whole frames. If
-    not, they are within the same bounds. Whoever has all partials folds them from the first to the last, so that no bit
-    depends on who computed which, or when. With a temperature, m is still a logit.
+    not, they are within the same bounds. Partials are folded in the order of the classes, so no bit depends on which
+    process computed which part, or when. With a temperature, m is still a logit.
 
     Examples
     --------

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsm._reduce import exact_sum, plain_sum
+from lsm._reduce import exact_sum
 from lsm._temperature import divided_differences
-from lsm._twofold import two_sum
+from lsm.backends._blocks import plain_sum, two_sum
 
 
 class Block(NamedTuple):

@@ -43,6 +43,8 @@ class Logits:
         How they split into frames.
     own : str
         The dtype that is computed in.
+    entry : DispatchEntry or None
+        The backend; None before it is selected.
     """
 
     def __init__(self, function: str, x: Any, name: str, axis: Any) -> None:

@@ -9,8 +9,9 @@ from lsm._check import BFLOAT16_BITS, NUMPY, at_least_float32, np_dtype
 from lsm._derived_loss import divergence, entropy, expected_loss, loss_gradient
 from lsm._frames import Index
 from lsm._logits import BLOCK_ELEMENTS, WIDE_ELEMENTS, Logits, block_elements, narrowed, widened
-from lsm._reduce import plain_sum, total
+from lsm._reduce import total
 from lsm._temperature import is_divisor
+from lsm.backends._blocks import plain_sum
 
 
 class Loss(NamedTuple):

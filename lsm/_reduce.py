@@ -5,29 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from lsm._twofold import two_sum
+from lsm.backends._blocks import plain_sum, two_sum, twofold_sum
 
 _BLOCK = 1024  # losses that are added by halves; part of what the bits of a mean depend on
 
 
-def plain_sum(terms: Any, axis: int) -> Any:
-    """The sum along an axis of a matrix in C order, with length 1 there; its order depends on that length only."""
-    if axis == 0 and terms.shape[1] == 1:  # numpy.add.reduce would take the column for a row
-        return np.add.reduce(np.repeat(terms, 2, axis=1), axis=0, keepdims=True)[:, :1]
-    return np.add.reduce(terms, axis=axis, keepdims=True)
-
-
 def exact_sum(terms: Any, axis: int) -> Any:
-    """The sum along an axis, with length 1 there, as if computed in twice the digits and rounded.
-
-    The high parts of the terms are multiples of one number, so that they add up exactly (Rump, Ogita & Oishi 2008,
-    doi:10.1137/050645671, ExtractVector). A sum that is not finite is the plain one.
-    """
-    largest = np.maximum.reduce(np.abs(terms), axis=axis, keepdims=True)
-    exponent = np.frexp(largest)[1] + (terms.shape[axis].bit_length() + 1)
-    grid = np.ldexp(terms.dtype.type(1), exponent)
-    high = (terms + grid) - grid
-    s = plain_sum(high, axis) + plain_sum(terms - high, axis)
+    """The sum along an axis, with length 1 there, as if in twice the digits; the plain one if that is not finite."""
+    s = twofold_sum(terms, axis)
     bad = ~np.isfinite(s)
     if bad.any():
         np.copyto(s, plain_sum(terms, axis), where=bad)

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from lsm._keywords import namespace
-from lsm._twofold import divide, rows, sum_twofold, two_sum, wide_dtype
+from lsm._twofold import divide, rows, sum_twofold, wide_dtype
+from lsm.backends._blocks import two_sum
 
 # ln(2) as two numbers, of which the first has 32 bits, so that small multiples of it are exact (fdlibm, e_exp.c).
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10

@@ -10,7 +10,8 @@ import numpy as np
 
 from lsm._interop_base import ArrayLibrary
 from lsm._keywords import namespace
-from lsm._twofold import divide, rows, sum_twofold, two_sum, wide_dtype
+from lsm._twofold import divide, rows, sum_twofold, wide_dtype
+from lsm.backends._blocks import two_sum
 
 LEAST_DIVISOR = 2.0**-800
 _SLICE_CLASSES = 16384  # as in lsm's own backends for the CPU

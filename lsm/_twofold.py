@@ -7,13 +7,6 @@ import numpy as np
 from lsm._keywords import namespace
 
 
-def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """a + b and its rounding error (Knuth)."""
-    t = a + b
-    v = t - a
-    return t, (a - (t - v)) + (b - v)
-
-
 def two_product(a: Any, b: Any) -> tuple[Any, Any]:
     """a * b and its rounding error (Dekker), for numbers far from the ends of the range."""
     (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)

@@ -159,13 +159,17 @@ def test_many_classes(n, backend, dtype, rng):
 
 
 def test_no_order_of_the_logits_takes_long(rng):
+    """By insertion alone, ascending logits took 30 times as long as random ones."""
     x = rng.standard_normal((1, 500_000)).astype(np.float32)
-    times = []
-    for row in (x, np.sort(x), np.sort(x)[:, ::-1].copy(), np.zeros_like(x)):
-        check_time = []
-        for _ in range(3):
+
+    def least_time(row):
+        times = []
+        for _ in range(7):
             start = time.perf_counter()
             lsm.top_k_log_softmax(row, 128)
-            check_time.append(time.perf_counter() - start)
-        times.append(min(check_time))
-    assert max(times) < 0.1, times
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    usual = least_time(x)
+    for row in (np.sort(x), np.sort(x)[:, ::-1].copy(), np.zeros_like(x)):
+        assert least_time(row) < 10 * usual

@@ -216,6 +216,16 @@ cdef object quick_map(int op, a, b, axis, out, int n_threads, mask):
     return out if done else None
 
 
+cdef bint copy_dims(object x, int axis, npy_intp* dims) noexcept:
+    """Copy the shape of x without the axis; False if x has more than 32 dimensions."""
+    cdef int n_dims = PyArray_NDIM(<PyArrayObject*> x), i, n = 0
+    for i in range(n_dims if n_dims <= 32 else 0):
+        if i != axis and i != axis + n_dims:
+            dims[n] = PyArray_DIMS(<PyArrayObject*> x)[i]
+            n += 1
+    return n_dims <= 32
+
+
 cdef object quick_reduction(int op, a, b, axis, out, int n_threads, double temperature):
     """An operation with one number for each frame, for all axes if axis is None; b is a if there is one input.
 
@@ -224,20 +234,16 @@ cdef object quick_reduction(int op, a, b, axis, out, int n_threads, double tempe
     cdef npy_intp dims[32]
     cdef Frames f
     cdef Array x, y, z
-    cdef int n_dims, i, n = 0, at = 0, kind
+    cdef int n, kind
     cdef bint done, is_new = out is None
     if not find_frames(a, 0 if axis is None else axis, &f) or not (b is a or is_alike(b, a)):
         return None
-    n_dims = PyArray_NDIM(<PyArrayObject*> a)
+    n = PyArray_NDIM(<PyArrayObject*> a) - 1
+    if n < 0 or (op >= ENTROPY and f.kind == DOUBLE):
+        return None
     if axis is None:
-        f.n, f.n_outer, f.n_inner = count_elements(f), 1, 1
-    elif n_dims <= 32:
-        at = axis if axis >= 0 else axis + n_dims
-        for i in range(n_dims):
-            if i != at:
-                dims[n] = PyArray_DIMS(<PyArrayObject*> a)[i]
-                n += 1
-    if n_dims > 32 or (axis is None and n_dims == 0) or (op >= ENTROPY and f.kind == DOUBLE):
+        f.n, f.n_outer, f.n_inner, n = count_elements(f), 1, 1, 0
+    elif not copy_dims(a, axis, dims):
         return None
     kind = FLOAT if op >= ENTROPY else f.kind
     if is_new and kind != f.kind:

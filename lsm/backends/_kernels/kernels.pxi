@@ -19,8 +19,8 @@
 #   partials.pxi   frames of which an array holds a part
 #   schedule.pxi   distribution of frames, blocks and slices to threads
 #   entropies.pxi  entropy and divergence, in double
-#   fastpath.pxi   C-contiguous arrays, directly from NumPy; select.pxi: some classes of small ones; and calls.pxi,
-#                  what the public functions call first
+#   fastpath.pxi   C-contiguous arrays, directly from NumPy; select.pxi, top_k.pxi and losses.pxi: the derived
+#                  functions of small ones; calls.pxi: what the public functions call first
 #   bandwidth.pxi  a streaming copy and add, for benchmarks
 #   this file      constants and the Python interface
 #
@@ -198,6 +198,8 @@ include "entropies.pxi"
 include "partials.pxi"
 include "fastpath.pxi"
 include "select.pxi"
+include "top_k.pxi"
+include "losses.pxi"
 include "bandwidth.pxi"
 
 OPS = {
@@ -244,6 +246,13 @@ def run(int op, const unsigned char[:, :, :, :] a, const unsigned char[:, :, :, 
         else:
             run_frames(op, of_a, of_b, of_y, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1], n_threads,
                        stream)
+
+
+def narrow_numbers(const float[::1] x, uint16_t[::1] to, int kind):
+    """Round numbers to the 16 bits of a kind."""
+    if x.shape[0]:
+        with nogil:
+            narrow(&x[0], x.shape[0], kind, &to[0])
 
 
 def exponentials(const floating[::1] x, floating m, floating[::1] out):
