@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 LEVEL = "v3"  # of the kernels that are built for a fault in them
 TESTS = ("accuracy", "semantics", "same_bits", "numerics", "fastpath", "kit", "operations", "dispatch", "registry")
 TESTS += ("discovery", "foreign", "dlpack", "threads", "isolation", "without_kernels", "memory", "float_env")
+TESTS += ("entropy_kl", "top_k", "cross_entropy")
 
 
 class Fault(NamedTuple):
@@ -42,6 +43,13 @@ FAULTS = (
     Fault("kernel: a class too many in the sum", KERNELS, "(frame.n_largest - 1)", "(frame.n_largest - 0)"),
     Fault("kernel: a wrong digit in float32's exp", KERNELS, "0.1666651964187622", "0.1666551964187622"),
     Fault("kernel: exp(y) may overflow in float64", KERNELS, "not (y < 709)", "not (y < 1e9)"),
+    Fault("kernel: of equal classes the last is first", KERNELS, "and place < other)", "and place > other)"),
+    Fault("kernel: logits far apart lose their differences", KERNELS, "low = low if fabs", "low = 0 * low if fabs"),
+    Fault("kernel: a float32 loss overflows", KERNELS, "if loss < FLT_MAX or f.kind == DOUBLE else None", ""),
+    Fault(
+        "kernel: the labels are the caller's", KERNELS, "PyArray_NewCopy(<PyArrayObject*> labels, NPY_CORDER)", "labels"
+    ),
+    Fault("kernel: another default is not noticed", KERNELS, "= None, _fastpath.default,", "= None, default_policy,"),
     # The NumPy backend
     Fault("numpy: log(sum) instead of log1p", NUMPY, "d - (np.log1p(s) - e)", "d - (np.log(1 + s) - e)"),
     Fault("numpy: +inf is kept", NUMPY, "m[~np.isfinite(m)] = np.nan", "m[m == -np.inf] = np.nan"),
