@@ -38,6 +38,8 @@ class Fault(NamedTuple):
 
 
 NUMPY = "lsm/backends/numpy_.py"
+SLICES = "lsm/backends/_slices.py"
+BLOCKS = "lsm/backends/_blocks.py"
 KERNELS = "lsm/backends/_kernels"  # a folder: one of its files has the text
 FAULTS = (
     Fault("kernel: a class too many in the sum", KERNELS, "(frame.n_largest - 1)", "(frame.n_largest - 0)"),
@@ -49,14 +51,24 @@ FAULTS = (
     Fault(
         "kernel: the labels are the caller's", KERNELS, "PyArray_NewCopy(<PyArrayObject*> labels, NPY_CORDER)", "labels"
     ),
-    Fault("kernel: another default is not noticed", KERNELS, "= None, _fastpath.default,", "= None, default_policy,"),
+    Fault(
+        "kernel: another default is not noticed",
+        KERNELS,
+        " _fastpath.default, _",
+        " default_policy or _fastpath.default, _",
+    ),
     # The NumPy backend
-    Fault("numpy: log(sum) instead of log1p", NUMPY, "d - (np.log1p(s) - e)", "d - (np.log(1 + s) - e)"),
-    Fault("numpy: +inf is kept", NUMPY, "m[~np.isfinite(m)] = np.nan", "m[m == -np.inf] = np.nan"),
+    Fault(
+        "numpy: log(sum) instead of log1p",
+        SLICES,
+        "d -= np.log1p(sums.s + (sums.k - 1))",
+        "d -= np.log(sums.s + sums.k)",
+    ),
+    Fault("numpy: +inf is kept", SLICES, "shift = m + m * 0", "shift = np.where(m == np.inf, 0, m)"),
     Fault("numpy: S is not scaled and overflows", NUMPY, "dy.dtype.type(2) ** -40", "dy.dtype.type(1)"),
-    Fault("numpy: plain sum", NUMPY, "return terms + error", "return terms + 0 * error"),
+    Fault("numpy: plain sum", BLOCKS, "+ plain_sum(terms - high, at)", ""),
     Fault("numpy: exp(y) once, for deep classes", NUMPY, "is_low = y < -600", "is_low = y < -1e9"),
-    Fault("numpy: longdouble in float64", NUMPY, "np.longdouble if is_long else", "np.float64 if is_long else"),
+    Fault("numpy: longdouble in float64", BLOCKS, "np.longdouble if is_long else", "np.float64 if is_long else"),
     # Frames and axes
     Fault("axes: two frames are left out", "lsm/backends/_axes.py", "i != axis and n > 1]", "i != axis and n > 2]"),
     Fault(
@@ -77,7 +89,7 @@ FAULTS = (
     Fault(
         "out: overlapping input is not copied",
         "lsm/_execute.py",
-        "tuple([x if library.same_or_disjoint(x, result) else library.copy(x) for x in inputs])",
+        "tuple([x if library.same_or_disjoint(x, target) else library.copy(x) for x in inputs])",
         "inputs",
     ),
     Fault(
@@ -111,7 +123,7 @@ FAULTS = (
     ),
     Fault(
         "refused: not looked for in lists",
-        "lsm/_foreign.py",
+        "lsm/_sequences.py",
         "            if any(_is_foreign(kind) for kind in",
         "            if False and any(_is_foreign(kind) for kind in",
     ),
