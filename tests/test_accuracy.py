@@ -345,3 +345,11 @@ def test_sums_of_which_only_the_rounding_errors_remain_are_finite(backend, dtype
             assert np.isfinite(dx).all()
             allowed = abs(dx) * 2.0 ** -np.finfo(np.float32).nmant if dtype.itemsize >= 4 else abs(dx) * 0.01
             assert (error <= allowed + np.exp(-3.5) + 2**-50 * large).all()
+
+
+def test_gradients_of_deep_classes_of_huge_sums(backend):
+    """exp(y) alone is 0, and exp(y) * S is not."""
+    dy, y = np.array([[1e300, 0.0, 0.0]]), np.array([[-1e-300, -800.0, -745.5]])
+    dx = lsm.log_softmax_backward(dy, y, backend=backend)
+    exact = -np.exp(y[0, 1:].astype(np.longdouble)) * np.longdouble(1e300)
+    assert (np.abs(dx[0, 1:] / exact - 1) < 4 * 2.0**-52).all()
