@@ -408,7 +408,7 @@ def test_small_losses_and_selections_are_those_of_the_ordinary_way(dtype, shape,
     x, other = rng.standard_normal((2, *shape)).astype(dtype) * np.dtype(dtype).type(4)
     if shape[axis] > 1:
         x.flat[3] = -np.inf
-    labels = np.argmin(np.where(x > -np.inf, x, np.inf), axis)
+    labels = np.argmin(np.where(x > -np.inf, x.astype(np.longdouble), np.inf), axis)
     width = x.dtype.itemsize
 
     def calls(x, other):
