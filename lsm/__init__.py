@@ -37,7 +37,7 @@ from lsm.backends.base import Backend
 if TYPE_CHECKING:
     from lsm._api_entropy import entropy, kl_divergence
     from lsm._api_loss import cross_entropy, cross_entropy_value_and_grad
-    from lsm._api_partials import partials
+    from lsm._api_partials import partials, partials_backward
     from lsm._api_select import TopK, take_log_softmax, top_k_log_softmax
     from lsm._explain import explain
     from lsm.backends.info import BackendInfo
@@ -71,6 +71,7 @@ __all__ = [
     "logsumexp",
     "num_threads",
     "partials",
+    "partials_backward",
     "refresh_backends",
     "set_default_backend",
     "set_num_threads",
@@ -92,6 +93,7 @@ _LATER = {
     "explain": "lsm._explain",
     "kl_divergence": "lsm._api_entropy",
     "partials": "lsm._api_partials",
+    "partials_backward": "lsm._api_partials",
     "take_log_softmax": "lsm._api_select",
     "top_k_log_softmax": "lsm._api_select",
 }

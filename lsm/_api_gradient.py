@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy import ndarray
 
-from lsm._api import Array, Axis
+from lsm._api import Array, Axis, call_of_part
 from lsm._call import call
 from lsm._fastpath import quick
 from lsm._operations import LOG_SOFTMAX_BACKWARD, SOFTMAX_BACKWARD
@@ -20,6 +20,8 @@ def log_softmax_backward(
     where: Any = None,
     out: Array | None = None,
     backend: str | None = None,
+    partials: Any = None,
+    n_classes: int | None = None,
 ) -> Array:
     """Compute the gradient of a loss with respect to the input of `log_softmax`.
 
@@ -47,6 +49,12 @@ def log_softmax_backward(
         The array to write to. May be `grad_output` or `output`, and may overlap them in any way.
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
+    partials : array of float64, type of `grad_output` or ndarray, shape (..., n_slices, ..., 6), optional
+        Where both inputs have only a part of the classes of their frames: those of the whole frames, as
+        `partials_backward` gives them for each part, concatenated along the axis of the slices. Without `where` and
+        `temperature`, and for arrays on the CPU.
+    n_classes : int, optional
+        How many classes the whole frames have. The partials must count as many.
 
     Returns
     -------
@@ -61,7 +69,7 @@ def log_softmax_backward(
         dtype.
     ValueError
         `temperature` or `where` is rejected as in `log_softmax`; the shapes differ; `out` has another shape or is
-        read-only; an axis is repeated.
+        read-only; an axis is repeated. `partials` have another shape, or count other than `n_classes`.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -70,6 +78,7 @@ def log_softmax_backward(
     See Also
     --------
     log_softmax : The function itself.
+    partials_backward : For frames whose classes are in several arrays.
 
     Notes
     -----
@@ -87,11 +96,15 @@ def log_softmax_backward(
     >>> lsm.log_softmax_backward(np.array([-1, 0], np.float32), y)
     array([-2.0611537e-09,  2.0611537e-09], dtype=float32)
     """
-    if type(grad_output) is ndarray:
+    if type(grad_output) is ndarray and partials is None and n_classes is None:
         dx = quick.log_softmax_backward(grad_output, output, axis, out, where, temperature, backend)
         if dx is not None:
             return dx
     options = {"where": where, "temperature": temperature}
+    if partials is not None or n_classes is not None:
+        options |= {"axis": axis, "out": out, "backend": backend, "n_classes": n_classes}
+        given = {"grad_output": grad_output, "output": output, "partials": partials}
+        return untraced(call_of_part)("log_softmax_backward", given, **options)
     return untraced(call)(LOG_SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend, **options)
 
 

@@ -1,4 +1,4 @@
-"""partials, with its documentation."""
+"""partials and partials_backward, with their documentation."""
 
 from typing import Any
 
@@ -87,3 +87,64 @@ def partials(
     """
     options = {"axis": axis, "temperature": temperature, "where": where, "dtype": dtype, "backend": backend}
     return untraced(call_of_part)("partials", {"x": x}, **options)
+
+
+def partials_backward(grad_output: Any, output: Any, axis: int | None = -1, *, backend: str | None = None) -> Array:
+    """Reduce slices of the classes to what the gradient of their whole frames needs, as `partials` does for logits.
+
+    ::
+
+        S = sum(dy)
+
+    with its rounding error, for each slice of 16,384 classes, and how many classes are as the gradient needs them.
+    Those of a frame are concatenated as those of `partials` are. With them, each part gets its gradient:
+    ``log_softmax_backward(dy, y, partials=...)``.
+
+    Parameters
+    ----------
+    grad_output : array_like, torch.Tensor, jax.Array or other DLPack array on the CPU, shape (..., n_classes, ...)
+        dy, the gradient of the loss with respect to `output`: all classes of the frames, or a part of them, or none.
+    output : array of the type and shape of `grad_output`
+        y, the result of `log_softmax` for the same classes.
+    axis : int, optional
+        The axis of the classes; None for the only one.
+    backend : str, optional
+        The backend to use; there is no fallback. That of the other call must be the same.
+
+    Returns
+    -------
+    partials : array of float64, type of `grad_output`, shape (..., n_slices, ..., 6)
+        Along the last axis: S, its rounding error, and S * 2**-40, which is finite where S overflows; how many y are
+        NaN or out of range, how many are not -inf, and how many there are. Zeros are neutral anywhere. (JAX without 64
+        bits: an ndarray, which the other call takes.)
+
+    Raises
+    ------
+    TypeError
+        An argument is rejected as in `log_softmax_backward`; `axis` is a tuple.
+    ValueError
+        The shapes differ, or the arrays have no dimensions.
+    numpy.exceptions.AxisError
+        `axis` is out of range.
+    LsmError
+        As for `log_softmax`. The arrays are on another device than the CPU, or the backend has no such partials.
+
+    See Also
+    --------
+    log_softmax_backward : With ``partials=``, the gradient of a part.
+    partials : For the function itself.
+
+    Notes
+    -----
+    The bits are those of whole frames as for `partials`.
+
+    Examples
+    --------
+    >>> import numpy as np, lsm
+    >>> y, dy = lsm.log_softmax(np.zeros(4)), np.array([0.0, -1, 0, 0])
+    >>> p = np.concatenate([lsm.partials_backward(dy[:2], y[:2]), lsm.partials_backward(dy[2:], y[2:])])
+    >>> lsm.log_softmax_backward(dy[:2], y[:2], partials=p, n_classes=4)
+    array([ 0.25, -0.75])
+    """
+    options = {"axis": axis, "backend": backend}
+    return untraced(call_of_part)("partials_backward", {"grad_output": grad_output, "output": output}, **options)

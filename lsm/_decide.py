@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lsm import _fastpath
 from lsm._check import BFLOAT16_BITS, CUPY, NUMPY, np_dtype
 from lsm._errors import BackendUnavailableError, BackendUnsupportedError, LsmError, UnknownBackendError
-from lsm._operations import PARTIALS
+from lsm._operations import OF_PART
 from lsm._version import install_command
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _mismatch(declaration: "Declaration", request: Request) -> str:
         return f"supports {', '.join(declaration.array_types)}, not {request.array_type}"
     if passed_as not in _ALLOCATED and not declaration.has_empty:
         return f"has no method empty, which is required for {passed_as}"
-    supported: Iterable[str] = declaration.slice_classes if request.op == PARTIALS else declaration.dtypes
+    supported: Iterable[str] = declaration.slice_classes if request.op in OF_PART else declaration.dtypes
     missing = [dtype for dtype in dict.fromkeys(request.dtypes) if dtype not in supported]
     if missing:
         return f"supports {', '.join(supported)}, not {', '.join(missing)}"

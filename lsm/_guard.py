@@ -28,7 +28,7 @@ class GuardedBackend:
 
     def __getattr__(self, name: str) -> Any:
         """The method of an operation, with its errors caught."""
-        if name not in OPERATIONS and name not in PART_METHODS:
+        if name not in OPERATIONS and not any(name in together for together in PART_METHODS.values()):
             raise AttributeError(name)
         return partial(self._call, name)
 

@@ -14,7 +14,7 @@ from lsm._errors import BackendUnsupportedError
 from lsm._frames import Frames, Index
 from lsm._interop import NUMPY_LIBRARY, library_of
 from lsm._keywords import mask_for, temperature_for
-from lsm._operations import DERIVED, LOG_SOFTMAX, OF_PART, SOFTMAX, Operation
+from lsm._operations import DERIVED, LOG_SOFTMAX, OF_PART, PARTIALS, SOFTMAX, Operation
 from lsm._threads import count_threads
 from lsm.backends.cython_ import narrow
 
@@ -51,7 +51,7 @@ class Logits:
         self.library = library_of(x)
         operand = self.library.validate(x, name)
         self.derived, self.name, self.array, self.own = (
-            DERIVED.get(function, OF_PART),
+            DERIVED.get(function) or OF_PART.get(function, OF_PART[PARTIALS]),
             name,
             operand.array,
             operand.dtype,

@@ -105,7 +105,7 @@ OPERATIONS = {
 }
 
 # What backends may have beside these: the methods for frames in parts, by the name of the first of them.
-PARTIALS = "partials"
+PARTIALS, PARTIALS_BACKWARD = "partials", "partials_backward"
 
 
 class Derived(NamedTuple):
@@ -147,5 +147,8 @@ DERIVED = {
     )
 }
 
-# Of functions whose logits are a part of their frames.
-OF_PART = Derived(PARTIALS, LOG_SOFTMAX, False, "gather the classes, and use lsm.log_softmax")
+# Of functions whose logits, or gradients, are a part of their frames.
+OF_PART = {
+    name: Derived(name, source, False, f"gather the classes, and use lsm.{source.name}")
+    for name, source in ((PARTIALS, LOG_SOFTMAX), (PARTIALS_BACKWARD, LOG_SOFTMAX_BACKWARD))
+}

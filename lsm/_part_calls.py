@@ -14,6 +14,7 @@ from lsm._dispatch import find_entry
 from lsm._interop import NUMPY_LIBRARY
 from lsm._logits import Logits, mask_out, narrowed, widened
 from lsm._operations import PARTIALS
+from lsm._part_gradient import log_softmax_backward, partials_backward  # noqa: F401 (called by name)
 from lsm._parts import Part, checked_partials
 from lsm._select import find_top_k, shape_of_top_k
 from lsm._targets import indices_for, kind, one_axis, targets_for

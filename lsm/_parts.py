@@ -11,10 +11,11 @@ from lsm._dispatch import find_entry
 from lsm._frames import Frames
 from lsm._keywords import mask_for, temperature_for
 from lsm._logits import Logits, block_elements, mask_out, narrowed, widened
-from lsm._operations import PARTIALS
+from lsm._operations import PARTIALS, PARTIALS_BACKWARD
 from lsm._targets import one_axis, operand
 from lsm._temperature import LEAST_DIVISOR, WideBackend
 
+N_NUMBERS = {PARTIALS: 4, PARTIALS_BACKWARD: 6}  # in a partial; the last counts classes
 _MASKED = {"log_softmax": -np.inf, "softmax": 0.0}
 
 
@@ -152,7 +153,12 @@ class Part(Logits):
 
 
 def checked_partials(
-    made: Any, n_classes: Any, at: int, n_least: int = 0, shape: tuple[int, ...] | None = None
+    made: Any,
+    n_classes: Any,
+    at: int,
+    n_least: int = 0,
+    shape: tuple[int, ...] | None = None,
+    function: str = PARTIALS,
 ) -> tuple[Any, int]:
     """A copy of partials, which are an ndarray; and how many classes their frames have.
 
@@ -168,28 +174,33 @@ def checked_partials(
         How many classes they have at least.
     shape : tuple of int or None
         The shape of the part, if there is one.
+    function : str
+        The function that gives such partials, a key of `N_NUMBERS`.
 
     Raises
     ------
     TypeError, ValueError
         The partials have another dtype or shape, or count other classes.
     """
+    n_numbers = N_NUMBERS[function]
     if _check.dtype_name(made.dtype) != "float64":
-        raise TypeError(f"partials: dtype {made.dtype}; accepted: float64, as lsm.partials gives them")
-    expected = None if shape is None else (*shape[:at], made.shape[at] if made.ndim > at else 0, *shape[at + 1 :], 4)
-    if made.ndim < 2 or made.shape[-1] != 4 or expected not in (None, made.shape):
-        of_frames = ["n", "4"]
+        raise TypeError(f"partials: dtype {made.dtype}; accepted: float64, as lsm.{function} gives them")
+    expected = (
+        None if shape is None else (*shape[:at], made.shape[at] if made.ndim > at else 0, *shape[at + 1 :], n_numbers)
+    )
+    if made.ndim < 2 or made.shape[-1] != n_numbers or expected not in (None, made.shape):
+        of_frames = ["n", str(n_numbers)]
         if shape is not None:
-            of_frames = ["n" if i == at else str(n) for i, n in enumerate(shape)] + ["4"]
+            of_frames = ["n" if i == at else str(n) for i, n in enumerate(shape)] + of_frames[1:]
         raise ValueError(
             f"partials: shape {made.shape}; accepted: ({', '.join(of_frames)}), with any number n of slices, as "
-            "lsm.partials gives them"
+            f"lsm.{function} gives them"
         )
     number = None if n_classes is None else _check.as_int(n_classes)
     if number is None and n_classes is not None:
         raise TypeError(f"n_classes: {n_classes!r}; accepted: an int, or None to take what the partials count")
     p = np.array(made, np.float64, order="C")
-    counts = p[..., 3].sum(axis=at)
+    counts = p[..., -1].sum(axis=at)
     if not counts.size:
         return p, number or 0
     wrong = counts < n_least if number is None else counts != number

@@ -248,6 +248,11 @@ REFUSED = {
         ValueError,
         r"x: the classes are in 3 x 3 chunks; .*pass x.rechunk\({0: -1, 1: -1}\)$",
     ),
+    "gradient of a temperature, and classes in chunks": (
+        lambda: lsm.log_softmax_backward(MANY, MANY, 1, temperature=0.5),
+        ValueError,
+        r"grad_output: the classes are in 3 chunks; .*pass grad_output.rechunk\({1: -1}\)$",
+    ),
     "b, and classes in chunks": (lambda: lsm.logsumexp(MANY, 1, b=2), ValueError, "a: the classes are in 3 chunks"),
     "longdouble in parts": (
         lambda: lsm.log_softmax(MANY.astype("g"), 1),
@@ -345,6 +350,7 @@ SLICE = 16384
 LONG = (RNG.normal(scale=3, size=(4, 2 * SLICE + 500))).astype(np.float32)
 AT_CLASSES = RNG.integers(0, LONG.shape[1], 4)
 SOME_CLASSES = RNG.integers(0, LONG.shape[1], (4, 3))
+LONG_OUTPUT = lsm.log_softmax(LONG[::-1])
 LONG_MASK = RNG.random(LONG.shape) > 0.3
 TEMPERATURES = RNG.random((4, 1)) + 0.5
 # Calls on an array x with the classes last; the second argument makes lazy arrays, or none.
@@ -371,6 +377,10 @@ PARTS = {
     "cross_entropy, some": lambda x, c: lsm.cross_entropy(x, AT_CLASSES, ignore_index=int(AT_CLASSES[1])),
     "cross_entropy, sum": lambda x, c: lsm.cross_entropy(x, AT_CLASSES, reduction="sum", dtype="float64"),
     "with partials": lambda x, c: lsm.log_softmax(x, partials=lsm.partials(x), n_classes=LONG.shape[1]),
+    "log_softmax_backward": lambda x, c: lsm.log_softmax_backward(x, c(LONG_OUTPUT.astype(x.dtype), (3, 9999))),
+    "gradient with partials": lambda x, c: lsm.log_softmax_backward(
+        x, c(LONG_OUTPUT.astype(x.dtype), (3, 9999)), partials=lsm.partials_backward(x, LONG_OUTPUT.astype(x.dtype))
+    ),
     "logsumexp of partials": lambda x, c: lsm.logsumexp(partials=lsm.partials(x), axis=1, dtype=x.dtype.name),
 }
 

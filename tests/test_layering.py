@@ -22,6 +22,7 @@ FLOORS = [
     "lsm._threads lsm.backends._cuda.arrays lsm.backends._cuda.plan lsm.backends._axes lsm.backends.base"
     " lsm.backends._blocks",
     "lsm.backends._cuda.layout lsm.backends._slices",
+    "lsm.backends._slices_backward",
     "lsm.backends.contract lsm.backends.cupy_ lsm.backends.cython_ lsm.backends.discovery lsm.backends.numpy_",
     "lsm.backends.candidate",
     "lsm.backends.registry",
@@ -42,6 +43,7 @@ FLOORS = [
     "lsm._logits",
     "lsm._losses lsm._select lsm._targets",
     "lsm._derived_calls lsm._parts",
+    "lsm._part_gradient",
     "lsm._part_calls",
     "lsm._api",
     "lsm._api_entropy lsm._api_gradient lsm._api_loss lsm._api_partials lsm._api_reduce lsm._api_select",
@@ -104,6 +106,7 @@ def test_backends_import_the_contract_and_not_each_other():
         "lsm.backends._axes",
         "lsm.backends._blocks",
         "lsm.backends._slices",
+        "lsm.backends._slices_backward",
         "lsm.backends._kernels",
         "lsm._arithmetic",
         "lsm._errors",

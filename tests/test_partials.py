@@ -328,6 +328,91 @@ def test_top_k_of_parts(backend, dtype, rng):
     same(np.take_along_axis(lsm.log_softmax(x, backend=backend), indices, 1), values)
 
 
+# -- gradients ------------------------------------------------------------------------------------------------------
+
+
+def gradients_in_parts(dy, y, borders, axis=-1, **options):
+    """The gradients of all parts, concatenated, and the partials of the whole."""
+    pairs = [(a, b) for (_, a), (_, b) in zip(parts_of(dy, borders, axis), parts_of(y, borders, axis), strict=True)]
+    q = np.concatenate([lsm.partials_backward(a, b, axis, **options) for a, b in pairs], axis % dy.ndim)
+    n = dy.shape[axis]
+    made = [lsm.log_softmax_backward(a, b, axis, partials=q, n_classes=n, **options) for a, b in pairs]
+    return np.concatenate(made, axis % dy.ndim), q
+
+
+HUGE = {"float16": 6e4, "bfloat16": 3e38, "float32": 3e38, "float64": 1.5e308}
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 65, 600, SLICE, SLICE + 1, 3 * SLICE + 700])
+def test_gradients_of_parts_have_the_bits_of_whole_frames(backend, dtype, n, rng):
+    if skips_longdouble(backend, dtype):
+        return
+    borders = sorted({min(i * SLICE, n) for i in (0, 1, 2, 2)} | {n})
+    y = lsm.log_softmax(logits(rng, (6, n), dtype))
+    dy = logits(rng, y.shape, dtype, 1)
+    huge = HUGE[np.dtype(dtype).name]
+    dy[1, ::2], dy[1, 1::2] = huge, -huge  # which cancel
+    dy[2] = huge
+    if n > 1:
+        dy[3, -1], y[4, 0], y[5] = np.nan, 1000, -np.inf
+    expected = lsm.log_softmax_backward(dy, y, backend=backend)
+    made, q = gradients_in_parts(dy, y, borders, backend=backend)
+    same(made, expected)
+    same(q, lsm.partials_backward(dy, y, backend=backend))
+    assert q.shape == (6, -(-n // SLICE), 6) and (q[..., 5].sum(1) == n).all()
+    same(gradients_in_parts(dy.T, y.T, borders, 0, backend=backend)[0], expected.T)
+    neutral = np.zeros((6, 1, 6))
+    spread = np.concatenate([neutral, *[part for i in range(q.shape[1]) for part in (q[:, [i]], neutral)]], 1)
+    same(lsm.log_softmax_backward(dy, y, partials=spread, n_classes=n, backend=backend), expected)
+    with lsm.num_threads(3):
+        same(gradients_in_parts(dy, y, borders, backend=backend)[0], expected)
+
+
+@pytest.mark.parametrize("border", [1, 1000, SLICE - 1])
+def test_gradients_of_any_parts_are_within_the_bound(backend, border, rng):
+    n = SLICE + 1000
+    y = lsm.log_softmax(logits(rng, (3, n), np.float64))
+    dy = logits(rng, y.shape, np.float64, 1)
+    dy[1], y[2, border - 1] = 1e304, -1e-12
+    made, _ = gradients_in_parts(dy, y, [border], backend=backend)
+    s = dy.astype(LD).sum(1, keepdims=True)
+    term = np.exp(y.astype(LD)) * s
+    exact = dy - term
+    near = (dy - s) - np.expm1(y.astype(LD)) * s
+    exact = np.where(y > -np.log(2), near, exact)
+    at = np.maximum(np.maximum(np.abs(exact), np.abs(dy)), np.abs(term))
+    slack = 2.0**-52 * np.abs(dy).astype(LD).sum(1, keepdims=True) * np.exp(y.astype(LD))  # the error of the sum
+    assert (np.abs(made - exact) <= 4 * spacing(at, np.float64) + slack).all()
+
+
+def test_gradients_into_out(backend, rng):
+    y = lsm.log_softmax(logits(rng, (3, SLICE + 50)))
+    dy = logits(rng, y.shape, np.float32, 1)
+    expected, q = lsm.log_softmax_backward(dy, y, backend=backend), lsm.partials_backward(dy, y, backend=backend)
+    for out in (np.empty_like(y), np.empty(y.shape, ">f4"), np.empty(y.shape[::-1], np.float32).T):
+        assert lsm.log_softmax_backward(dy, y, partials=q, out=out, backend=backend) is out
+        np.testing.assert_array_equal(out, expected)
+    for of_dy, of_y in ((dy.copy(), y), (dy, y.copy())):
+        out = of_dy if of_y is y else of_y
+        lsm.log_softmax_backward(of_dy, of_y, partials=q, out=out, backend=backend)
+        same(out, expected)
+    memory = np.zeros((3, y.shape[1] + 5), np.float32)
+    memory[:, :-5] = dy
+    lsm.log_softmax_backward(memory[:, :-5], y, partials=q, out=memory[:, 5:], backend=backend)
+    same(memory[:, 5:], expected)
+
+
+def test_gradients_of_mixed_dtypes_and_no_classes(backend, rng):
+    y = lsm.log_softmax(logits(rng, (3, 70), np.float64))
+    dy = logits(rng, y.shape, np.float32, 1)
+    expected = lsm.log_softmax_backward(dy, y, backend=backend)
+    made, q = gradients_in_parts(dy, y, [0, 70], backend=backend)
+    same(made, expected)
+    empty = lsm.log_softmax_backward(dy[:, :0], y[:, :0], partials=q, backend=backend)
+    assert empty.shape == (3, 0) and empty.dtype == np.float64
+    assert lsm.partials_backward(dy[:0], y[:0], backend=backend).shape == (0, 1, 6)
+
+
 # -- arguments ------------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +523,42 @@ REFUSED = {
         lambda: lsm.cross_entropy(X, [0, 9, 0], partials=P, reduction="none"),
         IndexError,
         r"targets: 9 at \[1\]; accepted: 0 to 8",
+    ),
+    "shapes of a gradient": (
+        lambda: lsm.partials_backward(X, X[:2]),
+        ValueError,
+        r"grad_output, output: shapes \(3, 5\) and \(2, 5\) differ",
+    ),
+    "scalar gradient": (lambda: lsm.partials_backward(1.0, 1.0), ValueError, "grad_output: has no dimensions"),
+    "axes of a gradient": (
+        lambda: lsm.partials_backward(X, X, (0, 1)),
+        TypeError,
+        r"axis: \(0, 1\); accepted: one int",
+    ),
+    "partials of logits": (
+        lambda: lsm.log_softmax_backward(X, X, partials=P),
+        ValueError,
+        r"partials: shape \(3, 1, 4\); accepted: \(3, n, 6\), with any number n of slices, as lsm.partials_backward",
+    ),
+    "a part of a gradient is missing": (
+        lambda: lsm.log_softmax_backward(X, X, partials=lsm.partials_backward(X, X), n_classes=9),
+        ValueError,
+        r"partials: count 5 classes in the frame \[0\]; accepted: 9, as n_classes says",
+    ),
+    "temperature of a gradient": (
+        lambda: lsm.log_softmax_backward(X, X, partials=lsm.partials_backward(X, X), temperature=0.5),
+        ValueError,
+        "temperature: given beside partials; accepted then: 1; divide the result",
+    ),
+    "where of a gradient": (
+        lambda: lsm.log_softmax_backward(X, X, partials=lsm.partials_backward(X, X), where=X > 0),
+        ValueError,
+        "where: given beside partials; accepted then: None; mask both inputs",
+    ),
+    "dtypes of a gradient": (
+        lambda: lsm.partials_backward(X.astype("f2"), X.astype(ml_dtypes.bfloat16)),
+        TypeError,
+        "grad_output, output: NumPy has no common dtype",
     ),
     "logits and partials": (lambda: lsm.logsumexp(X, 1, partials=P), TypeError, "a, b, where, partials: accepted"),
     "neither": (lambda: lsm.logsumexp(axis=1), TypeError, "a, b, where, partials: accepted"),

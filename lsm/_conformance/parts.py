@@ -9,7 +9,15 @@ from lsm._conformance.arrays import CONTIGUOUS, GUARD, LAYOUTS, Array, GuardedAr
 from lsm._conformance.oracle import LD
 from lsm._conformance.samples import Sample, frames
 from lsm._conformance.subject import Check, Subject, require, show
-from lsm._operations import LOG_SOFTMAX, LOGSUMEXP, PARTIALS, SOFTMAX
+from lsm._operations import (
+    LOG_SOFTMAX,
+    LOG_SOFTMAX_BACKWARD,
+    LOGSUMEXP,
+    OF_PART,
+    PARTIALS,
+    PARTIALS_BACKWARD,
+    SOFTMAX,
+)
 
 KINDS = ("ordinary", "peaked", "masked", "constant")
 NEUTRAL = np.array([-np.inf, 0, 0, 0])
@@ -23,7 +31,7 @@ def slice_classes(subject: Subject) -> int:
 def call(subject: Subject, method: str, inputs: tuple[Array, ...], axis: int, out: Array, layout: Layout) -> Array:
     """What a method writes into an array like `out`; it may change nothing else."""
     made = [GuardedArray(array, subject.maker, subject.device, layout) for array in inputs]
-    target = GuardedArray(out, subject.maker, subject.device, CONTIGUOUS if method == PARTIALS else layout)
+    target = GuardedArray(out, subject.maker, subject.device, CONTIGUOUS if method in OF_PART else layout)
     returned = getattr(subject.backend, method)(*[array.array for array in made], axis, target.array)
     require(returned is None or returned is target.array, f"{method} returned something; it must write into out")
     require(all(array.is_unchanged() for array in made), f"{method} changed an input; only out may be written")
@@ -128,8 +136,70 @@ def _total(subject: Subject, p: Array) -> Any:
     return call(subject, "logsumexp_of_partials", (p,), 1, out, CONTIGUOUS)
 
 
+def partials_of_gradient(subject: Subject, dy: Array, y: Array, axis: int = -1, layout: Layout = CONTIGUOUS) -> Array:
+    """The partials of some gradients."""
+    axis %= dy.ndim
+    n_slices = -(-dy.shape[axis] // slice_classes(subject))
+    out = np.full((*dy.shape[:axis], n_slices, *dy.shape[axis + 1 :], 6), GUARD)
+    return call(subject, PARTIALS_BACKWARD, (dy, y), axis, out, layout)
+
+
+def gradient_of_part(
+    subject: Subject, dy: Array, y: Array, q: Array, axis: int = -1, layout: Layout = CONTIGUOUS
+) -> Array:
+    """The gradient of a part of frames with these partials."""
+    out = np.full(dy.shape, GUARD, dy.dtype)
+    return call(subject, "log_softmax_backward_of_part", (dy, y, q), axis % dy.ndim, out, layout)
+
+
+def gradient_contract(subject: Subject) -> None:
+    """Give the sum with its error, also of huge numbers, and count the classes that decide about a frame."""
+    unit = slice_classes(subject)
+    dy, y = sample(subject, unit + 3).inputs(LOG_SOFTMAX_BACKWARD)
+    y[0, 1], y[1, 1], y[2, unit:], y[3, [0, -1]] = np.nan, np.inf, -np.inf, 1000
+    dy[3, :2] = np.finfo(dy.dtype).max if dy.dtype.kind == "f" else 1
+    q = partials_of_gradient(subject, dy, y)
+    for i, classes in enumerate((slice(0, unit), slice(unit, None))):
+        of_dy, of_y = dy[:, classes].astype(LD), y[:, classes].astype(LD)
+        end = 88 if subject.dtype.itemsize < 8 else 709
+        want = np.stack([(~(of_y < end)).sum(1), (of_y > -np.inf).sum(1) + np.isnan(of_y).sum(1)], 1)
+        found = q[:, i, 3:]
+        require((found[:, :2] == want).all(), f"partials_backward: counts {show(found[:, :2])}, not {show(want)}")
+        require((found[:, 2] == of_dy.shape[1]).all(), f"partials_backward: {show(found[:, 2])} classes")
+        s, loose = of_dy.sum(1), 2.0**-50 * np.abs(of_dy).sum(1)
+        scaled = q[:, i, 2].astype(LD) * 2.0**40
+        require((np.abs(scaled - s) <= loose).all(), f"partials_backward: S is {show(scaled)}, not {show(s)}")
+        with np.errstate(all="ignore"):
+            total = q[:, i, 0].astype(LD) + q[:, i, 1]
+        is_right = (np.abs(total - s) <= loose) | ~np.isfinite(s.astype(np.float64))
+        require(is_right.all(), f"partials_backward: S is {show(total)}, not {show(s)}")
+
+
+def gradients(subject: Subject) -> float:
+    """Give a part the gradient that whole frames have, within the bound; with same_bits, bit by bit."""
+    unit, worst = slice_classes(subject), 0.0
+    for n in (1, 5, 64, 65, unit, 2 * unit + 65):
+        made = sample(subject, n)
+        dy, y = made.inputs(LOG_SOFTMAX_BACKWARD)
+        exact, what = made.exact(LOG_SOFTMAX_BACKWARD), f"log_softmax_backward_of_part, {n} classes"
+        filled = [cut for cut in cuts(n, unit) if cut.start < cut.stop]
+        neutral = np.zeros((len(dy), 1, 6))
+        parts = [partials_of_gradient(subject, dy[:, cut], y[:, cut]) for cut in filled]
+        q = np.concatenate([neutral, *[array for part in parts for array in (part, neutral)]], 1)
+        dx = np.concatenate([gradient_of_part(subject, dy[:, cut], y[:, cut], q) for cut in filled], 1)
+        worst = max(worst, subject.worst(dx, exact, what))
+        subject.agree(dx, subject.run(LOG_SOFTMAX_BACKWARD, (dy, y)), exact, what)
+        for layout in LAYOUTS[1:4]:
+            q = partials_of_gradient(subject, dy.T, y.T, 0, layout)
+            found = gradient_of_part(subject, dy.T, y.T, q, 0, layout).T
+            subject.agree(found, dx, exact, f"{what}, {layout.name}")
+    return worst
+
+
 CHECKS = (
     Check("partials: what they are", contract, operation=PARTIALS),
     Check("partials: parts as whole frames", whole_frames, operation=PARTIALS, is_quick=True),
     Check("partials: logsumexp", totals, operation=PARTIALS, is_quick=True),
+    Check("partials_backward: what they are", gradient_contract, operation=PARTIALS_BACKWARD),
+    Check("partials_backward: parts as whole frames", gradients, operation=PARTIALS_BACKWARD, is_quick=True),
 )

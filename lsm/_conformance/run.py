@@ -18,7 +18,7 @@ from lsm._conformance import accuracy, api, behaviour, derived, memory, parts, s
 from lsm._conformance.arrays import MAKERS, ArrayMaker, CannotMakeError, numpy_dtype
 from lsm._conformance.oracle import is_quick
 from lsm._conformance.subject import AccuracyError, Case, Check, ConformanceError, Subject, skip
-from lsm._operations import OPERATIONS, PARTIALS
+from lsm._operations import OF_PART, OPERATIONS
 from lsm._signals import reraise_from_handler
 from lsm._texts import describe_error, for_json
 from lsm._version import __version__
@@ -123,7 +123,7 @@ def _cases(name: str, backend: Any, makers: dict[str, ArrayMaker]) -> Iterator[C
                 can_check = is_quick(subject.dtype)
                 of_dtype = [check for check in every if check.per == "dtype" and (can_check or not check.is_quick)]
                 has_parts = type_name == NUMPY and subject.dtype_name in getattr(backend, "slice_classes", {})
-                yield from (Case(c, subject) for c in of_dtype if has_parts or c.operation != PARTIALS)
+                yield from (Case(c, subject) for c in of_dtype if has_parts or c.operation not in OF_PART)
 
 
 class _Unknown(ArrayMaker):

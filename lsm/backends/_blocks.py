@@ -78,7 +78,12 @@ def sum_unless_cancelled(terms: Any, at: int) -> Any:
 
 
 def twofold_sum(terms: Any, at: int) -> Any:
-    """The sum, with the axis, as if computed in twice the digits.
+    """The sum, with the axis, as if computed in twice the digits."""
+    return sum_with_error(terms, at)[0]
+
+
+def sum_with_error(terms: Any, at: int) -> tuple[Any, Any]:
+    """The sum as `twofold_sum` gives it, and its rounding error.
 
     The high parts of the terms are multiples of one number, so that they add up exactly (Rump, Ogita & Oishi 2008,
     doi:10.1137/050645671, ExtractVector).
@@ -88,4 +93,4 @@ def twofold_sum(terms: Any, at: int) -> Any:
     grid = np.ldexp(terms.dtype.type(1), exponent)
     high = terms + grid
     high -= grid
-    return plain_sum(high, at) + plain_sum(terms - high, at)
+    return two_sum(plain_sum(high, at), plain_sum(terms - high, at))

@@ -56,7 +56,7 @@ def write_part(name: str, x: Any, whole: Sums, axis: int, out: Any) -> None:
         return
     is_narrow = max(x.itemsize, out.itemsize) < 8
     for i in range(0, x.shape[axis], SLICE_CLASSES):
-        at = _along(axis, slice(i, i + SLICE_CLASSES))
+        at = along(axis, slice(i, i + SLICE_CLASSES))
         run_in_blocks(partial(_part, name), (x[at], *whole), axis, (out[at],), is_narrow)
 
 
@@ -65,9 +65,13 @@ def write_partials(x: Any, axis: int, out: Any) -> None:
     sums = reduce_slices(x, axis, x.itemsize < 8, np.float64)
     for i, numbers in enumerate(sums):
         out[..., i] = numbers
-    sizes = np.full(out.shape[axis], float(SLICE_CLASSES))
-    sizes[-1] = x.shape[axis] - SLICE_CLASSES * (len(sizes) - 1)
-    out[..., 3] = sizes.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    out[..., 3] = slice_sizes(x, axis)
+
+
+def slice_sizes(x: Any, axis: int) -> Any:
+    """How many classes each slice has, as numbers along the axis."""
+    starts = np.arange(0, x.shape[axis], SLICE_CLASSES)
+    return np.minimum(SLICE_CLASSES, x.shape[axis] - starts).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
 
 
 def reduce_slices(x: Any, axis: int, is_narrow: bool, dtype: Any) -> Sums:
@@ -76,8 +80,8 @@ def reduce_slices(x: Any, axis: int, is_narrow: bool, dtype: Any) -> Sums:
     shape = (*x.shape[:axis], n_slices, *x.shape[axis + 1 :])
     made = Sums(*[np.empty(shape, dtype) for _ in Sums._fields])
     for i in range(n_slices):
-        part = x[_along(axis, slice(i * SLICE_CLASSES, (i + 1) * SLICE_CLASSES))]
-        targets = tuple([array[_along(axis, slice(i, i + 1))] for array in made])
+        part = x[along(axis, slice(i * SLICE_CLASSES, (i + 1) * SLICE_CLASSES))]
+        targets = tuple([array[along(axis, slice(i, i + 1))] for array in made])
         run_in_blocks(_sums, (part,), axis, targets, is_narrow)
     return made
 
@@ -85,7 +89,7 @@ def reduce_slices(x: Any, axis: int, is_narrow: bool, dtype: Any) -> Sums:
 def fold(slices: Sums, axis: int) -> Sums:
     """The sums of whole frames, with length 1 along the axis."""
     whole, *others = [
-        Sums(*[array[_along(axis, slice(i, i + 1))] for array in slices]) for i in range(slices.m.shape[axis])
+        Sums(*[array[along(axis, slice(i, i + 1))] for array in slices]) for i in range(slices.m.shape[axis])
     ]
     for other in others:
         is_higher = other.m > whole.m
@@ -100,7 +104,8 @@ def fold(slices: Sums, axis: int) -> Sums:
     return whole
 
 
-def _along(axis: int, index: slice) -> tuple[slice, ...]:
+def along(axis: int, index: slice) -> tuple[slice, ...]:
+    """Index one axis."""
     return (slice(None),) * axis + (index,)
 
 

@@ -50,10 +50,10 @@ class Backend:
     Notes
     -----
     The methods from `softmax` on are optional: a call goes to a backend that has its method, and a backend that only
-    inherits it from this class does not. The last four go together, and serve numpy.ndarray. Optional is as well
-    ``empty(shape, dtype, like)``, which returns a new array of the type and device of the array `like`, with a dtype
-    given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array itself; backends for other types must
-    implement it.
+    inherits it from this class does not. The four from `partials` on go together, as do the last two; all six serve
+    numpy.ndarray. Optional is as well ``empty(shape, dtype, like)``, which returns a new array of the type and device
+    of the array `like`, with a dtype given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array itself;
+    backends for other types must implement it.
     """
 
     name: str
@@ -130,4 +130,18 @@ class Backend:
 
     def logsumexp_of_partials(self, partials: Any, axis: int, out: Any) -> None:
         """Write the logarithm of the sum of ``exp(x)`` of frames with these partials into `out`, of length 1 there."""
+        raise NotImplementedError
+
+    def partials_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
+        """Write six numbers for each slice of the classes into `out`: see `lsm.partials_backward`.
+
+        The inputs are as for `log_softmax_backward`, and `out` as for `partials`, with a last axis of 6.
+        """
+        raise NotImplementedError
+
+    def log_softmax_backward_of_part(self, grad_output: Any, output: Any, partials: Any, axis: int, out: Any) -> None:
+        """Write the gradient of frames of which the inputs have some classes into `out`.
+
+        `partials` are those of the whole frames, as of `partials_backward`; otherwise as for `log_softmax_of_part`.
+        """
         raise NotImplementedError

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lsm._operations import OPERATIONS, PARTIALS
+from lsm._operations import OF_PART, OPERATIONS, PARTIALS, PARTIALS_BACKWARD
 from lsm.backends.base import API_VERSION, DEFAULT_MAX_ULP, Backend
 
 
@@ -22,7 +22,10 @@ def has_operation(backend: Any, name: str) -> bool:
 
 
 # What a backend has that serves frames in parts, and how many arguments each takes.
-PART_METHODS = {PARTIALS: 3, "log_softmax_of_part": 4, "softmax_of_part": 4, "logsumexp_of_partials": 3}
+PART_METHODS = {
+    PARTIALS: {PARTIALS: 3, "log_softmax_of_part": 4, "softmax_of_part": 4, "logsumexp_of_partials": 3},
+    PARTIALS_BACKWARD: {PARTIALS_BACKWARD: 4, "log_softmax_backward_of_part": 5},
+}
 
 
 class Declaration(NamedTuple):
@@ -49,7 +52,7 @@ def read_declaration(backend: Any) -> Declaration:
         priority=int(getattr(backend, "priority", 0)),
         max_ulp=max_ulp(backend),
         same_bits=getattr(backend, "same_bits", False),
-        operations=tuple([name for name in (*OPERATIONS, PARTIALS) if has_operation(backend, name)]),
+        operations=tuple([name for name in (*OPERATIONS, *OF_PART) if has_operation(backend, name)]),
         slice_classes=dict(getattr(backend, "slice_classes", {})),
         has_empty=getattr(backend, "empty", None) is not None,
         takes_bfloat16_bits=bool(getattr(backend, "takes_bfloat16_bits", False)),
@@ -81,7 +84,9 @@ def contract_problem(backend: Any, name: str) -> str | None:
     slices = getattr(backend, "slice_classes", {})
     if not (isinstance(slices, Mapping) and all(isinstance(n, int) and n > 0 for n in slices.values())):
         return f"its slice_classes is {slices!r}; it must map names of dtypes to positive ints"
-    methods = {"available": 0} | (PART_METHODS if has_operation(backend, PARTIALS) else {})
+    methods = {"available": 0}
+    for name_of_first, together in PART_METHODS.items():
+        methods |= together if has_operation(backend, name_of_first) else {}
     for operation in OPERATIONS.values():
         if operation.is_required or has_operation(backend, operation.name):
             methods[operation.name] = len(operation.inputs) + 2

@@ -97,20 +97,27 @@ class CythonBackend(Backend):
 
     def partials(self, x: Any, axis: int, out: Any) -> None:
         """See `Backend.partials`."""
-        records = out.view(_RECORD)[..., 0]
-        _run_part("partials", None, x, as_strided(records, x.shape, records.strides), axis)
+        _run_part("partials", None, (x,), _for_every_slice(out, x), axis)
 
     def log_softmax_of_part(self, x: Any, partials: Any, axis: int, out: Any) -> None:
         """See `Backend.log_softmax_of_part`."""
-        _run_part("log_softmax", _folded(partials, axis), x, out, axis)
+        _run_part("log_softmax", partials, (x,), out, axis)
 
     def softmax_of_part(self, x: Any, partials: Any, axis: int, out: Any) -> None:
         """See `Backend.softmax_of_part`."""
-        _run_part("softmax", _folded(partials, axis), x, out, axis)
+        _run_part("softmax", partials, (x,), out, axis)
 
     def logsumexp_of_partials(self, partials: Any, axis: int, out: Any) -> None:
         """See `Backend.logsumexp_of_partials`."""
-        _run_part("logsumexp", _folded(partials, axis), out, out, axis)
+        _run_part("logsumexp", partials, (out,), out, axis)
+
+    def partials_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
+        """See `Backend.partials_backward`."""
+        _run_part("partials_backward", None, (grad_output, output), _for_every_slice(out, output), axis)
+
+    def log_softmax_backward_of_part(self, grad_output: Any, output: Any, partials: Any, axis: int, out: Any) -> None:
+        """See `Backend.log_softmax_backward_of_part`."""
+        _run_part("log_softmax_backward", partials, (grad_output, output), out, axis)
 
     def run_altered(
         self, operation: Any, inputs: tuple[Any, ...], axis: int, out: Any, where: Any, divisor: float | None
@@ -158,16 +165,25 @@ def _for_every_class(out: Any, x: Any, axis: int) -> Any:
     return as_strided(out, x.shape, [0 if i == axis else s for i, s in enumerate(out.strides)])
 
 
-_RECORD = np.dtype("V32")  # a partial, as one element
+def _for_every_slice(out: Any, x: Any) -> Any:
+    """Partials as one element each, with the shape of x; only as many as there are slices may be written to."""
+    records = out.view(_record(out))[..., 0]
+    return as_strided(records, x.shape, records.strides)
+
+
+def _record(partials: Any) -> np.dtype[Any]:
+    """A partial as one element."""
+    return np.dtype(f"V{8 * partials.shape[-1]}")
 
 
 def _folded(partials: Any, axis: int) -> Any:
     """The partials of whole frames, with length 1 along the axis."""
-    shape = partials.shape
-    slices = np.ascontiguousarray(partials).reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 : -1]), 4)
-    whole = np.empty((slices.shape[0], slices.shape[2], 4))
-    kernels()["fold_partials"](slices, whole)
-    return whole.view(_RECORD).reshape(*shape[:axis], 1, *shape[axis + 1 : -1])
+    *shape, n_numbers = partials.shape
+    frames = prod(shape[:axis]), prod(shape[axis + 1 :])
+    slices = np.ascontiguousarray(partials).reshape(frames[0], shape[axis], frames[1], n_numbers)
+    whole = np.empty((*frames, n_numbers))
+    kernels()["fold_partials" if n_numbers == 4 else "fold_gradients"](slices, whole)
+    return whole.view(_record(whole)).reshape(*shape[:axis], 1, *shape[axis + 1 :])
 
 
 @cache
@@ -208,6 +224,7 @@ def kernels() -> dict[Any, Any]:
         "alterations": module.ALTERATIONS,
         "run_part": module.run_part,
         "fold_partials": module.fold_partials,
+        "fold_gradients": module.fold_gradients,
         "partial_ops": module.PARTIAL_OPS,
         "n_few": module.N_FEW,
         "kinds": module.KINDS | {"V": module.KINDS["E"]},  # V: bfloat16 without ml_dtypes, as bits
@@ -300,24 +317,27 @@ def _run(
         table["run"](table["ops"][name], views[0], views[len(inputs) - 1], views[-1], *shared)
 
 
-def _run_part(name: str, whole: Any, x: Any, out: Any, axis: int) -> None:
+def _run_part(name: str, partials: Any, inputs: tuple[Any, ...], out: Any, axis: int) -> None:
     """Call the kernel of a function of parts of frames, for every view.
 
-    whole: partials of whole frames; None for those of x, which `out` then has room for, with the shape of x but that
-    only as many as there are slices may be written to.
+    partials: those of whole frames; None if those of the inputs are to be written to `out`, which has their shape.
     """
-    table = kernels()
+    table, x = kernels(), inputs[0]
+    whole = None if partials is None else _folded(partials, axis)
     of_frames = out if whole is None else _for_every_class(whole, x, axis)
-    is_few = name in ("log_softmax", "softmax") and x.shape[axis] <= table["n_few"]
-    if is_few and (whole.view(np.float64).reshape(-1, 4)[:, 3] == x.shape[axis]).all():
-        _run(name, (x,), axis, out)  # whole frames, which have other formulas
-        return
+    if whole is not None and name != "logsumexp" and x.shape[axis] <= table["n_few"]:
+        counts = whole.view(np.float64).reshape(-1, partials.shape[-1])[:, -1]
+        if (counts == x.shape[axis]).all():
+            _run(name, inputs, axis, out)  # whole frames, which have other formulas
+            return
     kinds = table["kinds"][x.dtype.char], table["kinds"].get(out.dtype.char, 0)
-    stream = whole is not None and out.nbytes >= NONTEMPORAL_MIN_BYTES and not np.may_share_memory(out, x)
+    stream = whole is not None and out.nbytes >= NONTEMPORAL_MIN_BYTES
+    stream = stream and not any(np.may_share_memory(out, array) for array in inputs)
     n_threads = count_threads(x.size)
     scratch = np.empty((n_threads, table["scratch"] + 64), np.uint8)
-    for views in frame_views((of_frames, x, out), axis):
-        table["run_part"](table["partial_ops"][name], *views, *kinds, scratch, n_threads, stream)
+    for views in frame_views((of_frames, *inputs, out), axis):
+        p, a, *others, y = views
+        table["run_part"](table["partial_ops"][name], p, a, *(others or [a]), y, *kinds, scratch, n_threads, stream)
 
 
 backend = CythonBackend()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lsm._arithmetic import compute
-from lsm.backends import _slices
+from lsm.backends import _slices, _slices_backward
 from lsm.backends._blocks import plain_sum, run_in_blocks, sum_unless_cancelled, two_sum, twofold_sum
 from lsm.backends.base import API_VERSION, Backend
 
@@ -33,8 +33,7 @@ class NumpyBackend(Backend):
 
     def log_softmax_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
         """dx = dy - exp(y) * s, as (dy - s) - expm1(y) * s where y > -ln 2."""
-        narrow, wide = _log_softmax_backward, _log_softmax_backward_wide
-        _run(narrow if out.itemsize < 8 else wide, (grad_output, output), axis, out)
+        compute(_slices_backward.write, grad_output, output, axis, out)
 
     def softmax(self, x: Any, axis: int, out: Any) -> None:
         """p = exp(x - m) / (1 + s)."""
@@ -63,6 +62,14 @@ class NumpyBackend(Backend):
     def logsumexp_of_partials(self, partials: Any, axis: int, out: Any) -> None:
         """See `Backend.logsumexp_of_partials`."""
         compute(_of_part, "logsumexp", out, partials, axis, out)
+
+    def partials_backward(self, grad_output: Any, output: Any, axis: int, out: Any) -> None:
+        """See `Backend.partials_backward`."""
+        compute(_slices_backward.write_partials, grad_output, output, axis, out)
+
+    def log_softmax_backward_of_part(self, grad_output: Any, output: Any, partials: Any, axis: int, out: Any) -> None:
+        """See `Backend.log_softmax_backward_of_part`."""
+        compute(_gradient_of_part, grad_output, output, partials, axis, out)
 
     @property
     def fast_functions(self) -> dict[str, Any]:
@@ -106,7 +113,12 @@ def _of_part(name: str, x: Any, partials: Any, axis: int, out: Any) -> None:
     _slices.write_part(name, x, _slices.fold(slices, axis), axis, out)
 
 
-# -- gradients, of a block ------------------------------------------------------------------------------------------
+def _gradient_of_part(dy: Any, y: Any, partials: Any, axis: int, out: Any) -> None:
+    slices = _slices_backward.Sums(*[partials[..., i] for i in range(5)])
+    _slices_backward.write_part(dy, y, _slices_backward.fold(slices, axis), axis, out)
+
+
+# -- the gradient of softmax, of a block -----------------------------------------------------------------------------
 
 
 def _largest(x: Any, at: int) -> Any:
@@ -114,36 +126,6 @@ def _largest(x: Any, at: int) -> Any:
     k = x.argmax(axis=at)
     n = k.size
     return k * n + np.arange(n) if at == 0 else k + np.arange(0, x.size, x.shape[1])
-
-
-def _log_softmax_backward(dy: Any, y: Any, at: int, is_narrow: bool) -> Any:
-    s = _checked_sum(sum_unless_cancelled(dy, at), y, at, 88)
-    dx = np.exp(y)
-    dx *= s
-    np.subtract(dy, dx, out=dx)
-    near = np.flatnonzero(y > -np.log(2))  # about one class of a confident frame
-    if near.size:
-        of_frame = s.ravel()[near % s.size if at == 0 else near // y.shape[1]]
-        dx.ravel()[near] = (dy.ravel()[near] - of_frame) - np.expm1(y.ravel()[near]) * of_frame
-    return dx
-
-
-def _log_softmax_backward_wide(dy: Any, y: Any, at: int, is_narrow: bool) -> Any:
-    h = np.where(np.abs(dy).max(axis=at, keepdims=True) > 1, dy.dtype.type(2) ** -40, dy.dtype.type(1))
-    s = _checked_sum(twofold_sum(dy * h, at), y, at, 709)  # times h, so that it cannot overflow
-    near = ((dy * h - s) - np.expm1(y) * s) / h
-    is_low = y < -600  # use exp(y / 2) twice: exp(y) may be 0 where exp(y) * s is not; this doubles its error
-    p = np.exp(np.where(is_low, y / 2, y))
-    term = p * s * np.where(is_low, p, 1)
-    far = np.where(np.abs(term) < 2.0**900, dy - term / h, (dy * h - term) / h)  # term / h may overflow
-    return np.where(y > -np.log(2), near, far)
-
-
-def _checked_sum(s: Any, y: Any, at: int, end: float) -> Any:
-    """The sum, but NaN if it is not finite, or y is -inf only, NaN somewhere, or so large that exp(y) may overflow."""
-    top = np.maximum.reduce(y, axis=0, keepdims=True) if at == 0 else y.ravel()[_largest(y, at)][:, np.newaxis]
-    s[~(np.isfinite(s) & (top < end) & (top > -np.inf))] = np.nan
-    return s
 
 
 def _softmax_backward(dy: Any, p: Any, at: int, is_narrow: bool) -> Any:

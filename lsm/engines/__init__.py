@@ -6,7 +6,15 @@ An engine has two functions, `serve` for calls and `explain`; `lsm._interop.engi
 from typing import Any
 
 # Functions that serve dask arrays whose classes are in several chunks.
-IN_PARTS = ("log_softmax", "softmax", "logsumexp", "take_log_softmax", "top_k_log_softmax", "cross_entropy")
+IN_PARTS = (
+    "log_softmax",
+    "log_softmax_backward",
+    "softmax",
+    "logsumexp",
+    "take_log_softmax",
+    "top_k_log_softmax",
+    "cross_entropy",
+)
 
 
 def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
@@ -23,6 +31,6 @@ def class_chunks_error(name: str, chunks: list[int], remedy: str, takes_all: boo
     n_chunks, all_axes = " x ".join(map(str, chunks)), "the axis of the classes as axis=, or " if takes_all else ""
     return ValueError(
         f"{name}: the classes are in {n_chunks} chunks; accepted: one (several only along one axis, and for "
-        f"{', '.join(IN_PARTS)} of labels without weights; map_blocks would normalise each part of a frame, and be "
-        f"silently wrong); pass {all_axes}{remedy}"
+        f"{', '.join(IN_PARTS)} of labels without weights, of the gradient without where and temperature; map_blocks "
+        f"would normalise each part of a frame, and be silently wrong); pass {all_axes}{remedy}"
     )

@@ -14,7 +14,8 @@ from lsm import _check
 from lsm._decide import Request
 from lsm._dispatch import name_elsewhere
 from lsm._errors import BackendUnsupportedError
-from lsm._operations import PARTIALS
+from lsm._operations import PARTIALS, PARTIALS_BACKWARD
+from lsm._parts import N_NUMBERS
 from lsm._targets import kind
 from lsm.engines import IN_PARTS
 from lsm.engines._dask_arrays import UNKNOWN, Argument, as_dask, items_of, lazy_array
@@ -29,6 +30,8 @@ def is_in_parts(function: str, arguments: dict[str, Argument], options: dict[str
     if function not in IN_PARTS or len(axes) != 1 or "b" in arguments | options:
         return False
     if not isinstance(x.array, dask.array.Array) or not _is_simple_loss(arguments, options):
+        return False
+    if function == "log_softmax_backward" and {"where", "temperature"} & (arguments | options).keys():
         return False
     return x.shape[axes[0]] != UNKNOWN and x.array.numblocks[axes[0]] > 1
 
@@ -50,6 +53,11 @@ def describe_parts(x: Any, decision: Any) -> str:
     if (np.cumsum(x.chunks[-1][:-1]) % n_slice == 0).all():
         return f"{how}at multiples of {n_slice:,}: the bits of the whole"
     return f"{how}not all at multiples of {n_slice:,}, as rechunk({{-1: {2 * n_slice}}}) has them: within the bounds"
+
+
+def reduction_for(function: str) -> str:
+    """The function that reduces a chunk to partials."""
+    return PARTIALS_BACKWARD if function in (PARTIALS_BACKWARD, "log_softmax_backward") else PARTIALS
 
 
 class ClassChunks:
@@ -87,8 +95,10 @@ class ClassChunks:
         name, x = next(iter(arguments.items()))
         if x.shape[axis] == UNKNOWN:
             raise ValueError(f"{name}: the number of classes is not known; call {name}.compute_chunk_sizes()")
+        self._reduction = reduction_for(function)
+        request = Request(_check.NUMPY, "cpu", dtypes, self._reduction)
         try:
-            named, backend = name_elsewhere(Request(_check.NUMPY, "cpu", dtypes, PARTIALS), options.get("backend"))
+            named, backend = name_elsewhere(request, options.get("backend"))
         except BackendUnsupportedError as error:
             raise type(error)(f"{error}; or pass {name}.rechunk({{{axis}: -1}})") from None
         self._x = x._replace(array=as_dask(x, {}))
@@ -111,13 +121,15 @@ class ClassChunks:
     def partials(self) -> Any:
         """The partials, in chunks as those of the logits."""
         slices = tuple([-(-n // self._slice_classes) for n in self._x.array.chunks[self._at]])
-        names = [name for name in ("where", "temperature") if name in self._arrays]
+        names = [name for name in ("output", "where", "temperature") if name in self._arrays]
         passed = _OF_PARTIALS - ({"dtype"} if self._function == "cross_entropy" else set())  # which is rounded to it
+        first = "x" if self._reduction == PARTIALS else self._name
         options = {name: value for name, value in self._options.items() if name in passed}
         last = 2 * self._n + 1
-        more = {"new_axes": {last: 4}, "adjust_chunks": {self._at: slices}}
+        more = {"new_axes": {last: N_NUMBERS[self._reduction]}, "adjust_chunks": {self._at: slices}}
         operands = self._operands(names)
-        return self._lazy("partials", ("x", *names), options, (*self._all, last), operands, np.float64, **more)
+        index = (*self._all, last)
+        return self._lazy(self._reduction, (first, *names), options, index, operands, np.float64, **more)
 
     def results(self, like: tuple[Any, ...], partials: Any = None) -> tuple[Any, ...]:
         """The lazy results; `like` are arrays of their dtypes, and `partials` those of the whole frames, if given."""
@@ -135,10 +147,12 @@ class ClassChunks:
         return make.get(self._function, self._map)(like, whole)
 
     def _map(self, like: tuple[Any, ...], whole: Any) -> tuple[Any, ...]:
-        names = [name for name in ("where", "temperature") if name in self._arrays]
+        names = [name for name in ("output", "where", "temperature") if name in self._arrays]
         operands = [*self._operands(names), whole, self._pattern_of_whole()]
         options = self._options | self._n_classes
-        return (self._lazy(self._function, ["x", *names, "partials"], options, self._all, operands, like[0].dtype),)
+        return (
+            self._lazy(self._function, [self._name, *names, "partials"], options, self._all, operands, like[0].dtype),
+        )
 
     def _logsumexp(self, like: tuple[Any, ...], whole: Any) -> tuple[Any, ...]:
         options = {name: value for name, value in self._options.items() if name != "where"} | self._n_classes

@@ -20,11 +20,11 @@ from lsm._foreign import SCALARS, describe, reject, remedy, rule_for
 from lsm._frames import Frames
 from lsm._interop import NUMPY_LIBRARY, check_alike, library_of
 from lsm._keywords import broadcasts, check_mask_shape, check_temperature_shape
-from lsm._operations import DERIVED, OPERATIONS, PARTIALS
+from lsm._operations import DERIVED, OF_PART, OPERATIONS, PARTIALS
 from lsm._targets import check_shape_of_targets, kind, shape_of_taken
 from lsm.engines import IN_PARTS, class_chunks_error, without_defaults
 from lsm.engines._dask_arrays import UNKNOWN, Argument, as_dask, items_of, lazy_array, shape_of
-from lsm.engines._dask_classes import ClassChunks, describe_parts, is_in_parts
+from lsm.engines._dask_classes import ClassChunks, describe_parts, is_in_parts, reduction_for
 from lsm.engines._dask_tasks import build_of, compute_chunk, reduce_losses
 
 _KEYWORDS = ("where", "temperature", "b", "weight")  # that may be arrays
@@ -48,7 +48,7 @@ def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any
     n_axes = first.ndim - ("partials" in arguments)
     axes = _check.normalised_axes(options["axis"], n_axes)
     all_axes = options["axis"] is None and n_axes > 1
-    is_part = whole is not None or "partials" in arguments or function == PARTIALS
+    is_part = whole is not None or "partials" in arguments or function in OF_PART
     options["axis"] = _negative(options["axis"], axes, n_axes, is_part or _needs_one_axis(function, arguments))
     made = _made_of_stand_ins(function, arguments, options, whole)
     results = made if isinstance(made, tuple) else (made,)
@@ -61,7 +61,7 @@ def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any
     for name, argument in arguments.items():
         if not in_parts or name in ("indices", "targets", "temperature"):  # else it is cut as the logits are
             _check_chunks(argument, name, axes, n_axes, takes_all=all_axes)
-    request = _request(function, own, own if function == PARTIALS and "dtype" not in options else dtype)
+    request = _request(function, own, own if function in OF_PART and "dtype" not in options else dtype)
     if reduction != "none":
         _check_reduction(reduction, arguments)
         options |= {"reduction": "none", "dtype": "longdouble" if own == "longdouble" else "float64"}
@@ -70,7 +70,7 @@ def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any
     if in_parts:
         parts = ClassChunks(function, arguments, axes[0], options, request.dtypes)
         of_whole = arguments["partials"].array if "partials" in arguments else whole
-        lazy = (parts.partials(),) if function == PARTIALS else parts.results(results, of_whole)
+        lazy = (parts.partials(),) if function in OF_PART else parts.results(results, of_whole)
     else:
         options["backend"], backend = name_elsewhere(request, options.get("backend"))
         lazy = _blockwise(function, arguments, axes, options, build_of(backend), results)
@@ -85,11 +85,11 @@ def explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
     own = NUMPY_LIBRARY.validate(np.empty(0, x.dtype), "x").dtype
     request = Request(_check.NUMPY, "cpu", (own, NUMPY_LIBRARY.result_dtype(own, dtype)), op)
     chunks = "  lazy, in " + (" x ".join(map(str, x.numblocks)) or "1") + " chunks"
-    if op not in (PARTIALS, *IN_PARTS):
+    if op not in (*OF_PART, *IN_PARTS):
         chunks += "; the axis of the classes must be in one chunk"
         return explain_request(request, backend)._replace(chunks=chunks)
     if x.numblocks and x.numblocks[-1] > 1:
-        decision = explain_request(request._replace(op=PARTIALS), backend)._replace(op=op)
+        decision = explain_request(request._replace(op=reduction_for(op)), backend)._replace(op=op)
         chunks += describe_parts(x, decision)
         return decision._replace(chunks=chunks)
     return explain_request(request, backend)._replace(chunks=chunks)
@@ -222,8 +222,9 @@ def _made_of_stand_ins(function: str, arguments: dict[str, Argument], options: d
 
 def _own_dtype(function: str, arguments: dict[str, Argument]) -> str:
     """The dtype that is computed in."""
-    is_of_one = function in DERIVED or function == PARTIALS or "partials" in arguments
-    names = tuple(arguments)[:1] if is_of_one else (*OPERATIONS[function].names, "b")
+    names = tuple(arguments)[:1]
+    if function not in (*DERIVED, PARTIALS) and "partials" not in arguments:
+        names = (*OPERATIONS[OF_PART[function].source.name if function in OF_PART else function].names, "b")
     names = _PAIRS if function == "kl_divergence" else tuple([name for name in names if name in arguments])
     own = [NUMPY_LIBRARY.validate(np.empty(0, arguments[name].dtype), name).dtype for name in names]
     return own[0] if len(own) == 1 else _check.promoted(own[0], own[1], (names[0], names[1]))

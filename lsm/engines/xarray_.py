@@ -11,7 +11,7 @@ from lsm import _check
 from lsm._decide import Decision
 from lsm._foreign import reject, rule_for
 from lsm._interop import engine_for
-from lsm._operations import OPERATIONS, PARTIALS
+from lsm._operations import OF_PART, OPERATIONS
 from lsm.engines import IN_PARTS, class_chunks_error, without_defaults
 
 
@@ -32,13 +32,15 @@ def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any
     classes = {x.dims[i] for i in axes}
     takes_all = options["axis"] is None and x.ndim > 1
     for key, value in (inputs | options).items():
-        may_be_in_parts = function in (PARTIALS, *IN_PARTS) and len(axes) == 1 and (key == "where" or value is x)
+        may_be_in_parts = (
+            function in (*OF_PART, *IN_PARTS) and len(axes) == 1 and (key in ("where", "output") or value is x)
+        )
         if _is_labelled(value) and not may_be_in_parts:
             _check_chunks(value, key, classes, takes_all)
     arrays = {key: _data(value, key, x, name, classes) for key, value in inputs.items()}
     options = {key: _data(value, key, x, name, classes) for key, value in options.items()}
     result = getattr(lsm, function)(**arrays, **options)
-    if function == PARTIALS:
+    if function in OF_PART:
         return result  # which has other axes
     operation = OPERATIONS.get(function)
     is_map = operation is not None and not operation.is_reduction

@@ -52,39 +52,98 @@ cdef inline bint some_odd(const floating* y, Py_ssize_t n) noexcept nogil:
     return n_odd > 0
 
 
-cdef void careful_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, const floating* of) noexcept nogil:
-    """The gradient of a frame that is -inf throughout, or whose sum is huge, infinite or NaN.
+# S over the classes of a slice, and what else the gradient depends on; of a frame, the sums of these.
+cdef struct GradientPartial:
+    double total     # S = total + error
+    double error
+    double scaled    # S * 2**-40, of use where S is out of range
+    double n_bad     # number of y that are out of range
+    double n_finite  # number of y that are not -inf
+    double n         # number of classes
 
-    One class at a time, in double. Summing dy * 2**-40 cannot overflow for n <= 2**40 finite terms.
-    """
+
+cdef void add_slice_of_gradient(GradientPartial* frame, GradientPartial part, double* error) noexcept nogil:
+    """The next slice; `error` is that of `scaled`."""
+    two_sum(&frame.total, &frame.error, part.total)
+    frame.error += part.error
+    two_sum(&frame.scaled, error, part.scaled)
+    frame.n_bad += part.n_bad
+    frame.n_finite += part.n_finite
+    frame.n += part.n
+
+
+cdef GradientPartial reduce_gradient(Vector dy, Vector y, Py_ssize_t n, const floating* of) noexcept nogil:
+    """The partial of n classes, SLICE_CLASSES at most: S as log_softmax_backward_rows adds it up."""
+    cdef floating buffer[BLOCK_CLASSES]
+    cdef double total[N_LANES]
+    cdef double error[N_LANES]
+    cdef const floating* source
+    cdef Vector block
+    cdef Scaled none
+    cdef double rest = 0
+    cdef Py_ssize_t i, k, n_block, n_bad = 0, n_finite = 0
+    cdef GradientPartial found
+    scale_sum(0, 0, &none, floating is float)
+    clear_lanes(total, error, N_LANES, of)
+    for i from 0 <= i < n by BLOCK_CLASSES:
+        n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
+        block = native(<floating*> load(dy, i, n_block, buffer))
+        pass_two(block, n_block, total, error, block, block, block, 0, none, False, False, of)
+        source = load(y, i, n_block, buffer)
+        for k in range(n_block):
+            n_bad += exceeds(source[k])
+            n_finite += source[k] != -INFINITY
+    fold_lanes(total, error, N_LANES, 1, of)
+    found.total = total[0]
+    found.error = error[0]
+    found.scaled = total[0] * 2.0**-40 + error[0] * 2.0**-40
+    found.n_bad = n_bad
+    found.n_finite = n_finite
+    found.n = n
+    if not fabs(found.scaled) < INFINITY:  # S, or a part of it, overflows; for n <= 2**40 finite terms this cannot
+        found.scaled = 0
+        for i from 0 <= i < n by BLOCK_CLASSES:
+            n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
+            source = load(dy, i, n_block, buffer)
+            for k in range(n_block):
+                two_sum(&found.scaled, &rest, source[k] * 2.0**-40)
+        found.scaled += rest
+    return found
+
+
+cdef void careful_backward_slice(Vector dy, Vector y, Vector dx, Py_ssize_t n, GradientPartial whole,
+                                 const floating* of) noexcept nogil:
+    """The gradient of n classes of a frame whose S is out of range, one at a time in double, or NaN."""
     cdef floating buffer[BLOCK_CLASSES]
     cdef floating buffer_y[BLOCK_CLASSES]
     cdef floating p[BLOCK_CLASSES]
     cdef const floating* source
     cdef const floating* source_y
-    cdef double total = 0, error = 0, s
-    cdef Py_ssize_t part, i, k, n_block
-    cdef bint is_bad = is_masked(y, n, of)
-    for part in range(count_blocks(n)):
-        i = part * BLOCK_CLASSES
-        n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
-        source = load(dy, i, n_block, buffer)
-        source_y = load(y, i, n_block, buffer_y)
-        for k in range(n_block):
-            two_sum(&total, &error, source[k] * 2.0**-40)
-            is_bad |= exceeds(source_y[k])
-    s = total + error
-    if is_bad or not (fabs(s) < INFINITY):
+    cdef Py_ssize_t i, k, n_block
+    if whole.n_bad or not whole.n_finite or not (fabs(whole.scaled) < INFINITY):
         fill_nan(dx, n, of)
         return
-    for part in range(count_blocks(n)):
-        i = part * BLOCK_CLASSES
+    for i from 0 <= i < n by BLOCK_CLASSES:
         n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
         source = load(dy, i, n_block, buffer)
         source_y = load(y, i, n_block, buffer_y)
         for k in range(n_block):
-            p[k] = careful_gradient(source[k], source_y[k], s)
+            p[k] = careful_gradient(source[k], source_y[k], whole.scaled)
         write(dx, i, n_block, p, False)
+
+
+cdef void careful_backward_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, const floating* of) noexcept nogil:
+    """The gradient of a frame that is -inf throughout, or whose sum is huge, infinite or NaN."""
+    cdef GradientPartial whole
+    cdef double error = 0
+    cdef Py_ssize_t start
+    whole.total = whole.error = whole.scaled = whole.n_bad = whole.n_finite = whole.n = 0
+    for start from 0 <= start < n by SLICE_CLASSES:
+        add_slice_of_gradient(&whole, reduce_gradient(frame_at(part_at(dy, start), 0, 0),
+                                                      frame_at(part_at(y, start), 0, 0),
+                                                      min(<Py_ssize_t> SLICE_CLASSES, n - start), of), &error)
+    whole.scaled += error
+    careful_backward_slice(dy, y, dx, n, whole, of)
 
 
 cdef void write_irregular_frame(Vector dy, Vector y, Vector dx, Py_ssize_t n, const floating* params) noexcept nogil:

@@ -16,7 +16,7 @@
 #   rows.pxi       many classes of log-softmax, three rows in flight: stages.pxi, remainder.pxi; and of its gradient,
 #                  two in flight: rows_backward.pxi, stages_backward.pxi
 #   traverse_long.pxi   rows longer than a slice, on all threads if they are few
-#   partials.pxi   frames of which an array holds a part
+#   partials.pxi   frames of which an array holds a part; partials_backward.pxi
 #   schedule.pxi   distribution of frames, blocks and slices to threads
 #   entropies.pxi  entropy and divergence, in double
 #   fastpath.pxi   C-contiguous arrays, directly from NumPy; select.pxi, top_k.pxi and losses.pxi: the derived
@@ -196,6 +196,7 @@ include "traverse_long.pxi"
 include "schedule.pxi"
 include "entropies.pxi"
 include "partials.pxi"
+include "partials_backward.pxi"
 include "fastpath.pxi"
 include "select.pxi"
 include "top_k.pxi"
@@ -219,7 +220,7 @@ ALTERATIONS = {-INFINITY: MASKED_LOW, 0.0: MASKED_ZERO, "divided": DIVIDED}  # b
 SCRATCH = SCRATCH_BYTES
 MOST_TOP = TOP_MAX_K
 N_FEW = FEW_CLASSES
-PARTIAL_OPS = {"partials": PARTIALS, "log_softmax": LOG_SOFTMAX, "softmax": SOFTMAX, "logsumexp": LOGSUMEXP}
+PARTIAL_OPS = {"partials": PARTIALS, "partials_backward": PARTIALS_BACKWARD} | OPS
 
 
 def run(int op, const unsigned char[:, :, :, :] a, const unsigned char[:, :, :, :] b, unsigned char[:, :, :, :] y,

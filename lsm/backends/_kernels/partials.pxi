@@ -6,6 +6,7 @@
 
 cdef enum:
     PARTIALS = -1  # in place of an operation: what x is reduced to
+    PARTIALS_BACKWARD = -2  # or the gradient and the output
     PART_CLASSES = 2048  # of interleaved frames: what 16 of them read and write at a time stays in a cache
 
 
@@ -77,6 +78,26 @@ cdef void reduce_slices_of(Array x, Array to, Py_ssize_t first, Py_ssize_t last,
                         frame_at(to, frame[1 - k] // n_inner, frame[1 - k] % n_inner).at + part[1 - k] * to.step, m)
 
 
+# Some classes of a frame.
+cdef struct PartOf:
+    Py_ssize_t i
+    Py_ssize_t j
+    Py_ssize_t start
+    Py_ssize_t n
+
+
+cdef inline PartOf part_number(Py_ssize_t t, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
+                               Py_ssize_t unit) noexcept nogil:
+    """Part t of `unit` classes: frame by frame, or of interleaved frames, for which the unit is another, not."""
+    cdef PartOf at
+    cdef Py_ssize_t frame, n_frames = n_outer * n_inner, n_parts = (n + unit - 1) // unit
+    frame = t // n_parts if unit == SLICE_CLASSES else t % n_frames
+    at.start = unit * (t % n_parts if unit == SLICE_CLASSES else t // n_frames)
+    at.i, at.j = frame // n_inner, frame % n_inner
+    at.n = min(unit, n - at.start)
+    return at
+
+
 cdef void write_parts_of(int op, Array p, Array x, Array y, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n_outer,
                          Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t unit, bint stream,
                          floating* scratch) noexcept nogil:
@@ -85,18 +106,17 @@ cdef void write_parts_of(int op, Array p, Array x, Array y, Py_ssize_t first, Py
     cdef Vector a, to
     cdef Partial whole
     cdef Adding adding
-    cdef Py_ssize_t t, i, j, start, n_part, n_head, n_frames = n_outer * n_inner, n_parts = (n + unit - 1) // unit
+    cdef PartOf at
+    cdef Py_ssize_t t, n_part, n_head
     cdef double total[1]
     adding.far = False
     adding.shift = shift_of(<floating> 0)
     for t in range(first, last):
-        i = t // n_parts if unit == SLICE_CLASSES else t % n_frames
-        start = unit * (t % n_parts if unit == SLICE_CLASSES else t // n_frames)
-        j, i = i % n_inner, i // n_inner
-        n_part = min(unit, n - start)
-        whole = (<const Partial*> frame_at(p, i, j).at)[0]
-        a = frame_at(part_at(frame_at(x, i, j), start), 0, 0)
-        to = frame_at(part_at(frame_at(y, i, j), start), 0, 0)
+        at = part_number(t, n_outer, n, n_inner, unit)
+        n_part = at.n
+        whole = (<const Partial*> frame_at(p, at.i, at.j).at)[0]
+        a = frame_at(part_at(frame_at(x, at.i, at.j), at.start), 0, 0)
+        to = frame_at(part_at(frame_at(y, at.i, at.j), at.start), 0, 0)
         if op == LOGSUMEXP:
             total[0] = whole.largest
             if fabs(whole.largest) < INFINITY:
@@ -118,55 +138,59 @@ cdef void write_parts_of(int op, Array p, Array x, Array y, Py_ssize_t first, Py
     lsm_stream_fence()
 
 
-cdef void run_share(int op, Array p, Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
+cdef void run_share(int op, Array p, Array x, Array b, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
                     floating* scratch, int share, int n_shares, bint stream) noexcept nogil:
     """What one of n_shares threads does."""
-    cdef Py_ssize_t unit = SLICE_CLASSES, n_tasks
+    cdef Py_ssize_t unit = SLICE_CLASSES, n_tasks, first, last
     cdef uint64_t env = lsm_enter_float_env()
-    if op != PARTIALS and are_interleaved(x, n_outer, n_inner):
+    if op >= 0 and are_interleaved(x, n_outer, n_inner):
         unit = PART_CLASSES
     n_tasks = n_outer * n_inner * ((n + unit - 1) // unit)
+    first, last = share * n_tasks // n_shares, (share + 1) * n_tasks // n_shares
     if op == PARTIALS:
-        reduce_slices_of(x, y, share * n_tasks // n_shares, (share + 1) * n_tasks // n_shares, n_outer, n, n_inner,
-                         scratch)
+        reduce_slices_of(x, y, first, last, n_outer, n, n_inner, scratch)
+    elif op == PARTIALS_BACKWARD:
+        reduce_gradients_of(x, b, y, first, last, n, n_inner, scratch)
+    elif op == LOG_SOFTMAX_BACKWARD:
+        write_gradients_of(p, x, b, y, first, last, n_outer, n, n_inner, unit, stream, scratch)
     else:
-        write_parts_of(op, p, x, y, share * n_tasks // n_shares, (share + 1) * n_tasks // n_shares, n_outer, n, n_inner,
-                       unit, stream, scratch)
+        write_parts_of(op, p, x, y, first, last, n_outer, n, n_inner, unit, stream, scratch)
     lsm_leave_float_env(env)
 
 
-cdef void run_shares(int op, Array p, Array x, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
+cdef void run_shares(int op, Array p, Array x, Array b, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
                      floating* scratch, Py_ssize_t n_bytes, int n_threads, bint stream) noexcept nogil:
     cdef int t
     n_threads = lsm_begin_region(n_threads)
     if n_threads == 1:
-        run_share(op, p, x, y, n_outer, n, n_inner, own_scratch(scratch, n_bytes, 0), 0, 1, stream)
+        run_share(op, p, x, b, y, n_outer, n, n_inner, own_scratch(scratch, n_bytes, 0), 0, 1, stream)
         return
     for t in prange(n_threads, schedule="static", num_threads=n_threads):
-        run_share(op, p, x, y, n_outer, n, n_inner, own_scratch(scratch, n_bytes, t), t, n_threads, stream)
+        run_share(op, p, x, b, y, n_outer, n, n_inner, own_scratch(scratch, n_bytes, t), t, n_threads, stream)
     lsm_end_region(n_threads)
 
 
 def run_part(int op, const unsigned char[:, :, :, :] p, const unsigned char[:, :, :, :] x,
-             unsigned char[:, :, :, :] y, int kind, int kind_y, unsigned char[:, ::1] scratch, int n_threads,
-             bint stream):
-    """An operation over axis 1 of (outer, classes, inner, itemsize) where x is a part of its frames; y may be x.
+             const unsigned char[:, :, :, :] b, unsigned char[:, :, :, :] y, int kind, int kind_y,
+             unsigned char[:, ::1] scratch, int n_threads, bint stream):
+    """An operation over axis 1 of (outer, classes, inner, itemsize) where x is a part of its frames; y may be x or b.
 
-    p: the partials of whole frames, one for each frame, as `fold_partials` gives them. If op is PARTIALS, y is what
-    the partials of x are written to, one for each slice; p is not read. Otherwise as `run`.
+    p: the partials of whole frames, one for each frame, as `fold_partials` or `fold_gradients` gives them. If op is
+    negative, y is what the partials of x are written to, one for each slice; p is not read. Otherwise as `run`.
     """
     cdef Array of_x = array_of(<char*> &x[0, 0, 0, 0], x.strides, kind, NULL, 1)
+    cdef Array of_b = array_of(<char*> &b[0, 0, 0, 0], b.strides, kind, NULL, 1)
     cdef Array of_p = array_of(<char*> &p[0, 0, 0, 0], p.strides, DOUBLE, NULL, 1)
     cdef Array of_y = array_of(<char*> &y[0, 0, 0, 0], y.strides, kind_y, NULL, 1)
     cdef Py_ssize_t* shape = x.shape
     cdef char* s = <char*> &scratch[0, 0]
     with nogil:
-        if kind == DOUBLE or (kind_y == DOUBLE and op != PARTIALS):
-            run_shares(op, of_p, of_x, of_y, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1], n_threads,
-                       stream)
+        if kind == DOUBLE or (kind_y == DOUBLE and op >= 0):
+            run_shares(op, of_p, of_x, of_b, of_y, shape[0], shape[1], shape[2], <double*> s, scratch.shape[1],
+                       n_threads, stream)
         else:
-            run_shares(op, of_p, of_x, of_y, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1], n_threads,
-                       stream)
+            run_shares(op, of_p, of_x, of_b, of_y, shape[0], shape[1], shape[2], <float*> s, scratch.shape[1],
+                       n_threads, stream)
 
 
 def fold_partials(const double[:, :, :, ::1] p, double[:, :, ::1] out):
