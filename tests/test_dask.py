@@ -447,11 +447,11 @@ def test_random_chunks_of_classes(data):
 
 def test_a_graph_for_many_gigabytes_is_made_at_once(computes_nothing):
     x = da.zeros((1_000_000, 131_072), chunks=(256, 32_768), dtype="f4")
-    start = time.perf_counter()
+    start = time.process_time()
     for function in (lsm.log_softmax, partial(lsm.logsumexp, axis=1)):
         function(x)
     lsm.take_log_softmax(x, da.zeros(1_000_000, dtype=int, chunks=256))
-    assert time.perf_counter() - start < 3, "488 GiB in 15,625 chunks: 0.2 s a graph on an idle machine"
+    assert time.process_time() - start < 3, "488 GiB in 15,625 chunks: 0.2 s a graph on an idle machine"
 
 
 def test_one_chunk_is_as_before():

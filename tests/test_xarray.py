@@ -144,6 +144,9 @@ def test_classes_in_chunks():
     of_parts = lsm.softmax(make(), "class", partials=lsm.partials(make(), "class"))
     np.testing.assert_array_equal(of_parts, lsm.softmax(VALUES, 1))
     assert of_parts.dims == make().dims
+    dx = lsm.log_softmax_backward(make(chunks=2), y, "class")
+    assert dx.dims == make().dims and isinstance(dx.data, da.Array)
+    np.testing.assert_allclose(dx, lsm.log_softmax_backward(VALUES, lsm.log_softmax(VALUES, 1), 1), 1e-5, 1e-6)
 
 
 def test_explain_is_that_of_the_array_within():
