@@ -113,11 +113,11 @@ def log_softmax(
         y = quick.log_softmax(x, axis, out, where, temperature, backend)
         if y is not None:
             return y
-    options = {"where": where, "temperature": temperature}
     if partials is not None or n_classes is not None:
-        options |= {"axis": axis, "out": out, "dtype": dtype, "backend": backend, "n_classes": n_classes}
+        options = {"where": where, "temperature": temperature, "axis": axis, "out": out, "dtype": dtype}
+        options |= {"backend": backend, "n_classes": n_classes}
         return untraced(call_of_part)("log_softmax", {"x": x, "partials": partials}, **options)
-    return untraced(call)(LOG_SOFTMAX, (x,), axis, out, dtype, backend, **options)
+    return untraced(call)(LOG_SOFTMAX, (x,), axis, out, dtype, backend, False, where, temperature)
 
 
 def softmax(
@@ -203,11 +203,11 @@ def softmax(
         p = quick.softmax(x, axis, out, where, temperature, backend)
         if p is not None:
             return p
-    options = {"where": where, "temperature": temperature}
     if partials is not None or n_classes is not None:
-        options |= {"axis": axis, "out": out, "dtype": dtype, "backend": backend, "n_classes": n_classes}
+        options = {"where": where, "temperature": temperature, "axis": axis, "out": out, "dtype": dtype}
+        options |= {"backend": backend, "n_classes": n_classes}
         return untraced(call_of_part)("softmax", {"x": x, "partials": partials}, **options)
-    return untraced(call)(SOFTMAX, (x,), axis, out, dtype, backend, **options)
+    return untraced(call)(SOFTMAX, (x,), axis, out, dtype, backend, False, where, temperature)
 
 
 def call_of_part(function: str, inputs: dict[str, Any], **options: Any) -> Any:

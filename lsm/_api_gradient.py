@@ -100,12 +100,13 @@ def log_softmax_backward(
         dx = quick.log_softmax_backward(grad_output, output, axis, out, where, temperature, backend)
         if dx is not None:
             return dx
-    options = {"where": where, "temperature": temperature}
     if partials is not None or n_classes is not None:
-        options |= {"axis": axis, "out": out, "backend": backend, "n_classes": n_classes}
+        options = {"where": where, "temperature": temperature, "axis": axis, "out": out}
+        options |= {"backend": backend, "n_classes": n_classes}
         given = {"grad_output": grad_output, "output": output, "partials": partials}
         return untraced(call_of_part)("log_softmax_backward", given, **options)
-    return untraced(call)(LOG_SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend, **options)
+    inputs = grad_output, output
+    return untraced(call)(LOG_SOFTMAX_BACKWARD, inputs, axis, out, None, backend, False, where, temperature)
 
 
 def softmax_backward(
@@ -185,5 +186,5 @@ def softmax_backward(
         dx = quick.softmax_backward(grad_output, output, axis, out, where, temperature, backend)
         if dx is not None:
             return dx
-    options = {"where": where, "temperature": temperature}
-    return untraced(call)(SOFTMAX_BACKWARD, (grad_output, output), axis, out, None, backend, **options)
+    inputs = grad_output, output
+    return untraced(call)(SOFTMAX_BACKWARD, inputs, axis, out, None, backend, False, where, temperature)

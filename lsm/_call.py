@@ -32,12 +32,12 @@ def call(
     """
     library = library_of(arguments[0])
     is_plain = where is None and b is None and type(temperature) in (float, int) and temperature == 1
-    has_fast_path = is_plain and dtype is None and not keepdims and library.has_fast_path
-    if has_fast_path and all(library_of(other) is library for other in arguments[1:]):
+    if library.has_fast_path and is_plain and dtype is None and not keepdims:
         function = getattr(fast_functions(library.fast_key(arguments[0]), backend), operation.name, None)
-        result = None if function is None else library.call_fast_function(function, arguments, axis, out)
-        if result is not None:
-            return result
+        if function is not None and (len(arguments) == 1 or library_of(arguments[1]) is library):
+            result = library.call_fast_function(operation, function, arguments, axis, out)
+            if result is not None:
+                return result
     engine = engine_for(arguments)
     if engine is not None:
         options = {"axis": axis, "out": out, "dtype": dtype, "backend": backend, "keepdims": keepdims, "where": where}

@@ -179,13 +179,26 @@ def jax_library() -> ArrayLibrary:
     return library
 
 
+# By the very types of arrays, which are the usual arguments: the fastest way to know.
+_by_type: dict[type, ArrayLibrary] = {np.ndarray: NUMPY_LIBRARY}
+
+
 def library_of(x: Any) -> ArrayLibrary:
     """The library of an argument; NumPy for everything that is not an array of another library."""
+    return _by_type.get(type(x)) or _find_library(x)
+
+
+def _find_library(x: Any) -> ArrayLibrary:
     if isinstance(x, _NUMPY_TYPES):
         return NUMPY_LIBRARY
-    if isinstance(x, getattr(sys.modules.get("torch"), "Tensor", ())):
+    tensor = getattr(sys.modules.get("torch"), "Tensor", ())
+    if isinstance(x, tensor):
+        if type(x) is tensor:
+            _by_type[type(x)] = torch_library()
         return torch_library()
     if isinstance(x, getattr(sys.modules.get("jax"), "Array", ())):
+        if type(x).__name__ == "ArrayImpl":  # and no tracer, whose value decides
+            _by_type[type(x)] = jax_library()
         return jax_library()
     if isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ())):
         library: ArrayLibrary = cupy_library()

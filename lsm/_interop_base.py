@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsm import _check
+from lsm._operations import Operation
 from lsm._signals import reraise_from_handler
 
 _NO_CHANGE: AbstractContextManager[Any] = nullcontext()
@@ -103,7 +104,9 @@ class ArrayLibrary:
         """
         return None
 
-    def call_fast_function(self, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any) -> Any:
+    def call_fast_function(
+        self, operation: Operation, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any
+    ) -> Any:
         """Call a function of the fast path; None if an argument must be validated first."""
         return None
 

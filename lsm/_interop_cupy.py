@@ -6,6 +6,7 @@ from typing import Any
 
 from lsm import _check
 from lsm._interop_base import ArrayLibrary, Operand
+from lsm._operations import Operation
 from lsm._version import install_command
 
 
@@ -56,7 +57,9 @@ class CupyLibrary(ArrayLibrary):
         """("cuda", dtype); None if x must be converted to another dtype."""
         return ("cuda", x.dtype) if not dtype or _check.dtype_name(x.dtype) == dtype else None
 
-    def call_fast_function(self, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any) -> Any:
+    def call_fast_function(
+        self, operation: Operation, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any
+    ) -> Any:
         """Call the function on the arrays."""
         return function(*arrays, axis, out)
 

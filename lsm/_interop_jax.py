@@ -8,6 +8,7 @@ import numpy as np
 
 from lsm import _check
 from lsm._interop_base import ArrayLibrary, Operand
+from lsm._operations import Operation
 from lsm._signals import reraise_from_handler
 
 _ALIGNMENT_BYTES = 64  # XLA's CPU client copies memory with less
@@ -17,6 +18,7 @@ class JaxLibrary(ArrayLibrary):
     """jax.Array on one device; immutable, so it cannot be `out`."""
 
     converter = "jax.numpy.asarray"
+    has_fast_path = True
 
     def type_name(self, x: Any) -> str:
         """The name of this type in `Backend.array_types`."""
@@ -68,6 +70,31 @@ class JaxLibrary(ArrayLibrary):
         except (RuntimeError, TypeError) as error:  # it was deleted, or has random keys
             reraise_from_handler(error)
             raise TypeError(f"{name}: a JAX array that cannot be read ({error})") from error
+
+    def fast_key(self, x: Any, dtype: str = "") -> Any:
+        """("jax", dtype); None if x must be converted to another dtype."""
+        return ("jax", x.dtype) if not dtype or x.dtype.name == dtype else None
+
+    def call_fast_function(
+        self, operation: Operation, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any
+    ) -> Any:
+        """Call the function of a map on views of arrays on one CPU device."""
+        if out is not None or operation.is_reduction:
+            return None
+        views, devices = [], set()
+        for x in arrays:
+            if isinstance(x, sys.modules["jax"].core.Tracer):
+                return None
+            devices |= x.sharding.device_set
+            if len(devices) != 1 or next(iter(devices)).platform != "cpu":
+                return None
+            try:
+                views.append(np.asarray(x))
+            except (RuntimeError, TypeError):  # `view_as_numpy` reports the reason
+                return None
+        target = self.new_numpy(views[0].shape, _check.dtype_name(views[0].dtype))
+        y = function(*views, axis, target)
+        return None if y is None else self.from_numpy(y, arrays[0])
 
     def new_numpy(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A new ndarray, aligned so that JAX does not copy it."""

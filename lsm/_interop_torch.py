@@ -8,6 +8,7 @@ import numpy as np
 
 from lsm import _check
 from lsm._interop_base import ArrayLibrary, Operand
+from lsm._operations import Operation
 from lsm._signals import reraise_from_handler
 
 _REQUIRES_GRAD = """{name}: a tensor that requires grad, whose gradient would be lost; use one of:
@@ -20,6 +21,14 @@ class TorchLibrary(ArrayLibrary):
 
     converter = "torch.as_tensor"
     has_fast_path = True
+
+    def __init__(self) -> None:
+        torch: Any = sys.modules["torch"]
+        self._tensor, self._bfloat16, self._from_numpy = torch.Tensor, torch.bfloat16, torch.from_numpy
+        # Of other releases of PyTorch without these, no tensor takes the fast path.
+        self._n_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+        self._recorder: Any = getattr(torch._ops, "_mode_stack_state_for_pre_dispatch", None)
+        self._forward_ad = torch.autograd.forward_ad
 
     def type_name(self, x: Any) -> str:
         """The name of this type in `Backend.array_types`."""
@@ -94,7 +103,9 @@ class TorchLibrary(ArrayLibrary):
             return None
         return ("cuda", x.dtype) if x.is_cuda else x.dtype
 
-    def call_fast_function(self, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any) -> Any:
+    def call_fast_function(
+        self, operation: Operation, function: Any, arrays: tuple[Any, ...], axis: Any, out: Any
+    ) -> Any:
         """Call the function on views as ndarrays, or on a CUDA device on the tensors."""
         if arrays[0].is_cuda:
             result = function(*arrays, axis, out)
@@ -107,6 +118,8 @@ class TorchLibrary(ArrayLibrary):
                 views.append(view)
             if out is None:
                 y = function(*views, axis, None)
+                if type(y) is np.ndarray and arrays[0].dtype is not self._bfloat16:
+                    return self._from_numpy(y)
                 return None if y is None else self.from_numpy(y, arrays[0])
             result = None if function(*views[:-1], axis, views[-1]) is None else out
         if result is not None and out is not None:
@@ -114,17 +127,16 @@ class TorchLibrary(ArrayLibrary):
         return result
 
     def _fast_view(self, x: Any) -> Any:
-        """A view as an ndarray; None if x must be validated first."""
-        torch = sys.modules["torch"]
-        if type(x) is not torch.Tensor or x.requires_grad or not x.is_cpu or _is_recorded(torch):
-            return None
+        """A view as an ndarray; None if x must be validated first. numpy() raises for other devices."""
         try:
-            if _has_tangent(torch, x) or not x.data_ptr():
+            if type(x) is not self._tensor or self._n_modes() or self._recorder.get(0) is not None:
                 return None
-            if x.dtype is not torch.bfloat16:
+            if x.requires_grad or self._forward_ad._current_level >= 0 or not x.data_ptr():
+                return None
+            if x.dtype is not self._bfloat16:
                 return x.numpy()
-            return None if x.is_neg() else self.view_as_numpy(x, "")
-        except Exception as error:  # `view_as_numpy` reports the reason
+            return None if x.is_neg() or not x.is_cpu else self.view_as_numpy(x, "")
+        except Exception as error:  # `validate` and `view_as_numpy` report the reason
             reraise_from_handler(error)
             return None
 

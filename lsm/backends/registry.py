@@ -106,6 +106,9 @@ class Registry:
         """
         if name == self.default.name:
             return self.default
+        for candidate in self.all():
+            if candidate.is_built_in and candidate.name == name:
+                return candidate
         named = [c for c in self.all() if matches(name, c.name, c.entry_point.distribution)]
         ours = [c for c in named if c.is_built_in]
         if ours:
