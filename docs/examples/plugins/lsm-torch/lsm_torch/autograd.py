@@ -55,7 +55,7 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> None:
-        raise RuntimeError("of the functions of lsm_torch, only log_softmax has a second derivative")
+        raise RuntimeError("only lsm_torch.log_softmax has a second derivative")
 
 
 class Softmax(torch.autograd.Function):
