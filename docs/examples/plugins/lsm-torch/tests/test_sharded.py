@@ -1,8 +1,10 @@
 """Classes sharded over two and three processes: bits of whole frames, gradients, bytes sent, errors on all ranks."""
 
 import doctest
+import math
 import re
 import traceback
+from datetime import timedelta
 from itertools import accumulate, pairwise
 from unittest import mock
 
@@ -31,8 +33,9 @@ OTHERS_3 = [(2, 0, 3), (100, 200, SLICE)]
 def serve(rank, path, end):
     """Run functions with the group of the first two ranks or that of all three, and tell how they ended."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=3)
-    groups = {2: dist.new_group([0, 1]), 3: None}
+    patience = timedelta(seconds=20)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=3, timeout=patience)
+    groups = {2: dist.new_group([0, 1], timeout=patience), 3: None}
     while True:
         function, n_ranks, arguments = end.recv()
         try:
@@ -100,14 +103,20 @@ def largest_error(made, exact, dtype, magnitude=None):
 BOUNDS = {torch.float16: 0.501, torch.bfloat16: 0.501, torch.float32: 4, torch.float64: 4}
 
 
-def logits(shape, dtype, dim=-1, seed=0):
-    """Ordinary frames, and in the first a class that leads by 30."""
-    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 3
-    moved = x.movedim(dim, -1)
-    first = moved[(0,) * (x.dim() - 1)] if x.numel() else moved.flatten()
-    if len(first):
-        first[len(first) // 2] = first.max() + 30
-    return x.to(dtype)
+def normal(shape, dtype, seed):
+    return (torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 3).to(dtype)
+
+
+def logits(shape, dtype, dim=-1):
+    """In every other frame, a class leads by 30 or more; in the last of several, all are far below 0."""
+    frames = list(shape)
+    n = frames.pop(dim)
+    x = normal((math.prod(frames), n), torch.float64, 0)
+    if x.numel():
+        x[::2, n // 2] = x.max() + 30
+    if len(x) > 1:
+        x[-1] -= 1000
+    return x.reshape(*frames, n).movedim(-1, dim).to(dtype).contiguous()
 
 
 def exact_log_softmax(x):
@@ -122,7 +131,7 @@ def exact_log_softmax(x):
 # -- log_softmax ----------------------------------------------------------------------------------------------------
 
 
-def check_log_softmax(group, lengths, dtype, is_aligned, shape=(3, -1), dim=-1):
+def check_log_softmax(group, lengths, dtype, is_aligned, shape=(5, -1), dim=-1):
     n = sum(lengths)
     shape = [n if i == -1 else i for i in shape]
     x = logits(shape, dtype, dim)
@@ -136,7 +145,7 @@ def check_log_softmax(group, lengths, dtype, is_aligned, shape=(3, -1), dim=-1):
         exact = shard(torch.arange(n), lengths, group)
         exact = exact_log_softmax(x.movedim(dim, -1))[..., exact.numpy()]
         assert largest_error(y.movedim(dim, -1), exact, dtype) <= BOUNDS[dtype]
-    dy = logits(shape, dtype, dim, seed=1)
+    dy = normal(shape, dtype, 1)
     (dx,) = torch.autograd.grad(y, here, shard(dy, lengths, group, dim))
     assert (dx.dtype, dx.shape) == (here.dtype, here.shape)
     # The gradient, as a function of dy and y, within the bound of the largest of it and its terms.
@@ -215,7 +224,10 @@ def check_cross_entropy(group, lengths, dtype, is_aligned):
         if reduction != "none":
             exact = exact.sum() / (kept.sum() if reduction == "mean" else 1)
         assert largest_error(loss, exact, loss.dtype) <= 4
-        assert largest_error(dx.movedim(1, -1), gradient, dtype) <= BOUNDS[dtype]
+        bound = BOUNDS[dtype]
+        if reduction != "sum" and bound == 4:  # p times a number may lie where ulps are half as large
+            bound = 2 * bound + 1
+        assert largest_error(dx.movedim(1, -1), gradient, dtype) <= bound
         if is_aligned:
             same(loss.detach(), value)
             if reduction != "none":
@@ -291,7 +303,7 @@ def check_special(group, border):
     y = sharded.log_softmax(here, group=group)
     expected = shard(lsm.log_softmax(x), lengths, group)
     torch.testing.assert_close(y.detach(), expected, rtol=0 if border == SLICE else 1e-6, atol=0, equal_nan=True)
-    dy = logits((9, n), torch.float32, seed=1)
+    dy = normal((9, n), torch.float32, 1)
     dy[8, 5] = nan
     (dx,) = torch.autograd.grad(y, here, shard(dy, lengths, group))
     expected = shard(lsm.log_softmax_backward(dy, lsm.log_softmax(x)), lengths, group)
