@@ -172,6 +172,17 @@ def test_log_softmax_and_its_gradient(run, dtype):
         run(check_log_softmax, 3, lengths, dtype, False)
 
 
+def check_partials(group, lengths):
+    x = logits((2, sum(lengths)), torch.float64)
+    p = sharded.gathered(shard(x, lengths, group), -1, group, None).partials
+    same(p[:, p[0, :, 3] > 0], lsm.partials(x))
+
+
+def test_partials_are_those_of_the_whole_in_order_beside_neutral_ones(run):
+    run(check_partials, 2, (SLICE, 2 * SLICE + 1))
+    run(check_partials, 3, (2 * SLICE, 0, 5))
+
+
 def test_every_dimension(run):
     for shape, dim in (((-1,), 0), ((-1, 3, 2), 0), ((2, -1, 3), 1), ((2, 3, -1), -1)):
         run(check_log_softmax, 2, (SLICE, 9), torch.float32, True, shape, dim)
