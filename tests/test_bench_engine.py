@@ -338,6 +338,18 @@ def test_every_peer_that_is_installed_is_right_in_a_small_row():
     assert {e.name for e in result.rows[0].implementations} == names
 
 
+def test_dask_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setenv("SCIPY_ARRAY_API", "0")  # so that it is set back
+    for name in ("dask", "dask.array"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = run(Options(**SMALL | {"set": "scale"}, implementations=("cython", "dask")))
+    names = {"dask copy", "lsm on dask", "dask idiom", "scipy on dask"}
+    assert {name for name, reason in result.absent.items() if re.match(r"dask.* is not installed", reason)} == names
+    (found,) = run(Options(**SMALL | {"set": "scale"}, implementations=("cython",))).rows
+    assert found.case.chunks == (1, 2) and found.label == "own 4x6 float32 in 1x2, forward, 1 thread"
+    assert [e.way for e in found.implementations] == [OUT, NEW] and entry(found, "lsm cython", OUT).is_ranked
+
+
 def test_the_memory_of_a_copy_is_measured_and_none_is_made_up():
     for op in (FORWARD, BACKWARD):
         found = memory.extra_bytes(["lsm cython", "numpy idiom"], Case("own", (64, 2**17), op=op), 1)  # 32 MiB

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import lsm
 from lsm import _threads
 from lsm.backends.numpy_ import NumpyBackend
+from lsm.bench.result import from_json
 from lsm.engines import _dask_tasks
 
 DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.longdouble, np.int8)
@@ -622,6 +623,22 @@ def test_what_goes_to_other_processes_can_be_pickled():
     for block in (lsm.use_backend("numpy"), lsm.num_threads(1)):
         with pytest.raises(TypeError, match=r"cannot be pickled; .* pass backend="):
             pickle.dumps(block)
+
+
+def test_bench_measures_what_computes_on_dask(tmp_path):
+    ops = ("forward", "take_log_softmax", "logsumexp")
+    command = [sys.executable, "-m", "lsm", "bench", "--set", "scale", "--shape", "128x65536", "--op", ",".join(ops)]
+    command += ["--rounds", "1", "--threads", "1", "--json", str(tmp_path / "r.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = from_json((tmp_path / "r.json").read_text()).rows
+    assert [row.case.op for row in rows] == list(ops) and {row.case.chunks for row in rows} == {(32, 16384)}
+    by_name = [{entry.name: entry for entry in row.implementations} for row in rows]
+    lazy = {"lsm cython", "lsm on dask", "dask idiom", "scipy on dask"}
+    assert [set(found) for found in by_name] == [lazy | {"dask copy"}, {"lsm cython", "lsm on dask"}, lazy]
+    assert all(entry.is_ranked and entry.ratio for row in rows for entry in row.implementations)
+    memory = {name: entry.extra_bytes for name, entry in by_name[0].items()}  # of chunks of 2 MiB
+    assert memory["lsm on dask"] < memory["dask idiom"], memory
 
 
 CLUSTER = """

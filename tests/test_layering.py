@@ -60,7 +60,7 @@ FLOORS = [
     "lsm._conformance.derived",
     "lsm._conformance.run lsm.bench.implementation",
     "lsm._conformance.table lsm.testing lsm.bench.errors lsm.bench.peers lsm.bench.report lsm.bench.timing",
-    "lsm._apply_record",
+    "lsm._apply_record lsm.bench.scale",
     "lsm._apply lsm._listing lsm.bench.accuracy lsm.bench.chart lsm.bench.compare lsm.bench.memory lsm.bench.render",
     "lsm._apply_command lsm.bench.run",
     "lsm.bench.command",

@@ -19,6 +19,7 @@ from lsm.bench import peers
 from lsm.bench.data import WRITTEN, Data
 from lsm.bench.implementation import NEW, Implementation, Key
 from lsm.bench.machine import equal_threads
+from lsm.bench.scale import peers_of
 from lsm.bench.workloads import Case
 
 TOLERANCE_BYTES = 2**20  # by which the peak may be wrong
@@ -51,11 +52,12 @@ def extra_bytes(names: Iterable[str], case: Case, n_threads: int) -> dict[Key, i
 
 def main(names: list[str], about: dict[str, Any], n_threads: int) -> None:
     """Print, in a new process, what each implementation of a case needs; one that raises is left out."""
-    case = Case(**about | {"shape": tuple(about["shape"])})
+    case = Case.from_json(about)
     found: list[tuple[str, str, int]] = []
     absent: dict[str, str] = {}  # the row names them
     with equal_threads(n_threads, names, absent):
-        makers = {name: maker for name, maker in peers.known().items() if name in names and name not in absent}
+        known = peers.known(peers_of(bool(case.chunks)))
+        makers = {name: maker for name, maker in known.items() if name in names and name not in absent}
         small_case = replace(case, shape=shrunk(case.shape))
         small = peers.made(makers, small_case, Data(small_case, [case.op]), n_threads)[0]
         data = Data(case, [case.op])

@@ -10,7 +10,7 @@ from itertools import chain
 
 from lsm._operations import DERIVED
 
-MAP = "map"
+MAP, SCALE = "map", "scale"
 SETS = {
     "quick": "takes about a minute on 2 cores (default)",
     "usual": "every workload, in the dtypes that it usually has",
@@ -18,6 +18,7 @@ SETS = {
     "cpu": "the shapes of docs/performance.md, up to 2^28 elements",
     "gpu": "the shapes of docs/gpu.md, on a CUDA device",
     MAP: "classes x inner, beside PyTorch, with 1 thread and with all: a table of ratios",
+    SCALE: "512 MiB in chunks, through Dask: lsm, SciPy, the usual lines and a copy, with their memory",
 }
 OPS = ("forward", "backward", "forward+backward")  # of log_softmax
 FAMILY_OPS = ("softmax", "softmax_backward", "logsumexp", *DERIVED)  # by the names of the functions
@@ -54,7 +55,7 @@ class Options:
     shape: tuple[int, ...] | None = None  # instead of the named workloads
     axis: int = -1  # of `shape`
     sweep: str | None = None  # time against the amount of work, instead of the named workloads
-    memory: bool | None = None  # needs a process of its own: not in the quick set, unless asked for
+    memory: bool | None = None  # needs a process of its own: not in most sets, unless asked for
     implementations: tuple[str, ...] = ()  # parts of names
     threads: tuple[int, ...] = ()  # as many as lsm would use, if empty
     rounds: int | None = None
@@ -81,6 +82,8 @@ def from_arguments(args: argparse.Namespace) -> Options:
         raise OptionError("axis", f"{args.axis}; needs --shape; each named workload has its own")
     if args.set == MAP and not given["implementations"]:
         given["implementations"] = ("cython", "torch", *["scipy"] * ("logsumexp" in given["op"]))
+    if args.set == SCALE and not given["implementations"]:
+        given["implementations"] = ("cython", "dask")
     usual = {"set": "quick", "device": "cuda" if args.set == "gpu" else "cpu"}
     return Options(**usual | given, command=shlex.join(args.command_line))
 
@@ -103,7 +106,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--axis", type=int, metavar="N", help="the axis of the classes of --shape (default: -1)")
     group.add_argument("--sweep", choices=("classes", "frames"), help="time against the amount of work")
     memory = argparse.BooleanOptionalAction
-    group.add_argument("--memory", action=memory, help="also the memory of a call (default: not in the quick set)")
+    group.add_argument("--memory", action=memory, help="also the memory of a call (default: in usual, full and scale)")
     group = parser.add_argument_group("how it is measured")
     add_list("--implementations", "NAME", "those with one of these in their name (default: all installed)")
     group.add_argument("--threads", type=_counts, metavar="N,...", help="numbers of threads (default: all)")

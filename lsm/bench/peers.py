@@ -224,7 +224,7 @@ PEERS: Makers = {
 }
 
 
-def known() -> Makers:
+def known(peers: Makers = PEERS) -> Makers:
     """Every backend of lsm, plugins too, which are loaded, and every peer, by name."""
     infos = lsm.list_backends()
     names = [info.name for info in infos]
@@ -234,12 +234,12 @@ def known() -> Makers:
         label = info.name if is_unique else f"{info.distribution}/{info.name}"
         reason = "" if info.state == "loaded" else info.reason
         found[f"lsm {printable(label)}"] = Maker(partial(of_backend, label, info), (), tuple(info.devices), reason)
-    return found | PEERS
+    return found | peers
 
 
-def usable(wanted: Iterable[str], device: str) -> tuple[Makers, dict[str, str]]:
+def usable(wanted: Iterable[str], device: str, peers: Makers = PEERS) -> tuple[Makers, dict[str, str]]:
     """Those that can be measured, their modules imported, and why others cannot; a wrong name is an OptionError."""
-    makers, wanted = known(), tuple(wanted)
+    makers, wanted = known(peers), tuple(wanted)
     for text in wanted:
         if not any(text in name for name in makers):
             accepted = f"{', '.join(makers)}, or a part of a name"

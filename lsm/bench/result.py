@@ -154,9 +154,8 @@ def from_json(text: str, name: str = "the file") -> Result:
 
 
 def _row(case: Any, limit: Any, implementations: Any, **rest: Any) -> Row:
-    case = Case(**case | {"shape": tuple(case["shape"])})
     entries = [Entry(**entry) for entry in implementations]
-    return Row(case, limit=Limit(**limit) if limit else None, implementations=entries, **rest)
+    return Row(Case.from_json(case), limit=Limit(**limit) if limit else None, implementations=entries, **rest)
 
 
 def _mapped(tree: Any, of_leaf: Callable[[Any], Any]) -> Any:

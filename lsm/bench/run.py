@@ -21,9 +21,10 @@ from lsm.bench.data import Data
 from lsm.bench.errors import Reference, check
 from lsm.bench.implementation import OUT, is_out_of_cache, limit
 from lsm.bench.memory import MIN_RESULT_BYTES, extra_bytes
-from lsm.bench.options import MAP, OptionError, Options
+from lsm.bench.options import MAP, SCALE, OptionError, Options
 from lsm.bench.peers import Makers
 from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
+from lsm.bench.scale import peers_of
 from lsm.bench.timing import Budget, Watch, interleave
 from lsm.bench.workloads import SIGNATURES, Case, cases
 
@@ -34,6 +35,7 @@ BUDGETS = {
     "full": Budget(rounds=15, row_s=60.0),
     "cpu": Budget(rounds=15, row_s=30.0),
     "gpu": Budget(rounds=7, sample_s=0.005, n_checked=2**17, row_s=10.0),
+    SCALE: Budget(rounds=7, row_s=60.0),
     MAP: Budget(rounds=5, sample_s=0.005, n_checked=2**12, row_s=1.0, is_of_map=True),
 }
 QUICK_S = 30.0  # after which a quick run's rows get the fewest rounds: imports and exact values come on top
@@ -53,7 +55,7 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
     usual = (1,) * (options.set == MAP) + (lsm.get_num_threads(),)
     n_threads, too_many = machine.possible_threads(options.threads or tuple(dict.fromkeys(usual)))
     gpu = machine.gpu(options.device)
-    makers, absent = peers.usable(options.implementations, options.device)
+    makers, absent = peers.usable(options.implementations, options.device, peers_of(options.set == SCALE))
     if not makers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
         raise OptionError("implementations", f"none can be measured ({reasons})")
@@ -80,7 +82,7 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
 def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result) -> Iterator[Row]:
     """Measure row after row; arrays are made once for all operations on them."""
     budget = replace(BUDGETS[options.set], rounds=result.header.rounds)
-    has_memory = options.set in ("usual", "full") if options.memory is None else options.memory
+    has_memory = options.set in ("usual", "full", SCALE) if options.memory is None else options.memory
     start, n_left = time.perf_counter(), len(result.header.threads) * len(wanted)
     for n in result.header.threads:
         cannot: dict[str, str] = {}

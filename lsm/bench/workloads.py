@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lsm._check import at_least_float32
 from lsm._operations import DERIVED
-from lsm.bench.options import DTYPES, KINDS_OF_DATA, MAP, OPS, OptionError, Options
+from lsm.bench.options import DTYPES, KINDS_OF_DATA, MAP, OPS, SCALE, OptionError, Options
 
 FORWARD, BACKWARD, BOTH = OPS
 
@@ -51,6 +51,7 @@ class Workload:
     quick_ops: tuple[str, ...] = (FORWARD,)
     out_dtype: str = ""  # that of x, if empty; another one is measured forward only
     k: tuple[int, ...] = (1,)  # of top-k
+    chunks: tuple[int, ...] = ()  # in which Dask has it
 
 
 # A decoder's frames of 32 characters; a recogniser's of 6,000 states; the next word for 64 texts; the words of whole
@@ -130,6 +131,7 @@ def mapped(
     )
 
 
+SCALE_OPS = (FORWARD, "take_log_softmax", "logsumexp")
 SETS_OF_THEIR_OWN = {
     "cpu": (
         *(Workload(*about, usual_ops=_SEPARATE) for about in _CPU),
@@ -139,6 +141,10 @@ SETS_OF_THEIR_OWN = {
     ),
     "gpu": tuple(Workload(*about, dtypes=DTYPES, usual_ops=_SEPARATE) for about in _GPU),
     MAP: mapped(),
+    SCALE: tuple(
+        Workload(f"{cut}_in_chunks", (1024, 131_072), usual_ops=SCALE_OPS, chunks=chunks)
+        for cut, chunks in (("frames", (64, 131_072)), ("classes", (256, 32_768)))
+    ),
 }
 SWEEPS = {
     "classes": tuple(Workload("sweep_classes", (1, 10**power)) for power in range(1, 8)),
@@ -160,6 +166,13 @@ class Case:
     op: str = FORWARD
     data: str = "logits"
     k: int = 1  # of top-k
+    chunks: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, about: dict[str, Any]) -> "Case":
+        """The case whose fields these are, with lists for tuples."""
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in about.items()}
+        return cls(**given)
 
     @property
     def result_dtype(self) -> str:
@@ -195,6 +208,7 @@ class Case:
         words += [f"axis {self.axis}"] * (self.axis not in (-1, len(self.shape) - 1))
         words += ["Fortran order"] * (self.order == "F") + [self.dtype]
         words += [f"to {self.out_dtype}"] * bool(self.out_dtype)
+        words += [f"in {'x'.join(map(str, self.chunks))}"] * bool(self.chunks)
         words += [self.data] * (self.data != "logits") + [f"k {self.k}"] * (self.op == "top_k_log_softmax")
         return " ".join(words) + f", {self.op}"
 
@@ -202,7 +216,7 @@ class Case:
 def cases(options: Options) -> list[Case]:
     """What the options ask for, those on the same arrays one after the other."""
     return [
-        Case(w.name, w.shape, w.axis, dtype, w.out_dtype * (w.out_dtype != dtype), w.order, op, data, k)
+        Case(w.name, w.shape, w.axis, dtype, w.out_dtype * (w.out_dtype != dtype), w.order, op, data, k, w.chunks)
         for w in _chosen(options)
         for dtype in _dtypes(w, options)
         for data in options.data or (FULL_DATA if options.set == "full" else FULL_DATA[:1])
@@ -214,7 +228,8 @@ def cases(options: Options) -> list[Case]:
 def _chosen(options: Options) -> tuple[Workload, ...]:
     """The workloads, or the sizes of a sweep, or one's own shape; an OptionError if there is no such workload."""
     if options.shape is not None:
-        return (Workload("own", options.shape, options.axis, quick_ops=OPS),)
+        quarters = tuple(-(-n // 4) for n in options.shape) * (options.set == SCALE)
+        return (Workload("own", options.shape, options.axis, quick_ops=OPS, chunks=quarters),)
     known = SETS_OF_THEIR_OWN.get(options.set, tuple(w for w in WORKLOADS if w.set in NESTED.get(options.set, ())))
     if options.sweep is not None:
         most = QUICK_SWEEP_ELEMENTS if options.set == "quick" else math.inf
