@@ -81,7 +81,7 @@ def peak():
 def run(folder, name, labels, limit):
     """Seconds, tasks, the peak of the workers, and how often one paused; or the error."""
     store, way = WAYS[name]
-    options = {"memory_limit": f"{limit} MiB", "dashboard_address": None, "silence_logs": 50}
+    options = {"memory_limit": f"{limit} MiB", "dashboard_address": ":0", "silence_logs": 50}
     with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
         client.run(lambda: np.isfinite(lsm.log_softmax(np.zeros(3))).all())  # with lsm and its kernels loaded
         start = time.perf_counter()
