@@ -4,7 +4,7 @@ import argparse
 import inspect
 
 import lsm
-from lsm import _apply
+from lsm import _apply_files
 from lsm._operations import OPERATIONS
 from lsm._storage import FORMATS, check_dtype, format_of
 from lsm._storage.base import Source
@@ -57,7 +57,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "; ".join(map(_usage, FUNCTIONS))
 
 
-def apply(args: argparse.Namespace, progress: _apply.Progress) -> int:
+def apply(args: argparse.Namespace, progress: _apply_files.Progress) -> int:
     """Run `lsm apply`."""
     parameters = _parameters(args.op)
     options = {"axis": args.axis, "backend": args.backend}
@@ -81,8 +81,8 @@ def apply(args: argparse.Namespace, progress: _apply.Progress) -> int:
         args.usage_error("--name names an array in .safetensors, HDF5 or Zarr; that of a .npy file has no name")
     if args.resume and format_ != "zarr":
         args.usage_error(f"--resume is for results in Zarr; {format_} files are written as a whole or not at all")
-    target = _apply.Target(args.target, format_, args.name, args.resume)
-    _apply.apply(args.op, inputs, target, progress, **options)
+    target = _apply_files.Target(args.target, format_, args.name, args.resume)
+    _apply_files.apply(args.op, inputs, target, progress, **options)
     return 0
 
 

@@ -8,24 +8,35 @@ import numpy as np
 
 import lsm
 from lsm._check import dtype_name
+from lsm._decide import Decision
+from lsm._operations import OPERATIONS
 from lsm._storage.base import StoredArray
 from lsm.engines._dask_tasks import build_of
 
 
+def decision_of(op: str, arrays: Sequence[StoredArray], dtype: np.dtype[Any], options: dict[str, Any]) -> Decision:
+    """Which backend computes a result, which has this dtype."""
+    n_logits = len(OPERATIONS[op].inputs) if op in OPERATIONS else 1
+    own = arrays[0].native_dtype if n_logits == 1 else dtype  # to which two are promoted
+    return lsm.explain(np.empty(0, own), op, dtype=options.get("dtype"), backend=options.get("backend"))
+
+
 def record_of(
-    op: str, arrays: Sequence[StoredArray], axes: tuple[int, ...], dtype: np.dtype[Any], options: dict[str, Any]
+    op: str,
+    arrays: Sequence[StoredArray],
+    axes: tuple[int, ...],
+    dtype: np.dtype[Any],
+    options: dict[str, Any],
+    decision: Decision,
 ) -> dict[str, Any]:
     """All that the bits of a result depend on, as JSON can hold it."""
-    name = dtype_name(dtype)
-    own = np.empty(0, arrays[0].native_dtype)
-    decision = lsm.explain(own, op, dtype=name, backend=options.get("backend"))
     version, has_fma = build_of(decision.backend)
     options = {key: value for key, value in options.items() if key not in ("backend", "dtype")}
     return {
         "operation": op,
         "axis": list(axes),
         "options": options,
-        "dtype": name,
+        "dtype": dtype_name(dtype),
         "backend": decision.winner,
         "version": version,
         "fma": has_fma,

@@ -51,6 +51,7 @@ ZOO += ("xarray", "zarr")
 _no_zoo = [name for name in ZOO if importlib.util.find_spec(name) is None]
 if _no_zoo:
     collect_ignore += ["test_zoo.py", "test_dask.py", "test_xarray.py", "test_apply_stores.py"]
+    collect_ignore += ["test_apply_cluster.py", "test_apply_parts.py"]
 _no_nvrtc = [name for major, name in nvrtc.WHEELS.items() if nvrtc.library(major) is None]
 if _no_nvrtc:
     collect_ignore.append("test_cuda_compile.py")

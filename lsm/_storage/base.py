@@ -1,5 +1,6 @@
 """What every stored array has, and the checks that all formats share."""
 
+import os
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -69,9 +70,17 @@ class StoredArray(ABC):
         # Bits of bfloat16 are known by their dtype, which must be this very object.
         return self.dtype if self.dtype.isnative else self.dtype.newbyteorder("=")
 
+    @property
+    def source(self) -> Source:
+        """Where another process finds it that has the same files."""
+        return Source(os.path.abspath(self.path), self.within)  # noqa: PTH100 (a link may lead elsewhere there)
+
     @abstractmethod
     def read(self, index: Index) -> Array:
         """Read one block."""
+
+    def warn_of_missing(self) -> None:  # noqa: B027 (most formats have all)
+        """Warn if numbers are missing that count as others."""
 
 
 class WritableArray(StoredArray):
@@ -81,6 +90,11 @@ class WritableArray(StoredArray):
         """A new array for a block, in the order of the file."""
         shape = tuple(part.stop - part.start for part in index)
         return np.empty(shape[::-1], self.dtype).T if self.is_fortran else np.empty(shape, self.dtype)
+
+    def fits(self, index: Index, block: Array) -> bool:
+        """Whether the numbers of one block can be computed in another that has been read."""
+        shape = tuple(part.stop - part.start for part in index)
+        return block.shape == shape and block.dtype == self.dtype and block.flags.writeable
 
     @abstractmethod
     def write(self, index: Index, block: Array) -> None:

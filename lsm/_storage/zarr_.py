@@ -51,6 +51,18 @@ class ZarrArray(WritableArray):
         keys = map(self.array.metadata.encode_chunk_key, numbers)
         return all(os.path.exists(f"{self.path}/{key}") for key in keys)  # noqa: PTH110 (faster)
 
+    @property
+    def source(self) -> Source:
+        """See `StoredArray.source`."""
+        return Source(os.path.abspath(self.path))  # noqa: PTH100
+
+    def warn_of_missing(self) -> None:
+        """Warn of chunks that are not there, unless they read as NaN, which the result shows."""
+        n_missing, fill = self.count_missing(), self.array.fill_value
+        if n_missing > 0 and not (fill is not None and np.isnan(fill)):
+            what = "shards" if self.array.shards else "chunks"
+            warn(f"{self.name}: {n_missing} {what} are missing, and count as the fill value {fill}")
+
     def count_missing(self) -> int:
         """How many chunks, or shards, are not there; zarr's own count takes longer than it takes to read them."""
         names = chain.from_iterable(names for _, _, names in os.walk(self.path))
@@ -85,7 +97,7 @@ def open_array(source: Source) -> Iterator[ZarrArray]:
     check_attributes(name, array.attrs)
     if not is_complete(array):
         raise UnusableFileError(f"{name} is incomplete: lsm apply was interrupted; complete it first, by --resume")
-    stored = ZarrArray(
+    yield ZarrArray(
         name=name,
         path=str(Path(source.path, within or "")),
         within=within,
@@ -94,11 +106,6 @@ def open_array(source: Source) -> Iterator[ZarrArray]:
         unit=tuple(max(1, n) for n in unit),
         array=array,
     )
-    n_missing, fill = stored.count_missing(), array.fill_value
-    if n_missing > 0 and not (fill is not None and np.isnan(fill)):  # the result shows NaN
-        what = "shards" if array.shards else "chunks"
-        warn(f"{name}: {n_missing} {what} are missing, and count as the fill value {fill}")
-    yield stored
 
 
 def unreadable(name: str, error: Exception) -> UnusableFileError:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,10 +31,17 @@ def compute_chunk(function: str, names: tuple[str, ...], options: dict[str, Any]
     Exception
         What the function raises.
     """
-    _check_build(options["backend"], build)
+    check_build(options["backend"], build)
     arguments = dict(zip(names, map(_only, chunks), strict=True))
     call = partial(_OF_PARTS.get(function) or getattr(lsm, function), **arguments, **options)
-    # The scheduler has a thread for each processor already; further ones would wait for a turn.
+    return on_one_thread(call)
+
+
+def on_one_thread(call: Callable[[], Any]) -> Any:
+    """Call a function with one thread of lsm, unless the process has set how many.
+
+    The scheduler has a thread for each processor already; further ones would wait for a turn.
+    """
     return call() if process_setting() is not None else call_within(num_threads(1), call)
 
 
@@ -51,7 +59,8 @@ def build_of(backend: Any) -> tuple[str, bool | None]:
     return __version__, getattr(backend, "has_fma", None)
 
 
-def _check_build(name: str, build: Any) -> None:
+def check_build(name: str, build: Any) -> None:
+    """Raise BackendUnavailableError if this process would give other bits than that which has this build."""
     here = build_of(registry().get(name).load())
     if here != tuple(build):
         version, has_fma = build
@@ -61,10 +70,10 @@ def _check_build(name: str, build: Any) -> None:
                 f"a backend {name!r} {'with' if here[1] else 'without'} FMA, but the graph was made by one "
                 f"{'with' if has_fma else 'without'} it, which gives other bits; set LSM_FORCE_ISA to one level on both"
             )
-        raise BackendUnavailableError(f"{_place()} has {difference}")
+        raise BackendUnavailableError(f"{place()} has {difference}")
 
 
-def _place() -> str:
+def place() -> str:
     """Where this runs: the address of a worker of distributed, or the number of the process."""
     try:
         return f"the worker {sys.modules['distributed'].get_worker().address}"
