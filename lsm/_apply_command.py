@@ -2,9 +2,10 @@
 
 import argparse
 import inspect
+from contextlib import nullcontext
 
 import lsm
-from lsm import _apply_files
+from lsm import _apply, _apply_cluster, _apply_files
 from lsm._operations import OPERATIONS
 from lsm._storage import FORMATS, check_dtype, format_of
 from lsm._storage.base import Source
@@ -54,6 +55,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help=text)
     text = "continue an interrupted run of the same command, whose OUT is Zarr; begin if there was none"
     parser.add_argument("--resume", action="store_true", help=text)
+    text = "have the workers of a Dask cluster compute the blocks, such as tcp://host:8786; OUT is Zarr, and all files "
+    parser.add_argument("--scheduler", metavar="ADDRESS", help=text + "are shared")
     parser.epilog = "; ".join(map(_usage, FUNCTIONS))
 
 
@@ -82,7 +85,13 @@ def apply(args: argparse.Namespace, progress: _apply_files.Progress) -> int:
     if args.resume and format_ != "zarr":
         args.usage_error(f"--resume is for results in Zarr; {format_} files are written as a whole or not at all")
     target = _apply_files.Target(args.target, format_, args.name, args.resume)
-    _apply_files.apply(args.op, inputs, target, progress, **options)
+    if args.scheduler is not None and format_ != "zarr":
+        args.usage_error(
+            f"--scheduler is for results in Zarr, the only format that several processes can write, not {format_}; "
+            "name OUT with the suffix .zarr, or leave out --scheduler"
+        )
+    with nullcontext(_apply.run_here) if args.scheduler is None else _apply_cluster.cluster(args.scheduler) as run_all:
+        _apply_files.apply(args.op, inputs, target, progress, run_all, **options)
     return 0
 
 

@@ -62,7 +62,7 @@ FLOORS = [
     "lsm._conformance.table lsm.testing lsm.bench.errors lsm.bench.peers lsm.bench.report lsm.bench.timing",
     "lsm._apply_parts lsm._apply_record lsm.bench.scale",
     "lsm._apply",
-    "lsm._apply_files",
+    "lsm._apply_cluster lsm._apply_files",
     "lsm._listing lsm.bench.accuracy lsm.bench.chart lsm.bench.compare lsm.bench.memory lsm.bench.render",
     "lsm._apply_command lsm.bench.run",
     "lsm.bench.command",

@@ -99,6 +99,13 @@ def create_arrays(format_: str, results: Sequence[Result], is_resumed: bool) -> 
         yield [module.create(*pair) for pair in zip(files, results, strict=True)]
 
 
+def reopen_result(path: str, name: str, record: dict[str, Any]) -> WritableArray:
+    """Open an array of Zarr that `create_arrays` has made, in another process."""
+    _, zarr_results = _zarr(path)
+    array: WritableArray = zarr_results.reopen(path, name, record)
+    return array
+
+
 def _check_others(result: Result, module: Any) -> None:
     """Raise UnusableFileError if the file to replace has several arrays, all but one of which would be lost."""
     there: set[str] = set()

@@ -100,6 +100,11 @@ class WritableArray(StoredArray):
     def write(self, index: Index, block: Array) -> None:
         """Write one block, made by `empty`."""
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the result is made of, in formats that keep that."""
+        return {}
+
     def is_written(self, index: Index) -> bool:
         """Whether an earlier run has written this block."""
         return False

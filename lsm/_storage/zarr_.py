@@ -52,6 +52,12 @@ class ZarrArray(WritableArray):
         return all(os.path.exists(f"{self.path}/{key}") for key in keys)  # noqa: PTH110 (faster)
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What lsm has noted about a result."""
+        found: dict[str, Any] = self.array.attrs[ATTRIBUTE]
+        return found
+
+    @property
     def source(self) -> Source:
         """See `StoredArray.source`."""
         return Source(os.path.abspath(self.path))  # noqa: PTH100

@@ -52,7 +52,8 @@ def create_arrays(results: Sequence[Result], is_resumed: bool) -> Iterator[list[
     try:
         for place in places:
             arrays.append(_create(place) if place.array is None else place.array)
-        yield [_stored(*about) for about in zip(places, arrays, strict=True)]
+        pairs = zip(places, arrays, strict=True)
+        yield [_stored(str(place.where), repr(place.result.target), array) for place, array in pairs]
         for result, array in zip(results, arrays, strict=True):
             array.update_attributes({ATTRIBUTE: result.record | {"complete": True}})
         _replace_all([(place.where, place.path) for place in places if place.where != place.path])
@@ -63,10 +64,18 @@ def create_arrays(results: Sequence[Result], is_resumed: bool) -> Iterator[list[
         raise
 
 
-def _stored(place: _Place, array: Any) -> ZarrArray:
+def reopen(path: str, name: str, record: dict[str, Any]) -> ZarrArray:
+    """Open an array that another process has made or opened, with this record."""
+    array = _opened(Path(path))
+    if array is None or array.attrs.get(ATTRIBUTE) != record:
+        raise UnusableFileError(f"{name}: what this run began at {path!r} is not there")
+    return _stored(path, name, array.with_config({"write_empty_chunks": True}))
+
+
+def _stored(path: str, name: str, array: Any) -> ZarrArray:
     return ZarrArray(
-        name=repr(place.result.target),
-        path=str(place.where),
+        name=name,
+        path=path,
         shape=array.shape,
         dtype=array.dtype,
         unit=array.shards or array.chunks,
