@@ -3,6 +3,7 @@
 A task opens the files by their paths, computes a block and writes it. No array passes through scheduler or client.
 """
 
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +65,7 @@ def cluster(address: str) -> Iterator[Runner]:
         import distributed
     except ImportError as error:
         raise LsmError(f"--scheduler: dask and distributed are needed ({error}): {install_command('dask')}") from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it logs is raised as well
     accepted = "accepted: the address of a Dask scheduler that runs, such as tcp://host:8786"
     try:
         distributed.comm.get_address_host_port(address, strict=True)  # a Client that fails takes 20 s to be deleted

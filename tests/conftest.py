@@ -94,7 +94,7 @@ def pytest_report_header(config):
     for file, missing, extra in (
         ("test_interop.py", _missing, "interop"),
         ("test_on_gpu_contents.py", [name for name in _missing if name == "torch"], "interop"),
-        ("test_zoo.py, test_dask.py, test_xarray.py, test_apply_stores.py", _no_zoo, "zoo"),
+        ("test_zoo.py, test_dask.py, test_xarray.py, test_apply_{stores,parts,cluster}.py", _no_zoo, "zoo"),
         ("test_cuda_compile.py", _no_nvrtc, "cuda-test"),
     ):
         if missing:

@@ -126,6 +126,7 @@ def wait_for_idle(cluster):
 
 
 def test_every_function_gives_the_bits_of_one_process(cluster, zarr_input, monkeypatch):
+    monkeypatch.setattr(_apply, "BLOCK_BYTES", 8 * 3 * 50)
     np.save("x.npy", X)
     in_hdf5("i", X.argmin(1))
     wide = np.random.default_rng(1).normal(size=(2, 40_000)).astype("f4")
