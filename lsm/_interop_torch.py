@@ -22,13 +22,16 @@ class TorchLibrary(ArrayLibrary):
     converter = "torch.as_tensor"
     has_fast_path = True
 
-    def __init__(self) -> None:
+    _tensor: Any = None  # and what else `_prepare` looks up, until the first tensor comes
+
+    def _prepare(self) -> None:
         torch: Any = sys.modules["torch"]
-        self._tensor, self._bfloat16, self._from_numpy = torch.Tensor, torch.bfloat16, torch.from_numpy
+        self._bfloat16, self._from_numpy = torch.bfloat16, torch.from_numpy
         # Of other releases of PyTorch without these, no tensor takes the fast path.
         self._n_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
         self._recorder: Any = getattr(torch._ops, "_mode_stack_state_for_pre_dispatch", None)
         self._forward_ad = torch.autograd.forward_ad
+        self._tensor = torch.Tensor  # last: another thread may look
 
     def type_name(self, x: Any) -> str:
         """The name of this type in `Backend.array_types`."""
@@ -129,7 +132,9 @@ class TorchLibrary(ArrayLibrary):
     def _fast_view(self, x: Any) -> Any:
         """A view as an ndarray; None if x must be validated first. numpy() raises for other devices."""
         try:
-            if type(x) is not self._tensor or self._n_modes() or self._recorder.get(0) is not None:
+            if type(x) is not self._tensor:
+                return self._prepare() if self._tensor is None else None
+            if self._n_modes() or self._recorder.get(0) is not None:
                 return None
             if x.requires_grad or self._forward_ad._current_level >= 0 or not x.data_ptr():
                 return None

@@ -86,6 +86,18 @@ class Logits:
         request = Request(self.library.type_name(self.array), "cpu", (self.own, result), operation.name)
         return find_entry(request, self.backend, self.library.fast_key(self.array, self.own))
 
+    def native(self, name: str, result: str) -> Any:
+        """A function of the backend's own for whole C-contiguous arrays, without keywords; None if it has none.
+
+        result : the dtype that it gives, which is that of the logits, or float32 for 16 bits.
+        """
+        entry, x = self.entry, self.values
+        is_alike = result in (self.own, _check.at_least_float32(self.own)) and x.dtype == _check.np_dtype(self.own)
+        is_plain = self.mask is None and self.temperature is None and self.frames.order is None
+        if entry is None or entry.passed_as != _check.NUMPY or not (is_alike and is_plain and x.size and x.ndim):
+            return None
+        return getattr(entry.backend, name, None) if x.flags.c_contiguous and x.flags.aligned else None
+
     def block(self, index: Index) -> Any:
         """A block of the logits, as they are."""
         return self.frames.block(self.values, index)

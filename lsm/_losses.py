@@ -91,6 +91,9 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
     scale = logits.wide.type(1)
     if loss.reduction == "mean":
         scale = 1 / logits.wide.type(denominator) if denominator else scale * 0
+    losses = _losses_of_labels(logits, loss, labels, factor, scale, out)
+    if losses is not None:
+        return _reduced(losses, loss.reduction, denominator)
     losses = np.zeros(frames.shape, logits.wide)
     is_narrow = loss.is_narrow(logits.own)
     compute = _narrow_block if is_narrow else _wide_block
@@ -107,9 +110,34 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
         part = Part(own, kept, f, scale, logits.temperature_block(index))
         value = compute(logits, loss, index, part, out)
         losses[index] = np.squeeze(value if kept is None else np.where(kept, value, 0), frames.at)
-    if loss.reduction == "none":
+    return _reduced(losses, loss.reduction, denominator)
+
+
+def _reduced(losses: Any, reduction: str, denominator: Any) -> Any:
+    if reduction == "none":
         return losses
-    return total(losses) if loss.reduction == "sum" else total(losses) / logits.wide.type(denominator)
+    return total(losses) if reduction == "sum" else total(losses) / losses.dtype.type(denominator)
+
+
+def _losses_of_labels(logits: Logits, loss: Loss, labels: Any, factor: Any, scale: Any, out: Any) -> Any:
+    """The losses of labels without other terms, and the gradients, by the backend's own function; None without it.
+
+    The bits are those of `_narrow_block`.
+    """
+    own = at_least_float32(logits.own)
+    run = None if labels is None or loss.is_mixed else logits.native("run_labels", own)
+    if run is None or _dtype_of_gradient(logits, loss) != own or not (out is None or out.flags.carray):
+        return None
+    of_frame, numbers, at = np.ascontiguousarray(labels.reshape(-1)), np.zeros(labels.size, own), logits.frames.at
+    f: Any = 1.0 if factor is None else factor.reshape(-1)
+    if not run(logits.values, at, of_frame, numbers, out, f * scale):
+        return None
+    y = numbers.astype(logits.wide)
+    if out is not None:
+        at_label = (f * np.expm1(y) + 0.0) * scale
+        entry: Any = logits.entry
+        entry.backend.put_labels(out, at, of_frame, narrowed(at_label, logits.own))
+    return np.where(of_frame >= 0, (0 - y) * f, 0).reshape(logits.frames.shape)
 
 
 def _narrow_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any) -> Any:

@@ -37,8 +37,8 @@ class Fault(NamedTuple):
     instead: str
 
 
-NUMPY = "lsm/backends/numpy_.py"
 SLICES = "lsm/backends/_slices.py"
+GRADIENTS = "lsm/backends/_slices_backward.py"
 BLOCKS = "lsm/backends/_blocks.py"
 KERNELS = "lsm/backends/_kernels"  # a folder: one of its files has the text
 FAULTS = (
@@ -51,6 +51,12 @@ FAULTS = (
     Fault(
         "kernel: the labels are the caller's", KERNELS, "PyArray_NewCopy(<PyArrayObject*> labels, NPY_CORDER)", "labels"
     ),
+    Fault(
+        "kernel: of S the wrong part is scaled", KERNELS, "total[0] * 2.0**-40 + error", "error[0] * 2.0**-40 + error"
+    ),
+    Fault("kernel: a y out of range spoils its slice only", KERNELS, "frame.n_bad += part.n_bad", "frame.n_bad += 0"),
+    Fault("kernel: frames left out have a gradient", KERNELS, "if not has_label(of, number):", "if False:"),
+    Fault("kernel: one part of wide images", KERNELS, "tile.first = t % n_splits * largest.width", "tile.first = 0"),
     Fault(
         "kernel: another default is not noticed",
         KERNELS,
@@ -65,9 +71,9 @@ FAULTS = (
         "d -= np.log(sums.s + sums.k)",
     ),
     Fault("numpy: +inf is kept", SLICES, "shift = m + m * 0", "shift = np.where(m == np.inf, 0, m)"),
-    Fault("numpy: S is not scaled and overflows", NUMPY, "dy.dtype.type(2) ** -40", "dy.dtype.type(1)"),
-    Fault("numpy: plain sum", BLOCKS, "+ plain_sum(terms - high, at)", ""),
-    Fault("numpy: exp(y) once, for deep classes", NUMPY, "is_low = y < -600", "is_low = y < -1e9"),
+    Fault("numpy: S is not scaled and overflows", GRADIENTS, "twofold_sum(dy * dy", "twofold_sum(dy / dy"),
+    Fault("numpy: plain sum", BLOCKS, ", plain_sum(terms - high, at))", ", 0 * high[:1, :1])"),
+    Fault("numpy: exp(y) once, for deep classes", GRADIENTS, "is_low = y < -600", "is_low = y < -1e9"),
     Fault("numpy: longdouble in float64", BLOCKS, "np.longdouble if is_long else", "np.float64 if is_long else"),
     # Frames and axes
     Fault("axes: two frames are left out", "lsm/backends/_axes.py", "i != axis and n > 1]", "i != axis and n > 2]"),

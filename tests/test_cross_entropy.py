@@ -301,6 +301,38 @@ def test_a_frame_has_the_same_bits_everywhere(backend, n, options, rng):
             np.testing.assert_array_equal(there[1].swapaxes(1, 2), gradient)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    "shape", [(700, 100), (20000, 4), (3, 40000), (2, 70, 3000), (300, 5, 40), (3, 20000, 2), (9, 1, 3), (2, 17, 4400)]
+)
+def test_large_arrays_have_the_bits_of_any_layout(backend, dtype, shape, reduction, rng):
+    if dtype == np.longdouble:
+        return
+    x = (rng.standard_normal(shape) * 4).astype(dtype)
+    t = rng.integers(0, shape[1], (shape[0], *shape[2:]))
+    x[0, 0], x[-1, -1], x[shape[0] // 2, ..., 0] = -INF, NAN, INF
+    t.flat[::3] = 0
+    far = np.repeat(x, 2, -1)[..., ::2]  # the same numbers, and no contiguous array
+
+    def same(found, wanted):
+        np.testing.assert_array_equal(np.asarray(found, float), np.asarray(wanted, float))
+
+    for options in ({}, {"ignore_index": 0}, {"weight": rng.random(shape[1]), "ignore_index": int(t.flat[-1])}):
+        options |= {"axis": 1, "reduction": reduction, "backend": backend}
+        value, gradient = lsm.cross_entropy_value_and_grad(far, t, **options)
+        for n_threads in (1, 3):
+            with lsm.num_threads(n_threads):
+                found = lsm.cross_entropy_value_and_grad(x, t, **options)
+                same(found[0], value)
+                same(found[1], gradient)
+                same(lsm.cross_entropy(x, t, **options), value)
+        out = x.copy()
+        lsm.cross_entropy_value_and_grad(out, t, **options, out=out)
+        same(out, gradient)
+    with lsm.num_threads(2):
+        same(lsm.take_log_softmax(x, t, 1, backend=backend), lsm.take_log_softmax(far, t, 1, backend=backend))
+
+
 def test_the_gradient_in_place(backend, rng):
     x = rng.standard_normal((300, 900)).astype(np.float32)
     t, q = rng.integers(0, 900, 300), rng.dirichlet(np.ones(900), 300).astype(np.float32)

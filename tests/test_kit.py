@@ -34,6 +34,8 @@ FAULTS = [
     ("NormalisesPartsAlone", "partials: parts as whole frames", "log_softmax_of_part, "),
     ("FoldsBackwards", "partials: parts as whole frames", "softmax_of_part, "),
     ("TotalsForgetInfinity", "partials: logsumexp", "logsumexp_of_partials: [nan nan"),
+    ("CountsNothing", "partials_backward: what they are", "partials_backward: counts"),
+    ("SumsPartsAlone", "partials_backward: parts as whole frames", "log_softmax_backward_of_part, "),
     ("Float8", "the declaration", "lsm knows no 'float8'"),
     ("BoundOfAnother", "the declaration", "max_ulp has a bound for 'longdouble', which dtypes does not name"),
     ("TwoUlpTooMuch", "forward: ordinary frames", "ulp off, where max_ulp is 1.9 for float32"),

@@ -159,6 +159,29 @@ class CythonBackend(Backend):
             table["find_top"](view, to, table["kinds"][x.dtype.char], k, scratch, n_threads)
         return True
 
+    def run_labels(self, x: Any, axis: int, labels: Any, y: Any, gradient: Any = None, rate: Any = 1.0) -> bool:
+        """Write the log-softmax at one label of each frame, and rate * softmax. Not part of the contract.
+
+        x, gradient : C-contiguous arrays of one dtype
+        labels : contiguous array of int64
+            Of a frame with another number than that of a class, y is not written, and the gradient is 0.
+        y : contiguous array of the dtype of x, or of float32
+        rate : number, or array of one for each frame
+        False if the kernels do not serve such a call.
+        """
+        table, n_threads = kernels(), count_threads(x.size)
+        if n_threads > 1 and x.shape[axis] >= 4 * self.slice_classes["float32"] and labels.size < 4 * n_threads:
+            return False  # each frame would take one thread
+        stream = gradient is not None and gradient.nbytes >= NONTEMPORAL_MIN_BYTES
+        stream = stream and not np.may_share_memory(gradient, x)
+        rates = np.ascontiguousarray(rate, np.float64).reshape(-1)
+        served: bool = table["run_labels"](x, axis, labels, y, gradient, rates, n_threads, stream)
+        return served
+
+    def put_labels(self, gradient: Any, axis: int, labels: Any, values: Any) -> None:
+        """Write one number of the same dtype at the label of each frame. Not part of the contract."""
+        kernels()["put_labels"](gradient, axis, labels, values)
+
 
 def _for_every_class(out: Any, x: Any, axis: int) -> Any:
     """What has one element a frame as an array of the shape of x."""
@@ -232,6 +255,8 @@ def kernels() -> dict[Any, Any]:
         "find_top": module.find_top,
         "most_top": module.MOST_TOP,
         "narrow": module.narrow_numbers,
+        "run_labels": module.run_labels,
+        "put_labels": module.put_labels,
         "stream_copy": module.stream_copy,
         "stream_add": module.stream_add,
     }

@@ -21,6 +21,7 @@
 #   entropies.pxi  entropy and divergence, in double
 #   fastpath.pxi   C-contiguous arrays, directly from NumPy; select.pxi, top_k.pxi and losses.pxi: the derived
 #                  functions of small ones; calls.pxi: what the public functions call first
+#   labels.pxi     the log-softmax at labels and the gradient of their loss, tile by tile
 #   bandwidth.pxi  a streaming copy and add, for benchmarks
 #   this file      constants and the Python interface
 #
@@ -201,6 +202,7 @@ include "fastpath.pxi"
 include "select.pxi"
 include "top_k.pxi"
 include "losses.pxi"
+include "labels.pxi"
 include "bandwidth.pxi"
 
 OPS = {

@@ -193,23 +193,31 @@ def run_part(int op, const unsigned char[:, :, :, :] p, const unsigned char[:, :
                        n_threads, stream)
 
 
-def fold_partials(const double[:, :, :, ::1] p, double[:, :, ::1] out):
-    """out[i, j] = the partial of the slices p[i, :, j] together."""
-    cdef Py_ssize_t i, j, part
+cdef Partial fold_slices(const double* p, Py_ssize_t n_slices, Py_ssize_t step) noexcept nogil:
+    """The partial of slices together, `step` doubles apart."""
     cdef Partial total
-    cdef double n
+    cdef Py_ssize_t part
+    total.largest = -INFINITY
+    total.below = total.n_largest = 0
+    for part in range(n_slices):
+        merge(&total, (<const Partial*> p)[0])
+        if p[0] != p[0]:
+            total.largest = NAN
+        p += step
+    return total
+
+
+def fold_partials(const double[:, :, :, ::1] p, double[:, :, ::1] out):
+    """out[i, j] = the partial of the slices p[i, :, j] together, with the number of their classes."""
+    cdef Py_ssize_t i, j, part
     cdef uint64_t env
     with nogil:
         env = lsm_enter_float_env()
         for i in range(p.shape[0]):
             for j in range(p.shape[2]):
-                total.largest = -INFINITY
-                total.below = total.n_largest = n = 0
+                (<Partial*> &out[i, j, 0])[0] = fold_slices(&p[i, 0, j, 0] if p.shape[1] else NULL, p.shape[1],
+                                                            4 * p.shape[2])
+                out[i, j, 3] = 0
                 for part in range(p.shape[1]):
-                    merge(&total, (<const Partial*> &p[i, part, j, 0])[0])
-                    if p[i, part, j, 0] != p[i, part, j, 0]:
-                        total.largest = NAN
-                    n += p[i, part, j, 3]
-                (<Partial*> &out[i, j, 0])[0] = total
-                out[i, j, 3] = n
+                    out[i, j, 3] += p[i, part, j, 3]
         lsm_leave_float_env(env)
