@@ -6,19 +6,26 @@ from typing import Any
 
 import numpy as np
 
-import lsm
-from lsm._check import dtype_name
-from lsm._decide import Decision
-from lsm._operations import OPERATIONS
+from lsm._check import NUMPY, dtype_name
+from lsm._decide import Decision, Request, decide
+from lsm._dispatch import policy_for
+from lsm._interop import NUMPY_LIBRARY
+from lsm._operations import DERIVED, OPERATIONS
 from lsm._storage.base import StoredArray
 from lsm.engines._dask_tasks import build_of
 
 
 def decision_of(op: str, arrays: Sequence[StoredArray], dtype: np.dtype[Any], options: dict[str, Any]) -> Decision:
-    """Which backend computes a result, which has this dtype."""
+    """Which backend computes a result, which has this dtype; loads no other."""
     n_logits = len(OPERATIONS[op].inputs) if op in OPERATIONS else 1
-    own = arrays[0].native_dtype if n_logits == 1 else dtype  # to which two are promoted
-    return lsm.explain(np.empty(0, own), op, dtype=options.get("dtype"), backend=options.get("backend"))
+    own = NUMPY_LIBRARY.validate(np.empty(0, arrays[0].native_dtype), "x").dtype
+    result = dtype_name(dtype)
+    dtypes = own if n_logits == 1 else result, result  # two are promoted
+    request = Request(NUMPY, "cpu", dtypes, DERIVED[op].source.name if op in DERIVED else op)
+    decision = decide(request, policy_for(options.get("backend")))
+    if decision.error is not None:
+        raise decision.error
+    return decision
 
 
 def record_of(

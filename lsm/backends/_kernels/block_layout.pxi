@@ -15,6 +15,7 @@ cdef struct Shape:
     Py_ssize_t n        # classes
     Py_ssize_t n_outer  # outer indices
     Py_ssize_t n_inner  # frames of each
+    Py_ssize_t n_frames  # of all, before the rows of a copy were filled up
     Py_ssize_t width    # numbers of a row, at least CHUNK
     Py_ssize_t n_joined  # classes of a row: 1 or N_LANES
     bint is_filled       # whether the last row of joined classes is filled up

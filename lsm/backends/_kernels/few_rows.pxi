@@ -111,6 +111,7 @@ cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t n_fr
         else:
             for f in range(GROUP_FRAMES):
                 n_equal[f] = <floating> count_equal(&v[f * step], n, m[f]) if f < n_frames else <floating> 1
+    keep_normalisers(op, True, total, error, m, n_equal, n_frames)
     if not end_frames(op, True, total, error, m, n_equal, GROUP_FRAMES, params) or (
             limits_range(op) and some_out_of_range(w, step_b, n_frames, n, least)):
         for f in range(n_frames):

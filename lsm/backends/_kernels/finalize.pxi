@@ -90,6 +90,26 @@ cdef inline bint end_frames(int op, bint few, const double* total, const double*
     return n_regular == n
 
 
+cdef inline void keep_normaliser(int op, bint few, Partial s, const floating* of) noexcept nogil:
+    """Leave c_hi and c_lo of log_softmax beside a softmax, if this thread asked for them: see labels.pxi."""
+    cdef floating params[MAX_WIDTH + 1]
+    cdef floating* to = <floating*> lsm_kept()
+    if op == SOFTMAX and to != NULL:
+        finalize_log_softmax(few, s, params)
+        to[0] = params[0]
+        to[1] = params[MAX_WIDTH]
+        lsm_keep_normalisers(to + 2)
+
+
+cdef inline void keep_normalisers(int op, bint few, const double* total, const double* error, const floating* m,
+                                  const floating* n_equal, Py_ssize_t n) noexcept nogil:
+    """keep_normaliser for n frames."""
+    cdef Py_ssize_t j
+    for j in range(n if op == SOFTMAX and lsm_kept() != NULL else 0):
+        keep_normaliser(op, few, partial_of(op, few, total[j], <double> 0 if floating is float else error[j], m[j],
+                                            n_equal[j]), m)
+
+
 cdef inline void add_part(int op, Partial* to, Partial part, bint is_first) noexcept nogil:
     """Combine the reductions of two parts of a frame."""
     if is_first:

@@ -73,6 +73,10 @@ cdef extern from "region.h" nogil:
     int lsm_begin_region(int n)
     void lsm_end_region(int n)
 
+cdef extern from "kept.h" nogil:
+    void* lsm_kept()
+    void* lsm_keep_normalisers(void* to)
+
 cdef extern from "reduce.h" nogil:
     void lsm_fold_max_f(float* to, const float* x)
     void lsm_fold_max_d(double* to, const double* x)

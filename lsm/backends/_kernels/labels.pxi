@@ -1,11 +1,13 @@
 # Frames with one label each: the log-softmax at the label, and the gradient of the loss that this is, which is
 # rate * softmax but for the label itself. Frames are computed in tiles that stay in the level-2 cache, so that memory
-# is read once and written once; frames of several slices from their partials. The bits are those of lsm._losses.
+# is read once and written once; frames of several slices from their partials. Where a gradient is computed, the softmax
+# leaves the normalisers that the log-softmax needs. The bits are those of lsm._losses.
 
 cdef enum:
     TILE_NUMBERS = 65536  # of a tile, and of what is computed for it
     TILE_COLUMNS = 256    # at least, of interleaved frames
     TILE_BYTES = 8 * TILE_NUMBERS + 64
+    KEPT_MIN_CLASSES = 4  # of frames whose normalisers are kept: of fewer they would fill the cache
 
 
 # The arrays of a call. `rate` has one number for each frame, or one for all, with a step of 0.
@@ -134,25 +136,70 @@ cdef void write_tile_gradient(const Labelled* of, Tile tile, floating* p, floati
         p += f.n * tile.width
 
 
-cdef void compute_tile(const Labelled* of, Tile tile, floating* numbers, floating* rates,
-                       floating* scratch) noexcept nogil:
+cdef inline Py_ssize_t count_kept(Frames f, Tile largest) noexcept nogil:
+    """The numbers beside a tile: of each frame the normaliser and the logit at the label, later the rates of a row."""
+    return 3 * largest.n_outer * largest.width if f.n >= KEPT_MIN_CLASSES else largest.width
+
+
+cdef inline void find_labels(const Labelled* of, Tile tile, floating* x_label) noexcept nogil:
+    """The logits at the labels of a tile."""
+    cdef Array x = array_at(of.x, tile)
+    cdef floating buffer[1]
+    cdef Py_ssize_t o, j, number
+    for o in range(tile.n_outer):
+        for j in range(tile.width):
+            number = number_of_frame(of.f, tile, o, j)
+            if has_label(of, number):
+                x_label[o * tile.width + j] = load(frame_at(x, o, j), of.label[number], 1, buffer)[0]
+
+
+cdef inline void put_kept(const Labelled* of, Tile tile, const floating* x_label, const floating* kept,
+                          const floating* end) noexcept nogil:
+    """The log-softmax at the labels, from the normalisers of all frames."""
+    cdef Py_ssize_t o, j, k, number
+    cdef bint has_all = end - kept == 2 * tile.n_outer * tile.width
+    for o in range(tile.n_outer):
+        for j in range(tile.width):
+            number, k = number_of_frame(of.f, tile, o, j), o * tile.width + j
+            if has_label(of, number):
+                (<floating*> of.y.at)[number] = (x_label[k] - kept[2 * k]) - kept[2 * k + 1] if has_all else NAN
+
+
+cdef void take_tile(const Labelled* of, Tile tile, floating* numbers, floating* scratch) noexcept nogil:
+    """The log-softmax at the labels, from that of all classes."""
     cdef Frames f = of.f
-    cdef Array x = array_at(of.x, tile), to
-    cdef Py_ssize_t o, j, number, size = size_of(of.y.kind)
-    to = packed_tile(<char*> numbers, f, tile, of.y.kind)
+    cdef Array x = array_at(of.x, tile), to = packed_tile(<char*> numbers, f, tile, of.y.kind)
+    cdef Py_ssize_t o, j, number
     run_frames(LOG_SOFTMAX, x, x, to, tile.n_outer, f.n, tile.width, scratch, SCRATCH_BYTES + 64, 1, False)
     for o in range(tile.n_outer):
         for j in range(tile.width):
             number = number_of_frame(f, tile, o, j)
             if has_label(of, number):
-                move_number(of.y.at, number, <const char*> numbers, (o * f.n + of.label[number]) * tile.width + j, size)
+                move_number(of.y.at, number, <const char*> numbers, (o * f.n + of.label[number]) * tile.width + j,
+                            size_of(of.y.kind))
+
+
+cdef void compute_tile(const Labelled* of, Tile tile, floating* numbers, floating* kept,
+                       floating* scratch) noexcept nogil:
+    """kept: see count_kept."""
+    cdef Frames f = of.f
+    cdef Array x = array_at(of.x, tile), to
+    cdef floating* x_label = kept + 2 * tile.n_outer * tile.width
+    cdef bint keeps = f.n >= KEPT_MIN_CLASSES
+    if of.gradient.at == NULL or not keeps:
+        take_tile(of, tile, numbers, scratch)
     if of.gradient.at == NULL:
         return
     to = packed_tile(<char*> numbers, f, tile, kind_of(numbers))
     if of.gradient.kind == to.kind and not of.stream and (f.n_inner == 1 or tile.width == f.n_inner):
         to = array_at(of.gradient, tile)  # where the tile is packed too
+    if keeps:
+        find_labels(of, tile, x_label)
+        lsm_keep_normalisers(kept)
     run_frames(SOFTMAX, x, x, to, tile.n_outer, f.n, tile.width, scratch, SCRATCH_BYTES + 64, 1, False)
-    write_tile_gradient(of, tile, <floating*> to.at, rates)
+    if keeps:
+        put_kept(of, tile, x_label, kept, <const floating*> lsm_keep_normalisers(NULL))
+    write_tile_gradient(of, tile, <floating*> to.at, kept)
 
 
 cdef void compute_long(const Labelled* of, Py_ssize_t frame, Partial* parts, floating* numbers,
@@ -209,8 +256,8 @@ cdef bint compute_labels(const Labelled* of, int n_threads, const floating* type
     n_tiles = of.f.n_outer if is_long else count_tiles(of.f, &largest)
     if is_long:
         n_bytes += count_slices(of.f.n) * 4 * <Py_ssize_t> sizeof(double)
-    elif n_tiles and of.f.n_inner > 1:
-        n_bytes += largest.width * <Py_ssize_t> sizeof(double)
+    elif n_tiles and of.gradient.at != NULL:
+        n_bytes += count_kept(of.f, largest) * <Py_ssize_t> sizeof(double)
     n_threads = lsm_begin_region(max(min(<Py_ssize_t> n_threads, n_tiles), 1))
     memory = <char*> malloc(n_threads * n_bytes) if n_tiles else NULL
     if memory != NULL:

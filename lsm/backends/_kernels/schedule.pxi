@@ -144,6 +144,7 @@ cdef inline void run_block_task(int op, Array a, Array b, Array y, Py_ssize_t n_
     s.n = n
     s.n_outer = min(c.n_outer, n_outer - task // c.n_splits * c.n_outer)
     s.n_inner = min(first_of_split(c, task % c.n_splits + 1), n_inner) - first_of_split(c, task % c.n_splits)
+    s.n_frames = s.n_outer * s.n_inner
     s.n_joined = c.n_joined
     s.is_filled = False
     s.width = N_LANES * s.n_inner if s.n_joined > 1 else s.n_outer * s.n_inner

@@ -169,6 +169,11 @@ cdef inline bint some_masked(Block y, Shape s, const floating* of) noexcept nogi
     return False
 
 
+cdef inline Py_ssize_t column_of(Shape s, Py_ssize_t j) noexcept nogil:
+    """Where the parameters of frame j are: the last chunk may overlap the one before."""
+    return j if j < s.width // CHUNK * CHUNK or s.n_joined > 1 else j + round_up(s.width, CHUNK) - s.width
+
+
 cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
                            bint stream, floating* buffer) noexcept nogil:
     """All stages of a block. Frames longer than a slice are reduced slice by slice."""
@@ -199,9 +204,15 @@ cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block nex
         is_regular = end_frames(op, False, total, error, m, n_equal, width, params)
     for j in range(0 if is_single else width):
         is_regular &= finalize(op, False, partial[j], &params[j])
+    for j in range(s.n_frames if op == SOFTMAX and lsm_kept() != NULL else 0):
+        p = column_of(s, j)
+        if is_single:
+            partial[0] = partial_of(op, False, total[p], <double> 0 if floating is float else error[p], m[p],
+                                    n_equal[p])
+        keep_normaliser(op, False, partial[0 if is_single else p], m)
     if not is_regular or (limits_range(op) and some_masked(b, s, buffer)):
         for j in range(s.n_outer * s.n_inner):
-            p = j if j < s.width // CHUNK * CHUNK or s.n_joined > 1 else j + round_up(s.width, CHUNK) - s.width
+            p = column_of(s, j)
             run_irregular_frame(op, frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n, &params[p])
     elif writes_elements(op):
         repeat(params, N_PARAMS, width, s.n_joined)
@@ -231,6 +242,7 @@ cdef inline void run_few(int op, Block a, Block b, Block y, Shape s, Block next_
         if finds_largest(op):
             memcpy(&params[j], &m_dy[j], s.n_inner * sizeof(floating))
         reduce_few(op, outer_of(a, o), outer_of(b, o), t, &params[j], &m[j], &total[j], &error[j], &n_equal[j])
+    keep_normalisers(op, True, total, error, m, n_equal, s.n_frames)
     if not end_frames(op, True, total, error, m, n_equal, n_frames, params) or (
             limits_range(op) and some_masked(b, s, buffer)):
         for j in range(n_frames):

@@ -178,6 +178,7 @@ cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t
         params[0] = <floating> total.below
     total = reduce_slices(op, False, a, b, n, params[0], found, scratch, n_bytes, n_threads)
     free(found)
+    keep_normaliser(op, False, total, params)
     if not finalize(op, False, total, params) or (limits_range(op) and is_masked(b, n, params)):
         run_irregular_frame(op, a, b, y, n, params)
     elif not writes_elements(op):

@@ -222,6 +222,7 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
         for k in range(CHUNK if sums_exponentials(op) else 0):
             n_equal[f] += found[k]
     end_sums(half, half_error, total, error, found)
+    keep_normalisers(op, False, total, error, m, n_equal, n_frames)
     if not end_frames(op, False, total, error, m, n_equal, GROUP_FRAMES, params):
         for f in range(n_frames):
             run_irregular_frame(op, frame_at(a, 0, f), frame_at(b, 0, f), frame_at(y, 0, f), n,
