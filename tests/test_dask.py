@@ -330,7 +330,7 @@ def test_remedies_of_refusals_give_the_right_result():
 
 def test_the_example_in_the_documents_runs(tmp_path, monkeypatch, capsys):
     document = Path(__file__).parents[1] / "docs" / "scale.md"
-    (code,) = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    code, *_ = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     in_chunks(VALUES[:, :, 0], (2, 5)).to_zarr("logits.zarr")
     in_chunks(LABELS[:, 0], 2).to_zarr("tokens.zarr")
