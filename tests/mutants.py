@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 LEVEL = "v3"  # of the kernels that are built for a fault in them
 TESTS = ("accuracy", "semantics", "same_bits", "numerics", "fastpath", "kit", "operations", "dispatch", "registry")
 TESTS += ("discovery", "foreign", "dlpack", "threads", "isolation", "without_kernels", "memory", "float_env")
-TESTS += ("entropy_kl", "top_k", "cross_entropy")
+TESTS += ("entropy_kl", "top_k", "cross_entropy", "partials")
 
 
 class Fault(NamedTuple):
