@@ -3,7 +3,6 @@
 Needs the extra `zoo`, as test_zoo.py; conftest.py leaves this file out where one of its libraries is not installed.
 """
 
-import tracemalloc
 from itertools import cycle
 
 import ml_dtypes
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import zarr
-from test_apply_stores import in_hdf5, in_zarr, read, state
+from test_apply_stores import in_hdf5, in_zarr, read, state, traced_peak
 from test_cli import drive, work  # noqa: F401 (fixture)
 from test_cli_apply import same
 
@@ -196,13 +195,7 @@ def test_memory_does_not_grow_with_the_frames(work, monkeypatch, source, op):  #
     save("x", x) if own != ".zarr" else in_zarr("x", x, (1, 2**16))
     args = ["apply", f"x{own}", "y.zarr" if own == ".zarr" else "y.npy", "--op", op, "--axis=1"]
     args += ["--k", "9"] if "top" in op else []
-    main(args)  # whatever is made once
-    tracemalloc.start()
-    try:
-        assert main(args) == 0
-        assert tracemalloc.get_traced_memory()[1] < 3 * 2**20
-    finally:
-        tracemalloc.stop()
+    assert traced_peak(args) < 3 * 2**20
 
 
 def test_an_interrupted_frame_is_resumed(work, reads, monkeypatch):  # noqa: F811
