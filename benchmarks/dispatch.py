@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import lsm
-from lsm.backends.cython_ import kernels
+from lsm.backends._levels import kernels
 from small_calls import least
 
 N_PLUGINS = 10

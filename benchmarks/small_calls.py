@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import lsm
-from lsm.backends.cython_ import kernels
+from lsm.backends._levels import kernels
 
 SHAPES = ((1, 10), (32, 10), (10, 500), (1500, 32), (60, 1000))
 SAMPLE_S = 1e-3

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lsm
-from lsm.backends.cython_ import kernels
+from lsm.backends._levels import kernels
 from lsm.bench.implementation import OUT
 from lsm.bench.memory import extra_bytes
 from lsm.bench.workloads import BACKWARD, FORWARD, Case

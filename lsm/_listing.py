@@ -7,7 +7,7 @@ from typing import Any
 
 import lsm
 from lsm._config import ACCEPTED, BUILD_VARIABLES, normalise
-from lsm.backends import cython_
+from lsm.backends import _levels
 from lsm.backends.base import DEFAULT_MAX_ULP
 from lsm.backends.discovery import matches
 
@@ -27,7 +27,7 @@ def status() -> dict[str, Any]:
 def _kernel_level() -> str | None:
     """The instruction level of the compiled kernels; None if they cannot be used."""
     try:
-        return str(cython_.kernels()["level"])
+        return str(_levels.kernels()["level"])
     except lsm.BackendUnavailableError:
         return None
 

@@ -1053,6 +1053,7 @@ def test_backends_without_kernels(capsys, monkeypatch):
 
     with monkeypatch.context() as without:
         without.setattr("lsm.backends.cython_.kernels", missing)
+        without.setattr("lsm.backends._levels.kernels", missing)
         lsm.refresh_backends()
         assert main(["backends"]) == 0
     lsm.refresh_backends()  # later tests must not find it unavailable

@@ -22,7 +22,7 @@ FLOORS = [
     "lsm._threads lsm.backends._cuda.arrays lsm.backends._cuda.plan lsm.backends._axes lsm.backends.base"
     " lsm.backends._blocks",
     "lsm.backends._cuda.layout lsm.backends._slices",
-    "lsm.backends._slices_backward",
+    "lsm.backends._levels lsm.backends._slices_backward",
     "lsm.backends.contract lsm.backends.cupy_ lsm.backends.cython_ lsm.backends.discovery lsm.backends.numpy_",
     "lsm.backends.candidate",
     "lsm.backends.registry",
@@ -110,6 +110,7 @@ def test_backends_import_the_contract_and_not_each_other():
         "lsm.backends._slices",
         "lsm.backends._slices_backward",
         "lsm.backends._kernels",
+        "lsm.backends._levels",
         "lsm._arithmetic",
         "lsm._errors",
         "lsm._fastpath",

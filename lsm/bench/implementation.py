@@ -11,7 +11,7 @@ import lsm
 from lsm._decide import Request
 from lsm._explain import explain_request
 from lsm._texts import printable
-from lsm.backends.cython_ import kernels
+from lsm.backends._levels import kernels
 from lsm.bench.data import Array, Data, to_numpy
 from lsm.bench.machine import torch_has_cuda
 from lsm.bench.result import Entry

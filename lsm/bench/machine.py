@@ -13,7 +13,7 @@ from pathlib import Path
 import lsm
 from lsm._texts import describe_error
 from lsm._threads import cpu_limit
-from lsm.backends.cython_ import kernels
+from lsm.backends._levels import kernels
 from lsm.bench.options import OptionError
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
