@@ -87,12 +87,13 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
     cdef double totals[PIPELINE_DEPTH]
     cdef double errors[PIPELINE_DEPTH]
     cdef double n_equal[PIPELINE_DEPTH]
-    cdef Vector source[PIPELINE_DEPTH]
+    cdef char* source[PIPELINE_DEPTH]
     cdef double total[N_LANES]
     cdef double error[N_LANES]
     cdef Adding adding
     cdef Partial frame
     cdef Vector x_a, x_v, x_x, target
+    cdef bint is_dense = x.step == size_of(x.kind)
     cdef bint single = n <= SLICE_CLASSES
     cdef Py_ssize_t n_parts = count_slices(n), n_all = (last - first) * n_parts
     cdef bint shall_wait = single and (n <= FINALIZE_BATCH_MAX_CLASSES or n_all >= 3 * FINALIZE_BATCH_FRAMES)
@@ -107,23 +108,24 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
     for k in range(PIPELINE_DEPTH):
         m[k] = c_hi[k] = c_lo[k] = 0
         totals[k] = errors[k] = n_equal[k] = 0
+    x_a = x_v = x_x = frame_at(x, i, first) if is_dense else native(scratch)
+    target = frame_at(y, i, first)
     adding.shift = shift_of(<floating> 0)
     adding.far = is_far(x, last - first, n)
     for t in range(n_all + lag_put):
         v = t - lag
         c = t - lag_put
         n_a = n_v = n_x = 0
-        x_a = x_v = x_x = target = frame_at(x, i, first)
         if t < n_all:
             f = 0 if single else t % n_parts
             n_a = size_of_part(f, n)
-            x_a = dense(frame_at(x, i, first + (t if single else t // n_parts)), f * SLICE_CLASSES, n_a,
-                        slot(scratch, t, n))
-            source[t % PIPELINE_DEPTH] = x_a
+            x_a.at = dense(frame_at(x, i, first + (t if single else t // n_parts)), f * SLICE_CLASSES, n_a,
+                           slot(scratch, t, n)).at
+            source[t % PIPELINE_DEPTH] = x_a.at
             begin_peaks(&peaks[t % 3 * n_peaks])
         if 0 <= v < n_all:
             n_v = size_of_part(0 if single else v % n_parts, n)
-            x_v = source[v % PIPELINE_DEPTH]
+            x_v.at = source[v % PIPELINE_DEPTH]
             adding.shift = shift_of(m[v % PIPELINE_DEPTH])
             adding.n_equal = 0
             clear_lanes(total, error, N_LANES, m)
@@ -131,7 +133,7 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
         if c >= 0:
             f = c if single else c // n_parts
             n_x = size_of_part(c - f * n_parts, n)
-            x_x = source[c % PIPELINE_DEPTH]
+            x_x.at = source[c % PIPELINE_DEPTH]
             target = part_of(frame_at(y, i, first + f), c - f * n_parts)
             if staged:
                 target = native(&stage[n_pending])
