@@ -130,26 +130,20 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
         half //= 2
 
 
-cdef inline void exp_rows(bint few, bint some_equal, const floating* a, Py_ssize_t step, Py_ssize_t n_rows,
+cdef inline void exp_rows(bint some_equal, const floating* a, Py_ssize_t step, Py_ssize_t n_rows,
                           const floating* end, const floating* h, const floating* top, const floating* magic,
                           const floating* floor, floating* q, floating* n_equal) noexcept nogil:
     """q = the sum of the exponentials of n_rows rows of a chunk, the last one at `end`; counts the largest classes."""
-    cdef floating v, w, s, n_found
+    cdef floating v, s, n_found
     cdef Py_ssize_t k, r
     for k in range(CHUNK):
         s = 0
         n_found = n_equal[k]
         for r in range(n_rows):  # hot
-            if few:
-                v = end[k] if r == n_rows - 1 else a[r * step + k]
-                w = exp_difference(v, h[k])
-                s += <floating> 0 if v == h[k] else w
-                n_found += <floating> 1 if v == h[k] else <floating> 0
-            else:
-                v = (end[k] if r == n_rows - 1 else a[r * step + k]) - h[k]
-                s += exp_below(v, magic[k], floor[k], top[k], some_equal)
-                if some_equal:
-                    n_found += <floating> 1 if v == top[k] else <floating> 0
+            v = (end[k] if r == n_rows - 1 else a[r * step + k]) - h[k]
+            s += exp_below(v, magic[k], floor[k], top[k], some_equal)
+            if some_equal:
+                n_found += <floating> 1 if v == top[k] else <floating> 0
         q[k] = s
         n_equal[k] = n_found
 
@@ -187,14 +181,14 @@ cdef inline void term_rows(int op, const floating* a, const floating* b, Py_ssiz
             q[k] = tree(&u[k], CHUNK, n_rows)
 
 
-cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, const floating* b, Py_ssize_t step,
+cdef inline void sum_lane(int op, bint some_equal, const floating* a, const floating* b, Py_ssize_t step,
                           Py_ssize_t step_b, Py_ssize_t n_terms, const floating* last, const floating* last_b,
                           const floating* params, Py_ssize_t stride,
                           bint is_first, double* total, double* error, floating* n_equal) noexcept nogil:
     """Add n_terms <= 16 classes of a lane to the accumulators of a chunk, in the order of lanes.pxi.
 
-    last: where the last class lies, unless it is NULL. The parameters are `stride` apart; for few classes there is one,
-    the maximum. some_equal: whether any class may be equal to the maximum.
+    last: where the last class lies, unless it is NULL. The parameters are `stride` apart. some_equal: whether any
+    class may be equal to the maximum.
     """
     cdef floating h[CHUNK]
     cdef floating top[CHUNK]
@@ -209,11 +203,10 @@ cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, 
     cdef const floating* end_b
     for k in range(CHUNK):  # local, so that they stay in registers
         h[k] = params[k]
-        if sums_exponentials(op) and not few:
+        if sums_exponentials(op):
             top[k] = params[stride + k]
             magic[k] = params[2 * stride + k]
             floor[k] = params[3 * stride + k]
-        if sums_exponentials(op):
             found[k] = n_equal[k]
     for g in range(n_groups):
         n_rows = (n_terms - g + 3) // 4
@@ -224,13 +217,13 @@ cdef inline void sum_lane(int op, bint few, bint some_equal, const floating* a, 
             end_b = last_b
         if sums_exponentials(op):
             if n_rows == 4:
-                exp_rows(few, some_equal, a + g * step, 4 * step, 4, end, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(some_equal, a + g * step, 4 * step, 4, end, h, top, magic, floor, &q[g * CHUNK], found)
             elif n_rows == 3:
-                exp_rows(few, some_equal, a + g * step, 4 * step, 3, end, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(some_equal, a + g * step, 4 * step, 3, end, h, top, magic, floor, &q[g * CHUNK], found)
             elif n_rows == 2:
-                exp_rows(few, some_equal, a + g * step, 4 * step, 2, end, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(some_equal, a + g * step, 4 * step, 2, end, h, top, magic, floor, &q[g * CHUNK], found)
             else:
-                exp_rows(few, some_equal, a + g * step, 4 * step, 1, end, h, top, magic, floor, &q[g * CHUNK], found)
+                exp_rows(some_equal, a + g * step, 4 * step, 1, end, h, top, magic, floor, &q[g * CHUNK], found)
         elif n_rows == 4:
             term_rows(op, a + g * step, b + g * step_b, 4 * step, 4 * step_b, 4, end, end_b, h, zero, &v[g * CHUNK])
         elif n_rows == 3:
@@ -271,7 +264,7 @@ cdef inline void sum_slice(int op, Block a, Block b, Shape s, Py_ssize_t first, 
             for c from 0 <= c < s.width by CHUNK:
                 at_lane = lane * width + c
                 k = chunk_at(c, s.width)
-                sum_lane(op, False, True, at + lane * row + k, at_b + lane * row_b + k, N_LANES * row, N_LANES * row_b,
+                sum_lane(op, True, at + lane * row + k, at_b + lane * row_b + k, N_LANES * row, N_LANES * row_b,
                          (n - lane + N_LANES - 1) // N_LANES, NULL, NULL, &params[c], MAX_WIDTH, is_single,
                          &total[at_lane], &error[at_lane if floating is double else 0], &n_equal[c])
     if s.n_joined == 1:

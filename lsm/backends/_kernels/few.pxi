@@ -196,7 +196,7 @@ cdef inline void sum_terms_of_few(int op, const floating* a, const floating* b, 
     else:
         clear_lanes(lanes, errors, n_lanes * CHUNK, params)
         for lane in range(n_lanes):
-            sum_lane(op, True, True, a + lane * row, b + lane * row_b, N_LANES * row, N_LANES * row_b,
+            sum_lane(op, True, a + lane * row, b + lane * row_b, N_LANES * row, N_LANES * row_b,
                      (n - lane + N_LANES - 1) // N_LANES, NULL, NULL, params, MAX_WIDTH, True, &lanes[lane * CHUNK],
                      &errors[lane * CHUNK], NULL)
         fold_lanes(lanes, errors, n_lanes, CHUNK, params)

@@ -17,7 +17,7 @@ cdef inline const floating* find_few_rows(Array x, Py_ssize_t n_frames, Py_ssize
     for f in range(n_frames):
         frame = frame_at(x, 0, f)
         if far:
-            lsm_prefetch(frame.at + GROUP_FRAMES * x.gap, n * size_of(x.kind), True)
+            lsm_prefetch(frame.at + n_frames * x.gap, n * size_of(x.kind), True)
         if n == width:
             read(frame, n, &copies[f * width])
         else:
@@ -25,15 +25,15 @@ cdef inline const floating* find_few_rows(Array x, Py_ssize_t n_frames, Py_ssize
     return copies
 
 
-cdef inline void prefetch_next(const floating* x, Py_ssize_t step, Py_ssize_t n_chunks) noexcept nogil:
-    """Prefetch the frame in this position of the next group, spread over the arithmetic of this one."""
-    lsm_prefetch(&x[GROUP_FRAMES * step], n_chunks * CHUNK * sizeof(floating), True)
+cdef inline void prefetch_next(const floating* x, Py_ssize_t n_chunks) noexcept nogil:
+    """Prefetch a frame of the next group, spread over the arithmetic of this one."""
+    lsm_prefetch(x, n_chunks * CHUNK * sizeof(floating), True)
 
 
 cdef inline void max_of_few(const floating* x, Py_ssize_t step, Py_ssize_t n_chunks, Py_ssize_t n_frames,
                             floating* m) noexcept nogil:
     """The maxima of a group. They may miss a NaN, which the sum finds."""
-    cdef floating half[8 * GROUP_FRAMES]
+    cdef floating half[8 * FEW_GROUP_FRAMES]
     cdef Py_ssize_t f, k
     cdef const floating* v
     for f in range(n_frames):
@@ -49,18 +49,18 @@ cdef inline void max_of_few(const floating* x, Py_ssize_t step, Py_ssize_t n_chu
             else:
                 half[f * 8 + k] = larger(larger(larger(v[k], v[k + 8]), larger(v[k + 16], v[k + 24])),
                                          larger(larger(v[k + 32], v[k + 40]), larger(v[k + 48], v[k + 56])))
-    for k in range(n_frames * 8, GROUP_FRAMES * 8):
+    for k in range(n_frames * 8, round_up(n_frames, GROUP_FRAMES) * 8):
         half[k] = 0
-    end_maxima(half, m)
+    end_maxima(half, n_frames, m)
 
 
 cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const floating* p, Py_ssize_t step_p,
                                 Py_ssize_t n_chunks, Py_ssize_t n_frames, const floating* m,
                                 floating* m_dy) noexcept nogil:
     """The dy of the first of the classes whose p is the maximum m; NaN where some dy is huge."""
-    cdef floating half[8 * GROUP_FRAMES]
-    cdef floating half_high[8 * GROUP_FRAMES]
-    cdef floating highest[GROUP_FRAMES]
+    cdef floating half[8 * FEW_GROUP_FRAMES]
+    cdef floating half_high[8 * FEW_GROUP_FRAMES]
+    cdef floating highest[FEW_GROUP_FRAMES]
     cdef floating found[CHUNK]
     cdef floating of_k[CHUNK]
     cdef floating high[CHUNK]
@@ -69,7 +69,7 @@ cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const float
     cdef const floating* w
     for k in range(CHUNK):
         found[k] = 0
-    for k in range(n_frames * 8, GROUP_FRAMES * 8):
+    for k in range(n_frames * 8, round_up(n_frames, GROUP_FRAMES) * 8):
         half[k] = half_high[k] = 0
     for f in range(n_frames):
         v = &dy[f * step]
@@ -87,16 +87,16 @@ cdef inline void largest_of_few(const floating* dy, Py_ssize_t step, const float
             raise_magnitude_once(&v[3 * CHUNK], high)
         half_maxima(of_k, &half[f * 8])
         half_maxima(high, &half_high[f * 8])
-    end_maxima(half, m_dy)
+    end_maxima(half, n_frames, m_dy)
     if not is_one_each(found, m, n_frames):
         for f in range(n_frames):
             m_dy[f] = dy_of_first(&dy[f * step], &p[f * step_p], n_chunks * CHUNK, m[f])
-    end_maxima(half_high, highest)
-    spoil_huge(highest, GROUP_FRAMES, m_dy)
+    end_maxima(half_high, n_frames, highest)
+    spoil_huge(highest, n_frames, m_dy)
 
 
 cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, const floating* b, Py_ssize_t step_b,
-                                Py_ssize_t n_chunks, Py_ssize_t n_frames, bint prefetch_a, bint prefetch_b,
+                                Py_ssize_t n_chunks, Py_ssize_t n_frames, bint prefetch_a,
                                 const char* y, Py_ssize_t gap, const floating* params, double* half,
                                 double* half_error, floating* n_equal) noexcept nogil:
     """The sum of each frame, in eight lanes, and the count of maxima over all frames.
@@ -130,9 +130,7 @@ cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, cons
         for k in range(CHUNK):
             own[k] = first
         if prefetch_a:
-            prefetch_next(v, step, n_chunks)
-        if reads_two(op) and prefetch_b:
-            prefetch_next(w, step_b, n_chunks)
+            prefetch_next(v + n_frames * step, n_chunks)
         if y != NULL:
             lsm_prefetch(y + f * gap, n_chunks * CHUNK * sizeof(floating), False)
         clear_lanes(total, error, N_LANES, a)
@@ -161,7 +159,7 @@ cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, cons
                     else:
                         most_d[k] = max(most_d[k], lsm_depth_d(w[g * CHUNK + k]))
         half_lanes(total, error, &half[f * 8], &half_error[f * 8], a)
-    for k in range(n_frames * 8, GROUP_FRAMES * 8):
+    for k in range(n_frames * 8, round_up(n_frames, GROUP_FRAMES) * 8):
         half[k] = half_error[k] = 0
     for k in range(CHUNK):
         n_equal[k] = found[k]
@@ -177,32 +175,32 @@ cdef inline floating sum_of_few(int op, const floating* a, Py_ssize_t step, cons
 
 cdef inline floating reduce_few_of_shape(int op, const floating* a, Py_ssize_t step, const floating* b,
                                          Py_ssize_t step_b, Py_ssize_t n_chunks, Py_ssize_t n_frames, bint prefetch_a,
-                                         bint prefetch_b, const char* y, Py_ssize_t gap, floating* params, floating* m,
+                                         const char* y, Py_ssize_t gap, floating* params, floating* m,
                                          double* half, double* half_error, floating* n_equal) noexcept nogil:
     if reduces_max(op):
         max_of_few(b if finds_largest(op) else a, step_b if finds_largest(op) else step, n_chunks, n_frames, m)
-        memcpy(params, m, GROUP_FRAMES * sizeof(floating))
+        memcpy(params, m, n_frames * sizeof(floating))
     if finds_largest(op):
         largest_of_few(a, step, b, step_b, n_chunks, n_frames, m, params)
-    return sum_of_few(op, a, step, b, step_b, n_chunks, n_frames, prefetch_a, prefetch_b, y, gap, params, half,
+    return sum_of_few(op, a, step, b, step_b, n_chunks, n_frames, prefetch_a, y, gap, params, half,
                       half_error, n_equal)
 
 
-cdef inline floating reduce_few_rows(int op, const floating* a, Py_ssize_t step, const floating* b, Py_ssize_t step_b,
-                                     Py_ssize_t n_chunks, Py_ssize_t n_frames, bint prefetch_a, bint prefetch_b,
-                                     const char* y, Py_ssize_t gap, floating* params, floating* m, double* half,
-                                     double* half_error, floating* n_equal) noexcept nogil:
+cdef inline floating reduce_few_of(int op, const floating* a, Py_ssize_t step, const floating* b, Py_ssize_t step_b,
+                                   Py_ssize_t n_chunks, Py_ssize_t n_frames, bint prefetch_a,
+                                   const char* y, Py_ssize_t gap, floating* params, floating* m, double* half,
+                                   double* half_error, floating* n_equal) noexcept nogil:
     """The maxima and sums of a group; see sum_of_few."""
     if n_chunks == 1:
-        return reduce_few_of_shape(op, a, step, b, step_b, 1, n_frames, prefetch_a, prefetch_b, y, gap, params, m,
+        return reduce_few_of_shape(op, a, step, b, step_b, 1, n_frames, prefetch_a, y, gap, params, m,
                                    half, half_error, n_equal)
     if n_chunks == 2:
-        return reduce_few_of_shape(op, a, step, b, step_b, 2, n_frames, prefetch_a, prefetch_b, y, gap, params, m,
+        return reduce_few_of_shape(op, a, step, b, step_b, 2, n_frames, prefetch_a, y, gap, params, m,
                                    half, half_error, n_equal)
     if n_chunks == 3:
-        return reduce_few_of_shape(op, a, step, b, step_b, 3, n_frames, prefetch_a, prefetch_b, y, gap, params, m,
+        return reduce_few_of_shape(op, a, step, b, step_b, 3, n_frames, prefetch_a, y, gap, params, m,
                                    half, half_error, n_equal)
-    return reduce_few_of_shape(op, a, step, b, step_b, 4, n_frames, prefetch_a, prefetch_b, y, gap, params, m, half,
+    return reduce_few_of_shape(op, a, step, b, step_b, 4, n_frames, prefetch_a, y, gap, params, m, half,
                                half_error, n_equal)
 
 

@@ -28,8 +28,8 @@ cdef inline Py_ssize_t count_whole(Py_ssize_t n_frames, Py_ssize_t n, Py_ssize_t
 
 cdef inline void write_few_of_shape(int op, const floating* a, Py_ssize_t step, const floating* b, Py_ssize_t step_b,
                                     Py_ssize_t n_chunks, Py_ssize_t n_frames, const floating* params, bint some_low,
-                                    floating* y, Py_ssize_t step_y, Py_ssize_t n_whole,
-                                    Py_ssize_t n_last) noexcept nogil:
+                                    floating* y, Py_ssize_t step_y, Py_ssize_t n_whole, Py_ssize_t n_last,
+                                    bint prefetch_b) noexcept nogil:
     cdef floating q[FEW_CLASSES]
     cdef floating p[N_PARAMS]
     cdef const floating* v
@@ -38,6 +38,8 @@ cdef inline void write_few_of_shape(int op, const floating* a, Py_ssize_t step, 
     for f in range(n_frames):
         v = &a[f * step]
         w = &b[f * step_b]
+        if reads_two(op) and prefetch_b:
+            prefetch_next(w + n_frames * step_b, n_chunks)
         for k in range(N_PARAMS):
             p[k] = params[k * MAX_WIDTH + f]
         for k in range(n_chunks * CHUNK):  # hot
@@ -48,17 +50,21 @@ cdef inline void write_few_of_shape(int op, const floating* a, Py_ssize_t step, 
 
 cdef inline void write_few_rows(int op, const floating* a, Py_ssize_t step, const floating* b, Py_ssize_t step_b,
                                 Py_ssize_t n_chunks, Py_ssize_t n_frames, const floating* params, bint some_low,
-                                floating* y, Py_ssize_t step_y, Py_ssize_t n_whole,
-                                Py_ssize_t n_last) noexcept nogil:
+                                floating* y, Py_ssize_t step_y, Py_ssize_t n_whole, Py_ssize_t n_last,
+                                bint prefetch_b) noexcept nogil:
     """The result; after n_whole frames, only n_last numbers of the last chunk are stored."""
     if n_chunks == 1:
-        write_few_of_shape(op, a, step, b, step_b, 1, n_frames, params, some_low, y, step_y, n_whole, n_last)
+        write_few_of_shape(op, a, step, b, step_b, 1, n_frames, params, some_low, y, step_y, n_whole, n_last,
+                           prefetch_b)
     elif n_chunks == 2:
-        write_few_of_shape(op, a, step, b, step_b, 2, n_frames, params, some_low, y, step_y, n_whole, n_last)
+        write_few_of_shape(op, a, step, b, step_b, 2, n_frames, params, some_low, y, step_y, n_whole, n_last,
+                           prefetch_b)
     elif n_chunks == 3:
-        write_few_of_shape(op, a, step, b, step_b, 3, n_frames, params, some_low, y, step_y, n_whole, n_last)
+        write_few_of_shape(op, a, step, b, step_b, 3, n_frames, params, some_low, y, step_y, n_whole, n_last,
+                           prefetch_b)
     else:
-        write_few_of_shape(op, a, step, b, step_b, 4, n_frames, params, some_low, y, step_y, n_whole, n_last)
+        write_few_of_shape(op, a, step, b, step_b, 4, n_frames, params, some_low, y, step_y, n_whole, n_last,
+                           prefetch_b)
 
 
 cdef inline bint some_out_of_range(const floating* b, Py_ssize_t step, Py_ssize_t n_frames, Py_ssize_t n,
@@ -75,24 +81,30 @@ cdef inline bint some_out_of_range(const floating* b, Py_ssize_t step, Py_ssize_
     return False
 
 
+cdef inline Py_ssize_t few_rows_of_group(Py_ssize_t n, const floating* of) noexcept nogil:
+    """The frames of a group: as many as stay in the L1 cache between two stages, FEW_GROUP_FRAMES at most."""
+    cdef Py_ssize_t n_floats = round_up(n, CHUNK) * (<Py_ssize_t> sizeof(floating) // 4)
+    return min(<Py_ssize_t> FEW_GROUP_FRAMES, FEW_GROUP_FLOATS // n_floats // GROUP_FRAMES * GROUP_FRAMES)
+
+
 cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames, Py_ssize_t n, bint far,
                               const floating* of) noexcept nogil:
     """All stages of a group of frames of at most FEW_CLASSES classes."""
-    cdef floating copies[GROUP_FRAMES * FEW_CLASSES]
-    cdef floating copies_b[GROUP_FRAMES * FEW_CLASSES]
-    cdef floating stage[GROUP_FRAMES * FEW_CLASSES + CHUNK]
+    cdef floating copies[FEW_GROUP_FLOATS]
+    cdef floating copies_b[FEW_GROUP_FLOATS]
+    cdef floating stage[FEW_GROUP_FLOATS + CHUNK]
     cdef floating params[N_PARAMS * MAX_WIDTH]
-    cdef floating m[GROUP_FRAMES]
-    cdef floating n_equal[GROUP_FRAMES]
-    cdef double half[8 * GROUP_FRAMES]
-    cdef double half_error[8 * GROUP_FRAMES]
-    cdef double total[8 * GROUP_FRAMES]
-    cdef double error[8 * GROUP_FRAMES]
+    cdef floating m[FEW_GROUP_FRAMES]
+    cdef floating n_equal[FEW_GROUP_FRAMES]
+    cdef double half[8 * FEW_GROUP_FRAMES]
+    cdef double half_error[8 * FEW_GROUP_FRAMES]
+    cdef double total[FEW_GROUP_FRAMES + 7 * GROUP_FRAMES]
+    cdef double error[FEW_GROUP_FRAMES + 7 * GROUP_FRAMES]
     cdef Py_ssize_t f, n_chunks = round_up(n, CHUNK) // CHUNK, step = 0, step_b = 0, step_y = n, n_last = CHUNK
     cdef Py_ssize_t n_whole = 0
     cdef floating* to = stage
     cdef floating least
-    cdef bint some_low = False
+    cdef bint is_regular = True, some_low = False
     cdef const floating* v = find_few_rows(a, n_frames, n, far, <floating> -INFINITY if sums_exponentials(op)
                                            else <floating> 0, copies, &step)
     cdef const floating* w = v
@@ -100,20 +112,21 @@ cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t n_fr
     if reads_two(op):
         w = find_few_rows(b, n_frames, n, far, <floating> -1 if limits_range(op) else <floating> 0, copies_b,
                           &step_b)
-    least = reduce_few_rows(op, v, step, w, step_b, n_chunks, n_frames, far and v != copies, far and w != copies_b,
+    least = reduce_few_rows(op, v, step, w, step_b, n_chunks, n_frames, v != copies,
                             next_row(y, 0, far and writes_elements(op), v), y.gap, params, m, half,
                             half_error, n_equal)
-    end_sums(half, half_error, total, error, v)
+    end_sums(half, half_error, n_frames, total, error, v)
     if sums_exponentials(op):
         if is_one_each(n_equal, m, n_frames):
-            for f in range(GROUP_FRAMES):
+            for f in range(FEW_GROUP_FRAMES):
                 n_equal[f] = 1
         else:
-            for f in range(GROUP_FRAMES):
+            for f in range(FEW_GROUP_FRAMES):
                 n_equal[f] = <floating> count_equal(&v[f * step], n, m[f]) if f < n_frames else <floating> 1
     keep_normalisers(op, True, total, error, m, n_equal, n_frames)
-    if not end_frames(op, True, total, error, m, n_equal, GROUP_FRAMES, params) or (
-            limits_range(op) and some_out_of_range(w, step_b, n_frames, n, least)):
+    for f from 0 <= f < n_frames by GROUP_FRAMES:
+        is_regular &= end_frames(op, True, &total[f], &error[f], &m[f], &n_equal[f], GROUP_FRAMES, &params[f])
+    if not is_regular or (limits_range(op) and some_out_of_range(w, step_b, n_frames, n, least)):
         for f in range(n_frames):
             run_irregular_frame(op, frame_at(a, 0, f), frame_at(b, 0, f), frame_at(y, 0, f), n,
                                 &params[f])
@@ -122,7 +135,7 @@ cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t n_fr
         write_results(y, n_frames, params)
         return
     if limits_range(op):
-        for f in range(GROUP_FRAMES):
+        for f in range(n_frames):
             some_low |= not (params[4 * MAX_WIDTH + f] < least)
     if is_native(frame_at(y, 0, 0), v) and y.gap % <Py_ssize_t> sizeof(floating) == 0:
         to = <floating*> frame_at(y, 0, 0).at
@@ -130,9 +143,11 @@ cdef inline void run_few_rows(int op, Array a, Array b, Array y, Py_ssize_t n_fr
         n_last = n - (n_chunks - 1) * CHUNK
         n_whole = count_whole(n_frames, n, step_y)
     if some_low:
-        write_few_rows(op, v, step, w, step_b, n_chunks, n_frames, params, True, to, step_y, n_whole, n_last)
+        write_few_rows(op, v, step, w, step_b, n_chunks, n_frames, params, True, to, step_y, n_whole, n_last,
+                       w != copies_b)
     else:
-        write_few_rows(op, v, step, w, step_b, n_chunks, n_frames, params, False, to, step_y, n_whole, n_last)
+        write_few_rows(op, v, step, w, step_b, n_chunks, n_frames, params, False, to, step_y, n_whole, n_last,
+                       w != copies_b)
     if to == stage:
         write_group(stage, y, n_frames, n)
 

@@ -2,12 +2,14 @@
 # takes 100. First the reductions of a group of sixteen frames, then the parameters of any number.
 
 
-cdef inline void end_maxima(const floating* half, floating* m) noexcept nogil:
-    """The maximum of eight numbers, for each frame of a group."""
-    if floating is float:
-        lsm_fold_max_f(m, half)
-    else:
-        lsm_fold_max_d(m, half)
+cdef inline void end_maxima(const floating* half, Py_ssize_t n, floating* m) noexcept nogil:
+    """The maximum of eight numbers, for each of n frames, a multiple of GROUP_FRAMES."""
+    cdef Py_ssize_t f
+    for f from 0 <= f < n by GROUP_FRAMES:
+        if floating is float:
+            lsm_fold_max_f(&m[f], &half[8 * f])
+        else:
+            lsm_fold_max_d(&m[f], &half[8 * f])
 
 
 cdef inline void half_lanes(const double* total, const double* error, double* half, double* half_error,
@@ -24,15 +26,20 @@ cdef inline void half_lanes(const double* total, const double* error, double* ha
             half_error[k] += error[k + 8]
 
 
-cdef inline void end_sums(const double* half, const double* half_error, double* total, double* error,
+cdef inline void end_sums(const double* half, const double* half_error, Py_ssize_t n, double* total, double* error,
                           const floating* of) noexcept nogil:
-    """The remaining steps of fold_lanes for a group: GROUP_FRAMES sums, and their errors for double."""
-    if floating is float:
-        lsm_fold_sum(total, half)
-    else:
-        lsm_transpose(total, half)
-        lsm_transpose(error, half_error)
-        fold_lanes(total, error, 8, GROUP_FRAMES, of)
+    """The remaining steps of fold_lanes: n sums, a multiple of GROUP_FRAMES, and their errors for double.
+
+    total, error: of n + 7 * GROUP_FRAMES numbers, of which the last are used on the way.
+    """
+    cdef Py_ssize_t f
+    for f from 0 <= f < n by GROUP_FRAMES:
+        if floating is float:
+            lsm_fold_sum(&total[f], &half[8 * f])
+        else:
+            lsm_transpose(&total[f], &half[8 * f])
+            lsm_transpose(&error[f], &half_error[8 * f])
+            fold_lanes(&total[f], &error[f], 8, GROUP_FRAMES, of)
 
 
 cdef inline bint is_one_each(const floating* n_equal, const floating* m, Py_ssize_t n_frames) noexcept nogil:
@@ -42,7 +49,7 @@ cdef inline bint is_one_each(const floating* n_equal, const floating* m, Py_ssiz
     cdef Py_ssize_t k
     for k in range(N_LANES):
         n_found += n_equal[k]
-    for k in range(GROUP_FRAMES):
+    for k in range(n_frames):
         all_finite &= fabs(m[k]) < INFINITY
     return all_finite and n_found == n_frames
 

@@ -120,6 +120,8 @@ cdef enum:
 
     GROUP_FRAMES = 16           # rows that pass each stage together: at 100 classes 9.3 ns a row, 17.8 one by one
     GROUP_BYTES = 32768         # of each array
+    FEW_GROUP_FRAMES = 64       # of few classes, which wait less: at 1500x10 6.6 ns a row, 8.8 with 16
+    FEW_GROUP_FLOATS = 2048     # of such a group: with twice as many, the gradient at 1500x64 takes 1.2 times as long
     GROUP_PEAKS = 1664          # CHUNK * (GROUP_FRAMES + GROUP_BYTES / 4 / BLOCK_CLASSES) or more
     STREAMED_ROW_BYTES = 4096   # shorter rows are not written with nontemporal stores: at 100 classes 3 times as slow
 
@@ -138,8 +140,7 @@ cdef enum:
 
     CHUNK = 16               # numbers of a vector of a block
     FEW_CLASSES = 64         # up to here what a frame costs once counts
-    MAX_WIDTH = 1024         # numbers of a row of a block, at most
-    FEW_MAX_WIDTH = 1008     # of few classes: rows 4096 bytes apart would share cache sets
+    MAX_WIDTH = 1008         # numbers of a row of a block, at most: rows 4096 bytes apart would share cache sets
     MAX_ACCUMULATORS = 2048  # of all lanes of the frames of a block
     ACCUMULATED_COLUMNS = 128  # MAX_ACCUMULATORS / N_LANES
     JOINED_COLUMNS = 63      # up to here frames of many classes are joined

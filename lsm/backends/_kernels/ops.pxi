@@ -130,6 +130,21 @@ cdef void reduce_few(int op, Block a, Block b, Shape s, const floating* params, 
         sum_few(LOG_SOFTMAX_BACKWARD, a, b, s, params, m, total, error, n_equal)
 
 
+cdef floating reduce_few_rows(int op, const floating* a, Py_ssize_t step, const floating* b, Py_ssize_t step_b,
+                              Py_ssize_t n_chunks, Py_ssize_t n_frames, bint prefetch_a,
+                              const char* y, Py_ssize_t gap, floating* params, floating* m, double* half,
+                              double* half_error, floating* n_equal) noexcept nogil:
+    """reduce_few_of with `op` a constant."""
+    if sums_exponentials(op):
+        return reduce_few_of(LOG_SOFTMAX, a, step, b, step_b, n_chunks, n_frames, prefetch_a, y, gap,
+                             params, m, half, half_error, n_equal)
+    if op == SOFTMAX_BACKWARD:
+        return reduce_few_of(SOFTMAX_BACKWARD, a, step, b, step_b, n_chunks, n_frames, prefetch_a, y, gap,
+                             params, m, half, half_error, n_equal)
+    return reduce_few_of(LOG_SOFTMAX_BACKWARD, a, step, b, step_b, n_chunks, n_frames, prefetch_a, y, gap,
+                         params, m, half, half_error, n_equal)
+
+
 cdef void reduce_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,
                             const floating* last_b, Py_ssize_t n, floating* high, floating* highest_dy,
                             floating* peaks) noexcept nogil:

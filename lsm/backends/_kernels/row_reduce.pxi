@@ -154,16 +154,16 @@ cdef inline void sum_of_row(int op, const floating* a, const floating* b, const 
         if y != NULL:
             lsm_prefetch(y + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), False)
         if not sums_exponentials(op) or has_peak(&peaks[i // BLOCK_CLASSES * CHUNK], m):
-            sum_lane(op, False, True, a + i, b + i, CHUNK, CHUNK, 16, NULL, NULL, own, CHUNK, False, total, error,
+            sum_lane(op, True, a + i, b + i, CHUNK, CHUNK, 16, NULL, NULL, own, CHUNK, False, total, error,
                      n_equal)
         else:
-            sum_lane(op, False, False, a + i, b + i, CHUNK, CHUNK, 16, NULL, NULL, own, CHUNK, False, total, error,
+            sum_lane(op, False, a + i, b + i, CHUNK, CHUNK, 16, NULL, NULL, own, CHUNK, False, total, error,
                      n_equal)
     if next_a != NULL:
         lsm_prefetch(next_a + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
     if y != NULL:
         lsm_prefetch(y + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
-    sum_lane(op, False, True, a + start, b + start, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, last_a, last_b,
+    sum_lane(op, True, a + start, b + start, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, last_a, last_b,
              own, CHUNK, False, total, error, n_equal)
 
 

@@ -25,7 +25,7 @@ cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t i, P
     cdef floating stage[PIPELINE_MAX_CLASSES + 2 * N_LANES]
     cdef double total[N_LANES]
     cdef double error[N_LANES]
-    cdef Vector source[PIPELINE_DEPTH]
+    cdef char* source[PIPELINE_DEPTH]
     cdef Scaled scaled[4]
     cdef bint easy[4]
     cdef Sum s
@@ -35,26 +35,28 @@ cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t i, P
     cdef Py_ssize_t t, c, n_a, n_c, f, part, n_head, n_pending = 0, n_bad = 0
     cdef bint staged = n <= PIPELINE_MAX_CLASSES and (stream or not is_native(frame_at(dx, i, first), stage))
     cdef bint far = is_far(dy, last - first, n)
+    a = of_dy = frame_at(dy, i, first) if dy.step == size_of(dy.kind) else native(scratch)
+    of_y = frame_at(y, i, first) if y.step == size_of(y.kind) else native(scratch)
+    target = native(stage) if staged else frame_at(dx, i, first)
     s.total = s.error = 0
     scale_sum(0, 0, &scaled[0], floating is float)
     for t in range(n_all + lag):
         c = t - lag
         n_a = n_c = f = part = 0
-        a = of_dy = of_y = target = frame_at(dy, i, first)
         if t < n_all:
             part = 0 if single else t % n_parts
             n_a = size_of_part(part, n)
-            a = dense(frame_at(dy, i, first + (t if single else t // n_parts)), part * SLICE_CLASSES, n_a,
-                      slot(scratch, t % 4, n))
-            source[t % PIPELINE_DEPTH] = a
+            a.at = dense(frame_at(dy, i, first + (t if single else t // n_parts)), part * SLICE_CLASSES, n_a,
+                         slot(scratch, t % 4, n)).at
+            source[t % PIPELINE_DEPTH] = a.at
             clear_lanes(total, error, N_LANES, scratch)
         if c >= 0:
             f = c if single else c // n_parts
             part = c - f * n_parts
             n_c = size_of_part(part, n)
-            of_dy = source[c % PIPELINE_DEPTH]
-            of_y = dense(frame_at(y, i, first + f), part * SLICE_CLASSES, n_c, slot(scratch, 4, n))
-            target = native(&stage[n_pending]) if staged else part_of(frame_at(dx, i, first + f), part)
+            of_dy.at = source[c % PIPELINE_DEPTH]
+            of_y.at = dense(frame_at(y, i, first + f), part * SLICE_CLASSES, n_c, slot(scratch, 4, n)).at
+            target.at = <char*> &stage[n_pending] if staged else part_of(frame_at(dx, i, first + f), part).at
             if part == 0:
                 n_bad = 0
             if not easy[f % 4]:

@@ -49,7 +49,7 @@ cdef inline Py_ssize_t group_of_rows(int op, Array a, Array b, Py_ssize_t n_oute
         return max(<Py_ssize_t> 1, (n_inner + n_threads - 1) // n_threads if n_outer == 1 else n_inner)
     if n > longest_of_group(of):
         return 1
-    return GROUP_FRAMES if is_few(n) else most_rows(n, of)
+    return few_rows_of_group(n, of) if is_few(n) else most_rows(n, of)
 
 
 cdef inline void run_rows_task(int op, Array a, Array b, Array y, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t group,
@@ -92,7 +92,7 @@ cdef inline BlockCut cut_blocks(int op, Array a, Array y, Py_ssize_t n_outer, Py
     c.n_inner = n_inner
     c.shift = 0
     if is_few(n):
-        widest = min(<Py_ssize_t> FEW_MAX_WIDTH, packed_numbers(of) // n) // CHUNK * CHUNK
+        widest = min(<Py_ssize_t> MAX_WIDTH, packed_numbers(of) // n) // CHUNK * CHUNK
         if not in_place:  # the copies stay in the L1 cache
             widest = min(widest, max(<Py_ssize_t> MIN_COPIED_COLUMNS, COPIED_NUMBERS // n // CHUNK * CHUNK))
     elif joinable and n_inner <= (CHUNK if n < BLOCK_CLASSES else min(<Py_ssize_t> JOINED_COLUMNS, most_copied)):

@@ -158,11 +158,11 @@ cdef inline void largest_of_rows(Rows dy, Rows p, Py_ssize_t n_frames, Py_ssize_
         match_row(<const floating*> dy.at[f], <const floating*> p.at[f], <const floating*> dy.last[f],
                   <const floating*> p.last[f], n, m[f], &peaks[f * n_blocks * CHUNK], of_k, found)
         half_maxima(of_k, &half[f * 8])
-    end_maxima(half, m_dy)
+    end_maxima(half, GROUP_FRAMES, m_dy)
     if not is_one_each(found, m, n_frames):
         for f in range(n_frames):
             m_dy[f] = dy_of_first(<const floating*> dy.at[f], <const floating*> p.at[f], n, m[f])
-    end_maxima(half_dy, highest)
+    end_maxima(half_dy, GROUP_FRAMES, highest)
     spoil_huge(highest, GROUP_FRAMES, m_dy)
 
 
@@ -205,7 +205,7 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
             half_maxima(high, &half_m[f * 8])
             if finds_largest(op):
                 half_maxima(highest_dy, &half_dy[f * 8])
-        end_maxima(half_m, m)
+        end_maxima(half_m, GROUP_FRAMES, m)
         if finds_largest(op):
             largest_of_rows(rows, rows_b, n_frames, n, m, half_dy, peaks, params)
         else:
@@ -221,7 +221,7 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
         half_lanes(lanes, errors, &half[f * 8], &half_error[f * 8], found)
         for k in range(CHUNK if sums_exponentials(op) else 0):
             n_equal[f] += found[k]
-    end_sums(half, half_error, total, error, found)
+    end_sums(half, half_error, GROUP_FRAMES, total, error, found)
     keep_normalisers(op, False, total, error, m, n_equal, n_frames)
     if not end_frames(op, False, total, error, m, n_equal, GROUP_FRAMES, params):
         for f in range(n_frames):
