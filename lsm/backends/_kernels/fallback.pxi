@@ -88,7 +88,7 @@ cdef GradientPartial reduce_gradient(Vector dy, Vector y, Py_ssize_t n, const fl
     for i from 0 <= i < n by BLOCK_CLASSES:
         n_block = min(<Py_ssize_t> BLOCK_CLASSES, n - i)
         block = native(<floating*> load(dy, i, n_block, buffer))
-        pass_two(block, n_block, total, error, block, block, block, 0, none, False, False, of)
+        pass_two(&block, n_block, total, error, &block, &block, &block, 0, none, False, False, of)
         source = load(y, i, n_block, buffer)
         for k in range(n_block):
             n_bad += exceeds(source[k])

@@ -68,9 +68,9 @@ cdef void reduce_slices_of(Array x, Array to, Py_ssize_t first, Py_ssize_t last,
             adding.shift = shift_of(m[1 - k])
             adding.n_equal = 0
             clear_lanes(total, error, N_LANES, m)
-        pass_three(found[k], sizes[k], &peaks[k * SLICE_PEAK_LANES], &adding, found[1 - k], sizes[1 - k],
-                   &peaks[(1 - k) * SLICE_PEAK_LANES], total, error, found[k], found[k], 0, <floating> 0, <floating> 0,
-                   False)
+        pass_three(&found[k], sizes[k], &peaks[k * SLICE_PEAK_LANES], &adding, &found[1 - k], sizes[1 - k],
+                   &peaks[(1 - k) * SLICE_PEAK_LANES], total, error, &found[k], &found[k], 0, <floating> 0,
+                   <floating> 0, False)
         if t < last:
             m[k] = end_peaks(&peaks[k * SLICE_PEAK_LANES])
         if t > first:
@@ -128,10 +128,12 @@ cdef void write_parts_of(int op, Array p, Array x, Array y, Py_ssize_t first, Py
         elif a.kind <= BFLOAT16:  # converted block by block: see rows.pxi
             finalize(LOG_SOFTMAX, False, whole, params)
             n_head = min(misaligned(to, stream), n_part)
-            pass_three(a, 0, scratch, &adding, a, 0, scratch, NULL, NULL, a, to, n_head, params[0], params[MAX_WIDTH],
-                       False)
-            pass_three(a, 0, scratch, &adding, a, 0, scratch, NULL, NULL, frame_at(part_at(a, n_head), 0, 0),
-                       frame_at(part_at(to, n_head), 0, 0), n_part - n_head, params[0], params[MAX_WIDTH], stream)
+            pass_three(&a, 0, scratch, &adding, &a, 0, scratch, NULL, NULL, &a, &to, n_head, params[0],
+                       params[MAX_WIDTH], False)
+            a.at += n_head * a.step
+            to.at += n_head * to.step
+            pass_three(&a, 0, scratch, &adding, &a, 0, scratch, NULL, NULL, &a, &to, n_part - n_head, params[0],
+                       params[MAX_WIDTH], stream)
         else:
             finalize(LOG_SOFTMAX, False, whole, params)
             write_slice(LOG_SOFTMAX, a, a, to, 0, n_part, params, stream, scratch)

@@ -27,11 +27,11 @@ cdef void write_gradient_part(GradientPartial whole, Vector dy, Vector y, Vector
         return
     if stream:
         n_head = min(misaligned(dx, True), n)
-        pass_two(dy, 0, none, none, dy, y, dx, n_head, scaled, False, False, scratch)
+        pass_two(&dy, 0, none, none, &dy, &y, &dx, n_head, scaled, False, False, scratch)
         dy.at += n_head * dy.step
         y.at += n_head * y.step
         dx.at += n_head * dx.step
-    pass_two(dy, 0, none, none, dy, y, dx, n - n_head, scaled, stream, False, scratch)
+    pass_two(&dy, 0, none, none, &dy, &y, &dx, n - n_head, scaled, stream, False, scratch)
 
 
 cdef void write_gradients_of(Array p, Array dy, Array y, Array dx, Py_ssize_t first, Py_ssize_t last,

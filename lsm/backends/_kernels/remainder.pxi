@@ -42,9 +42,9 @@ cdef inline void pass_last_rows(bint find, const floating* a, floating* peaks, P
         add_groups(total, error, p, N_LANES, 4, floating is double)
 
 
-cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
-                           const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
-                           floating c_hi, floating c_lo, bint stream, Py_ssize_t n) noexcept nogil:
+cdef inline void pass_edge(bint find, const Vector* a, floating* peaks_a, bint add, Adding* adding, const Vector* v,
+                           const floating* peaks_v, double* total, double* error, bint put, const Vector* x,
+                           const Vector* y, floating c_hi, floating c_lo, bint stream, Py_ssize_t n) noexcept nogil:
     """The selected stages over the n % BLOCK_CLASSES classes after the last whole block of each of three parts."""
     cdef floating buffer_a[BLOCK_CLASSES]
     cdef floating buffer_v[BLOCK_CLASSES]
@@ -55,7 +55,7 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
     cdef const floating* at_v = NULL
     cdef const floating* at_x = NULL
     cdef floating* at_y = w
-    cdef bint direct = not stream and is_native(y, w), some_equal = False
+    cdef bint direct = not stream and is_native(y[0], w), some_equal = False
     cdef floating h = <floating> adding.shift.h, top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
     cdef Py_ssize_t start = n - n % BLOCK_CLASSES, n_rest = n % BLOCK_CLASSES
@@ -66,15 +66,15 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
     ahead.size_written = size_of(y.kind)
     if find:
         if adding.far:
-            ahead.read_1 = prefetch_address(a, start)
-        at_a = load(a, start, n_rest, buffer_a)
+            ahead.read_1 = prefetch_address(a[0], start)
+        at_a = load(a[0], start, n_rest, buffer_a)
     if put and direct and adding.far:
-        ahead.written = prefetch_address(y, start)
+        ahead.written = prefetch_address(y[0], start)
     if add:
-        at_v = less(load(v, start, n_rest, buffer_v), n_rest, h, shifted)
+        at_v = less(load(v[0], start, n_rest, buffer_v), n_rest, h, shifted)
         some_equal = has_peak(&peaks_v[(1 + block) * PEAK_LANES], <floating> adding.shift.m)
     if put:
-        at_x = load(x, start, n_rest, buffer_x)
+        at_x = load(x[0], start, n_rest, buffer_x)
         at_y = <floating*> y.at + start if direct else w
     if add and some_equal:
         adding.n_equal += count_equal(at_v, n_rest, top)
@@ -84,12 +84,12 @@ cdef inline void pass_edge(bint find, Vector a, floating* peaks_a, bint add, Add
         pass_last_rows(find, at_a, peaks_a, block, add, at_v, top, magic, floor, False, total, error, put, at_x, c_hi,
                        c_lo, at_y, n_rows, n_edge, ahead)
     if put and not direct:
-        write(y, start, n_rest, w, stream)
+        write(y[0], start, n_rest, w, stream)
 
 
-cdef void pass_three(Vector a, Py_ssize_t n_a, floating* peaks_a, Adding* adding, Vector v, Py_ssize_t n_v,
-                     const floating* peaks_v, double* total, double* error, Vector x, Vector y, Py_ssize_t n_x,
-                     floating c_hi, floating c_lo, bint stream) noexcept nogil:
+cdef void pass_three(const Vector* a, Py_ssize_t n_a, floating* peaks_a, Adding* adding, const Vector* v,
+                     Py_ssize_t n_v, const floating* peaks_v, double* total, double* error, const Vector* x,
+                     const Vector* y, Py_ssize_t n_x, floating c_hi, floating c_lo, bint stream) noexcept nogil:
     """Find the peaks of n_a classes, sum the exponentials of n_v and write n_x, fused as far as their lengths allow.
 
     Peaks are groups of PEAK_LANES numbers that contain a maximum: first that of all classes, then that of each block.

@@ -142,13 +142,13 @@ cdef void log_softmax_rows(Array x, Array y, Py_ssize_t i, Py_ssize_t first, Py_
                 if is_ahead(target.at + n_head * target.step, x_a) or is_ahead(target.at + n_head * target.step, x_v):
                     n_head += STORE_LEAD_BYTES // target.step
                 n_head = min(n_head, n_x)
-                pass_three(x_x, 0, peaks, &adding, x_x, 0, peaks, total, error, x_x, target, n_head,
+                pass_three(&x_x, 0, peaks, &adding, &x_x, 0, peaks, total, error, &x_x, &target, n_head,
                            c_hi[f % PIPELINE_DEPTH], c_lo[f % PIPELINE_DEPTH], False)
                 x_x.at += n_head * x_x.step
                 target.at += n_head * target.step
                 n_x -= n_head
-        pass_three(x_a, n_a, &peaks[t % 3 * n_peaks], &adding, x_v, n_v, &peaks[(v + 3) % 3 * n_peaks], total, error,
-                   x_x, target, n_x, c_hi[f % PIPELINE_DEPTH], c_lo[f % PIPELINE_DEPTH], stream and not staged)
+        pass_three(&x_a, n_a, &peaks[t % 3 * n_peaks], &adding, &x_v, n_v, &peaks[(v + 3) % 3 * n_peaks], total, error,
+                   &x_x, &target, n_x, c_hi[f % PIPELINE_DEPTH], c_lo[f % PIPELINE_DEPTH], stream and not staged)
         if n_a:
             m[t % PIPELINE_DEPTH] = end_peaks(&peaks[t % 3 * n_peaks])
         if n_v and single:

@@ -66,13 +66,13 @@ cdef void log_softmax_backward_rows(Array dy, Array y, Array dx, Py_ssize_t i, P
             elif stream and not staged:
                 n_head = min(misaligned(target, True), n_c)
                 if n_head:
-                    n_bad += pass_two(a, 0, total, error, of_dy, of_y, target, n_head, scaled[f % 4], False, far,
+                    n_bad += pass_two(&a, 0, total, error, &of_dy, &of_y, &target, n_head, scaled[f % 4], False, far,
                                       scratch)
                     of_dy.at += n_head * of_dy.step
                     of_y.at += n_head * of_y.step
                     target.at += n_head * target.step
                     n_c -= n_head
-        n_bad += pass_two(a, n_a, total, error, of_dy, of_y, target, n_c, scaled[f % 4], stream and not staged, far,
+        n_bad += pass_two(&a, n_a, total, error, &of_dy, &of_y, &target, n_c, scaled[f % 4], stream and not staged, far,
                           scratch)
         if c >= 0 and n_bad and part == n_parts - 1:
             fill_nan(native(&stage[n_pending]) if staged else frame_at(dx, i, first + f), n, scratch)

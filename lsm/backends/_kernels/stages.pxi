@@ -133,10 +133,10 @@ cdef inline void pass_block(bint find, const char* a, floating* peaks, Py_ssize_
         add_groups(total, error, q, N_LANES, 4, floating is double)
 
 
-cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
-                             const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
-                             floating c_hi, floating c_lo, bint stream, Py_ssize_t first, Py_ssize_t last, int kind,
-                             int kind_y) noexcept nogil:
+cdef inline void pass_blocks(bint find, const Vector* a, floating* peaks_a, bint add, Adding* adding, const Vector* v,
+                             const floating* peaks_v, double* total, double* error, bint put, const Vector* x,
+                             const Vector* y, floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
+                             Py_ssize_t last, int kind, int kind_y) noexcept nogil:
     """The selected stages over blocks `first` to last - 1 of each of three parts.
 
     kind: the common 16-bit dtype of the inputs, which then have unit stride, or else the computed type, with inputs of
@@ -151,8 +151,8 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
     cdef const char* at_v = NULL
     cdef const char* at_x = NULL
     cdef char* at_y = <char*> w
-    cdef bint direct = not stream and lies_as(y, kind_y), some_equal = False
-    cdef bint nontemporal = floating is float and can_stream(y, kind_y, stream)  # float64: 19.4 ns, 18.4 without
+    cdef bint direct = not stream and lies_as(y[0], kind_y), some_equal = False
+    cdef bint nontemporal = floating is float and can_stream(y[0], kind_y, stream)  # float64: 19.4 ns, 18.4 without
     cdef floating m = <floating> adding.shift.m, h = <floating> adding.shift.h
     cdef floating top = <floating> (adding.shift.m - adding.shift.h)
     cdef floating magic = <floating> adding.shift.magic, floor = <floating> adding.shift.floor
@@ -163,17 +163,17 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
     for block in range(first, last):
         if find:
             if adding.far:
-                ahead.read_1 = prefetch_address(a, block * BLOCK_CLASSES)
-            at_a = block_at(a, block * BLOCK_CLASSES, kind, buffer_a)
+                ahead.read_1 = prefetch_address(a[0], block * BLOCK_CLASSES)
+            at_a = block_at(a[0], block * BLOCK_CLASSES, kind, buffer_a)
         if put and direct and adding.far:
-            ahead.written = prefetch_address(y, block * BLOCK_CLASSES)
+            ahead.written = prefetch_address(y[0], block * BLOCK_CLASSES)
         if add:
-            at_v = block_at(v, block * BLOCK_CLASSES, kind, buffer_v)
+            at_v = block_at(v[0], block * BLOCK_CLASSES, kind, buffer_v)
             if kind > BFLOAT16:
                 at_v = <const char*> less(<const floating*> at_v, BLOCK_CLASSES, h, shifted)
             some_equal = has_peak(&peaks_v[(1 + block) * PEAK_LANES], m)
         if put:
-            at_x = block_at(x, block * BLOCK_CLASSES, kind, buffer_x)
+            at_x = block_at(x[0], block * BLOCK_CLASSES, kind, buffer_x)
             at_y = y.at + block * BLOCK_CLASSES * size_of(kind_y) if direct or nontemporal else <char*> w
         if add and some_equal:
             adding.n_equal += count_equal_of(at_v, BLOCK_CLASSES, h, top, kind, buffer_v)
@@ -186,18 +186,18 @@ cdef inline void pass_blocks(bint find, Vector a, floating* peaks_a, bint add, A
             pass_block(find, at_a, peaks_a, block, add, at_v, h, top, magic, floor, False, total, error, put, at_x,
                        c_hi, c_lo, at_y, kind, kind_y, False, ahead)
         if put and not direct and not nontemporal:
-            write_block(y, block * BLOCK_CLASSES, kind_y, w, stream)
+            write_block(y[0], block * BLOCK_CLASSES, kind_y, w, stream)
 
 
-cdef inline void pass_kinds(bint find, Vector a, floating* peaks_a, bint add, Adding* adding, Vector v,
-                            const floating* peaks_v, double* total, double* error, bint put, Vector x, Vector y,
-                            floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
+cdef inline void pass_kinds(bint find, const Vector* a, floating* peaks_a, bint add, Adding* adding, const Vector* v,
+                            const floating* peaks_v, double* total, double* error, bint put, const Vector* x,
+                            const Vector* y, floating c_hi, floating c_lo, bint stream, Py_ssize_t first,
                             Py_ssize_t last) noexcept nogil:
     """pass_blocks with kinds that are compile-time constants; 16-bit ones only for fused stages or for writing."""
     cdef int native = kind_of(peaks_a), kind = (a if find else v if add else x).kind
-    cdef bint alike = LSM_WIDENS and (put or (find and add)) and (not find or lies_as(a, kind))
-    alike &= not add or lies_as(v, kind)
-    alike &= not put or (lies_as(x, kind) and (lies_as(y, kind) or lies_as(y, FLOAT)))
+    cdef bint alike = LSM_WIDENS and (put or (find and add)) and (not find or lies_as(a[0], kind))
+    alike &= not add or lies_as(v[0], kind)
+    alike &= not put or (lies_as(x[0], kind) and (lies_as(y[0], kind) or lies_as(y[0], FLOAT)))
     if floating is float and alike and kind == HALF and (not put or y.kind == HALF):
         pass_blocks(find, a, peaks_a, add, adding, v, peaks_v, total, error, put, x, y, c_hi, c_lo, stream, first, last,
                     HALF, HALF)

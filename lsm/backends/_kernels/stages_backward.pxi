@@ -172,9 +172,10 @@ cdef inline Py_ssize_t gradient_large(const char* dy, const char* y, int kind, P
     return n_bad
 
 
-cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, double* error, bint put, Vector dy,
-                                            Vector y, Vector dx, int kind, Scaled of, bint stream, bint far,
-                                            Py_ssize_t first, Py_ssize_t last, const floating* type) noexcept nogil:
+cdef inline Py_ssize_t pass_blocks_backward(bint find, const Vector* a, double* total, double* error, bint put,
+                                            const Vector* dy, const Vector* y, const Vector* dx, int kind, Scaled of,
+                                            bint stream, bint far, Py_ssize_t first, Py_ssize_t last,
+                                            const floating* type) noexcept nogil:
     """The selected stages over blocks `first` to last - 1 of two parts; returns how many y are out of range.
 
     kind: the common 16-bit dtype of all arrays, which then have unit stride, or else the computed type, with arrays of
@@ -191,7 +192,7 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
     cdef bint direct = not stream and dx.kind == kind and dx.step == size_of(kind) and dx.at != dy.at and dx.at != y.at
     cdef floating s_hi = <floating> of.s_hi, s_lo = <floating> of.s_lo, s = <floating> of.s
     cdef floating magic = <floating> of.magic, lowest = <floating> of.lowest
-    cdef bint nontemporal = can_stream(dx, kind, stream), is_large = False
+    cdef bint nontemporal = can_stream(dx[0], kind, stream), is_large = False
     cdef Py_ssize_t block, n_bad = 0
     cdef Ahead ahead = nothing_ahead(far)
     ahead.size_1 = size_of(a.kind)
@@ -200,20 +201,20 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
     for block in range(first, last):
         if find:
             if far:
-                ahead.read_1 = prefetch_address(a, block * BLOCK_CLASSES)
-            at_a[0] = block_at(a, block * BLOCK_CLASSES, kind, buffer_a)
+                ahead.read_1 = prefetch_address(a[0], block * BLOCK_CLASSES)
+            at_a[0] = block_at(a[0], block * BLOCK_CLASSES, kind, buffer_a)
             at_a[1] = at_a[0] + ROW_CLASSES * size_of(kind)
             at_a[2] = at_a[0] + 2 * ROW_CLASSES * size_of(kind)
             at_a[3] = at_a[0] + 3 * ROW_CLASSES * size_of(kind)
         if put:
             if far:
-                ahead.read_2 = prefetch_address(y, block * BLOCK_CLASSES)
+                ahead.read_2 = prefetch_address(y[0], block * BLOCK_CLASSES)
             if direct and far:
-                ahead.written = prefetch_address(dx, block * BLOCK_CLASSES)
+                ahead.written = prefetch_address(dx[0], block * BLOCK_CLASSES)
             if direct or nontemporal:
                 to = dx.at + block * BLOCK_CLASSES * size_of(kind)
-            at_dy = block_at(dy, block * BLOCK_CLASSES, kind, buffer_dy)
-            at_y = block_at(y, block * BLOCK_CLASSES, kind, buffer_y)
+            at_dy = block_at(dy[0], block * BLOCK_CLASSES, kind, buffer_dy)
+            at_y = block_at(y[0], block * BLOCK_CLASSES, kind, buffer_y)
         if put and nontemporal:
             is_large = pass_block_backward(find, at_a, total, error, put, at_dy, at_y, kind, 4, type, type, 0, s_hi,
                                            s_lo, s, magic, lowest, to, True, ahead)
@@ -223,13 +224,13 @@ cdef inline Py_ssize_t pass_blocks_backward(bint find, Vector a, double* total, 
         if put and is_large:
             n_bad += gradient_large(at_dy, at_y, kind, BLOCK_CLASSES, s_hi, s_lo, s, magic, lowest, to)
         if put and not direct and not nontemporal:
-            write_block(dx, block * BLOCK_CLASSES, kind, w, stream)
+            write_block(dx[0], block * BLOCK_CLASSES, kind, w, stream)
     return n_bad
 
 
-cdef inline Py_ssize_t pass_two_blocks(Vector a, Py_ssize_t n_a, double* total, double* error, Vector dy, Vector y,
-                                       Vector dx, Py_ssize_t n, int kind, Scaled of, bint stream, bint far,
-                                       const floating* type) noexcept nogil:
+cdef inline Py_ssize_t pass_two_blocks(const Vector* a, Py_ssize_t n_a, double* total, double* error, const Vector* dy,
+                                       const Vector* y, const Vector* dx, Py_ssize_t n, int kind, Scaled of,
+                                       bint stream, bint far, const floating* type) noexcept nogil:
     """The whole blocks of pass_two; kind, a compile-time constant, as in pass_blocks_backward."""
     cdef Py_ssize_t together = min(n_a, n) // BLOCK_CLASSES, last_a = n_a // BLOCK_CLASSES
     cdef Py_ssize_t last = n // BLOCK_CLASSES, n_bad = 0
@@ -243,11 +244,13 @@ cdef inline Py_ssize_t pass_two_blocks(Vector a, Py_ssize_t n_a, double* total, 
     return n_bad
 
 
-cdef Py_ssize_t pass_two(Vector a, Py_ssize_t n_a, double* total, double* error, Vector dy, Vector y, Vector dx,
-                         Py_ssize_t n, Scaled of, bint stream, bint far, const floating* type) noexcept nogil:
+cdef Py_ssize_t pass_two(const Vector* a, Py_ssize_t n_a, double* total, double* error, const Vector* dy,
+                         const Vector* y, const Vector* dx, Py_ssize_t n, Scaled of, bint stream, bint far,
+                         const floating* type) noexcept nogil:
     """Sum n_a classes and write the gradient of n, fused as far as possible; returns how many y are out of range."""
     cdef Py_ssize_t n_bad = 0
-    cdef bint alike = lies_as(a, dy.kind) and lies_as(dy, dy.kind) and lies_as(y, dy.kind) and lies_as(dx, dy.kind)
+    cdef int kind = dy.kind
+    cdef bint alike = lies_as(a[0], kind) and lies_as(dy[0], kind) and lies_as(y[0], kind) and lies_as(dx[0], kind)
     alike = LSM_WIDENS and alike
     if floating is float and alike and dy.kind == HALF:
         n_bad = pass_two_blocks(a, n_a, total, error, dy, y, dx, n, HALF, of, stream, far, type)
@@ -264,9 +267,9 @@ cdef Py_ssize_t pass_two(Vector a, Py_ssize_t n_a, double* total, double* error,
     return n_bad
 
 
-cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, double* error, bint put, Vector dy,
-                                          Vector y, Vector dx, Py_ssize_t n, Scaled of, bint stream, bint far,
-                                          const floating* type) noexcept nogil:
+cdef inline Py_ssize_t pass_edge_backward(bint find, const Vector* a, double* total, double* error, bint put,
+                                          const Vector* dy, const Vector* y, const Vector* dx, Py_ssize_t n, Scaled of,
+                                          bint stream, bint far, const floating* type) noexcept nogil:
     """The selected stages over the n % BLOCK_CLASSES classes after the last whole block of two parts."""
     cdef floating buffer_a[BLOCK_CLASSES]
     cdef floating buffer[BLOCK_CLASSES]
@@ -291,8 +294,8 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
     ahead.size_2 = size_of(y.kind)
     if find:
         if far:
-            ahead.read_1 = prefetch_address(a, start)
-        at_a = load(a, start, n_rest, buffer_a)
+            ahead.read_1 = prefetch_address(a[0], start)
+        at_a = load(a[0], start, n_rest, buffer_a)
         pad(edge_a, &at_a[n_rows * ROW_CLASSES], n_edge, ROW_CLASSES, 0)
         for q in range(ROW_CLASSES):
             zero[q] = 0
@@ -303,9 +306,9 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
             rows[q] = <const char*> zero
     if put:
         if far:
-            ahead.read_2 = prefetch_address(y, start)
-        at_dy = load(dy, start, n_rest, buffer)
-        at_y = load(y, start, n_rest, buffer_y)
+            ahead.read_2 = prefetch_address(y[0], start)
+        at_dy = load(dy[0], start, n_rest, buffer)
+        at_y = load(y[0], start, n_rest, buffer_y)
         pad(edge, &at_dy[n_rows * ROW_CLASSES], n_edge, ROW_CLASSES, 0)
         pad(edge_y, &at_y[n_rows * ROW_CLASSES], n_edge, ROW_CLASSES, -INFINITY)
     is_large = pass_block_backward(find, rows, total, error, put, <const char*> at_dy, <const char*> at_y, kind_of(w),
@@ -317,5 +320,5 @@ cdef inline Py_ssize_t pass_edge_backward(bint find, Vector a, double* total, do
         n_bad += gradient_large(<const char*> edge, <const char*> edge_y, kind_of(w), n_groups * N_LANES, s_hi, s_lo, s,
                                 magic, lowest, <char*> &w[n_rows * ROW_CLASSES])
     if put:
-        write(dx, start, n_rest, w, False)
+        write(dx[0], start, n_rest, w, False)
     return n_bad
