@@ -130,19 +130,28 @@ cdef void reduce_few(int op, Block a, Block b, Shape s, const floating* params, 
         sum_few(LOG_SOFTMAX_BACKWARD, a, b, s, params, m, total, error, n_equal)
 
 
-cdef floating reduce_few_rows(int op, const floating* a, Py_ssize_t step, const floating* b, Py_ssize_t step_b,
-                              Py_ssize_t n_chunks, Py_ssize_t n_frames, bint prefetch_a,
-                              const char* y, Py_ssize_t gap, floating* params, floating* m, double* half,
-                              double* half_error, floating* n_equal) noexcept nogil:
-    """reduce_few_of with `op` a constant."""
+cdef floating reduce_short_rows(int op, bint few, const RowGroup* a, const RowGroup* b, Py_ssize_t n_tail,
+                                Py_ssize_t n_frames, const char* y, Py_ssize_t gap, floating* params, floating* m,
+                                double* half, double* half_error, floating* n_equal,
+                                floating* highest) noexcept nogil:
+    """reduce_short_of with `op` and `few` as constants."""
+    if sums_exponentials(op) and few:
+        return reduce_short_of(LOG_SOFTMAX, True, a[0], b[0], n_tail, n_frames, y, gap, params, m, half, half_error,
+                               n_equal, highest)
     if sums_exponentials(op):
-        return reduce_few_of(LOG_SOFTMAX, a, step, b, step_b, n_chunks, n_frames, prefetch_a, y, gap,
-                             params, m, half, half_error, n_equal)
+        return reduce_short_of(LOG_SOFTMAX, False, a[0], b[0], n_tail, n_frames, y, gap, params, m, half, half_error,
+                               n_equal, highest)
+    if op == SOFTMAX_BACKWARD and few:
+        return reduce_short_of(SOFTMAX_BACKWARD, True, a[0], b[0], n_tail, n_frames, y, gap, params, m, half,
+                               half_error, n_equal, highest)
     if op == SOFTMAX_BACKWARD:
-        return reduce_few_of(SOFTMAX_BACKWARD, a, step, b, step_b, n_chunks, n_frames, prefetch_a, y, gap,
-                             params, m, half, half_error, n_equal)
-    return reduce_few_of(LOG_SOFTMAX_BACKWARD, a, step, b, step_b, n_chunks, n_frames, prefetch_a, y, gap,
-                         params, m, half, half_error, n_equal)
+        return reduce_short_of(SOFTMAX_BACKWARD, False, a[0], b[0], n_tail, n_frames, y, gap, params, m, half,
+                               half_error, n_equal, highest)
+    if few:
+        return reduce_short_of(LOG_SOFTMAX_BACKWARD, True, a[0], b[0], n_tail, n_frames, y, gap, params, m, half,
+                               half_error, n_equal, highest)
+    return reduce_short_of(LOG_SOFTMAX_BACKWARD, False, a[0], b[0], n_tail, n_frames, y, gap, params, m, half,
+                           half_error, n_equal, highest)
 
 
 cdef void reduce_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,

@@ -318,8 +318,8 @@ cdef inline void run_group_of_shape(int op, Array a, Array b, Array y, Py_ssize_
         b = converted(copy_b, n)
     if shall_convert:
         to = converted(copy_y, n)
-    if is_few(n):
-        run_few_rows(op, a, b, to, n_frames, n, far, scratch)
+    if is_short(n):
+        run_short_rows(op, a, b, to, n_frames, n, far, scratch)
     else:
         run_rows(op, a, b, to, n_frames, n, far, stream and not shall_convert, scratch)
     if shall_convert:
