@@ -352,7 +352,7 @@ def test_chunks_of_some_classes_are_normalised_alone():
     y = dask.array.from_array(VALUES, chunks=(2, 1)).map_blocks(lsm.log_softmax, dtype=VALUES.dtype)
     np.testing.assert_array_equal(y.compute(), np.zeros((2, 3)))
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "each chunk is normalised alone" in " ".join(readme.split())
+    assert "each chunk is normalised by itself" in " ".join(readme.split())
 
 
 def test_asynchronous_arrays_of_zarr():
