@@ -49,8 +49,8 @@ def log_softmax(
         T: the logits are divided by it. A finite number above 0, or an array of them (an ndarray, or of the library of
         `x`) that broadcasts to `x` with length 1 along `axis`. In an array, another value makes its frame NaN.
     where : array of bool, optional
-        Which classes take part: of the library and on the device of `x`, broadcast to its shape. What is masked is not
-        read, and its result is -inf, as are all of a frame in which nothing takes part.
+        The classes to include: of the library and on the device of `x`, broadcast to its shape. Masked classes are not
+        read, and their result is -inf, even if all classes of a frame are masked.
     out : array of the result's type, shape, dtype and device, optional
         The array to write to. May be `x`, and may overlap it in any way. JAX arrays cannot be written to.
     dtype : dtype or str, optional
@@ -59,28 +59,29 @@ def log_softmax(
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
     partials : array of float64, type of `x` or ndarray, shape (..., n_slices, ..., 4), optional
-        Where `x` has only a part of the classes of its frames: those of the whole frames, as `lsm.partials` gives them
-        with the same temperature. `axis` is then one int.
+        If `x` has only a part of the classes of its frames: the partials of the whole frames, as `lsm.partials` gives
+        them with the same temperature. `axis` is then one int.
     n_classes : int, optional
-        How many classes the whole frames have. The partials must count as many.
+        The number of classes of the whole frames. The partials must add up to it.
 
     Returns
     -------
     y : array, type, shape and device of `x`
         Log-probabilities, in nats: from -inf to 0, with ``sum(exp(y)) == 1`` along `axis`. `out`, if given. For an
         array_like, and for a DLPack array whose namespace has no ``from_dlpack``, an ndarray (on a CUDA device, a
-        cupy.ndarray). A 0-d ndarray is returned as a NumPy scalar. Of a dask array it is a lazy one with its chunks.
+        cupy.ndarray). A 0-d ndarray is returned as a NumPy scalar. For a dask array, it is a lazy one with the same
+        chunks.
 
     Raises
     ------
     TypeError
-        `x` is complex, an object, text, structured or masked, requires grad, or is traced by JAX; or it has a unit,
-        is sparse, is not computed yet (but dask.array), or is stored in a file (zarr, h5py). The message says what to
-        pass instead. `dtype` is not supported, or `out` has another type or dtype than the result. `where`
-        is not of bool; `where` or `temperature` belongs to another library.
+        `x` is complex, an object, text, structured or masked, requires grad, or is traced by JAX; or it has a unit, is
+        sparse, is not computed yet (except dask.array), or is stored in a file (zarr, h5py). The message says what to
+        pass instead. `dtype` is not supported, or `out` has another type or dtype than the result. `where` is not of
+        dtype bool; `where` or `temperature` belongs to another library.
     ValueError
         `temperature` is not a finite number above 0, or it or `where` does not broadcast to `x`; `out` has another
-        shape or is read-only; an axis is repeated. `partials` have another shape, or count other than `n_classes`.
+        shape or is read-only; an axis is repeated. `partials` have another shape, or do not add up to `n_classes`.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -99,9 +100,9 @@ def log_softmax(
     values, its dtype and the backend, not on its position, the number of threads or `out`. A frame that contains NaN
     or +inf, or only -inf, becomes NaN. An empty axis gives an empty array. There are no floating-point warnings.
     Arrays of other libraries are read without a copy, and nothing is moved between devices. With `where`, the results
-    are those of `x` with -inf in place of what is masked, bit by bit. The temperature is applied to the differences
-    x - m, in float64 or two numbers, so that the bounds hold for any of them. The algorithm is
-    Algorithm 4.1 of Blanchard, Higham & Higham (2021), doi:10.1093/imanum/draa038.
+    are, bit for bit, those of `x` with -inf in the masked classes. The temperature is applied to the differences x - m,
+    in float64 or as two numbers, so that the bounds hold for every temperature. The algorithm is Algorithm 4.1 of
+    Blanchard, Higham & Higham (2021), doi:10.1093/imanum/draa038.
 
     Examples
     --------
@@ -151,8 +152,8 @@ def softmax(
         T: the logits are divided by it. A finite number above 0, or an array of them (an ndarray, or of the library of
         `x`) that broadcasts to `x` with length 1 along `axis`. In an array, another value makes its frame NaN.
     where : array of bool, optional
-        Which classes take part: of the library and on the device of `x`, broadcast to its shape. What is masked is not
-        read, and its result is 0, as are all of a frame in which nothing takes part.
+        The classes to include: of the library and on the device of `x`, broadcast to its shape. Masked classes are not
+        read, and their result is 0, even if all classes of a frame are masked.
     out : array of the result's type, shape, dtype and device, optional
         The array to write to. May be `x`, and may overlap it in any way. JAX arrays cannot be written to.
     dtype : dtype or str, optional
@@ -160,7 +161,7 @@ def softmax(
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
     partials, n_classes : optional
-        Where `x` has only a part of the classes of its frames, as for `log_softmax`.
+        If `x` has only a part of the classes of its frames, as for `log_softmax`.
 
     Returns
     -------
@@ -187,11 +188,11 @@ def softmax(
 
     Notes
     -----
-    For any finite frame, float32 and float64 results are within 4 ulp of the exact value, subnormal ones within 4 of
+    For any finite frame, float32 and float64 results are within 4 ulp of the exact value, subnormal ones within 4 times
     the smallest number; 16-bit results are the exact value rounded once, within 0.501 ulp. A masked class gives 0. A
-    frame that contains NaN or +inf, or only -inf, becomes NaN. What holds for `log_softmax` beyond that, holds here.
-    The division by 1 + s, and not ``exp(log_softmax(x))``, keeps the digits of small probabilities: Blanchard, Higham &
-    Higham (2021), doi:10.1093/imanum/draa038.
+    frame that contains NaN or +inf, or only -inf, becomes NaN. The other notes on `log_softmax` apply too. The division
+    by 1 + s, and not ``exp(log_softmax(x))``, keeps the digits of small probabilities: Blanchard, Higham & Higham
+    (2021), doi:10.1093/imanum/draa038.
 
     Examples
     --------
@@ -211,7 +212,7 @@ def softmax(
 
 
 def call_of_part(function: str, inputs: dict[str, Any], **options: Any) -> Any:
-    """Call a function of `_part_calls`, or have an engine do so; the options are all keywords by their names."""
+    """Call a function of `_part_calls`, directly or through an engine; the options are all its keywords, by name."""
     if "partials" in inputs and inputs["partials"] is None:
         names = "n_classes, first_class" if "first_class" in options else "n_classes"
         raise TypeError(f"{names}: given without partials; accepted then: neither, since x has all classes")
@@ -224,7 +225,7 @@ def call_of_part(function: str, inputs: dict[str, Any], **options: Any) -> Any:
 
 
 def call_derived(function: str, inputs: dict[str, Any], **options: Any) -> Any:
-    """Call a function of `_derived_calls`, or have an engine do so; the options are all keywords by their names."""
+    """Call a function of `_derived_calls`, directly or through an engine; the options are all its keywords, by name."""
     engine = engine_for(inputs.values())
     if engine is not None:
         return engine.serve(function, inputs, options)
@@ -234,5 +235,5 @@ def call_derived(function: str, inputs: dict[str, Any], **options: Any) -> Any:
 
 
 def is_number(value: Any, number: float) -> bool:
-    """Whether this is just that float or int; others that equal it are recognised later."""
+    """Whether this is exactly that float or int; other values that equal it are recognised later."""
     return type(value) is type(number) and bool(value == number)

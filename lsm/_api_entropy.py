@@ -57,9 +57,9 @@ def entropy(
 
     Notes
     -----
-    For any finite frame, the result is within 4 ulp, also near 0; in 16 bits within 0.501 ulp. A frame that contains
-    NaN or +inf, or only -inf, becomes NaN; one of no classes becomes 0. The gradient is
-    ``-p * (log(p) + H) / temperature``, and 0 where p is.
+    For any finite frame, the result is within 4 ulp, even near 0; in 16 bits within 0.501 ulp. A frame that contains
+    NaN or +inf, or only -inf, becomes NaN; one of no classes becomes 0. The gradient is ``-p * (log(p) + H) /
+    temperature``, and 0 where p is.
 
     Examples
     --------
@@ -96,9 +96,9 @@ def kl_divergence(
     p_logits : array_like, torch.Tensor, jax.Array or other DLPack array on the CPU, shape (..., n_classes, ...)
         Logits of p, in nats, as for `log_softmax`. -inf masks a class.
     q_logits : array of the type and shape of `p_logits`
-        Logits of q. A class masked here only makes the result inf; one masked in both adds 0.
+        Logits of q. A class masked only here makes the result inf; one masked in both adds 0.
     axis, temperature, where, dtype, backend
-        As for `entropy`; `temperature` and `where` are those of both.
+        As for `entropy`; `temperature` and `where` apply to both inputs.
 
     Returns
     -------
@@ -118,9 +118,9 @@ def kl_divergence(
     Notes
     -----
     It is computed as ``sum(p * (expm1(t) - t)) - (r - log1p(r))`` with ``t = log(q / p)``, from differences of the
-    logits, and ``r = sum(p * expm1(t))``, which would be 0 without rounding: so it keeps its digits however near the
+    logits, and ``r = sum(p * expm1(t))``, which would be 0 without rounding. So it keeps its digits however close the
     distributions are. It is within 4 ulp, in float64 within 8. A frame in which one of the inputs contains NaN or +inf,
-    or only -inf, becomes NaN. The gradient by `q_logits` is ``(q - p) / temperature``.
+    or only -inf, becomes NaN. The gradient with respect to `q_logits` is ``(q - p) / temperature``.
 
     Examples
     --------

@@ -50,11 +50,11 @@ def log_softmax_backward(
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
     partials : array of float64, type of `grad_output` or ndarray, shape (..., n_slices, ..., 6), optional
-        Where both inputs have only a part of the classes of their frames: those of the whole frames, as
-        `partials_backward` gives them for each part, concatenated along the axis of the slices. Without `where` and
-        `temperature`, and for arrays on the CPU.
+        If both inputs have only a part of the classes of their frames: the partials of the whole frames, as
+        `partials_backward` gives them for each part, concatenated along the axis of the slices. Only without `where`
+        and `temperature`, and for arrays on the CPU.
     n_classes : int, optional
-        How many classes the whole frames have. The partials must count as many.
+        The number of classes of the whole frames. The partials must add up to it.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def log_softmax_backward(
         dtype.
     ValueError
         `temperature` or `where` is rejected as in `log_softmax`; the shapes differ; `out` has another shape or is
-        read-only; an axis is repeated. `partials` have another shape, or count other than `n_classes`.
+        read-only; an axis is repeated. `partials` have another shape, or do not add up to `n_classes`.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -84,9 +84,9 @@ def log_softmax_backward(
     -----
     Where y > -ln 2, the gradient is computed as ``(dy - S) - expm1(y) * S`` with S = sum(dy), so that it does not
     vanish for confident frames. As a function of `grad_output` and `output`, the result is within 4 ulp of the
-    largest of itself, dy and exp(y) * S. (The error of S is about 2**-53 * sum(abs(dy)); it matters in float64, and
-    in float32 where dy cancels to the last digit.) Where y is -inf, the result is exactly dy. A frame becomes NaN if
-    it contains NaN, if `output` contains +inf or only -inf, or if S is infinite. The formula is that of Torch7,
+    largest of itself, dy and exp(y) * S. (The error of S is about 2**-53 * sum(abs(dy)); it matters in float64, and in
+    float32 where dy cancels almost entirely.) Where y is -inf, the result is exactly dy. A frame becomes NaN if it
+    contains NaN, if `output` contains +inf or only -inf, or if S is infinite. The formula is that of Torch7,
     LogSoftMax.c.
 
     Examples
@@ -170,10 +170,11 @@ def softmax_backward(
     Notes
     -----
     With k the most probable class (of several, the first), ``e = dy - dy_k`` and E the sum of ``p * e`` over the other
-    classes, the result is ``p * (e - E)``: the same, since p sums to 1, but it does not vanish for confident frames. As
-    a function of `grad_output` and `output`, with p_k in the sum taken as one minus the others, the result is within 4
-    ulp of the largest of itself, ``p * abs(e)`` and ``p * abs(E)`` (in float64, of ``p * sum(p * abs(e))``); in 16 bits
-    within 0.501 ulp. Where p is 0, the result is 0. A frame becomes NaN if it contains NaN or an infinity.
+    classes, the result is ``p * (e - E)``. Since p sums to 1, this is equivalent, but does not vanish for confident
+    frames. As a function of `grad_output` and `output`, with p_k in the sum taken as one minus the others, the result
+    is within 4 ulp of the largest of itself, ``p * abs(e)`` and ``p * abs(E)`` (in float64, of ``p * sum(p *
+    abs(e))``); in 16 bits within 0.501 ulp. Where p is 0, the result is 0. A frame becomes NaN if it contains NaN or an
+    infinity.
 
     Examples
     --------

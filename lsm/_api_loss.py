@@ -34,23 +34,24 @@ def cross_entropy(
         L = logsumexp(x)
         loss = sum over classes of w * q * (L - x)  +  w[target] * z_loss * L**2
 
-    For one label and no weights it is ``-log_softmax(x)[target]``. No term is negative, so that none cancels.
+    For one label and no weights it is ``-log_softmax(x)[target]``. No term is negative, so none cancels.
 
     Parameters
     ----------
     logits : array_like, torch.Tensor, jax.Array or other DLPack array on the CPU, shape (..., n_classes, ...)
         x, in nats, as for `log_softmax`. -inf masks a class.
     targets : array of the type of `logits`
-        Integers, the class of each frame, of the shape of `logits` without `axis`; or of a floating dtype q, the
-        probabilities of the classes, of the shape of `logits`. They are taken as they are, not normalised.
+        Integers: the class of each frame, of the shape of `logits` without `axis`. Or of a floating dtype: q, the
+        probabilities of the classes, of the shape of `logits`. They are used as they are, not normalised.
     axis : int, optional
-        The axis of the classes. With probabilities several axes, or None for all, count as one.
+        The axis of the classes. With probabilities, several axes, or None for all, count as one.
     weight : array of the type of `logits`, shape (n_classes,), optional
         w, by class.
     ignore_index : int, optional
-        The target of frames that are left out.
+        The target of frames to leave out.
     label_smoothing : float, optional
-        e, from 0 to 1: q becomes ``(1 - e) * q + e * sum(q) / K``, K being the number of classes that are not masked.
+        e, from 0 to 1: q becomes ``(1 - e) * q + e * sum(q) / K``, where K is the number of classes that are not
+        masked.
     z_loss : float, optional
         The factor of L squared, at least 0. For probabilities, w[target] is 1.
     temperature : float or array, optional
@@ -58,16 +59,16 @@ def cross_entropy(
     where : array of bool, optional
         As for `log_softmax`.
     reduction : {"mean", "sum", "none"}, optional
-        "mean" divides the sum by that of w[target], for probabilities by the number of frames. "none" gives one loss
+        "mean" divides the sum by that of w[target]; for probabilities, by the number of frames. "none" gives one loss
         for each frame.
     dtype : dtype or str, optional
         The dtype of the loss; default: that of `logits`, but float32 for 16 bits.
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
     partials, first_class, n_classes : optional
-        Where `logits` have only a part of the classes of their frames, as for `take_log_softmax`. Targets count the
-        classes of the whole frame. The loss is 0 where the target is elsewhere, so that those of all parts add up. Only
-        for targets that are integers and ``reduction="none"``, without weights, smoothing and `z_loss`.
+        If `logits` have only a part of the classes of their frames, as for `take_log_softmax`. Targets count the
+        classes of the whole frame. The loss is 0 where the target is in another part, so that the losses of all parts
+        add up. Only for integer targets and ``reduction="none"``, without weights, smoothing and `z_loss`.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def cross_entropy(
         `logits` are rejected as in `log_softmax`; `targets` or `weight` have another kind of dtype, or belong to
         another library; `axis` is a tuple, with integers; `ignore_index` is given, with probabilities.
     ValueError
-        A shape is another; `reduction`, `label_smoothing`, `z_loss` or `temperature` is out of range.
+        A shape does not match; `reduction`, `label_smoothing`, `z_loss` or `temperature` is invalid.
     IndexError
         A target is outside of 0 to n_classes - 1, and is not `ignore_index`.
     numpy.exceptions.AxisError
@@ -95,12 +96,11 @@ def cross_entropy(
 
     Notes
     -----
-    Weights, smoothing and means are those of ``torch.nn.functional.cross_entropy``, but that K counts no masked class.
-    Frames that are left out count as 0, whatever is in them: those whose target is `ignore_index`, and those whose
-    target has the weight 0, unless labels are smoothed. "mean" of no frames is NaN, "sum" is 0. A class whose q is 0
-    adds 0 also where it is masked; a target that is masked makes the loss inf. A frame that contains NaN or +inf, or
-    only -inf, becomes NaN. Losses are added with their rounding errors, in an order that depends on nothing but their
-    number.
+    Weights, smoothing and means are those of ``torch.nn.functional.cross_entropy``, except that K counts no masked
+    class. Frames that are left out count as 0, whatever their values: those whose target is `ignore_index`, and those
+    whose target has weight 0, unless labels are smoothed. "mean" of no frames is NaN, "sum" is 0. A class whose q is 0
+    adds 0 even where it is masked; a masked target makes the loss inf. A frame that contains NaN or +inf, or only -inf,
+    becomes NaN. Losses are added with their rounding errors, in an order that depends only on their number.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def cross_entropy_value_and_grad(
     dtype: Any = None,
     backend: str | None = None,
 ) -> tuple[Any, Array]:
-    """Compute the cross-entropy of targets and the softmax of logits, and its gradient by the logits.
+    """Compute the cross-entropy of targets and the softmax of logits, and its gradient with respect to the logits.
 
     ::
 
@@ -161,7 +161,7 @@ def cross_entropy_value_and_grad(
     loss : array
         As of `cross_entropy`, bit for bit.
     dx : array, type, shape and dtype of `logits`
-        The gradient; float64 for integers. Of "mean" it is divided by the denominator; of "sum" and "none" it is not
+        The gradient; float64 for integers. For "mean" it is divided by the denominator; for "sum" and "none" it is not
         scaled. `out`, if given.
 
     Raises
@@ -172,15 +172,15 @@ def cross_entropy_value_and_grad(
     See Also
     --------
     cross_entropy : The loss alone.
-    log_softmax_backward : The gradient of any loss by logits.
+    log_softmax_backward : The gradient of any loss with respect to logits.
 
     Notes
     -----
     The gradient at a target is ``expm1(y)`` with y its log-probability, where ``p - 1`` would be 0 for confident
-    frames. It is exactly 0 for frames that are left out, for classes that `where` leaves out, and throughout for the
-    mean of no frames. It is within 4 ulp for one label without smoothing and z_loss, otherwise within 4 ulp of the
-    largest of itself and its terms; 16-bit ones are rounded once, and may be below the range of float16 for the mean
-    of many frames, where "sum" is the better choice.
+    frames. It is exactly 0 for frames that are left out, for masked classes, and throughout for the mean of no frames.
+    It is within 4 ulp for one label without smoothing and z_loss, otherwise within 4 ulp of the largest of itself and
+    its terms. 16-bit gradients are rounded once. For the mean of many frames they may be below the range of float16;
+    then "sum" is the better choice.
 
     Examples
     --------

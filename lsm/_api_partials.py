@@ -15,7 +15,7 @@ def partials(
     dtype: Any = None,
     backend: str | None = None,
 ) -> Array:
-    """Reduce slices of the classes to what their whole frames are normalised from, wherever their other classes are.
+    """Reduce slices of the classes to the numbers that normalise their whole frames, wherever the other classes are.
 
     ::
 
@@ -24,10 +24,10 @@ def partials(
         k = number of classes equal to m
         n = number of classes
 
-    for each slice of 16,384 classes. Those of a frame are those of its parts, concatenated along the axis of the slices
-    in the order of the classes: by ``numpy.concatenate``, by an ``all_gather``, or by any engine, in any tree. With
-    them, each part gets its results: ``log_softmax(x, partials=...)``, and likewise `softmax`, `take_log_softmax`,
-    `top_k_log_softmax` and `cross_entropy`; and ``logsumexp(partials=...)``.
+    for each slice of 16,384 classes. The partials of a frame are those of its parts, concatenated along the axis of the
+    slices in the order of the classes: by ``numpy.concatenate``, by an ``all_gather``, or by any engine, in any tree.
+    With them, the results of each part can be computed: ``log_softmax(x, partials=...)``, and likewise `softmax`,
+    `take_log_softmax`, `top_k_log_softmax` and `cross_entropy`; and ``logsumexp(partials=...)``.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ def partials(
     axis : int, optional
         The axis of the classes; None for the only one.
     temperature : float or array, optional
-        T, as for `log_softmax`; to be passed to the other call as well.
+        T, as for `log_softmax`; pass it to the other call as well.
     where : array of bool, optional
         As for `log_softmax`.
     dtype : dtype or str, optional
-        The dtype of the results, as for `log_softmax`: they are computed in the wider of it and that of `x`.
+        The dtype of the results, as for `log_softmax`: the partials are computed in the wider of it and that of `x`.
     backend : str, optional
         The backend to use; there is no fallback. That of the other call must be the same.
 
@@ -48,8 +48,9 @@ def partials(
     -------
     partials : array of float64, type of `x`, shape (..., n_slices, ..., 4)
         m, s, k and n along the last axis; slices in place of classes. A slice with NaN has (nan, nan, 0, n), one with
-        +inf and no NaN (inf, nan, 0, n), one of -inf only (-inf, 0, 0, n). No classes have no slice. (-inf, 0, 0, 0) is
-        neutral anywhere, where others want equal shapes. (JAX without 64 bits: an ndarray, which the other call takes.)
+        +inf and no NaN (inf, nan, 0, n), one of -inf only (-inf, 0, 0, n). No classes make no slice. (-inf, 0, 0, 0) is
+        neutral anywhere, for engines that require equal shapes. (JAX without 64 bits: an ndarray, which the other call
+        accepts.)
 
     Raises
     ------
@@ -90,15 +91,15 @@ def partials(
 
 
 def partials_backward(grad_output: Any, output: Any, axis: int | None = -1, *, backend: str | None = None) -> Array:
-    """Reduce slices of the classes to what the gradient of their whole frames needs, as `partials` does for logits.
+    """Reduce slices of the classes to the numbers that the gradient of their whole frames needs, as `partials` does.
 
     ::
 
         S = sum(dy)
 
-    with its rounding error, for each slice of 16,384 classes, and how many classes are as the gradient needs them.
-    Those of a frame are concatenated as those of `partials` are. With them, each part gets its gradient:
-    ``log_softmax_backward(dy, y, partials=...)``.
+    with its rounding error, and counts of the invalid, the unmasked and all classes, for each slice of 16,384 classes.
+    The partials of a frame are concatenated as those of `partials` are. With them, the gradient of each part can be
+    computed: ``log_softmax_backward(dy, y, partials=...)``.
 
     Parameters
     ----------
@@ -116,7 +117,7 @@ def partials_backward(grad_output: Any, output: Any, axis: int | None = -1, *, b
     partials : array of float64, type of `grad_output`, shape (..., n_slices, ..., 6)
         Along the last axis: S, its rounding error, and S * 2**-40, which is finite where S overflows; how many y are
         NaN or out of range, how many are not -inf, and how many there are. Zeros are neutral anywhere. (JAX without 64
-        bits: an ndarray, which the other call takes.)
+        bits: an ndarray, which the other call accepts.)
 
     Raises
     ------
@@ -136,7 +137,7 @@ def partials_backward(grad_output: Any, output: Any, axis: int | None = -1, *, b
 
     Notes
     -----
-    The bits are those of whole frames as for `partials`.
+    The bits are those of whole frames, as for `partials`.
 
     Examples
     --------

@@ -43,14 +43,14 @@ def logsumexp(
     axis : int, tuple of int, or None, optional
         The axis of the classes. Several axes, or None for all (the default, as in SciPy), count as one.
     b : array_like, or array of the library of `a`, optional
-        Factors of the exponentials, of any sign, broadcast against `a`. A class whose factor is 0 takes no part,
-        whatever `a` holds there. A Python number does not change the dtype of the result.
+        Factors of the exponentials, of any sign, broadcast against `a`. A class whose factor is 0 is left out, whatever
+        its value in `a`. A Python number does not change the dtype of the result.
     keepdims : bool, optional
         Whether the result keeps `axis`, with length 1.
     return_sign : bool, optional
         Whether to return the sign of the sum as well.
     where : array of bool, optional
-        Which classes take part, as for `log_softmax`.
+        The classes to include, as for `log_softmax`.
     out : array of the result's type, shape, dtype and device, optional
         The array to write to. May overlap `a` in any way. JAX arrays cannot be written to.
     dtype : dtype or str, optional
@@ -58,10 +58,11 @@ def logsumexp(
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
     partials : array_like or array of float64, shape (..., n_slices, ..., 4), optional
-        In place of `a`: what `lsm.partials` gives for all its classes. `axis` is then one int, and counts the axes of
-        `a`; the default dtype is float64. Of `a` over a temperature, the result is that of ``a / temperature``.
+        In place of `a`: the result of `lsm.partials` for all its classes. `axis` is then one int, and counts the axes
+        of `a`; the default dtype is float64. With a temperature in the partials, the result is that of ``a /
+        temperature``.
     n_classes : int, optional
-        How many classes the partials must count.
+        The number of classes that the partials must add up to.
 
     Returns
     -------
@@ -76,8 +77,8 @@ def logsumexp(
     TypeError
         An argument is rejected as in `log_softmax`.
     ValueError
-        `a` and `b` do not broadcast against each other, or `where` not to them; `out` has another shape than the
-        result or is read-only; an axis is repeated.
+        `a` and `b` do not broadcast against each other, or `where` does not broadcast to them; `out` has another shape
+        than the result or is read-only; an axis is repeated.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -85,21 +86,21 @@ def logsumexp(
 
     See Also
     --------
-    softmax : The gradient by `a`, times the gradient of the loss by L.
+    softmax : The gradient of L with respect to `a`; multiply it by that of the loss with respect to L.
 
     Notes
     -----
-    For any finite frame, 16-bit results are within 0.501 ulp and float32 results within 4 ulp of the exact value, also
-    near 0, but for an absolute error of ``2**-50 * abs(m)``; float64 results are within 4 ulp of the larger of the
+    For any finite frame, 16-bit results are within 0.501 ulp and float32 results within 4 ulp of the exact value, even
+    near 0, except for an absolute error of ``2**-50 * abs(m)``; float64 results are within 4 ulp of the larger of the
     exact value and m, which cancel near 0. A frame that contains NaN becomes NaN, one that contains +inf and no NaN
     becomes inf, and one of only -inf, or of no classes, becomes -inf. The result of a frame depends only on its values,
-    its dtype and the backend. Of partials, 16-bit and float32 results are within 4 ulp of the larger of the exact value
-    and m too. There are no floating-point warnings. The algorithm is Algorithm 4.1 of Blanchard,
-    Higham & Higham (2021), doi:10.1093/imanum/draa038.
+    its dtype and the backend. From partials, 16-bit and float32 results are also within 4 ulp of the larger of the
+    exact value and m. There are no floating-point warnings. The algorithm is Algorithm 4.1 of Blanchard, Higham &
+    Higham (2021), doi:10.1093/imanum/draa038.
 
     With `b`, results are within 4 ulp of the largest of themselves, a_k and log(abs(b_k)), with k the largest term,
-    and an absolute error of ``2**-50 * sum(abs(b * exp(a))) / abs(sum(b * exp(a)))``. Terms that cancel exactly leave
-    no trace; if all do, the result is -inf. Infinite terms of both signs give NaN.
+    and an absolute error of ``2**-50 * sum(abs(b * exp(a))) / abs(sum(b * exp(a)))``. Terms that cancel exactly do not
+    affect the result; if all terms do, it is -inf. Infinite terms of both signs give NaN.
 
     Examples
     --------

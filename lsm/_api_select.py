@@ -1,4 +1,4 @@
-"""The public functions that give some classes of a log-softmax, with their documentation."""
+"""The public functions that give selected classes of a log-softmax, with their documentation."""
 
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ def take_log_softmax(
     first_class: int = 0,
     n_classes: int | None = None,
 ) -> Any:
-    """Compute the log-softmax of `x` at some classes, without that of the others.
+    """Compute the log-softmax of `x` at selected classes, without that of the others.
 
     ::
 
@@ -52,8 +52,8 @@ def take_log_softmax(
     x : array_like, torch.Tensor, jax.Array or other DLPack array on the CPU, shape (..., n_classes, ...)
         Logits, in nats, as for `log_softmax`. -inf masks a class.
     indices : array of integers of the type of `x`, shape of `x` without `axis`, or (..., n, ...)
-        The classes: one for each frame, or, with as many dimensions as `x`, n for each along `axis`, with the other
-        lengths of `x` or 1.
+        The classes: one for each frame; or, with as many dimensions as `x`, n for each frame along `axis`, with the
+        other lengths of `x` or 1.
     axis : int, optional
         The axis of the classes; None for the only one.
     temperature : float or array, optional
@@ -67,11 +67,11 @@ def take_log_softmax(
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
     partials, n_classes : optional
-        Where `x` has only a part of the classes of its frames, as for `log_softmax`. Indices count the classes of the
-        whole frame. Where a class is not in `x`, the result is -inf, or NaN in a frame that is: those of all parts
-        combine by their maximum.
+        If `x` has only a part of the classes of its frames, as for `log_softmax`. Indices count the classes of the
+        whole frame. Where a class is not in `x`, the result is -inf, or NaN in a frame that is NaN: the maximum over
+        all parts is the result of the whole.
     first_class : int, optional
-        Which class of the whole frame is the first of `x`.
+        The index, in the whole frame, of the first class of `x`.
 
     Returns
     -------
@@ -82,11 +82,12 @@ def take_log_softmax(
     Raises
     ------
     TypeError
-        `x` is rejected as in `log_softmax`; `indices` are no integers, or belong to another library; `axis` is a tuple.
+        `x` is rejected as in `log_softmax`; `indices` are not integers, or belong to another library; `axis` is a
+        tuple.
     ValueError
         `indices` or `out` have another shape.
     IndexError
-        An index is outside of 0 to n_classes - 1; negative ones are. Nothing is written then.
+        An index is negative or not below n_classes. Nothing is written then.
     numpy.exceptions.AxisError
         `axis` is out of range.
     LsmError
@@ -94,12 +95,11 @@ def take_log_softmax(
 
     See Also
     --------
-    cross_entropy : The losses of such frames, reduced.
-    top_k_log_softmax : The most probable classes.
+    cross_entropy : The losses of frames with such targets, reduced. top_k_log_softmax : The most probable classes.
 
     Notes
     -----
-    The frames are worked through in blocks, each with a log-softmax of about 2**17 numbers, or one frame. A frame that
+    The frames are processed in blocks, each with a log-softmax of about 2**17 numbers, or one frame. A frame that
     contains NaN or +inf, or only -inf, gives NaN.
 
     Examples
@@ -154,8 +154,8 @@ def top_k_log_softmax(
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
     partials, first_class, n_classes : optional
-        Where `x` has only a part of the classes of its frames, as for `take_log_softmax`. k may be more than the part
-        has, which gives all of them. The best of the whole are among the results of all parts.
+        If `x` has only a part of the classes of its frames, as for `take_log_softmax`. k may exceed the number of
+        classes in the part, which gives all of them. The k best of the whole are among the results of all parts.
 
     Returns
     -------
@@ -182,8 +182,8 @@ def top_k_log_softmax(
 
     Notes
     -----
-    The order is that of the logits. -inf comes last, and classes that `where` leaves out come after it. NaN counts as
-    the largest: in a frame that contains NaN all values are NaN, and the first index is that of a NaN.
+    The order is that of the logits. -inf comes last, followed by classes that `where` masks. NaN counts as the largest:
+    in a frame that contains NaN, all values are NaN, and the first index is that of a NaN.
 
     Examples
     --------

@@ -30,7 +30,7 @@ _COMMON_TYPES = {"cpu": NUMPY, "cuda": CUPY}
 class Policy:
     """The requested backend, if any, and the dispatch entries cached for this request.
 
-    `fast` has the functions of the fast path, by kind of array.
+    `fast` holds the functions of the fast path, by kind of array.
     """
 
     __slots__ = ("__weakref__", "entries", "fast", "requested", "rule")
@@ -61,7 +61,7 @@ class Request(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Which backend a call would use, and why; prints as a short table.
+    """The backend that a call would use, and why; prints as a short table.
 
     Attributes
     ----------
@@ -72,12 +72,12 @@ class Decision(NamedTuple):
     op, array_type, device, dtype : str
         The call; `dtype` is "float16 to float32" if the result has another dtype than the input.
     passed_as : str
-        The type of array that the backend is passed: `array_type`, or a view as "numpy.ndarray" or, on a CUDA device,
+        The type of the array passed to the backend: `array_type`, or a view as "numpy.ndarray" or, on a CUDA device,
         "cupy.ndarray".
     distribution, version, file : str
         The origin of the backend.
     reasons : dict of str to str
-        For every other backend, by its name or "distribution/name", why it is not used.
+        The reason why each other backend is not used, by its name or "distribution/name".
     error : LsmError or None
         The error that the call would raise.
     backend : object or None
@@ -85,9 +85,9 @@ class Decision(NamedTuple):
     is_built_in : bool
         Whether it is part of lsm.
     derived_from : str
-        The operation that the backend serves, if lsm derives the function from it; else empty.
+        The operation of the backend from which lsm derives the function; empty if it is not derived.
     chunks : str
-        Of a lazy array, its chunks: the decision is that for each of them. Else empty.
+        For a lazy array, its chunks: the decision is that for each of them. Else empty.
     """
 
     winner: str | None
@@ -190,7 +190,7 @@ def decide_and_explain(request: Request, policy: Policy) -> Decision:
 
 
 def _passed_as(declaration: "Declaration", request: Request) -> str:
-    """The type of array that a backend is passed; empty if it does not support the type of the call."""
+    """The type of the array passed to a backend; empty if the backend does not support the type of the call."""
     if request.array_type in declaration.array_types:
         return request.array_type
     common = _COMMON_TYPES.get(request.device, "")
@@ -198,7 +198,7 @@ def _passed_as(declaration: "Declaration", request: Request) -> str:
 
 
 def _problem(candidate: "Candidate", request: Request) -> str:
-    """Why this backend cannot be used for a call; empty if it can. Loads it, except a built-in one with a mismatch."""
+    """Why this backend cannot be used for a call; empty if it can. Loads it, unless built in and no match."""
     declaration = candidate.peek_declaration() if candidate.is_built_in else None
     if declaration is not None and declaration.devices:  # the same reason before and after it was found unavailable
         problem = _mismatch(declaration, request)
@@ -212,7 +212,7 @@ def _problem(candidate: "Candidate", request: Request) -> str:
 
 
 def _mismatch(declaration: "Declaration", request: Request) -> str:
-    """What a backend does not support of a call; empty if it supports all of it."""
+    """The part of a call that a backend does not support; empty if it supports all of it."""
     if request.op not in declaration.operations:
         return f"does not have {request.op}"
     if request.device not in declaration.devices:

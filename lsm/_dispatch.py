@@ -40,11 +40,11 @@ class DispatchEntry(NamedTuple):
     backend : Backend
         The backend; a third-party one is wrapped in a `GuardedBackend`.
     passed_as : str
-        The type of array that it is passed.
+        The type of the array passed to it.
     fast : callable or None
         The backend's function for the fast path, if it has one.
     dtypes : tuple of str
-        What it can be passed.
+        The dtypes that it accepts.
     """
 
     backend: Any
@@ -64,7 +64,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def policy_for(backend: str | None) -> Policy:
-    """The policy of a call with this ``backend=``; not the one that caches the decisions for a name."""
+    """The policy of a call with this ``backend=``; for a name, a new one, not the one that caches its decisions."""
     if backend is not None:
         return Policy(_checked_name(backend), "backend=")
     policy: Policy = _fastpath.in_context.get() or _fastpath.default or _environment_policy()
@@ -109,7 +109,7 @@ def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> D
         if backend is not None:
             by_name.setdefault(backend, policy)
     if entry.fast is not None and fast_key is not None:
-        # Also if the entry was cached by a call without a key, such as of arrays that had to be converted.
+        # Also if the entry was cached by a call without a key, such as one on arrays that had to be converted.
         is_known = getattr(fast.get(fast_key), request.op, None) is entry.fast
         is_native = entry.passed_as in (NUMPY, request.array_type)
         if not is_known and is_native and len(set(request.dtypes)) == 1 and request in entries:
@@ -118,7 +118,7 @@ def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> D
 
 
 def name_elsewhere(request: Request, backend: str | None) -> tuple[str, Any]:
-    """The name by which another process can request the backend of a call, as of now; and the backend here.
+    """The name by which another process can request the backend of a call, as currently selected; and the backend here.
 
     Raises
     ------
@@ -165,9 +165,9 @@ def _checked_name(name: Any) -> str:
 def use_backend(name: str) -> ContextOverride[Policy]:
     """Use a backend for all calls within a ``with`` block, in this thread or asyncio task.
 
-    The backend is loaded when the block is entered. The returned object can be entered repeatedly, also nested and in
+    The backend is loaded when the block is entered. The returned object can be entered repeatedly, even nested and in
     several threads. It can also decorate functions and coroutine functions, but not generator functions, whose body
-    runs after the call. Do not put a `yield` into the block: between two steps, the block would apply to the caller.
+    runs after the call. Do not put a `yield` in the block: between two steps, the block would apply to the caller.
 
     Threads and pool workers do not inherit the block. Use ``contextvars.copy_context().run`` to pass it on, or
     `set_default_backend` for all threads.
@@ -245,8 +245,8 @@ def list_backends(*, load: bool = True) -> "list[BackendInfo]":
     Parameters
     ----------
     load : bool, optional
-        Whether to load plugins, which runs their code, to find out what they declare. If False, no plugin code runs,
-        and the state of plugins that are not loaded is "discovered".
+        Whether to load plugins, which runs their code, to read their declarations. If False, no plugin code runs, and
+        the state of plugins that are not loaded is "discovered".
 
     Returns
     -------

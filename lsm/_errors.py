@@ -32,7 +32,7 @@ class AmbiguousBackendError(UnknownBackendError):
 
 
 class BackendUnavailableError(LsmError, RuntimeError):
-    """The backend is known but cannot be used, as reported by itself or for one of the reasons below."""
+    """The backend is known but cannot be used; `available` returned a reason, or a subclass applies."""
 
 
 class BackendBlockedError(BackendUnavailableError):
@@ -40,15 +40,15 @@ class BackendBlockedError(BackendUnavailableError):
 
 
 class BackendLoadError(BackendUnavailableError):
-    """Importing the backend or calling its `available` raised; the cause is chained."""
+    """Importing the backend or calling its `available` raised an exception; the cause is chained."""
 
 
 class BackendIncompatibleError(BackendUnavailableError):
-    """The entry point does not name a backend, or one for another version of the contract."""
+    """The entry point names no backend, or one for another version of the contract."""
 
 
 class BackendUnsupportedError(LsmError, TypeError):
-    """The requested backend, or any backend, does not support this type, device and dtype."""
+    """The requested backend does not support this type, device and dtype, or no backend does."""
 
 
 class BackendFailedError(LsmError, RuntimeError):

@@ -1,4 +1,4 @@
-"""`lsm.explain`: the decision that a call would find, with the reasons for it."""
+"""`lsm.explain`: the backend that a call would use, with the reasons."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def explain(x: Any, op: str = "log_softmax", *, dtype: Any = None, backend: str 
     Returns
     -------
     Decision
-        Prints as a short table. Of a dask array it is that for a chunk. If the call would fail, it has the error.
+        Prints as a short table. For a dask array it is that of a chunk. If the call would fail, it has the error.
 
     Raises
     ------

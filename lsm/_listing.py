@@ -13,7 +13,7 @@ from lsm.backends.discovery import matches
 
 
 def status() -> dict[str, Any]:
-    """Everything, as for JSON; loads all backends."""
+    """The whole status, as for JSON; loads all backends."""
     return {
         "lsm": lsm.__version__,
         "kernels": _kernel_level(),

@@ -1,4 +1,4 @@
-"""The table of operations, from which all other modules take them."""
+"""The table of operations, which all other modules read."""
 
 import math
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ class Input(NamedTuple):
 
     @property
     def masked(self) -> float:
-        """What takes the place of a class that a mask leaves out."""
+        """The value that replaces a masked class."""
         return -math.inf if self.role in ("logits", "log-probabilities") else 0.0
 
 
 class Operation(NamedTuple):
-    """An operation on frames: a map, whose result has the shape of the inputs, or a reduction to one number a frame.
+    """An operation on frames: a map, whose result has the shape of the inputs, or a reduction to one number per frame.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Operation(NamedTuple):
     inputs : tuple of Input
         In the order of the parameters.
     has_dtype : bool
-        Whether ``dtype=`` sets the dtype of the result; otherwise it is that to which the inputs are promoted.
+        Whether ``dtype=`` sets the dtype of the result; otherwise it is the one to which the inputs are promoted.
     is_required : bool
         Whether every backend must implement it.
     identity : float or None
@@ -63,16 +63,16 @@ class Operation(NamedTuple):
 
     @property
     def masked(self) -> float:
-        """The result of a map for a class that a mask leaves out."""
+        """The result of a map for a masked class."""
         return -math.inf if self.name == "log_softmax" else 0.0
 
     @property
     def is_reduction(self) -> bool:
-        """Whether the result has one number a frame."""
+        """Whether the result has one number per frame."""
         return self.identity is not None
 
     def result_shape(self, shape: Sequence[int], axes: Sequence[int], keepdims: bool = False) -> tuple[int, ...]:
-        """The shape of the result; a backend's method is given that with `keepdims`."""
+        """The shape of the result; a backend's method receives the one with `keepdims`."""
         if not self.is_reduction:
             return tuple(shape)
         if keepdims:
@@ -104,12 +104,12 @@ OPERATIONS = {
     operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP)
 }
 
-# What backends may have beside these: the methods for frames in parts, by the name of the first of them.
+# Other methods that backends may have, for frames in parts; each group goes by the name of its first method.
 PARTIALS, PARTIALS_BACKWARD = "partials", "partials_backward"
 
 
 class Derived(NamedTuple):
-    """A function that lsm derives from an operation, by whichever backend serves that.
+    """A function that lsm derives from an operation, on whichever backend serves that operation.
 
     Attributes
     ----------
@@ -118,9 +118,9 @@ class Derived(NamedTuple):
     source : Operation
         The operation.
     is_loss : bool
-        Whether the result for 16-bit logits is float32, and not 16 bits.
+        Whether the result for 16-bit logits is float32 instead of 16 bits.
     elsewhere : str
-        What to do on a device for which it is not derived, as a remedy in messages.
+        The remedy in messages about a device for which it is not derived.
     """
 
     name: str
@@ -147,7 +147,7 @@ DERIVED = {
     )
 }
 
-# Of functions whose logits, or gradients, are a part of their frames.
+# The same for functions whose logits, or gradients, are a part of their frames.
 OF_PART = {
     name: Derived(name, source, False, f"gather the classes, and use lsm.{source.name}")
     for name, source in ((PARTIALS, LOG_SOFTMAX), (PARTIALS_BACKWARD, LOG_SOFTMAX_BACKWARD))

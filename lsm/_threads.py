@@ -73,8 +73,8 @@ def get_num_threads() -> int:
     It is set by `num_threads`, `set_num_threads`, ``LSM_NUM_THREADS`` or OpenMP (``OMP_NUM_THREADS``), in this order of
     precedence. A lower limit set at run time by ``omp_set_num_threads``, threadpoolctl or PyTorch applies to all of
     these except `num_threads`; threadpoolctl sees lsm only after its first call, which loads OpenMP. The number never
-    exceeds what the affinity mask and cgroup quotas of the process allow. It is 1 in a forked child, which has no
-    OpenMP threads and would wait for them forever. If a thread cannot be started, the call runs on one.
+    exceeds the limit set by the affinity mask and cgroup quotas of the process. It is 1 in a forked child, which has no
+    OpenMP threads and would wait for them forever. If a thread cannot be started, the call runs on one thread.
 
     Returns
     -------
@@ -114,12 +114,12 @@ def _requested_threads() -> int | None:
 
 
 def process_setting() -> int | None:
-    """What `set_num_threads` or LSM_NUM_THREADS has set for the process; None if neither has."""
+    """The number set by `set_num_threads` or LSM_NUM_THREADS for the process; None if neither is set."""
     return _process_setting or settings().num_threads
 
 
 def _omp_num_threads() -> int | None:
-    """OMP_NUM_THREADS, or the first number of it, for before the kernels are loaded."""
+    """OMP_NUM_THREADS, or the first number in it, for use before the kernels are loaded."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
@@ -127,12 +127,12 @@ def _omp_num_threads() -> int | None:
 def set_num_threads(n: int) -> None:
     """Set the number of threads that large calls use, for the whole process.
 
-    To limit also the first call, use this or `num_threads`: threadpoolctl sees lsm only after it.
+    To limit the first call as well, use this or `num_threads`: threadpoolctl sees lsm only after that call.
 
     Parameters
     ----------
     n : int
-        At least 1; limited to the processors of the process, see `get_num_threads`. Results do not depend on it.
+        At least 1; limited to the processors of the process, see `get_num_threads`. Results do not depend on `n`.
 
     Raises
     ------

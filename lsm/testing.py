@@ -1,4 +1,4 @@
-"""The conformance kit for authors of backends: it tests everything that a backend claims.
+"""The conformance kit for authors of backends: tests of everything that a backend claims.
 
 In the plugin's tests, with pytest::
 
@@ -39,7 +39,7 @@ class BackendConformance:
     backend : str
         The name of an installed backend, or "distribution/name".
     makers : tuple of ArrayMaker
-        Makers of arrays of other types than numpy.ndarray, torch.Tensor and cupy.ndarray.
+        Makers of arrays of types other than numpy.ndarray, torch.Tensor and cupy.ndarray.
     """
 
     backend: str

@@ -1,7 +1,7 @@
 """The contract between lsm and a backend, on one screen.
 
-A backend declares what it supports, and has two methods, and others if it likes. It is an object (not a class) named by
-an entry point of the group ``lsm.backends``; the name of the entry point is the name of the backend::
+A backend declares what it supports, and has two required methods and any of the optional ones. It is an object (not a
+class) named by an entry point of the group ``lsm.backends``; the name of the entry point is the name of the backend::
 
     [project.entry-points."lsm.backends"]
     mine = "my_package.lsm_backend:backend"
@@ -29,7 +29,7 @@ class Backend:
     name : str
         The name of the entry point.
     api_version : int
-        The version of the contract: 1. Checked before anything else is used.
+        The version of the contract: 1. Checked before any other attribute is used.
     priority : int
         The highest is selected if several third-party backends, and no built-in one, support a call.
     devices : tuple of str
@@ -45,15 +45,15 @@ class Backend:
         Whether the bits of a frame's result depend only on the values of the frame: not on the batch size, the
         position in the batch, repetition, or `out`.
     slice_classes : mapping of str to int, optional
-        For a backend that has `partials`: by dtype of the logits, how many classes a slice has.
+        For a backend that has `partials`: by dtype of the logits, the number of classes in a slice.
 
     Notes
     -----
-    The methods from `softmax` on are optional: a call goes to a backend that has its method, and a backend that only
-    inherits it from this class does not. The four from `partials` on go together, as do the last two; all six serve
-    numpy.ndarray. Optional is as well ``empty(shape, dtype, like)``, which returns a new array of the type and device
-    of the array `like`, with a dtype given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array itself;
-    backends for other types must implement it.
+    The methods from `softmax` on are optional: a call goes to a backend that has its method; a method inherited from
+    this class does not count. The four from `partials` on go together, as do the last two; all six are for
+    numpy.ndarray. ``empty(shape, dtype, like)`` is also optional: it returns a new array of the type and device of the
+    array `like`, with a dtype given by name. lsm allocates numpy.ndarray, torch.Tensor and jax.Array itself; backends
+    for other types must implement `empty`.
     """
 
     name: str
@@ -110,17 +110,17 @@ class Backend:
     def partials(self, x: Any, axis: int, out: Any) -> None:
         """Write four numbers for each slice of the classes into `out`: see `lsm.partials`.
 
-        `x` is as for `log_softmax`. A slice is the next ``slice_classes[dtype]`` classes, or what is left. `out` is
-        C-contiguous, of float64, and has the shape of `x` with the number of slices along `axis`, and a last axis of 4.
+        `x` is as for `log_softmax`. A slice is the next ``slice_classes[dtype]`` classes, or the rest. `out` is
+        C-contiguous float64, and has the shape of `x` with the number of slices along `axis`, and a last axis of 4.
         """
         raise NotImplementedError
 
     def log_softmax_of_part(self, x: Any, partials: Any, axis: int, out: Any) -> None:
-        """Write the log-softmax of frames of which `x` has some classes, any of them, into `out`.
+        """Write the log-softmax of frames of which `x` has some or all classes into `out`.
 
-        `partials` are those of the whole frames, as of the method of that name, at least one a frame; folded from the
-        first to the last, whatever their number. `x` and `out` are as for `log_softmax`. With `same_bits`, the
-        results have the bits of whole frames if these were cut at multiples of a slice.
+        `partials` are those of the whole frames, as written by the method of that name, at least one per frame; fold
+        them from the first to the last, whatever their number. `x` and `out` are as for `log_softmax`. With
+        `same_bits`, the results have the bits of whole frames if these were cut at multiples of a slice.
         """
         raise NotImplementedError
 
@@ -140,8 +140,9 @@ class Backend:
         raise NotImplementedError
 
     def log_softmax_backward_of_part(self, grad_output: Any, output: Any, partials: Any, axis: int, out: Any) -> None:
-        """Write the gradient of frames of which the inputs have some classes into `out`.
+        """Write the gradient of frames of which the inputs have some or all classes into `out`.
 
-        `partials` are those of the whole frames, as of `partials_backward`; otherwise as for `log_softmax_of_part`.
+        `partials` are those of the whole frames, as written by `partials_backward`; the rest is as for
+        `log_softmax_of_part`.
         """
         raise NotImplementedError

@@ -15,7 +15,7 @@ class BackendInfo(NamedTuple):
     reason : str
         Why it is not loaded; empty if it is.
     devices, dtypes, array_types : tuple of str
-        What it supports; empty until it is loaded.
+        The devices, dtypes and array types that it supports; empty until it is loaded.
     priority : int
         Its priority among third-party backends.
     max_ulp : dict of str to float
