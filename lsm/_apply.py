@@ -1,4 +1,4 @@
-"""The blocks of `lsm apply`: which frames they have, and what is computed on one."""
+"""The blocks of `lsm apply`: the frames in each, and the computation on one."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,13 +15,13 @@ from lsm._storage.base import Array, Index, StoredArray, WritableArray
 # ELEMENT_BYTES, whatever its dtype: integers become float64, and the NumPy backend computes in float64.
 BLOCK_BYTES = 64 * 2**20
 ELEMENT_BYTES = 8
-# A chunk of a result that has few numbers a frame is of the frames of so many blocks at most: fewer small files, and
-# not too much to do again after an interruption.
+# A chunk of a result with few numbers per frame has the frames of at most this many blocks: fewer small files, and not
+# too much to do again after an interruption.
 BLOCKS_A_CHUNK = 256
 
 
 class Call(NamedTuple):
-    """What is computed for each block; can be pickled.
+    """The computation for each block; can be pickled.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Call(NamedTuple):
     steps: Steps | None
 
 
-# What has all blocks computed: (call, inputs, results, blocks, advance(bytes)).
+# A function that has all blocks computed: (call, inputs, results, blocks, advance(bytes)).
 Runner = Callable[[Call, Sequence[StoredArray], Sequence[WritableArray], Iterable[Index], Callable[[int], Any]], None]
 
 
@@ -103,7 +103,7 @@ def run_block(
 
 
 def results(value: Any) -> tuple[Any, ...]:
-    """What a function returns, as a tuple."""
+    """The result of a function, as a tuple."""
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -138,7 +138,7 @@ def frame_unit(array: StoredArray, axes: tuple[int, ...], n_axes: int) -> tuple[
 def cut(
     op: str, first: StoredArray, axes: tuple[int, ...], shape: tuple[int, ...], options: dict[str, Any]
 ) -> tuple[tuple[int, ...], Steps | None]:
-    """The unit of blocks that are read; and if the least of them is too large, how its frames are cut.
+    """The unit of blocks that are read; and, if the smallest of them is too large, how its frames are cut.
 
     Then a block spans less of the classes, and in return more of the frames that lie further inside in the file. Its
     length along the axis of the classes is that of a piece to write.
@@ -161,8 +161,8 @@ def cut(
 def chunk_shape(call: Call, first: StoredArray) -> tuple[int, ...]:
     """The chunks of a result in a format that has chunks: those of the input for a result of the same shape.
 
-    Otherwise whole frames, as many as a block has, or of results that are smaller than the input a multiple; of frames
-    that are cut, their pieces.
+    Otherwise whole frames: as many as a block has, or a multiple for results smaller than the input. For frames that
+    are cut, their pieces.
     """
     op, _, axes, shape, unit, steps = call
     if first.unit is not None and shape == first.shape:

@@ -1,4 +1,4 @@
-"""`lsm apply --scheduler`: blocks are tasks of a Dask cluster that is there; imports distributed when it is used.
+"""`lsm apply --scheduler`: blocks are tasks of a running Dask cluster; imports distributed when it is used.
 
 A task opens the files by their paths, computes a block and writes it. No array passes through scheduler or client.
 """
@@ -30,12 +30,12 @@ SHARED = (
 
 
 class Stores(NamedTuple):
-    """What a worker needs for a block.
+    """The data that a worker needs for a block.
 
     Attributes
     ----------
     call : Call
-        What is computed.
+        The computation.
     build : tuple
         The version and the kernels that give the bits of the client.
     inputs : tuple of (Source, shape, dtype, int)
@@ -52,7 +52,7 @@ class Stores(NamedTuple):
 
 @contextmanager
 def cluster(address: str) -> Iterator[Runner]:
-    """Connect to a scheduler; yields what has its workers compute all blocks.
+    """Connect to a scheduler; yields a function that has its workers compute all blocks.
 
     Raises
     ------

@@ -106,7 +106,7 @@ def _having(parameter: str) -> list[str]:
 
 
 def _usage(op: str) -> str:
-    """How the command is given a function's arguments."""
+    """How a function's arguments are passed to the command."""
     first, *others = _parameters(op)
     needed = {name: "K" if name == "k" else f"{name}.npy" for name in others if name in _NEEDED}
     further = "".join(f" {_NEEDED[name]} {value}" for name, value in needed.items())

@@ -28,7 +28,7 @@ Progress = Callable[[int], AbstractContextManager[Callable[[int], Any]]]  # (tot
 
 
 class Target(NamedTuple):
-    """Where the result goes.
+    """The destination of the result.
 
     Attributes
     ----------
@@ -67,12 +67,12 @@ def apply(
     inputs : sequence of Source
         The inputs.
     target : Target
-        Where the result goes.
+        The destination of the result.
     progress : callable
         Called with the total number of bytes of the first input; returns a context manager that yields a function,
         which is called with the number of bytes of each finished block.
     run_all : callable, optional
-        What has the blocks computed: by default this process.
+        A function that has the blocks computed; by default, this process computes them.
     axis, **options : optional
         Arguments of the function.
 
@@ -110,7 +110,7 @@ def apply(
 
 
 def second_target(target: str) -> str:
-    """Where the indices of the classes go whose values go to `target`: ".indices" before the suffix."""
+    """The path for the indices of the classes whose values go to `target`: ".indices" before the suffix."""
     root, suffix = os.path.splitext(target.rstrip(os.sep))  # noqa: PTH122 (a Path would change "./y")
     return f"{root}.indices{suffix}"
 

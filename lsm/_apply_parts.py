@@ -19,7 +19,7 @@ FUNCTIONS = (*MAPS, "logsumexp", "take_log_softmax", "top_k_log_softmax")
 
 
 class Steps(NamedTuple):
-    """How many classes a piece has, but for the last of a frame.
+    """The number of classes in a piece, except the last of a frame.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Steps(NamedTuple):
 
     @classmethod
     def within(cls, room: int, n_slice: int, n_chunk: int) -> "Steps":
-        """Of about `room` classes: multiples of both a slice and a chunk where they fit, so that none is read twice."""
+        """Steps of about `room` classes: multiples of slice and chunk where they fit, so that none is read twice."""
         both = math.lcm(n_slice, n_chunk)
         if both <= room:
             return cls(room // both * both, room // both * both)
@@ -43,7 +43,7 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Whole frames of an array in a file, and what is called on them.
+    """Whole frames of an array in a file, and the function called on them.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Block:
     steps : Steps
         How they are cut.
     advance : callable
-        Is called with the number of bytes of each piece that is done.
+        Called with the number of bytes of each finished piece.
     """
 
     op: str
@@ -105,7 +105,7 @@ class Block:
 
 
 def slice_classes(op: str, dtype: np.dtype[Any], options: dict[str, Any]) -> int:
-    """At multiples of how many classes the frames of a call may be cut; 0 if it has no parts."""
+    """The number of classes at multiples of which the frames of a call may be cut; 0 if it has no parts."""
     if op not in FUNCTIONS:
         return 0
     try:
@@ -116,7 +116,7 @@ def slice_classes(op: str, dtype: np.dtype[Any], options: dict[str, Any]) -> int
 
 
 def write_map(block: Block, out: WritableArray) -> None:
-    """Write the log_softmax or softmax, but for the pieces that are there."""
+    """Write the log_softmax or softmax, except for the pieces that are already written."""
     whole = block.partials(n_turns=2)
     function = getattr(lsm, block.op)
 

@@ -1,4 +1,4 @@
-"""What a result of `lsm apply` is made of and how, so that no other run continues it."""
+"""The record of how a result of `lsm apply` was made, so that no other run continues it."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from lsm.engines._dask_tasks import build_of
 
 
 def decision_of(op: str, arrays: Sequence[StoredArray], dtype: np.dtype[Any], options: dict[str, Any]) -> Decision:
-    """Which backend computes a result, which has this dtype; loads no other."""
+    """The backend that computes a result of this dtype; loads no other."""
     n_logits = len(OPERATIONS[op].inputs) if op in OPERATIONS else 1
     own = NUMPY_LIBRARY.validate(np.empty(0, arrays[0].native_dtype), "x").dtype
     result = dtype_name(dtype)
@@ -36,7 +36,7 @@ def record_of(
     options: dict[str, Any],
     decision: Decision,
 ) -> dict[str, Any]:
-    """All that the bits of a result depend on, as JSON can hold it."""
+    """Everything on which the bits of a result depend, in a form that JSON can hold."""
     version, has_fma = build_of(decision.backend)
     options = {key: value for key, value in options.items() if key not in ("backend", "dtype")}
     return {

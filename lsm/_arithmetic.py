@@ -1,6 +1,6 @@
-"""Call functions that compute with NumPy: nothing that the caller has set changes their results.
+"""Call functions that compute with NumPy, so that the caller's floating-point settings do not change their results.
 
-Imported with the first call that computes so, since `import lsm` must stay fast.
+Imported with the first such call, since `import lsm` must stay fast.
 """
 
 from collections.abc import Callable

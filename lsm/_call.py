@@ -26,9 +26,9 @@ def call(
     b: Any = None,
     return_sign: bool = False,
 ) -> Any:
-    """Execute a call of a public function, with arguments of any type, or have an engine do so.
+    """Execute a call of a public function, with arguments of any type, directly or through an engine.
 
-    With b and `return_sign`, the result is a pair; that of an engine also without b.
+    With b and `return_sign`, the result is a pair; from an engine, also without b.
     """
     library = library_of(arguments[0])
     is_plain = where is None and b is None and type(temperature) in (float, int) and temperature == 1
@@ -50,7 +50,7 @@ def call(
 
 
 class Keywords(NamedTuple):
-    """The keywords of a call that is not plain, as passed by the caller, but for b, which is checked."""
+    """The keywords of a call that is not plain, as passed by the caller, except b, which is checked."""
 
     where: Any
     temperature: Any
@@ -110,7 +110,7 @@ class Call:
         self.sign: Any = None
 
     def set_keywords(self, where: Any, temperature: Any, b: Any, return_sign: bool, dtype: Any) -> None:
-        """Set what makes a call not a plain one; b may change the dtypes."""
+        """Set the keywords of a call that is not plain; b may change the dtypes."""
         if b is not None:
             from lsm._keywords import weights_of  # here and below: takes 1.4 ms, not needed for plain calls
 
@@ -119,7 +119,7 @@ class Call:
         self.keywords = Keywords(where, temperature, b, return_sign)
 
     def select(self) -> DispatchEntry:
-        """Find the backend, and the type of array that it is passed."""
+        """Find the backend, and the type of the arrays passed to it."""
         own = self.request.dtypes[0]
         return find_entry(self.request, self.backend, self.library.fast_key(self.arrays[0], own))
 
@@ -193,7 +193,7 @@ class Call:
         return library.from_numpy(y, self.arrays[0]) if out is None else out
 
     def _derive(self, entry: DispatchEntry, library: ArrayLibrary, views: tuple[Any, ...]) -> Any:
-        """The backend, or one that takes the keywords of the call; the inputs; and the arrays of the keywords."""
+        """The backend, or a wrapper that takes the keywords of the call; the inputs; and the arrays of the keywords."""
         if self.keywords is None:
             return entry.backend, views, ()
         from lsm._derived import derive
@@ -217,7 +217,7 @@ class Call:
         return backend, views, extra
 
     def _set_sign(self, backend: Any, y: Any) -> None:
-        """Take over the signs of the sums, in the shape of the result; 0 for sums of nothing."""
+        """Keep the signs of the sums, in the shape of the result; 0 for empty sums."""
         if self.keywords is not None and self.keywords.b is not None and self.keywords.return_sign:
             from lsm._keywords import namespace
 

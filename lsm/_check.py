@@ -76,7 +76,7 @@ def as_array(x: Any, name: str) -> Any:
 
 
 def converted(x: Any, dtype: str) -> Any:
-    """The array in another dtype; itself if it already has it. What the caller has set does not change the result."""
+    """The array in another dtype; itself if it already has it. The caller's floating-point settings do not matter."""
     requested = np_dtype(dtype)
     if x.dtype == requested:
         return x

@@ -1,8 +1,8 @@
-"""What `where`, `temperature` and `b` mean, by array operations around the methods of a backend.
+"""The keywords `where`, `temperature` and `b`, as array operations before and after the methods of a backend.
 
-Arrays are worked on in blocks of frames, so that what is needed beside the result is bounded. In a block the classes
-are the last axis. The functions are those that NumPy and CuPy share; what serves results of at most 32 bits, PyTorch
-has too.
+Arrays are processed in blocks of frames, so that the memory beside the result is bounded. In a block, the classes are
+the last axis. The functions are those that NumPy and CuPy share; PyTorch, too, has those that results of at most 32
+bits need.
 """
 
 import math
@@ -24,9 +24,9 @@ from lsm._temperature import divide_narrow, is_divisor, write_backward, write_wi
 from lsm._version import install_command
 
 # As in the backend numpy: the C library keeps the memory of such arrays. With four times as many elements, calls took
-# five times as long. On a GPU, where CuPy and PyTorch keep all memory, launches are what takes time.
+# five times as long. On a GPU, where CuPy and PyTorch keep all memory, launches take most of the time.
 _BLOCK_ELEMENTS, _GPU_BLOCK_ELEMENTS = 2**14, 2**22
-# Where a mask is all there is, nothing but it and the inputs is copied, into memory that is used again.
+# With only a mask, nothing but the mask and the inputs is copied, into memory that is reused.
 _MASKED_BLOCK_ELEMENTS = 2**16
 _MASK_BYTES = 2**18  # of a mask that is broadcast, at a time
 
@@ -47,18 +47,18 @@ def derive(
     entry : DispatchEntry
         The backend that was selected.
     operation, library, dtypes
-        Of the call: the library of the arrays that the backend is passed; the dtypes of the inputs and the result.
+        Of the call: the library of the arrays passed to the backend; the dtypes of the inputs and the result.
     x : array
         The first input.
     keywords : dict of str to array
-        Of "where" (as from `mask_for`), "temperature" (as from `temperature_for`) and "b", those that are given.
+        Those given of "where" (as from `mask_for`), "temperature" (as from `temperature_for`) and "b".
     return_sign : bool
-        Whether the signs of the sums are wanted.
+        Whether the signs of the sums are requested.
 
     Raises
     ------
     BackendUnsupportedError
-        This takes array operations that lsm does not have for these arrays.
+        The call needs array operations that lsm does not have for these arrays.
     """
     if not keywords:
         return entry.backend, ()
@@ -94,7 +94,7 @@ class Derived(NamedTuple):
     backend : Backend
         The backend.
     operation : Operation
-        The operation, of which it needs the method.
+        The operation whose method is needed.
     library : ArrayLibrary
         The library of the arrays.
     keywords : tuple of str
@@ -102,7 +102,7 @@ class Derived(NamedTuple):
     is_narrow : bool
         Whether float64 has all the digits that the result needs, and the backend can be passed it.
     signs : list of array or None
-        Where the signs of sums are appended; without, a negative sum is NaN.
+        The list to which the signs of sums are appended; if None, a negative sum gives NaN.
     """
 
     backend: Any
@@ -113,7 +113,7 @@ class Derived(NamedTuple):
     signs: list[Any] | None
 
     def __getattr__(self, name: str) -> Any:
-        """The method of the operation, and what else the backend has."""
+        """The method of the operation, and the other attributes of the backend."""
         return self.run if name == self.operation.name else getattr(self.backend, name)
 
     def run(self, *arguments: Any) -> None:
@@ -253,7 +253,7 @@ _INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 def _copy_masked(x: Any, where: Any, fill: float, out: Any, spare: Any) -> None:
-    """out = x, but `fill`, -inf or 0, where the mask is False: by integers, which NumPy makes vectors of.
+    """out = x, but `fill`, -inf or 0, where the mask is False: by integers, which NumPy vectorises.
 
     With a third of random classes masked, this takes a third of the time of `numpy.copyto` with a mask.
     """

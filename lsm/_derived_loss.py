@@ -1,7 +1,7 @@
 """Formulas of losses, entropy and divergence on a block of frames, a matrix of float64 or longdouble in C order.
 
-Where results have so many digits themselves (`is_wide`), differences are two numbers and sums carry their errors. All
-terms of a sum have one sign, so that nothing cancels; docs/numerics.md has the derivations.
+Where results have as many digits themselves (`is_wide`), differences are two numbers and sums carry their errors. All
+terms of a sum have one sign, so nothing cancels; docs/numerics.md has the derivations.
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class Block(NamedTuple):
     p : ndarray
         The probabilities.
     log_s : ndarray
-        log1p(s), with s the sum of exp(d) over the classes but the largest.
+        log1p(s), with s the sum of exp(d) over all classes except the largest.
     """
 
     x: Any
@@ -114,7 +114,7 @@ def divergence(p: Block, q: Block, temperature: Any) -> Any:
     """KL(p || q) = sum of p * phi(t) - (r - log1p(r)), with t = log(q / p) and r = sum of p * expm1(t).
 
     phi(t) = expm1(t) - t is never negative, and r would be 0 without rounding. t is formed from differences of the
-    logits. An error that all t share is taken away by r, to all orders.
+    logits. r removes an error that is common to all t, to all orders.
     """
     t = _log_ratio(p, q, 1.0 if temperature is None else temperature)
     # Beyond `nearest`, q - p - p * t cancels no more than the result has digits to spare.
@@ -136,7 +136,7 @@ def divergence(p: Block, q: Block, temperature: Any) -> Any:
 
 
 def _log_ratio(p: Block, q: Block, temperature: Any) -> Any:
-    """log(q / p) = ((x_q - x_p) - (m_q - m_p)) / T - (l_q - l_p), without rounding what matters."""
+    """log(q / p) = ((x_q - x_p) - (m_q - m_p)) / T - (l_q - l_p), without rounding any digit that matters."""
     between, error = two_sum(q.x, -p.x)
     of_largest, error_of_largest = two_sum(q.m, -p.m)
     high, low = two_sum(between, -of_largest)

@@ -34,8 +34,8 @@ def _declines(*_: Any) -> None:
 class FastFunctions:
     """By operation, a function of (*inputs, axis, out) that returns the result, or None if it declines.
 
-    The arguments are the caller's, but for those that no such function is given: ``dtype=`` and ``keepdims=True``. A
-    0-d result of NumPy arrays is a scalar, unless it is `out`.
+    The arguments are the caller's, except ``dtype=`` and ``keepdims=True``, which are never passed to such a function.
+    A 0-d result of NumPy arrays is a scalar, unless it is `out`.
     """
 
     __slots__ = (*OPERATIONS, *DERIVED)  # the fastest attributes to read
@@ -66,8 +66,8 @@ def _by_policy(name: str, *arguments: Any) -> Any:
     return None if functions is None else getattr(functions, name)(*inputs, axis, out)
 
 
-# What the public functions call first if their first argument is an ndarray, with (*inputs, axis, out, where,
-# temperature, backend). The kernels replace these by their own, which look up the policy themselves, in less time.
+# The public functions call these first if their first argument is an ndarray, with (*inputs, axis, out, where,
+# temperature, backend). The kernels replace them by their own, which look up the policy themselves, in less time.
 quick: Any = FastFunctions()
 for _name in OPERATIONS:
     setattr(quick, _name, partial(_by_policy, _name))

@@ -35,8 +35,8 @@ def atomic_write(target: str) -> Iterator[io.FileIO]:
 def atomic_writes(targets: Sequence[str]) -> Iterator[list[io.FileIO]]:
     """Open a temporary file beside each target; on success all replace the targets, on failure they are deleted.
 
-    Symbolic links are followed. The metadata of an existing file is kept (`copy_metadata`), with a warning for what
-    cannot be. A new file has default permissions.
+    Symbolic links are followed. The metadata of an existing file is kept (`copy_metadata`), with a warning for anything
+    that cannot be kept. A new file has default permissions.
     """
     found = [checked(target) for target in targets]
     paths = [path for path, _ in found]
@@ -66,7 +66,7 @@ def atomic_writes(targets: Sequence[str]) -> Iterator[list[io.FileIO]]:
 
 
 def checked(target: str) -> tuple[Path, int | None]:
-    """The file that a target leads to, and its permissions; None if there is none yet."""
+    """The file to which a target leads, and its permissions; None if there is none yet."""
     try:
         check_is_no_descriptor(target)
         path = Path(target).resolve()

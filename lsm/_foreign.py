@@ -1,8 +1,8 @@
 """Reject arrays that are more than numbers in memory: with a mask, a unit, a pending computation, or in a file.
 
 Nothing here imports a library, computes or reads anything. An object is recognised by the names of its classes and
-their libraries, else by attributes of its classes. Of attributes that a class makes up in `__getattr__` only a mask, a
-unit and methods count, and no arrays of fewer dimensions: for a table they are its columns.
+their libraries, else by attributes of its classes. Of the attributes that a class generates in `__getattr__`, only a
+mask, a unit and methods count, but not arrays of fewer dimensions: in a table, these are columns.
 """
 
 import re
@@ -52,12 +52,12 @@ def _is_method(kind: type, name: str) -> bool | None:
 
 @lru_cache(1024)
 def _is_dynamic(kind: Any) -> bool:
-    """Whether instances of a class may have attributes that it makes up."""
+    """Whether instances of a class may have attributes that it generates."""
     return hasattr(kind, "__getattr__") or kind.__getattribute__ is not object.__getattribute__
 
 
 def _made_up(x: Any, name: str) -> Any:
-    """The value of an attribute that the class of x makes up; None for a method or a column of a table."""
+    """The value of an attribute that the class of x generates; None for a method or a column of a table."""
     kind = cast("Any", type(x))
     value = getattr(x, name, None) if _is_dynamic(kind) and _is_method(kind, name) is None else None
     return None if callable(value) or 0 < getattr(value, "ndim", 0) < getattr(x, "ndim", 0) else value
@@ -92,7 +92,7 @@ def _has_nulls(x: Any) -> bool:
     return any(_has_nulls(part) for part in (*getattr(x, "chunks", ()), *parts) if hasattr(part, "null_count"))
 
 
-# What masked elements of other arguments than logits may be filled with, and to which effect.
+# The values with which masked elements of arguments other than logits may be filled, and the effect.
 _FILLS = {
     "b": ("0", "which excludes masked classes"),
     "weight": ("0", "which leaves masked classes out as targets"),
@@ -114,7 +114,7 @@ def _fill(x: Any, name: str) -> tuple[str, str, str]:
 
 
 def _filled(x: Any, name: str) -> str:
-    """Set masked classes to -inf, or elements of other arguments to what suits."""
+    """Set masked classes to -inf, or elements of other arguments to a suitable value."""
     floating, value, effect = _fill(x, name)
     if not hasattr(type(x), "filled"):
         return f"numpy.where({name}.mask, {value}, {name}), {effect}"
@@ -297,7 +297,7 @@ def remedy(x: Any, name: str) -> str:
 
 
 def describe(x: Any, rule: Rule) -> str:
-    """What x is, and why it is rejected."""
+    """A description of x, and why it is rejected."""
     kind = f"{type(x).__module__}.{type(x).__qualname__}"
     article = "" if rule.text.startswith("a") else "an " if kind[0] in "aehiox" else "a "
     return article + rule.text.replace("{}", kind)

@@ -9,7 +9,7 @@ Index = tuple[slice, ...]
 
 
 class Frames(NamedTuple):
-    """How an array splits into frames. A block is a part of it that has whole frames.
+    """How an array splits into frames. A block is a part of the array with whole frames.
 
     Attributes
     ----------
@@ -20,7 +20,7 @@ class Frames(NamedTuple):
     at : int
         The axis of the classes in a block.
     order : tuple of int or None
-        Several axes of classes become one, at the end: the order of the axes for that. None for one axis.
+        The order of the axes that merges several axes of classes into one, at the end. None for one axis.
     """
 
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Frames(NamedTuple):
         return math.prod(self.shape)
 
     def blocks(self, n_elements: int) -> Iterator[Index]:
-        """Index blocks of about so many elements: inner axes whole while they fit, one in parts, others one by one."""
+        """Index blocks of about `n_elements`: inner axes whole while they fit, one in parts, others one by one."""
         if not self.size:
             return
         room = max(1, n_elements // max(1, self.n_classes))

@@ -16,7 +16,7 @@ _PASSED_THROUGH = (KeyboardInterrupt, SystemExit, MemoryError)
 
 
 class GuardedBackend:
-    """A third-party backend, whose errors are reported with its name and origin.
+    """A wrapper of a third-party backend that reports its errors with its name and origin.
 
     Values are not checked; the conformance kit does that.
     """

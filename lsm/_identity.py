@@ -12,7 +12,7 @@ OF_CONTENTS = ("security.capability", "security.ima", "security.evm")
 
 
 def copy_metadata(old: Path, new: int | Path) -> str:
-    """Copy the metadata of a file to a new one; returns a text of what could not be copied.
+    """Copy the metadata of a file to a new one; returns a text that lists everything that could not be copied.
 
     Access is never widened: the new file starts out accessible to its owner only, permissions are set last, and they
     exclude access that depends on a group or access control list that could not be copied. setuid is dropped.

@@ -28,7 +28,7 @@ class DlpackLibrary(ArrayLibrary):
         return super().validate(x, name)
 
     def has_int64(self, x: Any) -> bool:
-        """Whether the library has integers of 64 bits on the device of x, as the array API tells."""
+        """Whether the library has integers of 64 bits on the device of x, according to the array API."""
         namespace = getattr(x, "__array_namespace__", None)
         inspect = None if namespace is None else getattr(namespace(), "__array_namespace_info__", None)
         return inspect is None or "int64" in inspect().dtypes(device=x.device)
@@ -148,8 +148,9 @@ _DLPACK_LIBRARY = DlpackLibrary()
 _NUMPY_TYPES = (np.ndarray, np.generic, list, tuple, float, int)
 
 
-# Imported when an array of theirs comes: a tenth of what `import lsm` would take. `cache` may call a function once for
-# each of several threads that are the first, but there is one library, as comparisons of them by `is` assume.
+# Imported when the first array of theirs is passed, so that `import lsm` takes a tenth of the time. `cache` may call a
+# function once for each of several threads that call it first, but there must be one library, as comparisons by `is`
+# assume.
 _libraries: dict[str, Any] = {}
 
 
@@ -179,7 +180,7 @@ def jax_library() -> ArrayLibrary:
     return library
 
 
-# By the very types of arrays, which are the usual arguments: the fastest way to know.
+# By the exact types of arrays, which are the usual arguments: the fastest lookup.
 _by_type: dict[type, ArrayLibrary] = {np.ndarray: NUMPY_LIBRARY}
 
 
@@ -208,12 +209,12 @@ def _find_library(x: Any) -> ArrayLibrary:
     return NUMPY_LIBRARY
 
 
-# The class of arrays that are labelled or not computed yet, by its module, and the module of lsm that serves them.
+# The classes of arrays that are labelled or not computed yet, with their modules, and the module of lsm for them.
 _ENGINES = (("xarray", "DataArray", "lsm.engines.xarray_"), ("dask.array", "Array", "lsm.engines.dask_"))
 
 
 def engine_for(arrays: Iterable[Any]) -> Any:
-    """The engine that serves a call with these inputs; None for arrays that lsm computes on here and now."""
+    """The engine for a call with these inputs; None for arrays on which lsm computes directly."""
     for module, name, engine in _ENGINES:
         kind = getattr(sys.modules.get(module), name, None)
         if kind is not None and any(isinstance(x, kind) for x in arrays):

@@ -181,7 +181,7 @@ class ArrayLibrary:
         return backend.empty(shape, dtype, like)
 
     def signature(self, x: Any) -> tuple[Any, ...]:
-        """Shape, dtype and device, to check what a backend has done."""
+        """Shape, dtype and device, to check that a backend has not changed them."""
         return tuple(x.shape), name_of_dtype(x.dtype), self.device(x)
 
     def check_native_out(self, out: Any, shape: tuple[int, ...], dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""The keywords `where` and `temperature`: what they may be, and as arrays that go with those of a call."""
+"""The keywords `where` and `temperature`: checks, and conversion to arrays that go with those of a call."""
 
 import sys
 from typing import Any
@@ -14,7 +14,7 @@ from lsm._version import install_command
 
 
 def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "x") -> Any:
-    """The mask of the classes that take part, a bool array of the shape of `view`; None if `where` is None.
+    """The mask of the included classes, a bool array of the shape of `view`; None if `where` is None.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ def temperature_for(
     Returns
     -------
     temperature : float, or array of float64, type of `view`
-        An array shares no memory with the caller's. It has the shape of `view` with 1 along `axes`; NaN stands for what
-        is not a finite number above 0.
+        An array shares no memory with the caller's. It has the shape of `view` with 1 along `axes`; NaN stands for any
+        value that is not a finite number above 0.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def check_mask_shape(mask: Any, shape: Any, name: str) -> None:
 
 
 def check_temperature_shape(found: Any, frames: tuple[int, ...]) -> None:
-    """Raise ValueError unless an array of this shape has one number a frame; `frames` has length 1 for the classes."""
+    """Raise ValueError unless the shape has one number per frame; `frames` has length 1 for the classes."""
     if not broadcasts(found, frames):
         raise ValueError(
             f"temperature: shape {tuple(found)}; accepted: a finite number above 0, or an array that broadcasts "
@@ -128,7 +128,7 @@ def check_temperature_shape(found: Any, frames: tuple[int, ...]) -> None:
 
 
 def weights_of(b: Any, x: Any, own: str, library: ArrayLibrary) -> Operand:
-    """Check the argument b of `logsumexp`; the dtype is that to which it and `own`, the dtype of x, are promoted.
+    """Check the argument b of `logsumexp`; the dtype is the one to which it and `own`, the dtype of x, are promoted.
 
     A Python number leaves the dtype as it is. TypeError and BackendUnsupportedError are as for `where`.
     """
@@ -198,7 +198,7 @@ def _as_view(mask: Any, view: Any, library: ArrayLibrary) -> Any:
 
 
 def broadcasts(shape: Any, to: Any) -> bool:
-    """Whether an array of a shape can be broadcast to another without enlarging that."""
+    """Whether an array of a shape can be broadcast to another shape without enlarging the latter."""
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
@@ -210,7 +210,7 @@ def _as_float(number: Any) -> float:
 
 
 def _as_float64(values: Any) -> Any:
-    """A copy as float64; what is too large becomes inf."""
+    """A copy as float64; numbers that are too large become inf."""
     if values.dtype is _check.BFLOAT16_BITS:
         raise TypeError(f"temperature: bfloat16 needs ml_dtypes: {install_command('bfloat16')}; or pass float32")
     return compute(values.astype, np.float64)

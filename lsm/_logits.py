@@ -1,4 +1,4 @@
-"""The logits of a derived function: their log-softmax, block by block, by the backend of the call."""
+"""The logits of a derived function: their log-softmax, block by block, from the backend of the call."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ class Logits:
     frames : Frames
         How they split into frames.
     own : str
-        The dtype that is computed in.
+        The compute dtype.
     entry : DispatchEntry or None
         The backend; None before it is selected.
     """
@@ -67,7 +67,7 @@ class Logits:
 
     @property
     def wide(self) -> Any:
-        """The dtype that losses are computed in: float64, or longdouble for that."""
+        """The dtype in which losses are computed: float64, or longdouble for longdouble."""
         return np.dtype(np.longdouble if self.own == "longdouble" else np.float64)
 
     def result_dtype(self, dtype: Any) -> str:
@@ -87,7 +87,7 @@ class Logits:
         return find_entry(request, self.backend, self.library.fast_key(self.array, self.own))
 
     def native(self, name: str, result: str) -> Any:
-        """A function of the backend's own for whole C-contiguous arrays, without keywords; None if it has none.
+        """The backend's own function for whole C-contiguous arrays, without keywords; None if it has none.
 
         result : the dtype that it gives, which is that of the logits, or float32 for 16 bits.
         """
@@ -150,7 +150,7 @@ class Logits:
         return 0 if self.frames.n_classes < _ROW_CLASSES else -1
 
     def log_softmax(self, index: Index) -> Any:
-        """The log-softmax of a block, bit for bit what `lsm.log_softmax` gives; the next one overwrites it."""
+        """The log-softmax of a block, bit for bit that of `lsm.log_softmax`; the next one overwrites it."""
         return self._compute(LOG_SOFTMAX, index, self.result)
 
     def softmax(self, index: Index, dtype: str) -> Any:
@@ -205,14 +205,14 @@ class Logits:
         return view
 
     def keep_apart(self, target: Any, in_place: bool) -> None:
-        """Copy what is read if it shares memory with what is written; `in_place` if blocks are read before that."""
+        """Copy inputs that share memory with the output; `in_place` if blocks are read before they are written."""
         if np.may_share_memory(self.values, target) and not (in_place and _check.same_memory(self.values, target)):
             self.values = self.values.copy()
         if self.mask is not None and np.may_share_memory(self.mask, target):
             self.mask = self.mask.copy()
 
     def finished(self, result: Any, out: Any = None) -> Any:
-        """A result as an array of the caller's library, of NumPy a scalar if it is 0-d; or `out`, if that was given."""
+        """A result as an array of the caller's library, for NumPy a scalar if it is 0-d; or `out`, if given."""
         if out is None:
             return self.library.from_numpy(result, self.array)
         self.library.bump_version(out)

@@ -15,7 +15,7 @@ from lsm.backends._blocks import plain_sum
 
 
 class Loss(NamedTuple):
-    """What cross-entropy depends on beside the logits.
+    """The inputs and settings of cross-entropy other than the logits.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Loss(NamedTuple):
     weight : ndarray or None
         One number for each class.
     smoothing, z_loss, reduction
-        As of the public function.
+        As for the public function.
     """
 
     labels: Any
@@ -50,7 +50,7 @@ class Loss(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What belongs to the frames of a block, each with length 1 on the axis of the classes.
+    """The numbers that belong to the frames of a block, each with length 1 on the axis of the classes.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Part(NamedTuple):
     factor : ndarray or None
         The weights of their labels; None if all are 1.
     scale : float
-        What the gradients are multiplied by, but for weights and temperature.
+        The factor of the gradients, apart from weights and temperature.
     temperature : float, ndarray or None
         The temperature; None if it is 1.
     """
@@ -192,7 +192,7 @@ def _narrow_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any
 
 
 def _shares(logits: Logits, loss: Loss, index: Index, y: Any) -> tuple[Any, Any, Any]:
-    """Of the part of smoothed labels that every class has: w q by class, and by frame the sums of -w q y and of w q.
+    """For the part of smoothed labels that every class has: w q by class, and by frame the sums of -w q y and of w q.
 
     A class that is masked, by the mask or by -inf, has none.
     """
@@ -257,7 +257,7 @@ def _wide_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any) 
 def entropies(function: str, logits: tuple[Logits, ...], dtype: str) -> Any:
     """The entropy of each frame of the first logits, or its divergence from that of the second.
 
-    The mask, the temperature and the dtype of the first are those of both.
+    The mask, the temperature and the dtype of the first apply to both.
     """
     p = logits[0]
     run: Any = getattr(p.entry.backend, "run_entropies", None) if p.entry and p.entry.passed_as == NUMPY else None
@@ -290,7 +290,7 @@ def _native_entropies(run: Any, logits: tuple[Logits, ...], dtype: str) -> Any:
 
 
 def _by_blocks(logits: Logits, of_block: Any) -> Any:
-    """One number for each frame, 0 where nothing takes part."""
+    """One number for each frame, 0 where all classes are masked."""
     frames = logits.frames
     result = np.zeros(frames.shape, logits.wide)
     for index in frames.blocks(WIDE_ELEMENTS) if frames.n_classes else ():

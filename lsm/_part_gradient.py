@@ -1,4 +1,4 @@
-"""Gradients of frames of which arrays hold a part: their partials, and gradients from those of whole frames."""
+"""Gradients of parts of frames: their partials, and the gradients of parts from the partials of whole frames."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from lsm._targets import one_axis, operand
 
 
 class PartOfGradient(Logits):
-    """A checked gradient and the output of its frames, some classes of these, and a backend for them.
+    """A checked gradient and the output of its frames, for some of their classes, and a backend for them.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Frames of which an array holds a part: their partials, and the results of a part from those of the whole."""
+"""Parts of frames: their partials, and the results of a part from the partials of the whole frames."""
 
 from typing import Any
 
@@ -110,7 +110,7 @@ class Part(Logits):
     def _altered(self, index: Any, classes: slice, is_read_once: bool) -> tuple[Any, Any, Any]:
         """A block with -inf where it is masked; the backend for it; and the temperature that it has been divided by.
 
-        is_read_once: whether the block needs the dtype that is computed in.
+        is_read_once: whether the block needs the compute dtype.
         """
         at = self.frames.at
         place = (*index[:at], classes, *index[at:])
@@ -146,7 +146,7 @@ class Part(Logits):
         self.frames = Frames.along(self.values.shape, self.axes)
 
     def partials_of_whole(self, partials: Any, n_classes: Any) -> tuple[Any, int]:
-        """The checked partials of the whole frames, as a new array; and how many classes these have."""
+        """The checked partials of the whole frames, as a new array; and the number of classes of these frames."""
         shape, at = self.values.shape, self.frames.at
         made = partials if isinstance(partials, np.ndarray) else operand(partials, "partials", self)
         return checked_partials(made, n_classes, at, shape[at], shape)
@@ -160,18 +160,18 @@ def checked_partials(
     shape: tuple[int, ...] | None = None,
     function: str = PARTIALS,
 ) -> tuple[Any, int]:
-    """A copy of partials, which are an ndarray; and how many classes their frames have.
+    """A copy of partials, which are an ndarray; and the number of classes of their frames.
 
     Parameters
     ----------
     made : ndarray
         The partials.
     n_classes : int or None
-        How many classes the caller says that the frames have.
+        The number of classes of the frames, according to the caller.
     at : int
         The axis of the slices.
     n_least : int
-        How many classes they have at least.
+        The minimal number of classes.
     shape : tuple of int or None
         The shape of the part, if there is one.
     function : str
@@ -180,7 +180,7 @@ def checked_partials(
     Raises
     ------
     TypeError, ValueError
-        The partials have another dtype or shape, or count other classes.
+        The partials have another dtype or shape, or do not add up to the number of classes.
     """
     n_numbers = N_NUMBERS[function]
     if _check.dtype_name(made.dtype) != "float64":

@@ -7,11 +7,11 @@ import numpy as np
 
 from lsm.backends._blocks import plain_sum, two_sum, twofold_sum
 
-_BLOCK = 1024  # losses that are added by halves; part of what the bits of a mean depend on
+_BLOCK = 1024  # losses that are added by halves; the bits of a mean depend on it
 
 
 def exact_sum(terms: Any, axis: int) -> Any:
-    """The sum along an axis, with length 1 there, as if in twice the digits; the plain one if that is not finite."""
+    """The sum along an axis, with length 1 there, as if in twice the precision; the plain one if that is not finite."""
     s = twofold_sum(terms, axis)
     bad = ~np.isfinite(s)
     if bad.any():
@@ -30,7 +30,7 @@ def _fsum(terms: list[float]) -> float | None:
 def total(losses: Any) -> Any:
     """The sum of all losses, in their C order: in blocks of 1024, each by halves, with the rounding errors.
 
-    It depends on nothing but the losses and their order. Of one block it is rounded once.
+    It depends only on the losses and their order. The sum of one block is rounded once.
     """
     s = losses.reshape(-1)
     if s.size <= _BLOCK and s.dtype == np.float64:

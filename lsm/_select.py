@@ -1,4 +1,4 @@
-"""Some classes of a log-softmax: at given indices, or the k largest."""
+"""Selected classes of a log-softmax: at given indices, or the k largest."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from lsm import _check
 from lsm._frames import Frames, Index
 from lsm._logits import Logits, block_elements
 
-# Longer frames are first cut into so many groups, whose largest classes bound the k-th largest from below.
+# Longer frames are first cut into this many groups, whose largest classes bound the k-th largest from below.
 _GROUPS = 2048
 
 
@@ -24,7 +24,7 @@ def take(logits: Logits, indices: Any, out: Any) -> None:
 
 
 def take_labels(logits: Logits, labels: Any, out: Any) -> bool:
-    """`take` of one index for each frame by the backend's own function; False if that does not serve it."""
+    """`take` of one index for each frame by the backend's own function; False if that does not support it."""
     run = logits.native("run_labels", logits.result)
     if run is None:
         return False
@@ -81,7 +81,7 @@ def shape_of_top_k(k: Any, frames: Frames) -> tuple[int, ...]:
 
 
 def _ordered(block: Any) -> Any:
-    """The same numbers, or integers in the same order for 16-bit ones, with which NumPy is slow."""
+    """The same numbers, or, for 16-bit ones, on which NumPy is slow, integers in the same order."""
     if block.dtype.itemsize > 2:
         return block
     is_bfloat16 = _check.dtype_name(block.dtype) == "bfloat16"

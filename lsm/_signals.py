@@ -1,9 +1,10 @@
 """Let exceptions of signal handlers pass through code that catches the exceptions of others.
 
-Python runs a handler between two bytecodes of any code, also of a plugin or of another library, which is not at fault.
+Python runs a handler between two bytecodes of any code, even that of a plugin or another library, which is not at
+fault.
 """
 
-# Built in: the file of `signal` cannot always be opened, for lack of rights or of descriptors.
+# Built in: the file of `signal` cannot always be opened, for lack of permissions or descriptors.
 from _signal import getsignal, valid_signals  # type: ignore[import-not-found]
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ def reraise_from_handler(error: BaseException) -> None:
 
 @contextmanager
 def ignoring(*kinds: type[BaseException]) -> Iterator[None]:
-    """Like ``contextlib.suppress``, except for what a signal handler raises."""
+    """Like ``contextlib.suppress``, except for exceptions raised by a signal handler."""
     try:
         yield
     except kinds as error:

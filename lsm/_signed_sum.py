@@ -28,7 +28,7 @@ def write_signed_sum(a: Any, b: Any, out: Any, signs: Any) -> None:
 
 
 def _signed_sum(a: Any, b: Any) -> tuple[Any, Any, Any]:
-    """The logarithms; the signs; and which terms, beside which others cancel, are to be summed by themselves.
+    """The logarithms; the signs; and which terms must be summed by themselves, because larger ones cancel.
 
     ::
 
@@ -59,7 +59,7 @@ def _signed_sum(a: Any, b: Any) -> tuple[Any, Any, Any]:
     is_nan = (is_plus & is_minus) | xp.isnan(size).any(axis=-1, keepdims=True)
     result[is_nan], sign[is_nan] = math.nan, math.nan
 
-    # Where the largest terms cancel exactly, those that vanish beside them are the sum.
+    # Where the largest terms cancel exactly, the terms that are negligible beside them are the sum.
     return result, sign, is_cancelled & (terms == 0) & (rests == 0) & (size > -math.inf)
 
 

@@ -1,7 +1,7 @@
 """Signals that stop the command: they raise an exception, and long loops check that it was not lost.
 
-Python discards an exception that is raised in a callback of the garbage collector, in `__del__` or in a callback from
-C, and a bare `except` in a library catches any. So the signal is recorded too.
+Python discards an exception raised in a callback of the garbage collector, in `__del__` or in a callback from C, and a
+bare `except` in a library catches any exception. So the signal is recorded too.
 """
 
 import signal

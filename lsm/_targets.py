@@ -1,4 +1,4 @@
-"""What targets, indices of classes and weights may be, beside the logits of a call."""
+"""Checks of the targets, indices of classes and weights that go with the logits of a call."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -124,7 +124,7 @@ def shape_of_taken(indices: tuple[int, ...], shape: tuple[int, ...], frames: Fra
 
 
 def weights_for(weight: Any, logits: Logits) -> Any:
-    """One weight for each class in the dtype that losses are computed in; None if all are 1."""
+    """One weight for each class in the dtype in which losses are computed; None if all are 1."""
     if weight is None:
         return None
     made = operand(weight, "weight", logits)
@@ -150,7 +150,7 @@ def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any, n_cl
     ValueError
         They have another shape.
     IndexError
-        One is not the number of a class, and is not `ignore_index`.
+        One is neither the number of a class nor `ignore_index`.
     """
     frames, shape = logits.frames, logits.values.shape
     ignored = None if ignore_index is None else _check.as_int(ignore_index)

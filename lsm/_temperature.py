@@ -1,4 +1,4 @@
-"""The arithmetic of temperatures, for NumPy and CuPy arrays: what is divided, and in how many digits.
+"""The arithmetic of temperatures, for NumPy and CuPy arrays: the numbers that are divided, and their precision.
 
 For results of at most 32 bits, float64 has digits to spare, and logits and gradients are divided as they are. Otherwise
 differences are divided, as two numbers.
@@ -71,7 +71,7 @@ def write_wide(name: str, x: Any, temperature: Any, out: Any) -> None:
 
 
 def _reduce(x: Any, temperature: Any) -> tuple[Any, Any, Any]:
-    """The largest class of each row, the sum of exp((x - m) / T) over those below it, and how many equal it."""
+    """The largest class of each row, the sum of exp((x - m) / T) over those below it, and the number that equal it."""
     xp = namespace(x)
     m = x.max(axis=-1, keepdims=True)
     d, rest = divided_differences(x, xp.where(m == -np.inf, 0.0, m + m * 0), temperature)
@@ -164,5 +164,5 @@ def divided_differences(x: Any, m: Any, temperature: Any) -> tuple[Any, Any]:
         d, rest = two_sum(x * quarter, -m * quarter)
         exponent = exponent - xp.where(is_beyond, 2, 0).astype(exponent.dtype)
     rest[~xp.isfinite(d)] = 0
-    # The power of two first: then what is below the range is far too small to matter.
+    # The power of two first: then numbers below the range are far too small to matter.
     return divide(xp.ldexp(d, -exponent), xp.ldexp(rest, -exponent), factor)

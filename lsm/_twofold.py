@@ -46,7 +46,7 @@ def sum_twofold(terms: Any) -> tuple[Any, Any]:
 
 
 def rows(x: Any, dtype: Any) -> Any:
-    """A copy with two axes, frames and classes, in one order of memory: on it depends how NumPy adds."""
+    """A copy with two axes, frames and classes, in a fixed memory order, on which NumPy's order of adding depends."""
     return namespace(x).array(x, dtype=dtype, order="C").reshape(-1, x.shape[-1])
 
 

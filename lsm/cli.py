@@ -100,7 +100,7 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
 
 
 def _notes(error: BaseException) -> str:
-    """What was added to an error on its way, such as what it leaves behind."""
+    """The notes added to an error on its way, such as those on files left behind."""
     return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
