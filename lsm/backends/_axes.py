@@ -22,7 +22,7 @@ class MergedAxis(NamedTuple):
 def merge_axes(shape: Sequence[int], strides: Sequence[Sequence[int]], axis: int) -> list[MergedAxis]:
     """Merge all axes except `axis` and those of length 1; returns them by decreasing stride.
 
-    The order of frames is arbitrary; that of the last array, which is written, takes precedence.
+    The order of frames is arbitrary; the order of the last array, the output, takes precedence.
     """
     merged: list[MergedAxis] = []
     others = [i for i, n in enumerate(shape) if i != axis and n > 1]
@@ -39,7 +39,7 @@ def frame_views(arrays: tuple[Any, ...], axis: int) -> Iterator[tuple[Any, ...]]
     """Yield views of shape (outer, classes, inner, itemsize) that together cover arrays of one shape.
 
     Nothing is copied. The kernels take bytes and the dtype as an argument, to keep the code small. Frame axes are
-    merged where the strides of all arrays permit; the order of frames is arbitrary. If more than two remain, this
+    merged where the strides of all arrays permit this; the order of frames is arbitrary. If more than two remain, this
     function iterates over the shortest.
     """
     shape = arrays[0].shape

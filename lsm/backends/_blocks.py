@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-# Arrays of so many float64 numbers, of which there are about four, stay in a level-2 cache, and are small enough for
-# the C library to keep their memory: with twice as many, calls of 48,000 elements took twice as long.
+# About four arrays of this many float64 numbers stay in a level-2 cache, and are small enough for the C library to keep
+# their memory: with twice as many numbers, calls of 48,000 elements took twice as long.
 BLOCK_ELEMENTS = 2**14
 # Shorter frames are the columns of a block, others its rows, so that no inner loop of NumPy is short. The number of
 # classes alone decides, because the order in which numpy.add.reduce adds depends on it.
@@ -23,7 +23,7 @@ def run_in_blocks(
 ) -> None:
     """Call a function of (*inputs, at, is_narrow) on copies of the blocks, which it may change.
 
-    All arrays may have length 1 along the axis, but for the first input.
+    All arrays except the first input may have length 1 along the axis.
     """
     at = 0 if inputs[0].shape[axis] < ROW_CLASSES else -1
     arrays = [array.swapaxes(axis, at) for array in (*inputs, *outs)]
@@ -69,7 +69,7 @@ def plain_sum(terms: Any, at: int) -> Any:
 
 
 def sum_unless_cancelled(terms: Any, at: int) -> Any:
-    """The sum, with the axis, of which float32 may use all digits: as `twofold_sum` where the terms cancel."""
+    """The sum, with the axis, right in all digits of float32: as `twofold_sum` where the terms cancel."""
     s = plain_sum(terms, at)
     is_cancelled = np.abs(s) < 2.0**-20 * plain_sum(np.abs(terms), at)
     if is_cancelled.any():
@@ -78,7 +78,7 @@ def sum_unless_cancelled(terms: Any, at: int) -> Any:
 
 
 def twofold_sum(terms: Any, at: int) -> Any:
-    """The sum, with the axis, as if computed in twice the digits."""
+    """The sum, with the axis, as if computed in twice the precision."""
     return sum_with_error(terms, at)[0]
 
 

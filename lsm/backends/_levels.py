@@ -1,4 +1,4 @@
-"""The compiled kernels: those for the instruction level of this processor, loaded once and told of its caches."""
+"""The compiled kernels for the instruction level of this processor, loaded once and set up for its caches."""
 
 from functools import cache
 from typing import Any
@@ -22,7 +22,7 @@ def _cache_bytes(level: int, default: int) -> int:
 # Half of the last-level cache; no more than 32 MiB, since virtual machines report the cache of the whole processor.
 NONTEMPORAL_MIN_BYTES = max(8 * 2**20, min(_cache_bytes(3, 32 * 2**20) // 2, 32 * 2**20))
 
-# Larger inputs are taken to be in memory and are prefetched.
+# Larger inputs are assumed to be in memory, and are prefetched.
 PREFETCH_MIN_BYTES = max(2**20, min(3 * _cache_bytes(2, 2 * 2**20) // 2, 8 * 2**20))
 
 # The OpenMP libraries that the kernels may be linked to, and how to install them.
@@ -36,7 +36,7 @@ _OPENMP = {
 
 @cache
 def kernels() -> dict[Any, Any]:
-    """What the kernels provide, by name, for the highest instruction level of this processor.
+    """The functions and data of the kernels, by name, for the highest instruction level of this processor.
 
     Raises
     ------

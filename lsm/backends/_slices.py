@@ -69,7 +69,7 @@ def write_partials(x: Any, axis: int, out: Any) -> None:
 
 
 def slice_sizes(x: Any, axis: int) -> Any:
-    """How many classes each slice has, as numbers along the axis."""
+    """The number of classes in each slice, along the axis."""
     starts = np.arange(0, x.shape[axis], SLICE_CLASSES)
     return np.minimum(SLICE_CLASSES, x.shape[axis] - starts).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
 
@@ -175,7 +175,7 @@ def _less(x: Any, shift: Any, is_narrow: bool) -> Exponents:
     v = d - x
     x -= d - v
     x -= shift + v
-    x[~np.isfinite(x)] = 0  # beyond the range, if only in between
+    x[~np.isfinite(x)] = 0  # beyond the range, perhaps only in between
     return Exponents(d, x)
 
 

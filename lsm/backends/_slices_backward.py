@@ -1,7 +1,8 @@
 """The gradient of log-softmax by slices of the classes, and of frames in parts: for the backend numpy.
 
-Each slice is reduced to S, the sum of dy, with its rounding error; S * 2**-40, for sums that overflow; and how many y
-are out of range, and not -inf. These are added from the first slice to the last. A frame of one slice is read once.
+Each slice is reduced to S, the sum of dy, with its rounding error; S * 2**-40, for sums that overflow; and the numbers
+of y that are out of range and that are not -inf. These are added from the first slice to the last. A frame of one slice
+is read once.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from lsm.backends._slices import SLICE_CLASSES, along, slice_sizes
 
 
 class Sums(NamedTuple):
-    """Reductions, for each frame or slice of it: arrays with length 1, or one number a slice, along the classes."""
+    """Reductions, for each frame or slice of it: arrays with length 1, or one number per slice, along the classes."""
 
     total: Any
     error: Any
@@ -93,12 +94,12 @@ def _sums(dy: Any, y: Any, at: int, is_narrow: bool) -> tuple[Any, ...]:
 
 
 def _end(is_narrow: bool) -> int:
-    """From where exp(y) is about to overflow the type of the result."""
+    """The y from which exp(y) is about to overflow the type of the result."""
     return 88 if is_narrow else 709
 
 
 def _sum(dy: Any, at: int, is_narrow: bool) -> tuple[Any, Any, Any]:
-    """S and its rounding error; and S * 2**-40, also where S overflows, as far as that is finite."""
+    """S and its rounding error; and S * 2**-40, which may be finite where S overflows."""
     if is_narrow:
         s = sum_unless_cancelled(dy, at)
         return s, 0 * s, s * 2.0**-40

@@ -16,12 +16,12 @@ def max_ulp(backend: Any) -> dict[str, float]:
 
 
 def has_operation(backend: Any, name: str) -> bool:
-    """Whether a backend implements an operation itself, not only by the base class."""
+    """Whether a backend implements an operation itself, rather than inherits the base class's method."""
     method = getattr(backend, name, None)
     return method is not None and getattr(method, "__func__", method) is not getattr(Backend, name, None)
 
 
-# What a backend has that serves frames in parts, and how many arguments each takes.
+# The methods of a backend that supports frames in parts, and the number of arguments that each takes.
 PART_METHODS = {
     PARTIALS: {PARTIALS: 3, "log_softmax_of_part": 4, "softmax_of_part": 4, "logsumexp_of_partials": 3},
     PARTIALS_BACKWARD: {PARTIALS_BACKWARD: 4, "log_softmax_backward_of_part": 5},

@@ -45,7 +45,7 @@ class CupyBackend(Backend):
         self._lock = threading.Lock()
 
     def available(self) -> str | None:
-        """None, or what is missing and how to get it; imports CuPy if it is installed."""
+        """None, or what is missing and how to install it; imports CuPy if it is installed."""
         if self._library is None:
             if find_spec("cupy") is None:
                 return (

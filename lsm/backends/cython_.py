@@ -1,4 +1,4 @@
-"""The Cython backend: passes the kernels for this processor views of arrays as frames."""
+"""The Cython backend: passes views of arrays as frames to the kernels for this processor."""
 
 from collections.abc import Sequence
 from math import inf, prod
@@ -35,7 +35,7 @@ class CythonBackend(Backend):
 
     @property
     def has_fma(self) -> bool:
-        """Whether the kernels multiply and add with one rounding, which gives other bits than two."""
+        """Whether the kernels multiply and add with one rounding, which gives different bits than two."""
         return kernels()["level"] in ("v3", "v4")
 
     @property
@@ -99,9 +99,9 @@ class CythonBackend(Backend):
 
         operation : lsm._operations.Operation
         where : C-contiguous array of bool or None
-            Where it is False, inputs are as `masked` of the table says. They are C-contiguous too.
+            Where it is False, inputs are read as `Input.masked`. They are C-contiguous too.
         divisor : float or None
-            Of the first input, in float64.
+            The divisor of the first input, in float64.
         """
         out = _for_every_class(out, inputs[0], axis) if operation.is_reduction else out
         _run(operation.name, inputs, axis, out, where, divisor, [array.masked for array in operation.inputs])
@@ -121,7 +121,7 @@ class CythonBackend(Backend):
     def find_top(self, x: Any, k: int, axis: int, places: Any) -> bool:
         """Write the k largest classes to an array of int64 with length k on the axis. Not part of the contract.
 
-        NaN counts as the largest; of equal ones the first come first. False if k is too large.
+        NaN counts as the largest; of equal classes, the first come first. False if k is too large.
         """
         table = kernels()
         if k > table["most_top"]:
@@ -137,10 +137,10 @@ class CythonBackend(Backend):
 
         x, gradient : C-contiguous arrays of one dtype
         labels : contiguous array of int64
-            Of a frame with another number than that of a class, y is not written, and the gradient is 0.
+            If the label of a frame is not the number of a class, y is not written, and the gradient is 0.
         y : contiguous array of the dtype of x, or of float32
         rate : number, or array of one for each frame
-        False if the kernels do not serve such a call.
+        False if the kernels do not support such a call.
         """
         table, n_threads = kernels(), count_threads(x.size)
         if n_threads > 1 and x.shape[axis] >= 4 * self.slice_classes["float32"] and labels.size < 4 * n_threads:
@@ -157,7 +157,7 @@ class CythonBackend(Backend):
 
 
 def _for_every_class(out: Any, x: Any, axis: int) -> Any:
-    """What has one element a frame as an array of the shape of x."""
+    """An array with one element per frame, as an array of the shape of x."""
     return as_strided(out, x.shape, [0 if i == axis else s for i, s in enumerate(out.strides)])
 
 
@@ -231,7 +231,7 @@ def _run(
 def _run_part(name: str, partials: Any, inputs: tuple[Any, ...], out: Any, axis: int) -> None:
     """Call the kernel of a function of parts of frames, for every view.
 
-    partials: those of whole frames; None if those of the inputs are to be written to `out`, which has their shape.
+    partials: those of whole frames; None to write those of the inputs to `out`, which has their shape.
     """
     table, x = kernels(), inputs[0]
     whole = None if partials is None else _folded(partials, axis)

@@ -110,7 +110,7 @@ def _installed(entry: str) -> list[_Installed]:
 
 
 def _version_key(version: str) -> tuple[Any, ...]:
-    """How versions are ordered, as far as that matters for what one folder may hold (PEP 440)."""
+    """The key that orders versions, as far as that matters within one folder (PEP 440)."""
     epoch, release, rest = re.fullmatch(r"(?:(\d+)!)?([\d.]*)(.*)", version, re.DOTALL).groups()  # type: ignore[union-attr]
     numbers = tuple(int(n) for n in release.split(".") if n)
     while numbers and numbers[-1] == 0:

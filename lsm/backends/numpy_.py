@@ -1,8 +1,8 @@
 """The NumPy backend: the reference implementation, as short as accuracy and a decent speed permit.
 
-It computes in float64 and rounds once. For a float64 result that alone would cost digits: differences are then two
-numbers, and sums are compensated. The same holds for longdouble. What is computed at once is a block of frames, in two
-dimensions: see `_blocks`, and for functions of logits `_slices`.
+It computes in float64 and rounds once. For a float64 result, this alone would cost digits, so differences are two
+numbers, and sums are compensated. The same holds for longdouble. Frames are processed in blocks, in two dimensions: see
+`_blocks`, and for functions of logits `_slices`.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from lsm.backends.base import API_VERSION, Backend
 
 
 class NumpyBackend(Backend):
-    """Every dtype; uses about ten temporaries of `BLOCK_ELEMENTS`, or of a slice or frame if that is longer."""
+    """All dtypes; uses about ten temporaries of `BLOCK_ELEMENTS`, or of a slice or frame if that is longer."""
 
     name = "numpy"
     api_version = API_VERSION
@@ -122,7 +122,7 @@ def _gradient_of_part(dy: Any, y: Any, partials: Any, axis: int, out: Any) -> No
 
 
 def _largest(x: Any, at: int) -> Any:
-    """The places of the largest class of each frame, of several the first, in the order of the memory."""
+    """The positions of the largest class of each frame (of several, the first), in memory order."""
     k = x.argmax(axis=at)
     n = k.size
     return k * n + np.arange(n) if at == 0 else k + np.arange(0, x.size, x.shape[1])

@@ -1,6 +1,6 @@
-"""What a launch needs from a device array of CuPy or PyTorch. Neither library is imported here.
+"""The properties of a device array of CuPy or PyTorch that a launch needs. Neither library is imported here.
 
-A PyTorch tensor is not converted to a CuPy array: a kernel only takes an address, strides and a stream. That is several
+A PyTorch tensor is not converted to a CuPy array: a kernel only takes an address, strides and a stream. This is several
 times faster, and bfloat16 needs no other package.
 """
 
@@ -76,7 +76,7 @@ class TorchTensorOps:
 
     def fast_pointer(self, x: Any) -> int:
         """The address of the first element; 0 if the general path must inspect x, as under torch.func."""
-        torch = sys.modules.get("torch")  # x may be of a subclass of CuPy's arrays
+        torch = sys.modules.get("torch")  # x may be a subclass of CuPy's arrays
         if torch is None or type(x) is not torch.Tensor or x.requires_grad or x.is_neg():
             return 0
         if x.layout is not torch.strided:

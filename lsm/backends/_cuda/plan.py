@@ -1,4 +1,4 @@
-"""Which kernels to launch, on what grid and with how much shared memory: pure functions that need no GPU.
+"""The kernels to launch, their grid and their shared memory: pure functions that need no GPU.
 
 The family of kernels depends on the number of classes, the dtypes, whether n_inner > 1, and the device; never on the
 number of frames, strides or alignment. The bits do not depend on the family either: all kernels add in the same order
@@ -16,7 +16,7 @@ MAX_GRID_BLOCKS = 2**31 - 1
 GROUP_BLOCK_THREADS = 128  # with one or more frames per warp
 IN_FLIGHT_PIECES = 4  # per thread, of frames processed in turn: more bytes in flight
 SPLIT_BLOCK_WARPS = 8  # one slice per warp
-SYSTEM_SHARED_BYTES = 1024  # that the system reserves in every block's shared memory
+SYSTEM_SHARED_BYTES = 1024  # reserved by the system in every block's shared memory
 SHARED_MAX_SLICES = 128  # of a frame in shared memory: the limit of merge<3> in rows.cu
 MAX_MERGING_BLOCKS = 256  # of one frame, each of which merges all slices
 TILE_THREADS = 256
