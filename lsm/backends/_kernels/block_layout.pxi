@@ -22,7 +22,7 @@ cdef struct Shape:
 
 
 cdef inline Py_ssize_t packed_numbers(const floating* of) noexcept nogil:
-    """How many numbers of each of a, b and y fit the scratch."""
+    """The number of elements of each of a, b and y that fit in the scratch."""
     return SCRATCH_BYTES // 3 // (CHUNK * <Py_ssize_t> sizeof(floating)) * CHUNK
 
 
@@ -67,7 +67,7 @@ cdef inline bint is_plain(Block x, Shape s, const floating* of) noexcept nogil:
 
 
 cdef inline bint shares_sets(int op, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
-    """Whether n rows so many bytes apart compete for few sets of a cache, as in images of 128 x 128 or 512 x 512.
+    """Whether n rows this many bytes apart compete for few sets of a cache, as in images of 128 x 128 or 512 x 512.
 
     They are copied. That costs more than it saves where rows are few, or are read once less, as no maximum is found.
     """

@@ -32,7 +32,7 @@ cdef inline void raise_largest(const floating* dy, Py_ssize_t step, const floati
     for i in range(n_rows):
         for k in range(CHUNK):  # hot
             top[k] = larger(fabs_of(dy[i * step + k]), top[k])
-            # Through other arrays, or gcc stores by a mask.
+            # Through other arrays; otherwise gcc uses masked stores.
             chosen[k] = dy[i * step + k] if p[i * step_p + k] > high[k] else high_dy[k]
             if tracks_row:
                 chosen_at[k] = <int32_t> (row + i) if p[i * step_p + k] > high[k] else at[k]
@@ -105,7 +105,7 @@ cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, P
                         raise_largest(at + i * row + k, s.n_joined * row, at_b + i * row_b + k, s.n_joined * row_b,
                                       (start + i) // s.n_joined, n_rows, True, &m[p], &m_dy[p], &highest[p],
                                       &found_at[p])
-                    else:  # the first of equal ones is found first
+                    else:  # of equal numbers, the first is found first
                         raise_largest(at + i * row + k, row, at_b + i * row_b + k, row_b, start + i, n_rows, False,
                                       &m[p], &m_dy[p], &highest[p], &found_at[p])
         else:

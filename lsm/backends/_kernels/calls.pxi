@@ -1,5 +1,6 @@
-# What the public functions call first, with their own arguments, if the first is an ndarray: each looks up whether the
-# current policy selects these kernels, and returns None if it does not, or if the call is not small and plain.
+# The functions that the public functions call first, with their own arguments, if the first is an ndarray: each looks
+# up whether the current policy selects these kernels, and returns None if it does not, or if the call is not small and
+# plain.
 
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.ref cimport Py_DECREF, PyObject
@@ -21,7 +22,7 @@ cdef object _fastpath = None, _in_context = None  # lsm._fastpath, which has the
 cdef object default_policy = None
 cdef dict by_name = {}
 
-# What was found last, since Python takes 0.1 microseconds to look it up: for a policy, bits of the kinds of arrays for
+# The result of the last lookup, which takes Python 0.1 microseconds: for a policy, bits of the kinds of arrays for
 # which it selects these kernels, by operation.
 cdef object known_policy = None
 cdef unsigned int known_kinds[LOGSUMEXP + 1]
@@ -128,7 +129,7 @@ cdef inline bint is_own(object x, object backend):
 
 
 cdef inline bint is_temperature(double temperature) noexcept:
-    """Whether its reciprocal is finite, too."""
+    """Whether a temperature and its reciprocal are finite and above 0."""
     return 2.0**-1022 <= temperature < INFINITY
 
 
@@ -178,7 +179,7 @@ CALLS = {
 
 
 def connect(fastpath):
-    """Have the public functions call those of this module first."""
+    """Make the public functions call those of this module first."""
     global _fastpath, _in_context
     _fastpath, _in_context = fastpath, fastpath.in_context
     fastpath.forget = forget

@@ -1,5 +1,5 @@
-# What needs no kernels: the instruction level of this processor, and the floating-point environment for NumPy. Compiled
-# for the baseline, unlike the kernels.
+# Functions that need no kernels: the instruction level of this processor, and the floating-point environment for NumPy.
+# Compiled for the baseline, unlike the kernels.
 
 from libc.stdint cimport uint64_t
 
@@ -43,7 +43,7 @@ cdef extern from "region.h" nogil:
 
 
 def call_in_float_env(function, *args):
-    """Call a function in round-to-nearest with subnormals, and restore what the calling thread had set."""
+    """Call a function in round-to-nearest with subnormals, and restore the settings of the calling thread."""
     cdef int rounding = fegetround()  # also that of x86's longdouble, which has a control word of its own
     if rounding != FE_TONEAREST:
         fesetround(FE_TONEAREST)

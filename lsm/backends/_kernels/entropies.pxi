@@ -1,13 +1,13 @@
 # Entropy, and divergence of two distributions: one number for each frame, of logits of at most 32 bits, in double. No
 # sum has terms of both signs, so plain sums will do.
 #
-#     d = (x - m) / T,  s = sum of exp(d) but for one of the largest,  l = log1p(s),  p = exp(d) / (1 + s)
+#     d = (x - m) / T,  s = sum of exp(d) except one of the largest,  l = log1p(s),  p = exp(d) / (1 + s)
 #     entropy     H = l + sum of exp(d) * -d / (1 + s)
 #     divergence  KL = sum of p * phi(t) - (r - log1p(r)),  t = log(q / p),  phi(t) = expm1(t) - t,
 #                 r = sum of p * expm1(t), which would be 0 without rounding
 #
-# Numbers are copied into the scratch in double, in chunks of 16: of many classes, 16 of a frame, a slice of it at a
-# time; of few, one of each of 16 frames. What is summed has 16 lanes, which are combined if they belong to one frame.
+# Numbers are copied into the scratch in double, in chunks of 16: with many classes, 16 of a frame, a slice of it at a
+# time; with few, one of each of 16 frames. Sums have 16 lanes, which are combined if they belong to one frame.
 
 cdef enum:
     ENTROPY = 32  # after the operations of ops.pxi

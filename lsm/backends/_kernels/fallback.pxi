@@ -44,7 +44,7 @@ cdef inline floating gradient_of_any(floating dy, floating y, floating s_hi, flo
 
 
 cdef inline bint some_odd(const floating* y, Py_ssize_t n) noexcept nogil:
-    """Whether is_odd holds for any of n numbers."""
+    """Whether is_odd is true for any of n numbers."""
     cdef int n_odd = 0
     cdef Py_ssize_t k
     for k in range(n):  # hot
@@ -52,7 +52,7 @@ cdef inline bint some_odd(const floating* y, Py_ssize_t n) noexcept nogil:
     return n_odd > 0
 
 
-# S over the classes of a slice, and what else the gradient depends on; of a frame, the sums of these.
+# S over the classes of a slice, and the counts on which the gradient depends; for a frame, the sums of these.
 cdef struct GradientPartial:
     double total     # S = total + error
     double error

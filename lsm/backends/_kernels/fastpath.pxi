@@ -130,7 +130,7 @@ cdef inline bint can_mask(object mask, object x, object out, Frames f) noexcept:
 
 
 cdef void put_masked(Array y, Py_ssize_t n, const char* mask, bint is_low) noexcept nogil:
-    """Write -inf or 0 to what is masked of n packed numbers: in a frame with NaN, all are NaN."""
+    """Write -inf or 0 to the masked ones of n packed numbers: in a frame with NaN, all are NaN."""
     cdef uint16_t low = 0xFC00 if y.kind == HALF else 0xFF80
     cdef Py_ssize_t k
     for k in range(n):

@@ -1,6 +1,6 @@
-# Frames of at most FEW_CLASSES classes, where what is computed once a frame costs as much as the exponentials. x - m is
-# used with its rounding error, so that the sum needs neither a factor nor a correction, and log1p_few of float32 is
-# computed in float32.
+# Frames of at most FEW_CLASSES classes, where the work per frame costs as much as the exponentials. x - m is used with
+# its rounding error, so that the sum needs neither a factor nor a correction, and log1p_few of float32 is computed in
+# float32.
 
 
 cdef inline bint is_few(Py_ssize_t n) noexcept nogil:
@@ -112,7 +112,7 @@ cdef inline void sum_rows_at_once(const summed* p, Py_ssize_t n_rows, double* to
 
 
 cdef inline Py_ssize_t rows_at_once(Py_ssize_t n) noexcept nogil:
-    """How many rows sum_in_registers adds: above four, a multiple of 8, to be filled up with 0."""
+    """The number of rows that sum_in_registers adds: above four, a multiple of 8, to be padded with 0."""
     return n if n <= 4 else round_up(n, 8)
 
 

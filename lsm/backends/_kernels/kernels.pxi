@@ -1,5 +1,5 @@
 # Log-softmax, softmax, their gradients, and logsumexp on a CPU. Every instruction level compiles this one source
-# (v2.pyx, v3.pyx, ...). An operation (op_*.pxi) says what is computed, a traversal (traverse_*.pxi) goes through the
+# (v2.pyx, v3.pyx, ...). An operation (op_*.pxi) defines the arithmetic; a traversal (traverse_*.pxi) iterates over the
 # numbers.
 #
 #   views.pxi      any dtype and stride, loaded and stored as float or double

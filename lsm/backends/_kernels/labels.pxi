@@ -1,5 +1,5 @@
-# Frames with one label each: the log-softmax at the label, and the gradient of the loss that this is, which is
-# rate * softmax but for the label itself. Frames are computed in tiles that stay in the level-2 cache, so that memory
+# Frames with one label each: the log-softmax at the label, and the gradient of the loss that is its negative, which is
+# rate * softmax except at the label itself. Frames are computed in tiles that stay in the level-2 cache, so that memory
 # is read once and written once; frames of several slices from their partials. Where a gradient is computed, the softmax
 # leaves the normalisers that the log-softmax needs. The bits are those of lsm._losses.
 
@@ -137,7 +137,7 @@ cdef void write_tile_gradient(const Labelled* of, Tile tile, floating* p, floati
 
 
 cdef inline Py_ssize_t count_kept(Frames f, Tile largest) noexcept nogil:
-    """The numbers beside a tile: of each frame the normaliser and the logit at the label, later the rates of a row."""
+    """The numbers of a tile's frames: for each, the normaliser and the logit at the label, later the rates of a row."""
     return 3 * largest.n_outer * largest.width if f.n >= KEPT_MIN_CLASSES else largest.width
 
 

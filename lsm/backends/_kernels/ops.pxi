@@ -1,6 +1,6 @@
-# What a traversal needs to know of an operation: up to two reductions over the classes of a frame, the parameters that
-# follow from them, and the result of each class. `op` is a compile-time constant in every call, so that the compiler
-# keeps one branch of each function here.
+# The properties of an operation that a traversal needs: up to two reductions over the classes of a frame, the
+# parameters that follow from them, and the result of each class. `op` is a compile-time constant in every call, so that
+# the compiler keeps one branch of each function here.
 #
 # The inputs are a, which is x or dy, and b, the result of the forward operation; with one input, b is a.
 

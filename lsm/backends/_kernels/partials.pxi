@@ -1,5 +1,5 @@
-# Frames of which an array holds a part. The partial of a slice is four doubles: a Partial (see lanes.pxi), and how many
-# classes the slice has. With NaN it is (nan, nan, 0, n), with inf and no NaN (inf, nan, 0, n), of -inf only
+# Frames of which an array holds a part. The partial of a slice is four doubles: a Partial (see lanes.pxi), and the
+# number of classes in the slice. With NaN it is (nan, nan, 0, n), with inf and no NaN (inf, nan, 0, n), of -inf only
 # (-inf, 0, 0, n). Slices are those of traverse_long.pxi, reduced in the same order and folded by the same `merge`, from
 # the first to the last, so that a frame in parts has the bits of the whole. Frames of at most FEW_CLASSES classes have
 # other formulas, and go where whole frames do: their only slice might have been the last of a longer frame.
@@ -142,7 +142,7 @@ cdef void write_parts_of(int op, Array p, Array x, Array y, Py_ssize_t first, Py
 
 cdef void run_share(int op, Array p, Array x, Array b, Array y, Py_ssize_t n_outer, Py_ssize_t n, Py_ssize_t n_inner,
                     floating* scratch, int share, int n_shares, bint stream) noexcept nogil:
-    """What one of n_shares threads does."""
+    """The work of one of n_shares threads."""
     cdef Py_ssize_t unit = SLICE_CLASSES, n_tasks, first, last
     cdef uint64_t env = lsm_enter_float_env()
     if op >= 0 and are_interleaved(x, n_outer, n_inner):

@@ -62,7 +62,7 @@ cdef inline floating* slot(floating* scratch, Py_ssize_t i, Py_ssize_t n) noexce
 
 
 cdef inline bint is_ahead(const char* y, Vector x) noexcept nogil:
-    """Whether stores to y lie just ahead of loads from x, but for a multiple of 4096 bytes.
+    """Whether stores to y lie just ahead of loads from x, up to a multiple of 4096 bytes.
 
     The processor compares the low 12 bits of addresses, and makes such loads wait for the stores: with rows of 65,536
     classes of float32 that lie at 16 bytes after a page, as NumPy's do, everything took 2.3 times as long.

@@ -30,7 +30,7 @@ cdef inline Py_ssize_t count_equal_of(const char* at, Py_ssize_t n, floating h, 
     return count_equal(<const floating*> at, n, top)
 
 
-# The parameters of a sum, and what it counts besides.
+# The parameters of a sum, and its count.
 cdef struct Adding:
     Shift shift
     Py_ssize_t n_equal  # number of classes omitted

@@ -115,7 +115,7 @@ cdef inline Partial reduce_slice(int op, bint largest, Vector a, Vector b, Py_ss
 
 
 cdef inline void add_slice(int op, bint largest, Partial* total, Partial found, bint is_first) noexcept nogil:
-    """Combine the reductions of two parts. A NaN in place of an a stays: it says that the frame is irregular."""
+    """Combine the reductions of two parts. A NaN in place of an a is kept: it marks the frame as irregular."""
     if not largest:
         add_part(op, total, found, is_first)
     elif is_first or found.below != found.below or (total.below == total.below and found.largest > total.largest):
@@ -146,7 +146,7 @@ cdef inline Partial reduce_slices(int op, bint largest, Vector a, Vector b, Py_s
 
 cdef inline Py_ssize_t write_slices(int op, Vector a, Vector b, Vector y, Py_ssize_t n, const floating* params,
                                     bint stream, floating* scratch, Py_ssize_t n_bytes, int n_threads) noexcept nogil:
-    """The result; each thread begins with what it read last. Returns in how many slices it is NaN."""
+    """The result; each thread begins with what it read last. Returns the number of slices in which it is NaN."""
     cdef Py_ssize_t part, n_parts = count_slices(n), n_bad = 0
     cdef uint64_t env
     cdef int t

@@ -1,8 +1,8 @@
 # Traversal of rows: frames whose classes are adjacent, with vectors along the classes.
 #
-# A group of up to GROUP_FRAMES frames passes each stage together, so that what is computed once a frame, such as its
-# logarithm, is computed for all of them in vectors. The accumulators of a frame are one chunk, one for each lane; see
-# lanes.pxi for the order of sums.
+# A group of up to GROUP_FRAMES frames passes each stage together, so that quantities computed once per frame, such as
+# its logarithm, are computed for all of them in vectors. The accumulators of a frame are one chunk, one for each lane;
+# see lanes.pxi for the order of sums.
 
 
 # Where the frames of a group begin, and their last chunks: copies that are filled up, if necessary.
@@ -210,7 +210,7 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
             largest_of_rows(rows, rows_b, n_frames, n, m, half_dy, peaks, params)
         else:
             shift_frames(m, GROUP_FRAMES, params)
-    for f in range(n_frames if far and stream else 0):  # else a regular store to these lines keeps the others waiting
+    for f in range(n_frames if far and stream else 0):  # else a regular store to these lines delays the others
         lsm_prefetch(frame_at(y, 0, f).at, 1, True)
         lsm_prefetch(frame_at(y, 0, f).at + n * size_of(y.kind) - 1, 1, True)
     for f in range(n_frames):
