@@ -71,7 +71,7 @@ def cluster(address: str) -> Iterator[Runner]:
         distributed.comm.get_address_host_port(address, strict=True)  # a Client that fails takes 20 s to be deleted
         client = distributed.Client(address, timeout=TIMEOUT, set_as_default=False)
     except ValueError as error:
-        raise ValueError(f"--scheduler: {address!r} is no address ({brief(error)}); {accepted}") from error
+        raise ValueError(f"--scheduler: {address!r} is not an address ({brief(error)}); {accepted}") from error
     except (OSError, TimeoutError) as error:
         raise OSError(f"--scheduler: {address!r} does not answer within {TIMEOUT} s; {accepted}") from error
     with client:

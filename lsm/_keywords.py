@@ -50,8 +50,8 @@ def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "
     dtype = name_of_dtype(mask.dtype)
     if dtype != "bool":
         raise TypeError(
-            f"where: dtype {dtype}; accepted: bool, True where a class takes part; pass where == 0 for a mask that is "
-            "added to logits (0 and -inf), where != 0 for one of 1 and 0"
+            f"where: dtype {dtype}; accepted: bool, True for the classes to include; pass where == 0 for a mask that "
+            "is added to logits (0 and -inf), where != 0 for one of 1 and 0"
         )
     check_mask_shape(mask.shape, view.shape, name)
     return broadcast(_as_view(mask, view, library), view.shape)
@@ -123,7 +123,7 @@ def check_temperature_shape(found: Any, frames: tuple[int, ...]) -> None:
     if not broadcasts(found, frames):
         raise ValueError(
             f"temperature: shape {tuple(found)}; accepted: a finite number above 0, or an array that broadcasts "
-            f"to {frames}, one number a frame"
+            f"to {frames}, one number per frame"
         )
 
 
@@ -164,7 +164,7 @@ def namespace(x: Any) -> Any:
     name = type(x).__module__.partition(".")[0]
     if name not in ("numpy", "cupy", "torch"):
         raise BackendUnsupportedError(
-            f"where, temperature, b: not supported for a {type(x).__name__} that the backend takes as it is; use "
+            f"where, temperature, b: not supported for a {type(x).__name__} that the backend is passed as it is; use "
             "another backend, or pass a NumPy or CuPy array that shares its memory"
         )
     return sys.modules[name]

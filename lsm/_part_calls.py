@@ -113,7 +113,7 @@ def cross_entropy(
     for name, accepted in {"weight": None, "label_smoothing": 0, "z_loss": 0, "reduction": "none"}.items():
         if given[name] is not accepted and (name == "weight" or given[name] != accepted):
             raise ValueError(
-                f"{name}: {given[name]!r}; accepted with partials: {accepted!r}; reduce what all parts add up to"
+                f"{name}: {given[name]!r}; accepted with partials: {accepted!r}; reduce the sum over all parts"
             )
     part = Part("cross_entropy", logits, dtype=None, name="logits", **options)
     whole, n_classes = part.partials_of_whole(partials, n_classes)

@@ -198,7 +198,7 @@ def checked_partials(
         )
     number = None if n_classes is None else _check.as_int(n_classes)
     if number is None and n_classes is not None:
-        raise TypeError(f"n_classes: {n_classes!r}; accepted: an int, or None to take what the partials count")
+        raise TypeError(f"n_classes: {n_classes!r}; accepted: an int, or None to use the number in the partials")
     p = np.array(made, np.float64, order="C")
     counts = p[..., -1].sum(axis=at)
     if not counts.size:
@@ -210,6 +210,6 @@ def checked_partials(
         accepted = f"{number}, as n_classes says" if number is not None else f"at least {n_least}, those of the part"
         raise ValueError(
             f"partials: count {counts[place]:g} classes{where}; accepted: {accepted}; is a part of the frame missing, "
-            "or there twice?"
+            "or given twice?"
         )
     return p, int(counts.max())

@@ -42,7 +42,7 @@ def integers(array: Any, name: str, logits: Logits) -> Any:
         return made.astype(np.int64)
     if kind(made) != "integer":
         raise TypeError(
-            f"{name}: dtype {_check.dtype_name(made.dtype)}; accepted: integers but bool; pass {_ACCEPTED[name]}"
+            f"{name}: dtype {_check.dtype_name(made.dtype)}; accepted: integers, not bool; pass {_ACCEPTED[name]}"
         )
     return made
 
@@ -118,7 +118,7 @@ def shape_of_taken(indices: tuple[int, ...], shape: tuple[int, ...], frames: Fra
             return expected
     several = ["n" if i == frames.at else str(n) for i, n in enumerate(shape)]
     raise ValueError(
-        f"indices: shape {indices}; accepted for x of shape {shape}: {frames.shape}, one class a frame, or "
+        f"indices: shape {indices}; accepted for x of shape {shape}: {frames.shape}, one class per frame, or "
         f"({', '.join(several)}{',' if len(several) == 1 else ''}) with any n, several"
     )
 
@@ -133,7 +133,7 @@ def weights_for(weight: Any, logits: Logits) -> Any:
             f"weight: dtype {_check.dtype_name(made.dtype)}; accepted: {', '.join(_check.DTYPES)}, integers"
         )
     if made.shape != (logits.frames.n_classes,):
-        raise ValueError(f"weight: shape {made.shape}; accepted: {(logits.frames.n_classes,)}, one weight a class")
+        raise ValueError(f"weight: shape {made.shape}; accepted: {(logits.frames.n_classes,)}, one weight per class")
     return compute(widened, made, logits.wide)  # longdouble may leave the range
 
 

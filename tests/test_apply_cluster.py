@@ -288,7 +288,7 @@ def test_schedulers_that_are_not_there(zarr_input, capsys, monkeypatch):
         "lsm: error: --scheduler: 'tcp://127.0.0.1:1' does not answer within 1 s; accepted: the addr"
     )
     for address in ("nothing", "ship://a:1", "tcp://127.0.0.1"):
-        assert f"--scheduler: {address!r} is no address" in refused(
+        assert f"--scheduler: {address!r} is not an address" in refused(
             capsys, "apply", "x.zarr", "y.zarr", "--scheduler", address
         )
     assert not Path("y.zarr").exists()

@@ -247,8 +247,8 @@ def test_names_in_zarr(work, capsys):  # noqa: F811
     assert main(["apply", "y.zarr", "new.zarr", "--name", "y"]) == 0
     same(zarr.open_group("new.zarr", mode="r")["y"][...], lsm.log_softmax(lsm.log_softmax(X)))
     for args, said in (
-        ("y.zarr g.zarr", "'g.zarr' is a group of Zarr; name the array in it by --name"),
-        ("y.zarr g.zarr --name a", "is a group of Zarr; name the array"),
+        ("y.zarr g.zarr", "'g.zarr' is a Zarr group; name the array in it with --name"),
+        ("y.zarr g.zarr --name a", "is a Zarr group; name the array"),
         ("g.zarr y.zarr --path i --name y", "'y.zarr' is an array, not a group; leave out --name"),
         ("y.zarr z.npy --path x", "'y.zarr' is an array, not a group; leave out --path"),
         ("y.zarr g.zarr --name ../z", "--name"),
@@ -314,7 +314,7 @@ def test_what_is_missing_reads_as_nan_and_is_not_taken_for_a_result(interrupted,
     assert state("y.zarr")["complete"] is False
     line = refused(capsys, "apply", "x.zarr", "y.zarr")
     assert line.startswith(
-        "lsm: error: 'y.zarr' is incomplete, since a run was interrupted; complete it by --resume, or"
+        "lsm: error: 'y.zarr' is incomplete, since a run was interrupted; complete it with --resume, or"
     )
     assert "'y.zarr' is incomplete: lsm apply was interrupted" in refused(capsys, "apply", "y.zarr", "z.npy")
     same(read("y.zarr"), y)

@@ -268,7 +268,7 @@ REFUSED = {
     "partials beside a dask array": (
         lambda: lsm.take_log_softmax(X, LABELS, 1, partials=lsm.partials(X, 1)),
         TypeError,
-        "partials: not accepted for dask arrays, of which lsm.take_log_softmax makes them itself",
+        "partials: not accepted for dask arrays, for which lsm.take_log_softmax computes them itself",
     ),
     "partials of another shape": (
         lambda: lsm.softmax(X, 1, partials=lsm.partials(X, 2)),

@@ -157,7 +157,7 @@ def test_explain_is_that_of_the_array_within():
 
 OTHER = make().assign_coords(time=np.arange(1, 7))
 REFUSED = {
-    "unknown name": (lambda: lsm.log_softmax(make(), "kind"), ValueError, "axis: 'kind' is no dimension; .*'class'"),
+    "unknown name": (lambda: lsm.log_softmax(make(), "kind"), ValueError, "axis: 'kind' is not a dimension; .*'class'"),
     "out": (lambda: lsm.log_softmax(make(), "class", out=make()), TypeError, "out: .*x.data and out.data"),
     "other labels": (
         lambda: lsm.log_softmax_backward(make(), OTHER, "class"),

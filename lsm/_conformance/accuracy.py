@@ -74,7 +74,7 @@ def other_dtypes_are_accurate(subject: Subject, operation: Operation) -> None:
     """A result of every other dtype that is claimed is rounded once, from the wider of the two."""
     others = subject.other_dtypes()
     if not others:
-        raise SkipTest(f"claims no dtype beside {subject.dtype_name}")
+        raise SkipTest(f"claims no dtype other than {subject.dtype_name}")
     for dtype in others:
         for kind in ("ordinary", "peaked", "masked"):
             rng = subject.rng()

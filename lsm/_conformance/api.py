@@ -283,7 +283,7 @@ def expect(
     except Exception as other:
         found = f"raises {type(other).__name__}, not {error.__name__}: {other}"
         raise ConformanceError(f"{operation.name}, {what}: {found}") from other
-    raise ConformanceError(f"{operation.name}, {what}: is taken; it must raise {error.__name__}")
+    raise ConformanceError(f"{operation.name}, {what}: is accepted; it must raise {error.__name__}")
 
 
 CHECKS = (

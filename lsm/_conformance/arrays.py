@@ -135,7 +135,7 @@ class CupyMaker(ArrayMaker):
         except ImportError as error:
             raise CannotMakeError(f"CuPy cannot be imported: {error}") from error
         except Exception as error:  # no driver, no device, a dtype that this version has not
-            raise CannotMakeError(f"CuPy makes no {array.dtype.name} here: {error}") from error
+            raise CannotMakeError(f"CuPy cannot make {array.dtype.name} here: {error}") from error
 
     def to_numpy(self, array: Any) -> Array:
         """See `ArrayMaker.to_numpy`."""

@@ -39,7 +39,7 @@ def same_bits(subject: Subject) -> None:
             for what, result in variants(call, given):
                 if bits(result) != bits(alone):
                     where = f"{operation.direction}, {n} classes"
-                    raise ConformanceError(f"{where}: same_bits is claimed; other bits {what} than alone")
+                    raise ConformanceError(f"{where}: same_bits is claimed; different bits {what} than alone")
 
 
 def variants(call: Callable[..., Array], given: tuple[Array, ...]) -> Iterator[tuple[str, Array]]:
@@ -108,7 +108,7 @@ def light_import(subject: Subject) -> None:
         if took <= IMPORT_SECONDS:
             return
     raise ConformanceError(
-        f"importing {module} took {took:.2f} s; the limit is {IMPORT_SECONDS} s: what is slow belongs in available()"
+        f"importing {module} took {took:.2f} s; the limit is {IMPORT_SECONDS} s: move slow imports to available()"
     )
 
 

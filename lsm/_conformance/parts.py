@@ -99,7 +99,7 @@ def whole_frames(subject: Subject) -> float:
         p = partials(subject, x)
         parts = [partials(subject, x[:, cut]) if cut.start < cut.stop else p[:, :0] for cut in cuts(n, unit)]
         if subject.same_bits:
-            require(bits(np.concatenate(parts, 1)) == bits(p), f"partials of {n} classes: other bits from parts")
+            require(bits(np.concatenate(parts, 1)) == bits(p), f"partials of {n} classes: different bits from parts")
         neutral = np.broadcast_to(NEUTRAL, (len(x), 1, 4))
         spread = np.concatenate([neutral, *[array for part in parts for array in (part, neutral)]], 1)
         for operation in (LOG_SOFTMAX, SOFTMAX):

@@ -95,7 +95,7 @@ def no_warnings(subject: Subject) -> None:
                 out = subject.to_device(subject.new_out(operation, every.shape, 1))
                 getattr(subject.backend, operation.name)(*given, 1, out)
             except Warning as warning:
-                raise ConformanceError(f"a warning: {warning}; there must be none from floating point") from warning
+                raise ConformanceError(f"a warning: {warning}; there must be no floating-point warnings") from warning
         require(np.geterr() == state, "numpy.geterr() is another than before; use numpy.errstate")
 
 

@@ -201,7 +201,7 @@ class Subject:
         """Raise unless a result is right, and where the backend claims same_bits, `want` to the last bit."""
         self.worst(result, exact, what)
         if self.same_bits and bits(result) != bits(want):
-            raise ConformanceError(f"{what}: other bits than otherwise, though same_bits is claimed")
+            raise ConformanceError(f"{what}: different bits than in another call, though same_bits is claimed")
 
 
 class Check(NamedTuple):

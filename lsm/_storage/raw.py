@@ -84,7 +84,7 @@ def open_file(path: str) -> Iterator[io.FileIO]:
         status = Path(path).stat()  # before opening, which blocks forever on a FIFO
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise UnusableFileError(f"{name} is {kind}; pass a .npy file written by numpy.save, or an array of Zarr")
+            raise UnusableFileError(f"{name} is {kind}; pass a .npy file written by numpy.save, or a Zarr array")
         file = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115 (Path.open has no FileIO; closed below)
     except OSError as error:
         raise UnusableFileError(f"{name} cannot be read: {error.strerror or error}") from error

@@ -58,7 +58,7 @@ def read_header(name: str, file: io.FileIO) -> tuple[dict[str, Any], int]:
             raise ValueError(f"its length is {n_header} bytes, in a file of {n_bytes}")
         header = json.loads(file.read(n_header).decode(), object_pairs_hook=_without_duplicates)
         if type(header) is not dict:
-            raise ValueError("not an object of JSON")
+            raise ValueError("not a JSON object")
         header.pop("__metadata__", None)
         n_data = _check_spans(header)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -75,7 +75,7 @@ def read_header(name: str, file: io.FileIO) -> tuple[dict[str, Any], int]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key is repeated")
     return made
 
 

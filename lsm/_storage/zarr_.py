@@ -102,7 +102,7 @@ def open_array(source: Source) -> Iterator[ZarrArray]:
     check_elements(name, array.dtype, "Zarr arrays")
     check_attributes(name, array.attrs)
     if not is_complete(array):
-        raise UnusableFileError(f"{name} is incomplete: lsm apply was interrupted; complete it first, by --resume")
+        raise UnusableFileError(f"{name} is incomplete: lsm apply was interrupted; complete it first with --resume")
     yield ZarrArray(
         name=name,
         path=str(Path(source.path, within or "")),
@@ -116,7 +116,7 @@ def open_array(source: Source) -> Iterator[ZarrArray]:
 
 def unreadable(name: str, error: Exception) -> UnusableFileError:
     """The error for an array that zarr does not open."""
-    return UnusableFileError(f"{name} cannot be read as an array of Zarr: {brief(error)}")
+    return UnusableFileError(f"{name} cannot be read as a Zarr array: {brief(error)}")
 
 
 def is_complete(array: Any) -> bool:

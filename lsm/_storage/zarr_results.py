@@ -68,7 +68,7 @@ def reopen(path: str, name: str, record: dict[str, Any]) -> ZarrArray:
     """Open an array that another process has made or opened, with this record."""
     array = _opened(Path(path))
     if array is None or array.attrs.get(ATTRIBUTE) != record:
-        raise UnusableFileError(f"{name}: what this run began at {path!r} is not there")
+        raise UnusableFileError(f"{name}: the result that this run began at {path!r} is missing")
     return _stored(path, name, array.with_config({"write_empty_chunks": True}))
 
 
@@ -97,13 +97,13 @@ def _checked(result: Result, is_resumed: bool) -> _Place:
     if not root.parent.is_dir():
         raise UnusableFileError(f"{target!r} cannot be written: there is no directory {str(root.parent)!r}")
     if root.exists() and not is_zarr(str(root)):
-        raise UnusableFileError(f"{target!r} is there and is no array of Zarr; pass another name")
+        raise UnusableFileError(f"{target!r} exists and is not a Zarr array; pass another name")
     if result.within is not None and root.exists() and isinstance(_opened(root), zarr.Array):
         raise UnusableFileError(f"{target!r} is an array, not a group; leave out --name")
     beside = path.with_name(f".lsm-{path.name}.partial")
     there, unfinished = _opened(path), _opened(beside)
     if isinstance(there, zarr.Group):
-        raise UnusableFileError(f"{target!r} is a group of Zarr; name the array in it by --name")
+        raise UnusableFileError(f"{target!r} is a Zarr group; name the array in it with --name")
     made = there if unfinished is None else unfinished
     if is_resumed and made is not None:
         where = path if unfinished is None else beside
@@ -114,7 +114,8 @@ def _checked(result: Result, is_resumed: bool) -> _Place:
     if unfinished is not None or (there is not None and not is_complete(there)):
         where = path if unfinished is None else beside
         raise UnusableFileError(
-            f"{target!r} is incomplete, since a run was interrupted; complete it by --resume, or delete {str(where)!r}"
+            f"{target!r} is incomplete, since a run was interrupted; complete it with --resume, or delete "
+            f"{str(where)!r}"
         )
     return _Place(result, path, path if there is None else beside, None)
 

@@ -60,7 +60,7 @@ def build_of(backend: Any) -> tuple[str, bool | None]:
 
 
 def check_build(name: str, build: Any) -> None:
-    """Raise BackendUnavailableError if this process would give other bits than that which has this build."""
+    """Raise BackendUnavailableError if this process would give different bits than the one with this build."""
     here = build_of(registry().get(name).load())
     if here != tuple(build):
         version, has_fma = build
@@ -68,7 +68,8 @@ def check_build(name: str, build: Any) -> None:
         if here[0] == version:
             difference = (
                 f"a backend {name!r} {'with' if here[1] else 'without'} FMA, but the graph was made by one "
-                f"{'with' if has_fma else 'without'} it, which gives other bits; set LSM_FORCE_ISA to one level on both"
+                f"{'with' if has_fma else 'without'} it, which gives different bits; set LSM_FORCE_ISA to one level on "
+                "both"
             )
         raise BackendUnavailableError(f"{place()} has {difference}")
 

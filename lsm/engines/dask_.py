@@ -40,7 +40,7 @@ def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any
     given = inputs | {name: options.pop(name) for name in _KEYWORDS if not isinstance(options.get(name), SCALARS)}
     whole = given.pop("partials", None)
     if whole is not None and function in DERIVED:
-        raise TypeError(f"partials: not accepted for dask arrays, of which lsm.{function} makes them itself")
+        raise TypeError(f"partials: not accepted for dask arrays, for which lsm.{function} computes them itself")
     if not given:  # logsumexp of partials
         given, whole = {"partials": whole}, None
     arguments = _checked(function, given, options["axis"])
@@ -144,7 +144,9 @@ def _checked(function: str, given: dict[str, Any], axis: Any) -> dict[str, Argum
         elif name == "targets":
             check_shape_of_targets(argument, first.shape, frames, names[0])
         elif name == "b" and not broadcasts(argument.shape, first.shape):
-            raise ValueError(f"b: shape {argument.shape}; accepted for a dask array: what broadcasts to {first.shape}")
+            raise ValueError(
+                f"b: shape {argument.shape}; accepted for a dask array: a shape that broadcasts to {first.shape}"
+            )
     return arguments
 
 

@@ -91,7 +91,7 @@ def _numbered(axis: Any, dims: tuple[Hashable, ...]) -> Any:
         return axis
     if axis not in dims:
         raise ValueError(
-            f"axis: {axis!r} is no dimension; accepted: {', '.join(map(repr, dims))}, ints, or None for all"
+            f"axis: {axis!r} is not a dimension; accepted: {', '.join(map(repr, dims))}, ints, or None for all"
         )
     return dims.index(axis)
 
