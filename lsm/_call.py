@@ -102,7 +102,7 @@ class Call:
         for i in range(1, len(operands)):
             pair = (names[0], names[i])
             check_alike(self.library, libraries[i], self.arrays[0], self.arrays[i], pair)
-            own = _check.promoted(own, operands[i].dtype, pair)
+            own = _check.promoted(own, operands[i].dtype)
         dtypes = (own, self.library.result_dtype(own, dtype))
         type_name = self.library.type_name(self.arrays[0])
         self.request = Request(type_name, operands[0].device, dtypes, operation.name)

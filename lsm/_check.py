@@ -136,10 +136,10 @@ def as_int(value: Any) -> int | None:
 _WIDTHS = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3, "longdouble": 4}
 
 
-def promoted(a: str, b: str, names: tuple[str, str]) -> str:
-    """The name of the dtype to which NumPy promotes both."""
+def promoted(a: str, b: str) -> str:
+    """The name of the dtype to which NumPy promotes both: float16 and bfloat16 to float32, with any ml_dtypes."""
     if a != b and _WIDTHS[a] == _WIDTHS[b]:
-        raise TypeError(f"{names[0]}, {names[1]}: NumPy has no common dtype for {a} and {b}; convert one of them")
+        return "float32"
     return max(a, b, key=_WIDTHS.__getitem__)
 
 

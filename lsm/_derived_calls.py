@@ -108,7 +108,7 @@ def kl_divergence(p_x: Any, q_x: Any, axis: Any, temperature: Any, where: Any, d
     p, q = (Logits("kl_divergence", x, name, axis) for x, name in zip((p_x, q_x), names, strict=True))
     check_alike(p.library, q.library, p.array, q.array, names)
     _check.same_shapes((p.values, q.values), names)
-    p.own = q.own = _check.promoted(p.own, q.own, names)
+    p.own = q.own = _check.promoted(p.own, q.own)
     result = p.result_dtype(dtype)
     p.select(_check.at_least_float32(p.own), backend, temperature, where)
     q.mask, q.temperature = p.mask, p.temperature

@@ -140,7 +140,7 @@ def weights_of(b: Any, x: Any, own: str, library: ArrayLibrary) -> Operand:
     other = library_of(b)
     operand = other.validate(b, "b")
     check_alike(library, other, x, operand.array, ("a", "b"))
-    return operand._replace(dtype=_check.promoted(own, operand.dtype, ("a", "b")))
+    return operand._replace(dtype=_check.promoted(own, operand.dtype))
 
 
 def with_weights(b: Any, view: Any, library: ArrayLibrary) -> tuple[Any, Any]:

@@ -31,7 +31,7 @@ class PartOfGradient(Logits):
         super().__init__(PARTIALS_BACKWARD, grad_output, names[0], axis)
         other = Logits(PARTIALS_BACKWARD, output, names[1], axis)
         check_alike(self.library, other.library, self.array, other.array, (names[0], names[1]))
-        self.result = _check.promoted(self.own, other.own, (names[0], names[1]))
+        self.result = _check.promoted(self.own, other.own)
         arrays = self.values, other.values
         _check.same_shapes(arrays, names)
         if not self.values.ndim:

@@ -187,9 +187,8 @@ def dtypes_that_differ(subject: Subject) -> None:
             what = f"{operation.names[0]} of {subject.dtype}, {', '.join(operation.names[1:])} of {dtype}"
             try:
                 wanted = np.promote_types(subject.dtype, dtype)
-            except TypeError:
-                expect(TypeError, what, subject, operation, given)
-                continue
+            except TypeError:  # float16 and bfloat16 of ml_dtypes before 0.7
+                wanted = np.dtype(np.float32)
             if dtype_name(wanted) not in subject.backend.dtypes:
                 continue
             result = kept(subject, operation, call(subject, operation, given))

@@ -229,7 +229,7 @@ def _own_dtype(function: str, arguments: dict[str, Argument]) -> str:
         names = (*OPERATIONS[OF_PART[function].source.name if function in OF_PART else function].names, "b")
     names = _PAIRS if function == "kl_divergence" else tuple([name for name in names if name in arguments])
     own = [NUMPY_LIBRARY.validate(np.empty(0, arguments[name].dtype), name).dtype for name in names]
-    return own[0] if len(own) == 1 else _check.promoted(own[0], own[1], (names[0], names[1]))
+    return own[0] if len(own) == 1 else _check.promoted(own[0], own[1])
 
 
 def _request(function: str, own: str, dtype: str) -> Request:
