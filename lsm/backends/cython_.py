@@ -218,7 +218,7 @@ def _run(
         alterations[0] |= table["alterations"]["divided"]
     for views in frame_views(arrays, axis):
         # The stride of an axis of length 1 is arbitrary, and differs from the one that the kernels see.
-        is_native = not is_altered and out.shape[axis] > 1
+        is_native = not is_altered and out.shape[axis] > 1 and not stream  # streamed results are staged
         is_native = is_native and all(view.strides[1] == view.shape[3] == itemsize for view in views)
         if scratch is None or not is_native:
             n_bytes = 0 if is_native else table["scratch"]

@@ -143,14 +143,14 @@ cdef void put_masked(Array y, Py_ssize_t n, const char* mask, bint is_low) noexc
                 (<uint16_t*> y.at)[k] = low if is_low else 0
 
 
-cdef inline size_t count_scratch(Frames f, bint is_masked) noexcept nogil:
+cdef inline size_t count_scratch(Frames f, bint shall_copy) noexcept nogil:
     """Bytes of scratch per thread; 0 if the kernels use the frames in place."""
-    return SCRATCH_BYTES + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 or is_masked else 0
+    return SCRATCH_BYTES + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 or shall_copy else 0
 
 
 cdef bint run_whole(int op, Array a, Array b, Array y, Frames f, int n_threads, bint stream) noexcept nogil:
     """False if the scratch cannot be allocated."""
-    cdef size_t n_bytes = count_scratch(f, is_altered(a.kind) or op >= ENTROPY)
+    cdef size_t n_bytes = count_scratch(f, is_altered(a.kind) or op >= ENTROPY or stream)
     cdef void* scratch = malloc(n_threads * n_bytes) if n_bytes else NULL
     if n_bytes and scratch == NULL:
         return False

@@ -112,6 +112,7 @@ cdef enum:
     N_LANES = 16             # virtual lanes, in double
     PAIR_LANES = 32          # two vectors of lanes: one register of 16-bit numbers
     ROW_CLASSES = 64         # the unit of vectorisation of stages.pxi: with 16 or 32, gcc 12 vectorised badly
+    BLOCK_ROWS = 4
     BLOCK_CLASSES = 256      # 16 classes of each lane, between two additions to the lanes
     PEAK_LANES = 16          # of a block's maximum: one vector, as reducing it to a number has a long latency
     SLICE_PEAK_LANES = 1040  # (1 + SLICE_CLASSES / BLOCK_CLASSES) * PEAK_LANES
@@ -120,6 +121,7 @@ cdef enum:
 
     GROUP_FRAMES = 16           # rows that pass each stage together: at 100 classes 9.3 ns a row, 17.8 one by one
     GROUP_BYTES = 32768         # of each array
+    SHORT_CLASSES = 512         # up to here the stages are loops over a group
     FEW_GROUP_FRAMES = 64       # of few classes, which wait less: at 1500x10 6.6 ns a row, 8.8 with 16
     FEW_GROUP_FLOATS = 2048     # of such a group: with twice as many, the gradient at 1500x64 takes 1.2 times as long
     GROUP_PEAKS = 1664          # CHUNK * (GROUP_FRAMES + GROUP_BYTES / 4 / BLOCK_CLASSES) or more

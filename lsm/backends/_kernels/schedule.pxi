@@ -49,7 +49,7 @@ cdef inline Py_ssize_t group_of_rows(int op, Array a, Array b, Py_ssize_t n_oute
         return max(<Py_ssize_t> 1, (n_inner + n_threads - 1) // n_threads if n_outer == 1 else n_inner)
     if n > longest_of_group(of):
         return 1
-    return most_short_rows(n, of) if is_short(n) else most_rows(n, of)
+    return most_short_rows(n, of) if is_short(op, n) else most_rows(n, of)
 
 
 cdef inline void run_rows_task(int op, Array a, Array b, Array y, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t group,

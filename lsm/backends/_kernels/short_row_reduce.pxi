@@ -1,4 +1,4 @@
-# The reductions of groups of rows of at most BLOCK_CLASSES classes: up to three times ROW_CLASSES, and a tail of 1 to 4
+# The reductions of groups of rows of at most SHORT_CLASSES classes: multiples of ROW_CLASSES, and a tail of 1 to 4
 # chunks, of which the last one is filled up if necessary. See short_rows.pxi.
 #
 # The number of chunks of the tail is a compile-time constant in every loop over frames.
@@ -10,23 +10,24 @@ cdef struct RowGroup:
     const char* last
     Py_ssize_t step, step_last  # bytes from one frame to the next
     Py_ssize_t n_rows           # whole rows before the tail
-    bint in_place
+    bint is_ahead               # whether the next group is prefetched
 
 
-cdef inline RowGroup find_row_group(Array x, Py_ssize_t n_frames, Py_ssize_t n, bint far, floating fill,
+cdef inline RowGroup find_row_group(int op, Array x, Py_ssize_t n_frames, Py_ssize_t n, bint far, floating fill,
                                     floating* copies, floating* lasts) noexcept nogil:
     """Frames where they lie if they have the computed type and only a last chunk to be filled up, else copied."""
     cdef floating buffer[FEW_CLASSES]
     cdef Vector frame = frame_at(x, 0, 0)
     cdef Py_ssize_t f, width = round_up(n, CHUNK), size = sizeof(floating)
+    cdef bint in_place = is_native(frame, copies) and (n == width or not is_few(n))
     cdef RowGroup to
+    to.is_ahead = in_place and (far or is_few(n) or sums_exponentials(op))
     to.n_rows = (width // CHUNK - 1) // 4
-    to.in_place = is_native(frame, copies) and (n == width or not is_few(n))
-    to.at = frame.at if to.in_place else <const char*> copies
-    to.step = x.gap if to.in_place else width * size
+    to.at = frame.at if in_place else <const char*> copies
+    to.step = x.gap if in_place else width * size
     to.last = to.at + (width - CHUNK) * size
     to.step_last = to.step
-    for f in range(0 if to.in_place else n_frames):
+    for f in range(0 if in_place else n_frames):
         frame = frame_at(x, 0, f)
         if far:
             lsm_prefetch(frame.at + n_frames * x.gap, n * size_of(x.kind), True)
@@ -201,6 +202,10 @@ cdef inline void sum_of_exponentials(bint few, RowGroup x, Py_ssize_t n_tail, Py
             p[k] = 0
         for i in range(x.n_rows):
             add_short_exponentials(v + i * ROW_CLASSES, 4, of, p, found)
+            if i % BLOCK_ROWS == BLOCK_ROWS - 1:
+                add_groups(total, error, p, N_LANES, 4, floating is double)
+                for k in range(ROW_CLASSES):
+                    p[k] = 0
         if n_tail > 1:
             add_short_exponentials(v + x.n_rows * ROW_CLASSES, n_tail - 1, of, p, found)
         add_short_exponentials(last_chunk(x, f, of), 1, of, &p[(n_tail - 1) * CHUNK], found)
@@ -297,7 +302,7 @@ cdef inline floating sum_of_short(int op, bint few, RowGroup a, RowGroup b, Py_s
         least_f[k] = deepest_f
         least_d[k] = deepest_d
     for f in range(n_frames):
-        if a.in_place:
+        if a.is_ahead:
             prefetch_next(a, f, n_frames, n_tail, own)
         if y != NULL:
             lsm_prefetch(y + f * gap, (a.n_rows * ROW_CLASSES + n_tail * CHUNK) * <Py_ssize_t> sizeof(floating), False)

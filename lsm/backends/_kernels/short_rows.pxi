@@ -1,4 +1,4 @@
-# Groups of rows of at most BLOCK_CLASSES classes, all stages of which are here but for short_row_reduce.pxi. The number
+# Groups of rows of at most SHORT_CLASSES classes, all stages of which are here but for short_row_reduce.pxi. The number
 # of chunks of the tail is a compile-time constant in every loop over frames.
 
 
@@ -50,7 +50,7 @@ cdef inline void write_short_tail(int op, bint few, RowGroup a, RowGroup b, Py_s
         to = <floating*> (y + f * step_y)
         for k in range(N_PARAMS):
             p[k] = params[k * MAX_WIDTH + f]
-        if reads_two(op) and b.in_place:
+        if reads_two(op) and b.is_ahead:
             prefetch_next(b, f, n_frames, n_tail, q)
         if few:
             results_of_run(op, v, w, n_tail, p, some_large, some_low, q)
@@ -94,8 +94,9 @@ cdef inline bint some_out_of_range(RowGroup b, Py_ssize_t n_frames, Py_ssize_t n
     return False
 
 
-cdef inline bint is_short(Py_ssize_t n) noexcept nogil:
-    return n <= BLOCK_CLASSES
+cdef inline bint is_short(int op, Py_ssize_t n) noexcept nogil:
+    """Whether all stages are loops over a group. Where terms are summed, other groups are as fast from 257 on."""
+    return n <= (SHORT_CLASSES if sums_exponentials(op) else BLOCK_CLASSES)
 
 
 cdef inline Py_ssize_t most_short_rows(Py_ssize_t n, const floating* of) noexcept nogil:
@@ -106,8 +107,8 @@ cdef inline Py_ssize_t most_short_rows(Py_ssize_t n, const floating* of) noexcep
 
 
 cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames, Py_ssize_t n, bint far,
-                                floating* scratch) noexcept nogil:
-    """All stages of a group of frames of at most BLOCK_CLASSES classes."""
+                                bint stream, floating* scratch) noexcept nogil:
+    """All stages of a group of frames of at most SHORT_CLASSES classes."""
     cdef floating few_copies[FEW_GROUP_FLOATS]
     cdef floating few_copies_b[FEW_GROUP_FLOATS]
     cdef floating few_stage[FEW_GROUP_FLOATS + CHUNK]
@@ -128,13 +129,16 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
     cdef Py_ssize_t f, n_last = CHUNK, n_whole = 0, step_y = n * <Py_ssize_t> sizeof(floating)
     cdef Py_ssize_t n_tail = (round_up(n, CHUNK) // CHUNK - 1) % 4 + 1
     cdef floating least, highest = 0
-    cdef RowGroup v = find_row_group(a, n_frames, n, far, <floating> -INFINITY if sums_exponentials(op)
+    cdef RowGroup v = find_row_group(op, a, n_frames, n, far, <floating> -INFINITY if sums_exponentials(op)
                                      else <floating> 0, copies, lasts)
     cdef RowGroup w = v
     if reads_two(op):
-        w = find_row_group(b, n_frames, n, far, <floating> -1 if limits_range(op) else <floating> 0, copies_b, lasts_b)
-    least = reduce_short_rows(op, few, &v, &w, n_tail, n_frames, next_row(y, 0, far and writes_elements(op), params),
-                              y.gap, params, m, half, half_error, n_equal, &highest)
+        w = find_row_group(op, b, n_frames, n, far, <floating> -1 if limits_range(op) else <floating> 0, copies_b,
+                           lasts_b)
+    stream &= reads_two(op) and lies_whole(y, n)  # others are bound by arithmetic
+    least = reduce_short_rows(op, few, &v, &w, n_tail, n_frames,
+                              next_row(y, 0, far and writes_elements(op) and not stream, params), y.gap, params, m,
+                              half, half_error, n_equal, &highest)
     end_sums(half, half_error, n_frames, total, error, params)
     if sums_exponentials(op):
         if is_one_each(n_equal, m, n_frames):
@@ -160,7 +164,7 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
     if limits_range(op):
         for f in range(n_frames):
             some_low |= not (params[4 * MAX_WIDTH + f] < least)
-    if is_native(frame_at(y, 0, 0), params):
+    if is_native(frame_at(y, 0, 0), params) and not stream:
         to = frame_at(y, 0, 0).at
         step_y = y.gap
         n_last = (n - 1) % CHUNK + 1
@@ -175,6 +179,8 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
         write_short_rows(op, False, v, w, n_tail, n_frames, params, True, False, to, step_y, n_whole, n_last)
     else:
         write_short_rows(op, False, v, w, n_tail, n_frames, params, False, False, to, step_y, n_whole, n_last)
-    if to == <char*> stage:
+    if to == <char*> stage and stream:  # whole lines, where rows begin and end within lines
+        write_long(frame_at(y, 0, 0), n_frames * n, stage, True)
+    elif to == <char*> stage:
         for f in range(n_frames):
             write(frame_at(y, 0, f), 0, n, stage + f * n, False)

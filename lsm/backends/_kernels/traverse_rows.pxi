@@ -258,7 +258,7 @@ cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t n_frames, Py_ss
                                 next_row(b, f + n_frames, far, params),
                                 next_row(y, f + n_frames, far and not stream, params))
             if at == copy:
-                write_long(to, n, copy)
+                write_long(to, n, copy, False)
         if is_bad:
             fill_nan(to, n, params)
 
@@ -272,10 +272,10 @@ cdef inline void write_results(Array y, Py_ssize_t n_frames, const floating* res
     write(to, 0, n_frames, results, False)
 
 
-cdef inline void write_long(Vector y, Py_ssize_t n, const floating* p) noexcept nogil:
+cdef inline void write_long(Vector y, Py_ssize_t n, const floating* p, bint stream) noexcept nogil:
     cdef Py_ssize_t i
     for i from 0 <= i < n by WRITE_NUMBERS:
-        write(y, i, min(<Py_ssize_t> WRITE_NUMBERS, n - i), p + i, False)
+        write(y, i, min(<Py_ssize_t> WRITE_NUMBERS, n - i), p + i, stream)
 
 
 cdef inline Array group_at(Array x, Py_ssize_t i, Py_ssize_t first) noexcept nogil:
@@ -318,9 +318,9 @@ cdef inline void run_group_of_shape(int op, Array a, Array b, Array y, Py_ssize_
         b = converted(copy_b, n)
     if shall_convert:
         to = converted(copy_y, n)
-    if is_short(n):
-        run_short_rows(op, a, b, to, n_frames, n, far, scratch)
+    if is_short(op, n):
+        run_short_rows(op, a, b, to, n_frames, n, far, stream and not shall_convert, scratch)
     else:
         run_rows(op, a, b, to, n_frames, n, far, stream and not shall_convert, scratch)
     if shall_convert:
-        write_long(frame_at(group_at(y, i, first), 0, 0), n_frames * n, copy_y)
+        write_long(frame_at(group_at(y, i, first), 0, 0), n_frames * n, copy_y, stream)
