@@ -221,7 +221,7 @@ def _check_backend(args: argparse.Namespace) -> int:
         args.usage_error("give the NAME of a backend, or --peers")
     # Not needed by other commands.
     testing, table = import_module("lsm.testing"), import_module("lsm._conformance.table")
-    accuracy = import_module("lsm.bench.accuracy") if args.peers else None
+    accuracy = import_module("lsm.bench.errors") if args.peers else None
 
     def with_bar(cases: list[Any]) -> Iterator[Any]:
         with _progress(len(cases), unit="case", unit_scale=False) as done:

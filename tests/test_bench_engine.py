@@ -12,16 +12,15 @@ import pytest
 import threadpoolctl
 
 import lsm
-from lsm.bench import accuracy, machine, memory, peers, timing
+from lsm.bench import errors, implementation, machine, memory, peers
 from lsm.bench import run as engine
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference, check
-from lsm.bench.implementation import NEW, OUT, Implementation, limit
+from lsm.bench.implementation import NEW, OUT, Budget, Implementation, limit
 from lsm.bench.machine import equal_threads
 from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, OPS, SETS, Options
 from lsm.bench.result import Entry, Row, from_json
 from lsm.bench.run import run
-from lsm.bench.timing import Budget
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, WORKLOADS, Case, cases
 
 SMALL = {"shape": (4, 6), "op": (FORWARD,), "rounds": 3, "set": "quick", "threads": (1,)}
@@ -54,10 +53,9 @@ def plant(monkeypatch):
 
 def checked(one, reference):
     """What a row would say of an implementation that takes no time."""
-    found = one.entry()
-    check(one, found, reference)
-    found.us = 1.0
-    return found
+    check(one, reference)
+    one.entry.us = 1.0
+    return one.entry
 
 
 def is_right(result, reference, bound_ulp):
@@ -174,7 +172,7 @@ def test_an_implementation_that_raises_is_noted_and_the_run_goes_on(plant, monke
             raise FloatingPointError("planted")
         return lsm.log_softmax(x)
 
-    monkeypatch.setattr(timing.Watch, "calibrate", lambda watch, sample_s: (watch.seconds(1), None)[1])
+    monkeypatch.setattr(Implementation, "calibrate", lambda one, sample_s: (one.seconds(1), None)[1])
     plant(raising)
     result = run(Options(**SMALL | {"op": OPS[:2], "rounds": 9}, implementations=TWO))
     failed = entry(result.rows[0], "planted")
@@ -237,21 +235,20 @@ def test_ratios_are_taken_within_a_round():
 
 def samples(budget, *implementations):
     """The samples of each implementation."""
-    watches = [timing.Watch(one, one.entry()) for one in implementations]
-    timing.interleave(watches, budget)
-    return [watch.entry.samples_us for watch in watches]
+    implementation.interleave(implementations, budget)
+    return [one.entry.samples_us for one in implementations]
 
 
 def test_the_slowest_do_not_take_the_samples_of_others():
     names = {"event": threading.Event()}
     slow, fast = (Implementation("a", "a", NEW, f"event.wait({seconds})", names) for seconds in (0.06, 0.001))
     n_slow, n_fast = map(len, samples(Budget(rounds=6, row_s=0.1, sample_s=0.001), slow, fast))
-    assert n_slow == 1 and n_fast >= timing.MIN_ROUNDS
+    assert n_slow == 1 and n_fast >= implementation.MIN_ROUNDS
 
 
 def test_a_call_that_is_long_enough_is_a_sample_and_each_begins_settled(monkeypatch):
     log = []
-    monkeypatch.setattr(timing, "settle", lambda: log.append("settle"))
+    monkeypatch.setattr(implementation, "settle", lambda: log.append("settle"))
     names = {"call": lambda: log.append("call") or threading.Event().wait(0.02)}
     (found,) = samples(Budget(rounds=4, sample_s=0.005), Implementation("a", "a", NEW, "call()", names))
     assert log == ["settle", "call"] * 4 and len(found) == 4 and min(found) >= 20_000
@@ -435,20 +432,20 @@ def test_of_a_long_frame_some_classes_are_checked(op):
 
 
 def test_the_errors_beside_the_peers(monkeypatch):
-    monkeypatch.setattr(accuracy, "DTYPES", ("float16", "float32"))
-    found = accuracy.measured("cython", iter, n_classes=(10,))
-    assert accuracy.has_passed(found) and "torch" in {*found["absent"], *found["rows"][0]["ulps"]}
+    monkeypatch.setattr(errors, "DTYPES", ("float16", "float32"))
+    found = errors.measured("cython", iter, n_classes=(10,))
+    assert errors.has_passed(found) and "torch" in {*found["absent"], *found["rows"][0]["ulps"]}
     assert len(found["rows"]) == 2 * (7 * 3 - 1)
     for row in found["rows"]:
         assert "lsm numpy" not in row["ulps"] and row["ulps"]["lsm cython"] <= 12.4
     label = next(row["ulps"] for row in found["rows"] if (row["data"], row["dtype"]) == ("label", "float32"))
     assert label["lsm cython"] < 4 < 1e5 < label["numpy idiom"]  # whose gradient vanishes
-    text = "\n".join(accuracy.lines(found))
+    text = "\n".join(errors.lines(found))
     assert text.count("| float16 | huge |") == 3 and "cupyx: measured on cuda only, not on cpu" in text
     found["rows"][0]["beyond"] = ["lsm cython"]
-    assert not accuracy.has_passed(found)
+    assert not errors.has_passed(found)
     with pytest.raises(ValueError, match="there is no backend 'none'; accepted: cython"):
-        accuracy.measured("none", iter)
+        errors.measured("none", iter)
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ from typing import Any
 
 from lsm.bench import peers
 from lsm.bench.data import WRITTEN, Data
-from lsm.bench.implementation import NEW, Implementation, Key
+from lsm.bench.implementation import NEW, Implementation
 from lsm.bench.machine import equal_threads
-from lsm.bench.scale import peers_of
 from lsm.bench.workloads import Case
 
 TOLERANCE_BYTES = 2**20  # by which the peak may be wrong
@@ -37,7 +36,7 @@ memory.main(*given)
 """
 
 
-def extra_bytes(names: Iterable[str], case: Case, n_threads: int) -> dict[Key, int]:
+def extra_bytes(names: Iterable[str], case: Case, n_threads: int) -> dict[tuple[str, str], int]:
     """Peak extra memory of each implementation, of those for which it could be measured; or a RuntimeError."""
     given = json.dumps([sys.path, list(names), asdict(case), n_threads])
     command, environment = [sys.executable, "-c", _CODE, given], os.environ | _NOTHING_KEPT
@@ -56,7 +55,7 @@ def main(names: list[str], about: dict[str, Any], n_threads: int) -> None:
     found: list[tuple[str, str, int]] = []
     absent: dict[str, str] = {}  # the row names them
     with equal_threads(n_threads, names, absent):
-        known = peers.known(peers_of(bool(case.chunks)))
+        known = peers.known(peers.peers_of(bool(case.chunks)))
         makers = {name: maker for name, maker in known.items() if name in names and name not in absent}
         small_case = replace(case, shape=shrunk(case.shape))
         small = peers.made(makers, small_case, Data(small_case, [case.op]), n_threads)[0]

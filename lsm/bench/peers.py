@@ -13,9 +13,9 @@ import lsm
 from lsm._check import np_dtype
 from lsm._texts import describe_error, printable
 from lsm.bench.data import Data, to_numpy
-from lsm.bench.implementation import NEW, OUT, PARTS, Implementation, of_backend
+from lsm.bench.implementation import FUNCTIONS, NEW, OUT, PARTS, Implementation, of_backend
 from lsm.bench.options import OptionError
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, Case
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SCALE_OPS, SIGNATURES, Case
 
 Made = Iterator[Implementation]
 
@@ -89,8 +89,12 @@ TORCH_COMPILED = {  # what is compiled, and a call of it; autograd compiles the 
     BACKWARD: (f"lambda dy, y: {TORCH[BACKWARD]}", "compiled(dy, y)"),
     BOTH: (f"lambda x: {TORCH_TO_DTYPE}", "torch.autograd.grad(compiled(leaf), leaf, dy)[0]"),
 }
-
-
+ON_DASK = {  # of arrays in chunks
+    "dask copy": {FORWARD: "x.map_blocks(np.copy)"},
+    "lsm on dask": {op: f"lsm.{FUNCTIONS.get(op, op)}({SIGNATURES[op].given}, axis)" for op in SCALE_OPS},
+    "dask idiom": {op: IDIOM[op].format(x="x") for op in (FORWARD, "logsumexp")},  # Dask has no take_along_axis
+    "scipy on dask": {op: SCIPY[op].format(x="x") for op in (FORWARD, "logsumexp")},
+}
 _SPECIAL = {"numpy": "numpy", "scipy": "scipy.special", "cupy": "cupyx.scipy.special"}
 
 
@@ -161,15 +165,15 @@ def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     import onnxruntime
 
     start = time.perf_counter()
-    helper, x, out = onnx.helper, data.x, data.out
-    x_type, out_type = (helper.np_dtype_to_tensor_dtype(a.dtype) for a in (x, out))
-    nodes = [helper.make_node(operator, ["x" if x_type == out_type else "wide"], ["y"], axis=case.axis)]
-    if x_type != out_type:
-        nodes.insert(0, helper.make_node("Cast", ["x"], ["wide"], to=out_type))
-    infos = [helper.make_tensor_value_info(*about) for about in (("x", x_type, x.shape), ("y", out_type, x.shape))]
-    graph = helper.make_graph(nodes, "log_softmax", infos[:1], infos[1:])
+    x, out, names = data.x, data.out, {"float16": "float16", "float32": "float", "float64": "double"}
+    x_type, y_type = (f"{names[a.dtype.name]}[{','.join(map(str, a.shape))}]" for a in (x, out))
+    cast = f"wide = Cast <to = {onnx.helper.np_dtype_to_tensor_dtype(out.dtype)}> (x)" * (x_type != y_type)
     # Versions that a runtime of 2023 reads as well.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+        log_softmax ({x_type} x) => ({y_type} y) {{
+            {cast}
+            y = {operator} <axis = {case.axis}> ({"wide" if cast else "x"})
+        }}""")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
@@ -179,9 +183,9 @@ def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     binding.bind_input("x", "cpu", 0, x.dtype.type, x.shape, x.ctypes.data)
     binding.bind_output("y", "cpu", 0, out.dtype.type, out.shape, out.ctypes.data)
     setup_ms = (time.perf_counter() - start) * 1e3
-    names = {"session": session, "binding": binding, "x": x, "out": out}
+    meanings = {"session": session, "binding": binding, "x": x, "out": out}
     for way, code in ((OUT, "session.run_with_iobinding(binding)"), (NEW, "session.run(None, {'x': x})[0]")):
-        yield Implementation(name, name, way, code, names, setup_ms=setup_ms)
+        yield Implementation(name, name, way, code, meanings, setup_ms=setup_ms)
 
 
 def _jax(case: Case, data: Data, n_threads: int) -> Made:
@@ -200,6 +204,25 @@ def _jax(case: Case, data: Data, n_threads: int) -> Made:
     part = "[1]" if case.op == BOTH else PARTS.get(case.op, "")
     code = f"compiled({names}){part}.block_until_ready()"
     yield Implementation("jax", "jax", NEW, code, {"compiled": compiled, **given}, setup_ms=setup_ms)
+
+
+def _on_dask(name: str, case: Case, data: Data, n_threads: int) -> Made:
+    """The expression of a lazy array, made and stored anew in each call, by as many threads of Dask's."""
+    code = _found(ON_DASK[name], case)
+    da, special = import_module("dask.array"), import_module("scipy.special") if name == "scipy on dask" else None
+    names: dict[str, Any] = {"np": np, "lsm": lsm, "special": special, "store": da.store, "axis": case.axis}
+    x = da.from_array(data.x, case.chunks or "auto", name=False)  # not by a name that hashes the array
+    names |= {**data.host, "x": x, "n_threads": n_threads}
+    if not isinstance(eval(code, dict(names)), da.Array):
+        raise LookupError("SciPy was imported without SCIPY_ARRAY_API=1 in the environment, and computes at once")
+    code = f"store({code}, {SIGNATURES[case.op].result}, lock=False, scheduler='threads', num_workers=n_threads)"
+    about: dict[str, Any] = {}
+    if name == "dask copy":  # which is right if this is
+        about = {"to_numpy": partial(lsm.log_softmax, axis=case.axis)}
+    elif name == "lsm on dask":
+        info = next(info for info in lsm.list_backends() if info.name == lsm.explain(data.x).winner)
+        about = {"backend": info.name, "bound_ulp": info.max_ulp.get(case.result_dtype)}
+    yield Implementation(name, name.split()[0], OUT, code, names, **about)
 
 
 class Maker(NamedTuple):
@@ -222,6 +245,15 @@ PEERS: Makers = {
     "jax": Maker(_jax, ("jax",), ("cpu", "cuda")),
     "cupyx": Maker(partial(_expression, _CUPYX, "cupyx", "cupy"), ("cupy", "cupyx.scipy.special"), ("cuda",)),
 }
+
+
+def peers_of(in_chunks: bool) -> Makers:
+    """What is measured beside the backends: of arrays in chunks what computes on Dask, else every peer."""
+    if not in_chunks:
+        return PEERS
+    os.environ.setdefault("SCIPY_ARRAY_API", "1")  # read when SciPy is imported: else it computes lazy arrays at once
+    modules = {"scipy on dask": ("dask.array", "scipy.special")}
+    return {name: Maker(partial(_on_dask, name), modules.get(name, ("dask.array",))) for name in ON_DASK}
 
 
 def known(peers: Makers = PEERS) -> Makers:

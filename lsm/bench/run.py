@@ -19,13 +19,11 @@ from lsm._threads import cpu_limit
 from lsm.bench import machine, peers
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference, check
-from lsm.bench.implementation import OUT, is_out_of_cache, limit
+from lsm.bench.implementation import OUT, Budget, Implementation, interleave, is_out_of_cache, limit
 from lsm.bench.memory import MIN_RESULT_BYTES, extra_bytes
 from lsm.bench.options import MAP, SCALE, OptionError, Options
-from lsm.bench.peers import Makers
+from lsm.bench.peers import Makers, peers_of
 from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
-from lsm.bench.scale import peers_of
-from lsm.bench.timing import Budget, Watch, interleave
 from lsm.bench.workloads import SIGNATURES, Case, cases
 
 BUDGETS = {
@@ -149,30 +147,28 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
     exact = Reference(case, data, budget.n_checked)
     row = Row(case, n_threads, data.device, data.n_bytes(case), n_checked_frames=exact.n_frames, absent=absent)
     long_ms = max(LONG_CALL_S, budget.share_s(len(implementations))) * 1e3
-    watches: list[Watch] = []
+    timed = []
     for one in implementations:
         if any(e.name == one.name and (e.first_call_ms or 0) > long_ms for e in row.implementations):
             row.absent[f"{one.name}, new result"] = "its calls with out= take too long for both ways to be measured"
             continue
-        entry = one.entry()
-        row.implementations.append(entry)
-        check(one, entry, exact)
-        if entry.error is None:
-            watches.append(Watch(one, entry))
-    limits = []
+        row.implementations.append(one.entry)
+        check(one, exact)
+        if one.entry.error is None:
+            timed.append(one)
+    limits: list[Implementation] = []
     if (name := SIGNATURES[case.op].limit) and (budget.is_of_map or is_out_of_cache(case, data, caches)):
         try:
-            one = limit(case, data, n_threads)
-            limits = [Watch(one, one.entry())]
+            limits = [limit(case, data, n_threads)]
         except Exception as error:  # a build of the kernels without it, say
             row.absent[name] = describe_error(error)
     others = machine.Others()
-    interleave(watches + limits, budget)
+    interleave(timed + limits, budget)
     row.others = others.processors()
     fill(row, limits[0].entry if limits else None)
-    for watch in watches:
-        if watch.entry.error is None:  # once more: one may compute at its first call, and nothing from then on
-            check(watch.implementation, watch.entry, exact)
+    for one in timed:
+        if one.entry.error is None:  # once more: one may compute at its first call, and nothing from then on
+            check(one, exact)
     return row
 
 
