@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -24,9 +25,8 @@ ENVIRONMENT = ("LSM_", "OMP_", "GOMP_", "KMP_", "ATEN_CPU_CAPABILITY", "XLA_FLAG
 def processor() -> str:
     """The processor's name, as far as the system tells."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        if found := re.search(r"^model name[^:]*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -77,20 +77,18 @@ def gpu(device: str) -> str | None:
 def commit() -> str | None:
     """The commit of the checkout that lsm is used from; None for an installed lsm."""
     root = Path(lsm.__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # an environment within another project's checkout
-        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    if (root / ".git").exists():  # else it may be an environment within another project's checkout
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def environment() -> dict[str, str]:
     """The variables that change what is measured."""
-    chosen = {name: value for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)}
-    chosen.pop("KMP_DUPLICATE_LIB_OK", None)  # threadpoolctl sets it, and no speed depends on it
-    return chosen
+    pairs = sorted(os.environ.items())
+    # threadpoolctl sets the one that is left out, and no speed depends on it.
+    return {name: text for name, text in pairs if name.startswith(ENVIRONMENT) and name != "KMP_DUPLICATE_LIB_OK"}
 
 
 class Others:

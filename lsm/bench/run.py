@@ -58,7 +58,23 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
         raise OptionError("implementations", f"none can be measured ({reasons})")
     wanted = cases(options)
-    result = Result(_header(options, n_threads, makers, gpu), absent | too_many)
+    header = Header(
+        processor=printable(machine.processor()),
+        n_processors=cpu_limit(),
+        system=platform.system(),
+        date=time.strftime("%Y-%m-%d"),
+        caches=machine.caches(),
+        gpu=gpu,
+        versions=machine.versions(module for maker in makers.values() for module in maker.modules),
+        commit=machine.commit(),
+        command=printable(options.command),
+        wanted=list(options.implementations),
+        threads=n_threads,
+        rounds=options.rounds or BUDGETS[options.set].rounds,
+        environment={name: printable(value) for name, value in machine.environment().items()},
+        pools=[],
+    )
+    result = Result(header, absent | too_many)
 
     try:
         for row in _rows(options, wanted, makers, result):
@@ -117,25 +133,6 @@ def _free_memory() -> None:
         cupy.get_default_memory_pool().free_all_blocks()
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _header(options: Options, n_threads: list[int], makers: Makers, gpu: str | None) -> Header:
-    return Header(
-        processor=printable(machine.processor()),
-        n_processors=cpu_limit(),
-        system=platform.system(),
-        date=time.strftime("%Y-%m-%d"),
-        caches=machine.caches(),
-        gpu=gpu,
-        versions=machine.versions(module for maker in makers.values() for module in maker.modules),
-        commit=machine.commit(),
-        command=printable(options.command),
-        wanted=list(options.implementations),
-        threads=n_threads,
-        rounds=options.rounds or BUDGETS[options.set].rounds,
-        environment={name: printable(value) for name, value in machine.environment().items()},
-        pools=[],
-    )
 
 
 def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict[str, int], budget: Budget) -> Row:
