@@ -105,16 +105,14 @@ def test_a_row_has_every_figure():
 @pytest.mark.parametrize("op", OPS + FAMILY_OPS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_kind_of_data_is_computed_right(op, dtype):
-    makers, has_out = peers.usable(LSM, "cpu")[0], SIGNATURES[op].has_out
+    makers, ways = peers.usable(LSM, "cpu")[0], WAYS[not SIGNATURES[op].has_out :]
     for data in KINDS_OF_DATA:
         for shape, axis, order in SHAPES:
             case = Case("own", shape, axis, dtype, order=order, op=op, data=data)
             arrays = Data(case, [op])
             assert arrays.x.flags.f_contiguous if order == "F" else arrays.x.flags.c_contiguous
             found, absent = peers.made(makers, case, arrays, 1)
-            assert [one.key for one in found] == [
-                (name, way) for name in LSM for way in WAYS[not has_out :]
-            ] and not absent
+            assert not absent and [one.key for one in found] == [(name, way) for name in LSM for way in ways]
             reference = Reference(case, arrays)
             for one in found:
                 assert checked(one, reference).is_ranked, (case, one)
@@ -284,9 +282,8 @@ def test_a_row_out_of_the_caches_has_a_limit_which_moves_the_bytes(op, held):
             assert all(e.share > 0 for e in row.implementations)
     one = limit(case, data, 1)
     exec(one.code, dict(one.names))
-    assert (
-        data.out == (data.x if op != BACKWARD else data.host["y"]) + (data.host["dy"] if op != FORWARD else 0)
-    ).all()
+    moved = data.host["y" if op == BACKWARD else "x"] + (data.host["dy"] if op != FORWARD else 0)
+    assert (data.out == moved).all()
 
 
 def test_threads_are_set_verified_and_set_back(monkeypatch):
@@ -326,11 +323,8 @@ def test_every_peer_that_is_installed_is_right_in_a_small_row():
     result = run(Options(**SMALL | {"op": OPS}))
     names = set(peers.known()) - set(result.absent)
     assert {*LSM, "numpy idiom"} <= names
-    for name, reason in result.absent.items():
-        assert re.search("is not installed|no NVIDIA driver|the driver is loaded|measured on cuda only", reason), (
-            name,
-            reason,
-        )
+    expected = "is not installed|no NVIDIA driver|the driver is loaded|measured on cuda only"
+    assert not {name: reason for name, reason in result.absent.items() if not re.search(expected, reason)}
     assert all(e.is_ranked for found in result.rows for e in found.implementations)
     assert {e.name for e in result.rows[0].implementations} == names
 
@@ -386,36 +380,31 @@ def test_workloads_are_chosen_by_what_is_asked_for():
     assert {(case.dtype, case.op) for case in found} == {("float16", BACKWARD)}
     assert [case.data for case in found[:2]] == ["peaked", "masked"]
     own = cases(Options(shape=(2, 3, 4), axis=1, dtype=("float64", "bfloat16")))
-    assert [(case.shape, case.axis, case.dtype) for case in own[::3]] == [
-        ((2, 3, 4), 1, "float64"),
-        ((2, 3, 4), 1, "bfloat16"),
-    ]
+    assert [(c.shape, c.axis, c.dtype) for c in own[::3]] == [((2, 3, 4), 1, t) for t in ("float64", "bfloat16")]
     assert (own[0].n_classes, own[0].n_frames, own[0].label) == (3, 8, "own 2x3x4 axis 1 float64, forward")
     assert [case.n_frames for case in cases(Options(set="quick", sweep="frames"))] == [1, 10, 100, 1000, 10_000]
     assert max(case.n_classes for case in cases(Options(sweep="classes"))) == 10**7
 
 
 def test_others_count_on_the_processors_that_may_be_used(monkeypatch, tmp_path):
-    ticks = machine.os.sysconf("SC_CLK_TCK")
     clock = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: 0, now=0.0)
     monkeypatch.setattr(machine, "time", clock)
     monkeypatch.setattr(machine, "STATISTICS", tmp_path / "stat")
-    monkeypatch.setattr(machine, "cpu_limit", lambda: 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {1, 2}, raising=False)
 
-    def tell(*busy):  # seconds of cpu0, cpu1, ...; idle and waiting do not count
-        rows = [f"cpu{i} {int(s * ticks)} 0 0 77 88 0 0 0 0 0" for i, s in enumerate(busy)]
+    def spent(*busy):  # seconds of cpu0, cpu1, ...; idle and waiting do not count
+        ticks = [int(seconds * machine.os.sysconf("SC_CLK_TCK")) for seconds in busy]
+        rows = [f"cpu{i} {n} 0 0 77 88 0 0 0 0 0" for i, n in enumerate(ticks)]
         (tmp_path / "stat").write_text("\n".join(["cpu  99999 0 0 0 0 0 0 0 0 0", *rows, "intr 1"]))
+        return machine.spent()
 
-    tell(5, 5, 5, 5)
-    others = machine.Others()
-    clock.now = 10.0
-    tell(15, 10, 15, 15)  # 0.5 of cpu1, and all of cpu2
-    assert others.processors() == pytest.approx(1.5)
-    monkeypatch.setattr(machine, "cpu_limit", lambda: 1)  # a quota: the others may use the rest
-    assert others.processors() == pytest.approx(0.5)
+    before, clock.now = spent(5, 5, 5, 5), 10.0
+    after = spent(15, 10, 15, 15)  # 0.5 of cpu1, and all of cpu2
+    for n_granted, used in ((2, 1.5), (1, 0.5)):  # a quota: the others may use the rest
+        monkeypatch.setattr(machine, "cpu_limit", lambda n=n_granted: n)
+        assert machine.used_by_others(before, after) == pytest.approx(used)
     (tmp_path / "stat").unlink()
-    assert others.processors() is None
+    assert machine.used_by_others(before, machine.spent()) is None
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -434,7 +423,7 @@ def test_of_a_long_frame_some_classes_are_checked(op):
 def test_the_errors_beside_the_peers(monkeypatch):
     monkeypatch.setattr(errors, "DTYPES", ("float16", "float32"))
     found = errors.measured("cython", iter, n_classes=(10,))
-    assert errors.has_passed(found) and "torch" in {*found["absent"], *found["rows"][0]["ulps"]}
+    assert not any(row["beyond"] for row in found["rows"]) and "torch" in {*found["absent"], *found["rows"][0]["ulps"]}
     assert len(found["rows"]) == 2 * (7 * 3 - 1)
     for row in found["rows"]:
         assert "lsm numpy" not in row["ulps"] and row["ulps"]["lsm cython"] <= 12.4
@@ -443,7 +432,7 @@ def test_the_errors_beside_the_peers(monkeypatch):
     text = "\n".join(errors.lines(found))
     assert text.count("| float16 | huge |") == 3 and "cupyx: measured on cuda only, not on cpu" in text
     found["rows"][0]["beyond"] = ["lsm cython"]
-    assert not errors.has_passed(found)
+    assert "beyond the bound: lsm cython (forward, float16, logits, 10 classes)" in errors.lines(found)
     with pytest.raises(ValueError, match="there is no backend 'none'; accepted: cython"):
         errors.measured("none", iter)
 

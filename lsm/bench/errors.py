@@ -185,11 +185,6 @@ def measured(
     return {"absent": absent, "rows": rows}
 
 
-def has_passed(found: dict[str, Any]) -> bool:
-    """Whether every backend keeps its bound."""
-    return not any(row["beyond"] for row in found["rows"])
-
-
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """A table in Markdown for each operation; the worst over all numbers of classes."""
     rows = found["rows"]

@@ -91,36 +91,34 @@ def environment() -> dict[str, str]:
     return {name: text for name, text in pairs if name.startswith(ENVIRONMENT) and name != "KMP_DUPLICATE_LIB_OK"}
 
 
-class Others:
-    """How many of the processors that this process may use the rest of the machine used, since this was made.
+Spent = tuple[float, float, int] | None
+
+
+def spent() -> Spent:
+    """The clock; the time that the processors of this process spent on others, guests too; how many they are.
+
+    None where the system does not tell.
+    """
+    try:
+        mine = {f"cpu{i}" for i in os.sched_getaffinity(0)}
+        lines = [words for line in STATISTICS.read_text().splitlines() if (words := line.split())[0] in mine]
+    except (AttributeError, OSError, IndexError):
+        return None
+    # user, nice, system, idle, waiting for disks, interrupts, soft interrupts, stolen by the host
+    ticks = [[int(text) for text in words[1:9]] for words in lines]
+    busy = sum(sum(some) - some[3] - some[4] for some in ticks) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), busy - time.process_time(), len(ticks)
+
+
+def used_by_others(before: Spent, now: Spent) -> float | None:
+    """How many of the processors that this process may use the rest of the machine used between two times.
 
     With as many threads as processors, one busy neighbour makes an implementation that waits for all its threads many
     times slower: such rows say nothing. Where a quota grants less than the affinity mask, others may use the rest.
     """
-
-    def __init__(self) -> None:
-        self._before = self._seconds()
-
-    def processors(self) -> float | None:
-        """None where the system does not tell."""
-        now = self._seconds()
-        if self._before is None or now is None:
-            return None
-        (wall, others, n), (wall_before, others_before, _) = now, self._before
-        return max(0.0, (others - others_before) / (wall - wall_before) - (n - cpu_limit()))
-
-    @staticmethod
-    def _seconds() -> tuple[float, float, int] | None:
-        """The clock; the time that all these processors spent on others, guests too; how many they are."""
-        try:
-            mine = {f"cpu{i}" for i in os.sched_getaffinity(0)}
-            lines = [words for line in STATISTICS.read_text().splitlines() if (words := line.split())[0] in mine]
-        except (AttributeError, OSError, IndexError):
-            return None
-        # user, nice, system, idle, waiting for disks, interrupts, soft interrupts, stolen by the host
-        ticks = [[int(text) for text in words[1:9]] for words in lines]
-        busy = sum(sum(some) - some[3] - some[4] for some in ticks) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy - time.process_time(), len(ticks)
+    if before is None or now is None:
+        return None
+    return max(0.0, (now[1] - before[1]) / (now[0] - before[0]) - (now[2] - cpu_limit()))
 
 
 def possible_threads(numbers: Iterable[int]) -> tuple[list[int], dict[str, str]]:

@@ -84,35 +84,30 @@ TORCH_OUT = {  # with a preallocated result, by the functions below torch's own
     "logsumexp": "torch.logsumexp(x, axis, out=total)",
 }
 TORCH_TO_DTYPE = "torch.log_softmax(x, axis, dtype=dtype)"
-TORCH_COMPILED = {  # what is compiled, and a call of it; autograd compiles the gradient as well
-    FORWARD: (f"lambda x: {TORCH_TO_DTYPE}", "compiled(x)"),
-    BACKWARD: (f"lambda dy, y: {TORCH[BACKWARD]}", "compiled(dy, y)"),
-    BOTH: (f"lambda x: {TORCH_TO_DTYPE}", "torch.autograd.grad(compiled(leaf), leaf, dy)[0]"),
+TORCH_COMPILED = {  # what is compiled; autograd compiles the gradient as well
+    FORWARD: f"lambda x: {TORCH_TO_DTYPE}",
+    BACKWARD: f"lambda dy, y: {TORCH[BACKWARD]}",
+    BOTH: f"lambda x: {TORCH_TO_DTYPE}",
 }
 ON_DASK = {  # of arrays in chunks
     "dask copy": {FORWARD: "x.map_blocks(np.copy)"},
     "lsm on dask": {op: f"lsm.{FUNCTIONS.get(op, op)}({SIGNATURES[op].given}, axis)" for op in SCALE_OPS},
-    "dask idiom": {op: IDIOM[op].format(x="x") for op in (FORWARD, "logsumexp")},  # Dask has no take_along_axis
-    "scipy on dask": {op: SCIPY[op].format(x="x") for op in (FORWARD, "logsumexp")},
+    "dask idiom": {op: IDIOM[op] for op in (FORWARD, "logsumexp")},  # Dask has no take_along_axis
+    "scipy on dask": {op: SCIPY[op] for op in (FORWARD, "logsumexp")},
 }
 _SPECIAL = {"numpy": "numpy", "scipy": "scipy.special", "cupy": "cupyx.scipy.special"}
 
 
-def _found(table: dict[str, Any], case: Case) -> Any:
-    """What a table has for the operation; a LookupError if it has nothing."""
+def _code(table: dict[str, str], case: Case) -> str:
+    """The expression that a table has for the operation; a LookupError if it has none."""
     if case.op not in table:
         raise LookupError("has no such function, or it is not measured")
-    return table[case.op]
-
-
-def _wide(case: Case) -> str:
-    """The expression for x in the dtype of the result."""
-    return "x.astype(dtype)" if case.out_dtype else "x"
+    return table[case.op].format(x="x.astype(dtype)" if case.out_dtype else "x")
 
 
 def _expression(codes: dict[str, str], name: str, library: str, case: Case, data: Data, n_threads: int) -> Made:
     """What is one expression, of arrays of NumPy or CuPy."""
-    code = _found(codes, case).format(x=_wide(case))
+    code = _code(codes, case)
     if library == "cupy" and case.dtype == "bfloat16":
         raise LookupError("has no bfloat16")
     names = {"np": np, "special": import_module(_SPECIAL[library]), "axis": case.axis, "k": case.k}
@@ -139,26 +134,24 @@ def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) ->
     codes = {OUT: TORCH_OUT.get(case.op), NEW: TORCH[case.op]}
     if case.out_dtype:
         codes = {OUT: TORCH_TO_DTYPE.replace(")", ", out=out)"), NEW: TORCH_TO_DTYPE}
-    about: dict[str, Any] = {"library": "torch", "names": names, "wait": data.waits("torch")}
-    if is_transposed:
-        about["to_numpy"] = lambda tensor: to_numpy(tensor.T)
-    if not is_compiled:
-        for way, code in codes.items():
-            if code:
-                yield Implementation(name="torch", way=way, code=code, **about)
-        return
-    function, code = _found(TORCH_COMPILED, case)
-    # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
-    torch._dynamo.reset()
-    how: Any = {"mode": "max-autotune-no-cudagraphs", "dynamic": False, "fullgraph": True}
-    names["compiled"] = torch.compile(eval(function, dict(names)), **how)
-    yield Implementation(name="torch.compile", way=NEW, code=code, **about)
+    if is_compiled:
+        # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
+        function = eval(_code(TORCH_COMPILED, case), dict(names))
+        torch._dynamo.reset()
+        how: Any = {"mode": "max-autotune-no-cudagraphs", "dynamic": False, "fullgraph": True}
+        names["compiled"] = torch.compile(function, **how)
+        call = f"compiled({SIGNATURES[case.op].given})"
+        codes = {NEW: "torch.autograd.grad(compiled(leaf), leaf, dy)[0]" if case.op == BOTH else call}
+    name, back = "torch.compile" if is_compiled else "torch", (lambda y: to_numpy(y.T)) if is_transposed else to_numpy
+    for way, code in codes.items():
+        if code:
+            yield Implementation(name, "torch", way, code, names, to_numpy=back, wait=data.waits("torch"))
 
 
 def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     """A model of one LogSoftmax, with I/O binding and by `run`."""
     name = "onnxruntime"
-    operator = _found({FORWARD: "LogSoftmax"}, case)
+    operator = _code({FORWARD: "LogSoftmax"}, case)
     if case.dtype == "bfloat16" or case.order == "F":
         raise LookupError("takes C order only, and no bfloat16 on a CPU")
     import onnx
@@ -192,7 +185,7 @@ def _jax(case: Case, data: Data, n_threads: int) -> Made:
     """An expression, compiled for the case."""
     import jax
 
-    code = _found(JAX, case).format(x=_wide(case))
+    code = _code(JAX, case)
     names = SIGNATURES[case.op].given.replace("labels", "at")
     start = time.perf_counter()
     # float64 is off by default; an executable made here has it everywhere.
@@ -208,7 +201,7 @@ def _jax(case: Case, data: Data, n_threads: int) -> Made:
 
 def _on_dask(name: str, case: Case, data: Data, n_threads: int) -> Made:
     """The expression of a lazy array, made and stored anew in each call, by as many threads of Dask's."""
-    code = _found(ON_DASK[name], case)
+    code = _code(ON_DASK[name], case)
     da, special = import_module("dask.array"), import_module("scipy.special") if name == "scipy on dask" else None
     names: dict[str, Any] = {"np": np, "lsm": lsm, "special": special, "store": da.store, "axis": case.axis}
     x = da.from_array(data.x, case.chunks or "auto", name=False)  # not by a name that hashes the array

@@ -157,11 +157,11 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
     if (name := SIGNATURES[case.op].limit) and (budget.is_of_map or is_out_of_cache(case, data, caches)):
         try:
             limits = [limit(case, data, n_threads)]
-        except Exception as error:  # a build of the kernels without it, say
+        except Exception as error:  # CuPy alone has no bfloat16, say
             row.absent[name] = describe_error(error)
-    others = machine.Others()
+    spent = machine.spent()
     interleave(timed + limits, budget)
-    row.others = others.processors()
+    row.others = machine.used_by_others(spent, machine.spent())
     fill(row, limits[0].entry if limits else None)
     for one in timed:
         if one.entry.error is None:  # once more: one may compute at its first call, and nothing from then on
