@@ -76,40 +76,30 @@ def refused(capsys, *args):
 # What is asked for
 
 
+OF_LOGSUMEXP = ("cython", "torch", "scipy")  # in a map
+
+
 @pytest.mark.parametrize(
     ("args", "asked"),
     [
-        ("", {"set": "quick"}),
-        (
-            "--set usual --only llm_step,senones small --op forward --dtype float16 float32 --data peaked"
-            " --threads 1,2,2 --implementations lsm torch --rounds 3 --memory --device cuda",
-            {
-                "set": "usual",
-                "only": ("llm_step", "senones", "small"),
-                "op": ("forward",),
-                "dtype": ("float16", "float32"),
-                "data": ("peaked",),
-                "threads": (1, 2),
-                "implementations": ("lsm", "torch"),
-                "rounds": 3,
-                "memory": True,
-                "device": "cuda",
-            },
-        ),
+        ("", {}),
+        ("--set usual --only llm_step,rows small", {"set": "usual", "only": ("llm_step", "rows", "small")}),
+        ("--op forward --dtype float16 float32", {"op": ("forward",), "dtype": ("float16", "float32")}),
+        ("--data peaked --threads 1,2,2 --rounds 3", {"data": ("peaked",), "threads": (1, 2), "rounds": 3}),
+        ("--implementations lsm torch --device cuda", {"implementations": ("lsm", "torch"), "device": "cuda"}),
+        ("--memory", {"memory": True}),
+        ("--no-memory", {"memory": False}),
         ("--set full --shape 64x128256 --axis 0", {"set": "full", "shape": (64, 128256), "axis": 0}),
-        ("--no-memory", {"set": "quick", "memory": False}),
         ("--set gpu --sweep classes", {"set": "gpu", "sweep": "classes", "device": "cuda"}),
         ("--set map", {"set": "map", "implementations": ("cython", "torch")}),
-        (
-            "--set map --op logsumexp",
-            {"set": "map", "op": ("logsumexp",), "implementations": ("cython", "torch", "scipy")},
-        ),
+        ("--set map --op logsumexp", {"set": "map", "op": ("logsumexp",), "implementations": OF_LOGSUMEXP}),
+        ("--set scale", {"set": "scale", "implementations": ("cython", "dask")}),
         ("--set map --implementations jax", {"set": "map", "implementations": ("jax",)}),
     ],
 )
 def test_every_argument_reaches_the_engine(work, engine, args, asked):
     assert bench(*args.split()) == 0
-    assert engine.options == Options(**asked, command=f"lsm bench {args}".rstrip())
+    assert engine.options == Options(**{"set": "quick"} | asked, command=f"lsm bench {args}".rstrip())
     assert list(work.iterdir()) == []
 
 
@@ -195,33 +185,28 @@ def test_a_map_from_the_command_to_its_files(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "row", "code", "said"),
     [
-        ([], planted.row([planted.entry()]), 0, "of lsm: 0 slower and 0 faster by more than 1.3"),
-        ([], planted.row([planted.entry(us=60.0)]), 0, "of lsm: 0 slower and 1 faster"),
-        ([], planted.row([planted.entry(us=140.0)]), 1, "Slower by more than 1.3\nlsm cython, llm_step 1x151936"),
+        ("", planted.row([planted.entry()]), 0, "of lsm: 0 slower and 0 faster by more than 1.3"),
+        ("", planted.row([planted.entry(us=60.0)]), 0, "of lsm: 0 slower and 1 faster"),
+        ("", planted.row([planted.entry(us=140.0)]), 1, "Slower by more than 1.3\nlsm cython, llm_step 1x151936"),
+        ("--tolerance 1.5", planted.row([planted.entry(us=140.0)]), 0, "0 slower and 0 faster by more than 1.5"),
         (
-            ["--tolerance", "1.5"],
-            planted.row([planted.entry(us=140.0)]),
-            0,
-            "of lsm: 0 slower and 0 faster by more than 1.5",
-        ),
-        (
-            [],
+            "",
             planted.row([planted.entry("torch")]),
             1,
-            "lsm cython, llm_step 1x151936 float32, forward, 2 threads: missing",
+            "lsm cython, llm_step 1x151936 float32, forward, 2 threads: miss",
         ),
-        (["--implementations", "torch"], planted.row([planted.entry("torch")]), 3, "Nothing was judged"),  # on purpose
-        ([], planted.row(others=1.0), 3, "Nothing was judged"),
-        ([], planted.row(workload="senones"), 2, "Not compared\n'old.json' has nothing ranked"),
+        ("--implementations torch", planted.row([planted.entry("torch")]), 3, "Nothing was judged"),  # on purpose
+        ("", planted.row(others=1.0), 3, "Nothing was judged"),
+        ("", planted.row(workload="senones"), 2, "Not compared\n'old.json' has nothing ranked in a row that this"),
     ],
 )
 def test_compare_both_ways(engine, capsys, args, row, code, said):
     Path("old.json").write_text(planted.result().to_json())
     engine.result = planted.result([row])
-    assert bench("--compare", "old.json", "--json", "new.json", "--markdown", "r.md", *args) == code
+    assert bench("--compare", "old.json", "--json", "new.json", "--markdown", "r.md", *args.split()) == code
     shown = capsys.readouterr().out
     assert "geometric mean" in shown and said in shown
-    assert bench("--from", "new.json", "--compare", "old.json", *args[: 2 * ("--tolerance" in args)]) == code
+    assert bench("--from", "new.json", "--compare", "old.json", *args.split() * ("--tolerance" in args)) == code
     assert capsys.readouterr().out == shown and said.split("\n")[0] in Path("r.md").read_text()
 
 
