@@ -22,6 +22,7 @@ from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, OPS, SETS, Opti
 from lsm.bench.result import Entry, Row, from_json
 from lsm.bench.run import run
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, WORKLOADS, Case, cases
+from lsm.cli import main
 
 SMALL = {"shape": (4, 6), "op": (FORWARD,), "rounds": 3, "set": "quick", "threads": (1,)}
 LSM = ("lsm cython", "lsm numpy")
@@ -435,6 +436,8 @@ def test_the_errors_beside_the_peers(monkeypatch):
     assert "beyond the bound: lsm cython (forward, float16, logits, 10 classes)" in errors.lines(found)
     with pytest.raises(ValueError, match="there is no backend 'none'; accepted: cython"):
         errors.measured("none", iter)
+    monkeypatch.setattr(errors, "measured", lambda wanted, progress: found)
+    assert main(["check", "--peers"]) == 1
 
 
 @pytest.fixture

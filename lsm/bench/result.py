@@ -154,9 +154,10 @@ def from_json(text: str, name: str = "the file") -> Result:
         raise ValueError(f"{name!r}: {text}; accepted: what `lsm bench --json` wrote") from None
 
 
-def _row(case: Any, limit: Any, implementations: Any, **rest: Any) -> Row:
+def _row(case: dict[str, Any], limit: Any, implementations: Any, **rest: Any) -> Row:
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in case.items()}
     entries = [Entry(**entry) for entry in implementations]
-    return Row(Case.from_json(case), limit=Limit(**limit) if limit else None, implementations=entries, **rest)
+    return Row(Case(**fields), limit=Limit(**limit) if limit else None, implementations=entries, **rest)
 
 
 def _printable(tree: Any) -> Any:
