@@ -125,7 +125,8 @@ def test_every_argument_reaches_the_engine(work, engine, args, asked):
         (["--json", "r.svg", "--chart", "./r.svg"], "each result needs a file of its own"),
         (["--only", "nothing"], "error: --only: 'nothing' matches none; accepted: small, "),
         (["--implementations", "none"], "error: --implementations: 'none' matches none; accepted: lsm cython, "),
-        (["--threads", "1000000"], "error: --threads: 1000000 threads were asked for; lsm would use "),
+        (["--threads", "999999,1000000"], "error: --threads: 999999 threads were asked for; lsm would use "),
+        (["--threads", "999999,1000000"], "; 1000000 threads were asked for; lsm would use "),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_before_measuring(capsys, args, said):

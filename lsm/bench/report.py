@@ -174,16 +174,21 @@ def _notes(row: Row, n_processors: int) -> Iterator[str]:
 
 
 def _overall(rows: list[Row]) -> Iterator[Table]:
-    """For each operation the geometric means, best first, and what more threads brought."""
+    """For each operation the geometric means of what is ranked, best first, and what more threads brought."""
     for op in dict.fromkeys(row.case.op for row in rows):
         here = [row for row in rows if row.case.op == op]
-        if means := geometric_means(here):
-            firsts = [row.best_first()[0].label for row in here if row.implementations]
-            wrong = [e.label for row in here for e in row.implementations if e.error is None and not e.is_right]
-            lines = []
-            for i, (name, (mean, n)) in enumerate(means.items(), 1):
-                counts = [f"{n} of {len(here)}", str(firsts.count(name)), str(wrong.count(name))]
-                lines.append(([str(i), name, times(mean), *counts], BEST if i == 1 else ""))
+        entries, ratios = [e for row in here for e in row.implementations], defaultdict(list)
+        for entry in entries:
+            if entry.is_ranked and entry.ratio:
+                ratios[entry.label].append(entry.ratio)
+        firsts = [row.best_first()[0].label for row in here if row.implementations]
+        wrong = [e.label for e in entries if e.error is None and not e.is_right]
+        lines: list[Line] = []
+        for name, some in sorted(ratios.items(), key=lambda item: (geometric_mean(item[1]), len(item[1]))):
+            counts = [f"{len(some)} of {len(here)}", str(firsts.count(name)), str(wrong.count(name))]
+            cells = [str(len(lines) + 1), name, times(geometric_mean(some)), *counts]
+            lines.append((cells, "" if lines else BEST))
+        if lines:
             of = reference(here)
             heads = ["#", "implementation", "mean ratio", "ranked in rows", "fastest in", "wrong in"]
             yield Table(f"{op}: time over that of {of.name if of else 'lsm'}, geometric mean", heads, lines)
@@ -243,15 +248,6 @@ def _map(title: str, rows: list[Row], n_processors: int) -> Map:
         {(classes.index(n), 1 + inners.index(inner)): WRONG for n, inner in below},
     )
     return Map(title, classes, inners, ratios, ns, limit, table)
-
-
-def geometric_means(rows: Iterable[Row]) -> dict[str, tuple[float, int]]:
-    """The mean of each implementation's ratios and their number, best first; of ranked ones only."""
-    ratios = defaultdict(list)
-    for entry in (e for row in rows for e in row.implementations if e.is_ranked and e.ratio):
-        ratios[entry.label].append(entry.ratio or math.nan)
-    means = {name: (geometric_mean(values), len(values)) for name, values in ratios.items()}
-    return dict(sorted(means.items(), key=lambda item: item[1]))
 
 
 def speed_ups(rows: Iterable[Row]) -> dict[str, dict[int, float]]:
