@@ -14,7 +14,6 @@ import pytest
 
 import lsm
 import lsm.bench.run
-from lsm.bench import workloads
 from lsm.bench.options import Options
 from lsm.bench.result import from_json
 from lsm.cli import main
@@ -157,27 +156,6 @@ def test_what_was_measured_before_is_not_measured_otherwise(engine, capsys, args
     Path("r.json").write_text(engine.result.to_json())
     said = refused(capsys, "--from", "r.json", *args.split())
     assert f"--from: reports what was measured before; leave out {args.split()[0]}, or it" in said
-
-
-def test_a_map_from_the_command_to_its_files(capsys, monkeypatch):
-    monkeypatch.setitem(workloads.SETS_OF_THEIR_OWN, "map", workloads.mapped((2, 5), (1, 3), 60))
-    args = ("--set", "map", "--threads", "1", "--implementations", "lsm", "idiom")
-    assert bench(*args, "--json", "r.json", "--markdown", "r.md", "--chart", "r.svg") == 0
-    shown = capsys.readouterr().out
-    rows = from_json(Path("r.json").read_text()).rows
-    assert [row.case.shape for row in rows[::2]] == [(30, 2), (10, 2, 3), (12, 5), (4, 5, 3)]
-    assert {row.case.op for row in rows} == {"forward", "backward"} and all(row.limit for row in rows)
-    assert {entry.label for entry in rows[0].implementations} >= {"lsm cython", "numpy idiom, new result"}
-    assert not any(entry.way == "new" for entry in rows[0].implementations if entry.library == "lsm")
-    for op in ("forward", "backward"):
-        assert f"{op}, float32, 1 thread: the fastest peer's time over that of lsm cython; classes by inner" in shown
-    assert shown.count("of 4 cells below 1; worst ") == 2 == Path("r.md").read_text().count("| classes | 1 | 3 |")
-    ElementTree.parse("r.svg")
-    assert bench("--from", "r.json", "--compare", "r.json") in (0, 3)  # or others used the processors
-    assert "compared with r.json" in capsys.readouterr().out
-    assert bench("--set", "map", "--op", "forward", "--implementations", "cython") == 0
-    threads = ", ".join(map(str, sorted({1, lsm.get_num_threads()})))
-    assert f"threads: {threads} for each implementation" in capsys.readouterr().out
 
 
 # --compare

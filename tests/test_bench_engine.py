@@ -3,7 +3,6 @@
 import re
 import sys
 import threading
-from contextlib import nullcontext
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import pytest
 import threadpoolctl
 
 import lsm
-from lsm.bench import errors, implementation, machine, memory, peers
+from lsm.bench import errors, implementation, machine, memory, peers, workloads
 from lsm.bench import run as engine
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference, check
@@ -181,17 +180,16 @@ def test_an_implementation_that_raises_is_noted_and_the_run_goes_on(plant, monke
     assert len(result.rows) == 2 and entry(result.rows[1], "lsm cython").is_ranked
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_run_keeps_its_rows(monkeypatch, stop):
+def test_a_run_that_ends_early_keeps_its_rows(monkeypatch):
     def measure(case, *args):
         if case.shape == (1, 1000):
-            raise stop
+            raise SystemExit
         return real(case, *args)
 
     saved, real = [], engine.measure
     monkeypatch.setattr(engine, "measure", measure)
     options = Options(set="quick", sweep="classes", rounds=3, threads=(1,), implementations=("cython",))
-    with nullcontext() if stop is KeyboardInterrupt else pytest.raises(stop):
+    with pytest.raises(SystemExit):
         run(options, lambda result, _: saved.append(result))
     assert saved[-1].interrupted and [found.case.shape for found in saved[-1].rows] == [(1, 10), (1, 100)]
 
@@ -325,6 +323,16 @@ def test_every_peer_that_is_installed_is_right_in_a_small_row():
     assert not {name: reason for name, reason in result.absent.items() if not re.search(expected, reason)}
     assert all(e.is_ranked for found in result.rows for e in found.implementations)
     assert {e.name for e in result.rows[0].implementations} == names
+
+
+def test_a_map_has_each_implementation_at_its_best_and_the_limit_of_each_cell(monkeypatch):
+    monkeypatch.setitem(workloads.SETS_OF_THEIR_OWN, "map", workloads.mapped((2, 5), (1, 3), 60))
+    rows = run(Options(set="map", threads=(1,), implementations=("lsm", "idiom"))).rows
+    assert [found.case.shape for found in rows[::2]] == [(30, 2), (10, 2, 3), (12, 5), (4, 5, 3)]
+    assert {found.case.op for found in rows} == {FORWARD, BACKWARD} and all(found.limit for found in rows)
+    assert {e.label for e in rows[0].implementations} == {*LSM, "numpy idiom, new result"}
+    usual = run(Options(set="map", op=(FORWARD,), implementations=("cython",)))
+    assert usual.header.threads == sorted({1, lsm.get_num_threads()})
 
 
 def test_dask_is_named_where_it_is_missing(monkeypatch):
