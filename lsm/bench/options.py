@@ -63,13 +63,15 @@ class Options:
     command: str = ""  # for the header
 
 
-# The arguments that a run needs which is not over yet.
-MEASURING = [field.name for field in fields(Options) if field.name != "command"]
-
-
 def from_arguments(args: argparse.Namespace) -> Options:
     """Make the options of parsed arguments; an OptionError if they do not go together."""
-    given = {name: value for name in MEASURING if (value := getattr(args, name)) is not None}
+    names = [field.name for field in fields(Options) if field.name != "command"]
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.tolerance is not None and not args.compare:
+        raise OptionError("tolerance", f"{args.tolerance:g}; needs --compare FILE")
+    if args.measured and given:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise OptionError("from", f"reports what was measured before; leave out {flags}, or it")
     for name in ("only", "op", "dtype", "data", "implementations"):  # each name once
         given[name] = tuple(dict.fromkeys(chain(*given.get(name, ()))))
     given["threads"] = tuple(dict.fromkeys(given.get("threads", ())))
