@@ -77,7 +77,7 @@ class Stage:
 @pytest.fixture(scope="session")
 def stage(pytestconfig):
     made = pytestconfig.stash[STAGE]
-    with equal_threads(made.n_threads, made.makers, {}):
+    with equal_threads(made.n_threads, made.makers):
         yield made
 
 

@@ -287,7 +287,7 @@ def test_a_row_out_of_the_caches_has_a_limit_which_moves_the_bytes(op, held):
 def test_threads_are_set_verified_and_set_back(monkeypatch):
     pools = lambda: {pool["filepath"]: pool["num_threads"] for pool in threadpoolctl.threadpool_info()}  # noqa: E731
     before, n_before = pools(), lsm.get_num_threads()
-    with equal_threads(1, [], {}) as verified:
+    with equal_threads(1, []) as (verified, _):
         assert lsm.get_num_threads() == 1
         assert {*pools().values()} <= {1} and len(verified) == 1 + len(pools())
     assert lsm.get_num_threads() == n_before
@@ -295,7 +295,7 @@ def test_threads_are_set_verified_and_set_back(monkeypatch):
     pool = {"filepath": "/usr/lib/libgomp.so.1", "user_api": "openmp", "internal_api": "openmp", "num_threads": 7}
     monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: [pool])
     with pytest.raises(RuntimeError, match=r"1 threads were asked for; openmp libgomp\.so\.1 has 7"):
-        equal_threads(1, [], {}).__enter__()
+        equal_threads(1, []).__enter__()
 
 
 def test_a_peer_whose_threads_cannot_be_set_is_left_out(monkeypatch):

@@ -136,17 +136,18 @@ def possible_threads(numbers: Iterable[int]) -> tuple[list[int], dict[str, str]]
 
 
 @contextlib.contextmanager
-def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]) -> Iterator[list[str]]:
-    """Give all of them this number of threads, and verify it; yields each pool of threads and its number.
+def equal_threads(n_threads: int, names: Collection[str]) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Give all of them this number of threads, and verify it.
 
     Several OpenMP runtimes may be in one process, lsm's and those of wheels; threadpoolctl finds and sets them all.
-    ONNX Runtime gets the number with each session. One that cannot be set goes to `absent` with the reason.
+    ONNX Runtime gets the number with each session. Yields each pool of threads with its number, and by name why the
+    threads of a library cannot be set.
     """
     from threadpoolctl import threadpool_info, threadpool_limits
 
     kernels()  # loads lsm's own OpenMP, so that it is among those that are set
     possible_threads([n_threads])
-    verified = [f"lsm: {n_threads}"]
+    verified, absent = [f"lsm: {n_threads}"], {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(lsm.num_threads(n_threads))
         stack.enter_context(threadpool_limits(limits=n_threads))
@@ -162,7 +163,7 @@ def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]
             if pool["num_threads"] != n_threads and pool["user_api"] != "blas":
                 raise RuntimeError(f"{n_threads} threads were asked for; {name} has {pool['num_threads']}")
             verified.append(f"{name}: {pool['num_threads']}")
-        yield list(dict.fromkeys(verified))
+        yield list(dict.fromkeys(verified)), absent
 
 
 def _set_jax(n_threads: int) -> None:

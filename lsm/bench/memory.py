@@ -47,8 +47,7 @@ def extra_bytes(names: Iterable[str], case: Case, n_threads: int) -> dict[tuple[
 def main(names: list[str], case: Case, n_threads: int) -> None:
     """Print, in a new process, what each implementation of a case needs; one that raises is left out."""
     found: list[tuple[str, str, int]] = []
-    absent: dict[str, str] = {}  # the row names them
-    with equal_threads(n_threads, names, absent):
+    with equal_threads(n_threads, names) as (_, absent):  # the row names them
         known = peers.known(peers.peers_of(bool(case.chunks)))
         makers = {name: maker for name, maker in known.items() if name in names and name not in absent}
         small_case = replace(case, shape=shrunk(case.shape))

@@ -99,8 +99,7 @@ def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result) 
     has_memory = options.set in ("usual", "full", SCALE) if options.memory is None else options.memory
     start, n_left = time.perf_counter(), len(result.header.threads) * len(wanted)
     for n in result.header.threads:
-        cannot: dict[str, str] = {}
-        with machine.equal_threads(n, makers, cannot) as pools:
+        with machine.equal_threads(n, makers) as (pools, cannot):
             result.absent |= cannot
             equal = {name: maker for name, maker in makers.items() if name not in cannot}
             result.header.pools += [pool for pool in pools if pool not in result.header.pools]
