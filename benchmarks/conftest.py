@@ -12,7 +12,6 @@ from lsm.bench.data import Data
 from lsm.bench.machine import equal_threads, possible_threads
 from lsm.bench.memory import shrunk
 from lsm.bench.options import SCALE, SETS, OptionError, Options
-from lsm.bench.scale import peers_of
 from lsm.bench.workloads import cases
 
 LISTS = {"only": "parts of names of workloads", "implementations": "parts of names of implementations"}
@@ -52,7 +51,9 @@ class Stage:
         self.cases = cases(Options(set=config.getoption("--bench-set"), only=_named(config, "only")))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the peers' own, when they are imported
-            self.makers, self.absent = peers.usable(wanted, "cpu", peers_of(config.getoption("--bench-set") == SCALE))
+            self.makers, self.absent = peers.usable(
+                wanted, "cpu", peers.peers_of(config.getoption("--bench-set") == SCALE)
+            )
         self._case = self.data = None
 
     def implementations(self, case):
@@ -76,7 +77,7 @@ class Stage:
 @pytest.fixture(scope="session")
 def stage(pytestconfig):
     made = pytestconfig.stash[STAGE]
-    with equal_threads(made.n_threads, made.makers, {}):
+    with equal_threads(made.n_threads, made.makers):
         yield made
 
 

@@ -14,8 +14,8 @@ pytestmark = [
 
 def test_workload(benchmark, stage, case, implementation):
     (one,) = [each for each in stage.implementations(case) if each.key == implementation]
-    entry = one.entry()
-    check(one, entry, Reference(case, stage.data, N_CHECKED))
+    entry = one.entry
+    check(one, Reference(case, stage.data, N_CHECKED))
     assert entry.error is None, entry.error
     benchmark.group = case.label
     figures = ("first_call_ms", "max_ulp", "max_frame_ulp", "max_abs_error", "bound_ulp", "is_right")

@@ -3,7 +3,6 @@
 import re
 import sys
 import threading
-from contextlib import nullcontext
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -12,17 +11,17 @@ import pytest
 import threadpoolctl
 
 import lsm
-from lsm.bench import accuracy, machine, memory, peers, timing
+from lsm.bench import errors, implementation, machine, memory, peers, workloads
 from lsm.bench import run as engine
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference, check
-from lsm.bench.implementation import NEW, OUT, Implementation, limit
+from lsm.bench.implementation import NEW, OUT, Budget, Implementation, limit
 from lsm.bench.machine import equal_threads
 from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, OPS, SETS, Options
 from lsm.bench.result import Entry, Row, from_json
 from lsm.bench.run import run
-from lsm.bench.timing import Budget
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, WORKLOADS, Case, cases
+from lsm.cli import main
 
 SMALL = {"shape": (4, 6), "op": (FORWARD,), "rounds": 3, "set": "quick", "threads": (1,)}
 LSM = ("lsm cython", "lsm numpy")
@@ -54,10 +53,9 @@ def plant(monkeypatch):
 
 def checked(one, reference):
     """What a row would say of an implementation that takes no time."""
-    found = one.entry()
-    check(one, found, reference)
-    found.us = 1.0
-    return found
+    check(one, reference)
+    one.entry.us = 1.0
+    return one.entry
 
 
 def is_right(result, reference, bound_ulp):
@@ -79,9 +77,8 @@ def planted_entry(way=NEW, **options):
 
 def test_a_row_has_every_figure():
     saved = []
-    after_row = lambda result, n_rows: saved.append((n_rows, result.to_json()))  # noqa: E731
-    ops = OPS + FAMILY_OPS
-    result = run(Options(**SMALL | {"op": ops}, implementations=(*LSM, "numpy idiom")), after_row)
+    ops, options = OPS + FAMILY_OPS, Options(**SMALL | {"op": OPS + FAMILY_OPS}, implementations=(*LSM, "numpy idiom"))
+    result = run(options, lambda result, n_rows: saved.append((n_rows, result.to_json())))
     assert [found.case.op for found in result.rows] == list(ops)
     assert result.header.threads == [1] and "lsm: 1" in result.header.pools and result.header.rounds == 3
     assert not result.interrupted
@@ -107,16 +104,14 @@ def test_a_row_has_every_figure():
 @pytest.mark.parametrize("op", OPS + FAMILY_OPS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_kind_of_data_is_computed_right(op, dtype):
-    makers, has_out = peers.usable(LSM, "cpu")[0], SIGNATURES[op].has_out
+    makers, ways = peers.usable(LSM, "cpu")[0], WAYS[not SIGNATURES[op].has_out :]
     for data in KINDS_OF_DATA:
         for shape, axis, order in SHAPES:
             case = Case("own", shape, axis, dtype, order=order, op=op, data=data)
             arrays = Data(case, [op])
             assert arrays.x.flags.f_contiguous if order == "F" else arrays.x.flags.c_contiguous
             found, absent = peers.made(makers, case, arrays, 1)
-            assert [one.key for one in found] == [
-                (name, way) for name in LSM for way in WAYS[not has_out :]
-            ] and not absent
+            assert not absent and [one.key for one in found] == [(name, way) for name in LSM for way in ways]
             reference = Reference(case, arrays)
             for one in found:
                 assert checked(one, reference).is_ranked, (case, one)
@@ -174,7 +169,7 @@ def test_an_implementation_that_raises_is_noted_and_the_run_goes_on(plant, monke
             raise FloatingPointError("planted")
         return lsm.log_softmax(x)
 
-    monkeypatch.setattr(timing.Watch, "calibrate", lambda watch, sample_s: (watch.seconds(1), None)[1])
+    monkeypatch.setattr(Implementation, "calibrate", lambda one, sample_s: (one.seconds(1), None)[1])
     plant(raising)
     result = run(Options(**SMALL | {"op": OPS[:2], "rounds": 9}, implementations=TWO))
     failed = entry(result.rows[0], "planted")
@@ -185,17 +180,16 @@ def test_an_implementation_that_raises_is_noted_and_the_run_goes_on(plant, monke
     assert len(result.rows) == 2 and entry(result.rows[1], "lsm cython").is_ranked
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_run_keeps_its_rows(monkeypatch, stop):
+def test_a_run_that_ends_early_keeps_its_rows(monkeypatch):
     def measure(case, *args):
         if case.shape == (1, 1000):
-            raise stop
+            raise SystemExit
         return real(case, *args)
 
     saved, real = [], engine.measure
     monkeypatch.setattr(engine, "measure", measure)
     options = Options(set="quick", sweep="classes", rounds=3, threads=(1,), implementations=("cython",))
-    with nullcontext() if stop is KeyboardInterrupt else pytest.raises(stop):
+    with pytest.raises(SystemExit):
         run(options, lambda result, _: saved.append(result))
     assert saved[-1].interrupted and [found.case.shape for found in saved[-1].rows] == [(1, 10), (1, 100)]
 
@@ -237,21 +231,20 @@ def test_ratios_are_taken_within_a_round():
 
 def samples(budget, *implementations):
     """The samples of each implementation."""
-    watches = [timing.Watch(one, one.entry()) for one in implementations]
-    timing.interleave(watches, budget)
-    return [watch.entry.samples_us for watch in watches]
+    implementation.interleave(implementations, budget)
+    return [one.entry.samples_us for one in implementations]
 
 
 def test_the_slowest_do_not_take_the_samples_of_others():
     names = {"event": threading.Event()}
     slow, fast = (Implementation("a", "a", NEW, f"event.wait({seconds})", names) for seconds in (0.06, 0.001))
     n_slow, n_fast = map(len, samples(Budget(rounds=6, row_s=0.1, sample_s=0.001), slow, fast))
-    assert n_slow == 1 and n_fast >= timing.MIN_ROUNDS
+    assert n_slow == 1 and n_fast >= implementation.MIN_ROUNDS
 
 
 def test_a_call_that_is_long_enough_is_a_sample_and_each_begins_settled(monkeypatch):
     log = []
-    monkeypatch.setattr(timing, "settle", lambda: log.append("settle"))
+    monkeypatch.setattr(implementation, "settle", lambda: log.append("settle"))
     names = {"call": lambda: log.append("call") or threading.Event().wait(0.02)}
     (found,) = samples(Budget(rounds=4, sample_s=0.005), Implementation("a", "a", NEW, "call()", names))
     assert log == ["settle", "call"] * 4 and len(found) == 4 and min(found) >= 20_000
@@ -287,15 +280,14 @@ def test_a_row_out_of_the_caches_has_a_limit_which_moves_the_bytes(op, held):
             assert all(e.share > 0 for e in row.implementations)
     one = limit(case, data, 1)
     exec(one.code, dict(one.names))
-    assert (
-        data.out == (data.x if op != BACKWARD else data.host["y"]) + (data.host["dy"] if op != FORWARD else 0)
-    ).all()
+    moved = data.host["y" if op == BACKWARD else "x"] + (data.host["dy"] if op != FORWARD else 0)
+    assert (data.out == moved).all()
 
 
 def test_threads_are_set_verified_and_set_back(monkeypatch):
     pools = lambda: {pool["filepath"]: pool["num_threads"] for pool in threadpoolctl.threadpool_info()}  # noqa: E731
     before, n_before = pools(), lsm.get_num_threads()
-    with equal_threads(1, [], {}) as verified:
+    with equal_threads(1, []) as (verified, _):
         assert lsm.get_num_threads() == 1
         assert {*pools().values()} <= {1} and len(verified) == 1 + len(pools())
     assert lsm.get_num_threads() == n_before
@@ -303,7 +295,7 @@ def test_threads_are_set_verified_and_set_back(monkeypatch):
     pool = {"filepath": "/usr/lib/libgomp.so.1", "user_api": "openmp", "internal_api": "openmp", "num_threads": 7}
     monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: [pool])
     with pytest.raises(RuntimeError, match=r"1 threads were asked for; openmp libgomp\.so\.1 has 7"):
-        equal_threads(1, [], {}).__enter__()
+        equal_threads(1, []).__enter__()
 
 
 def test_a_peer_whose_threads_cannot_be_set_is_left_out(monkeypatch):
@@ -321,21 +313,26 @@ def test_numbers_of_threads_that_cannot_be_are_left_out_by_name():
     result = run(Options(**SMALL | {"threads": (1, 1_000_000)}, implementations=("cython",)))
     assert [found.threads for found in result.rows] == result.header.threads == [1]
     assert "the processors that this process may use" in result.absent["1000000 threads"]
-    with pytest.raises(ValueError, match=r"^--threads: 999999 threads .*; 1000000 threads were asked for"):
-        run(Options(**SMALL | {"threads": (999_999, 1_000_000)}))
 
 
 def test_every_peer_that_is_installed_is_right_in_a_small_row():
     result = run(Options(**SMALL | {"op": OPS}))
     names = set(peers.known()) - set(result.absent)
     assert {*LSM, "numpy idiom"} <= names
-    for name, reason in result.absent.items():
-        assert re.search("is not installed|no NVIDIA driver|the driver is loaded|measured on cuda only", reason), (
-            name,
-            reason,
-        )
+    expected = "is not installed|no NVIDIA driver|the driver is loaded|measured on cuda only"
+    assert not {name: reason for name, reason in result.absent.items() if not re.search(expected, reason)}
     assert all(e.is_ranked for found in result.rows for e in found.implementations)
     assert {e.name for e in result.rows[0].implementations} == names
+
+
+def test_a_map_has_each_implementation_at_its_best_and_the_limit_of_each_cell(monkeypatch):
+    monkeypatch.setitem(workloads.SETS_OF_THEIR_OWN, "map", workloads.mapped((2, 5), (1, 3), 60))
+    rows = run(Options(set="map", threads=(1,), implementations=("lsm", "idiom"))).rows
+    assert [found.case.shape for found in rows[::2]] == [(30, 2), (10, 2, 3), (12, 5), (4, 5, 3)]
+    assert {found.case.op for found in rows} == {FORWARD, BACKWARD} and all(found.limit for found in rows)
+    assert {e.label for e in rows[0].implementations} == {*LSM, "numpy idiom, new result"}
+    usual = run(Options(set="map", op=(FORWARD,), implementations=("cython",)))
+    assert usual.header.threads == sorted({1, lsm.get_num_threads()})
 
 
 def test_dask_is_named_where_it_is_missing(monkeypatch):
@@ -389,36 +386,31 @@ def test_workloads_are_chosen_by_what_is_asked_for():
     assert {(case.dtype, case.op) for case in found} == {("float16", BACKWARD)}
     assert [case.data for case in found[:2]] == ["peaked", "masked"]
     own = cases(Options(shape=(2, 3, 4), axis=1, dtype=("float64", "bfloat16")))
-    assert [(case.shape, case.axis, case.dtype) for case in own[::3]] == [
-        ((2, 3, 4), 1, "float64"),
-        ((2, 3, 4), 1, "bfloat16"),
-    ]
+    assert [(c.shape, c.axis, c.dtype) for c in own[::3]] == [((2, 3, 4), 1, t) for t in ("float64", "bfloat16")]
     assert (own[0].n_classes, own[0].n_frames, own[0].label) == (3, 8, "own 2x3x4 axis 1 float64, forward")
     assert [case.n_frames for case in cases(Options(set="quick", sweep="frames"))] == [1, 10, 100, 1000, 10_000]
     assert max(case.n_classes for case in cases(Options(sweep="classes"))) == 10**7
 
 
 def test_others_count_on_the_processors_that_may_be_used(monkeypatch, tmp_path):
-    ticks = machine.os.sysconf("SC_CLK_TCK")
     clock = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: 0, now=0.0)
     monkeypatch.setattr(machine, "time", clock)
     monkeypatch.setattr(machine, "STATISTICS", tmp_path / "stat")
-    monkeypatch.setattr(machine, "cpu_limit", lambda: 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {1, 2}, raising=False)
 
-    def tell(*busy):  # seconds of cpu0, cpu1, ...; idle and waiting do not count
-        rows = [f"cpu{i} {int(s * ticks)} 0 0 77 88 0 0 0 0 0" for i, s in enumerate(busy)]
+    def spent(*busy):  # seconds of cpu0, cpu1, ...; idle and waiting do not count
+        ticks = [int(seconds * machine.os.sysconf("SC_CLK_TCK")) for seconds in busy]
+        rows = [f"cpu{i} {n} 0 0 77 88 0 0 0 0 0" for i, n in enumerate(ticks)]
         (tmp_path / "stat").write_text("\n".join(["cpu  99999 0 0 0 0 0 0 0 0 0", *rows, "intr 1"]))
+        return machine.spent()
 
-    tell(5, 5, 5, 5)
-    others = machine.Others()
-    clock.now = 10.0
-    tell(15, 10, 15, 15)  # 0.5 of cpu1, and all of cpu2
-    assert others.processors() == pytest.approx(1.5)
-    monkeypatch.setattr(machine, "cpu_limit", lambda: 1)  # a quota: the others may use the rest
-    assert others.processors() == pytest.approx(0.5)
+    before, clock.now = spent(5, 5, 5, 5), 10.0
+    after = spent(15, 10, 15, 15)  # 0.5 of cpu1, and all of cpu2
+    for n_granted, used in ((2, 1.5), (1, 0.5)):  # a quota: the others may use the rest
+        monkeypatch.setattr(machine, "cpu_limit", lambda n=n_granted: n)
+        assert machine.used_by_others(before, after) == pytest.approx(used)
     (tmp_path / "stat").unlink()
-    assert others.processors() is None
+    assert machine.used_by_others(before, machine.spent()) is None
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -435,20 +427,22 @@ def test_of_a_long_frame_some_classes_are_checked(op):
 
 
 def test_the_errors_beside_the_peers(monkeypatch):
-    monkeypatch.setattr(accuracy, "DTYPES", ("float16", "float32"))
-    found = accuracy.measured("cython", iter, n_classes=(10,))
-    assert accuracy.has_passed(found) and "torch" in {*found["absent"], *found["rows"][0]["ulps"]}
+    monkeypatch.setattr(errors, "DTYPES", ("float16", "float32"))
+    found = errors.measured("cython", iter, n_classes=(10,))
+    assert not any(row["beyond"] for row in found["rows"]) and "torch" in {*found["absent"], *found["rows"][0]["ulps"]}
     assert len(found["rows"]) == 2 * (7 * 3 - 1)
     for row in found["rows"]:
         assert "lsm numpy" not in row["ulps"] and row["ulps"]["lsm cython"] <= 12.4
     label = next(row["ulps"] for row in found["rows"] if (row["data"], row["dtype"]) == ("label", "float32"))
     assert label["lsm cython"] < 4 < 1e5 < label["numpy idiom"]  # whose gradient vanishes
-    text = "\n".join(accuracy.lines(found))
+    text = "\n".join(errors.lines(found))
     assert text.count("| float16 | huge |") == 3 and "cupyx: measured on cuda only, not on cpu" in text
     found["rows"][0]["beyond"] = ["lsm cython"]
-    assert not accuracy.has_passed(found)
+    assert "beyond the bound: lsm cython (forward, float16, logits, 10 classes)" in errors.lines(found)
     with pytest.raises(ValueError, match="there is no backend 'none'; accepted: cython"):
-        accuracy.measured("none", iter)
+        errors.measured("none", iter)
+    monkeypatch.setattr(errors, "measured", lambda wanted, progress: found)
+    assert main(["check", "--peers"]) == 1
 
 
 @pytest.fixture

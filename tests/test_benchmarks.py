@@ -68,17 +68,9 @@ def test_the_front_of_a_call_is_measured_with_plugins():
 
 
 def test_the_benchmarks_run_under_pytest_and_compare(tmp_path):
-    options_given = [
-        "--benchmark-only",
-        "--benchmark-max-time=0.001",
-        "--benchmark-min-rounds=1",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-    ]
-    options_given += ["--bench-only=small", "--bench-implementations=cython,idiom", f"--benchmark-storage={tmp_path}"]
-    options_given += ["-q", "-p", "no:cacheprovider", "-k", "test_workload or test_call_backward"]
-    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), *options_given]
+    given = "-q -p no:cacheprovider --benchmark-only --benchmark-max-time=0.001 --benchmark-min-rounds=1"
+    given += f" --bench-only=small --bench-implementations=cython,idiom --benchmark-storage={tmp_path}"
+    command = [sys.executable, "-m", "pytest", BENCHMARKS, *given.split(), "-k", "test_workload or test_call_backward"]
     # pytest-benchmark times nothing within pytest-xdist, by whose variables it would think itself to be there.
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     options = {"capture_output": True, "text": True, "cwd": BENCHMARKS.parent, "env": env}

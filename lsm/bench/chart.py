@@ -41,7 +41,7 @@ def drawn(result: Result, kind: str) -> bytes:
     data = io.BytesIO()
     with mpl.rc_context(settings):
         metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        found = list(maps(result))
+        found = maps(result)
         figure = _maps(found) if found else _figure(result)
         figure.savefig(data, format=kind, transparent=kind == "svg", dpi=DOTS_PER_INCH, metadata=metadata)
     if kind == "png":

@@ -11,7 +11,7 @@ from lsm._files import UnusableFileError, atomic_write, atomic_writes, write_all
 from lsm._texts import describe_error
 from lsm._version import install_command
 from lsm.bench import compare, render, report, run
-from lsm.bench.options import MEASURING, TOLERANCE_RATIO, OptionError, Options, from_arguments
+from lsm.bench.options import TOLERANCE_RATIO, Options, from_arguments
 from lsm.bench.result import Result, from_json
 
 EXIT_FAILURE, EXIT_INTERRUPTED = 1, 130
@@ -33,11 +33,6 @@ def main(args: argparse.Namespace) -> int:
         except ImportError as error:
             remedy = install_command("bench")
             raise MissingLibraryError(f"lsm bench needs {library}, which cannot be imported: {remedy}") from error
-    if args.tolerance is not None and not args.compare:
-        raise OptionError("tolerance", f"{args.tolerance:g}; needs --compare FILE")
-    given = [f"--{name}" for name in MEASURING if getattr(args, name) is not None]
-    if args.measured and given:
-        raise OptionError("from", f"reports what was measured before; leave out {', '.join(given)}, or it")
     options = from_arguments(args)
     old = _read(args.compare) if args.compare else None
     # What could not be written at the end is refused before anything is measured.

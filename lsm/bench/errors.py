@@ -1,19 +1,17 @@
-"""Error beside speed: how far a result is from the exact values, on the same data as the time.
+"""Error beside speed: how far a result is from the exact values, on the same data as the time; and `lsm check --peers`.
 
 The exact values come from the conformance kit's oracle, which is slow: of large arrays some frames are checked, evenly
-chosen. Forward, an error counts in ulps of the exact output. Backward it counts in ulps of the largest of the gradient
-and its two terms, as a function of the dy and y that were given; for the data "label" in ulps of the gradient itself.
-Forward+backward it is held to the exact gradient by x, and y's own rounding, which moves the second term by
-exp(y) * S * |y| for each relative error, counts as a term too; the bound is that of both steps together. The other
-operations are held to what the oracle says of them.
-
-A backend of lsm is held to the bound that it declares, element by element. Peers declare none, and near 0 all lose
-every digit. They are held to PEER_ULP of the largest of each frame, where their sums count as sum(|dy|): what plain
-arithmetic in the dtype gives.
+chosen. docs/benchmarks.md says in what an error counts, and what bound holds. A gradient is a function of the dy and y
+that were given; for the data "label" its error counts in ulps of the gradient itself. Forward+backward it is held to
+the exact gradient by x, and y's own rounding, which moves the second term by exp(y) * S * |y| for each relative error,
+counts as a term too; the bound is that of both steps together.
 """
 
+import gc
 import math
 import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,10 @@ from lsm._check import np_dtype
 from lsm._conformance import losses, oracle
 from lsm._stopping import raise_if_stopped
 from lsm._texts import describe_error
+from lsm.bench import peers
 from lsm.bench.data import WRITTEN, Array, Data
 from lsm.bench.implementation import FUNCTIONS, OUT, Implementation
-from lsm.bench.result import Entry
+from lsm.bench.options import DTYPES, KINDS_OF_DATA
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, Case
 
 N_CHECKED = 2**20  # elements of a row that are checked: about a second
@@ -33,6 +32,10 @@ PEER_ULP = 4.0  # float32's bound in lsm
 # Bounds that both steps keep: one for the second, and two for the first, for an ulp of y may be two of the product
 # exp(y) * S * |y|; and exp of y's rounding error, up to 1/16 in bfloat16, is not quite linear.
 BOTH_STEPS_RATIO = 3.1
+
+# Of `lsm check --peers`.
+N_CLASSES = (10, 1000, 50_257, 2**20)
+N_ELEMENTS = 2**17  # of a case, where its frames are shorter
 
 
 class Reference:
@@ -103,12 +106,14 @@ class Reference:
         inputs = [of(name) for name in self._signature.given.split(", ")]
         return oracle.REFERENCES[FUNCTIONS.get(self.op, self.op)].exact(*inputs, dtype=dtype)
 
-    def check(self, result: Array, entry: Entry, declared_ulp: float | None) -> None:
+    def check(self, result: Array, one: Implementation) -> None:
         """Compare a result, and note the worst of all; without a declared bound it is held to the peers', by frames."""
-        bound = PEER_ULP if declared_ulp is None else declared_ulp
+        entry, is_declared = one.entry, one.bound_ulp is not None
+        bound = one.bound_ulp if one.bound_ulp is not None else PEER_ULP
         bound *= BOTH_STEPS_RATIO if self.op == BOTH else 1
         bound *= 2 if self.op == "kl_divergence" and self._dtype == np.float64 else 1  # which has no wider type
         frames = result[..., np.newaxis] if self._is_reduced else np.moveaxis(result, self.case.axis, -1)
+        found = [math.inf] * 3
         if result.dtype == self._dtype and frames.shape == self._shape:
             frames = frames[self._index][..., self._classes]
             with np.errstate(all="ignore"):
@@ -116,19 +121,17 @@ class Reference:
                 off[frames == self._exact.value] = 0  # infinities
                 errors = (self._exact.ulps(frames), off.max(axis=-1) / self._frame_ulp, off)
                 found = [float(np.nan_to_num(some, nan=np.inf, posinf=np.inf).max()) for some in errors]
-        else:
-            found = [math.inf] * 3
         before = (entry.max_ulp, entry.max_frame_ulp, entry.max_abs_error)
         worst = [max(new, old or 0) for new, old in zip(found, before, strict=True)]
         entry.max_ulp, entry.max_frame_ulp, entry.max_abs_error = worst
-        entry.bound_ulp, entry.bound_is_declared = bound, declared_ulp is not None
-        entry.is_right = (worst[1] if declared_ulp is None else worst[0]) <= bound
+        entry.bound_ulp, entry.bound_is_declared = bound, is_declared
+        entry.is_right = worst[0 if is_declared else 1] <= bound
 
 
-def check(one: Implementation, entry: Entry, exact: Reference) -> None:
+def check(one: Implementation, exact: Reference) -> None:
     """Call it and note how far the result is off; an old result does not pass for new, nor an array that is not filled.
 
-    The first such call is timed. One that raises says so in the entry.
+    The first such call is timed. One that raises says so in its entry.
     """
     try:
         for name in filter(one.names.__contains__, WRITTEN):
@@ -137,10 +140,75 @@ def check(one: Implementation, entry: Entry, exact: Reference) -> None:
         value: Any = one.call()
         took = time.perf_counter() - start
         raise_if_stopped()
-        value = one.names[SIGNATURES[exact.op].result] if one.way == OUT else value
-        exact.check(one.to_numpy(value), entry, one.bound_ulp)
+        exact.check(one.to_numpy(one.names[SIGNATURES[exact.op].result] if one.way == OUT else value), one)
     except Exception as error:  # the row goes on without it
-        entry.error = describe_error(error)
+        one.entry.error = describe_error(error)
         return
-    if entry.first_call_ms is None:
-        entry.first_call_ms = one.setup_ms + took * 1e3
+    if one.entry.first_call_ms is None:
+        one.entry.first_call_ms = one.setup_ms + took * 1e3
+
+
+def measured(
+    wanted: str | None, progress: Callable[[list[Any]], Iterable[Any]], n_classes: Iterable[int] = N_CLASSES
+) -> dict[str, Any]:
+    """Measure one backend of lsm, or all, and every peer on every case, over which `progress` iterates.
+
+    Gives "absent" libraries with the reason, and "rows": op, dtype, data, classes; by implementation "ulps", a number,
+    "inf" for a result that is not finite, or why there is none; and in "beyond" the backends beyond their bound.
+    """
+    makers, absent = peers.usable((), "cpu")
+    backends = [name.removeprefix("lsm ") for name in makers if name.startswith("lsm ")]
+    if wanted is not None and wanted not in backends:
+        raise ValueError(f"there is no backend {wanted!r}; accepted: {', '.join(backends)}")
+    cases = [
+        Case(data, (max(1, N_ELEMENTS // n), n), dtype=dtype, op=op, data=data)
+        for dtype in DTYPES
+        for n in n_classes
+        for data in KINDS_OF_DATA
+        for op in ((BACKWARD, BOTH) if data == "label" else (FORWARD, BACKWARD, BOTH))
+    ]
+    rows = []
+    warnings.simplefilter("ignore")  # the peers' own: NumPy's idiom overflows
+    for case in progress(cases):
+        data = Data(case, [case.op])
+        exact = Reference(case, data, data.x.size)
+        entries = {}
+        for one in peers.made(makers, case, data, 1)[0]:
+            if one.name not in entries and (one.backend is None or wanted in (None, one.backend)):
+                entries[one.name] = one.entry
+                check(one, exact)
+        ulps = {name: e.error or ("inf" if e.max_ulp == math.inf else e.max_ulp) for name, e in entries.items()}
+        beyond = [name for name, entry in entries.items() if entry.backend and not entry.is_right]
+        about = {"op": case.op, "dtype": case.dtype, "data": case.data, "classes": case.n_classes}
+        rows.append(about | {"ulps": ulps, "beyond": beyond})
+        gc.collect()
+    return {"absent": absent, "rows": rows}
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """A table in Markdown for each operation; the worst over all numbers of classes."""
+    rows = found["rows"]
+    for op in (FORWARD, BACKWARD, BOTH):
+        here = [row for row in rows if row["op"] == op]
+        names = list(dict.fromkeys(name for row in here for name in row["ulps"]))
+        yield f"| {op} | data | {' | '.join(names)} |"
+        yield f"|---|---|{'---|' * len(names)}"
+        for dtype, data in dict.fromkeys((row["dtype"], row["data"]) for row in here):
+            some = [row["ulps"] for row in here if (row["dtype"], row["data"]) == (dtype, data)]
+            cells = (_largest([ulps[name] for ulps in some if name in ulps]) for name in names)
+            yield f"| {dtype} | {data} | {' | '.join(cells)} |"
+        yield ""
+    yield from (f"{name}: {reason}" for name, reason in found["absent"].items())
+    for row in rows:
+        if row["beyond"]:
+            about = f"{row['op']}, {row['dtype']}, {row['data']}, {row['classes']} classes"
+            yield f"beyond the bound: {', '.join(row['beyond'])} ({about})"
+
+
+def _largest(cells: list[Any]) -> str:
+    if not cells:
+        return "none"
+    if texts := [cell for cell in cells if isinstance(cell, str)]:
+        return texts[0]
+    value = float(max(cells))
+    return f"{value:.3f}" if value < 10 else f"{value:.0f}" if value < 1e4 else f"{value:.1e}"

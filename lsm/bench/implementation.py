@@ -1,7 +1,17 @@
-"""An implementation is one way to call one library in one case; here are those of lsm, and the limit of the machine."""
+"""An implementation is one way to call one library in one case; here are those of lsm, and the limit of the machine.
 
-from collections.abc import Callable, Iterator
+They are timed in rounds of one sample each: A B C, A B C, and so on. The machine's speed drifts, so only samples of one
+round may be compared: ratios are taken within a round, and the median of the ratios counts.
+"""
+
+import gc
+import math
+import time
+import timeit
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,7 +20,8 @@ import numpy as np
 import lsm
 from lsm._decide import Request
 from lsm._explain import explain_request
-from lsm._texts import printable
+from lsm._stopping import raise_if_stopped
+from lsm._texts import describe_error, printable
 from lsm.backends._levels import kernels
 from lsm.bench.data import Array, Data, to_numpy
 from lsm.bench.machine import torch_has_cuda
@@ -19,17 +30,34 @@ from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, Case
 
 OUT, NEW = "out", "new"
 USUAL_LAST_CACHE_BYTES = 32 * 2**20  # where the system does not tell
+PAUSE_S = 0.01  # before a sample, in which the threads of the implementation before it fall asleep
+LONGEST_PAUSE_S = 0.1  # where they do not: those of ONNX Runtime spin for 0.035 s, others if told so for ever
+SAMPLE_S = 0.02  # that a sample lasts at least: the clock's and the scheduler's grain vanish in it
+MIN_ROUNDS = 3
 
 FUNCTIONS = {FORWARD: "log_softmax", BACKWARD: "log_softmax_backward"}  # of lsm; else the operation is the name
 # Of what a function returns, that which is checked.
 PARTS = {"top_k_log_softmax": "[0]", "cross_entropy_value_and_grad": "[1]"}
 
-Key = tuple[str, str]
-
 
 @dataclass(frozen=True)
+class Budget:
+    """How much time a row may take."""
+
+    rounds: int
+    row_s: float = math.inf  # after which no further round begins
+    sample_s: float = SAMPLE_S
+    n_checked: int = 2**20  # elements that are held to the exact values
+    is_of_map: bool = False  # then each implementation is called in its best way only, and each row has its limit
+
+    def share_s(self, n_implementations: int) -> float:
+        """Seconds that each implementation may take."""
+        return max(self.row_s / max(1, n_implementations), MIN_ROUNDS * 2 * self.sample_s)
+
+
+@dataclass
 class Implementation:
-    """An expression in Python, and what its names mean.
+    """An expression in Python, what its names mean, and its clock, which puts samples or the error in its entry.
 
     An expression and not a function: `timeit` puts it into a loop of its own, whose cost is about 10 ns a call.
     """
@@ -45,14 +73,16 @@ class Implementation:
     bound_ulp: float | None = None  # what it declares
     setup_ms: float = 0.0  # what making it took, if that is a compilation
 
+    def __post_init__(self) -> None:
+        self.entry = Entry(self.name, self.library, self.way, self.code, self.backend)
+        self._timer = timeit.Timer(self.code, globals=dict(self.names))
+        self._n_calls = 1  # that make a sample
+        self._needs_waking = True
+
     @property
-    def key(self) -> Key:
+    def key(self) -> tuple[str, str]:
         """What distinguishes it from the others of a row."""
         return self.name, self.way
-
-    def entry(self) -> Entry:
-        """What a row says of it, before anything is measured."""
-        return Entry(self.name, self.library, self.way, self.code, self.backend)
 
     def call(self) -> Any:
         """Evaluate the expression once, to the end."""
@@ -61,27 +91,92 @@ class Implementation:
             self.wait()
         return value
 
+    def seconds(self, n: int) -> float:
+        """What n calls take, with the wait for a device at their end; `timeit` keeps the garbage collector off."""
+        if self.wait is None:
+            return self._timer.timeit(n)
+        self.wait()
+        start = time.perf_counter()
+        self._timer.timeit(n)
+        self.wait()
+        return time.perf_counter() - start
+
+    def calibrate(self, sample_s: float) -> None:
+        """Find how many calls make a sample; one call that is long enough is a sample already."""
+        settle()
+        n, took_s = 1, self.seconds(1)
+        self._needs_waking = took_s < sample_s  # what is longer wakes its threads within a small part of a call
+        if not self._needs_waking:
+            self.entry.samples_us.append(took_s * 1e6)
+        while took_s < sample_s / 4:
+            n = min(10 * n, math.ceil(n * sample_s / max(took_s, 1e-9)))
+            took_s = self.seconds(n)
+        self._n_calls = max(1, math.ceil(n * sample_s / took_s))
+
+    def sample(self, i: int, share_s: float) -> None:
+        """Take the sample of a round, unless there is one, or this has missed a round, or has spent its share."""
+        samples = self.entry.samples_us
+        if len(samples) != i or sum(samples) * self._n_calls > share_s * 1e6:
+            return
+        settle()
+        if self._needs_waking:
+            self.seconds(1)
+        samples.append(self.seconds(self._n_calls) / self._n_calls * 1e6)
+
+    def attempt(self, what: Callable[..., None], *args: Any) -> None:
+        """Do it, or note the error: what raises is left out from then on, and its samples stay."""
+        if self.entry.error is None:
+            try:
+                what(*args)
+                raise_if_stopped()
+            except Exception as error:
+                self.entry.error = describe_error(error)
+
+
+def settle() -> None:
+    """Wait until no thread of this process spins: it would take the processors from the next implementation."""
+    for _ in range(round(LONGEST_PAUSE_S / PAUSE_S)):
+        before = time.process_time()
+        time.sleep(PAUSE_S)
+        if time.process_time() - before < PAUSE_S / 4:
+            return
+
+
+def interleave(implementations: Sequence[Implementation], budget: Budget) -> None:
+    """Take the rounds, or as many as the budget allows, but MIN_ROUNDS. Each has been called once before.
+
+    An implementation that takes more than its share of the budget is in the first rounds only, or the slowest would
+    leave the others too few.
+    """
+    gc.collect()
+    start, share_s = time.perf_counter(), budget.share_s(len(implementations))
+    for one in implementations:
+        one.attempt(one.calibrate, budget.sample_s)
+    for i in range(budget.rounds):
+        round_start = time.perf_counter()
+        for one in implementations:
+            one.attempt(one.sample, i, share_s)
+        now = time.perf_counter()
+        if i + 1 >= MIN_ROUNDS and now - start + (now - round_start) > budget.row_s:
+            break
+
 
 def limit(case: Case, data: Data, n_threads: int) -> Implementation:
     """The same bytes moved with next to no arithmetic: a copy of x, or dy + y, with nontemporal stores."""
-    copy, add, wait = "copy({}, x)", "add(dy, {}, out=out)", None
+    given, _, _, name = SIGNATURES[case.op]
+    code = f"add({given}, out=out)" if given.startswith("dy") else "copy(out, x)"
+    if case.op == BOTH:
+        code = "copy(y_out, x); add(dy, y_out, out=out)"
     if data.device == "cpu":
-        copy, add = "copy(x, {}, n_threads)", "add(dy, {}, out, n_threads)"
+        copy, add, wait = kernels()["stream_copy"], kernels()["stream_add"], None
         names: dict[str, Any] = {key: array.ravel("K").view(np.uint8) for key, array in data.host.items()}
-        names |= {"copy": kernels()["stream_copy"], "add": kernels()["stream_add"], "n_threads": n_threads}
-    elif torch_has_cuda():
-        import torch
-
-        names, wait = {"copy": torch.Tensor.copy_, "add": torch.add, **data.torch}, data.waits("torch")
+        names |= {"copy": lambda out, x: copy(x, out, n_threads), "add": partial(add, n_threads=n_threads)}
     else:
-        import cupy
-
-        names, wait = {"copy": cupy.copyto, "add": cupy.add, **data.cupy}, data.waits("cupy")
-    codes = dict.fromkeys((FORWARD, "softmax", "cross_entropy_value_and_grad"), copy.format("out"))
-    codes |= {BACKWARD: add.format("y"), "softmax_backward": add.format("p")}
-    codes[BOTH] = f"{copy.format('y_out')}; {add.format('y_out')}"
-    name = SIGNATURES[case.op].limit
-    return Implementation(name, "the machine", OUT, codes[case.op], names, wait=wait)
+        library = "torch" if torch_has_cuda() else "cupy"
+        module, wait = import_module(library), data.waits(library)
+        copy = module.Tensor.copy_ if library == "torch" else module.copyto
+        names = {"copy": copy, "add": module.add, **getattr(data, library)}
+    return Implementation(name, "the machine", OUT, code, names, wait=wait)
 
 
 def is_out_of_cache(case: Case, data: Data, caches: dict[str, int]) -> bool:

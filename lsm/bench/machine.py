@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -24,9 +25,8 @@ ENVIRONMENT = ("LSM_", "OMP_", "GOMP_", "KMP_", "ATEN_CPU_CAPABILITY", "XLA_FLAG
 def processor() -> str:
     """The processor's name, as far as the system tells."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        if found := re.search(r"^model name[^:]*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -77,52 +77,48 @@ def gpu(device: str) -> str | None:
 def commit() -> str | None:
     """The commit of the checkout that lsm is used from; None for an installed lsm."""
     root = Path(lsm.__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # an environment within another project's checkout
-        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    if (root / ".git").exists():  # else it may be an environment within another project's checkout
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def environment() -> dict[str, str]:
     """The variables that change what is measured."""
-    chosen = {name: value for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)}
-    chosen.pop("KMP_DUPLICATE_LIB_OK", None)  # threadpoolctl sets it, and no speed depends on it
-    return chosen
+    pairs = sorted(os.environ.items())
+    # threadpoolctl sets the one that is left out, and no speed depends on it.
+    return {name: text for name, text in pairs if name.startswith(ENVIRONMENT) and name != "KMP_DUPLICATE_LIB_OK"}
 
 
-class Others:
-    """How many of the processors that this process may use the rest of the machine used, since this was made.
+Spent = tuple[float, float, int] | None
+
+
+def spent() -> Spent:
+    """The clock; the time that the processors of this process spent on others, guests too; how many they are.
+
+    None where the system does not tell.
+    """
+    try:
+        mine = {f"cpu{i}" for i in os.sched_getaffinity(0)}
+        lines = [words for line in STATISTICS.read_text().splitlines() if (words := line.split())[0] in mine]
+    except (AttributeError, OSError, IndexError):
+        return None
+    # user, nice, system, idle, waiting for disks, interrupts, soft interrupts, stolen by the host
+    ticks = [[int(text) for text in words[1:9]] for words in lines]
+    busy = sum(sum(some) - some[3] - some[4] for some in ticks) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), busy - time.process_time(), len(ticks)
+
+
+def used_by_others(before: Spent, now: Spent) -> float | None:
+    """How many of the processors that this process may use the rest of the machine used between two times.
 
     With as many threads as processors, one busy neighbour makes an implementation that waits for all its threads many
     times slower: such rows say nothing. Where a quota grants less than the affinity mask, others may use the rest.
     """
-
-    def __init__(self) -> None:
-        self._before = self._seconds()
-
-    def processors(self) -> float | None:
-        """None where the system does not tell."""
-        now = self._seconds()
-        if self._before is None or now is None:
-            return None
-        (wall, others, n), (wall_before, others_before, _) = now, self._before
-        return max(0.0, (others - others_before) / (wall - wall_before) - (n - cpu_limit()))
-
-    @staticmethod
-    def _seconds() -> tuple[float, float, int] | None:
-        """The clock; the time that all these processors spent on others, guests too; how many they are."""
-        try:
-            mine = {f"cpu{i}" for i in os.sched_getaffinity(0)}
-            lines = [words for line in STATISTICS.read_text().splitlines() if (words := line.split())[0] in mine]
-        except (AttributeError, OSError, IndexError):
-            return None
-        # user, nice, system, idle, waiting for disks, interrupts, soft interrupts, stolen by the host
-        ticks = [[int(text) for text in words[1:9]] for words in lines]
-        busy = sum(sum(some) - some[3] - some[4] for some in ticks) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy - time.process_time(), len(ticks)
+    if before is None or now is None:
+        return None
+    return max(0.0, (now[1] - before[1]) / (now[0] - before[0]) - (now[2] - cpu_limit()))
 
 
 def possible_threads(numbers: Iterable[int]) -> tuple[list[int], dict[str, str]]:
@@ -140,17 +136,18 @@ def possible_threads(numbers: Iterable[int]) -> tuple[list[int], dict[str, str]]
 
 
 @contextlib.contextmanager
-def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]) -> Iterator[list[str]]:
-    """Give all of them this number of threads, and verify it; yields each pool of threads and its number.
+def equal_threads(n_threads: int, names: Collection[str]) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Give all of them this number of threads, and verify it.
 
     Several OpenMP runtimes may be in one process, lsm's and those of wheels; threadpoolctl finds and sets them all.
-    ONNX Runtime gets the number with each session. One that cannot be set goes to `absent` with the reason.
+    ONNX Runtime gets the number with each session. Yields each pool of threads with its number, and by name why the
+    threads of a library cannot be set.
     """
     from threadpoolctl import threadpool_info, threadpool_limits
 
     kernels()  # loads lsm's own OpenMP, so that it is among those that are set
     possible_threads([n_threads])
-    verified = [f"lsm: {n_threads}"]
+    verified, absent = [f"lsm: {n_threads}"], {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(lsm.num_threads(n_threads))
         stack.enter_context(threadpool_limits(limits=n_threads))
@@ -166,7 +163,7 @@ def equal_threads(n_threads: int, names: Collection[str], absent: dict[str, str]
             if pool["num_threads"] != n_threads and pool["user_api"] != "blas":
                 raise RuntimeError(f"{n_threads} threads were asked for; {name} has {pool['num_threads']}")
             verified.append(f"{name}: {pool['num_threads']}")
-        yield list(dict.fromkeys(verified))
+        yield list(dict.fromkeys(verified)), absent
 
 
 def _set_jax(n_threads: int) -> None:

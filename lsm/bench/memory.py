@@ -11,15 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lsm.bench import peers
 from lsm.bench.data import WRITTEN, Data
-from lsm.bench.implementation import NEW, Implementation, Key
+from lsm.bench.implementation import NEW, Implementation
 from lsm.bench.machine import equal_threads
-from lsm.bench.scale import peers_of
 from lsm.bench.workloads import Case
 
 TOLERANCE_BYTES = 2**20  # by which the peak may be wrong
@@ -29,18 +28,13 @@ LONGEST_S = 600  # for one case
 
 # What glibc would keep of one call's memory for the next would be missing in the next one's peak.
 _NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
-_CODE = """
-import json, sys
-sys.path[:], *given = json.loads(sys.argv[1])
-from lsm.bench import memory
-memory.main(*given)
-"""
 
 
-def extra_bytes(names: Iterable[str], case: Case, n_threads: int) -> dict[Key, int]:
+def extra_bytes(names: Iterable[str], case: Case, n_threads: int) -> dict[tuple[str, str], int]:
     """Peak extra memory of each implementation, of those for which it could be measured; or a RuntimeError."""
-    given = json.dumps([sys.path, list(names), asdict(case), n_threads])
-    command, environment = [sys.executable, "-c", _CODE, given], os.environ | _NOTHING_KEPT
+    code = f"import sys; sys.path[:] = {sys.path}; from lsm.bench.memory import Case, main; "
+    command = [sys.executable, "-c", code + f"main({[*names]}, {case}, {n_threads})"]
+    environment = os.environ | _NOTHING_KEPT
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
     except subprocess.TimeoutExpired:
@@ -50,13 +44,11 @@ def extra_bytes(names: Iterable[str], case: Case, n_threads: int) -> dict[Key, i
     return {(name, way): n_bytes for name, way, n_bytes in json.loads(done.stdout.splitlines()[-1])}
 
 
-def main(names: list[str], about: dict[str, Any], n_threads: int) -> None:
+def main(names: list[str], case: Case, n_threads: int) -> None:
     """Print, in a new process, what each implementation of a case needs; one that raises is left out."""
-    case = Case.from_json(about)
     found: list[tuple[str, str, int]] = []
-    absent: dict[str, str] = {}  # the row names them
-    with equal_threads(n_threads, names, absent):
-        known = peers.known(peers_of(bool(case.chunks)))
+    with equal_threads(n_threads, names) as (_, absent):  # the row names them
+        known = peers.known(peers.peers_of(bool(case.chunks)))
         makers = {name: maker for name, maker in known.items() if name in names and name not in absent}
         small_case = replace(case, shape=shrunk(case.shape))
         small = peers.made(makers, small_case, Data(small_case, [case.op]), n_threads)[0]

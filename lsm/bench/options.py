@@ -63,15 +63,18 @@ class Options:
     command: str = ""  # for the header
 
 
-# The arguments that a run needs which is not over yet.
-MEASURING = [field.name for field in fields(Options) if field.name != "command"]
-
-
 def from_arguments(args: argparse.Namespace) -> Options:
     """Make the options of parsed arguments; an OptionError if they do not go together."""
-    given = {name: value for name in MEASURING if (value := getattr(args, name)) is not None}
+    names = [field.name for field in fields(Options) if field.name != "command"]
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.tolerance is not None and not args.compare:
+        raise OptionError("tolerance", f"{args.tolerance:g}; needs --compare FILE")
+    if args.measured and given:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise OptionError("from", f"reports what was measured before; leave out {flags}, or it")
     for name in ("only", "op", "dtype", "data", "implementations"):  # each name once
         given[name] = tuple(dict.fromkeys(chain(*given.get(name, ()))))
+    given["threads"] = tuple(dict.fromkeys(given.get("threads", ())))
     if "shape" in given:
         n_axes = len(args.shape)
         if not -n_axes <= given.get("axis", -1) < n_axes:
@@ -80,10 +83,9 @@ def from_arguments(args: argparse.Namespace) -> Options:
             raise OptionError("shape", "it replaces the named workloads; leave out --only and --sweep")
     elif "axis" in given:
         raise OptionError("axis", f"{args.axis}; needs --shape; each named workload has its own")
-    if args.set == MAP and not given["implementations"]:
-        given["implementations"] = ("cython", "torch", *["scipy"] * ("logsumexp" in given["op"]))
-    if args.set == SCALE and not given["implementations"]:
-        given["implementations"] = ("cython", "dask")
+    if args.set in (MAP, SCALE) and not given["implementations"]:
+        beside = ("torch", *["scipy"] * ("logsumexp" in given["op"])) if args.set == MAP else ("dask",)
+        given["implementations"] = ("cython", *beside)
     usual = {"set": "quick", "device": "cuda" if args.set == "gpu" else "cpu"}
     return Options(**usual | given, command=shlex.join(args.command_line))
 
@@ -102,14 +104,14 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     add_list("--op", "OP", "of", OPS + FAMILY_OPS)
     add_list("--dtype", "DTYPE", "of", DTYPES)
     add_list("--data", "KIND", "of", KINDS_OF_DATA)
-    group.add_argument("--shape", type=_shape, metavar="64x128256", help="a shape of your own")
+    group.add_argument("--shape", type=_counts("x"), metavar="64x128256", help="a shape of your own")
     group.add_argument("--axis", type=int, metavar="N", help="the axis of the classes of --shape (default: -1)")
     group.add_argument("--sweep", choices=("classes", "frames"), help="time against the amount of work")
     memory = argparse.BooleanOptionalAction
     group.add_argument("--memory", action=memory, help="also the memory of a call (default: in usual, full and scale)")
     group = parser.add_argument_group("how it is measured")
     add_list("--implementations", "NAME", "those with one of these in their name (default: all installed)")
-    group.add_argument("--threads", type=_counts, metavar="N,...", help="numbers of threads (default: all)")
+    group.add_argument("--threads", type=_counts(","), metavar="N,...", help="numbers of threads (default: all)")
     group.add_argument("--rounds", type=_count, metavar="N", help="samples of each implementation")
     group.add_argument("--device", choices=("cpu", "cuda"), help="default: that of the set")
     group = parser.add_argument_group("what is written")
@@ -142,12 +144,9 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split("x"))
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_count(part) for part in text.split(",")))
+def _counts(separator: str) -> Callable[[str], tuple[int, ...]]:
+    """A type of several numbers with the separator between."""
+    return lambda text: tuple(map(_count, text.split(separator)))
 
 
 def _tolerance(text: str) -> float:

@@ -13,9 +13,9 @@ import lsm
 from lsm._check import np_dtype
 from lsm._texts import describe_error, printable
 from lsm.bench.data import Data, to_numpy
-from lsm.bench.implementation import NEW, OUT, PARTS, Implementation, of_backend
+from lsm.bench.implementation import FUNCTIONS, NEW, OUT, PARTS, Implementation, of_backend
 from lsm.bench.options import OptionError
-from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, Case
+from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SCALE_OPS, SIGNATURES, Case
 
 Made = Iterator[Implementation]
 
@@ -84,31 +84,30 @@ TORCH_OUT = {  # with a preallocated result, by the functions below torch's own
     "logsumexp": "torch.logsumexp(x, axis, out=total)",
 }
 TORCH_TO_DTYPE = "torch.log_softmax(x, axis, dtype=dtype)"
-TORCH_COMPILED = {  # what is compiled, and a call of it; autograd compiles the gradient as well
-    FORWARD: (f"lambda x: {TORCH_TO_DTYPE}", "compiled(x)"),
-    BACKWARD: (f"lambda dy, y: {TORCH[BACKWARD]}", "compiled(dy, y)"),
-    BOTH: (f"lambda x: {TORCH_TO_DTYPE}", "torch.autograd.grad(compiled(leaf), leaf, dy)[0]"),
+TORCH_COMPILED = {  # what is compiled; autograd compiles the gradient as well
+    FORWARD: f"lambda x: {TORCH_TO_DTYPE}",
+    BACKWARD: f"lambda dy, y: {TORCH[BACKWARD]}",
+    BOTH: f"lambda x: {TORCH_TO_DTYPE}",
 }
-
-
+ON_DASK = {  # of arrays in chunks
+    "dask copy": {FORWARD: "x.map_blocks(np.copy)"},
+    "lsm on dask": {op: f"lsm.{FUNCTIONS.get(op, op)}({SIGNATURES[op].given}, axis)" for op in SCALE_OPS},
+    "dask idiom": {op: IDIOM[op] for op in (FORWARD, "logsumexp")},  # Dask has no take_along_axis
+    "scipy on dask": {op: SCIPY[op] for op in (FORWARD, "logsumexp")},
+}
 _SPECIAL = {"numpy": "numpy", "scipy": "scipy.special", "cupy": "cupyx.scipy.special"}
 
 
-def _found(table: dict[str, Any], case: Case) -> Any:
-    """What a table has for the operation; a LookupError if it has nothing."""
+def _code(table: dict[str, str], case: Case) -> str:
+    """The expression that a table has for the operation; a LookupError if it has none."""
     if case.op not in table:
         raise LookupError("has no such function, or it is not measured")
-    return table[case.op]
-
-
-def _wide(case: Case) -> str:
-    """The expression for x in the dtype of the result."""
-    return "x.astype(dtype)" if case.out_dtype else "x"
+    return table[case.op].format(x="x.astype(dtype)" if case.out_dtype else "x")
 
 
 def _expression(codes: dict[str, str], name: str, library: str, case: Case, data: Data, n_threads: int) -> Made:
     """What is one expression, of arrays of NumPy or CuPy."""
-    code = _found(codes, case).format(x=_wide(case))
+    code = _code(codes, case)
     if library == "cupy" and case.dtype == "bfloat16":
         raise LookupError("has no bfloat16")
     names = {"np": np, "special": import_module(_SPECIAL[library]), "axis": case.axis, "k": case.k}
@@ -135,41 +134,39 @@ def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) ->
     codes = {OUT: TORCH_OUT.get(case.op), NEW: TORCH[case.op]}
     if case.out_dtype:
         codes = {OUT: TORCH_TO_DTYPE.replace(")", ", out=out)"), NEW: TORCH_TO_DTYPE}
-    about: dict[str, Any] = {"library": "torch", "names": names, "wait": data.waits("torch")}
-    if is_transposed:
-        about["to_numpy"] = lambda tensor: to_numpy(tensor.T)
-    if not is_compiled:
-        for way, code in codes.items():
-            if code:
-                yield Implementation(name="torch", way=way, code=code, **about)
-        return
-    function, code = _found(TORCH_COMPILED, case)
-    # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
-    torch._dynamo.reset()
-    how: Any = {"mode": "max-autotune-no-cudagraphs", "dynamic": False, "fullgraph": True}
-    names["compiled"] = torch.compile(eval(function, dict(names)), **how)
-    yield Implementation(name="torch.compile", way=NEW, code=code, **about)
+    if is_compiled:
+        # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
+        function = eval(_code(TORCH_COMPILED, case), dict(names))
+        torch._dynamo.reset()
+        how: Any = {"mode": "max-autotune-no-cudagraphs", "dynamic": False, "fullgraph": True}
+        names["compiled"] = torch.compile(function, **how)
+        call = f"compiled({SIGNATURES[case.op].given})"
+        codes = {NEW: "torch.autograd.grad(compiled(leaf), leaf, dy)[0]" if case.op == BOTH else call}
+    name, back = "torch.compile" if is_compiled else "torch", (lambda y: to_numpy(y.T)) if is_transposed else to_numpy
+    for way, code in codes.items():
+        if code:
+            yield Implementation(name, "torch", way, code, names, to_numpy=back, wait=data.waits("torch"))
 
 
 def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     """A model of one LogSoftmax, with I/O binding and by `run`."""
     name = "onnxruntime"
-    operator = _found({FORWARD: "LogSoftmax"}, case)
+    operator = _code({FORWARD: "LogSoftmax"}, case)
     if case.dtype == "bfloat16" or case.order == "F":
         raise LookupError("takes C order only, and no bfloat16 on a CPU")
     import onnx
     import onnxruntime
 
     start = time.perf_counter()
-    helper, x, out = onnx.helper, data.x, data.out
-    x_type, out_type = (helper.np_dtype_to_tensor_dtype(a.dtype) for a in (x, out))
-    nodes = [helper.make_node(operator, ["x" if x_type == out_type else "wide"], ["y"], axis=case.axis)]
-    if x_type != out_type:
-        nodes.insert(0, helper.make_node("Cast", ["x"], ["wide"], to=out_type))
-    infos = [helper.make_tensor_value_info(*about) for about in (("x", x_type, x.shape), ("y", out_type, x.shape))]
-    graph = helper.make_graph(nodes, "log_softmax", infos[:1], infos[1:])
+    x, out, names = data.x, data.out, {"float16": "float16", "float32": "float", "float64": "double"}
+    x_type, y_type = (f"{names[a.dtype.name]}[{','.join(map(str, a.shape))}]" for a in (x, out))
+    cast = f"wide = Cast <to = {onnx.helper.np_dtype_to_tensor_dtype(out.dtype)}> (x)" * (x_type != y_type)
     # Versions that a runtime of 2023 reads as well.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+        log_softmax ({x_type} x) => ({y_type} y) {{
+            {cast}
+            y = {operator} <axis = {case.axis}> ({"wide" if cast else "x"})
+        }}""")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
@@ -179,16 +176,16 @@ def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     binding.bind_input("x", "cpu", 0, x.dtype.type, x.shape, x.ctypes.data)
     binding.bind_output("y", "cpu", 0, out.dtype.type, out.shape, out.ctypes.data)
     setup_ms = (time.perf_counter() - start) * 1e3
-    names = {"session": session, "binding": binding, "x": x, "out": out}
+    meanings = {"session": session, "binding": binding, "x": x, "out": out}
     for way, code in ((OUT, "session.run_with_iobinding(binding)"), (NEW, "session.run(None, {'x': x})[0]")):
-        yield Implementation(name, name, way, code, names, setup_ms=setup_ms)
+        yield Implementation(name, name, way, code, meanings, setup_ms=setup_ms)
 
 
 def _jax(case: Case, data: Data, n_threads: int) -> Made:
     """An expression, compiled for the case."""
     import jax
 
-    code = _found(JAX, case).format(x=_wide(case))
+    code = _code(JAX, case)
     names = SIGNATURES[case.op].given.replace("labels", "at")
     start = time.perf_counter()
     # float64 is off by default; an executable made here has it everywhere.
@@ -200,6 +197,25 @@ def _jax(case: Case, data: Data, n_threads: int) -> Made:
     part = "[1]" if case.op == BOTH else PARTS.get(case.op, "")
     code = f"compiled({names}){part}.block_until_ready()"
     yield Implementation("jax", "jax", NEW, code, {"compiled": compiled, **given}, setup_ms=setup_ms)
+
+
+def _on_dask(name: str, case: Case, data: Data, n_threads: int) -> Made:
+    """The expression of a lazy array, made and stored anew in each call, by as many threads of Dask's."""
+    code = _code(ON_DASK[name], case)
+    da, special = import_module("dask.array"), import_module("scipy.special") if name == "scipy on dask" else None
+    names: dict[str, Any] = {"np": np, "lsm": lsm, "special": special, "store": da.store, "axis": case.axis}
+    x = da.from_array(data.x, case.chunks or "auto", name=False)  # not by a name that hashes the array
+    names |= {**data.host, "x": x, "n_threads": n_threads}
+    if not isinstance(eval(code, dict(names)), da.Array):
+        raise LookupError("SciPy was imported without SCIPY_ARRAY_API=1 in the environment, and computes at once")
+    code = f"store({code}, {SIGNATURES[case.op].result}, lock=False, scheduler='threads', num_workers=n_threads)"
+    about: dict[str, Any] = {}
+    if name == "dask copy":  # which is right if this is
+        about = {"to_numpy": partial(lsm.log_softmax, axis=case.axis)}
+    elif name == "lsm on dask":
+        info = next(info for info in lsm.list_backends() if info.name == lsm.explain(data.x).winner)
+        about = {"backend": info.name, "bound_ulp": info.max_ulp.get(case.result_dtype)}
+    yield Implementation(name, name.split()[0], OUT, code, names, **about)
 
 
 class Maker(NamedTuple):
@@ -222,6 +238,15 @@ PEERS: Makers = {
     "jax": Maker(_jax, ("jax",), ("cpu", "cuda")),
     "cupyx": Maker(partial(_expression, _CUPYX, "cupyx", "cupy"), ("cupy", "cupyx.scipy.special"), ("cuda",)),
 }
+
+
+def peers_of(in_chunks: bool) -> Makers:
+    """What is measured beside the backends: of arrays in chunks what computes on Dask, else every peer."""
+    if not in_chunks:
+        return PEERS
+    os.environ.setdefault("SCIPY_ARRAY_API", "1")  # read when SciPy is imported: else it computes lazy arrays at once
+    modules = {"scipy on dask": ("dask.array", "scipy.special")}
+    return {name: Maker(partial(_on_dask, name), modules.get(name, ("dask.array",))) for name in ON_DASK}
 
 
 def known(peers: Makers = PEERS) -> Makers:

@@ -48,13 +48,12 @@ class Map(NamedTuple):
     """The cells of one operation, dtype, kind of data and number of threads."""
 
     title: str
-    of: str  # what the ratios are relative to
     classes: list[int]
     inners: list[int]
     ratios: Cells  # the time of the fastest peer over lsm's
     ns: Cells  # of lsm, an element
     limit: str  # what the machine itself takes, as a text, if that was measured
-    notes: list[str]
+    table: Table  # a line for each number of classes, a column for each inner; what is below 1 stands out
 
 
 class Report(NamedTuple):
@@ -100,7 +99,7 @@ def report(result: Result) -> Report:
     return Report(
         head=list(_head(result)),
         rows=[row_table(row, result.header.n_processors) for row in rows],
-        overall=[*_overall(rows), *map(map_table, maps(result))],
+        overall=[*_overall(rows), *(found.table for found in maps(result))],
         remarks=[(title, lines) for title, lines in _remarks(result) if lines],
         calls=("How each was called", sorted(calls)),
     )
@@ -175,16 +174,21 @@ def _notes(row: Row, n_processors: int) -> Iterator[str]:
 
 
 def _overall(rows: list[Row]) -> Iterator[Table]:
-    """For each operation the geometric means, best first, and what more threads brought."""
+    """For each operation the geometric means of what is ranked, best first, and what more threads brought."""
     for op in dict.fromkeys(row.case.op for row in rows):
         here = [row for row in rows if row.case.op == op]
-        if means := geometric_means(here):
-            firsts = [row.best_first()[0].label for row in here if row.implementations]
-            wrong = [e.label for row in here for e in row.implementations if e.error is None and not e.is_right]
-            lines = []
-            for i, (name, (mean, n)) in enumerate(means.items(), 1):
-                counts = [f"{n} of {len(here)}", str(firsts.count(name)), str(wrong.count(name))]
-                lines.append(([str(i), name, times(mean), *counts], BEST if i == 1 else ""))
+        entries, ratios = [e for row in here for e in row.implementations], defaultdict(list)
+        for entry in entries:
+            if entry.is_ranked and entry.ratio:
+                ratios[entry.label].append(entry.ratio)
+        firsts = [row.best_first()[0].label for row in here if row.implementations]
+        wrong = [e.label for e in entries if e.error is None and not e.is_right]
+        lines: list[Line] = []
+        for name, some in sorted(ratios.items(), key=lambda item: (geometric_mean(item[1]), len(item[1]))):
+            counts = [f"{len(some)} of {len(here)}", str(firsts.count(name)), str(wrong.count(name))]
+            cells = [str(len(lines) + 1), name, times(geometric_mean(some)), *counts]
+            lines.append((cells, "" if lines else BEST))
+        if lines:
             of = reference(here)
             heads = ["#", "implementation", "mean ratio", "ranked in rows", "fastest in", "wrong in"]
             yield Table(f"{op}: time over that of {of.name if of else 'lsm'}, geometric mean", heads, lines)
@@ -195,21 +199,17 @@ def _overall(rows: list[Row]) -> Iterator[Table]:
             yield Table(title, ["implementation", *(plural(n, "thread") for n in counts_of)], lines)
 
 
-def maps(result: Result) -> Iterator[Map]:
-    """The maps that a run has measured, each with what it says in a few lines."""
+def maps(result: Result) -> list[Map]:
+    """The maps that a run has measured."""
     groups = defaultdict(list)
     for row in result.rows:
         if row.case.workload == MAP:
             words = [row.case.op, row.case.dtype, *[row.case.data] * (row.case.data != "logits")]
             groups[", ".join([*words, plural(row.threads, "thread")])].append(row)
-    for title, rows in groups.items():
-        found = _map(title, rows)
-        if n := sum(row.is_disturbed(result.header.n_processors) for row in rows):
-            found.notes.append(f"others used the processors in {n} of {len(rows)} cells: not reliable")
-        yield found
+    return [_map(title, rows, result.header.n_processors) for title, rows in groups.items()]
 
 
-def _map(title: str, rows: list[Row]) -> Map:
+def _map(title: str, rows: list[Row], n_processors: int) -> Map:
     fastest: dict[tuple[int, int], Entry] = {}
     ns: Cells = {}
     limits: list[float] = []
@@ -234,30 +234,20 @@ def _map(title: str, rows: list[Row]) -> Map:
     if ns:
         text = f"ns an element: {min(ns.values()):.2f} to {max(ns.values()):.2f}, median {median(ns.values()):.2f}"
         notes.append(text + f"; {limit} for the same bytes" * bool(limit))
-    of = reference(rows)
+    if n_disturbed := sum(row.is_disturbed(n_processors) for row in rows):
+        notes.append(f"others used the processors in {n_disturbed} of {len(rows)} cells: not reliable")
+    of, head = reference(rows), "the fastest peer's time over that of"
     classes, inners = sorted({row.case.n_classes for row in rows}), sorted({row.case.inner for row in rows})
-    return Map(title, of.name if of else "lsm", classes, inners, ratios, ns, limit, notes)
-
-
-def map_table(found: Map) -> Table:
-    """A line for each number of classes, a column for each inner; what is below 1 stands out."""
-    lines: list[Line] = []
-    marks: dict[tuple[int, int], str] = {}
-    for i, n_classes in enumerate(found.classes):
-        ratios = [found.ratios.get((n_classes, inner)) for inner in found.inners]
-        lines.append(([str(n_classes), *map(number, ratios)], ""))
-        marks |= {(i, j): WRONG for j, ratio in enumerate(ratios, 1) if ratio and round(ratio, 2) < 1}
-    title = f"{found.title}: the fastest peer's time over that of {found.of}; classes by inner"
-    return Table(title, ["classes", *map(str, found.inners)], lines, found.notes, marks)
-
-
-def geometric_means(rows: Iterable[Row]) -> dict[str, tuple[float, int]]:
-    """The mean of each implementation's ratios and their number, best first; of ranked ones only."""
-    ratios = defaultdict(list)
-    for entry in (e for row in rows for e in row.implementations if e.is_ranked and e.ratio):
-        ratios[entry.label].append(entry.ratio or math.nan)
-    means = {name: (geometric_mean(values), len(values)) for name, values in ratios.items()}
-    return dict(sorted(means.items(), key=lambda item: item[1]))
+    texts = [[str(n), *(number(ratios.get((n, inner))) for inner in inners)] for n in classes]
+    below = [cell for cell, ratio in ratios.items() if round(ratio, 2) < 1]
+    table = Table(
+        f"{title}: {head} {of.name if of else 'lsm'}; classes by inner",
+        ["classes", *map(str, inners)],
+        [(cells, "") for cells in texts],
+        notes,
+        {(classes.index(n), 1 + inners.index(inner)): WRONG for n, inner in below},
+    )
+    return Map(title, classes, inners, ratios, ns, limit, table)
 
 
 def speed_ups(rows: Iterable[Row]) -> dict[str, dict[int, float]]:

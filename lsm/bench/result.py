@@ -5,7 +5,7 @@ A number that is not known is None, and so is in JSON one that is not finite.
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -137,13 +137,14 @@ class Result:
 
     def to_json(self) -> str:
         """The text of a file that `from_json` reads."""
-        return json.dumps(_mapped(asdict(self), _finite), indent=1, allow_nan=False) + "\n"
+        tree = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)  # an infinity, or none at all
+        return json.dumps(tree, indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str, name: str = "the file") -> Result:
     """Read what `Result.to_json` wrote, or raise a ValueError that says why not."""
     try:
-        tree = _mapped(json.loads(text), _printable)
+        tree = _printable(json.loads(text))
         if tree["format"] != FORMAT:
             raise ValueError(f"format {tree['format']!r}; this lsm reads {FORMAT}: measure again, or use its lsm")
         rows = [_row(**row) for row in tree.pop("rows")]
@@ -153,25 +154,16 @@ def from_json(text: str, name: str = "the file") -> Result:
         raise ValueError(f"{name!r}: {text}; accepted: what `lsm bench --json` wrote") from None
 
 
-def _row(case: Any, limit: Any, implementations: Any, **rest: Any) -> Row:
+def _row(case: dict[str, Any], limit: Any, implementations: Any, **rest: Any) -> Row:
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in case.items()}
     entries = [Entry(**entry) for entry in implementations]
-    return Row(Case.from_json(case), limit=Limit(**limit) if limit else None, implementations=entries, **rest)
+    return Row(Case(**fields), limit=Limit(**limit) if limit else None, implementations=entries, **rest)
 
 
-def _mapped(tree: Any, of_leaf: Callable[[Any], Any]) -> Any:
-    """The same tree with other leaves, and keys."""
+def _printable(tree: Any) -> Any:
+    """The same tree, in whose texts and keys are no control characters, which a terminal would obey."""
     if isinstance(tree, dict):
-        return {of_leaf(key): _mapped(item, of_leaf) for key, item in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_mapped(item, of_leaf) for item in tree]
-    return of_leaf(tree)
-
-
-def _printable(leaf: Any) -> Any:
-    """A text without control characters, which a terminal would obey."""
-    return printable(leaf) if isinstance(leaf, str) else leaf
-
-
-def _finite(leaf: Any) -> Any:
-    """None for a number that JSON cannot hold."""
-    return None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+        return {printable(key): _printable(item) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [_printable(item) for item in tree]
+    return printable(tree) if isinstance(tree, str) else tree

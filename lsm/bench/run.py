@@ -19,13 +19,11 @@ from lsm._threads import cpu_limit
 from lsm.bench import machine, peers
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference, check
-from lsm.bench.implementation import OUT, is_out_of_cache, limit
+from lsm.bench.implementation import OUT, Budget, Implementation, interleave, is_out_of_cache, limit
 from lsm.bench.memory import MIN_RESULT_BYTES, extra_bytes
 from lsm.bench.options import MAP, SCALE, OptionError, Options
-from lsm.bench.peers import Makers
+from lsm.bench.peers import Makers, peers_of
 from lsm.bench.result import Entry, Header, Limit, Result, Row, reference
-from lsm.bench.scale import peers_of
-from lsm.bench.timing import Budget, Watch, interleave
 from lsm.bench.workloads import SIGNATURES, Case, cases
 
 BUDGETS = {
@@ -60,7 +58,23 @@ def run(options: Options, after_row: AfterRow = lambda *_: None) -> Result:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
         raise OptionError("implementations", f"none can be measured ({reasons})")
     wanted = cases(options)
-    result = Result(_header(options, n_threads, makers, gpu), absent | too_many)
+    header = Header(
+        processor=printable(machine.processor()),
+        n_processors=cpu_limit(),
+        system=platform.system(),
+        date=time.strftime("%Y-%m-%d"),
+        caches=machine.caches(),
+        gpu=gpu,
+        versions=machine.versions(module for maker in makers.values() for module in maker.modules),
+        commit=machine.commit(),
+        command=printable(options.command),
+        wanted=list(options.implementations),
+        threads=n_threads,
+        rounds=options.rounds or BUDGETS[options.set].rounds,
+        environment={name: printable(value) for name, value in machine.environment().items()},
+        pools=[],
+    )
+    result = Result(header, absent | too_many)
 
     try:
         for row in _rows(options, wanted, makers, result):
@@ -85,8 +99,7 @@ def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result) 
     has_memory = options.set in ("usual", "full", SCALE) if options.memory is None else options.memory
     start, n_left = time.perf_counter(), len(result.header.threads) * len(wanted)
     for n in result.header.threads:
-        cannot: dict[str, str] = {}
-        with machine.equal_threads(n, makers, cannot) as pools:
+        with machine.equal_threads(n, makers) as (pools, cannot):
             result.absent |= cannot
             equal = {name: maker for name, maker in makers.items() if name not in cannot}
             result.header.pools += [pool for pool in pools if pool not in result.header.pools]
@@ -121,25 +134,6 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _header(options: Options, n_threads: list[int], makers: Makers, gpu: str | None) -> Header:
-    return Header(
-        processor=printable(machine.processor()),
-        n_processors=cpu_limit(),
-        system=platform.system(),
-        date=time.strftime("%Y-%m-%d"),
-        caches=machine.caches(),
-        gpu=gpu,
-        versions=machine.versions(module for maker in makers.values() for module in maker.modules),
-        commit=machine.commit(),
-        command=printable(options.command),
-        wanted=list(options.implementations),
-        threads=n_threads,
-        rounds=options.rounds or BUDGETS[options.set].rounds,
-        environment={name: printable(value) for name, value in machine.environment().items()},
-        pools=[],
-    )
-
-
 def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict[str, int], budget: Budget) -> Row:
     """Measure the times and errors of one row."""
     implementations, absent = peers.made(makers, case, data, n_threads)
@@ -149,30 +143,28 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
     exact = Reference(case, data, budget.n_checked)
     row = Row(case, n_threads, data.device, data.n_bytes(case), n_checked_frames=exact.n_frames, absent=absent)
     long_ms = max(LONG_CALL_S, budget.share_s(len(implementations))) * 1e3
-    watches: list[Watch] = []
+    timed = []
     for one in implementations:
         if any(e.name == one.name and (e.first_call_ms or 0) > long_ms for e in row.implementations):
             row.absent[f"{one.name}, new result"] = "its calls with out= take too long for both ways to be measured"
             continue
-        entry = one.entry()
-        row.implementations.append(entry)
-        check(one, entry, exact)
-        if entry.error is None:
-            watches.append(Watch(one, entry))
-    limits = []
+        row.implementations.append(one.entry)
+        check(one, exact)
+        if one.entry.error is None:
+            timed.append(one)
+    limits: list[Implementation] = []
     if (name := SIGNATURES[case.op].limit) and (budget.is_of_map or is_out_of_cache(case, data, caches)):
         try:
-            one = limit(case, data, n_threads)
-            limits = [Watch(one, one.entry())]
-        except Exception as error:  # a build of the kernels without it, say
+            limits = [limit(case, data, n_threads)]
+        except Exception as error:  # CuPy alone has no bfloat16, say
             row.absent[name] = describe_error(error)
-    others = machine.Others()
-    interleave(watches + limits, budget)
-    row.others = others.processors()
+    spent = machine.spent()
+    interleave(timed + limits, budget)
+    row.others = machine.used_by_others(spent, machine.spent())
     fill(row, limits[0].entry if limits else None)
-    for watch in watches:
-        if watch.entry.error is None:  # once more: one may compute at its first call, and nothing from then on
-            check(watch.implementation, watch.entry, exact)
+    for one in timed:
+        if one.entry.error is None:  # once more: one may compute at its first call, and nothing from then on
+            check(one, exact)
     return row
 
 

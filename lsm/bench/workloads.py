@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lsm._check import at_least_float32
 from lsm._operations import DERIVED
@@ -167,12 +167,6 @@ class Case:
     data: str = "logits"
     k: int = 1  # of top-k
     chunks: tuple[int, ...] = ()
-
-    @classmethod
-    def from_json(cls, about: dict[str, Any]) -> "Case":
-        """The case whose fields these are, with lists for tuples."""
-        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in about.items()}
-        return cls(**given)
 
     @property
     def result_dtype(self) -> str:
