@@ -42,6 +42,25 @@ GRADIENTS = "lsm/backends/_slices_backward.py"
 BLOCKS = "lsm/backends/_blocks.py"
 KERNELS = "lsm/backends/_kernels"  # a folder: one of its files has the text
 FAULTS = (
+    Fault(
+        "kernel: short rows, the last chunk left out of the maximum",
+        KERNELS,
+        "high[k] = last[k]",
+        "high[k] = -INFINITY",
+    ),
+    Fault("kernel: short rows, the third row added first", KERNELS, "second[k] += third[k]", "first[k] += third[k]"),
+    Fault(
+        "kernel: short rows, sums of a block go on in the next",
+        KERNELS,
+        "if i % BLOCK_ROWS == BLOCK_ROWS - 1:",
+        "if False:",
+    ),
+    Fault(
+        "kernel: short rows, streamed with the rows of the last group",
+        KERNELS,
+        "write_long(frame_at(y, 0, 0), n_frames * n,",
+        "write_long(frame_at(y, 0, 0), n_frames * n - 1,",
+    ),
     Fault("kernel: a class too many in the sum", KERNELS, "(frame.n_largest - 1)", "(frame.n_largest - 0)"),
     Fault("kernel: a wrong digit in float32's exp", KERNELS, "0.1666651964187622", "0.1666551964187622"),
     Fault("kernel: exp(y) may overflow in float64", KERNELS, "not (y < 709)", "not (y < 1e9)"),

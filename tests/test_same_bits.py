@@ -33,7 +33,7 @@ CONSTANTS = {
 OF_CLASSES = ("N_LANES", "PAIR_LANES", "ROW_CLASSES", "FEW_CLASSES", "BLOCK_CLASSES")
 OF_CLASSES += ("PIPELINED_MIN_CLASSES", "PIPELINED_MIN_CLASSES_BACKWARD", "PIPELINED_MIN_CLASSES_DOUBLE")
 OF_CLASSES += ("FINALIZE_BATCH_MAX_CLASSES", "PIPELINE_MAX_CLASSES", "PREFETCH_DISTANCE_CLASSES")
-OF_CLASSES += ("REGULAR_STORE_MAX_CLASSES",)
+OF_CLASSES += ("REGULAR_STORE_MAX_CLASSES", "SHORT_CLASSES")
 BORDERS = sorted({CONSTANTS[name] + i for name in (*OF_CLASSES, "SLICE_CLASSES") for i in (-1, 0, 1)})
 BORDERS += [CONSTANTS["SCRATCH_BYTES"] // 3 // 128 * 16 + i for i in (0, 1)]  # the longest copies of float64
 OF_KERNELS = [dtype for name, dtype in DTYPES.items() if name != "longdouble"]
@@ -176,6 +176,22 @@ def test_sums_of_products_on_either_axis(n, dtype, rng):
     dx = lsm.softmax_backward(dy, p, backend="cython")
     of_columns = lsm.softmax_backward(dy.T.copy(), p.T.copy(), 0, backend="cython").T
     np.testing.assert_array_equal(of_columns, dx)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n_frames", [1, 16, 37, 70])
+def test_short_rows_of_any_length_are_columns_elsewhere(n_frames, dtype, rng):
+    """Rows of up to 512 classes are whole rows of 64 and a tail of 1 to 4 chunks of 16, the last one filled up."""
+    for n in (65, 79, 80, 81, 96, 111, 112, 127, 128, 129, 160, 191, 192, 193, 240, 255, 256, 257, 300, 448, 511, 512):
+        x, dy = (rng.standard_normal((2, n_frames, n)) * 4).astype(dtype)
+        x[0, 1:] = x[0, 0]  # all are largest
+        y, p = lsm.log_softmax(x, backend="cython"), lsm.softmax(x, backend="cython")
+        cases = [(lsm.log_softmax, (x,)), (lsm.softmax, (x,)), (lsm.logsumexp, (x,))]
+        cases += [(lsm.log_softmax_backward, (dy, y)), (lsm.softmax_backward, (dy, p))]
+        for function, inputs in cases:
+            rows = function(*inputs, axis=1, backend="cython")
+            columns = function(*(array.T.copy() for array in inputs), axis=0, backend="cython")
+            np.testing.assert_array_equal(columns.T, rows, f"{function.__name__}, {n}")
 
 
 @pytest.mark.parametrize("n", [3, 20, 64, 200])

@@ -124,6 +124,7 @@ cdef enum:
     SHORT_CLASSES = 512         # up to here the stages are loops over a group
     FEW_GROUP_FRAMES = 64       # of few classes, which wait less: at 1500x10 6.6 ns a row, 8.8 with 16
     FEW_GROUP_FLOATS = 2048     # of such a group: with twice as many, the gradient at 1500x64 takes 1.2 times as long
+    FEW_GROUP_DOUBLES = 1024
     GROUP_PEAKS = 1664          # CHUNK * (GROUP_FRAMES + GROUP_BYTES / 4 / BLOCK_CLASSES) or more
     STREAMED_ROW_BYTES = 4096   # shorter rows are not written with nontemporal stores: at 100 classes 3 times as slow
 

@@ -16,14 +16,14 @@ cdef inline void put_chunks(floating* to, const floating* p, Py_ssize_t n_chunks
         put_some(&to[(n_chunks - 1) * CHUNK], &p[(n_chunks - 1) * CHUNK], n_last)
 
 
-cdef inline Py_ssize_t count_whole(Py_ssize_t n_frames, Py_ssize_t n, Py_ssize_t step) noexcept nogil:
-    """How many frames of a group may be written as whole chunks: the excess is overwritten by the next frames.
+cdef inline Py_ssize_t count_whole(Py_ssize_t n_frames, Py_ssize_t n) noexcept nogil:
+    """How many packed frames of a group may be written as whole chunks: the excess is overwritten by the next frames.
 
     In place it is safe, since those have been copied already. Not used where partial stores are as fast: at 1500x10 v3
     takes 14.9 instead of 18.8 ns, at 1000000x10 v4 would take 12.5, not 11.9.
     """
     cdef Py_ssize_t width = round_up(n, CHUNK)
-    return max(<Py_ssize_t> 0, n_frames - (width + n - 1) // n + 1) if step == n and not LSM_HAS_PARTIAL_STORES else 0
+    return max(<Py_ssize_t> 0, n_frames - (width + n - 1) // n + 1) if not LSM_HAS_PARTIAL_STORES else 0
 
 
 cdef inline void results_of_run(int op, const floating* a, const floating* b, Py_ssize_t n_chunks, const floating* p,
@@ -109,9 +109,9 @@ cdef inline Py_ssize_t most_short_rows(Py_ssize_t n, const floating* of) noexcep
 cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames, Py_ssize_t n, bint far,
                                 bint stream, floating* scratch) noexcept nogil:
     """All stages of a group of frames of at most SHORT_CLASSES classes."""
-    cdef floating few_copies[FEW_GROUP_FLOATS]
-    cdef floating few_copies_b[FEW_GROUP_FLOATS]
-    cdef floating few_stage[FEW_GROUP_FLOATS + CHUNK]
+    cdef double few_copies[FEW_GROUP_DOUBLES]
+    cdef double few_copies_b[FEW_GROUP_DOUBLES]
+    cdef double few_stage[FEW_GROUP_DOUBLES + CHUNK]
     cdef floating lasts[GROUP_FRAMES * CHUNK]
     cdef floating lasts_b[GROUP_FRAMES * CHUNK]
     cdef floating params[N_PARAMS * MAX_WIDTH]
@@ -122,9 +122,9 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
     cdef double total[FEW_GROUP_FRAMES + 7 * GROUP_FRAMES]
     cdef double error[FEW_GROUP_FRAMES + 7 * GROUP_FRAMES]
     cdef bint few = is_few(n), is_regular = True, some_low = False
-    cdef floating* copies = &few_copies[0] if few else scratch
-    cdef floating* copies_b = &few_copies_b[0] if few else scratch + packed_numbers(scratch)
-    cdef floating* stage = &few_stage[0] if few else scratch + 2 * packed_numbers(scratch)
+    cdef floating* copies = <floating*> &few_copies[0] if few else scratch
+    cdef floating* copies_b = <floating*> &few_copies_b[0] if few else scratch + packed_numbers(scratch)
+    cdef floating* stage = <floating*> &few_stage[0] if few else scratch + 2 * packed_numbers(scratch)
     cdef char* to = <char*> stage
     cdef Py_ssize_t f, n_last = CHUNK, n_whole = 0, step_y = n * <Py_ssize_t> sizeof(floating)
     cdef Py_ssize_t n_tail = (round_up(n, CHUNK) // CHUNK - 1) % 4 + 1
@@ -168,7 +168,7 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
         to = frame_at(y, 0, 0).at
         step_y = y.gap
         n_last = (n - 1) % CHUNK + 1
-        n_whole = count_whole(n_frames, n, step_y // <Py_ssize_t> sizeof(floating)) if few else <Py_ssize_t> 0
+        n_whole = count_whole(n_frames, n) if few and lies_whole(y, n) else <Py_ssize_t> 0
     if few and some_low:
         write_short_rows(op, True, v, w, n_tail, n_frames, params, True, True, to, step_y, n_whole, n_last)
     elif few:
