@@ -12,7 +12,7 @@
 #   ops.pxi        what an operation is to a traversal; one op_*.pxi for each
 #   traverse_block.pxi  interleaved frames, with vectors along the frames; block_layout.pxi, block_reduce.pxi
 #   traverse_rows.pxi   groups of rows, with vectors along the classes; row_reduce.pxi, and
-#                  short_rows.pxi with short_row_reduce.pxi for few classes
+#                  short_rows.pxi for up to 512 classes; row_group.pxi, short_row_max.pxi, short_row_sum.pxi
 #   rows.pxi       many classes of log-softmax, three rows in flight: stages.pxi, remainder.pxi; and of its gradient,
 #                  two in flight: rows_backward.pxi, stages_backward.pxi
 #   traverse_long.pxi   rows longer than a slice, on all threads if they are few
@@ -198,7 +198,9 @@ include "block_reduce.pxi"
 include "few.pxi"
 include "traverse_block.pxi"
 include "row_reduce.pxi"
-include "short_row_reduce.pxi"
+include "row_group.pxi"
+include "short_row_max.pxi"
+include "short_row_sum.pxi"
 include "short_rows.pxi"
 include "traverse_rows.pxi"
 include "traverse_long.pxi"

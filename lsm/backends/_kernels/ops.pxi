@@ -132,26 +132,25 @@ cdef void reduce_few(int op, Block a, Block b, Shape s, const floating* params, 
 
 cdef floating reduce_short_rows(int op, bint few, const RowGroup* a, const RowGroup* b, Py_ssize_t n_tail,
                                 Py_ssize_t n_frames, const char* y, Py_ssize_t gap, floating* params, floating* m,
-                                double* half, double* half_error, floating* n_equal,
-                                floating* highest) noexcept nogil:
+                                double* half, double* half_error, floating* n_equal) noexcept nogil:
     """reduce_short_of with `op` and `few` as constants."""
     if sums_exponentials(op) and few:
         return reduce_short_of(LOG_SOFTMAX, True, a[0], b[0], n_tail, n_frames, y, gap, params, m, half, half_error,
-                               n_equal, highest)
+                               n_equal)
     if sums_exponentials(op):
         return reduce_short_of(LOG_SOFTMAX, False, a[0], b[0], n_tail, n_frames, y, gap, params, m, half, half_error,
-                               n_equal, highest)
+                               n_equal)
     if op == SOFTMAX_BACKWARD and few:
         return reduce_short_of(SOFTMAX_BACKWARD, True, a[0], b[0], n_tail, n_frames, y, gap, params, m, half,
-                               half_error, n_equal, highest)
+                               half_error, n_equal)
     if op == SOFTMAX_BACKWARD:
         return reduce_short_of(SOFTMAX_BACKWARD, False, a[0], b[0], n_tail, n_frames, y, gap, params, m, half,
-                               half_error, n_equal, highest)
+                               half_error, n_equal)
     if few:
         return reduce_short_of(LOG_SOFTMAX_BACKWARD, True, a[0], b[0], n_tail, n_frames, y, gap, params, m, half,
-                               half_error, n_equal, highest)
+                               half_error, n_equal)
     return reduce_short_of(LOG_SOFTMAX_BACKWARD, False, a[0], b[0], n_tail, n_frames, y, gap, params, m, half,
-                           half_error, n_equal, highest)
+                           half_error, n_equal)
 
 
 cdef void reduce_max_of_row(int op, const floating* a, const floating* b, const floating* last_a,

@@ -176,6 +176,9 @@ cdef floating range_of_rows(const floating* y, Py_ssize_t step, Py_ssize_t n_row
     cdef int64_t high_d[CHUNK]
     cdef Py_ssize_t r, c, k
     cdef const floating* v
+    if step == n:  # packed rows are one
+        n *= n_rows
+        n_rows = 1
     for k in range(CHUNK):
         if floating is float:
             low_f[k] = high_f[k] = lsm_depth_f(y[k])

@@ -1,5 +1,5 @@
-# Groups of rows of at most SHORT_CLASSES classes, all stages of which are here but for short_row_reduce.pxi. The number
-# of chunks of the tail is a compile-time constant in every loop over frames.
+# Groups of rows of at most SHORT_CLASSES classes: all stages in turn, and the last of them, which writes the result. The
+# number of chunks of the tail is a compile-time constant in every loop over frames.
 
 
 cdef inline void put_chunks(floating* to, const floating* p, Py_ssize_t n_chunks, Py_ssize_t n_last) noexcept nogil:
@@ -138,7 +138,9 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
     stream &= reads_two(op) and lies_whole(y, n)  # others are bound by arithmetic
     least = reduce_short_rows(op, few, &v, &w, n_tail, n_frames,
                               next_row(y, 0, far and writes_elements(op) and not stream, params), y.gap, params, m,
-                              half, half_error, n_equal, &highest)
+                              half, half_error, n_equal)
+    if limits_range(op) and not few:
+        least = range_of_rows(<const floating*> w.at, w.step // <Py_ssize_t> sizeof(floating), n_frames, n, &highest)
     end_sums(half, half_error, n_frames, total, error, params)
     if sums_exponentials(op):
         if is_one_each(n_equal, m, n_frames):
