@@ -55,6 +55,7 @@ FAULTS = (
         "if i % BLOCK_ROWS == BLOCK_ROWS - 1:",
         "if False:",
     ),
+    Fault("kernel: short rows, no y is large", KERNELS, "elif limits_range(op) and is_large(highest):", "elif False:"),
     Fault(
         "kernel: short rows, streamed with the rows of the last group",
         KERNELS,

@@ -1,5 +1,5 @@
-# Groups of rows of at most SHORT_CLASSES classes: all stages in turn, and the last of them, which writes the result. The
-# number of chunks of the tail is a compile-time constant in every loop over frames.
+# Groups of rows of at most SHORT_CLASSES classes: all stages in turn, and the last of them, which writes the result.
+# The number of chunks of the tail is a compile-time constant in every loop over frames.
 
 
 cdef inline void put_chunks(floating* to, const floating* p, Py_ssize_t n_chunks, Py_ssize_t n_last) noexcept nogil:
