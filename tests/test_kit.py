@@ -384,8 +384,9 @@ def test_lsm_check(planted, capsys, tmp_path):
 
 def test_skips_are_counted_and_say_why(planted, capsys):
     code = "from plugin_planted import Good\nbackend = Good()\nbackend.name = 'modest'\nbackend.same_bits = False\n"
-    code += "backend.dtypes = ('float32',)\nbackend.array_types = ('numpy.ndarray', 'acme.Array')\n"
-    code += "backend.devices = ('cpu', 'cuda')\nbackend.empty = lambda shape, dtype, like: None\n"
+    code += "backend.dtypes = ('float32',)\nbackend.max_ulp = {}\n"
+    code += "backend.array_types = ('numpy.ndarray', 'acme.Array')\nbackend.devices = ('cpu', 'cuda')\n"
+    code += "backend.empty = lambda shape, dtype, like: None\n"
     planted.add("modest", "modest", code)
     lsm.refresh_backends()
     assert main(["check", "modest"]) == 0
