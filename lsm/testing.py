@@ -50,8 +50,8 @@ class BackendConformance:
         if "case" not in metafunc.fixturenames:
             return
         if any(metafunc.definition.iter_markers("xfail")):
-            raise ConformanceError(f"{type(self).__name__} is marked xfail; remove the claim that fails instead")
-        # It imports pytest, which `lsm check` does not need.
+            raise ConformanceError(f"{type(self).__name__} is marked xfail; instead, remove the claim that fails")
+        # This module imports pytest, which `lsm check` does not need.
         import_module("lsm._conformance.expected").refuse_xfail(metafunc.config, BackendConformance)
         found = cases(self.backend, self.makers)
         metafunc.parametrize("case", found, ids=[case.name for case in found])

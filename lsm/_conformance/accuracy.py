@@ -1,4 +1,4 @@
-"""Checks of the error against the exact value, on every kind of finite frame."""
+"""Checks of the error against the exact value, on finite frames of every kind."""
 
 from functools import partial
 from typing import Any
@@ -17,14 +17,14 @@ N_CLASSES_BY_DECIMAL = (1, 2, 10, 65)
 
 
 def shapes(dtype: np.dtype[Any]) -> list[tuple[int, int]]:
-    """Frames and classes that are tried: fewer where the exact values take long."""
+    """The tested numbers of frames and classes: fewer where the exact values take long."""
     if is_quick(dtype):
         return [(max(1, min(60, 6000 // n)), n) for n in N_CLASSES]
     return [(3, n) for n in N_CLASSES_BY_DECIMAL]
 
 
 def is_accurate(subject: Subject, operation: Operation, kind: str) -> float:
-    """One operation on frames of one kind; gradients have both signs, log-probabilities are exact and rounded."""
+    """One operation on frames of one kind; gradients have both signs, log-probabilities are the exact ones, rounded."""
     rng, worst = subject.rng(), 0.0
     for shape in shapes(subject.dtype):
         sample = Sample(frames(kind, shape, subject.dtype, rng), rng)
@@ -33,7 +33,7 @@ def is_accurate(subject: Subject, operation: Operation, kind: str) -> float:
 
 
 def gradient_does_not_vanish(subject: Subject, operation: Operation) -> float:
-    """Where one class is certain and is the label, the error counts in ulps of the gradient itself."""
+    """Where one class is certain and is the label, errors are measured in ulps of the gradient itself."""
     rng, worst = subject.rng(), 0.0
     for shape in shapes(subject.dtype)[1:]:
         x = frames("peaked", shape, subject.dtype, rng)
@@ -71,7 +71,7 @@ def long_frames_are_accurate(subject: Subject) -> float:
 
 
 def other_dtypes_are_accurate(subject: Subject, operation: Operation) -> None:
-    """A result of every other dtype that is claimed is rounded once, from the wider of the two."""
+    """A result of any other claimed dtype is rounded once, from the wider of the two."""
     others = subject.other_dtypes()
     if not others:
         raise SkipTest(f"claims no dtype other than {subject.dtype_name}")

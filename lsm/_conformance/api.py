@@ -1,4 +1,4 @@
-"""Checks of the rows of the table of semantics that lsm and the backend hold together, through lsm's functions."""
+"""Checks, through lsm's functions, of the rows of the table of semantics that lsm and the backend share."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -17,12 +17,12 @@ from lsm._operations import Operation
 
 
 def call(subject: Subject, operation: Operation, inputs: Iterable[Any], axis: Any = -1, **kwargs: Any) -> Any:
-    """lsm's function for an operation, by the backend."""
+    """Call lsm's function for an operation with the backend."""
     return getattr(lsm, operation.name)(*inputs, axis, backend=subject.name, **kwargs)
 
 
 def kept(subject: Subject, operation: Operation, result: Any) -> Array:
-    """A result along the last axis in NumPy, that of a reduction with the axis, as an exact result is."""
+    """A result along the last axis as a NumPy array; a reduction keeps the axis, as exact results do."""
     values = subject.maker.to_numpy(result)
     return values[..., None] if operation.is_reduction else values
 
@@ -34,13 +34,13 @@ def ordinary(subject: Subject, shape: tuple[int, ...]) -> Sample:
 
 
 def each(subject: Subject, sample: Sample) -> Iterator[tuple[Operation, list[Any]]]:
-    """Yield each operation, and its inputs as the backend shall be given them."""
+    """Yield each operation with its inputs as arrays of the type and device under test."""
     for operation in subject.operations:
         yield operation, [subject.to_device(array) for array in sample.inputs(operation)]
 
 
 def result_is_of_the_kind(subject: Subject) -> None:
-    """Give a result of the type, shape, device and dtype of the input, with the right values."""
+    """Return a result with the type, shape, device and dtype of the input, and the right values."""
     for shape in ((5,), (4, 7), (2, 3, 4)):
         sample = ordinary(subject, shape)
         for operation, given in each(subject, sample):
@@ -54,7 +54,7 @@ def result_is_of_the_kind(subject: Subject) -> None:
 
 
 def dtype_of_the_result(subject: Subject) -> None:
-    """Give the dtype that dtype= asks for, or refuse one that is not claimed."""
+    """Return the dtype requested by dtype=; reject a dtype that is not claimed."""
     sample = ordinary(subject, (3, 20))
     for operation, given in each(subject, sample):
         if not operation.has_dtype:
@@ -70,7 +70,7 @@ def dtype_of_the_result(subject: Subject) -> None:
 
 
 def axes(subject: Subject) -> None:
-    """Take an axis from either end, several axes, or None for all, and refuse others."""
+    """Accept an axis counted from either end, several axes, or None for all; reject others."""
     shape = (3, 4, 5)
     for axis in (0, 1, 2, -1, -3, (0, 2), (2, 1), (0, 1, 2), None):
         every = range(3) if axis is None else axis if isinstance(axis, tuple) else (axis,)
@@ -94,18 +94,18 @@ def axes(subject: Subject) -> None:
 
 
 def out_is_written(subject: Subject) -> None:
-    """Write into out and return it; refuse one that does not fit before anything is written."""
+    """Write to out and return it; reject an unsuitable out before writing anything."""
     sample = ordinary(subject, (4, 6))
     for operation, given in each(subject, sample):
         op, shape = operation.name, operation.result_shape(sample.shape, (1,))
         out = subject.to_device(np.full(shape, GUARD, subject.dtype))
-        require(call(subject, operation, given, out=out) is out, f"{op}: what is returned is not out")
+        require(call(subject, operation, given, out=out) is out, f"{op}: the returned array is not out")
         subject.worst(kept(subject, operation, out), sample.exact(operation), f"{op} into out")
         wrong = np.full((4, 5), GUARD, subject.dtype), np.full(shape, GUARD, np.int32)
         for error, values in zip((ValueError, TypeError), wrong, strict=True):
             bad = subject.to_device(values)
             expect(error, f"out of shape {values.shape} and {values.dtype}", subject, operation, given, out=bad)
-            require((subject.maker.to_numpy(bad) == values).all(), f"{op}: an out that was refused is written to")
+            require((subject.maker.to_numpy(bad) == values).all(), f"{op}: wrote to an out that it rejected")
         if subject.maker.has_read_only:
             bad = subject.to_device(np.full(shape, GUARD, subject.dtype))
             bad.flags.writeable = False
@@ -113,7 +113,7 @@ def out_is_written(subject: Subject) -> None:
 
 
 def overlap(subject: Subject) -> None:
-    """Give with an out that overlaps an input in part what a new out gets."""
+    """Give the same result in an out that partly overlaps an input as in a new array."""
     sample = ordinary(subject, (5, 40))
     for operation, given in each(subject, sample):
         inputs = sample.inputs(operation)
@@ -132,7 +132,7 @@ def overlap(subject: Subject) -> None:
 
 
 def empty(subject: Subject) -> None:
-    """Give an empty array of the right shape and dtype for no frames or no classes; a reduction's identity."""
+    """Return an empty array of the right shape and dtype for no frames or no classes; reductions, their identity."""
     for shape in ((0,), (2, 0), (0, 3), (0, 0), (3, 0, 2)):
         given = subject.to_device(np.empty(shape, subject.dtype))
         for axis in range(len(shape)):
@@ -148,7 +148,7 @@ def empty(subject: Subject) -> None:
 
 
 def without_dimensions(subject: Subject) -> None:
-    """Give a scalar for an array of NumPy without dimensions, as NumPy does, and the library's own array for others."""
+    """Return a scalar for a 0-d NumPy array, as NumPy does, and for other libraries an array of their own."""
     given = subject.to_device(np.zeros((), subject.dtype))
     is_numpy = subject.maker.type_name == "numpy.ndarray"
     kind = subject.dtype.type.__name__ if is_numpy else type(given).__name__
@@ -162,12 +162,12 @@ def without_dimensions(subject: Subject) -> None:
             require(values.shape == () and values == right, f"{what} gives {values!r}, not {right}")
             require(values.dtype == subject.dtype, f"{what} gives {values.dtype}, not {subject.dtype}")
         out = subject.to_device(np.full((), GUARD, subject.dtype))
-        require(call(subject, operation, inputs, out=out) is out, f"{what}: what is returned is not out")
+        require(call(subject, operation, inputs, out=out) is out, f"{what}: the returned array is not out")
         require(subject.maker.to_numpy(out) == right, f"{what}: out is not written")
 
 
 def inputs_that_differ(subject: Subject) -> None:
-    """Refuse inputs of different shapes."""
+    """Reject inputs of different shapes."""
     for operation in subject.operations:
         for k, name in enumerate(operation.names[1:], 1):
             inputs = [subject.to_device(np.zeros((2, 3), subject.dtype)) for _ in operation.inputs]
@@ -177,7 +177,7 @@ def inputs_that_differ(subject: Subject) -> None:
 
 
 def dtypes_that_differ(subject: Subject) -> None:
-    """Give inputs of different dtypes the dtype that NumPy promotes them to."""
+    """Promote inputs of different dtypes as NumPy does."""
     sample = ordinary(subject, (3, 5))
     for operation in subject.operations:
         inputs = sample.inputs(operation)
@@ -198,7 +198,7 @@ def dtypes_that_differ(subject: Subject) -> None:
 
 
 def any_memory(subject: Subject) -> None:
-    """Take byte-swapped, unaligned and read-only arrays, and a field of a structured one."""
+    """Accept byte-swapped, unaligned and read-only arrays, and a field of a structured array."""
     numpy_only(subject)
     sample = ordinary(subject, (3, 10))
     for operation in subject.operations:
@@ -218,7 +218,7 @@ def any_memory(subject: Subject) -> None:
 
 
 def in_any_memory(values: Array, dtype_name: str) -> dict[str, Array]:
-    """The same values in the kinds of memory that only NumPy's arrays have."""
+    """The same values in kinds of memory that only NumPy arrays have."""
     unaligned: Array = np.empty(values.nbytes + 1, np.uint8)[1:].view(values.dtype).reshape(values.shape)
     unaligned[...] = values
     packed = np.empty(values.shape, [("pad", "u1"), ("x", values.dtype)])
@@ -226,16 +226,16 @@ def in_any_memory(values: Array, dtype_name: str) -> dict[str, Array]:
     read_only = values.copy()
     read_only.flags.writeable = False
     arrays = {"unaligned": unaligned, "a packed field": packed["x"], "read-only": read_only}
-    if dtype_name != "bfloat16":  # ml_dtypes has no byte-swapped one
+    if dtype_name != "bfloat16":  # ml_dtypes cannot swap its bytes
         arrays["byte-swapped"] = values.astype(values.dtype.newbyteorder("S"))
     return arrays
 
 
 def array_like(subject: Subject) -> None:
-    """Take integers, bool, lists and scalars as NumPy does: as float64."""
+    """Convert integers, bool, lists and scalars to float64, as NumPy does."""
     numpy_only(subject)
     if "float64" not in subject.backend.dtypes:
-        skip("claims no float64, which integers become")
+        skip("claims no float64, to which integers are converted")
     for operation in subject.operations:
         op, n_inputs = operation.name, len(operation.inputs)
         wanted = call(subject, operation, [np.array([1.0, 2.0, 0.0])] * n_inputs)
@@ -250,7 +250,7 @@ def array_like(subject: Subject) -> None:
 
 
 def refused(subject: Subject) -> None:
-    """Refuse complex, object, text, structured and masked arrays with a TypeError."""
+    """Reject complex, object, text, structured and masked arrays with a TypeError."""
     numpy_only(subject)
     for x in (
         np.zeros(3, complex),
@@ -268,7 +268,7 @@ def refused(subject: Subject) -> None:
 
 def numpy_only(subject: Subject) -> None:
     if subject.maker.type_name != "numpy.ndarray":
-        skip("is about what NumPy holds")
+        skip("applies to NumPy arrays only")
 
 
 def expect(
@@ -297,5 +297,5 @@ CHECKS = (
     Check("lsm: inputs of different dtypes", dtypes_that_differ),
     Check("lsm: any memory", any_memory),
     Check("lsm: array_like", array_like, per="place"),
-    Check("lsm: types that are refused", refused, per="place"),
+    Check("lsm: rejected types", refused, per="place"),
 )

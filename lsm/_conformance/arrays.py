@@ -1,4 +1,4 @@
-"""Arrays of a declared type on a declared device, in many layouts, with guards around that show a stray write."""
+"""Arrays of a declared type on a declared device, in many layouts, between guards that reveal stray writes."""
 
 import math
 from importlib import import_module
@@ -9,11 +9,11 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 GUARD = 1232.0  # every dtype holds it exactly
-_MARGIN = 67  # of elements before and after an array, so that it is aligned to elements only
+_MARGIN = 67  # elements before and after an array, so that it is aligned to elements only
 
 
 class CannotMakeError(Exception):
-    """There is no way to make such an array here; the text says why."""
+    """Such an array cannot be made here; the message gives the reason."""
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -28,7 +28,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 class ArrayMaker:
-    """How the kit makes arrays of one type from NumPy's and looks into them; subclass it for another type.
+    """Converts NumPy arrays to arrays of one type and back, for the kit; subclass it for another type.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class ArrayMaker:
         raise NotImplementedError
 
     def transposed(self, array: Any, order: tuple[int, ...]) -> Any:
-        """A view with the axes in this order."""
+        """A view with the axes in the given order."""
         return array.transpose(order)
 
     def broadcast(self, array: Any, shape: tuple[int, ...]) -> Any:
@@ -82,7 +82,7 @@ class NumpyMaker(ArrayMaker):
 
 
 class TorchMaker(ArrayMaker):
-    """torch.Tensor, on any device that PyTorch has here."""
+    """torch.Tensor, on any device available to PyTorch."""
 
     type_name = "torch.Tensor"
 
@@ -134,7 +134,7 @@ class CupyMaker(ArrayMaker):
             return import_module("cupy").asarray(array)
         except ImportError as error:
             raise CannotMakeError(f"CuPy cannot be imported: {error}") from error
-        except Exception as error:  # no driver, no device, a dtype that this version has not
+        except Exception as error:  # no driver, no device, a dtype that this version lacks
             raise CannotMakeError(f"CuPy cannot make {array.dtype.name} here: {error}") from error
 
     def to_numpy(self, array: Any) -> Array:
@@ -150,27 +150,27 @@ MAKERS: tuple[ArrayMaker, ...] = (NumpyMaker(), TorchMaker(), CupyMaker())
 
 
 class Layout(NamedTuple):
-    """How an array lies in memory: the order of its axes there, outermost first, and the step between elements."""
+    """The layout of an array in memory: the order of its axes, outermost first, and the step between elements."""
 
     name: str
-    rotate: int = 0  # by how many places the axes are rotated
+    rotate: int = 0  # number of places by which the axes are rotated
     reverse: bool = False
     step: int = 1
     last_step: int = 1
-    offset: int = 0  # elements by which it begins later
+    offset: int = 0  # of the first element, in elements
 
     def order(self, ndim: int) -> tuple[int, ...]:
-        """The axes as they lie in memory."""
+        """The axes in memory order, outermost first."""
         axes = tuple(range(ndim))
         axes = axes[self.rotate % ndim :] + axes[: self.rotate % ndim]
         return axes[::-1] if self.reverse else axes
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements that an array of this shape spans."""
+        """The number of elements that an array of this shape spans."""
         return math.prod(n * abs(step) for n, step in zip(shape, self._steps(len(shape)), strict=True))
 
     def view(self, flat: Any, shape: tuple[int, ...], maker: ArrayMaker) -> Any:
-        """The array of this shape in a flat run of memory."""
+        """The array of this shape in a flat array."""
         order = self.order(len(shape))
         steps = [self._steps(len(shape))[i] for i in order]
         array = flat.reshape([shape[i] * abs(step) for i, step in zip(order, steps, strict=True)])
@@ -196,7 +196,7 @@ LAYOUTS = (
 
 
 class GuardedArray:
-    """An array that lies within a larger run of memory, in which nothing else may change."""
+    """An array within a larger piece of memory, in which nothing else may change."""
 
     def __init__(self, values: Array, maker: ArrayMaker, device: str, layout: Layout = CONTIGUOUS) -> None:
         self._maker, self._layout, self._shape = maker, layout, values.shape
@@ -214,22 +214,22 @@ class GuardedArray:
         return (*self._maker.place(self.array), tuple(self.array.shape))
 
     def values(self) -> Array:
-        """What the array holds now."""
+        """The current values of the array."""
         return np.array(self._inner(self._maker.to_numpy(self._memory), NumpyMaker()))
 
     def is_unchanged(self) -> bool:
-        """Whether array and guards are what they were."""
+        """Whether the array and its guards are unchanged."""
         return bits(self._maker.to_numpy(self._memory)) == bits(self._before)
 
     def guards_are_unchanged(self) -> bool:
-        """Whether the memory around and between the elements is what it was."""
+        """Whether the memory around and between the elements is unchanged."""
         memory = self._maker.to_numpy(self._memory)
         self._inner(memory, NumpyMaker())[...] = self._inner(self._before, NumpyMaker())
         return bits(memory) == bits(self._before)
 
 
 def bits(array: Array) -> bytes:
-    """What an array holds, but for the padding in a longdouble and the sign and payload of a NaN."""
+    """The bytes of an array, without the padding of longdoubles and the sign and payload of NaNs."""
     flat = np.ascontiguousarray(array).ravel()
     flat = np.where(np.isnan(flat), np.asarray(np.nan, flat.dtype), flat).astype(flat.dtype)
     if flat.dtype.char != "g":

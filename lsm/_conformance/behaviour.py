@@ -1,4 +1,4 @@
-"""Checks of how a backend behaves: same bits, threads, a light import, a declaration that can be understood."""
+"""Checks of a backend's behaviour: same bits, threads, a light import, a valid declaration."""
 
 import json
 import os
@@ -26,7 +26,7 @@ HEAVY |= {"tensorflow", "torch"}
 
 
 def same_bits(subject: Subject) -> None:
-    """Give a frame the same bits alone, anywhere in any batch, along any axis, again, and in any layout."""
+    """Give a frame the same bits alone, anywhere in any batch, along any axis, when repeated, and in any layout."""
     if not subject.same_bits:
         skip("same_bits is not claimed")
     for n in N_CLASSES:
@@ -43,7 +43,7 @@ def same_bits(subject: Subject) -> None:
 
 
 def variants(call: Callable[..., Array], given: tuple[Array, ...]) -> Iterator[tuple[str, Array]]:
-    """Yield the results for the same ten frames in other surroundings."""
+    """Yield the results for the same ten frames in different calls."""
     yield "in a batch of 10", call(given)
     yield "when called again", call(given)
     yield "in a batch of 300", call([np.tile(a, (30, 1)) for a in given])[-10:]
@@ -56,7 +56,7 @@ def variants(call: Callable[..., Array], given: tuple[Array, ...]) -> Iterator[t
 
 
 def threads(subject: Subject) -> None:
-    """Serve calls from several threads at once, each with its own result."""
+    """Support calls from several threads at once, each with its own result."""
     rng = subject.rng()
     jobs = []
     for n in (3, 10, 64, 257) if is_quick(subject.dtype) else (3, 10):
@@ -79,7 +79,7 @@ def threads(subject: Subject) -> None:
 _FRESH = """
 import json, os, sys, time
 answer = os.dup(1)
-os.dup2(2, 1)  # whatever the module prints, a library in C at exit even
+os.dup2(2, 1)  # anything that the module prints, even a C library at exit
 import lsm
 before = set(sys.modules)
 start = time.perf_counter()
@@ -91,11 +91,11 @@ os.write(answer, json.dumps([took, modules]).encode())
 
 
 def light_import(subject: Subject) -> None:
-    """Import the entry point's module in a fresh process: within half a second, and without a heavy library."""
+    """Import the entry point's module in a fresh process within half a second and without a heavy library."""
     module = registry().get(subject.name).entry_point.value.partition(":")[0]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
     took = float("inf")
-    for _ in range(3):  # the shortest of three: the machine may have other things to do
+    for _ in range(3):  # the shortest of three, because the machine may be busy
         command = [sys.executable, "-c", _FRESH, module]
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=HANGS_SECONDS, check=False
@@ -113,12 +113,12 @@ def light_import(subject: Subject) -> None:
 
 
 def declaration(subject: Subject) -> None:
-    """Declare dtypes that lsm has, and bounds for those dtypes only."""
+    """Declare only dtypes that lsm supports, and bounds only for these."""
     backend = subject.backend
     unknown = [name for name in backend.dtypes if name not in DTYPES]
-    require(not unknown, f"dtypes: lsm knows no {', '.join(map(repr, unknown))}; it knows {', '.join(DTYPES)}")
+    require(not unknown, f"dtypes: {', '.join(map(repr, unknown))}; accepted: {', '.join(DTYPES)}")
     other = sorted(set(getattr(backend, "max_ulp", {})) - set(backend.dtypes))
-    require(not other, f"max_ulp has a bound for {', '.join(map(repr, other))}, which dtypes does not name")
+    require(not other, f"max_ulp has a bound for {', '.join(map(repr, other))}, which dtypes does not contain")
 
 
 CHECKS = (

@@ -1,4 +1,4 @@
-"""Checks of what lsm derives from the backend's methods: keywords, classes, losses, entropies."""
+"""Checks of the features that lsm derives from the backend's methods: keywords, selected classes, losses, entropies."""
 
 import inspect
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from lsm._operations import LOG_SOFTMAX
 SHAPE = (9, 33)
 TEMPERATURE = 0.7
 KINDS = ("ordinary", "peaked", "masked")
-# By lsm itself, in float64 or longdouble; a divergence of float64 has nothing wider.
+# lsm computes these itself, in float64 or longdouble; for a float64 divergence there may be no wider type.
 MAX_ULP = {"entropy": 4.0, "kl_divergence": 8.0}
 
 
 def derived(check: Callable[[Subject], Any]) -> Callable[[Subject], Any]:
-    """Leave a check out where lsm derives nothing from such a backend, with the reason."""
+    """Skip a check, with the reason, where lsm derives nothing from such a backend."""
 
     @wraps(check)
     def checked(subject: Subject) -> Any:
@@ -40,7 +40,7 @@ def derived(check: Callable[[Subject], Any]) -> Callable[[Subject], Any]:
 
 
 def logits(subject: Subject) -> Array:
-    """Ordinary, peaked and half masked frames, and at the end one of equal logits."""
+    """Ordinary, peaked and half masked frames; the last one has equal logits."""
     rng = subject.rng()
     x = np.concatenate([frames(kind, (SHAPE[0] // 3, SHAPE[1]), subject.dtype, rng) for kind in KINDS])
     x[-1] = 1
@@ -48,31 +48,31 @@ def logits(subject: Subject) -> Array:
 
 
 def run(subject: Subject, function: str, *inputs: Any, **options: Any) -> Any:
-    """Call a function of lsm by the backend, on what NumPy's arrays hold; the results are NumPy's too."""
+    """Call a function of lsm with the backend, on copies of NumPy arrays; the results are NumPy arrays too."""
     given = [subject.to_device(array) if isinstance(array, np.ndarray) else array for array in inputs]
     options = {name: subject.to_device(v) if isinstance(v, np.ndarray) else v for name, v in options.items()}
     result = getattr(lsm, function)(*given, backend=subject.name, **options)
     results = result if isinstance(result, tuple) else (result,)
-    # An ndarray where lsm cannot make an array of the type.
+    # lsm returns an ndarray where it cannot make an array of the type.
     made = [np.asarray(r) if isinstance(r, (np.ndarray, np.generic)) else subject.maker.to_numpy(r) for r in results]
     return made if isinstance(result, tuple) else made[0]
 
 
 @derived
 def take(subject: Subject) -> None:
-    """Give the bits of log_softmax at the indices, one for each frame and several."""
+    """Give the bits of log_softmax at the indices, with one or several for each frame."""
     x, rng = logits(subject), subject.rng()
     y = run(subject, "log_softmax", x)
     for k in (None, 4):
         indices = rng.integers(0, SHAPE[1], (SHAPE[0], k or 1))
         want, exact = np.take_along_axis(y, indices, -1), losses.at_classes(x, indices, y.dtype)
         found = run(subject, "take_log_softmax", x, indices if k else indices[:, 0])
-        subject.agree(found.reshape(want.shape), want, exact, f"take_log_softmax of {k or 1} classes a frame")
+        subject.agree(found.reshape(want.shape), want, exact, f"take_log_softmax of {k or 1} classes per frame")
 
 
 @derived
 def top_k(subject: Subject) -> None:
-    """Give the largest classes in order, of equal ones the lowest first, with the bits of log_softmax."""
+    """Give the largest classes in order (of equal ones, the lowest first), with the bits of log_softmax."""
     x = np.concatenate([logits(subject), subject.rng().integers(-3, 3, SHAPE).astype(subject.dtype)])
     y = run(subject, "log_softmax", x)
     for k in (1, 5, SHAPE[1]):
@@ -84,7 +84,7 @@ def top_k(subject: Subject) -> None:
 
 @derived
 def cross_entropy(subject: Subject) -> None:
-    """Give 0 - log_softmax at the label, never -0.0, also beside the gradient."""
+    """Give 0 - log_softmax at the label, never -0.0, with or without the gradient."""
     x, labels = logits(subject), subject.rng().integers(0, SHAPE[1], SHAPE[0])
     loss = run(subject, "cross_entropy", x, labels, reduction="none")
     y = run(subject, "take_log_softmax", x, labels, dtype=dtype_name(loss.dtype))
@@ -107,13 +107,13 @@ def gradient(subject: Subject) -> float:
 
 
 def filled(x: Any, keep: Any, value: float) -> Any:
-    """A copy of x with this value where `keep` is False; NumPy 1 does not promote bfloat16 and a Python float."""
+    """A copy of x with `value` where `keep` is False; NumPy 1 does not promote bfloat16 and a Python float."""
     return np.where(keep, x, np.asarray(value, x.dtype))
 
 
 @derived
 def masks(subject: Subject) -> None:
-    """Give for where= the bits of -inf in these places, whatever is there, and exact values in them."""
+    """With where=, give the bits of -inf in place of the masked values, and exactly the masked results there."""
     x, keep = logits(subject), subject.rng().random(SHAPE) < 0.6
     keep[:, 0] = True
     x[:, 0] = 1
@@ -149,7 +149,7 @@ def temperature(subject: Subject) -> float:
 
 @derived
 def entropies(subject: Subject) -> float:
-    """Give entropies and divergences right near 0."""
+    """Give entropies and divergences that are accurate near 0."""
     x, worst = logits(subject), 0.0
     q = frames("ordinary", SHAPE, subject.dtype, subject.rng())
     for op, given, value in (
@@ -158,7 +158,7 @@ def entropies(subject: Subject) -> float:
     ):
         ulps = float(losses.exact(value[:, 0]).ulps(run(subject, op, *given)).max())
         if not ulps <= MAX_ULP[op] and not subject.is_measuring:
-            raise AccuracyError(f"{op}: {ulps:.4g} ulp off, where lsm promises {MAX_ULP[op]:g}")
+            raise AccuracyError(f"{op}: {ulps:.4g} ulp off; lsm promises at most {MAX_ULP[op]:g}")
         worst = max(worst, ulps)
     return worst
 

@@ -1,4 +1,4 @@
-"""Under pytest no case of the kit is expected to fail, however that was asked for."""
+"""Under pytest, no case of the kit may be marked as expected to fail, by any means."""
 
 from collections.abc import Generator
 from typing import Any
@@ -9,22 +9,22 @@ _NAME = "lsm: no case is expected to fail"
 
 
 def refuse_xfail(config: pytest.Config, kit: type) -> None:
-    """From now on, let the cases of subclasses of `kit` fail where pytest would report them as xfailed or xpassed.
+    """From now on, fail the cases of subclasses of `kit` that pytest would report as xfailed or xpassed.
 
-    Marks reach a case in many ways: on a class, by a hook of a conftest, by a fixture or a call while it runs, or
-    with ``run=False``. What they have in common is the report that pytest makes of it.
+    A case can be marked in many ways: on a class, in a hook of a conftest, by a fixture or a call while it runs, or
+    with ``run=False``. All of them show in pytest's report of the case.
     """
     if not config.pluginmanager.has_plugin(_NAME):
         config.pluginmanager.register(_NoXfail(kit), _NAME)
 
 
 class _NoXfail:
-    """A plugin of pytest, for the reports of a kit's cases."""
+    """A pytest plugin that edits the reports of the kit's cases."""
 
     def __init__(self, kit: type) -> None:
         self.kit = kit
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's own, which makes the report an expected one
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's own hook, which marks the report as expected
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, Any, pytest.TestReport]:
@@ -34,7 +34,7 @@ class _NoXfail:
             report.outcome = "failed"
             report.longrepr = (
                 f"{item.name}: is expected to fail ({report.wasxfail or 'no reason given'}); "
-                f"remove the claim that fails instead{result}"
+                f"instead, remove the claim that fails{result}"
             )
             del report.wasxfail
         return report

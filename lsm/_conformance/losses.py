@@ -6,7 +6,7 @@ from lsm._conformance.oracle import LD, Array, Exact, exact_log_softmax, log_sof
 
 
 def exact(value: Array) -> Exact:
-    """As what results are held to: an error counts in ulps of the result."""
+    """Exact values for which errors are measured in ulps of the result."""
     return Exact(value, np.zeros_like(value), value)
 
 
@@ -16,7 +16,7 @@ def at_classes(x: Array, classes: Array, dtype: np.dtype) -> Exact:
 
 
 def largest(x: Array, k: int) -> Array:
-    """The k largest classes of each frame; of equal ones the lowest first."""
+    """The k largest classes of each frame; of equal ones, the lowest first."""
     classes: Array = np.argsort(-x.astype(LD), axis=-1, kind="stable")[..., :k]
     return classes
 
@@ -36,7 +36,7 @@ def entropy(x: Array) -> Array:
 
 
 def divergence(p_logits: Array, q_logits: Array) -> Array:
-    """The divergence of two frames' softmax, with length 1 along the last axis; they are not nearly equal."""
+    """The divergence of the softmax of two frames, not nearly equal, with length 1 along the last axis."""
     p = softmax(p_logits)
     with np.errstate(invalid="ignore"):  # two masked classes
         terms = np.where(p == 0, 0, p * (log_softmax(p_logits) - log_softmax(q_logits)))

@@ -1,4 +1,4 @@
-"""Checks of what is read and written: layouts, axes, in place, read-only inputs."""
+"""Checks of memory access: layouts, axes, in place, read-only inputs."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ SHAPES = ((7,), (1, 1), (5, 9), (3, 4, 6), (2, 3, 2, 3, 2), (257, 5), (2, 1, 3, 
 
 
 def every_axis(subject: Subject) -> float:
-    """Every axis of arrays of one to eight dimensions; nothing outside out is written, and all of it is."""
+    """Every axis of arrays of one to eight dimensions; all of out is written, and nothing else."""
     worst = 0.0
     for shape in SHAPES:
         for axis in range(len(shape)):
@@ -52,7 +52,7 @@ def in_place(subject: Subject) -> None:
 
 
 def read_only(subject: Subject) -> None:
-    """Inputs that may not be written."""
+    """Read-only inputs."""
     if not subject.maker.has_read_only:
         skip(f"a {subject.maker.type_name} is never read-only")
     rng = subject.rng()

@@ -1,7 +1,7 @@
-"""The exact values, in arithmetic wider than what is tested, and how far from them a result is.
+"""Exact values, in arithmetic wider than that of the result, and the distance of a result from them.
 
-longdouble serves where it has 8 bits more than what is tested: on x86 for float64 and narrower. What it is too
-narrow for is computed by the standard library's decimal, with 60 digits and slowly.
+longdouble is used where it has at least 8 bits more than the dtype of the result: on x86, for float64 and narrower.
+Otherwise, the standard library's decimal is used, with 60 digits; it is slow.
 """
 
 import decimal
@@ -15,28 +15,28 @@ from lsm._check import dtype_name
 Array = np.ndarray[Any, np.dtype[Any]]
 
 LD = np.longdouble
-_SPARE_BITS = 8  # an oracle's own error then is below 0.01 ulp of what is tested
+_SPARE_BITS = 8  # so that the oracle's own error is below 0.01 ulp of the result
 
 _PRECISION = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149), "float64": (53, -1074)}
 _PRECISION["longdouble"] = (int(np.finfo(LD).nmant) + 1, int(np.finfo(LD).minexp) - int(np.finfo(LD).nmant))
 
-# From here on a value rounds to infinity.
+# Values from these on round to infinity.
 _LARGEST = {"float16": 65520.0, "bfloat16": 3.396e38, "float32": 3.40282356779733661637539395458142568447e38}
 
 
 class Exact(NamedTuple):
-    """Exact values as the sum of two longdoubles, and where an error in them counts: at this size one ulp is taken."""
+    """Exact values as the sum of two longdoubles, and the numbers `at` whose ulp is the unit of the errors."""
 
     value: Array
     rest: Array
     at: Array
 
     def part(self, index: Any) -> "Exact":
-        """Those of some elements."""
+        """The exact values of some elements."""
         return Exact(self.value[index], self.rest[index], self.at[index])
 
     def ulps(self, result: Array) -> Array:
-        """How far a result is off, element by element, in ulps of its dtype."""
+        """The error of each element of a result, in ulps of its dtype."""
         wide = result.astype(LD)
         with np.errstate(all="ignore"):
             limit = LD(_LARGEST.get(dtype_name(result.dtype), np.inf))
@@ -47,7 +47,7 @@ class Exact(NamedTuple):
 
 
 def n_digits(dtype: np.dtype[Any]) -> int:
-    """Binary digits of a number of this dtype."""
+    """The number of binary digits of this dtype."""
     return _PRECISION[dtype_name(dtype)][0]
 
 
@@ -62,16 +62,16 @@ def exact_log_softmax(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
 
 
 def exact_backward(dy: Array, y: Array, dtype: np.dtype[Any] | None = None, axis: int = -1) -> Exact:
-    """The exact gradient; an error counts in ulps of the largest of |dx|, |dy| and |exp(y) * S|."""
+    """The exact gradient; errors are in ulps of the largest of |dx|, |dy| and |exp(y) * S|."""
     return _exact(_backward_frame, (dy, y), dtype or dy.dtype, axis, *backward(dy, y, axis))
 
 
 def exact_gradient(dy: Array, x: Array, axis: int = -1) -> Exact:
-    """The exact gradient by x; an error counts as in `exact_backward`, and that of y in |exp(y) * S * y| as well."""
+    """The exact gradient as a function of x; errors as in `exact_backward`, or in ulps of |exp(y) * S * y|."""
     y = log_softmax(x, axis)
     value, at = backward(dy, y, axis)
     with np.errstate(all="ignore"):
-        at = np.fmax(at, np.exp(y) * _total(dy, axis) * np.abs(y))  # a masked class, 0 * inf, has no such term
+        at = np.fmax(at, np.exp(y) * _total(dy, axis) * np.abs(y))  # masked classes (0 * inf) have no such term
     return _exact(_gradient_frame, (dy, x), dy.dtype, axis, value, at)
 
 
@@ -81,15 +81,15 @@ def exact_softmax(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
 
 
 def exact_softmax_backward(dy: Array, p: Array, dtype: np.dtype[Any] | None = None, axis: int = -1) -> Exact:
-    """The exact gradient of softmax; an error counts in ulps of the largest of |dx|, p * |e| and p * |E|."""
+    """The exact gradient of softmax; errors are in ulps of the largest of |dx|, p * |e| and p * |E|."""
     return _exact(_softmax_backward_frame, (dy, p), dtype or dy.dtype, axis, *softmax_backward(dy, p, axis))
 
 
 def exact_logsumexp(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
     """The exact logsumexp, with length 1 along the axis, of finite values and -inf, to check a result of `dtype`.
 
-    An error counts in ulps of the result, and absolutely against 2^-50 of the largest class m; for float64 and
-    longdouble in ulps of the larger of the two, which cancel near 0.
+    Errors are in ulps of the result, with an absolute error of 2^-50 |m| allowed, where m is the largest class; for
+    float64 and longdouble, in ulps of the larger of the result and m, which cancels near 0.
     """
     value = logsumexp(x, axis)
     m = np.abs(np.asarray(x).max(axis=axis, keepdims=True).astype(LD))
@@ -98,17 +98,18 @@ def exact_logsumexp(x: Array, dtype: np.dtype[Any], axis: int = -1) -> Exact:
 
 
 class Reference(NamedTuple):
-    """What an operation must give. Of a reduction, results have length 1 along the axis.
+    """The required results of an operation. Those of a reduction have length 1 along the axis.
 
     Attributes
     ----------
     exact : callable
-        The exact result: given the inputs as they are, and by name `dtype`, that of the result to check, and `axis`.
+        Computes the exact result from the inputs and the keywords `dtype` (of the result to check) and `axis`.
     masked : callable
-        What the result of a map must be, exactly, where a class is masked out: a number, or an array of the inputs'
-        shape. Given the inputs.
+        Computes from the inputs the exact result of a map where a class is masked: a number, or an array of the inputs'
+        shape.
     spoiled : callable
-        What all of a frame's result must be where an input holds NaN or +inf, or logits hold only -inf. Given that.
+        From NaN, inf or -inf: the number that the whole result of a frame must be if an input has a NaN or +inf in it,
+        or if its logits are all -inf.
     """
 
     exact: Callable[..., Exact]
@@ -155,9 +156,9 @@ def logsumexp(x: Array, axis: int = -1) -> Array:
 def softmax_backward(dy: Array, p: Array, axis: int = -1) -> tuple[Array, Array]:
     """The gradient of softmax in longdouble, and the largest of |dx|, p * |e| and p * |E| of each element.
 
-    The definition, p * (dy - S) where S takes the largest p as one minus the others, needs more digits than longdouble
-    has. With e = dy - dy[k], S is dy[k] + E, where E = sum of p * e; and p * (e - E) needs no more. For float64 and
-    longdouble E counts as sum(p * |e|).
+    The definition, p * (dy - S) with the largest p in S as one minus the others, needs more digits than longdouble has.
+    With e = dy - dy[k] and E = sum of p * e, S is dy[k] + E, and p * (e - E) needs no more digits. For float64 and
+    longdouble, the unit uses sum(p * |e|) for |E|.
     """
     has_wider = np.asarray(dy).dtype.itemsize < 8
     dy, p = (np.asarray(a).astype(LD) for a in (dy, p))
@@ -185,7 +186,7 @@ def _exponentials(x: Array, axis: int) -> tuple[Array, Array]:
 def backward(dy: Array, y: Array, axis: int = -1) -> tuple[Array, Array]:
     """The gradient in longdouble, and the largest of |dx|, |dy| and |exp(y) * S| of each element.
 
-    For float64 and longdouble S counts as sum(|dy|): their sum has no wider type.
+    For float64 and longdouble, sum(|dy|) replaces S: there is no wider type for their sum.
     """
     total = _total(dy, axis)
     dy, y = (np.asarray(a).astype(LD) for a in (dy, y))
@@ -194,14 +195,14 @@ def backward(dy: Array, y: Array, axis: int = -1) -> tuple[Array, Array]:
 
 
 def backward_by_sums(dy: Array, y: Array, s: Any, total: Any) -> tuple[Array, Array]:
-    """`backward` of longdoubles whose S, and what S counts as, are known: they may be some classes of a frame only."""
+    """`backward` of longdoubles with known S and `total`, which replaces |S|: they may be only part of a frame."""
     with np.errstate(all="ignore"):
         dx = np.where(y > LD(-0.5), (dy - s) - np.expm1(y) * s, dy - np.exp(y) * s)
         return dx, np.maximum(np.maximum(np.abs(dx), np.abs(dy)), np.exp(y) * total)
 
 
 def _total(dy: Array, axis: int) -> Array:
-    """|S|, or sum(|dy|) where the sum has no wider type."""
+    """|S|, or sum(|dy|) where there is no wider type for the sum."""
     wide = np.asarray(dy).astype(LD)
     with np.errstate(all="ignore"):
         has_wider = np.asarray(dy).dtype.itemsize < 8
@@ -218,7 +219,7 @@ def spacing(value: Any, dtype: Any) -> Array:
 
 
 def ulps(result: Array, exact: Array, at: Array | None = None) -> float:
-    """The largest error of `result`, in ulps of its dtype at `exact` (or at `at`); equal infinities count 0."""
+    """The largest error of `result`, in ulps of its dtype at `exact` (or at `at`); equal infinities have error 0."""
     value = np.asarray(exact).astype(LD)
     errors = Exact(value, np.zeros_like(value), value if at is None else at).ulps(np.asarray(result))
     return float(errors.max(initial=0))
@@ -226,13 +227,13 @@ def ulps(result: Array, exact: Array, at: Array | None = None) -> float:
 
 # -- by decimal -----------------------------------------------------------------------------------------------------
 
-_CONTEXT = decimal.Context(prec=60, Emin=-6000, Emax=6000, traps=[])  # longdouble ends at about 1e-4950 and 1e4932
+_CONTEXT = decimal.Context(prec=60, Emin=-6000, Emax=6000, traps=[])  # longdouble ranges from about 1e-4950 to 1e4932
 
 
 def _exact(
     frame: Any, inputs: tuple[Array, ...], dtype: np.dtype[Any], axis: int, value: Array, at: Array | None = None
 ) -> Exact:
-    """`value`, a result in longdouble, where that is wide enough for `dtype`; else what `frame` gives by decimal."""
+    """`value`, a result in longdouble, if that is wide enough for `dtype`; else the result of `frame` in decimal."""
     rest = np.zeros_like(value)
     if not is_quick(dtype):
         value, rest = _by_decimal(frame, inputs, axis)
@@ -240,7 +241,7 @@ def _exact(
 
 
 def _by_decimal(frame: Any, inputs: tuple[Array, ...], axis: int) -> tuple[Array, Array]:
-    """Apply a function of one frame to all of them, and split what it gives into two longdoubles."""
+    """Apply a function of one frame to all of them, and split its results into two longdoubles."""
     lasts = [np.moveaxis(a, axis, -1).astype(LD) for a in inputs]
     parts = []
     with decimal.localcontext(_CONTEXT):
@@ -277,7 +278,7 @@ def _logsumexp_frame(x: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
 
 def _softmax_backward_frame(dy: list[decimal.Decimal], p: list[decimal.Decimal]) -> Iterable[decimal.Decimal]:
     k = p.index(max(p))
-    # one minus the others, and what is left of dy[k] when S is subtracted: both to 60 digits
+    # Both one minus the others and dy[k] - S need 60 digits.
     digits = 2 * _CONTEXT.prec - min((v.adjusted() for v in p if v), default=0)
     with decimal.localcontext(_CONTEXT) as context:
         context.prec = digits
@@ -295,7 +296,7 @@ def _log1p(s: decimal.Decimal) -> decimal.Decimal:
 
 
 def _decimal(value: Any) -> decimal.Decimal:
-    """A longdouble to the digits of the context, however wide longdouble is here."""
+    """A longdouble of any width, to the digits of the context."""
     if not np.isfinite(value):
         return decimal.Decimal(float(value))
     n, d = value.as_integer_ratio()
@@ -310,7 +311,7 @@ def _split(number: decimal.Decimal) -> tuple[Any, Any]:
     return value, nearest(*(number - _decimal(value)).as_integer_ratio()) if np.isfinite(value) else LD(0)
 
 
-# -- to longdouble, however wide it is ------------------------------------------------------------------------------
+# -- to longdouble of any width -------------------------------------------------------------------------------------
 
 
 def nearest(n: int, d: int) -> Any:
@@ -321,19 +322,19 @@ def nearest(n: int, d: int) -> Any:
 
 
 def rounded_ratio(n: int, d: int, digits: int, smallest: int) -> tuple[int, int]:
-    """n / d as mantissa * 2**exponent of at most so many binary digits; `smallest` is the least exponent."""
+    """n / d as mantissa * 2**exponent, the mantissa of at most `digits` bits, the exponent at least `smallest`."""
     exponent = max(abs(n).bit_length() - d.bit_length() - digits, smallest)
     while True:
         a, b = (n << -exponent, d) if exponent < 0 else (n, d << exponent)
         mantissa, rest = divmod(a, b)
         mantissa += 2 * rest > b or (2 * rest == b and mantissa % 2)  # half to even
-        if abs(mantissa) <= 2**digits:  # the power of two itself has one digit
+        if abs(mantissa) <= 2**digits:  # 2**digits itself has one significant bit
             return mantissa, exponent
         exponent += 1
 
 
 def assembled(integer: int, number: Any) -> Any:
-    """An integer as a `number`, exactly if it fits: 32 bits at a time, for a float holds 53 and longdouble more."""
+    """An integer as a `number`, exactly if it fits: 32 bits at a time, since a float has 53 and longdouble more."""
     value = number(0.0)
     for shift in range(abs(integer).bit_length() // 32 * 32, -1, -32):
         value = value * number(2.0**32) + number(float(abs(integer) >> shift & 0xFFFFFFFF))

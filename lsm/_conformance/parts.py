@@ -1,4 +1,4 @@
-"""Checks of frames in parts, of a backend that has partials: their contract, the bits of whole frames, the bound."""
+"""Checks of frames in parts, for backends with partials: the contract, the bits of whole frames, the bound."""
 
 from itertools import pairwise
 from typing import Any
@@ -24,21 +24,21 @@ NEUTRAL = np.array([-np.inf, 0, 0, 0])
 
 
 def slice_classes(subject: Subject) -> int:
-    """How many classes a slice has."""
+    """The number of classes in a slice."""
     return int(subject.backend.slice_classes[subject.dtype_name])
 
 
 def call(subject: Subject, method: str, inputs: tuple[Array, ...], axis: int, out: Array, layout: Layout) -> Array:
-    """What a method writes into an array like `out`; it may change nothing else."""
+    """The result that a method writes to an array like `out`; it may change nothing else."""
     made = [GuardedArray(array, subject.maker, subject.device, layout) for array in inputs]
     target = GuardedArray(out, subject.maker, subject.device, CONTIGUOUS if method in OF_PART else layout)
     returned = getattr(subject.backend, method)(*[array.array for array in made], axis, target.array)
-    require(returned is None or returned is target.array, f"{method} returned something; it must write into out")
-    require(all(array.is_unchanged() for array in made), f"{method} changed an input; only out may be written")
-    require(target.guards_are_unchanged(), f"{method} wrote into memory outside out")
+    require(returned is None or returned is target.array, f"{method} returned an object; it must return None, or out")
+    require(all(array.is_unchanged() for array in made), f"{method} changed an input; it may write only to out")
+    require(target.guards_are_unchanged(), f"{method} wrote to memory outside out")
     result = target.values()
     is_left = result == GUARD
-    require(not is_left.any(), f"{method} left {int(is_left.sum())} of the {result.size} elements of out as they were")
+    require(not is_left.any(), f"{method} did not write {int(is_left.sum())} of the {result.size} elements of out")
     return result
 
 
@@ -62,13 +62,13 @@ def sample(subject: Subject, n: int) -> Sample:
 
 
 def cuts(n: int, unit: int) -> list[slice]:
-    """Parts of one and two slices, and none."""
+    """Parts of no, one and two slices, and the rest."""
     edges = [0, min(unit, n), min(unit, n), min(3 * unit, n), n]
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def contract(subject: Subject) -> None:
-    """Give the largest class, how many equal it, how many there are, and the sum of the others; specials as agreed."""
+    """Give the largest class, the number equal to it, of all, and the sum of the others; specials as defined."""
     unit = slice_classes(subject)
     n = unit + 3
     x = sample(subject, n).inputs(LOG_SOFTMAX)[0]
@@ -80,7 +80,7 @@ def contract(subject: Subject) -> None:
         require((found == want).all(), f"partials: m, k and n are {show(found)}, not {show(want)}")
         with np.errstate(all="ignore"):
             s = np.where(part < m, np.exp(part.astype(LD) - m), 0).sum(axis=1)
-        loose = 2.0**-20 if subject.dtype.itemsize < 8 else 2.0**-48  # that y is right, is checked below
+        loose = 2.0**-20 if subject.dtype.itemsize < 8 else 2.0**-48  # the results are checked more strictly below
         require((np.abs(p[:, i, 1] - s) <= loose * s).all(), f"partials: s is {show(p[:, i, 1])}, not {show(s)}")
     x[0, 1], x[1, 1], x[2, :2], x[3, :unit] = np.nan, np.inf, (np.inf, np.nan), -np.inf
     first = [[np.nan, np.nan, 0, unit], [np.inf, np.nan, 0, unit], [np.nan, np.nan, 0, unit], [-np.inf, 0, 0, unit]]
@@ -91,7 +91,7 @@ def contract(subject: Subject) -> None:
 
 
 def whole_frames(subject: Subject) -> float:
-    """Give a part what whole frames have, within the bound; with same_bits, bit by bit, in any grouping and layout."""
+    """Give parts the results of whole frames, within the bound; with same_bits, bit by bit, however grouped."""
     unit, worst = slice_classes(subject), 0.0
     for n in (1, 5, 64, 65, unit, 2 * unit + 65, 3 * unit + 1):
         made = sample(subject, n)
@@ -117,7 +117,7 @@ def whole_frames(subject: Subject) -> float:
 
 
 def totals(subject: Subject) -> float:
-    """Give logsumexp of partials, in ulps of the larger of it and the largest class; NaN, inf and -inf as agreed."""
+    """Give logsumexp of partials, in ulps of the larger of it and the largest class; NaN, inf and -inf as defined."""
     unit, worst = slice_classes(subject), 0.0
     for n in (5, unit + 7):
         made = sample(subject, n)
@@ -137,7 +137,7 @@ def _total(subject: Subject, p: Array) -> Any:
 
 
 def partials_of_gradient(subject: Subject, dy: Array, y: Array, axis: int = -1, layout: Layout = CONTIGUOUS) -> Array:
-    """The partials of some gradients."""
+    """The partials of gradients."""
     axis %= dy.ndim
     n_slices = -(-dy.shape[axis] // slice_classes(subject))
     out = np.full((*dy.shape[:axis], n_slices, *dy.shape[axis + 1 :], 6), GUARD)
@@ -153,7 +153,7 @@ def gradient_of_part(
 
 
 def gradient_contract(subject: Subject) -> None:
-    """Give the sum with its error, also of huge numbers, and count the classes that decide about a frame."""
+    """Give the sum with its error, even of huge numbers, and count the classes that make a frame NaN or masked."""
     unit = slice_classes(subject)
     dy, y = sample(subject, unit + 3).inputs(LOG_SOFTMAX_BACKWARD)
     y[0, 1], y[1, 1], y[2, unit:], y[3, [0, -1]] = np.nan, np.inf, -np.inf, 1000
@@ -175,7 +175,7 @@ def gradient_contract(subject: Subject) -> None:
 
 
 def gradients(subject: Subject) -> float:
-    """Give a part the gradient that whole frames have, within the bound; with same_bits, bit by bit."""
+    """Give parts the gradient of whole frames, within the bound; with same_bits, bit by bit."""
     unit, worst = slice_classes(subject), 0.0
     for n in (1, 5, 64, 65, unit, 2 * unit + 65):
         made = sample(subject, n)
@@ -196,9 +196,9 @@ def gradients(subject: Subject) -> float:
 
 
 CHECKS = (
-    Check("partials: what they are", contract, operation=PARTIALS),
+    Check("partials: their values", contract, operation=PARTIALS),
     Check("partials: parts as whole frames", whole_frames, operation=PARTIALS, is_quick=True),
     Check("partials: logsumexp", totals, operation=PARTIALS, is_quick=True),
-    Check("partials_backward: what they are", gradient_contract, operation=PARTIALS_BACKWARD),
+    Check("partials_backward: their values", gradient_contract, operation=PARTIALS_BACKWARD),
     Check("partials_backward: parts as whole frames", gradients, operation=PARTIALS_BACKWARD, is_quick=True),
 )

@@ -1,4 +1,4 @@
-"""Make the cases from what a backend claims, run them, and keep what came of it."""
+"""Make the cases from a backend's claims, run them, and collect the outcomes."""
 
 import hashlib
 import platform
@@ -31,22 +31,22 @@ CHECKS = tuple([check for module in MODULES for check in module.CHECKS])
 
 
 class Outcome(NamedTuple):
-    """What came of one case.
+    """The outcome of one case.
 
     Attributes
     ----------
     check : str
-        What was checked.
+        The title of the check.
     array_type, device, dtype : str
-        With what; empty where that plays no role.
+        The arrays checked; empty if the check does not depend on them.
     outcome : str
         "passed", "failed" or "skipped".
     detail : str
         Why it failed or was skipped.
     ulps : float or None
-        The largest error that was measured, in units in the last place.
+        The largest measured error, in units in the last place.
     seconds : float
-        How long it took.
+        The time taken.
     """
 
     check: str
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the kit found: of whom, where, and every outcome.
+    """The findings of the kit: the backend, the platform, and every outcome.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Report(NamedTuple):
     outcomes: list[Outcome]
 
     def count(self, outcome: str) -> int:
-        """How many cases "passed", "failed" or were "skipped"."""
+        """The number of cases that "passed", "failed" or were "skipped"."""
         return sum(o.outcome == outcome for o in self.outcomes)
 
     @property
@@ -83,14 +83,14 @@ class Report(NamedTuple):
         return self.count("failed") == 0 < self.count("passed")
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for JSON, which has no infinity: it becomes the text "inf"."""
+        """The report for JSON, which has no infinity: infinities become the string "inf"."""
         counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}
         report: dict[str, Any] = for_json({**self.about, **counts, "outcomes": [o._asdict() for o in self.outcomes]})
         return report
 
 
 def cases(name: str, makers: tuple[ArrayMaker, ...] = ()) -> list[Case]:
-    """All cases for a backend: every check of every claimed array type, device and dtype.
+    """All cases for a backend: every check for every claimed array type, device and dtype.
 
     Raises
     ------
@@ -140,7 +140,7 @@ class _Unknown(ArrayMaker):
 
 
 def _why_not(maker: ArrayMaker, device: str, dtype: str = "float32") -> str:
-    """Why the kit has no such arrays here; empty if it has."""
+    """The reason why the kit cannot make such arrays here; empty if it can."""
     try:
         maker.from_numpy(np.zeros(1, numpy_dtype(dtype)), device)
     except CannotMakeError as error:
@@ -158,16 +158,16 @@ def check_backend(
     makers: tuple[ArrayMaker, ...] = (),
     progress: Callable[[list[Case]], Any] = iter,
 ) -> Report:
-    """Hold a backend to everything that it claims.
+    """Check everything that a backend claims.
 
     Parameters
     ----------
     name : str
-        The backend, as `lsm.list_backends` has it, or "distribution/name".
+        The backend's name in `lsm.list_backends`, or "distribution/name".
     makers : tuple of ArrayMaker, optional
-        How to make arrays of types that the kit does not know. It knows numpy.ndarray, torch.Tensor and cupy.ndarray.
+        Makers for array types other than numpy.ndarray, torch.Tensor and cupy.ndarray, which are built in.
     progress : callable, optional
-        Given the cases, what is iterated over instead: ``tqdm.tqdm`` shows a bar.
+        Called with the list of cases; the kit iterates over its result. ``tqdm.tqdm`` shows a progress bar.
 
     Returns
     -------
@@ -200,11 +200,11 @@ def run(case: Case) -> Outcome:
         outcome, detail = "skipped", str(reason)
     except ConformanceError as error:
         outcome, detail = "failed", str(error)
-        if isinstance(error, AccuracyError):  # which ended the case: how large does the error become?
+        if isinstance(error, AccuracyError):  # the case ended at the first one: measure the largest
             ulps = _measured(case)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # it claims to serve what it then fails on; an exit would pass for a code of 0
+    except BaseException as error:  # even SystemExit, which could otherwise end lsm check with code 0
         reraise_from_handler(error)
         outcome, detail = "failed", f"raised {describe_error(error)}"
     subject, per = case.subject, case.check.per
@@ -221,7 +221,7 @@ def run(case: Case) -> Outcome:
 
 
 def _measured(case: Case) -> float | None:
-    """The largest error of a case whatever it is; None if something else is wrong as well."""
+    """The largest error of a case, without a bound; None if something else is wrong too."""
     try:
         return case.check.function(replace(case.subject, is_measuring=True))
     except KeyboardInterrupt:
@@ -232,7 +232,7 @@ def _measured(case: Case) -> float | None:
 
 
 def about(candidate: Candidate) -> dict[str, Any]:
-    """Of what a report is: the backend, what was installed to bring it, and the machine."""
+    """The subject of a report: the backend, the distribution that provides it, and the machine."""
     info = candidate.info()
     package = candidate.entry_point.value.partition(":")[0].partition(".")[0]
     libraries = sorted({name.partition(".")[0] for name in info.array_types} | {"numpy"})
@@ -260,7 +260,7 @@ def about(candidate: Candidate) -> dict[str, Any]:
 
 
 def digest(package: str) -> str:
-    """The SHA-256 of a package's files: of each its path, its length and its bytes, in the order of the paths."""
+    """The SHA-256 of a package's files: the path, length and bytes of each, in the order of the paths."""
     file = Path(str(import_module(package).__file__))
     root = file.parent if file.name.startswith("__init__.") else file
     files = sorted(root.rglob("*")) if root.is_dir() else [root]

@@ -1,4 +1,4 @@
-"""What operations are tried on: logits of many kinds, and inputs of every role made from them."""
+"""The inputs on which operations are tested: logits of many kinds, and inputs of every other role made from them."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ KINDS = {
     "huge": "huge values",
     "subnormal": "subnormal values",
 }
-MASKS = {"logits": -np.inf, "log-probabilities": -np.inf, "probabilities": 0}  # by role, what masks a class out
-_RANGES = {"float16": (6e4, 6e-8), "bfloat16": (1e30, 1e-39), "float32": (1e30, 1e-40)}  # of the others below
+MASKS = {"logits": -np.inf, "log-probabilities": -np.inf, "probabilities": 0}  # by role, the value that masks a class
+_RANGES = {"float16": (6e4, 6e-8), "bfloat16": (1e30, 1e-39), "float32": (1e30, 1e-40)}  # other dtypes: see below
 
 
 def frames(kind: str, shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generator) -> Array:
-    """Logits of one kind, as `dtype` holds them; the classes are on the last axis."""
+    """Logits of one kind, rounded to `dtype`, with the classes on the last axis."""
     x = rng.standard_normal(shape) * 3
     huge, tiny = _RANGES.get(dtype_name(dtype), (1e300, 1e-310))
     if kind == "peaked":
@@ -49,12 +49,12 @@ def frames(kind: str, shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.rand
 
 
 def gradient(x: Array, rng: np.random.Generator) -> Array:
-    """A gradient of the shape and dtype of `x`, of both signs."""
+    """A random gradient of both signs, with the shape and dtype of `x`."""
     return np.asarray(rng.standard_normal(x.shape)).astype(x.dtype)
 
 
 def rounded(exact: Exact, dtype: np.dtype[Any]) -> Array:
-    """The exact values as `dtype` holds them."""
+    """The exact values, rounded to `dtype`."""
     with np.errstate(all="ignore"):
         return exact.value.astype(np.float64).astype(dtype) if dtype.itemsize == 2 else exact.value.astype(dtype)
 
@@ -71,7 +71,7 @@ class Sample:
     axis : int, optional
         The axis of the classes.
     given : dict of str to array, optional
-        By role, inputs to take instead of those made here: of "gradient", random numbers; of "log-probabilities" and
+        By role, inputs to use instead of the defaults: for "gradient", random numbers; for "log-probabilities" and
         "probabilities", the exact log-softmax and softmax of `x`, rounded.
     """
 
@@ -83,11 +83,11 @@ class Sample:
         self._exact: dict[tuple[str, np.dtype[Any]], Exact] = {}
 
     def inputs(self, operation: Operation) -> tuple[Array, ...]:
-        """What an operation is given."""
+        """The inputs of an operation."""
         return tuple([self._of_role(role) for _, role in operation.inputs])
 
     def exact(self, operation: Operation, dtype: np.dtype[Any] | None = None) -> Exact:
-        """The exact result, to check one of `dtype`; by default that of the inputs."""
+        """The exact result, to check one of `dtype`, by default the dtype of the inputs."""
         inputs = self.inputs(operation)
         key = operation.name, dtype or inputs[0].dtype
         if key not in self._exact:

@@ -1,4 +1,4 @@
-"""Checks of what is rare in tests and usual in use, or at a border: sizes, masks, alignments, magnitudes, values."""
+"""Checks of inputs common in use but rare in tests, and of edge cases: sizes, masks, alignments, magnitudes, values."""
 
 from collections.abc import Iterable
 
@@ -10,11 +10,11 @@ from lsm._conformance.oracle import is_quick
 from lsm._conformance.samples import Sample, frames, gradient
 from lsm._conformance.subject import Check, Subject
 
-N_REPEATED = 23  # different frames of a large batch: a prime, so that no frame stands where a power of two leads
-# More than the 65,535 blocks of a grid on some GPUs, as many as 16 bits count, and more than a million.
+N_REPEATED = 23  # different frames in a large batch; prime, so that frames a power of two apart differ
+# More than the 65,535 blocks of a grid on some GPUs; 2^16; and more than a million.
 N_FRAMES = (65_550, 65_536, 1_048_593)
-HUGE = {"float16": 6e4, "bfloat16": 1e33, "float32": 1e33}  # the largest gradients; of the others, 1e300
-SMALLEST = {"float16": -7, "bfloat16": -40, "float32": -44}  # powers of ten; of the others, -320
+HUGE = {"float16": 6e4, "bfloat16": 1e33, "float32": 1e33}  # the largest gradients; for other dtypes, 1e300
+SMALLEST = {"float16": -7, "bfloat16": -40, "float32": -44}  # powers of ten; for other dtypes, -320
 
 
 def numbers_of_classes(is_quick: bool) -> Iterable[int]:
@@ -37,7 +37,7 @@ def every_number_of_classes(subject: Subject) -> float:
 
 
 def large_batches(subject: Subject) -> float:
-    """More frames than 16 bits count, with the classes last, first and in the middle."""
+    """At least 2^16 frames, with the classes on the last, the first and a middle axis."""
     rng, worst = subject.rng(), 0.0
     sample = Sample(frames("ordinary", (N_REPEATED, 2), subject.dtype, rng), rng)
     for n in N_FRAMES if is_quick(subject.dtype) else N_FRAMES[:1]:
@@ -48,14 +48,14 @@ def large_batches(subject: Subject) -> float:
 
 
 def large_arrays(subject: Subject) -> float:
-    """A million elements, with the classes last and first."""
+    """A million elements, with the classes on the last and the first axis."""
     rng = subject.rng()
     sample = Sample(frames("ordinary", (41 if is_quick(subject.dtype) else 5, 1031), subject.dtype, rng), rng)
     return max(worst_repeated(subject, sample, (1025,), ()), worst_repeated(subject, sample, (), (1025,)))
 
 
 def worst_repeated(subject: Subject, sample: Sample, outer: tuple[int, ...], inner: tuple[int, ...]) -> float:
-    """The largest error on the frames of a sample, repeated along axes before and behind that of the classes."""
+    """The largest error on the frames of a sample, repeated along axes before and after that of the classes."""
     worst, (n_frames, n_classes) = 0.0, sample.shape
     shape, axis = (*outer, n_classes, *inner), len(outer)
     for operation in subject.operations:
@@ -74,9 +74,9 @@ def worst_repeated(subject: Subject, sample: Sample, outer: tuple[int, ...], inn
 
 
 def masks(subject: Subject) -> float:
-    """All classes but one masked, all but two, and every number; the open ones at every place.
+    """All classes but one masked, all but two, and every other number; the unmasked ones at every position.
 
-    Frame 0 begins with an open class, so that an error in the first element of all shows.
+    Frame 0 begins with an unmasked class, to reveal an error in the very first element.
     """
     rng, worst = subject.rng(), 0.0
     for n in (2, 3, 5, 16, 33, 64, 130) if is_quick(subject.dtype) else (2, 5, 9):
@@ -91,7 +91,7 @@ def masks(subject: Subject) -> float:
 
 
 def constants(subject: Subject) -> float:
-    """Arrays that hold one number only, 0 above all: the inputs of each role, and all of them."""
+    """Arrays with one value throughout, especially 0: for the inputs of each role, and for all inputs."""
     rng, worst = subject.rng(), 0.0
     for n in (1, 2, 33, 1000) if is_quick(subject.dtype) else (1, 2, 33):
         x = frames("ordinary", (3, n), subject.dtype, rng)
@@ -109,7 +109,7 @@ def constants(subject: Subject) -> float:
 
 
 def alignments(subject: Subject) -> float:
-    """Every place within 64 bytes at which an array may begin, and out at another one."""
+    """Inputs that begin at every possible offset within 64 bytes, and out at another one."""
     rng, worst = subject.rng(), 0.0
     sample = Sample(frames("ordinary", (3, 37 if is_quick(subject.dtype) else 5), subject.dtype, rng), rng)
     n_places = max(2, 64 // subject.dtype.itemsize)
@@ -117,7 +117,7 @@ def alignments(subject: Subject) -> float:
         layout = CONTIGUOUS._replace(offset=place)
         for shift in (0, 1):
             to = CONTIGUOUS._replace(offset=(place * (1 + 2 * shift) + shift) % n_places)
-            what = f"inputs that begin {place} elements further, out {to.offset}"
+            what = f"inputs offset by {place} elements, out by {to.offset}"
             worst = max(worst, subject.worst_of(sample, what, layout=layout, out_layout=to))
     return worst
 
@@ -131,7 +131,7 @@ def magnitudes(subject: Subject) -> float:
     with np.errstate(all="ignore"):
         for n in (2, 33, 1000) if is_quick(subject.dtype) else (2, 10):
             x = frames("ordinary", (len(scales), n), subject.dtype, rng)
-            # The signs alternate, and no number is small: the sum stays within the range of the dtype.
+            # The signs alternate and no number is small, so that the sum stays within the range of the dtype.
             signs = rng.uniform(0.5, 1, x.shape) * (1 - 2 * (np.arange(n) % 2))
             rising, largest = (signs * scales[:, None]).astype(x.dtype), (signs[:3] * huge).astype(x.dtype)
             for what, logits, dy in (
@@ -144,17 +144,17 @@ def magnitudes(subject: Subject) -> float:
 
 
 def values(subject: Subject) -> float:
-    """Every number of 16 bits, in the inputs of each role; float32 and wider hold those of float16."""
+    """Every 16-bit number, in the inputs of each role; for float32 and wider, those of float16."""
     rng, worst, n = subject.rng(), 0.0, 31
     own = subject.dtype if subject.dtype.itemsize == 2 else np.dtype(np.float16)
     every = np.arange(2**16, dtype=np.uint16).view(own)
-    with np.errstate(invalid="ignore"):  # which ml_dtypes warns of for signalling NaNs
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
         every = np.sort(every[np.isfinite(every)]).astype(subject.dtype)[:: 1 if is_quick(subject.dtype) else 50]
 
     def in_frames(chosen: Array) -> Array:
         return np.resize(chosen, (-(-len(chosen) // n), n))
 
-    # Signs in turn: the sums stay small, and no result is what out was filled with.
+    # Alternating signs keep the sums small, and so no result equals the fill value of out.
     dy = in_frames(every[(every >= 0) & (every <= 512)]) * (1 - 2 * (np.arange(n) % 2)).astype(subject.dtype)
     for role, array in (
         ("logits", in_frames(every)),

@@ -1,4 +1,4 @@
-"""Checks of the rows of the table of semantics that values decide: -inf, NaN, infinities, warnings."""
+"""Checks of the rows of the table of semantics that concern values: -inf, NaN, infinities, warnings."""
 
 import warnings
 from functools import partial
@@ -15,12 +15,12 @@ N_CLASSES = (1, 2, 5, 65, 300)
 
 
 def places(n: int) -> list[int]:
-    """Where in a frame a special value is put: its ends, and the borders of common vectors."""
+    """The positions of special values in a frame: its ends, and the boundaries of common vectors."""
     return sorted({i for i in (0, 1, 15, 16, 63, 64, n - 1) if i < n})
 
 
 def minus_inf(subject: Subject) -> float:
-    """Give exactly what a masked class gives for an entry of -inf, the rest right."""
+    """Give exactly the result of a masked class for an entry of -inf, and accurate results for the others."""
     rng, worst = subject.rng(), 0.0
     for n in N_CLASSES[1:]:
         x = frames("ordinary", (3, n), subject.dtype, rng)
@@ -31,9 +31,9 @@ def minus_inf(subject: Subject) -> float:
 
 
 def spoils_its_frame_only(subject: Subject, bad: float) -> None:
-    """Make the frame of a NaN or infinity what it must be, and leave the frames beside it as they were.
+    """Give the required result for a frame with a NaN or infinity, and do not change those of the frames beside it.
 
-    That is NaN throughout, but for reductions. A class is masked out by -inf, which spoils a frame as a gradient only.
+    It is NaN throughout, except for reductions. -inf masks a class; only in a gradient does it spoil the frame.
     """
     for n in N_CLASSES:
         rng = subject.rng()
@@ -50,14 +50,14 @@ def spoils_its_frame_only(subject: Subject, bad: float) -> None:
                         spoiled[k][1, i - 1] = also
                     spoiled[k][1, i] = sign * bad
                     result = subject.run(operation, spoiled)
-                    what = f"{operation.direction}, {name} holds {sign * bad} at place {i} of {n} classes"
+                    what = f"{operation.direction}, {name} holds {sign * bad} at class {i} of {n}"
                     what += "" if also is None else f" beside {also}"
                     require_all(result[1], REFERENCES[operation.name].spoiled(bad), what)
                     subject.agree(result[beside], clean, exact, f"the frames beside: {what}")
 
 
 def require_all(frame: Array, number: float, what: str) -> None:
-    """Raise ConformanceError unless all of a frame's result is this number, which may be NaN."""
+    """Raise ConformanceError unless the whole result of a frame is this number, which may be NaN."""
     text = "NaN" if np.isnan(number) else f"{number}"
     require(
         np.array_equal(frame, np.full_like(frame, number), equal_nan=True), f"{what}: {show(frame)}; all must be {text}"
@@ -65,7 +65,7 @@ def require_all(frame: Array, number: float, what: str) -> None:
 
 
 def frames_of_minus_inf(subject: Subject) -> None:
-    """Make a frame of which all logits or log-probabilities are -inf what it must be: NaN, but for reductions."""
+    """Give the required result for frames whose logits or log-probabilities are all -inf: NaN, unless reduced."""
     for n in N_CLASSES:
         rng = subject.rng()
         sample = Sample(frames("ordinary", (3, n), subject.dtype, rng), rng)
@@ -81,12 +81,12 @@ def frames_of_minus_inf(subject: Subject) -> None:
 
 
 def no_warnings(subject: Subject) -> None:
-    """Raise no floating-point warning, and leave the error state as it was."""
+    """Raise no floating-point warning, and leave the error state unchanged."""
     values = np.array([np.nan, np.inf, -np.inf, 0, 6e4, -6e4, 1e-7, -0.0])
     every = np.array(np.meshgrid(values, values, values)).reshape(3, -1).T.astype(subject.dtype)
     state = np.geterr()
     for operation in subject.operations:
-        # Each input has the frames in an order of its own, but for the first 64: NaN beside NaN, say.
+        # Except for the first 64 (such as NaN beside NaN), each input has the frames in a different order.
         orders = [np.r_[0:64, np.roll(np.arange(64, len(every)), 67 * k)] for k in range(len(operation.inputs))]
         given = [subject.to_device(every[order]) for order in orders]
         with warnings.catch_warnings():
@@ -96,7 +96,7 @@ def no_warnings(subject: Subject) -> None:
                 getattr(subject.backend, operation.name)(*given, 1, out)
             except Warning as warning:
                 raise ConformanceError(f"a warning: {warning}; there must be no floating-point warnings") from warning
-        require(np.geterr() == state, "numpy.geterr() is another than before; use numpy.errstate")
+        require(np.geterr() == state, "the call changed numpy.geterr(); use numpy.errstate")
 
 
 CHECKS = (

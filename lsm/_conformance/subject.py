@@ -1,4 +1,4 @@
-"""What is checked: a backend with one type of array, device and dtype of those it claims; and one check of it."""
+"""The subject of a check: a backend with one array type, device and dtype of those it claims; and the check itself."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -27,7 +27,7 @@ from lsm.backends.contract import has_operation, max_ulp
 
 
 class ConformanceError(AssertionError):
-    """The backend does something else than it claims, or than the contract says."""
+    """The backend does not do what it claims, or what the contract requires."""
 
 
 class AccuracyError(ConformanceError):
@@ -36,20 +36,20 @@ class AccuracyError(ConformanceError):
 
 @dataclass(frozen=True)
 class Subject:
-    """A backend, and the arrays that it is given here.
+    """A backend, and the arrays passed to it.
 
     Attributes
     ----------
     name : str
-        By which lsm finds the backend.
+        The name by which lsm finds the backend.
     backend : Backend
         The object.
     maker : ArrayMaker
-        Makes arrays of the type that is checked.
+        The maker of arrays of the type under test.
     device, dtype_name : str
         The kind of device and the dtype.
     is_measuring : bool
-        Whether any error will do, so that the largest can be told.
+        Whether errors are measured without a bound, to find the largest.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Subject:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype as NumPy has it."""
+        """The dtype as a NumPy dtype."""
         return numpy_dtype(self.dtype_name)
 
     @property
     def same_bits(self) -> bool:
-        """Whether the backend claims that a frame's bits depend on its values only."""
+        """Whether the backend claims that a frame's bits depend only on its values."""
         return bool(getattr(self.backend, "same_bits", False))
 
     def bound(self, dtype: np.dtype[Any]) -> float:
@@ -74,10 +74,10 @@ class Subject:
         return float("inf") if self.is_measuring else max_ulp(self.backend)[dtype_name(dtype)]
 
     def other_dtypes(self) -> list[np.dtype[Any]]:
-        """The other dtypes that are claimed and that NumPy has here."""
+        """The other claimed dtypes that are available in NumPy."""
         found = []
         for name in self.backend.dtypes:
-            with suppress(CannotMakeError, TypeError):  # what comes of that dtype says why
+            with suppress(CannotMakeError, TypeError):  # the case of that dtype reports the reason
                 found += [numpy_dtype(name)] if name != self.dtype_name else []
         return found
 
@@ -86,22 +86,22 @@ class Subject:
         return np.random.default_rng(20260101)
 
     def to_device(self, values: Array) -> Any:
-        """An array for `lsm` itself, which the backend shall be given."""
+        """An array of the type and device under test, to pass to `lsm` or the backend."""
         return self.maker.from_numpy(np.asarray(values), self.device)
 
     @property
     def operations(self) -> list[Operation]:
-        """The operations that the backend has."""
+        """The operations that the backend implements."""
         return [operation for operation in OPERATIONS.values() if has_operation(self.backend, operation.name)]
 
     def reading(self, role: str) -> list[Operation]:
-        """Those that read an input of this role."""
+        """The operations that read an input of this role."""
         return [operation for operation in self.operations if operation.reads(role)]
 
     def new_out(
         self, operation: Operation, shape: tuple[int, ...], axis: int, dtype: Any = None, fill: float = GUARD
     ) -> Array:
-        """What a backend's method may write to, for inputs of this shape."""
+        """A new output for a backend's method, for inputs of this shape."""
         return np.full(operation.result_shape(shape, (axis % len(shape),), keepdims=True), fill, dtype or self.dtype)
 
     def run(
@@ -115,18 +115,18 @@ class Subject:
         out_layout: Layout = CONTIGUOUS,
         in_place: str = "",
     ) -> Array:
-        """Call the backend's own method as lsm does, with `out` the input `in_place`, and check what it touches."""
+        """Call the backend's method as lsm does, with the input `in_place` as `out`, and check what it writes."""
 
         def call(fill: float) -> Array:
             return self._call(operation, inputs, axis, dtype, layout, out_layout, in_place, fill)
 
         result = call(GUARD)
         is_left = result == GUARD
-        if is_left.any():  # or the results are that number: once more with another
+        if is_left.any():  # unless the results equal that number: repeat with another
             is_left &= call(-GUARD) == -GUARD
         require(
             not is_left.any(),
-            f"{operation.name} left {int(is_left.sum())} of the {result.size} elements of out as they were",
+            f"{operation.name} did not write {int(is_left.sum())} of the {result.size} elements of out",
         )
         return result
 
@@ -141,7 +141,7 @@ class Subject:
         in_place: str,
         fill: float,
     ) -> Array:
-        """Call the backend's method with an `out` that holds `fill`, and check all but that it is written."""
+        """Call the backend's method with `out` full of `fill`; check all but whether every element is written."""
         op, first = operation.name, inputs[0]
         made = [GuardedArray(array, self.maker, self.device, layout) for array in inputs]
         given = dict(zip(operation.names, made, strict=True))
@@ -154,22 +154,22 @@ class Subject:
         returned = getattr(self.backend, op)(*arguments)
         if returned is not None and returned is not out.array:
             kind = type(returned).__name__
-            raise ConformanceError(f"{op} returned a {kind}; it must write its result into out and return None")
+            raise ConformanceError(f"{op} returned a {kind}; it must write its result to out and return None")
         for name, array in given.items():
             if array is not out and not array.is_unchanged():
-                raise ConformanceError(f"{op} changed its input {name}; only out may be written")
+                raise ConformanceError(f"{op} changed its input {name}; it may write only to out")
         if not out.guards_are_unchanged():
-            raise ConformanceError(f"{op} wrote into memory outside out (around it, or between its elements)")
+            raise ConformanceError(f"{op} wrote to memory outside out (around it, or between its elements)")
         result = out.values()
         is_now, was = out.kind(), out.kind_before
         if is_now != was:
-            raise ConformanceError(f"{op} made {is_now} of out, which was {was} (type, device, dtype, shape)")
+            raise ConformanceError(f"{op} changed out to {is_now}; it was {was} (type, device, dtype, shape)")
         return result
 
     def worst_of(
         self, sample: Sample, what: str, operations: Iterable[Operation] | None = None, **options: Any
     ) -> float:
-        """The largest error of some operations, or all, on a sample; what is masked out must be exact."""
+        """The largest error of some or all operations on a sample; results of masked classes must be exact."""
         worst = 0.0
         for operation in self.operations if operations is None else operations:
             text, inputs = f"{operation.direction}, {what}", sample.inputs(operation)
@@ -178,38 +178,38 @@ class Subject:
                 roles = zip(inputs, operation.inputs, strict=True)
                 is_masked = np.any([array == MASKS.get(role, np.nan) for array, (_, role) in roles], axis=0)
                 wanted = np.broadcast_to(REFERENCES[operation.name].masked(*inputs), result.shape)[is_masked]
-                found, where = result[is_masked], "where a class is masked out"
+                found, where = result[is_masked], "where a class is masked"
                 require((found == wanted).all(), f"{text}: {show(found)} {where}, not {show(wanted)}")
             worst = max(worst, self.worst(result, sample.exact(operation, result.dtype), text))
         return worst
 
     def worst(self, result: Array, exact: Exact, what: str, slack_ulp: float = 0) -> float:
-        """The largest error of a result in ulps; an AccuracyError if it is beyond the bound and what lsm adds to it."""
+        """The largest error of a result in ulps; raises AccuracyError above the backend's bound plus `slack_ulp`."""
         if result.size == 0:
             return 0.0
         errors = np.where(np.isnan(result), np.inf, exact.ulps(result))
         i = np.unravel_index(errors.argmax(), errors.shape)
         bound = self.bound(result.dtype) + slack_ulp
-        if not errors[i] <= bound or np.isnan(result[i]):  # a NaN among the errors is no pass
+        if not errors[i] <= bound or np.isnan(result[i]):  # a NaN among the errors must fail
             raise AccuracyError(
-                f"{what}: {float(errors[i]):.4g} ulp off, where max_ulp is {bound:g} for {dtype_name(result.dtype)}: "
+                f"{what}: {float(errors[i]):.4g} ulp off; max_ulp is {bound:g} for {dtype_name(result.dtype)}: "
                 f"{float(result[i])!r} instead of {float(exact.value[i])!r} at index {tuple(map(int, i))}"
             )
         return float(errors[i])
 
     def agree(self, result: Array, want: Array, exact: Exact, what: str) -> None:
-        """Raise unless a result is right, and where the backend claims same_bits, `want` to the last bit."""
+        """Raise unless a result is accurate and, if the backend claims same_bits, equal to `want` to the last bit."""
         self.worst(result, exact, what)
         if self.same_bits and bits(result) != bits(want):
             raise ConformanceError(f"{what}: different bits than in another call, though same_bits is claimed")
 
 
 class Check(NamedTuple):
-    """One thing that is checked; gives the error that it measured in ulps, or None.
+    """One check; its function returns the measured error in ulps, or None.
 
-    `per` says of what there is one case each: "dtype", "place" (an array type on a device) or "backend". `operation`
-    names the one that is checked alone; a backend without it has no such case. `is_quick`: nor has a dtype whose exact
-    values take more than longdouble.
+    There is one case for each `per`: "dtype", "place" (an array type on a device) or "backend". `operation` names the
+    only operation checked, if any; backends without it have no such case. With `is_quick`, there is none for dtypes
+    whose exact values need more than longdouble.
     """
 
     title: str
@@ -227,7 +227,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tells it from all others."""
+        """A unique name."""
         subject = self.subject
         place = f"{subject.maker.type_name} on {subject.device}"
         where = {"dtype": f", {subject.dtype_name}, {place}", "place": f", {place}", "backend": ""}
@@ -245,7 +245,7 @@ def require(condition: Any, message: str) -> None:
 
 
 def skip(reason: str) -> None:
-    """Leave the case out, which is counted and shown."""
+    """Skip the case; it is counted and shown."""
     raise SkipTest(reason)
 
 

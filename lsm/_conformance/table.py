@@ -1,4 +1,4 @@
-"""A report of the kit as text: a table for each kind of array, then what failed and what was left out."""
+"""A report of the kit as text: a table for each kind of array, then the failed and the skipped cases."""
 
 import textwrap
 from collections.abc import Iterator
@@ -48,14 +48,14 @@ def _table(head: str, outcomes: list[Outcome], bounds: dict[str, float], width: 
 
 
 def _cell(outcome: Outcome) -> str:
-    """What stands in the table: the error if one was measured."""
+    """The text of a cell: the error if one was measured."""
     if outcome.ulps is not None:
         return f"{outcome.ulps:.3g}" + (" !" if outcome.outcome == "failed" else "")
     return _CELLS[outcome.outcome]
 
 
 def _details(which: str, outcomes: list[Outcome], n_columns: int) -> Iterator[str]:
-    """Each reason once, and below it the cases that it holds for."""
+    """Each reason once, with its cases below."""
     by_detail: dict[str, list[str]] = {}
     for o in outcomes:
         if o.outcome == which:
