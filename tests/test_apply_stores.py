@@ -550,12 +550,12 @@ def test_missing_chunks_are_pointed_out(work, capsys):  # noqa: F811
         x = in_zarr("x", X, (30, 4, 1), version, fill_value=7.0)
         Path("x.zarr", x.metadata.encode_chunk_key((0, 0, 3))).unlink()
         assert main(["apply", "x.zarr", "y.npy"]) == 0
-        said = "lsm: warning: 'x.zarr': 1 chunks are missing, and count as the fill value 7.0\n"
+        said = "lsm: warning: 'x.zarr': 1 chunks are missing, and are read as the fill value 7.0\n"
         assert capsys.readouterr().err == said
     in_zarr("x", X, (2, 4, 5), shards=(6, 4, 5))
     Path("x.zarr/c/0/0/0").unlink()
     assert main(["apply", "x.zarr", "y.npy"]) == 0
-    assert "1 shards are missing, and count as the fill value 0" in capsys.readouterr().err
+    assert "1 shards are missing, and are read as the fill value 0" in capsys.readouterr().err
     in_zarr("x", X, (30, 4, 1), fill_value=np.nan)
     Path("x.zarr/c/0/0/3").unlink()
     assert main(["apply", "x.zarr", "y.npy"]) == 0

@@ -1,4 +1,4 @@
-"""Arrays in files: the formats, and opening and creating arrays in each of them."""
+"""Arrays in files: the formats, and functions that open and create arrays in each of them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,14 +14,14 @@ from lsm._version import install_command
 
 
 class Format(NamedTuple):
-    """A format of files.
+    """A file format.
 
     Attributes
     ----------
     suffixes : tuple of str
-        Of its files.
+        The suffixes of its files.
     cannot_store : tuple of str
-        The dtypes that a result may have, and files of it cannot.
+        The dtypes of results that its files cannot store.
     has_names : bool
         Whether a file needs a name for each array.
     """
@@ -41,7 +41,7 @@ _REMEDIES = {"bfloat16": "float32, which represents it exactly", "longdouble": "
 
 
 def format_of(target: str) -> str:
-    """The format of a file to write, by its suffix; .npy without one."""
+    """The format of a file to write, by its suffix; npy without one."""
     suffix = Path(target).suffix.lower()
     for name, about in FORMATS.items():
         if suffix in about.suffixes or (name == "npy" and not suffix):
@@ -54,7 +54,7 @@ def format_of(target: str) -> str:
 
 
 def check_dtype(format_: str, dtype: str, name: str) -> None:
-    """Raise UnusableFileError for a dtype that files of this format cannot store; `name` is what has it."""
+    """Raise UnusableFileError for a dtype that files of this format cannot store; `name` is the array that has it."""
     about = FORMATS[format_]
     if dtype in about.cannot_store:
         raise UnusableFileError(
@@ -64,7 +64,7 @@ def check_dtype(format_: str, dtype: str, name: str) -> None:
 
 @contextmanager
 def open_array(source: Source) -> Iterator[StoredArray]:
-    """Open an array in a file or directory, whose format shows in its contents."""
+    """Open an array in a file or directory, whose format is recognised by its contents."""
     if is_zarr(source.path):
         zarr_, _ = _zarr(source.path)
         with zarr_.open_array(source) as array:
@@ -84,7 +84,7 @@ def open_array(source: Source) -> Iterator[StoredArray]:
 
 @contextmanager
 def create_arrays(format_: str, results: Sequence[Result], is_resumed: bool) -> Iterator[Sequence[WritableArray]]:
-    """Make an array for each result: Zarr chunk by chunk (`zarr_results.create_arrays`), other files all or nothing."""
+    """Make an array for each result: Zarr chunk by chunk (`zarr_results.create_arrays`), other files atomically."""
     for result in results:
         check_dtype(format_, dtype_name(result.dtype), repr(result.target))
     if format_ == "zarr":
@@ -100,17 +100,17 @@ def create_arrays(format_: str, results: Sequence[Result], is_resumed: bool) -> 
 
 
 def reopen_result(path: str, name: str, record: dict[str, Any]) -> WritableArray:
-    """Open an array of Zarr that `create_arrays` has made, in another process."""
+    """Open a Zarr array that `create_arrays` has made in another process."""
     _, zarr_results = _zarr(path)
     array: WritableArray = zarr_results.reopen(path, name, record)
     return array
 
 
 def _check_others(result: Result, module: Any) -> None:
-    """Raise UnusableFileError if the file to replace has several arrays, all but one of which would be lost."""
+    """Raise UnusableFileError if the file to replace has several arrays, of which all but one would be lost."""
     there: set[str] = set()
     with suppress(OSError, UnusableFileError):  # such as a file of another format
-        if Path(result.target).is_file():  # and no FIFO, which blocks forever
+        if Path(result.target).is_file():  # not a FIFO, which would block forever
             there = module.names_in(result.target)
     if len(there) > 1:
         raise UnusableFileError(

@@ -1,4 +1,4 @@
-"""What every stored array has, and the checks that all formats share."""
+"""The base classes of stored arrays, and the checks common to all formats."""
 
 import os
 import textwrap
@@ -19,7 +19,7 @@ Index = tuple[slice, ...]
 
 
 class Source(NamedTuple):
-    """Where an array is read from.
+    """The location of an array to read.
 
     Attributes
     ----------
@@ -43,17 +43,17 @@ class StoredArray(ABC):
     Attributes
     ----------
     name : str
-        How messages name it.
+        The name used in messages.
     path : str
-        The file or directory that holds it and no other array of a directory.
+        The file that contains it, or the directory of this array alone.
     within : str or None
-        Its name in a file or group that may hold several.
+        Its name in a file or group that may contain several.
     shape, dtype
-        As of an ndarray.
+        As for an ndarray.
     unit : tuple of int or None
-        The shape of the pieces that can only be read or written whole; None if any block will do.
+        The shape of the pieces that can only be read or written whole; None if there are none.
     is_fortran : bool
-        Whether the first axis is the innermost of the file.
+        Whether the first axis is the innermost one in the file.
     """
 
     name: str
@@ -67,32 +67,32 @@ class StoredArray(ABC):
     @property
     def native_dtype(self) -> np.dtype[Any]:
         """The dtype in the byte order of this machine."""
-        # Bits of bfloat16 are known by their dtype, which must be this very object.
+        # Bits of bfloat16 are recognised by the identity of their dtype, so do not make a new one.
         return self.dtype if self.dtype.isnative else self.dtype.newbyteorder("=")
 
     @property
     def source(self) -> Source:
-        """Where another process finds it that has the same files."""
+        """The location for another process with the same file system."""
         return Source(os.path.abspath(self.path), self.within)  # noqa: PTH100 (a link may lead elsewhere there)
 
     @abstractmethod
     def read(self, index: Index) -> Array:
         """Read one block."""
 
-    def warn_of_missing(self) -> None:  # noqa: B027 (most formats have all)
-        """Warn if numbers are missing that count as others."""
+    def warn_of_missing(self) -> None:  # noqa: B027 (in most formats, none can be)
+        """Warn if numbers are missing and are read as others."""
 
 
 class WritableArray(StoredArray):
-    """An array that can be written as well."""
+    """An array that can also be written."""
 
     def empty(self, index: Index) -> Array:
-        """A new array for a block, in the order of the file."""
+        """A new array for a block, in the memory order of the file."""
         shape = tuple(part.stop - part.start for part in index)
         return np.empty(shape[::-1], self.dtype).T if self.is_fortran else np.empty(shape, self.dtype)
 
     def fits(self, index: Index, block: Array) -> bool:
-        """Whether the numbers of one block can be computed in another that has been read."""
+        """Whether the result for `index` can be computed in place, in a block that has been read."""
         shape = tuple(part.stop - part.start for part in index)
         return block.shape == shape and block.dtype == self.dtype and block.flags.writeable
 
@@ -102,7 +102,7 @@ class WritableArray(StoredArray):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the result is made of, in formats that keep that."""
+        """The record of how the result was made, in formats that store it."""
         return {}
 
     def is_written(self, index: Index) -> bool:
@@ -118,15 +118,15 @@ class Result(NamedTuple):
     target : str
         The file or directory.
     dtype, shape
-        As of an ndarray.
+        As for an ndarray.
     unit : tuple of int
         The shape of the chunks, in formats that have them.
     within : str or None
         The name of the array in the file or group.
     like : StoredArray
-        The input whose order, compression and version of the format it takes where it can.
+        The input from which memory order, compression and format version are copied where possible.
     record : dict
-        What it is made of, and how: a run that is resumed must have the same. Empty if the format keeps none.
+        The inputs and the call: a resumed run must have the same. Empty if the format stores none.
     """
 
     target: str
@@ -139,19 +139,19 @@ class Result(NamedTuple):
 
 
 def is_zarr(path: str) -> bool:
-    """Whether a path leads to an array or a group of Zarr."""
-    with suppress(OSError):  # which is reported when it is opened
+    """Whether a path leads to a Zarr array or group."""
+    with suppress(OSError):  # reported on opening
         return any(Path(path, name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
     return False
 
 
 def brief(error: object) -> str:
-    """The message of an error, or its type if it has none, without much of what a malicious file may put into it."""
+    """The message of an error, or its type if it has none, cut short, since a malicious file may be its source."""
     return textwrap.shorten(str(error) or type(error).__name__, 160)
 
 
 def chosen(name: str, arrays: Iterable[str], source: Source) -> str:
-    """The name of the array that is asked for in a file of several."""
+    """The name of the requested array in a file that may contain several."""
     there = sorted(arrays)
     if source.within in there or (source.within is None and len(there) == 1):
         return source.within or there[0]
@@ -163,7 +163,7 @@ def chosen(name: str, arrays: Iterable[str], source: Source) -> str:
 
 
 def check_elements(name: str, dtype: np.dtype[Any], files: str) -> None:
-    """Raise UnusableFileError for elements that must not be loaded, or whose type is not known."""
+    """Raise UnusableFileError for elements that must not be loaded, or whose type is unknown."""
     if dtype.hasobject:
         raise UnusableFileError(
             f"{name} contains pickled Python objects, which are not loaded, because that can run code; save "
@@ -179,12 +179,12 @@ def check_elements(name: str, dtype: np.dtype[Any], files: str) -> None:
 
 
 def check_attributes(name: str, attributes: Mapping[str, Any]) -> None:
-    """Raise UnusableFileError if the numbers are not what is stored, by the conventions of netCDF."""
+    """Raise UnusableFileError if the stored numbers are encoded by the conventions of netCDF."""
     for key in ("scale_factor", "add_offset", "missing_value", "_FillValue"):
         value = attributes.get(key)
         try:
             is_harmless = value is None or (key in ("missing_value", "_FillValue") and np.isnan(value).all())
-        except TypeError:  # text, as xarray stores it beside the fill value that Zarr has itself
+        except TypeError:  # text, which xarray stores beside Zarr's own fill value
             continue
         if not is_harmless:
             raise UnusableFileError(

@@ -1,4 +1,4 @@
-"""Arrays in HDF5 files, by h5py."""
+"""Arrays in HDF5 files, with h5py."""
 
 import io
 import math
@@ -74,18 +74,18 @@ def _datasets(file: Any) -> set[str]:
 def create(file: io.FileIO, result: Result) -> RawArray:
     """Make a file of one dataset in place of an open, empty one.
 
-    HDF5 writes what describes the dataset, and lsm its numbers: where HDF5 itself finds the disk full, closing the file
+    HDF5 writes the metadata of the dataset, and lsm the numbers: if HDF5 itself finds the disk full, closing the file
     can end the process by SIGSEGV (seen with HDF5 2.0.0).
     """
     n_described = 2**16  # more than enough
     write_all(file, memoryview(bytes(n_described)))
-    file.truncate(math.prod(result.shape) * result.dtype.itemsize + n_described)  # an error if that is too large
+    file.truncate(math.prod(result.shape) * result.dtype.itemsize + n_described)  # raises if this is too large
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     with h5py.File(file.name, "w") as opened:
         dataset = opened.create_dataset(result.within, result.shape, result.dtype, dcpl=properties)
         if not result.shape:
-            dataset[()] = 0  # h5py leaves the properties out for a scalar
+            dataset[()] = 0  # h5py ignores the properties for a scalar
         start = dataset.id.get_offset() or 0  # None without elements
     return raw_result(file, result, start)

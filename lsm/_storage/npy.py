@@ -15,7 +15,7 @@ from lsm._storage.raw import RawArray, raw_result
 
 
 def stored_array(source: Source, file: io.FileIO) -> RawArray:
-    """The array of an open .npy file, which is checked against its header."""
+    """The array in an open .npy file, whose size is checked against the header."""
     name = repr(source.path)
     start = file.read(6)
     if start != b"\x93NUMPY":
@@ -73,8 +73,8 @@ def parse_header(name: str, file: io.FileIO) -> tuple[tuple[int, ...], bool, np.
 def as_version_2(file: io.FileIO) -> io.BytesIO:
     """Convert a header of format 3.0 to 2.0, because NumPy has no public function that reads 3.0.
 
-    The header of 3.0 is UTF-8, for the names of fields, and that of 2.0 Latin-1. In a string literal, an escape
-    sequence stands for the same character.
+    The header of 3.0 is in UTF-8, for the names of fields, and that of 2.0 in Latin-1, in which escape sequences in
+    string literals represent the other characters.
     """
     n_bytes = int.from_bytes(file.read(4), "little")
     header = file.read(n_bytes)

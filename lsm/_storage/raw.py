@@ -1,4 +1,4 @@
-"""Arrays that lie in a file as they do in memory, read and written in blocks."""
+"""Arrays stored in a file as in memory, read and written in blocks."""
 
 import io
 import math
@@ -63,7 +63,7 @@ class RawArray(WritableArray):
 
 
 def raw_result(file: io.FileIO, result: Result, start: int, is_fortran: bool = False) -> RawArray:
-    """The array of a result whose header is written."""
+    """The array of a result whose header has been written."""
     return RawArray(
         name=repr(result.target),
         path=result.target,

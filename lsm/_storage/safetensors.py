@@ -20,7 +20,7 @@ _NAMES = {np.dtype(text).name: name for name, text in _DTYPES.items()} | {"bfloa
 
 
 def stored_array(source: Source, file: io.FileIO) -> RawArray:
-    """A tensor of an open .safetensors file, which is checked against its header."""
+    """A tensor in an open .safetensors file, whose size is checked against the header."""
     header, start = read_header(repr(source.path), file)
     within = chosen(repr(source.path), header, source)
     name = f"{source.path!r}, tensor {within!r}"
@@ -49,7 +49,7 @@ def stored_array(source: Source, file: io.FileIO) -> RawArray:
 
 
 def read_header(name: str, file: io.FileIO) -> tuple[dict[str, Any], int]:
-    """The tensors of a file, which may be malicious, by their names; and where their numbers begin."""
+    """The header of a file, which may be malicious, as a dict of its tensors; and the offset of the numbers."""
     n_bytes = os.fstat(file.fileno()).st_size
     file.seek(0)
     n_header = int.from_bytes(file.read(8), "little")
@@ -80,7 +80,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_spans(header: dict[str, Any]) -> int:
-    """Raise ValueError unless the tensors lie one after the other without gaps; returns their size in bytes."""
+    """Raise ValueError unless the tensors are contiguous, without gaps; returns their size in bytes."""
     spans = []
     for name, about in header.items():
         shape, span = about["shape"], about["data_offsets"]
@@ -100,7 +100,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def names_in(path: str) -> set[str]:
-    """The tensors of a file."""
+    """The names of the tensors in a file."""
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (Path.open has no FileIO)
         return {*read_header(repr(path), file)[0]}
 

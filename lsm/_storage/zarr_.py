@@ -1,4 +1,4 @@
-"""Arrays in Zarr directories, by zarr."""
+"""Arrays in Zarr directories, with zarr."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from lsm._stopping import deferred_signals
 from lsm._storage.base import Array, Index, Source, WritableArray, brief, check_attributes, check_elements, chosen
 
 ATTRIBUTE = "lsm"
-# Before, an interrupted run could leave half a chunk.
+# With older versions, an interrupted run could leave half a chunk.
 _NEEDED = (3, 1, 3)
 if tuple(map(int, re.findall(r"\d+", zarr.__version__)[:3])) < _NEEDED:
     raise ImportError(f"version {'.'.join(map(str, _NEEDED))} or newer; {zarr.__version__} is installed")
@@ -27,7 +27,7 @@ if tuple(map(int, re.findall(r"\d+", zarr.__version__)[:3])) < _NEEDED:
 
 @dataclass(frozen=True, kw_only=True)
 class ZarrArray(WritableArray):
-    """An array in an own directory."""
+    """An array in a directory of its own."""
 
     array: Any
 
@@ -45,7 +45,7 @@ class ZarrArray(WritableArray):
             self.array[index] = block
 
     def is_written(self, index: Index) -> bool:
-        """Whether all chunks of a block are there; each is renamed to its place when it is whole."""
+        """Whether all chunks of a block exist; zarr renames a chunk to its final name once it is complete."""
         units = zip(index, self.unit or (), strict=True)
         numbers = product(*(range(part.start // n, -(-part.stop // n)) for part, n in units))
         keys = map(self.array.metadata.encode_chunk_key, numbers)
@@ -53,7 +53,7 @@ class ZarrArray(WritableArray):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What lsm has noted about a result."""
+        """The record that lsm has stored with a result."""
         found: dict[str, Any] = self.array.attrs[ATTRIBUTE]
         return found
 
@@ -63,14 +63,14 @@ class ZarrArray(WritableArray):
         return Source(os.path.abspath(self.path))  # noqa: PTH100
 
     def warn_of_missing(self) -> None:
-        """Warn of chunks that are not there, unless they read as NaN, which the result shows."""
+        """Warn of missing chunks, unless they are read as NaN, which shows in the result."""
         n_missing, fill = self.count_missing(), self.array.fill_value
         if n_missing > 0 and not (fill is not None and np.isnan(fill)):
             what = "shards" if self.array.shards else "chunks"
-            warn(f"{self.name}: {n_missing} {what} are missing, and count as the fill value {fill}")
+            warn(f"{self.name}: {n_missing} {what} are missing, and are read as the fill value {fill}")
 
     def count_missing(self) -> int:
-        """How many chunks, or shards, are not there; zarr's own count takes longer than it takes to read them."""
+        """The number of missing chunks, or shards; zarr's own count takes longer than reading the array."""
         names = chain.from_iterable(names for _, _, names in os.walk(self.path))
         n_there = sum(not (name.startswith(".") or name.endswith((".json", ".partial"))) for name in names)
         return math.prod(-(-n // k) for n, k in zip(self.shape, self.unit or (), strict=True)) - n_there
@@ -78,7 +78,7 @@ class ZarrArray(WritableArray):
 
 @contextmanager
 def open_array(source: Source) -> Iterator[ZarrArray]:
-    """Open an array and check what it is."""
+    """Open an array and check it."""
     name = repr(source.path)
     try:
         with warnings.catch_warnings():
@@ -115,11 +115,11 @@ def open_array(source: Source) -> Iterator[ZarrArray]:
 
 
 def unreadable(name: str, error: Exception) -> UnusableFileError:
-    """The error for an array that zarr does not open."""
+    """The error for an array that zarr cannot open."""
     return UnusableFileError(f"{name} cannot be read as a Zarr array: {brief(error)}")
 
 
 def is_complete(array: Any) -> bool:
-    """Whether an array is no remnant of an interrupted run."""
+    """Whether an array is not left over from an interrupted run."""
     record = array.attrs.get(ATTRIBUTE)
     return not isinstance(record, dict) or record.get("complete") is True

@@ -1,7 +1,7 @@
-"""Results in Zarr: where they are written, whether an interrupted run can be resumed, and what happens at the end.
+"""Results in Zarr: where they are written, whether an interrupted run can be resumed, and how they are completed.
 
-An array that is not there yet is written in its place; one that is there is replaced at the end, by one that is written
-beside it. Until the end the attribute "lsm" says that it is incomplete, and missing numbers read as NaN.
+A new array is written in place. An existing array is replaced at the end, by one written beside it. Until the end, the
+attribute "lsm" marks the array as incomplete, and missing numbers are read as NaN.
 """
 
 import math
@@ -22,18 +22,18 @@ from lsm._storage.zarr_ import ATTRIBUTE, ZarrArray, is_complete, unreadable
 
 
 class _Place(NamedTuple):
-    """Where a result is written, and what is there.
+    """The place where a result is written, and the array found there.
 
     Attributes
     ----------
     result : Result
         The result.
     path : Path
-        Where it belongs.
+        The final place.
     where : Path
-        Where it is written: there, or beside an array that it will replace.
+        The place where it is written: the final one, or beside an array that it will replace.
     array : zarr.Array or None
-        What an interrupted run has written there.
+        The array left there by an interrupted run.
     """
 
     result: Result
@@ -44,7 +44,7 @@ class _Place(NamedTuple):
 
 @contextmanager
 def create_arrays(results: Sequence[Result], is_resumed: bool) -> Iterator[list[ZarrArray]]:
-    """Make an array for each result, or open that of an interrupted run; at the end they are complete and in place."""
+    """Make an array for each result, or open that of an interrupted run; on exit, complete and place all."""
     places = [_checked(result, is_resumed) for result in results]
     if len({place.path for place in places}) < len(places):
         raise UnusableFileError(f"{results[0].target!r}: each result needs a directory of its own")
@@ -84,7 +84,7 @@ def _stored(path: str, name: str, array: Any) -> ZarrArray:
 
 
 def _checked(result: Result, is_resumed: bool) -> _Place:
-    """Where to write a result; raises without having written anything."""
+    """Find the place to write a result; raises before anything is written."""
     target = result.target
     check_is_no_descriptor(target)
     try:
@@ -108,7 +108,7 @@ def _checked(result: Result, is_resumed: bool) -> _Place:
     if is_resumed and made is not None:
         where = path if unfinished is None else beside
         _check_record(result, made.attrs.get(ATTRIBUTE))
-        for file in where.rglob("*.partial"):  # what the interrupted run was writing
+        for file in where.rglob("*.partial"):  # chunks that the interrupted run was writing
             file.unlink()
         return _Place(result, path, where, made.with_config({"write_empty_chunks": True}))
     if unfinished is not None or (there is not None and not is_complete(there)):
@@ -131,7 +131,7 @@ def _opened(path: Path) -> Any:
 
 
 def _check_record(result: Result, found: Any) -> None:
-    """Raise UnusableFileError unless the array was begun by the same call on the same arrays."""
+    """Raise UnusableFileError unless the same call on the same arrays began the array."""
     if not isinstance(found, dict):
         raise UnusableFileError(
             f"{result.target!r} was not written by lsm apply, and cannot be resumed; without --resume it is replaced"
@@ -145,14 +145,14 @@ def _check_record(result: Result, found: Any) -> None:
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without levels, by the names that messages have for its entries."""
+    """A flattened record; the keys are the names used in messages."""
     sources = enumerate(record.get("source", ()), 1)
     flat = {key: value for key, value in record.items() if key != "source"}
     return flat | {f"{key} of input {i}": value for i, source in sources for key, value in source.items()}
 
 
 def _create(place: _Place) -> Any:
-    """Make the array of a result, and the groups around it."""
+    """Make the array of a result, and the groups that contain it."""
     result, like = place.result, place.result.like
     array: Any = like.array if isinstance(like, ZarrArray) else None
     version = 3 if array is None else array.metadata.zarr_format
@@ -184,20 +184,20 @@ def _create(place: _Place) -> Any:
 
 
 def _is_lossless(codec: Any) -> bool:
-    """Whether a codec gives back all bits, which in Zarr 2 not every compressor does."""
+    """Whether a codec is lossless; in Zarr 2, not every compressor is."""
     known = ("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd")
     return isinstance(codec, BytesBytesCodec) or getattr(codec, "codec_id", "") in known
 
 
 def _replace_all(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Rename each directory to a path, and delete what is there; if one cannot be renamed, all stay as they were."""
+    """Rename each directory to its path, and delete the old array there; if a rename fails, undo all."""
     if pairs and hasattr(os, "sync"):
-        os.sync()  # else a system crash could leave neither
+        os.sync()  # otherwise a system crash could lose both
     olds = [path.with_name(f".lsm-{secrets.token_hex(8)}.tmp") for _, path in pairs]
     with ExitStack() as undo:
         for (new, path), old in zip(pairs, olds, strict=True):
             undo.callback(_rename_back, new, path, old)
-            if path.exists():  # else a run was killed between these two lines
+            if path.exists():  # not if an earlier run was killed between these two lines
                 path.rename(old)
             new.rename(path)
         undo.pop_all()
