@@ -1,4 +1,4 @@
-"""Arguments that are dask arrays, and lazy results: for `dask_` and `_dask_classes`."""
+"""Arguments that are dask arrays, and lazy results, for `dask_` and `_dask_classes`."""
 
 import math
 from collections.abc import Iterable
@@ -8,21 +8,21 @@ from typing import Any, NamedTuple
 import dask.array
 import numpy as np
 
-UNKNOWN = -1  # stands for the unknown length of an axis, which dask gives as NaN
+UNKNOWN = -1  # replaces NaN, dask's value for an axis of unknown length
 
 
 class Argument(NamedTuple):
-    """An argument that is an array, of dask or NumPy.
+    """An argument that is a dask or NumPy array.
 
     Attributes
     ----------
     array : dask.array.Array or ndarray
         The array.
     shape : tuple of int
-        Its shape, `UNKNOWN` where that is not known.
+        Its shape, with `UNKNOWN` for unknown lengths.
     pattern : tuple of int
-        For `blockwise`, a number for each of its axes. Those of the logits have 0 to n - 1; n + i is one that takes the
-        place of axis i, and 2 * n that of weights.
+        For `blockwise`, a number for each of its axes: 0 to n - 1 for those of the logits, n + i for one that replaces
+        axis i, and 2 * n for that of weights.
     """
 
     array: Any
@@ -41,18 +41,18 @@ class Argument(NamedTuple):
 
 
 def shape_of(x: Any) -> tuple[int, ...]:
-    """The shape, with `UNKNOWN` for lengths that are."""
+    """The shape, with `UNKNOWN` for unknown lengths."""
     return tuple([UNKNOWN if math.isnan(n) else int(n) for n in x.shape])
 
 
 def lazy_array(task: Any, index: tuple[int, ...], operands: Iterable[Any], dtype: Any, token: str, **more: Any) -> Any:
-    """The array of what a task gives; `operands` are arrays, each followed by its pattern."""
+    """The lazy array of the results of a task; `operands` are arrays, each followed by its pattern."""
     meta = np.empty((0,) * len(index), dtype)
     return dask.array.blockwise(task, index, *operands, dtype=dtype, meta=meta, token=token, **more)
 
 
 def as_dask(argument: Argument, chunks: dict[int, Any]) -> Any:
-    """The array, in chunks that go with those of the others."""
+    """The array, in chunks that match those of the others."""
     if isinstance(argument.array, dask.array.Array):
         return argument.array
     own = [chunks.get(i, -1) if n != 1 else -1 for i, n in zip(argument.pattern, argument.shape, strict=True)]

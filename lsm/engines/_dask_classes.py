@@ -1,6 +1,6 @@
-"""Dask arrays whose classes are in several chunks: partials of each chunk, all those of a frame in one, then results.
+"""Dask arrays with the classes in several chunks: the partials of each chunk, gathered by frame, then the results.
 
-The partials are next to nothing, 32 bytes for a slice of 16,384 classes, so that no tree of tasks is needed.
+The partials are tiny, 32 bytes for a slice of 16,384 classes, so no tree of tasks is needed.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _OF_PARTIALS = {"axis", "temperature", "where", "dtype", "backend"}  # keywords 
 
 
 def is_in_parts(function: str, arguments: dict[str, Argument], options: dict[str, Any], axes: tuple[int, ...]) -> bool:
-    """Whether the classes of the first argument are in several chunks, and the function can be computed so."""
+    """Whether the classes of the first argument are in several chunks, and the function supports that."""
     x = next(iter(arguments.values()))
     if function not in IN_PARTS or len(axes) != 1 or "b" in arguments | options:
         return False
@@ -37,15 +37,15 @@ def is_in_parts(function: str, arguments: dict[str, Argument], options: dict[str
 
 
 def _is_simple_loss(arguments: dict[str, Argument], options: dict[str, Any]) -> bool:
-    """Whether a loss, if this is one, is that of labels, without weights and all else that needs other sums."""
+    """Whether a loss, if this is one, is that of labels, without weights or other options that need more sums."""
     is_extra = "weight" in arguments or any(options.get(name, 0) != 0 for name in ("label_smoothing", "z_loss"))
     return "targets" not in arguments or (kind(arguments["targets"]) == "integer" and not is_extra)
 
 
 def describe_parts(x: Any, decision: Any) -> str:
-    """What `lsm.explain` says of classes along the last axis that are in several chunks, after the number of chunks."""
+    """The text of `lsm.explain` on classes in several chunks along the last axis, after the number of chunks."""
     if np.isnan(x.shape[-1]):
-        return "; of classes whose number is not known"
+        return "; the number of classes is not known"
     if decision.backend is None:
         return ""
     n_slice = decision.backend.slice_classes["float64" if "float64" in decision.dtype else decision.dtype.split()[0]]
@@ -61,7 +61,7 @@ def reduction_for(function: str) -> str:
 
 
 class ClassChunks:
-    """A call on a dask array whose classes are in several chunks.
+    """A call on a dask array with the classes in several chunks.
 
     Parameters
     ----------
@@ -74,12 +74,12 @@ class ClassChunks:
     options : dict
         The other keywords.
     dtypes : tuple of str
-        Of the logits as they are computed on, and of the result.
+        The compute dtype of the logits, and the dtype of the result.
 
     Raises
     ------
     ValueError
-        How many classes there are is not known.
+        The number of classes is not known.
     LsmError
         No backend has partials for these dtypes, or the requested one has none.
     """
@@ -113,16 +113,16 @@ class ClassChunks:
         self._all = tuple(range(self._n))
 
     def _cut(self, argument: Argument, chunks: dict[int, Any]) -> Any:
-        """An array in chunks that go with those of the logits."""
+        """An array in chunks that match those of the logits."""
         array = as_dask(argument, chunks)
         along = {i: chunks[self._at] for i, number in enumerate(argument.pattern) if number == self._at}
         return array.rechunk({i: chunk for i, chunk in along.items() if array.shape[i] != 1})
 
     def partials(self) -> Any:
-        """The partials, in chunks as those of the logits."""
+        """The partials, in the chunks of the logits."""
         slices = tuple([-(-n // self._slice_classes) for n in self._x.array.chunks[self._at]])
         names = [name for name in ("output", "where", "temperature") if name in self._arrays]
-        passed = _OF_PARTIALS - ({"dtype"} if self._function == "cross_entropy" else set())  # which is rounded to it
+        passed = _OF_PARTIALS - ({"dtype"} if self._function == "cross_entropy" else set())  # used for the loss
         first = "x" if self._reduction == PARTIALS else self._name
         options = {name: value for name, value in self._options.items() if name in passed}
         last = 2 * self._n + 1
@@ -166,20 +166,20 @@ class ClassChunks:
         return (made,) if len(like) == 1 else items_of(made, index, like, self._function)
 
     def _take(self, like: tuple[Any, ...], whole: Any) -> tuple[Any, ...]:
-        """Of each chunk, -inf but for its own classes; then the maximum over the chunks."""
+        """From each chunk, the values of its own classes and -inf for others; then the maximum over the chunks."""
         has_several = self._n + self._at in self._patterns["indices"]
         index = tuple([self._n + i if i == self._at else i for i in self._all if has_several or i != self._at])
         return self._at_places("indices", index, "largest_of_parts", like, whole)
 
     def _loss(self, like: tuple[Any, ...], whole: Any) -> tuple[Any, ...]:
-        """Of each chunk, 0 but for its own labels; then the sum over the chunks."""
+        """From each chunk, the losses of its own labels and 0 for others; then the sum over the chunks."""
         index = tuple([i for i in self._all if i != self._at])
         return self._at_places("targets", index, "sum_of_parts", like, whole)
 
     def _at_places(
         self, places: str, index: tuple[int, ...], joined: str, like: tuple[Any, ...], whole: Any
     ) -> tuple[Any, ...]:
-        """What each chunk gives for some classes, as one number for each chunk; then these joined to one."""
+        """One number from each chunk for each selected class or label; then these numbers, combined by `joined`."""
         names = [name for name in (places, "where", "temperature") if name in self._arrays]
         operands = [*self._operands(names), *self._numbers(), whole, self._pattern_of_whole()]
         ones = {self._at: (1,) * self._x.array.numblocks[self._at]}
@@ -196,7 +196,7 @@ class ClassChunks:
         return (self._lazy(joined, ["y"], {}, index, operands, like[0].dtype),)
 
     def _top_k(self, like: tuple[Any, ...], whole: Any) -> tuple[Any, ...]:
-        """The best logits of each chunk; then the best of these, and their log-softmax."""
+        """The largest logits of each chunk; then the largest of these, and their log-softmax."""
         k, at = int(self._options["k"]), self._at
         names = ["where"] if "where" in self._arrays else []
         sizes = {at: tuple([min(k, n) for n in self._x.array.chunks[at]])}
@@ -208,7 +208,7 @@ class ClassChunks:
         index = tuple([self._n + i if i == at else i for i in self._all])
         operands = [values, self._all, numbers, self._all, whole, self._pattern_of_whole()]
         names = ["values", "numbers", "partials"]
-        if "temperature" in self._arrays:  # whose length 1 along the classes is not to be repeated for each chunk
+        if "temperature" in self._arrays:  # with length 1 along the classes, not to be repeated for each chunk
             pattern = [3 * self._n if number == at else number for number in self._patterns["temperature"]]
             operands += [self._arrays["temperature"], tuple(pattern)]
             names.append("temperature")
@@ -224,7 +224,7 @@ class ClassChunks:
         return operands
 
     def _numbers(self) -> list[Any]:
-        """The numbers of the classes, in chunks as the classes."""
+        """The indices of the classes, in the chunks of the classes."""
         chunks = self._x.array.chunks[self._at]
         return [dask.array.arange(sum(chunks), chunks=(chunks,), dtype=np.int64), (self._at,)]
 

@@ -1,4 +1,4 @@
-"""What the workers of dask run: a call of lsm on the chunks of a task. Needs no dask."""
+"""The tasks that dask workers run: calls of lsm on chunks. Needs no dask."""
 
 import os
 import sys
@@ -22,14 +22,14 @@ from lsm._version import __version__
 
 
 def compute_chunk(function: str, names: tuple[str, ...], options: dict[str, Any], build: Any, *chunks: Any) -> Any:
-    """The task of a chunk: the call of lsm, or of a function below, with what dask gives for each array.
+    """The task for a chunk: call lsm, or a function below, with the chunks that dask passes for each array.
 
     Raises
     ------
     BackendUnavailableError
-        This process has another version of lsm, or other kernels, than that which made the graph.
+        This process has another version of lsm, or other kernels, than the one that made the graph.
     Exception
-        What the function raises.
+        Whatever the function raises.
     """
     check_build(options["backend"], build)
     arguments = dict(zip(names, map(_only, chunks), strict=True))
@@ -38,15 +38,15 @@ def compute_chunk(function: str, names: tuple[str, ...], options: dict[str, Any]
 
 
 def on_one_thread(call: Callable[[], Any]) -> Any:
-    """Call a function with one thread of lsm, unless the process has set how many.
+    """Call a function with one thread of lsm, unless the process has set the number.
 
-    The scheduler has a thread for each processor already; further ones would wait for a turn.
+    The scheduler already has a thread for each processor; more threads would only compete.
     """
     return call() if process_setting() is not None else call_within(num_threads(1), call)
 
 
 def reduce_losses(reduction: str, dtype: str, losses: Any, n_frames: Any = None) -> Any:
-    """The task that adds up all losses, in the order of one machine."""
+    """The task that adds all losses, in the same order as without dask."""
     loss = compute(total, np.asarray(losses))
     if reduction == "mean":
         n = losses.size if n_frames is None else n_frames
@@ -55,12 +55,12 @@ def reduce_losses(reduction: str, dtype: str, losses: Any, n_frames: Any = None)
 
 
 def build_of(backend: Any) -> tuple[str, bool | None]:
-    """What bits depend on beside the backend's name: lsm's version, and whether lsm's own kernels use FMA."""
+    """The facts on which bits depend, beside the backend's name: lsm's version, and whether its kernels use FMA."""
     return __version__, getattr(backend, "has_fma", None)
 
 
 def check_build(name: str, build: Any) -> None:
-    """Raise BackendUnavailableError if this process would give different bits than the one with this build."""
+    """Raise BackendUnavailableError if the bits from this process would differ from those of this build."""
     here = build_of(registry().get(name).load())
     if here != tuple(build):
         version, has_fma = build
@@ -75,21 +75,21 @@ def check_build(name: str, build: Any) -> None:
 
 
 def place() -> str:
-    """Where this runs: the address of a worker of distributed, or the number of the process."""
+    """Where this runs: the address of a worker of distributed, or the process id."""
     try:
         return f"the worker {sys.modules['distributed'].get_worker().address}"
-    except (KeyError, ValueError):  # not imported, or not within a task
+    except (KeyError, ValueError):  # not imported, or not in a task
         return f"process {os.getpid()}"
 
 
 def _only(chunk: Any) -> Any:
-    """A chunk; along an axis that the result lacks, dask gives a list of its only chunk."""
+    """A chunk; along an axis that the result lacks, dask passes a list with the only chunk."""
     while type(chunk) is list:
         (chunk,) = chunk
     return chunk
 
 
-# -- of frames whose classes are in several chunks ------------------------------------------------------------------
+# -- frames with the classes in several chunks ----------------------------------------------------------------------
 
 
 def of_classes_of_chunk(function: str, numbers: Any, **arguments: Any) -> Any:
@@ -104,12 +104,12 @@ def largest_of_parts(y: Any, backend: str) -> Any:
 
 
 def sum_of_parts(y: Any, backend: str) -> Any:
-    """The sum over the last axis, of which one number at most is not 0."""
+    """The sum over the last axis, along which at most one number is not 0."""
     return compute(np.sum, y, -1)
 
 
 def best_of_chunk(x: Any, numbers: Any, k: int, axis: int, backend: str, where: Any = None) -> tuple[Any, Any]:
-    """The k largest logits, or all; and their classes i, as -1 - i where they are masked."""
+    """The k largest logits, or all; and the indices i of their classes, as -1 - i for masked ones."""
     values, mask, places = _best(x, k, axis, where)
     numbers = places + _first(numbers)
     return values, numbers if mask is None else np.where(mask, numbers, -1 - numbers)
@@ -126,7 +126,7 @@ def best_of_parts(
 
 
 def _best(x: Any, k: int, axis: int, where: Any) -> tuple[Any, Any, Any]:
-    """The k largest logits, or all; whether they take part; and their places."""
+    """The k largest logits, or all; whether each is unmasked; and their positions."""
     logits = Logits("top_k_log_softmax", x, "x", axis)
     logits.mask = mask_for(where, x, logits.values, logits.library)
     frames = logits.frames

@@ -1,7 +1,7 @@
-"""Dask: calls on dask arrays become lazy arrays, chunk for chunk. This file knows chunks and no numerics.
+"""Dask: calls on dask arrays become lazy arrays, chunk for chunk. This file deals with chunks, not with numerics.
 
-Only public functions of dask are used. While a graph is made nothing is computed: the arguments are checked by the same
-call of lsm on stand-ins, arrays of the same dtypes and shapes with one more axis in front, of length 0. A task makes
+Only public functions of dask are used. Nothing is computed while a graph is made: the arguments are checked by the same
+call of lsm on stand-ins, arrays of the same dtypes and shapes with one more axis in front, of length 0. Each task makes
 the call on its chunks.
 """
 
@@ -27,13 +27,13 @@ from lsm.engines._dask_arrays import UNKNOWN, Argument, as_dask, items_of, lazy_
 from lsm.engines._dask_classes import ClassChunks, describe_parts, is_in_parts, reduction_for
 from lsm.engines._dask_tasks import build_of, compute_chunk, reduce_losses
 
-_KEYWORDS = ("where", "temperature", "b", "weight")  # that may be arrays
+_KEYWORDS = ("where", "temperature", "b", "weight")  # those that may be arrays
 _PAIRS = ("p_logits", "q_logits")
 _UNSERVED = "cross_entropy_value_and_grad"  # its mean would need all targets before the first gradient
 
 
 def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
-    """A call of a function of lsm, as one or two lazy arrays; raises what the function would, but for bad values."""
+    """Return the results of a call of lsm as one or two lazy arrays; raises the same errors, except for bad values."""
     options = without_defaults(options)
     if "out" in options:
         raise TypeError("out: not accepted for dask arrays, whose results are lazy; use dask.array.store(result, out)")
@@ -59,7 +59,7 @@ def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any
         options["dtype"] = dtype
     in_parts, reduction = is_part or is_in_parts(function, arguments, options, axes), options.get("reduction", "none")
     for name, argument in arguments.items():
-        if not in_parts or name in ("indices", "targets", "temperature"):  # else it is cut as the logits are
+        if not in_parts or name in ("indices", "targets", "temperature"):  # others are cut as the logits are
             _check_chunks(argument, name, axes, n_axes, takes_all=all_axes)
     request = _request(function, own, own if function in OF_PART and "dtype" not in options else dtype)
     if reduction != "none":
@@ -96,7 +96,7 @@ def explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
 
 
 def _check_kind(x: Any, name: str, function: str) -> None:
-    """Raise TypeError unless lsm has this function for a dask array of such chunks, as far as dask knows them."""
+    """Raise TypeError unless lsm has this function for a dask array of such chunks, according to dask's metadata."""
     if function == _UNSERVED:
         reject(x, name)
     rule = rule_for(x._meta)
@@ -111,7 +111,7 @@ def _check_kind(x: Any, name: str, function: str) -> None:
 
 
 def _checked(function: str, given: dict[str, Any], axis: Any) -> dict[str, Argument]:
-    """The arguments that are arrays, with their patterns; raises for shapes that do not go together."""
+    """The arguments that are arrays, with their patterns; raises for shapes that do not match."""
     names = tuple(given)
     arguments: dict[str, Argument] = {}
     for name, value in given.items():
@@ -139,7 +139,7 @@ def _checked(function: str, given: dict[str, Any], axis: Any) -> dict[str, Argum
             kept = tuple([1 if i in axes else n for i, n in enumerate(first.shape)])
             check_temperature_shape(argument.shape, kept)
         elif name == "indices":
-            if len(frames.shape) == first.ndim - 1:  # else lsm refuses several axes
+            if len(frames.shape) == first.ndim - 1:  # otherwise lsm rejects several axes
                 shape_of_taken(argument.shape, first.shape, frames)
         elif name == "targets":
             check_shape_of_targets(argument, first.shape, frames, names[0])
@@ -151,7 +151,7 @@ def _checked(function: str, given: dict[str, Any], axis: Any) -> dict[str, Argum
 
 
 def _with_pattern(argument: Argument, name: str, n: int, axes: tuple[int, ...]) -> Argument:
-    """The argument with its pattern, which is any if it has a wrong number of axes."""
+    """The argument with its pattern, which is arbitrary if the number of axes is wrong."""
     pattern = tuple(range(n))[n - argument.ndim :]
     if name == "weight":
         pattern = (2 * n,) * argument.ndim
@@ -163,7 +163,7 @@ def _with_pattern(argument: Argument, name: str, n: int, axes: tuple[int, ...]) 
 
 
 def _check_unknown(arguments: dict[str, Argument], first: str) -> None:
-    """Raise ValueError if an axis has a length in one array that is not known of another."""
+    """Raise ValueError if the length of an axis is known in one array and unknown in another."""
     for i, n in enumerate(arguments[first].shape):
         for name, argument in arguments.items():
             other = dict(zip(argument.pattern, argument.shape, strict=False)).get(i, 1)
@@ -176,7 +176,7 @@ def _check_unknown(arguments: dict[str, Argument], first: str) -> None:
 
 
 def _check_chunks(argument: Argument, name: str, axes: tuple[int, ...], n: int, takes_all: bool) -> None:
-    """Raise ValueError unless each chunk holds whole frames."""
+    """Raise ValueError unless each chunk has whole frames."""
     if isinstance(argument.array, np.ndarray):
         return
     at = [i for i, number in enumerate(argument.pattern) if number in axes or number >= n]
@@ -190,7 +190,7 @@ def _check_chunks(argument: Argument, name: str, axes: tuple[int, ...], n: int, 
 
 
 def _check_reduction(reduction: str, arguments: dict[str, Argument]) -> None:
-    """Raise ValueError for the mean of weighted labels, whose divisor is a sum of its own."""
+    """Raise ValueError for the mean of weighted labels, whose divisor is another sum."""
     if reduction == "mean" and "weight" in arguments and kind(arguments["targets"]) == "integer":
         raise ValueError(
             "reduction: 'mean' of labels with weights; accepted for dask arrays: 'sum' or 'none'; divide the sum by "
@@ -204,14 +204,14 @@ def _needs_one_axis(function: str, arguments: dict[str, Argument]) -> bool:
 
 
 def _negative(axis: Any, axes: tuple[int, ...], n: int, needs_one: bool) -> Any:
-    """The axis counted from the end, so that it is that of the stand-ins too; as it is where lsm will refuse it."""
+    """The axis counted from the end, so that it fits the stand-ins too; unchanged where lsm will reject it."""
     if needs_one and (isinstance(axis, (tuple, list)) or len(axes) != 1):
         return axis
     return axes[0] - n if len(axes) == 1 else tuple([i - n for i in axes])
 
 
 def _made_of_stand_ins(function: str, arguments: dict[str, Argument], options: dict[str, Any], whole: Any) -> Any:
-    """What the call gives for arrays without elements: checks everything but shapes, chunks and values."""
+    """The result of the call for arrays without elements, which checks everything except shapes, chunks and values."""
     n = next(iter(arguments.values())).ndim
     stand_ins = {} if whole is None else {"partials": np.ones((0, *whole.shape), whole.dtype)}
     for name, argument in arguments.items():
@@ -223,7 +223,7 @@ def _made_of_stand_ins(function: str, arguments: dict[str, Argument], options: d
 
 
 def _own_dtype(function: str, arguments: dict[str, Argument]) -> str:
-    """The dtype that is computed in."""
+    """The compute dtype."""
     names = tuple(arguments)[:1]
     if function not in (*DERIVED, PARTIALS) and "partials" not in arguments:
         names = (*OPERATIONS[OF_PART[function].source.name if function in OF_PART else function].names, "b")
@@ -233,7 +233,7 @@ def _own_dtype(function: str, arguments: dict[str, Argument]) -> str:
 
 
 def _request(function: str, own: str, dtype: str) -> Request:
-    """What a chunk asks for: the operation, or that which the function is derived from."""
+    """The request for a chunk: the operation, or the one from which the function is derived."""
     derived = DERIVED.get(function)
     if derived is None:
         return Request(_check.NUMPY, "cpu", (own, dtype), function)
@@ -249,7 +249,7 @@ def _blockwise(
     build: Any,
     results: tuple[Any, ...],
 ) -> tuple[Any, ...]:
-    """The lazy results, of the dtypes and numbers of axes that the stand-ins gave."""
+    """The lazy results, with the dtypes and numbers of axes of the results of the stand-ins."""
     n = next(iter(arguments.values())).ndim
     chunks: dict[int, Any] = {}
     for argument in arguments.values():
@@ -274,7 +274,7 @@ def _blockwise(
 
 
 def _reduced(losses: Any, targets: Argument, reduction: str, ignore_index: Any, dtype: str) -> Any:
-    """The sum or the mean of losses of frames: a task that has them all, 8 bytes each, so that it is that of lsm."""
+    """The sum or mean of the losses of frames: one task for all of them, 8 bytes each, so that the bits are lsm's."""
     operands = [losses, tuple(range(losses.ndim))]
     if reduction == "mean" and ignore_index is not None:
         operands += [(as_dask(targets, {}) != ignore_index).sum(), ()]

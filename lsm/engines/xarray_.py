@@ -1,4 +1,4 @@
-"""xarray: calls on the arrays within DataArrays, whose results get the labels back. Does not import xarray."""
+"""xarray: calls on the arrays in DataArrays, with the labels restored on the results. Does not import xarray."""
 
 import sys
 from collections.abc import Hashable
@@ -16,9 +16,9 @@ from lsm.engines import IN_PARTS, class_chunks_error, without_defaults
 
 
 def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
-    """A call of a function of lsm: DataArrays with the dimensions, coordinates, attributes and name of the first.
+    """Call a function of lsm; the results are DataArrays with the labels, attributes and name of the first argument.
 
-    A coordinate of a dimension that the result lacks, or has in another length, is left out.
+    A coordinate of a dimension that the result lacks, or has with another length, is dropped.
     """
     options = without_defaults(options)
     name, x = next(iter(inputs.items()))
@@ -41,7 +41,7 @@ def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any
     options = {key: _data(value, key, x, name, classes) for key, value in options.items()}
     result = getattr(lsm, function)(**arrays, **options)
     if function in OF_PART:
-        return result  # which has other axes
+        return result  # its axes are different
     operation = OPERATIONS.get(function)
     is_map = operation is not None and not operation.is_reduction
 
@@ -60,7 +60,7 @@ def serve(function: str, inputs: dict[str, Any], options: dict[str, Any]) -> Any
 
 
 def explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
-    """The decision for the array within; reads nothing."""
+    """The decision for the array in x; reads nothing."""
     return lsm.explain(_held(x, "x"), op, dtype=dtype, backend=backend)
 
 
@@ -69,7 +69,7 @@ def _is_labelled(x: Any) -> bool:
 
 
 def _held(x: Any, name: str) -> Any:
-    """The array within, if it is in memory or lazy; raises TypeError if it is in a file, masked, or has a unit."""
+    """The array in x, if it is in memory or lazy; raises TypeError if it is in a file, masked, or has a unit."""
     held = x.variable._data  # `data` would read a file
     if type(held).__module__.startswith("xarray.") or (engine_for((held,)) is None and rule_for(held) is not None):
         reject(x, name)
@@ -77,14 +77,14 @@ def _held(x: Any, name: str) -> Any:
 
 
 def _check_chunks(x: Any, name: str, classes: set[Hashable], takes_all: bool) -> None:
-    """Raise ValueError unless each chunk holds whole frames: the message of dask arrays, but what to do is xarray's."""
+    """Raise ValueError unless each chunk has whole frames: with the message of dask arrays, but xarray's remedy."""
     split = {dim: -1 for dim, chunks in x.chunksizes.items() if dim in classes and len(chunks) > 1}
     if split:
         raise class_chunks_error(name, [len(x.chunksizes[dim]) for dim in split], f"{name}.chunk({split})", takes_all)
 
 
 def _numbered(axis: Any, dims: tuple[Hashable, ...]) -> Any:
-    """The axis, with numbers in place of names of dimensions."""
+    """The axis, with numbers in place of dimension names."""
     if isinstance(axis, (tuple, list)):
         return tuple([_numbered(item, dims) for item in axis])
     if not isinstance(axis, str):
@@ -97,7 +97,7 @@ def _numbered(axis: Any, dims: tuple[Hashable, ...]) -> Any:
 
 
 def _data(value: Any, key: str, x: Any, name: str, classes: set[Hashable]) -> Any:
-    """The array within an argument, with its dimensions in the order of x."""
+    """The array in an argument, with its dimensions in the order of x."""
     if not _is_labelled(value):
         return value
     if value is x:
@@ -107,7 +107,7 @@ def _data(value: Any, key: str, x: Any, name: str, classes: set[Hashable]) -> An
         raise ValueError(f"{key}: dimensions {value.dims}; accepted: those of {name}, {x.dims}")
     for dim in value.dims:
         a, b = x.indexes.get(dim), value.indexes.get(dim)
-        is_counted = key == "indices" and dim in classes  # whose places are not those of the classes
+        is_counted = key == "indices" and dim in classes  # the positions along it are not classes
         if a is not None and b is not None and not is_counted and not a.equals(b):
             raise ValueError(
                 f"{name}, {key}: the labels along {dim!r} differ; pass both as xarray.align({name}, {key}) returns them"
@@ -115,6 +115,6 @@ def _data(value: Any, key: str, x: Any, name: str, classes: set[Hashable]) -> An
     _held(value, key)
     ordered = value.transpose(*[dim for dim in x.dims if dim in value.dims])
     data = ordered.data
-    if key in ("where", "temperature", "b"):  # which broadcast
+    if key in ("where", "temperature", "b"):  # these broadcast
         data = data[tuple([slice(None) if dim in value.dims else np.newaxis for dim in x.dims])]
     return data
