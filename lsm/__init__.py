@@ -83,7 +83,7 @@ __all__ = [
 ]
 
 
-# What is imported on first access, so that `import lsm` stays fast.
+# Names that are imported on first access, so that `import lsm` stays fast.
 _LATER = {
     "BackendInfo": "lsm.backends.info",
     "TopK": "lsm._api_select",

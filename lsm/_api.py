@@ -59,8 +59,8 @@ def log_softmax(
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
     partials : array of float64, type of `x` or ndarray, shape (..., n_slices, ..., 4), optional
-        If `x` has only a part of the classes of its frames: the partials of the whole frames, as `lsm.partials` gives
-        them with the same temperature. `axis` is then one int.
+        If `x` has only a part of the classes of its frames: the partials of the whole frames, from `lsm.partials` with
+        the same temperature. `axis` is then one int.
     n_classes : int, optional
         The number of classes of the whole frames. The partials must add up to it.
 
@@ -215,7 +215,7 @@ def call_of_part(function: str, inputs: dict[str, Any], **options: Any) -> Any:
     """Call a function of `_part_calls`, directly or through an engine; the options are all its keywords, by name."""
     if "partials" in inputs and inputs["partials"] is None:
         names = "n_classes, first_class" if "first_class" in options else "n_classes"
-        raise TypeError(f"{names}: given without partials; accepted then: neither, since x has all classes")
+        raise TypeError(f"{names}: given without partials; accepted: only with partials, since x has all classes")
     engine = engine_for(inputs.values())
     if engine is not None:
         return engine.serve(function, inputs, options)

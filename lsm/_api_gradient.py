@@ -50,9 +50,9 @@ def log_softmax_backward(
     backend : str, optional
         The backend to use; there is no fallback. See `explain`.
     partials : array of float64, type of `grad_output` or ndarray, shape (..., n_slices, ..., 6), optional
-        If both inputs have only a part of the classes of their frames: the partials of the whole frames, as
-        `partials_backward` gives them for each part, concatenated along the axis of the slices. Only without `where`
-        and `temperature`, and for arrays on the CPU.
+        If both inputs have only a part of the classes of their frames: the partials of the whole frames, from
+        `partials_backward` for each part, concatenated along the axis of the slices. Only without `where` and
+        `temperature`, and for arrays on the CPU.
     n_classes : int, optional
         The number of classes of the whole frames. The partials must add up to it.
 

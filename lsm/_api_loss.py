@@ -159,7 +159,7 @@ def cross_entropy_value_and_grad(
     Returns
     -------
     loss : array
-        As of `cross_entropy`, bit for bit.
+        As from `cross_entropy`, bit for bit.
     dx : array, type, shape and dtype of `logits`
         The gradient; float64 for integers. For "mean" it is divided by the denominator; for "sum" and "none" it is not
         scaled. `out`, if given.

@@ -42,7 +42,7 @@ def partials(
     dtype : dtype or str, optional
         The dtype of the results, as for `log_softmax`: the partials are computed in the wider of it and that of `x`.
     backend : str, optional
-        The backend to use; there is no fallback. That of the other call must be the same.
+        The backend to use; there is no fallback. The other call must use the same one.
 
     Returns
     -------
@@ -110,13 +110,13 @@ def partials_backward(grad_output: Any, output: Any, axis: int | None = -1, *, b
     axis : int, optional
         The axis of the classes; None for the only one.
     backend : str, optional
-        The backend to use; there is no fallback. That of the other call must be the same.
+        The backend to use; there is no fallback. The other call must use the same one.
 
     Returns
     -------
     partials : array of float64, type of `grad_output`, shape (..., n_slices, ..., 6)
-        Along the last axis: S, its rounding error, and S * 2**-40, which is finite where S overflows; how many y are
-        NaN or out of range, how many are not -inf, and how many there are. Zeros are neutral anywhere. (JAX without 64
+        Along the last axis: S, its rounding error, and S * 2**-40, which is finite where S overflows; the numbers of y
+        that are NaN or out of range, of y that are not -inf, and of all y. Zeros are neutral anywhere. (JAX without 64
         bits: an ndarray, which the other call accepts.)
 
     Raises

@@ -24,7 +24,7 @@ class TopK(NamedTuple):
     indices: Array
 
 
-TopK.__module__ = "lsm"  # as which it is pickled
+TopK.__module__ = "lsm"  # the module recorded by pickle
 
 
 def take_log_softmax(

@@ -70,7 +70,7 @@ def run_block(
     task: Index,
     advance: Callable[[int], Any],
 ) -> None:
-    """Compute one block and write it, unless it is there; of the results, whole chunks."""
+    """Compute one block, which has whole chunks of the results, and write it, unless an earlier run has."""
     op, options, axes, shape, unit, steps = call
     first, part, function = arrays[0], aligned(task, axes, shape), partial(getattr(lsm, op), **options)
     if all(out.is_written(part) for out in outs):
@@ -108,14 +108,14 @@ def results(value: Any) -> tuple[Any, ...]:
 
 
 def aligned(index: Index, axes: tuple[int, ...], shape: tuple[int, ...]) -> Index:
-    """Where the frames of a block are in an array of this shape: with any length along the axes, or without these."""
+    """The place of a block's frames in an array of this shape, with any length along the axes, or without the axes."""
     if len(shape) < len(index):
         return tuple(part for i, part in enumerate(index) if i not in axes)
     return tuple(slice(0, n) if i in axes or n == 1 or not index else index[i] for i, n in enumerate(shape))
 
 
 def shifted(index: Index, start: Index, sign: int) -> Index:
-    """The index, counted from the start of another (sign -1), or as it is counted where that one is (sign 1)."""
+    """The index, relative to the start of another (sign -1), or converted back from that (sign 1)."""
     return tuple(
         slice(part.start + sign * at.start, part.stop + sign * at.start) for part, at in zip(index, start, strict=True)
     )
@@ -127,7 +127,7 @@ def n_elements(index: Index) -> int:
 
 
 def frame_unit(array: StoredArray, axes: tuple[int, ...], n_axes: int) -> tuple[int, ...]:
-    """The unit of an array along the axes of the first input, which may be one that lacks the axes of the classes."""
+    """The unit of an array along the axes of the first input; the array may lack the axes of the classes."""
     units = list(array.unit or (1,) * len(array.shape))
     if len(units) < n_axes:
         for axis in axes:
@@ -140,8 +140,8 @@ def cut(
 ) -> tuple[tuple[int, ...], Steps | None]:
     """The unit of blocks that are read; and, if the smallest of them is too large, how its frames are cut.
 
-    Then a block spans less of the classes, and in return more of the frames that lie further inside in the file. Its
-    length along the axis of the classes is that of a piece to write.
+    Then a block spans fewer classes, but more of the frames along the inner axes of the file. Its length along the
+    axis of the classes is that of a piece to write.
     """
     unit = frame_unit(first, axes, len(first.shape))
     least = block_shape(first.shape, axes, first.is_fortran, unit)
@@ -183,12 +183,10 @@ def block_shape(
 ) -> tuple[int, ...]:
     """The shape of a block of whole frames: multiples of the unit along their axes.
 
-    To make contiguous pieces long, a block spans the frame axes from the innermost of the file outward as long as it
-    stays within BLOCK_BYTES, or several times that; the next axis is split, and the outer ones are iterated over.
+    To make contiguous pieces long, a block spans the frame axes from the innermost one of the file outward, as long as
+    it stays within `n_blocks` times BLOCK_BYTES; the next axis is split, and the outer ones are iterated over.
     """
-    steps = [
-        max(1, n if i in axes else min(n, unit[i])) for i, n in enumerate(shape)
-    ]  # of the classes there may be none
+    steps = [max(1, n if i in axes else min(n, unit[i])) for i, n in enumerate(shape)]  # there may be no classes
     for i in range(len(shape)) if is_fortran else reversed(range(len(shape))):
         if i not in axes:
             room = n_blocks * (BLOCK_BYTES // ELEMENT_BYTES) // math.prod(steps)

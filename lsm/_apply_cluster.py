@@ -23,9 +23,9 @@ from lsm._version import __version__, install_command
 from lsm.engines._dask_tasks import build_of, check_build, on_one_thread, place
 
 TIMEOUT = 10  # seconds: for the scheduler to answer, and to have a worker
-AHEAD = 1000  # tasks that the scheduler has at least, so that workers need not wait, and it need not hold millions
+AHEAD = 1000  # tasks submitted ahead, at least: enough to keep workers busy, without millions in the scheduler
 SHARED = (
-    "all workers need the files at the same paths, as on a shared file system; without --scheduler one process does"
+    "all workers need the files at the same paths, as on a shared file system; without --scheduler, one process does"
 )
 
 
@@ -37,11 +37,11 @@ class Stores(NamedTuple):
     call : Call
         The computation.
     build : tuple
-        The version and the kernels that give the bits of the client.
+        The version and kernels of the client, which determine the bits.
     inputs : tuple of (Source, shape, dtype, int)
-        Each input, and the second of its last change.
+        Each input, and the time of its last change, in seconds.
     results : tuple of (path, name, record)
-        Each result, as `reopen_result` takes it.
+        Each result: the arguments of `reopen_result`.
     """
 
     call: Call
@@ -65,8 +65,8 @@ def cluster(address: str) -> Iterator[Runner]:
         import distributed
     except ImportError as error:
         raise LsmError(f"--scheduler: dask and distributed are needed ({error}): {install_command('dask')}") from error
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it logs is raised as well
-    accepted = "accepted: the address of a Dask scheduler that runs, such as tcp://host:8786"
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it also raises what it logs
+    accepted = "accepted: the address of a running Dask scheduler, such as tcp://host:8786"
     try:
         distributed.comm.get_address_host_port(address, strict=True)  # a Client that fails takes 20 s to be deleted
         client = distributed.Client(address, timeout=TIMEOUT, set_as_default=False)
@@ -86,7 +86,7 @@ def run_there(
     tasks: Iterable[Index],
     advance: Callable[[int], Any],
 ) -> None:
-    """Have the workers compute all blocks. Those of a worker that dies run again; an error of one ends the run."""
+    """Have the workers compute all blocks. Blocks of a worker that dies are run again; any error ends the run."""
     import distributed
 
     stores = Stores(
@@ -119,7 +119,7 @@ def run_there(
 
 
 def check_workers(client: Any, stores: Stores) -> None:
-    """Have each worker open all files; raises an error with the address of one that cannot."""
+    """Have each worker open all files; raises an error with the address of a worker that cannot."""
     try:
         client.wait_for_workers(1, timeout=TIMEOUT)
     except TimeoutError as error:
@@ -132,18 +132,18 @@ def check_workers(client: Any, stores: Stores) -> None:
             raise _noted(found, f"on the worker {address}; {SHARED}")
         if found is not None:  # such as an ImportError
             raise BackendUnavailableError(
-                f"the worker {address} does not run lsm {__version__} as here ({type(found).__name__}: "
-                f"{brief(found)}); install the same version and packages there"
+                f"the worker {address} cannot run lsm {__version__} ({type(found).__name__}: {brief(found)}); install "
+                "the same version and packages there"
             ) from found
 
 
 def check_worker(stores: Stores) -> None:
-    """Raise an error if this process cannot work on the files: it lacks some, or has others at the same paths."""
+    """Raise an error if this process cannot process the files: some are missing, or differ at the same paths."""
     check_build(stores.call.options["backend"], stores.build)
     with _opened(stores) as (arrays, outs):
         for array, (*_, changed) in zip(arrays, stores.inputs, strict=True):
             if _changed(array) != changed:
-                raise UnusableFileError(f"{array.name}: {array.path!r} is another file there, or was changed")
+                raise UnusableFileError(f"{array.name}: {array.path!r} is a different file there, or was changed")
         for out in outs:
             if not os.access(out.path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
                 raise UnusableFileError(f"{out.name} cannot be written: {out.path!r} is write-protected")
@@ -169,13 +169,13 @@ def _opened(stores: Stores) -> Iterator[tuple[list[StoredArray], list[WritableAr
         for array, (_, shape, dtype, _) in zip(arrays, stores.inputs, strict=True):
             if (array.shape, array.dtype) != (shape, dtype):
                 raise UnusableFileError(
-                    f"{array.name} is another array there, of shape {array.shape} and dtype {array.dtype}"
+                    f"{array.name} is a different array there, of shape {array.shape} and dtype {array.dtype}"
                 )
         yield arrays, [reopen_result(*result) for result in stores.results]
 
 
 def _changed(array: StoredArray) -> int:
-    """When the file or the directory itself was last changed: those of other file systems have no finer clock."""
+    """The time of the last change of the file or directory itself, in whole seconds, for any file system."""
     return int(os.stat(array.path).st_mtime)  # noqa: PTH116
 
 
@@ -185,4 +185,4 @@ def _noted(error: Exception, note: str) -> Exception:
 
 
 def _ignore(n_bytes: int) -> None:
-    """The progress of a block is shown when it is finished."""
+    """Do nothing: progress is shown for whole blocks."""

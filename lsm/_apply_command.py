@@ -12,7 +12,7 @@ from lsm._storage.base import Source
 
 FUNCTIONS = (*OPERATIONS, "take_log_softmax", "top_k_log_softmax", "entropy")  # the `op` of the command line
 
-# The inputs after the first, which are files, and other parameters of the functions; with the flag of each.
+# The flags: of the inputs after the first, which are files, and of other parameters of the functions.
 _ARRAYS = {name: f"--{name}" for operation in OPERATIONS.values() for name in operation.names[1:]}
 _ARRAYS["indices"] = "--index"
 _NEEDED = _ARRAYS | {"k": "--k"}
@@ -20,7 +20,7 @@ _FLAGS = _NEEDED | {"temperature": "--temperature", "dtype": "--dtype"}
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    """Describe the arguments."""
+    """Add the arguments to a parser."""
     firsts = ", ".join(f"{_parameters(op)[0]} of {op}" for op in FUNCTIONS)
     suffixes = ", ".join(suffix for about in FORMATS.values() for suffix in about.suffixes)
     parser.add_argument("input", metavar="IN", help=f"file ({suffixes}): {firsts}")
@@ -31,7 +31,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     for name, flag in _ARRAYS.items():
         text = f"file: {name} of {', '.join(_having(name))}"
         parser.add_argument(flag, dest=name, metavar="FILE", help=text)
-    text = "of top_k_log_softmax: how many classes; which they are is written to OUT with .indices before the suffix"
+    text = "of top_k_log_softmax: the number of classes; the indices are written to OUT with .indices before the suffix"
     parser.add_argument("--k", type=int, metavar="K", help=text)
     text = f"of {', '.join(_having('temperature'))} (default: 1)"
     parser.add_argument("--temperature", type=float, metavar="T", help=text)
@@ -44,19 +44,21 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     text = f"dtype of the result of {', '.join(_having('dtype'))} (default: that of IN; of entropy at least float32)"
     parser.add_argument("--dtype", help=text)
     parser.add_argument("--backend", metavar="NAME", help="backend to use, without fallback")
-    parser.add_argument("--format", choices=FORMATS, help="of OUT, whatever its suffix; the inputs show theirs")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="format of OUT, whatever its suffix; those of the inputs are detected"
+    )
     text = (
         "the array in IN, if there are several: a tensor of .safetensors, a dataset of HDF5, an array of a Zarr group"
     )
     parser.add_argument("--path", metavar="NAME", help=text)
     for name, flag in _ARRAYS.items():
         parser.add_argument(f"{flag}-path", dest=f"{name}_path", metavar="NAME", help=f"likewise in the file of {flag}")
-    text = "of the result in OUT (default: that in IN or OP; in Zarr OUT itself is the array)"
+    text = "name of the result in OUT (default: that in IN, or OP; in Zarr, OUT itself is the array)"
     parser.add_argument("--name", metavar="NAME", help=text)
     text = "continue an interrupted run of the same command, whose OUT is Zarr; begin if there was none"
     parser.add_argument("--resume", action="store_true", help=text)
-    text = "have the workers of a Dask cluster compute the blocks, such as tcp://host:8786; OUT is Zarr, and all files "
-    parser.add_argument("--scheduler", metavar="ADDRESS", help=text + "are shared")
+    text = "have the workers of a Dask cluster compute the blocks, such as tcp://host:8786; OUT is Zarr, all files are "
+    parser.add_argument("--scheduler", metavar="ADDRESS", help=text + "shared")
     parser.epilog = "; ".join(map(_usage, FUNCTIONS))
 
 
@@ -81,7 +83,7 @@ def apply(args: argparse.Namespace, progress: _apply_files.Progress) -> int:
     if args.dtype is not None:
         check_dtype(format_, args.dtype, "--dtype")
     if args.name is not None and format_ == "npy":
-        args.usage_error("--name names an array in .safetensors, HDF5 or Zarr; that of a .npy file has no name")
+        args.usage_error("--name names an array in .safetensors, HDF5 or Zarr; the array of a .npy file has no name")
     if args.resume and format_ != "zarr":
         args.usage_error(f"--resume is for results in Zarr; {format_} files are written as a whole or not at all")
     target = _apply_files.Target(args.target, format_, args.name, args.resume)

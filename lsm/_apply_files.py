@@ -1,4 +1,4 @@
-"""`lsm apply`: from array to array in files, in blocks of frames, for files larger than memory."""
+"""`lsm apply`: from arrays in files to arrays in files, in blocks of frames, for files larger than memory."""
 
 import math
 import os
@@ -33,11 +33,11 @@ class Target(NamedTuple):
     Attributes
     ----------
     path : str
-        The file or directory; may be an input. A second result goes to that of `second_target`.
+        The file or directory; may be an input. A second result goes to `second_target` of it.
     format : str
         A key of FORMATS.
     name : str or None
-        The name of the array in it; None for that of the first input, or of the function.
+        The name of the array in it; None for the name of the first input, or of the function.
     is_resumed : bool
         Whether to continue an interrupted run, if there was one.
     """
@@ -118,7 +118,7 @@ def second_target(target: str) -> str:
 def dry_run(
     op: str, function: partial[Any], arrays: Sequence[StoredArray]
 ) -> tuple[tuple[int, ...], list[np.dtype[Any]]]:
-    """Find the shape and dtypes of the results, by a call on no frames, and raise the errors that a call would."""
+    """Find the shape and dtypes of the results with a call on no frames, and raise the errors of a real call."""
     first, *others = arrays
     options = function.keywords
     for array in others if op in OPERATIONS else ():
@@ -135,7 +135,7 @@ def dry_run(
         if op == "take_log_softmax":
             one_axis(options["axis"], len(first.shape), "indices")
             shape = shape_of_taken(others[0].shape, first.shape, frames)
-            shapes[0] = tuple(int(i in axes) for i in range(len(first.shape)))  # for an index there must be a class
+            shapes[0] = tuple(int(i in axes) for i in range(len(first.shape)))  # an index needs a class
         elif op == "top_k_log_softmax":
             shape = shape_of_top_k(options["k"], frames)
             options = options | {"k": 0}

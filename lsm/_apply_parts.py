@@ -1,4 +1,4 @@
-"""`lsm apply` on frames larger than a block: pieces of their classes are reduced and joined, and then written."""
+"""`lsm apply` on frames larger than a block: reduces pieces of their classes, then writes the results."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from lsm._parts import Part
 from lsm._storage.base import Array, Index, StoredArray, WritableArray
 from lsm.engines._dask_tasks import best_of_chunk, best_of_parts
 
-MAPS = ("log_softmax", "softmax")  # which read the logits twice
+MAPS = ("log_softmax", "softmax")  # these read the logits twice
 FUNCTIONS = (*MAPS, "logsumexp", "take_log_softmax", "top_k_log_softmax")
 
 
@@ -24,9 +24,9 @@ class Steps(NamedTuple):
     Attributes
     ----------
     read : int
-        In a piece that is reduced: a multiple of a slice, so that the bits are those of whole frames.
+        For pieces to reduce: a multiple of a slice, so that the bits are those of whole frames.
     write : int
-        In a piece that is written: a multiple of a chunk.
+        For pieces to write: a multiple of a chunk.
     """
 
     read: int
@@ -54,11 +54,11 @@ class Block:
     array : StoredArray
         The array.
     index : Index
-        Where the frames are.
+        The place of the frames.
     at : int
         The axis of the classes.
     steps : Steps
-        How they are cut.
+        The sizes of the pieces into which they are cut.
     advance : callable
         Called with the number of bytes of each finished piece.
     """
@@ -78,11 +78,11 @@ class Block:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """The keywords that the functions of parts have too."""
+        """The keywords shared with the functions of parts."""
         return {name: value for name, value in self.options.items() if name not in ("axis", "k")}
 
     def pieces(self, step: int) -> Iterator[tuple[int, Index]]:
-        """The first class and the place of each piece."""
+        """The first class and the index of each piece."""
         for i in range(0, self.n_classes, step):
             classes = slice(i, min(i + step, self.n_classes))
             yield i, (*self.index[: self.at], classes, *self.index[self.at + 1 :])
@@ -90,10 +90,10 @@ class Block:
     def partials(self, keep: Callable[[int, Array], Any] | None = None, n_turns: int = 1) -> Array:
         """The partials of the frames. `keep` is called with the first class of each piece, and its logits.
 
-        n_turns: how often all pieces are worked through, of which this is one.
+        n_turns: the number of passes over all pieces, of which this is one.
         """
 
-        def reduced(first: int, place: Index) -> Array:  # a function, so that no piece is kept while the next is read
+        def reduced(first: int, place: Index) -> Array:  # a function, to free each piece before the next is read
             x = self.array.read(place)
             if keep is not None:
                 keep(first, x)
@@ -134,7 +134,7 @@ def write_map(block: Block, out: WritableArray) -> None:
 
 
 def reduced(block: Block, others: Sequence[Array], dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """The results of one of the other functions, the first of this dtype; `others` are its inputs after the logits."""
+    """The results of one of the other functions, the first in `dtype`; `others` are the inputs after the logits."""
     if block.op == "logsumexp":
         return (_logsumexp(block, dtype),)
     return (_take(block, *others),) if others else _top_k(block)
@@ -146,7 +146,7 @@ def _logsumexp(block: Block, dtype: np.dtype[Any]) -> Any:
     names = {dtype_name(block.array.native_dtype), dtype_name(dtype)}
     if names <= {"float16", "bfloat16", "float32"}:
         y = lsm.logsumexp(partials=whole, dtype="float64", **sizes)
-        if ((whole[..., 0].max(block.at) < 0) & (abs(y) <= 1)).any():  # the kernels sum these once more, as a whole
+        if ((whole[..., 0].max(block.at) < 0) & (abs(y) <= 1)).any():  # the kernels sum such frames twice, as a whole
             return lsm.logsumexp(block.array.read(block.index), block.at, **block.keywords)
     return lsm.logsumexp(partials=whole, dtype=dtype_name(dtype), **sizes)
 

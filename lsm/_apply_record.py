@@ -20,7 +20,7 @@ def decision_of(op: str, arrays: Sequence[StoredArray], dtype: np.dtype[Any], op
     n_logits = len(OPERATIONS[op].inputs) if op in OPERATIONS else 1
     own = NUMPY_LIBRARY.validate(np.empty(0, arrays[0].native_dtype), "x").dtype
     result = dtype_name(dtype)
-    dtypes = own if n_logits == 1 else result, result  # two are promoted
+    dtypes = own if n_logits == 1 else result, result  # two inputs are promoted
     request = Request(NUMPY, "cpu", dtypes, DERIVED[op].source.name if op in DERIVED else op)
     decision = decide(request, policy_for(options.get("backend")))
     if decision.error is not None:
@@ -52,7 +52,7 @@ def record_of(
 
 
 def source_of(array: StoredArray) -> dict[str, Any]:
-    """An input of a record. The size and the time of change are those of all files that it lies in."""
+    """The entry of an input in a record. Its size and time of change cover all its files."""
     files = [array.path]
     if os.path.isdir(array.path):  # noqa: PTH112 (faster for millions of files)
         files = [os.path.join(folder, name) for folder, _, names in os.walk(array.path) for name in names]  # noqa: PTH118

@@ -63,7 +63,7 @@ class ContextOverride(ScopedValue[T]):
 
 
 def _check_finished(result: Any, function: Callable[..., Any]) -> Any:
-    """Return a result, unless it or an item of it is work that would run after the block."""
+    """Return a result; raises TypeError if it, or an item of it, is work that would run after the block."""
     items = result.values() if isinstance(result, dict) else result if isinstance(result, _CONTAINERS) else ()
     examples = dict(zip(map(type, items), items, strict=True)) | {type(result): result}  # one of each type
     deferred = next(filter(_is_deferred, examples.values()), None)
@@ -71,7 +71,7 @@ def _check_finished(result: Any, function: Callable[..., Any]) -> Any:
         return result
     for item in (result, *items):
         if isinstance(item, Coroutine):
-            item.close()  # else Python warns that it was never awaited
+            item.close()  # otherwise Python warns that it was never awaited
     raise TypeError(
         f"{function!r} is decorated by lsm and returned a {type(deferred).__name__}, which runs after the block has "
         f"ended; {_REMEDY}"
@@ -79,7 +79,7 @@ def _check_finished(result: Any, function: Callable[..., Any]) -> Any:
 
 
 def _is_deferred(x: Any) -> bool:
-    """Whether this is a function, or computed after the call, which a file is not."""
+    """Whether this is a function, or is computed after the call; a file is neither."""
     is_file = hasattr(x, "close") and (hasattr(x, "read") or hasattr(x, "write"))
     is_function = isinstance(x, (partial, BuiltinFunctionType, FunctionType, MethodType))
     return is_function or (not is_file and any(hasattr(type(x), name) for name in _DEFERRED))

@@ -181,7 +181,7 @@ class Call:
         target = library.new_numpy(shape, result) if out is None else library.view_as_numpy(out, "out")
         y = None
         if entry.fast is not None and own == result and not self.keepdims and backend is entry.backend:
-            y = entry.fast(*views, self.axis, target)  # for ndarrays a second try, which declines at once
+            y = entry.fast(*views, self.axis, target)  # for ndarrays, a second try, which fails at once
         if y is None:
             if target is not None:
                 _check.check_out(target, shape, result)

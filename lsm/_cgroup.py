@@ -12,7 +12,7 @@ def cgroup_quota(proc: str = "/proc/self") -> int | None:
     try:
         mounts, memberships = _lines(f"{proc}/mountinfo"), _lines(f"{proc}/cgroup")
         quotas = [quota for folder in _folders(mounts, memberships) for quota in _quotas(folder)]
-    except (OSError, ValueError) as error:  # not Linux, no /proc, or lines of another form
+    except (OSError, ValueError) as error:  # not Linux, no /proc, or an unknown format
         reraise_from_handler(error)
         return None
     return max(1, math.ceil(min(quotas))) if quotas else None
@@ -57,5 +57,5 @@ def _quotas(folder: str) -> Iterator[float]:
         except (OSError, ValueError, IndexError) as error:  # no such file; "max"
             reraise_from_handler(error)
             continue
-        if quota > 0 and period > 0:  # -1 is no limit
+        if quota > 0 and period > 0:  # -1: no limit
             yield quota / period

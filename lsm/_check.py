@@ -1,4 +1,4 @@
-"""Checks of arguments: the rules for shape, dtype, axis and `out` that all operations share."""
+"""Checks of arguments: the rules for shape, dtype, axis and `out`, common to all operations."""
 
 import operator
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ _CHAR_BY_NAME = {name: char for char, name in _NAME_BY_CHAR.items()}
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """'float16', 'bfloat16', 'float32', 'float64' or 'longdouble'; for other dtypes NumPy's name."""
+    """'float16', 'bfloat16', 'float32', 'float64' or 'longdouble'; for other dtypes, NumPy's name."""
     name = _NAME_BY_CHAR.get(dtype.char)  # dtype.name alone takes 2 microseconds
     return name or ("bfloat16" if dtype is BFLOAT16_BITS else dtype.name)
 
 
 @cache
 def np_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of this name; for bfloat16, that of ml_dtypes or `BFLOAT16_BITS`."""
+    """The NumPy dtype of this name; for bfloat16, that of ml_dtypes or `BFLOAT16_BITS`."""
     if name != "bfloat16":
         return np.dtype(_CHAR_BY_NAME[name])
     try:
@@ -119,12 +119,12 @@ def at_least_float32(own: str) -> str:
 
 
 def wider(own: str, result: str) -> str:
-    """The dtype to compute in where a result has more digits than float32 and its input."""
+    """The compute dtype: that of a result with more digits than both float32 and its input, else that of the input."""
     return result if _WIDTHS[result] > max(_WIDTHS[own], _WIDTHS["float32"]) else own
 
 
 def as_int(value: Any) -> int | None:
-    """A value as an int; None if it is a bool, or no integer."""
+    """A value as an int; None if it is a bool or not an integer."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -193,7 +193,7 @@ def check_out_like(found: tuple[int, ...], found_dtype: str, shape: tuple[int, .
     if found != shape:
         raise ValueError(f"out: has shape {found}; the result has shape {shape}")
     if found_dtype != dtype:
-        source = "that of the inputs, or set by dtype= if it is no gradient"
+        source = "that of the inputs, or set by dtype= except for gradients"
         raise TypeError(f"out: has dtype {found_dtype}; the result has dtype {dtype} ({source})")
 
 

@@ -175,7 +175,7 @@ def decide(request: Request, policy: Policy) -> Decision:
 
 
 def decide_and_explain(request: Request, policy: Policy) -> Decision:
-    """Like `decide`, with a reason for every other backend; loads no further backends."""
+    """Like `decide`, with a reason for every other backend; loads no more backends."""
     decision = decide(request, policy)
     why = "not requested" if policy.requested else f"not needed: {decision.winner} is used"
     for candidate in registry().all():
@@ -198,9 +198,9 @@ def _passed_as(declaration: "Declaration", request: Request) -> str:
 
 
 def _problem(candidate: "Candidate", request: Request) -> str:
-    """Why this backend cannot be used for a call; empty if it can. Loads it, unless built in and no match."""
+    """Why this backend cannot be used for a call; empty if it can. Does not load a built-in one that does not match."""
     declaration = candidate.peek_declaration() if candidate.is_built_in else None
-    if declaration is not None and declaration.devices:  # the same reason before and after it was found unavailable
+    if declaration is not None and declaration.devices:  # so that the reason does not depend on whether it was loaded
         problem = _mismatch(declaration, request)
         if problem:
             return problem

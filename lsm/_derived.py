@@ -98,9 +98,9 @@ class Derived(NamedTuple):
     library : ArrayLibrary
         The library of the arrays.
     keywords : tuple of str
-        Which arrays follow: of "where", "temperature" and "b", in this order.
+        The arrays that follow: those of "where", "temperature" and "b" that are given, in this order.
     is_narrow : bool
-        Whether float64 has all the digits that the result needs, and the backend can be passed it.
+        Whether float64 has all the digits that the result needs, and the backend supports it.
     signs : list of array or None
         The list to which the signs of sums are appended; if None, a negative sum gives NaN.
     """
@@ -141,7 +141,7 @@ class Derived(NamedTuple):
             self._write(given[:n_inputs], target, None if signs is None else signs[index], **keywords)
 
     def _run_natively(self, arrays: list[Any], axis: int, out: Any) -> bool:
-        """By the backend itself, which alters numbers as it reads them; False if it does not."""
+        """Have the backend itself apply the keywords as it reads the inputs; False if it cannot."""
         run = getattr(self.backend, "run_altered", None)
         n_inputs = len(self.operation.inputs)
         inputs, given = tuple(arrays[:n_inputs]), dict(zip(self.keywords, arrays[n_inputs:], strict=True))
@@ -158,7 +158,7 @@ class Derived(NamedTuple):
         if divisor is not None and not is_divisor(divisor):
             return False
         step = len(inputs[0])
-        if where is not None and not where.flags.c_contiguous:  # broadcast, so that it is copied in parts
+        if where is not None and not where.flags.c_contiguous:  # broadcast: copy it in parts
             step = _MASK_BYTES // math.prod(where.shape[1:]) if axis else 0
         if not step:
             return False
@@ -172,13 +172,16 @@ class Derived(NamedTuple):
         return True
 
     def _put_masked(self, out: Any, where: Any, first: Any, may_differ: bool) -> None:
-        """Set masked results, in frames that are NaN throughout if no others differ. first: one class of each frame."""
-        may_differ = may_differ or out.dtype is BFLOAT16_BITS  # which NumPy cannot test
+        """Set masked results where they may differ: in all frames, or only in those that are NaN, tested by `first`.
+
+        first: one class of each frame.
+        """
+        may_differ = may_differ or out.dtype is BFLOAT16_BITS  # NumPy cannot test these for NaN
         if may_differ or np.isnan(self.library.astype(first, "float64")).any():
             _set(out, ~where, self.operation.masked)
 
     def _run_masked(self, inputs: list[Any], where: Any, out: Any) -> None:
-        """With a mask of ndarrays only."""
+        """Compute a call on ndarrays with only a mask."""
         method = getattr(self.backend, self.operation.name)
         fills = [array.masked for array in self.operation.inputs]
         spare: list[Any] = []
@@ -199,7 +202,7 @@ class Derived(NamedTuple):
         """Compute a block."""
         operation = self.operation
         if where is not None:
-            where = ~where  # from here on, what does not take part
+            where = ~where  # from here on, True for masked classes
             inputs = [self.library.copy(x) for x in inputs]
             for x, array in zip(inputs, operation.inputs, strict=True):
                 _set(x, where, array.masked)
@@ -228,7 +231,7 @@ def _is_one_number(temperature: Any) -> bool:
 
 
 def _blocks(shape: tuple[int, ...], n_elements: int) -> Iterator[tuple[slice, ...]]:
-    """Index the frames, whose classes are the last axis: the inner axes as a whole while they fit."""
+    """Index blocks of frames, with the classes on the last axis: inner axes whole while they fit."""
     room = max(1, n_elements // shape[-1])
     parts = []
     for n in reversed(shape[:-1]):
@@ -253,13 +256,13 @@ _INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 def _copy_masked(x: Any, where: Any, fill: float, out: Any, spare: Any) -> None:
-    """out = x, but `fill`, -inf or 0, where the mask is False: by integers, which NumPy vectorises.
+    """out = x, but `fill`, -inf or 0, where the mask is False; with integer operations, which NumPy vectorises.
 
     With a third of random classes masked, this takes a third of the time of `numpy.copyto` with a mask.
     """
     integer = _INTEGERS[x.itemsize]
     bits, of_x = out.view(integer), x.view(integer)
-    of_mask = np.minimum(where.view(np.uint8), 1).view(np.int8)  # a view of bytes may say True by any but 0
+    of_mask = np.minimum(where.view(np.uint8), 1).view(np.int8)  # in a view of bytes, any value except 0 may mean True
     if not fill:
         np.negative(of_mask, out=bits, dtype=integer, casting="unsafe")  # all bits, or none
         np.bitwise_and(bits, of_x, out=bits)

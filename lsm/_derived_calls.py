@@ -1,6 +1,6 @@
 """Calls of the derived functions: check the arguments, compute, and return the caller's type of array.
 
-Imported by the first call, so that `import lsm` is not slower for them.
+Imported with the first call, so that `import lsm` stays fast.
 """
 
 from typing import Any
@@ -98,7 +98,7 @@ def entropy(x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend
     logits = Logits("entropy", x, "x", axis)
     result = logits.result_dtype(dtype)
     logits.select(_check.at_least_float32(logits.own), backend, temperature, where)
-    logits.own = _check.wider(logits.own, result)  # a result of more digits needs sums with their errors
+    logits.own = _check.wider(logits.own, result)  # a result with more digits needs compensated sums
     return logits.finished(compute(_losses.entropies, "entropy", (logits,), result))
 
 

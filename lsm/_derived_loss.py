@@ -14,7 +14,7 @@ from lsm.backends._blocks import plain_sum, two_sum
 
 
 class Block(NamedTuple):
-    """A block of frames; all but `x` is NaN in a frame with NaN or +inf, or of -inf only.
+    """A block of frames; everything except `x` is NaN in a frame with NaN or +inf, or of -inf only.
 
     Longdouble counts as wide. `at` is the axis of the classes.
 
@@ -25,7 +25,7 @@ class Block(NamedTuple):
     m : ndarray
         The largest class, with length 1 on the axis.
     d, rest : ndarray
-        (x - m) / T as two numbers, of which the second may be one 0.
+        (x - m) / T as two numbers; `rest` may be a single 0.
     p : ndarray
         The probabilities.
     log_s : ndarray
@@ -78,9 +78,9 @@ def normalised(x: Any, at: int, is_wide: bool, temperature: Any = None) -> Block
 
 
 def expected_loss(block: Block, q: Any, weight: Any, smoothing: float) -> tuple[Any, Any]:
-    """The sum of w * q * -y, and w * q of the smoothed targets, which may be NaN in a spoiled frame.
+    """The sum of w * q * -y, and w * q of the smoothed targets, which may be NaN in a frame that is NaN.
 
-    A class with w * q = 0 adds 0, also if it is masked.
+    A class with w * q = 0 adds 0, even if it is masked.
     """
     if smoothing:
         takes_part = block.x > -np.inf
@@ -98,7 +98,7 @@ def loss_gradient(block: Block, wq: Any, of_square: Any) -> Any:
     total = block.sum(wq)
     gradient = total * block.p - wq
     near = (total - wq) + total * np.expm1(y)
-    np.copyto(gradient, near, where=y > -np.log(2))  # where exp(y) - 1 would cancel
+    np.copyto(gradient, near, where=y > -np.log(2))  # here exp(y) - 1 would cancel
     if of_square is not None:
         gradient += of_square * block.p
     return gradient
@@ -117,7 +117,7 @@ def divergence(p: Block, q: Block, temperature: Any) -> Any:
     logits. r removes an error that is common to all t, to all orders.
     """
     t = _log_ratio(p, q, 1.0 if temperature is None else temperature)
-    # Beyond `nearest`, q - p - p * t cancels no more than the result has digits to spare.
+    # Beyond `nearest`, q - p - p * t cancels only as many digits as the compute dtype has to spare.
     nearest, n_terms = (1, 24) if p.is_wide else (2.0**-10, 5)
     excess = q.p - p.p  # p * expm1(t)
     terms = excess - p.p * t

@@ -7,7 +7,7 @@ variable ``LSM_BACKEND``, in this order of precedence. `_decide` has the rules t
 import importlib
 import os
 import warnings
-from _thread import RLock  # that of threading, whose import takes 0.5 ms
+from _thread import RLock  # the RLock of threading, whose import takes 0.5 ms
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -92,7 +92,7 @@ def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> D
     UnknownBackendError, BackendUnavailableError, BackendUnsupportedError
         From `decide`.
     """
-    by_name = _fastpath.by_name  # kept in locals, as the entries below: another thread may replace them
+    by_name = _fastpath.by_name  # kept in locals, like the entries below: another thread may replace them
     policy = (None if backend is None else by_name.get(_checked_name(backend))) or policy_for(backend)
     entries, fast = policy.entries, policy.fast
     entry: DispatchEntry | None = entries.get(request)
@@ -109,7 +109,7 @@ def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> D
         if backend is not None:
             by_name.setdefault(backend, policy)
     if entry.fast is not None and fast_key is not None:
-        # Also if the entry was cached by a call without a key, such as one on arrays that had to be converted.
+        # The entry may have been cached by a call without a key, such as one on arrays that had to be converted.
         is_known = getattr(fast.get(fast_key), request.op, None) is entry.fast
         is_native = entry.passed_as in (NUMPY, request.array_type)
         if not is_known and is_native and len(set(request.dtypes)) == 1 and request in entries:
@@ -118,7 +118,7 @@ def find_entry(request: Request, backend: str | None, fast_key: Any = None) -> D
 
 
 def name_elsewhere(request: Request, backend: str | None) -> tuple[str, Any]:
-    """The name by which another process can request the backend of a call, as currently selected; and the backend here.
+    """The name by which another process can request the backend selected for a call; and the backend in this process.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def name_elsewhere(request: Request, backend: str | None) -> tuple[str, Any]:
     return policy.requested or decision.winner, decision.backend
 
 
-@cache  # once per reason, also after refresh_backends
+@cache  # once per reason, even after refresh_backends
 def _warn_without_kernels(why_not: str) -> None:
     """Warn that automatic selection skips the default backend; where warnings are errors, the call fails."""
     warnings.warn(

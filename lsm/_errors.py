@@ -1,4 +1,4 @@
-"""The errors of lsm beyond ValueError and TypeError. Every message says what to do instead."""
+"""The errors of lsm other than ValueError and TypeError. Every message gives a remedy."""
 
 __all__ = [
     "AmbiguousBackendError",

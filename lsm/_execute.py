@@ -1,4 +1,4 @@
-"""Calling a backend's method: merge several axes into one, resolve overlap, and provide an `out` it can write to."""
+"""Call a backend's method: merge several axes into one, resolve overlap, and provide an `out` it can write to."""
 
 import math
 from typing import Any, NamedTuple
@@ -79,10 +79,10 @@ class Execution(NamedTuple):
         return self.library.empty(shape, self.dtype, self.inputs[0], self.backend)
 
     def _run_merged(self, kept: tuple[int, ...], target: Any) -> Any:
-        """Compute the result along any number of axes, merged into one: `target` if it can be written to, or new.
+        """Compute the result along any number of axes, merged into one: in `target` if possible, or a new array.
 
-        Arrays whose axes can be merged are not copied. Another input of a map is copied into the result, which is then
-        computed in place. `kept` is the shape of the result, with the axes.
+        Arrays whose axes can be merged are not copied. One other input of a map is copied into the result, which is
+        then computed in place. `kept` is the shape of the result, with the axes.
         """
         library, shape = self.library, tuple(self.inputs[0].shape)
         order = [i for i in range(len(shape)) if i not in self.axes] + list(self.axes)

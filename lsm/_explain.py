@@ -65,7 +65,7 @@ def _explain(x: Any, op: str, dtype: Any, backend: str | None) -> Decision:
 def explain_request(request: Request, backend: str | None = None) -> Decision:
     """Like `explain`, for a described call, without an array.
 
-    A derived function is served by the backend of the operation that it is derived from, where it is derived.
+    For a derived function, the backend is that of the operation from which it is derived.
     """
     policy = policy_for(backend)
     derived = DERIVED.get(request.op)

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all."""
+"""Files that are replaced atomically."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def atomic_writes(targets: Sequence[str]) -> Iterator[list[io.FileIO]]:
                     lost = copy_metadata(path, file.fileno() if os.chmod in os.supports_fd else temporary)
                     if lost:
                         warn(f"{target!r} is replaced; the new file does not have the old one's {lost}")
-                os.fsync(file.fileno())  # else a system crash could leave the target empty
+                os.fsync(file.fileno())  # otherwise a system crash could leave the target empty
         replace_all(temporaries, paths)
     except BaseException:
         for temporary in temporaries:
@@ -81,7 +81,7 @@ def beside(path: Path) -> Path:
 
 
 def replace_all(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
-    """Rename every temporary file to its path; if that fails for one, every path is as before."""
+    """Rename every temporary file to its path; if one rename fails, restore all paths."""
     *others, (last, last_path) = zip(temporaries, paths, strict=True)
     olds = [beside(path) for _, path in others]
     try:
@@ -89,12 +89,12 @@ def replace_all(temporaries: Sequence[Path], paths: Sequence[Path]) -> None:
             if path.exists():
                 try:
                     os.link(path, old)
-                except OSError:  # a file system without hard links, say
+                except OSError:  # such as a file system without hard links
                     path.replace(old)
             temporary.replace(path)
         last.replace(last_path)
     except BaseException:
-        if last.exists():  # else all are renamed
+        if last.exists():  # otherwise all are renamed
             for (temporary, path), old in zip(others, olds, strict=True):
                 if old.exists():
                     old.replace(path)
@@ -114,9 +114,9 @@ def warn(text: str) -> None:
 
 
 def check_is_no_descriptor(target: str) -> None:
-    """Raise UnusableFileError for /dev/stdout and the like, which lead to whatever file a descriptor has open."""
+    """Raise UnusableFileError for paths such as /dev/stdout, which lead to the open file of a descriptor."""
     path = Path(target).absolute()
-    for _ in range(40):  # the links that a path may lead through
+    for _ in range(40):  # the largest number of links that a path may have
         if path.parts[1:2] in (("dev",), ("proc",)) and path.parts[2:3] != ("shm",):
             raise UnusableFileError(f"{target!r} is a device or a descriptor; give the name of a file to write")
         if not path.is_symlink():

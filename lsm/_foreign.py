@@ -1,4 +1,4 @@
-"""Reject arrays that are more than numbers in memory: with a mask, a unit, a pending computation, or in a file.
+"""Reject arrays that are more than numbers in memory: masked, with a unit, not computed yet, or stored in a file.
 
 Nothing here imports a library, computes or reads anything. An object is recognised by the names of its classes and
 their libraries, else by attributes of its classes. Of the attributes that a class generates in `__getattr__`, only a
@@ -22,7 +22,7 @@ _NOT_ARRAYS = SCALARS + SEQUENCES
 
 
 class Rule(NamedTuple):
-    """A kind of object: what it is and what would be lost, with {} for its type; what to pass instead.
+    """A kind of object: a text, with {} for its type, on what would be lost; and what to pass instead.
 
     `applies` decides for an individual object. Without a remedy, the object is passed on to NumPy.
     """
@@ -85,7 +85,7 @@ def _has_unit(x: Any) -> bool:
 
 
 def _has_nulls(x: Any) -> bool:
-    """Whether an array of pyarrow has nulls, or a part that holds its values."""
+    """Whether a pyarrow array, or a part of it with values, has nulls."""
     if x.null_count:
         return True
     parts = [getattr(x, name, None) for name in ("storage", "values", "dictionary")]
@@ -105,7 +105,7 @@ _FILLS = {
 
 
 def _fill(x: Any, name: str) -> tuple[str, str, str]:
-    """What to convert masked logits with, which need a floating dtype for -inf; what to fill; and to which effect."""
+    """The conversion of masked logits, which need a floating dtype for -inf; the fill value; and its effect."""
     is_floating = getattr(_attribute(x, "dtype"), "kind", "f") == "f"
     argument = re.split(r"[.\[]", name)[0]
     argument = "probabilities" if argument == "targets" and is_floating else argument
@@ -122,7 +122,7 @@ def _filled(x: Any, name: str) -> str:
 
 
 def _without_unit(x: Any, name: str) -> str:
-    """Use the numbers alone, or convert what is dimensionless but scaled, such as percent."""
+    """Use the numbers alone, or convert dimensionless but scaled units, such as percent."""
     kind = type(x)
     convert = next((method for method in ("to_value", "m_as") if hasattr(kind, method)), "")
     number = next((attribute for attribute in ("value", "magnitude") if hasattr(kind, attribute)), "")
@@ -139,7 +139,7 @@ def _without_unit(x: Any, name: str) -> str:
 
 
 def _computed(x: Any, name: str) -> str:
-    """Compute it, after which it may need a remedy in turn; or fill masked chunks, which computes nothing."""
+    """Compute it (the result may need a remedy in turn), or fill masked chunks, which computes nothing."""
     meta = _attribute(x, "_meta")
     if isinstance(meta, np.ma.MaskedArray):
         floating, value, effect = _fill(meta, name)
@@ -148,7 +148,7 @@ def _computed(x: Any, name: str) -> str:
 
 
 def _without_labels(x: Any, name: str) -> str:
-    """Use the array within, which may need a remedy in turn; `data` would read a file."""
+    """Use the array in it, which may need a remedy in turn; `data` would read a file."""
     held = getattr(getattr(x, "variable", x), "_data", None)
     if type(held).__module__.startswith("xarray.") or rule_for(held) is None:
         return f"{name}.to_numpy()"
@@ -233,7 +233,7 @@ _BY_NAME = {
     "astropy TimeBase": Rule(
         "{}, which is a time", "numpy.ma.filled({}.jd, -numpy.inf), which excludes masked classes"
     ),
-    "awkward *": Rule(""),  # `mask` is a method to make one
+    "awkward *": Rule(""),  # `mask` is a method that makes a mask
     "pandas *": Rule(""),  # `unit` is the resolution of times
     "pyarrow *": Rule(""),
 }
@@ -254,7 +254,7 @@ LIBRARIES = {key.partition(" ")[0] for key in _BY_NAME} | {"numpy.ma", "astropy"
 
 @lru_cache(512)
 def _rule_by_name(kind: type) -> Rule | None:
-    """The rule for this class or a base class, else that for its library."""
+    """The rule for this class or a base class, else the one for its library."""
     libraries = [base.__module__.partition(".")[0] for base in kind.__mro__]
     keys = [f"{library} {base.__name__}" for library, base in zip(libraries, kind.__mro__, strict=True)]
     return next((_BY_NAME[key] for key in (*keys, f"{libraries[0]} *") if key in _BY_NAME), None)

@@ -1,4 +1,4 @@
-"""Arrays as frames: which axes hold the classes, and blocks of frames small enough for a cache."""
+"""Arrays as frames: the axes of the classes, and blocks of frames small enough for a cache."""
 
 import math
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Frames(NamedTuple):
 
     @classmethod
     def along(cls, shape: tuple[int, ...], axes: tuple[int, ...]) -> "Frames":
-        """The frames of an array along axes that are sorted; a scalar is a frame of one class."""
+        """The frames of an array along sorted axes; a scalar is a frame of one class."""
         if not shape:
             return cls((), 1, 0, None)
         rest = tuple([i for i in range(len(shape)) if i not in axes])
@@ -57,7 +57,7 @@ class Frames(NamedTuple):
         yield from product(*reversed(parts))
 
     def block(self, array: Any, index: Index) -> Any:
-        """The frames of a block, the classes on the axis `at`: a view where that is possible.
+        """The frames of a block, with the classes on the axis `at`; a view if possible.
 
         The array may have length 1 along the axes of the classes.
         """
@@ -77,9 +77,9 @@ class Frames(NamedTuple):
 
     def beside(self, numbers: Any, index: Index) -> Any:
         """One number for each frame of a block, a view with length 1 on the axis of the classes."""
-        part = numbers[(*index, ...)]  # a view also of one frame
+        part = numbers[(*index, ...)]  # a view, even for one frame
         return part.reshape((*part.shape[: self.at], 1, *part.shape[self.at :]))
 
     def of_rows(self, numbers: Any, block: Any) -> Any:
-        """One number for each frame of a block, from a matrix with length 1 along one axis, as `beside` gives them."""
+        """One number for each frame of a block, shaped as by `beside`, from a matrix with length 1 along one axis."""
         return numbers.reshape((*block.shape[: self.at], 1, *block.shape[self.at + 1 :]))

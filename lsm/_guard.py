@@ -10,8 +10,8 @@ from lsm._signals import reraise_from_handler
 from lsm._texts import describe_error
 from lsm.backends.contract import PART_METHODS
 
-# Not the fault of a backend: a signal handler may raise SystemExit or KeyboardInterrupt during a call. Everything else
-# is, even if it is not an Exception, such as a panic in Rust.
+# Not errors of a backend: a signal handler may raise SystemExit or KeyboardInterrupt during a call. All others are,
+# even those that are not an Exception, such as a panic in Rust.
 _PASSED_THROUGH = (KeyboardInterrupt, SystemExit, MemoryError)
 
 

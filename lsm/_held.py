@@ -14,13 +14,13 @@ T = TypeVar("T")
 class ScopedValue(Generic[T]):
     """A value for a ContextVar within a ``with`` block.
 
-    An object can be entered any number of times, also nested and in several threads and tasks at once.
+    An object can be entered any number of times, even nested and in several threads and tasks at once.
     """
 
     def __init__(self, variable: ContextVar[T | None], make: Callable[[], T]) -> None:
         self._variable = variable
         self._make = make  # called on each entry
-        self._tokens: list[Token[T | None]] = []  # of the blocks that are active, the latest last
+        self._tokens: list[Token[T | None]] = []  # of the active blocks, the latest last
 
     def __enter__(self) -> None:
         """Set the value."""

@@ -1,4 +1,4 @@
-"""The library of an array: NumPy, PyTorch, JAX, CuPy, or any other that supports DLPack; or the engine for it.
+"""The library of an array (NumPy, PyTorch, JAX, CuPy, or any other that supports DLPack), or the engine for it.
 
 Nothing here imports a library: a program that has an array has imported it.
 """
@@ -18,7 +18,7 @@ from lsm._version import install_command
 
 
 class DlpackLibrary(ArrayLibrary):
-    """Any library that supports DLPack."""
+    """Any other library that supports DLPack."""
 
     def validate(self, x: Any, name: str) -> Operand:
         """Check an argument; raise TypeError if lsm does not support it."""
@@ -28,7 +28,7 @@ class DlpackLibrary(ArrayLibrary):
         return super().validate(x, name)
 
     def has_int64(self, x: Any) -> bool:
-        """Whether the library has integers of 64 bits on the device of x, according to the array API."""
+        """Whether the library has 64-bit integers on the device of x, according to the array API."""
         namespace = getattr(x, "__array_namespace__", None)
         inspect = None if namespace is None else getattr(namespace(), "__array_namespace_info__", None)
         return inspect is None or "int64" in inspect().dtypes(device=x.device)
@@ -93,7 +93,7 @@ class NumpyLibrary(ArrayLibrary):
         return x
 
     def fast_key(self, x: Any, dtype: str = "") -> Any:
-        """The dtype, if x is computed in it."""
+        """The dtype of x, if it is the compute dtype; else None."""
         return x.dtype if _check.dtype_name(x.dtype) == dtype else None
 
     def from_numpy(self, y: Any, like: Any) -> Any:
@@ -148,9 +148,9 @@ _DLPACK_LIBRARY = DlpackLibrary()
 _NUMPY_TYPES = (np.ndarray, np.generic, list, tuple, float, int)
 
 
-# Imported when the first array of theirs is passed, so that `import lsm` takes a tenth of the time. `cache` may call a
-# function once for each of several threads that call it first, but there must be one library, as comparisons by `is`
-# assume.
+# Imported when their first array is passed: at import, they would add a tenth to the time of lsm itself. `cache` may
+# call a function once for each of several threads that call it first, but there must be one library, as comparisons by
+# `is` assume.
 _libraries: dict[str, Any] = {}
 
 
@@ -198,7 +198,7 @@ def _find_library(x: Any) -> ArrayLibrary:
             _by_type[type(x)] = torch_library()
         return torch_library()
     if isinstance(x, getattr(sys.modules.get("jax"), "Array", ())):
-        if type(x).__name__ == "ArrayImpl":  # and no tracer, whose value decides
+        if type(x).__name__ == "ArrayImpl":  # whether a tracer is an Array depends on its value
             _by_type[type(x)] = jax_library()
         return jax_library()
     if isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ())):

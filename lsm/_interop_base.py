@@ -1,4 +1,4 @@
-"""Access to arrays of any library by DLPack and the array API, and conversion of results."""
+"""Access to arrays of any library through DLPack and the array API, and conversion of results."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ _KINDS = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda
 
 
 class Operand(NamedTuple):
-    """A validated argument: the array, the kind of its device, and the dtype to compute in."""
+    """A validated argument: the array, the kind of its device, and its compute dtype."""
 
     array: Any
     device: str
@@ -26,7 +26,7 @@ class Operand(NamedTuple):
 
 
 class ArrayLibrary:
-    """How to use the arrays of a library; this base class knows only DLPack.
+    """Access to the arrays of a library; this base class uses only DLPack.
 
     The first methods are for backends that expect NumPy arrays, or CuPy arrays on a CUDA device: they make views and
     convert results back. The other methods are for backends that accept the library's own arrays.
@@ -83,7 +83,7 @@ class ArrayLibrary:
         return name
 
     def has_int64(self, x: Any) -> bool:
-        """Whether the library has integers of 64 bits on the device of x."""
+        """Whether the library has 64-bit integers on the device of x."""
         return True
 
     def as_numpy(self, x: Any, name: str) -> Any:
@@ -98,7 +98,7 @@ class ArrayLibrary:
         return self._through_dlpack(np, x, name, f"pass numpy.asarray({name}) if a copy is acceptable")
 
     def fast_key(self, x: Any, dtype: str = "") -> Any:
-        """The key of x for the fast path: its dtype, on other devices than the CPU (device kind, dtype).
+        """The key of x for the fast path: its dtype, or (device kind, dtype) on other devices than the CPU.
 
         None if there is no fast path, or if x must be converted to another dtype.
         """
@@ -145,7 +145,7 @@ class ArrayLibrary:
             return y if y.ndim else y[()]
         try:
             made, device = convert(y), getattr(like, "device", None)
-        except Exception as error:  # NumPy's bfloat16, say
+        except Exception as error:  # such as NumPy's bfloat16
             reraise_from_handler(error)
             raise TypeError(
                 f"dtype: a {self.type_name(like)} of {_check.dtype_name(y.dtype)} cannot be made through DLPack "

@@ -11,7 +11,7 @@ from lsm._interop_base import ArrayLibrary, Operand
 from lsm._operations import Operation
 from lsm._signals import reraise_from_handler
 
-_ALIGNMENT_BYTES = 64  # XLA's CPU client copies memory with less
+_ALIGNMENT_BYTES = 64  # XLA's CPU client copies less aligned memory
 
 
 class JaxLibrary(ArrayLibrary):
@@ -67,7 +67,7 @@ class JaxLibrary(ArrayLibrary):
         """A view as an ndarray, bfloat16 included: JAX requires ml_dtypes."""
         try:
             return np.asarray(x)
-        except (RuntimeError, TypeError) as error:  # it was deleted, or has random keys
+        except (RuntimeError, TypeError) as error:  # deleted, or an array of random keys
             reraise_from_handler(error)
             raise TypeError(f"{name}: a JAX array that cannot be read ({error})") from error
 

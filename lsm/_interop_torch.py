@@ -22,12 +22,12 @@ class TorchLibrary(ArrayLibrary):
     converter = "torch.as_tensor"
     has_fast_path = True
 
-    _tensor: Any = None  # and what else `_prepare` looks up, until the first tensor comes
+    _tensor: Any = None  # like the other attributes, set by `_prepare` for the first tensor
 
     def _prepare(self) -> None:
         torch: Any = sys.modules["torch"]
         self._bfloat16, self._from_numpy = torch.bfloat16, torch.from_numpy
-        # Of other releases of PyTorch without these, no tensor takes the fast path.
+        # In releases of PyTorch without these, no tensor takes the fast path.
         self._n_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
         self._recorder: Any = getattr(torch._ops, "_mode_stack_state_for_pre_dispatch", None)
         self._forward_ad = torch.autograd.forward_ad
@@ -81,7 +81,7 @@ class TorchLibrary(ArrayLibrary):
         return Operand(x.resolve_neg() if x.is_neg() else x, self.device_kind(x), dtype)
 
     def check_readable(self, x: Any, name: str) -> None:
-        """Raise TypeError for wrappers without memory, as in torch.func: numpy() of some reads arbitrary memory."""
+        """Raise TypeError for wrappers without memory, as in torch.func: numpy() may read arbitrary memory."""
         if x.is_cpu and x.numel() and not _address(x):
             raise TypeError(
                 f"{name}: a tensor whose memory cannot be read, as inside torch.func.vmap or functionalize; call lsm "
@@ -149,7 +149,7 @@ class TorchLibrary(ArrayLibrary):
         """Convert a result to a tensor."""
         torch = sys.modules["torch"]
         y = np.asarray(y)  # the fast path gives a scalar for a 0-d result
-        if y.dtype.kind == "V":  # bfloat16, of ml_dtypes or as bits
+        if y.dtype.kind == "V":  # bfloat16, from ml_dtypes or as bits
             return torch.from_numpy(y.view("int16")).view(torch.bfloat16)
         return torch.from_numpy(y)
 
@@ -210,7 +210,7 @@ class TorchLibrary(ArrayLibrary):
 
 @cache
 def _names() -> tuple[dict[Any, str], dict[str, Any]]:
-    """For each dtype of torch, the name of the dtype to compute in; and torch's dtypes by name."""
+    """For each dtype of torch, the name of the compute dtype; and torch's dtypes by name."""
     torch = sys.modules["torch"]
     own = {name: getattr(torch, name) for name in ArrayLibrary.dtypes}
     whole = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
@@ -225,7 +225,7 @@ def _has_tangent(torch: Any, x: Any) -> bool:
 
 
 def _is_recorded(torch: Any) -> bool:
-    """Whether operations are being recorded by make_fx, which does not see what happens outside PyTorch."""
+    """Whether make_fx is recording operations; it cannot record those outside PyTorch."""
     try:
         has_mode = torch._C._len_torch_dispatch_stack()
         if has_mode and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:

@@ -33,14 +33,14 @@ def mask_for(where: Any, x: Any, view: Any, library: ArrayLibrary, name: str = "
     Returns
     -------
     mask : array of bool, type and shape of `view`
-        A view, whose strides may be 0, but for array_likes.
+        A view, perhaps with strides of 0; for array_likes, a copy.
 
     Raises
     ------
     TypeError
-        `where` has another dtype than bool, or belongs to another library.
+        `where` does not have the dtype bool, or belongs to another library.
     ValueError
-        It does not broadcast to `view`, or would enlarge it.
+        `where` does not broadcast to `view`, or would enlarge it.
     BackendUnsupportedError
         It is on another device.
     """
@@ -80,7 +80,7 @@ def temperature_for(
     Raises
     ------
     TypeError
-        It has no real numbers, or belongs to another library.
+        `temperature` is not real, or belongs to another library.
     ValueError
         A number that is not finite or not above 0; an array that does not broadcast, or is longer along `axes`.
     BackendUnsupportedError
@@ -113,7 +113,7 @@ def temperature_for(
 
 
 def check_mask_shape(mask: Any, shape: Any, name: str) -> None:
-    """Raise ValueError unless a mask of this shape goes with an input of that shape."""
+    """Raise ValueError unless a mask of shape `mask` broadcasts to an input of shape `shape`."""
     if not broadcasts(mask, shape):
         raise ValueError(f"where: shape {tuple(mask)} does not broadcast to {tuple(shape)}, the shape of {name}")
 

@@ -55,7 +55,7 @@ def lines(status: dict[str, Any], n_columns: int) -> Iterator[str]:
     below = " " * (widths["name"] + 2)
     for row in rows:
         start = "".join(f"{row[key]:<{width}}  " for key, width in widths.items())
-        # A line that is too long is better than a column of dtypes that is too narrow to read.
+        # Too long a line is better than a column of dtypes too narrow to read.
         yield from textwrap.wrap(
             row["dtypes"],
             max(n_columns, len(start) + 24),

@@ -18,13 +18,13 @@ from lsm._operations import DERIVED, LOG_SOFTMAX, OF_PART, PARTIALS, SOFTMAX, Op
 from lsm._threads import count_threads
 from lsm.backends.cython_ import narrow
 
-BLOCK_ELEMENTS = 2**17  # of a block of log-softmax, per thread: half a MiB of float32, which a level-2 cache keeps
-WIDE_ELEMENTS = 2**15  # of a block in float64, of which there are about ten temporaries
+BLOCK_ELEMENTS = 2**17  # of a block of log-softmax, per thread: half a MiB of float32, which fits a level-2 cache
+WIDE_ELEMENTS = 2**15  # of a block in float64, with about ten temporaries
 _ROW_CLASSES = 32
 
 
 def block_elements(frames: Frames) -> int:
-    """The numbers in a block that all threads work on: with less, they would wait for each other most of the time."""
+    """The elements of a block for all threads: in smaller blocks, they would mostly wait for each other."""
     return BLOCK_ELEMENTS * count_threads(frames.size * frames.n_classes)
 
 
@@ -38,9 +38,9 @@ class Logits:
     array : array
         The logits, as an array of that library.
     values : ndarray
-        The same memory, where that is possible.
+        The logits as an ndarray, in the same memory if possible.
     frames : Frames
-        How they split into frames.
+        The frames of the logits.
     own : str
         The compute dtype.
     entry : DispatchEntry or None
@@ -71,7 +71,7 @@ class Logits:
         return np.dtype(np.longdouble if self.own == "longdouble" else np.float64)
 
     def result_dtype(self, dtype: Any) -> str:
-        """The dtype of the result: `dtype`, or by default that of the logits, of losses at least float32."""
+        """The dtype of the result: `dtype`, or by default that of the logits, for losses at least float32."""
         own = _check.at_least_float32(self.own) if self.derived.is_loss else self.own
         return self.library.result_dtype(own, dtype)
 
@@ -89,7 +89,7 @@ class Logits:
     def native(self, name: str, result: str) -> Any:
         """The backend's own function for whole C-contiguous arrays, without keywords; None if it has none.
 
-        result : the dtype that it gives, which is that of the logits, or float32 for 16 bits.
+        result : the dtype of its result: that of the logits, or float32 for 16 bits.
         """
         entry, x = self.entry, self.values
         is_alike = result in (self.own, _check.at_least_float32(self.own)) and x.dtype == _check.np_dtype(self.own)
@@ -99,11 +99,11 @@ class Logits:
         return getattr(entry.backend, name, None) if x.flags.c_contiguous and x.flags.aligned else None
 
     def block(self, index: Index) -> Any:
-        """A block of the logits, as they are."""
+        """A block of the unchanged logits."""
         return self.frames.block(self.values, index)
 
     def mask_block(self, index: Index) -> Any:
-        """Which classes of a block take part; None if all do."""
+        """The mask of a block, True for the included classes; None if all are."""
         return None if self.mask is None else self.frames.block(self.mask, index)
 
     def temperature_block(self, index: Index) -> Any:
@@ -112,7 +112,7 @@ class Logits:
         return self.temperature if is_one else self.frames.block(self.temperature, index)
 
     def masked_rows(self, index: Index) -> tuple[Any, Any]:
-        """A block of the logits as `rows` makes it, with -inf where it is masked; and its mask, or None."""
+        """A block of the logits as a matrix (see `rows`), with -inf where masked; and its mask, or None."""
         matrix, mask = self.rows(self.block(index)), self.mask_block(index)
         if mask is not None:
             mask = np.moveaxis(mask, self.frames.at, self.at).reshape(matrix.shape)
@@ -127,20 +127,20 @@ class Logits:
         return normalised(matrix, self.at, is_wide, temperature), mask
 
     def of_frames(self, numbers: Any) -> Any:
-        """Numbers of the frames of a block, to go with its matrix; a single number is left as it is."""
+        """Numbers of the frames of a block, reshaped to match its matrix; a single number is unchanged."""
         return numbers.reshape((1, -1) if self.at == 0 else (-1, 1)) if isinstance(numbers, np.ndarray) else numbers
 
     def rows(self, block: Any) -> Any:
-        """A copy of a block as a matrix in float64 or longdouble, in C order: NumPy's order of adding depends on that.
+        """A copy of a block as a matrix in float64 or longdouble, in C order, on which NumPy's order of adding depends.
 
-        Its rows are frames, or of short frames its columns, so that no inner loop of NumPy is short.
+        Frames are rows, but short frames are columns, so that no inner loop of NumPy is short.
         """
         moved = np.moveaxis(block, self.frames.at, self.at)
         shape = (moved.shape[0], -1) if self.at == 0 else (-1, moved.shape[-1])
         return np.ascontiguousarray(widened(moved, self.wide)).reshape(shape)
 
     def unrows(self, matrix: Any, block: Any) -> Any:
-        """A matrix as `rows` makes it, in the shape of a block."""
+        """A matrix made by `rows`, in the shape of a block."""
         moved = np.moveaxis(block, self.frames.at, self.at)
         return np.moveaxis(matrix.reshape(moved.shape), self.at, self.frames.at)
 
@@ -157,7 +157,7 @@ class Logits:
         """The softmax of a block; the next one overwrites it."""
         try:
             return self._compute(SOFTMAX, index, dtype)
-        except BackendUnsupportedError:  # a backend of two methods; exp of a rounded log-softmax would not do
+        except BackendUnsupportedError:  # a backend without softmax; exp of a rounded log-softmax is not accurate
             matrix, mask = self.normalised(index)
             p = self.unrows(matrix.p, self.block(index)).astype(_check.np_dtype(dtype))
             if mask is not None:
@@ -165,7 +165,7 @@ class Logits:
             return p
 
     def _compute(self, operation: Operation, index: Index, dtype: str) -> Any:
-        """A map of a block, by a backend."""
+        """A map of a block, computed by a backend."""
         block, at, library = self.block(index), self.frames.at, self.library
         keywords = {"where": self.mask_block(index), "temperature": self.temperature_block(index)}
         keywords = {name: value for name, value in keywords.items() if value is not None}
@@ -176,7 +176,7 @@ class Logits:
             x = library.from_numpy(block.copy(), self.array)
             return library.as_numpy(call(operation, (x,), at, None, dtype, self.backend, **keywords), self.name)
         key = operation, block.shape
-        if key not in self._scratch:  # new memory for each block would cost a page fault for each 4 KiB
+        if key not in self._scratch:  # new memory for each block would cost a page fault per 4 KiB
             self._scratch[key] = np.empty_like(block, dtype=_check.np_dtype(dtype), subok=False)
         y = self._scratch[key]
         backend, extra = entry.backend, ()
@@ -188,14 +188,14 @@ class Logits:
         return y
 
     def new(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """A new ndarray for a result, which `finished` need not copy."""
+        """A new ndarray for a result, which `finished` does not have to copy."""
         made = self.library.new_numpy(shape, dtype)
         if made is None and shape == self.values.shape:
             made = np.empty_like(self.values, dtype=_check.np_dtype(dtype), subok=False)
         return np.empty(shape, _check.np_dtype(dtype)) if made is None else made
 
     def target(self, out: Any, shape: tuple[int, ...], dtype: str) -> Any:
-        """The ndarray to write to: a view of `out`, which is checked, or a new one if that is None."""
+        """The ndarray to write to: a view of `out`, which is checked, or a new array if `out` is None."""
         if out is None:
             return self.new(shape, dtype)
         if self.library is not NUMPY_LIBRARY:
@@ -219,13 +219,13 @@ class Logits:
         return out
 
     def finished_indices(self, places: Any) -> Any:
-        """Numbers of classes as an array of the caller's library, in the widest integers that it has."""
+        """Indices of classes as an array of the caller's library, in the widest integers that it has."""
         is_wide = self.library.has_int64(self.array)
         return self.finished(places if is_wide else places.astype(np.int32))
 
 
 def widened(block: Any, dtype: Any) -> Any:
-    """A copy of an array in float64 or longdouble; bfloat16 may be there as bits only."""
+    """A copy of an array in float64 or longdouble; bfloat16 may be given as bits."""
     if block.dtype is _check.BFLOAT16_BITS:
         bits: Any = block.view(np.uint16).astype(np.uint32) << 16
         block = bits.view(np.float32)
@@ -233,11 +233,11 @@ def widened(block: Any, dtype: Any) -> Any:
 
 
 def narrowed(values: Any, dtype: str) -> Any:
-    """Values rounded to a dtype; bfloat16 may be there as bits only."""
+    """Values rounded to a dtype; bfloat16 may be returned as bits."""
     own = _check.np_dtype(dtype)
     if own.itemsize == 2 and values.dtype == np.float32 and isinstance(values, np.ndarray):
         rounded = np.empty(values.shape, np.uint16)
-        if narrow(values, rounded, own):  # NumPy takes 70 times as long for subnormal ones
+        if narrow(values, rounded, own):  # NumPy takes 70 times as long for subnormal results
             return rounded.view(own)
     if own is not _check.BFLOAT16_BITS:
         return compute(values.astype, own)

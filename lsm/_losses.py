@@ -20,9 +20,9 @@ class Loss(NamedTuple):
     Attributes
     ----------
     labels : ndarray or None
-        int64 of the frames' shape, -1 for frames to leave out.
+        int64, in the shape of the frames, with -1 for frames to leave out.
     probabilities : ndarray or None
-        In place of labels, of the logits' shape.
+        In place of labels, in the shape of the logits.
     weight : ndarray or None
         One number for each class.
     smoothing, z_loss, reduction
@@ -37,15 +37,15 @@ class Loss(NamedTuple):
     reduction: str
 
     def is_narrow(self, own: str) -> bool:
-        """Whether the loss can be formed from the rounded log-softmax: terms of one label do not cancel there.
+        """Whether the loss can be formed from the rounded log-softmax, where the terms of one label do not cancel.
 
-        For smoothed labels and z_loss only where float64 has more digits than the result.
+        With smoothed labels or z_loss, only where float64 has more digits than the result.
         """
         return self.labels is not None and (not self.is_mixed or at_least_float32(own) == "float32")
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the loss of a label has other terms than its log-probability."""
+        """Whether the loss of a label has terms other than its log-probability."""
         return bool(self.smoothing or self.z_loss)
 
 
@@ -57,7 +57,7 @@ class Part(NamedTuple):
     labels : ndarray or None
         Their labels; 0 if they are left out.
     kept : ndarray or None
-        Whether they are not left out; None if none is.
+        Whether each frame is kept; None if all are.
     factor : ndarray or None
         The weights of their labels; None if all are 1.
     scale : float
@@ -74,7 +74,7 @@ class Part(NamedTuple):
 
 
 def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
-    """The reduced loss in float64 or longdouble, or that of each frame; writes the gradient into `out` if given."""
+    """The reduced loss, or that of each frame, in float64 or longdouble; writes the gradient to `out` if given."""
     frames, labels, weight = logits.frames, loss.labels, loss.weight
     factor: Any = None
     denominator: Any = frames.size
@@ -84,7 +84,7 @@ def cross_entropy(logits: Logits, loss: Loss, out: Any) -> Any:
             if not loss.smoothing:
                 labels = np.where(factor == 0, -1, labels)
             exponent = np.frexp(np.abs(factor).max(initial=0))[1]
-            if loss.reduction == "mean" and exponent < -500:  # 1 over the sum could overflow; multiples change no mean
+            if loss.reduction == "mean" and exponent < -500:  # 1 / the sum could overflow; the mean is the same
                 factor, weight = np.ldexp(factor, -exponent), np.ldexp(weight, -exponent)
                 loss = loss._replace(weight=weight)
         denominator = np.count_nonzero(labels >= 0) if factor is None else total(factor)
@@ -120,7 +120,7 @@ def _reduced(losses: Any, reduction: str, denominator: Any) -> Any:
 
 
 def _losses_of_labels(logits: Logits, loss: Loss, labels: Any, factor: Any, scale: Any, out: Any) -> Any:
-    """The losses of labels without other terms, and the gradients, by the backend's own function; None without it.
+    """The losses of labels without other terms, and the gradients, by the backend's own function; None if it has none.
 
     The bits are those of `_narrow_block`.
     """
@@ -143,14 +143,14 @@ def _losses_of_labels(logits: Logits, loss: Loss, labels: Any, factor: Any, scal
 def _narrow_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any) -> Any:
     """The losses of labels from the log-softmax y, and the gradients from the softmax p.
 
-    Without smoothing and z_loss that is -f y at the label; the gradient is f p, but f expm1(y) at the label, where
+    Without smoothing and z_loss, the loss is -f y at the label; the gradient is f p, but f expm1(y) at the label, where
     p - 1 would cancel.
     """
     frames, at, f = logits.frames, logits.frames.at, 1.0 if part.factor is None else part.factor
     y = logits.log_softmax(index)
     y_label = np.take_along_axis(y, part.labels, at).astype(logits.wide)
     value = 0 - y_label if part.factor is None else (0 - y_label) * f
-    total_weight, of_square, shares = f, 0.0, None  # W, 2 f z_loss L, and what smoothing adds to w q
+    total_weight, of_square, shares = f, 0.0, None  # W, 2 f z_loss L, and the terms that smoothing adds to w q
     of_label, of_shares = f, 0.0  # W = these two
     if loss.smoothing:
         of_label = (1 - loss.smoothing) * f
@@ -194,14 +194,14 @@ def _narrow_block(logits: Logits, loss: Loss, index: Index, part: Part, out: Any
 def _shares(logits: Logits, loss: Loss, index: Index, y: Any) -> tuple[Any, Any, Any]:
     """For the part of smoothed labels that every class has: w q by class, and by frame the sums of -w q y and of w q.
 
-    A class that is masked, by the mask or by -inf, has none.
+    Masked classes (by the mask, or -inf) have no such part.
     """
     frames, at, axis = logits.frames, logits.frames.at, logits.at
     matrix, e, n_classes = logits.rows(y), loss.smoothing, frames.n_classes
     weight = None if loss.weight is None else loss.weight.reshape((-1, 1) if axis == 0 else (1, -1))
     terms = matrix if weight is None else matrix * weight
     losses = plain_sum(terms, axis)
-    if np.isfinite(losses).all() and logits.mask is None:  # the usual case, in which all frames have the same shares
+    if np.isfinite(losses).all() and logits.mask is None:  # the usual case: all frames have the same shares
         each = e / n_classes
         shares = each if weight is None else each * weight
         weights = each * (n_classes if weight is None else plain_sum(weight, axis)[0, 0])
@@ -277,7 +277,7 @@ def entropies(function: str, logits: tuple[Logits, ...], dtype: str) -> Any:
 
 
 def _native_entropies(run: Any, logits: tuple[Logits, ...], dtype: str) -> Any:
-    """By the backend's own function, of whole arrays where nothing has to be copied."""
+    """`entropies` by the backend's own function, called on whole arrays if nothing has to be copied."""
     p, frames = logits[0], logits[0].frames
     result = np.zeros(frames.shape, np_dtype(dtype))
     is_whole = frames.order is None and p.mask is None

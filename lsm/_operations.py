@@ -1,4 +1,4 @@
-"""The table of operations, which all other modules read."""
+"""The table of operations, used by all other modules."""
 
 import math
 from collections.abc import Sequence
@@ -32,17 +32,17 @@ class Operation(NamedTuple):
     Attributes
     ----------
     name : str
-        The public function, the method of a backend, and the `op` of `lsm.explain` and of the command line.
+        The name of the public function and of the backend's method; the `op` of `lsm.explain` and the command line.
     direction : str
         Its name in reports: "forward" or "backward".
     inputs : tuple of Input
-        In the order of the parameters.
+        The inputs, in the order of the parameters.
     has_dtype : bool
         Whether ``dtype=`` sets the dtype of the result; otherwise it is the one to which the inputs are promoted.
     is_required : bool
         Whether every backend must implement it.
     identity : float or None
-        Of a reduction, the result for a frame of no classes; None for a map.
+        The result of a reduction for a frame of no classes; None for a map.
     """
 
     name: str
@@ -104,17 +104,17 @@ OPERATIONS = {
     operation.name: operation for operation in (LOG_SOFTMAX, LOG_SOFTMAX_BACKWARD, SOFTMAX, SOFTMAX_BACKWARD, LOGSUMEXP)
 }
 
-# Other methods that backends may have, for frames in parts; each group goes by the name of its first method.
+# Other methods that backends may have, for frames in parts; each group is named after its first method.
 PARTIALS, PARTIALS_BACKWARD = "partials", "partials_backward"
 
 
 class Derived(NamedTuple):
-    """A function that lsm derives from an operation, on whichever backend serves that operation.
+    """A function that lsm derives from an operation, with any backend that supports the operation.
 
     Attributes
     ----------
     name : str
-        The public function, and the `op` of `lsm.explain`.
+        The name of the public function; the `op` of `lsm.explain`.
     source : Operation
         The operation.
     is_loss : bool
@@ -147,7 +147,7 @@ DERIVED = {
     )
 }
 
-# The same for functions whose logits, or gradients, are a part of their frames.
+# The same for functions whose logits, or gradients, are parts of frames.
 OF_PART = {
     name: Derived(name, source, False, f"gather the classes, and use lsm.{source.name}")
     for name, source in ((PARTIALS, LOG_SOFTMAX), (PARTIALS_BACKWARD, LOG_SOFTMAX_BACKWARD))

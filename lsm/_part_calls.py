@@ -1,6 +1,6 @@
 """Calls of functions with partials: check the arguments, compute, and return the caller's type of array.
 
-Imported by the first call, as `_derived_calls`.
+Imported with the first call, like `_derived_calls`.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from lsm._targets import indices_for, kind, one_axis, targets_for
 def partials(x: Any, axis: Any, temperature: Any, where: Any, dtype: Any, backend: Any) -> Any:
     """See `lsm.partials`."""
     part = Part("partials", x, axis, temperature, where, dtype, backend)
-    has_float64 = part.library.has_int64(part.array)  # JAX has all or none
+    has_float64 = part.library.has_int64(part.array)  # in JAX, both are enabled or neither
     return part.finished(part.partials()) if has_float64 else part.partials()
 
 
@@ -81,7 +81,7 @@ def take_log_softmax(
     part = Part("take_log_softmax", x, **options)
     whole, n_classes = part.partials_of_whole(partials, n_classes)
     first, n = _first_class(first_class, part, n_classes), part.frames.n_classes
-    if n == n_classes <= part.slice_classes:  # nothing is elsewhere
+    if n == n_classes <= part.slice_classes:  # x has all classes
         return _derived_calls.take_log_softmax(x, indices, out=out, **options)
     places, shape = indices_for(indices, part, n_classes)
     target = part.target(out, shape, part.result)
@@ -121,8 +121,8 @@ def cross_entropy(
     result = part.result_dtype(dtype)
     labels = targets_for(targets, part, options["axis"], ignore_index, n_classes)
     if kind(labels) == "floating":
-        raise TypeError(f"targets: dtype {labels.dtype}; accepted with partials: integers, the numbers of classes")
-    if n == n_classes <= part.slice_classes:  # nothing is elsewhere
+        raise TypeError(f"targets: dtype {labels.dtype}; accepted with partials: integers, the indices of classes")
+    if n == n_classes <= part.slice_classes:  # logits have all classes
         options |= given | {"ignore_index": ignore_index, "dtype": dtype}
         return _derived_calls.cross_entropy(logits, targets, **options)
     places = np.expand_dims(labels, at)
@@ -141,7 +141,7 @@ def top_k_log_softmax(
     part = Part("top_k_log_softmax", x, **options)
     whole, n_classes = part.partials_of_whole(partials, n_classes)
     first, at, n = _first_class(first_class, part, n_classes), part.frames.at, part.frames.n_classes
-    if n == n_classes <= part.slice_classes:  # nothing is elsewhere
+    if n == n_classes <= part.slice_classes:  # x has all classes
         return _derived_calls.top_k_log_softmax(x, k, **options)
     shape = shape_of_top_k(k, part.frames._replace(n_classes=n_classes))
     shape = (*shape[:at], min(shape[at], n), *shape[at + 1 :])
@@ -154,10 +154,10 @@ def top_k_log_softmax(
 
 
 def _first_class(first_class: Any, part: Part, n_classes: int) -> int:
-    """The number of the first class of the part."""
+    """The index, in the whole frame, of the first class of the part."""
     first = _check.as_int(first_class)
     if first is None:
-        raise TypeError(f"first_class: {first_class!r}; accepted: an int, the number of the first class of x")
+        raise TypeError(f"first_class: {first_class!r}; accepted: an int, the index of the first class of x")
     last = n_classes - part.frames.n_classes
     if not 0 <= first <= max(last, 0):
         raise ValueError(

@@ -16,7 +16,7 @@ from lsm._targets import one_axis, operand
 
 
 class PartOfGradient(Logits):
-    """A checked gradient and the output of its frames, for some of their classes, and a backend for them.
+    """A checked gradient and output, for some classes of their frames, and a backend for them.
 
     Attributes
     ----------
@@ -35,9 +35,7 @@ class PartOfGradient(Logits):
         arrays = self.values, other.values
         _check.same_shapes(arrays, names)
         if not self.values.ndim:
-            raise ValueError(
-                f"{names[0]}: has no dimensions; accepted beside partials: an array with an axis of classes"
-            )
+            raise ValueError(f"{names[0]}: has no dimensions; accepted with partials: an array with an axis of classes")
         one_axis(axis, self.values.ndim, "partials")
         dtype = _check.np_dtype(self.result)
         self.inputs = tuple([x if x.dtype == dtype else NUMPY_LIBRARY.astype(x, self.result) for x in arrays])
@@ -65,7 +63,7 @@ class PartOfGradient(Logits):
 def partials_backward(grad_output: Any, output: Any, axis: Any, backend: Any) -> Any:
     """See `lsm.partials_backward`."""
     part = PartOfGradient(grad_output, output, axis, backend)
-    has_float64 = part.library.has_int64(part.array)  # JAX has all or none
+    has_float64 = part.library.has_int64(part.array)  # in JAX, both are enabled or neither
     return part.finished(part.partials()) if has_float64 else part.partials()
 
 
@@ -77,7 +75,7 @@ def log_softmax_backward(
     for name, (accepted, remedy) in remedies.items():
         value = options[name]
         if value is not accepted and (accepted is None or not _is_one(value)):
-            raise ValueError(f"{name}: given beside partials; accepted then: {accepted}; {remedy}")
+            raise ValueError(f"{name}: given with partials; accepted: {accepted}; {remedy}")
     part = PartOfGradient(grad_output, output, axis, backend)
     shape, at = part.values.shape, part.frames.at
     made = partials if isinstance(partials, np.ndarray) else operand(partials, "partials", part)

@@ -15,12 +15,12 @@ from lsm._operations import PARTIALS, PARTIALS_BACKWARD
 from lsm._targets import one_axis, operand
 from lsm._temperature import LEAST_DIVISOR, WideBackend
 
-N_NUMBERS = {PARTIALS: 4, PARTIALS_BACKWARD: 6}  # in a partial; the last counts classes
+N_NUMBERS = {PARTIALS: 4, PARTIALS_BACKWARD: 6}  # in a partial; the last is the number of classes
 _MASKED = {"log_softmax": -np.inf, "softmax": 0.0}
 
 
 class Part(Logits):
-    """Checked logits that are some classes of their frames, and a backend for these.
+    """Checked logits, for some classes of their frames, and a backend for them.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Part(Logits):
     ) -> None:
         super().__init__(function, x, name, axis)
         if not self.values.ndim:
-            raise ValueError(f"{name}: has no dimensions; accepted beside partials: an array with an axis of classes")
+            raise ValueError(f"{name}: has no dimensions; accepted with partials: an array with an axis of classes")
         one_axis(axis, self.values.ndim, "partials")
         self.result = self.result_dtype(dtype)
         self.mask = mask_for(where, self.array, self.values, self.library, name)
@@ -99,7 +99,7 @@ class Part(Logits):
                 mask_out(target[place], self.mask[place], _MASKED[name])
 
     def _blocks(self) -> Any:
-        """Index the frames and the classes, of one slice at a time."""
+        """Index blocks of frames, and the classes of one slice at a time."""
         shape, at = self.values.shape, self.frames.at
         for i in range(0, shape[at], self.slice_classes):
             classes = slice(i, min(i + self.slice_classes, shape[at]))
@@ -108,9 +108,9 @@ class Part(Logits):
                 yield index, classes
 
     def _altered(self, index: Any, classes: slice, is_read_once: bool) -> tuple[Any, Any, Any]:
-        """A block with -inf where it is masked; the backend for it; and the temperature that it has been divided by.
+        """A block with -inf where it is masked; the backend for it; and the temperature by which it has been divided.
 
-        is_read_once: whether the block needs the compute dtype.
+        is_read_once: whether the block needs to be in the compute dtype.
         """
         at = self.frames.at
         place = (*index[:at], classes, *index[at:])
@@ -132,7 +132,7 @@ class Part(Logits):
         return x, backend, temperature
 
     def only(self, places: Any, is_here: Any = None) -> None:
-        """Leave no classes but these, of the rank of the logits; with 0 for those that are not here."""
+        """Keep only the classes at `places`, which have the rank of the logits; 0 where `is_here` is False."""
         at = self.frames.at
         if not self.values.shape[at]:
             self.values = np.zeros(places.shape, self.values.dtype)
@@ -184,7 +184,7 @@ def checked_partials(
     """
     n_numbers = N_NUMBERS[function]
     if _check.dtype_name(made.dtype) != "float64":
-        raise TypeError(f"partials: dtype {made.dtype}; accepted: float64, as lsm.{function} gives them")
+        raise TypeError(f"partials: dtype {made.dtype}; accepted: float64, as from lsm.{function}")
     expected = (
         None if shape is None else (*shape[:at], made.shape[at] if made.ndim > at else 0, *shape[at + 1 :], n_numbers)
     )
@@ -194,7 +194,7 @@ def checked_partials(
             of_frames = ["n" if i == at else str(n) for i, n in enumerate(shape)] + of_frames[1:]
         raise ValueError(
             f"partials: shape {made.shape}; accepted: ({', '.join(of_frames)}), with any number n of slices, as "
-            f"lsm.{function} gives them"
+            f"from lsm.{function}"
         )
     number = None if n_classes is None else _check.as_int(n_classes)
     if number is None and n_classes is not None:
@@ -207,7 +207,7 @@ def checked_partials(
     if not (counts >= n_least).all() or wrong.any():
         place = np.unravel_index(int((wrong | ~(counts >= n_least)).argmax()), counts.shape)
         where = f" in the frame {[int(i) for i in place]}" if place else ""
-        accepted = f"{number}, as n_classes says" if number is not None else f"at least {n_least}, those of the part"
+        accepted = f"{number}, the value of n_classes" if number is not None else f"at least {n_least}, as in the part"
         raise ValueError(
             f"partials: count {counts[place]:g} classes{where}; accepted: {accepted}; is a part of the frame missing, "
             "or given twice?"

@@ -1,4 +1,4 @@
-"""Sums whose rounding errors are carried along, and the reduction of losses to their mean or sum."""
+"""Compensated sums, and the reduction of losses to their mean or sum."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ _BLOCK = 1024  # losses that are added by halves; the bits of a mean depend on i
 
 
 def exact_sum(terms: Any, axis: int) -> Any:
-    """The sum along an axis, with length 1 there, as if in twice the precision; the plain one if that is not finite."""
+    """The sum along an axis, with length 1 there, as if in twice the precision; the plain sum if that is not finite."""
     s = twofold_sum(terms, axis)
     bad = ~np.isfinite(s)
     if bad.any():
@@ -28,7 +28,7 @@ def _fsum(terms: list[float]) -> float | None:
 
 
 def total(losses: Any) -> Any:
-    """The sum of all losses, in their C order: in blocks of 1024, each by halves, with the rounding errors.
+    """The sum of all losses in C order: in blocks of 1024, each by pairwise halves, compensated.
 
     It depends only on the losses and their order. The sum of one block is rounded once.
     """
@@ -39,7 +39,7 @@ def total(losses: Any) -> Any:
             return s.dtype.type(exact)
     rest = np.zeros_like(s)
     while s.size > 1:
-        length = min(_BLOCK, 1 << (s.size - 1).bit_length())  # zeros that a short block lacks would change nothing
+        length = min(_BLOCK, 1 << (s.size - 1).bit_length())  # padding a block further would not change the sum
         n = -(-s.size // length)
         padding = np.zeros(n * length - s.size, s.dtype)
         s, rest = (np.concatenate([part, padding]).reshape(n, length) for part in (s, rest))

@@ -13,7 +13,7 @@ _GROUPS = 2048
 
 
 def take(logits: Logits, indices: Any, out: Any) -> None:
-    """Write the log-softmax at the indices, which have the rank of the logits, into `out` of their shape."""
+    """Write the log-softmax at the indices, which have the rank of the logits, to `out`, which has their shape."""
     frames = logits.frames
     if indices.size == frames.size and take_labels(logits, indices.reshape(-1), out):
         return
@@ -24,7 +24,7 @@ def take(logits: Logits, indices: Any, out: Any) -> None:
 
 
 def take_labels(logits: Logits, labels: Any, out: Any) -> bool:
-    """`take` of one index for each frame by the backend's own function; False if that does not support it."""
+    """`take` for one index per frame, by the backend's own function; False if it does not support the call."""
     run = logits.native("run_labels", logits.result)
     if run is None:
         return False
@@ -71,7 +71,7 @@ def _chosen(logits: Logits, k: int, index: Index) -> Any:
 
 
 def shape_of_top_k(k: Any, frames: Frames) -> tuple[int, ...]:
-    """The shape of the results: k along the axis of the classes. TypeError or ValueError if there is no such k."""
+    """The shape of the results: k along the axis of the classes; raises TypeError or ValueError for an invalid k."""
     n = _check.as_int(k)
     if n is None:
         raise TypeError(f"k: {k!r} is a {type(k).__name__}; accepted: an int from 0 to {frames.n_classes}")
@@ -115,7 +115,7 @@ def largest(rows: Any, k: int, mask: Any = None) -> Any:
 
 
 def _bound(rows: Any, k: int) -> Any:
-    """A number for each row that at least k of its numbers reach; NaN counts as the largest."""
+    """A lower bound, for each row, of its k largest numbers; NaN counts as the largest."""
     n_rows, n = rows.shape
     width = n // _GROUPS
     if width > 1 and k <= _GROUPS:

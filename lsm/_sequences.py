@@ -1,4 +1,4 @@
-"""Find the items of lists and other sequences that may be more than numbers, for `_foreign` to judge."""
+"""Find the items of lists and other sequences that may be more than numbers, to be checked by `_foreign`."""
 
 import sys
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ _SAMPLE_ITEMS = 1000  # items of a list to check if no library of the table is l
 def foreign_items(x: Any) -> Iterator[tuple[str, Any]]:
     """Yield the items of nested lists that are neither numbers nor ndarrays, with their index, such as "[0][2]".
 
-    A number takes a few nanoseconds. A long list is only sampled if no library of the table is loaded.
+    Takes a few nanoseconds per number. If no library of the table is loaded, a long list is only sampled.
     """
     level = x if len(x) <= _SAMPLE_ITEMS or _is_any_loaded() else list(islice(x, _SAMPLE_ITEMS))
     for depth in range(_MAX_DEPTH):
-        if _PLAIN_TYPES.issuperset(map(type, level)):  # also if it is empty
+        if _PLAIN_TYPES.issuperset(map(type, level)):  # or it is empty
             return
         inner = level
         if not _NESTED.issuperset(map(type, level)):

@@ -1,4 +1,4 @@
-"""Let exceptions of signal handlers pass through code that catches the exceptions of others.
+"""Let exceptions of signal handlers pass through code that catches other exceptions.
 
 Python runs a handler between two bytecodes of any code, even that of a plugin or another library, which is not at
 fault.
@@ -41,7 +41,7 @@ def ignoring(*kinds: type[BaseException]) -> Iterator[None]:
 
 def _code(handler: Any) -> CodeType | None:
     """The code of a handler: a function, a method, a partial or an object with a method __call__."""
-    if not callable(handler):  # SIG_DFL, SIG_IGN, or None for a handler from C
+    if not callable(handler):  # SIG_DFL, SIG_IGN, or None for a handler in C
         return None
     function = getattr(handler, "func", handler)
     function = getattr(function, "__func__", function)

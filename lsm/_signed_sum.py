@@ -37,7 +37,7 @@ def _signed_sum(a: Any, b: Any) -> tuple[Any, Any, Any]:
         L = a_k + log(abs(b_k)) + log(abs(R))
     """
     xp = namespace(a)
-    a = xp.where(b == 0, -math.inf, a)  # takes no part, whatever is there
+    a = xp.where(b == 0, -math.inf, a)  # excluded, whatever its value
     size = a + xp.log(abs(b))
     size[b == 0] = -math.inf
     k = size.argmax(axis=-1)[:, None]
@@ -66,7 +66,7 @@ def _signed_sum(a: Any, b: Any) -> tuple[Any, Any, Any]:
 def _relative_terms(a: Any, b: Any, k: Any) -> tuple[Any, Any]:
     """b / b_k * exp(a - a_k) as two numbers.
 
-    Where abs(a - a_k) < 0.35, they are b / b_k and the rest, which takes expm1(a - a_k): so a sum of terms that cancel
+    Where abs(a - a_k) < 0.35, they are b / b_k and the rest, with expm1(a - a_k), so that a sum of terms that cancel
     keeps its digits.
     """
     xp = namespace(a)

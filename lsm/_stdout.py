@@ -1,4 +1,4 @@
-"""Standard output of the command line: only the output of lsm, in any encoding."""
+"""The standard output of the command: only the output of lsm, in any encoding."""
 
 import io
 import os
@@ -19,7 +19,7 @@ def escape_unencodable() -> Iterator[None]:
         yield
     finally:
         for stream, errors in strict:
-            with suppress(OSError, ValueError):  # it flushes the stream, which may be closed
+            with suppress(OSError, ValueError):  # this flushes the stream, which may be closed
                 stream.reconfigure(errors=errors)
 
 
@@ -72,7 +72,7 @@ def _flush(stream: TextIO) -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Discard buffered output that cannot be written, on which flushing at exit would fail."""
+    """Discard buffered output that cannot be written, so that flushing at exit does not fail."""
     try:
         stream.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""Signals that stop the command: they raise an exception, and long loops check that it was not lost.
+"""Signals that stop the command: they raise an exception, and long loops check for one that was lost.
 
 Python discards an exception raised in a callback of the garbage collector, in `__del__` or in a callback from C, and a
 bare `except` in a library catches any exception. So the signal is recorded too.
@@ -55,14 +55,14 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def raise_if_stopped() -> None:
-    """Raise StoppedError if a signal was received and its exception lost; for long loops."""
+    """Raise StoppedError if a signal was received but its exception was lost; for long loops."""
     if _stop.numbers and not _stop.is_shutting_down:
         raise StoppedError(_stop.numbers[0])
 
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Raise for a first signal at the end only: for a library that leaves tasks behind when it is interrupted."""
+    """Raise for a first signal only at the end: for libraries that leave tasks behind when interrupted."""
     _stop.is_deferring = True
     try:
         yield

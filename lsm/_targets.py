@@ -17,7 +17,7 @@ from lsm._logits import Logits, widened
 def one_axis(axis: Any, ndim: int, what: str) -> None:
     """Raise TypeError unless this is one axis, or None for the only one."""
     if isinstance(axis, (tuple, list)) or (axis is None and ndim > 1):
-        raise TypeError(f"axis: {axis!r}; accepted: one int, since {what} count along one axis; reshape the logits")
+        raise TypeError(f"axis: {axis!r}; accepted: one int, since {what} refer to one axis; reshape the logits")
 
 
 def operand(array: Any, name: str, logits: Logits) -> Any:
@@ -38,7 +38,7 @@ def kind(array: Any) -> str:
 def integers(array: Any, name: str, logits: Logits) -> Any:
     """Integers, as an ndarray of any integer dtype."""
     made = operand(array, name, logits)
-    if not made.size and isinstance(array, (list, tuple)):  # which NumPy makes float64
+    if not made.size and isinstance(array, (list, tuple)):  # NumPy makes these float64
         return made.astype(np.int64)
     if kind(made) != "integer":
         raise TypeError(
@@ -48,8 +48,8 @@ def integers(array: Any, name: str, logits: Logits) -> Any:
 
 
 _ACCEPTED = {
-    "indices": "numbers of classes, converted to int64",
-    "targets": "numbers of classes, or probabilities of the dtype of the logits",
+    "indices": "indices of classes, converted to int64",
+    "targets": "indices of classes, or probabilities of the dtype of the logits",
 }
 _REMEDIES = {
     "indices": "pass {}.where(indices < 0, 0, indices) for padding, and drop those results",
@@ -65,14 +65,14 @@ def in_range(
     start: Sequence[int] = (),
     library: ArrayLibrary = NUMPY_LIBRARY,
 ) -> Any:
-    """The numbers as a new int64 array in C order, with -1 for ignored ones; `start` is where this part of them begins.
+    """The numbers as a new int64 array in C order, with -1 for ignored ones; `start` is the index of this part of them.
 
-    The remedy of a message is for the arrays of `library`.
+    Messages have the remedy for arrays of `library`.
 
     Raises
     ------
     IndexError
-        One is outside of 0..n_classes - 1.
+        A number is outside of 0..n_classes - 1.
     """
     bad = (numbers < 0) | (numbers >= n_classes)
     left_out = None if ignored is None else numbers == ignored
@@ -92,12 +92,12 @@ def in_range(
 
 
 def indices_for(indices: Any, logits: Logits, n_classes: int | None = None) -> tuple[Any, tuple[int, ...]]:
-    """The indices of `take_log_softmax`, in the logits' rank, and the shape of the result.
+    """The indices of `take_log_softmax`, with the rank of the logits, and the shape of the result.
 
     n_classes: of whole frames, if the logits are a part of them.
 
-    One for each frame has the shape of the frames; several have the rank of the logits, with any length along the
-    axis, and elsewhere that of the logits or 1. The rank tells which.
+    Indices with the shape of the frames are one for each frame. Indices with the rank of the logits are several, with
+    any length along the axis, and elsewhere the length of the logits or 1.
     """
     made, frames = integers(indices, "indices", logits), logits.frames
     shape = shape_of_taken(made.shape, logits.values.shape, frames)
@@ -109,7 +109,7 @@ def indices_for(indices: Any, logits: Logits, n_classes: int | None = None) -> t
 
 
 def shape_of_taken(indices: tuple[int, ...], shape: tuple[int, ...], frames: Frames) -> tuple[int, ...]:
-    """The shape of the result of `take_log_softmax`, by those of the indices and of the logits; ValueError."""
+    """The shape of the result of `take_log_softmax`, from those of indices and logits; raises ValueError."""
     if indices == frames.shape:
         return frames.shape
     if len(indices) == len(shape) > len(frames.shape):
@@ -134,23 +134,23 @@ def weights_for(weight: Any, logits: Logits) -> Any:
         )
     if made.shape != (logits.frames.n_classes,):
         raise ValueError(f"weight: shape {made.shape}; accepted: {(logits.frames.n_classes,)}, one weight per class")
-    return compute(widened, made, logits.wide)  # longdouble may leave the range
+    return compute(widened, made, logits.wide)  # longdouble may overflow
 
 
 def targets_for(targets: Any, logits: Logits, axis: Any, ignore_index: Any, n_classes: int | None = None) -> Any:
-    """Targets: int64 of the frames' shape with -1 for those to ignore, or probabilities of the logits' shape.
+    """Targets: int64 in the shape of the frames, -1 for those to ignore; or probabilities in the shape of the logits.
 
     n_classes: of whole frames, if the logits are a part of them.
 
     Raises
     ------
     TypeError
-        They are neither integers nor of a floating dtype, or `ignore_index` goes with probabilities, or several axes
-        with integers.
+        The targets are neither integers nor of a floating dtype; `ignore_index` is given with probabilities, or several
+        axes with integers.
     ValueError
-        They have another shape.
+        The targets have another shape.
     IndexError
-        One is neither the number of a class nor `ignore_index`.
+        A target is neither the index of a class nor `ignore_index`.
     """
     frames, shape = logits.frames, logits.values.shape
     ignored = None if ignore_index is None else _check.as_int(ignore_index)

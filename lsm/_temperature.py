@@ -1,6 +1,6 @@
 """The arithmetic of temperatures, for NumPy and CuPy arrays: the numbers that are divided, and their precision.
 
-For results of at most 32 bits, float64 has digits to spare, and logits and gradients are divided as they are. Otherwise
+For results of at most 32 bits, float64 has digits to spare, and logits and gradients are divided directly. Otherwise,
 differences are divided, as two numbers.
 """
 
@@ -35,13 +35,13 @@ def divide_narrow(x: Any, temperature: Any) -> Any:
 def write_backward(
     method: Any, library: ArrayLibrary, is_narrow: bool, inputs: list[Any], temperature: Any, out: Any
 ) -> None:
-    """The gradient over the temperature; in float64, so that it is rounded once, unless that is its dtype."""
+    """The gradient divided by the temperature, in float64, so that it is rounded once, unless that is its dtype."""
     (dy, output), scale = inputs, temperature
     if is_narrow:
         dy, output = library.astype(dy, "float64"), library.astype(output, "float64")
         xp = namespace(dy)
         dx = xp.empty_like(dy)
-        is_tiny = ~is_divisor(temperature)  # a quotient may be infinite, where the gradient is not NaN
+        is_tiny = ~is_divisor(temperature)  # a quotient may be infinite where the gradient is not NaN
         before = xp.where(is_tiny, 1.0, temperature)
         method(dy / before, output, dy.ndim - 1, dx)
         if not isinstance(dx, np.ndarray) or is_tiny.any():
@@ -49,7 +49,7 @@ def write_backward(
         out[...] = library.astype(dx, "float32")  # before 16 bits, as the kernels do
         return
     if dy.dtype.itemsize >= 8:
-        # Times a power of two, so that a gradient below the range, which the temperature brings back, has digits.
+        # Times a power of two, so that a gradient below the range keeps its digits until T scales it back.
         xp = namespace(dy)
         room = 900 - xp.frexp(abs(dy).max(axis=-1, keepdims=True))[1]
         lift = xp.maximum(xp.minimum(-xp.frexp(temperature)[1], room), 0)
@@ -60,7 +60,7 @@ def write_backward(
 
 
 def write_wide(name: str, x: Any, temperature: Any, out: Any) -> None:
-    """log_softmax or softmax of x / T, in two numbers; by slices of the classes, as a frame in parts."""
+    """log_softmax or softmax of x / T, in two numbers; in slices of the classes, like a frame in parts."""
     dtype = wide_dtype(x, out)
     temperature = rows(temperature, dtype)
     slices = [slice(i, i + _SLICE_CLASSES) for i in range(0, x.shape[-1], _SLICE_CLASSES)]
@@ -80,7 +80,7 @@ def _reduce(x: Any, temperature: Any) -> tuple[Any, Any, Any]:
     is_largest = (x == m) & (m > -np.inf) & (m < np.inf)
     high, low = sum_twofold(xp.where(is_largest, 0.0, p))
     k = is_largest.sum(axis=-1, keepdims=True).astype(x.dtype)
-    return m + temperature * 0, high + low, k  # NaN for a temperature that is
+    return m + temperature * 0, high + low, k  # NaN for a NaN temperature
 
 
 def _fold(slices: list[tuple[Any, Any, Any]], temperature: Any) -> tuple[Any, Any, Any]:
@@ -112,7 +112,7 @@ def _of_part(name: str, x: Any, temperature: Any, m: Any, s: Any, k: Any) -> Any
 
 
 class WideBackend:
-    """The methods for frames in parts, of x / T as in `write_wide`.
+    """The methods for frames in parts, for x / T, as in `write_wide`.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class WideBackend:
         self._temperature = temperature
 
     def partials(self, x: Any, axis: int, out: Any) -> None:
-        """See `Backend.partials`; of one slice."""
+        """See `Backend.partials`; for one slice."""
         x = np.moveaxis(x, axis, -1)
         target = np.moveaxis(out, axis, -2)
         m, s, k = _reduce(rows(x, np.float64), self._rows(x.shape, axis))
@@ -154,12 +154,12 @@ class WideBackend:
 
 
 def divided_differences(x: Any, m: Any, temperature: Any) -> tuple[Any, Any]:
-    """(x - m) / T as two numbers, of which x - m may leave the range. m: the maxima, NaN unless they are finite."""
+    """(x - m) / T as two numbers, even where x - m overflows. m: the maxima, NaN unless they are finite."""
     xp = namespace(x)
     d, rest = two_sum(x, -m)
     factor, exponent = xp.frexp(xp.asarray(temperature, x.dtype))
-    is_beyond = ~xp.isfinite(rest) & xp.isfinite(x)  # x - m, or a step to it
-    if not isinstance(x, np.ndarray) or is_beyond.any():  # on a GPU the answer would have to be waited for
+    is_beyond = ~xp.isfinite(rest) & xp.isfinite(x)  # x - m overflows, or a step of it
+    if not isinstance(x, np.ndarray) or is_beyond.any():  # on a GPU, any() would have to wait
         quarter = xp.where(is_beyond, x.dtype.type(0.25), x.dtype.type(1))
         d, rest = two_sum(x * quarter, -m * quarter)
         exponent = exponent - xp.where(is_beyond, 2, 0).astype(exponent.dtype)

@@ -1,4 +1,4 @@
-"""Make text and numbers from plugins safe to show: one line without control characters, and valid JSON."""
+"""Make text and numbers from plugins safe to display: one line without control characters, and valid JSON."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def for_json(value: Any) -> Any:
-    """The value for JSON, which has no infinity: it becomes the string "inf"."""
+    """The value for JSON, which has no infinity: infinity becomes the string "inf"."""
     if isinstance(value, dict):
         return {key: for_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -2,7 +2,7 @@
 
 import math
 import os
-from _thread import _local  # that of threading, whose import takes 0.5 ms
+from _thread import _local  # the local of threading, whose import takes 0.5 ms
 from collections.abc import Callable
 from contextvars import ContextVar
 from time import monotonic
@@ -72,7 +72,7 @@ def get_num_threads() -> int:
 
     It is set by `num_threads`, `set_num_threads`, ``LSM_NUM_THREADS`` or OpenMP (``OMP_NUM_THREADS``), in this order of
     precedence. A lower limit set at run time by ``omp_set_num_threads``, threadpoolctl or PyTorch applies to all of
-    these except `num_threads`; threadpoolctl sees lsm only after its first call, which loads OpenMP. The number never
+    these except `num_threads`; threadpoolctl finds lsm only after its first call, which loads OpenMP. The number never
     exceeds the limit set by the affinity mask and cgroup quotas of the process. It is 1 in a forked child, which has no
     OpenMP threads and would wait for them forever. If a thread cannot be started, the call runs on one thread.
 
@@ -127,7 +127,7 @@ def _omp_num_threads() -> int | None:
 def set_num_threads(n: int) -> None:
     """Set the number of threads that large calls use, for the whole process.
 
-    To limit the first call as well, use this or `num_threads`: threadpoolctl sees lsm only after that call.
+    To limit the first call as well, use this or `num_threads`: threadpoolctl finds lsm only after that call.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def _checked(n: int) -> int:
 
 
 class ThreadLimitCache(_local):
-    """The limits read by this thread, which may have its own affinity mask, and when they expire."""
+    """The limits read by this thread, which may have its own affinity mask, and their times of expiry."""
 
     n_threads = 1
     quota: int | None = None

@@ -1,4 +1,4 @@
-"""Numbers as unevaluated sums of two, for NumPy and CuPy arrays of float64 or longdouble."""
+"""Unevaluated sums of two numbers, for NumPy and CuPy arrays of float64 or longdouble."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from lsm._keywords import namespace
 
 
 def two_product(a: Any, b: Any) -> tuple[Any, Any]:
-    """a * b and its rounding error (Dekker), for numbers far from the ends of the range."""
+    """a * b and its rounding error (Dekker), for numbers far from overflow and underflow."""
     (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
     product = a * b
     return product, (((a_high * b_high - product) + a_high * b_low) + a_low * b_high) + a_low * b_low
@@ -24,7 +24,7 @@ def _halves(a: Any) -> tuple[Any, Any]:
 def divide(a: Any, rest: Any, b: Any) -> tuple[Any, Any]:
     """(a + rest) / b as two numbers, for 0.5 <= abs(b) < 1; the second is 0 for quotients above 2**100."""
     quotient = a / b
-    q = quotient * (abs(quotient) < 2.0**100)  # 0 or NaN for others, whose product may overflow
+    q = quotient * (abs(quotient) < 2.0**100)  # 0 or NaN for larger ones, whose product may overflow
     product, error = two_product(q, b)
     correction = (((a - product) - error) + rest) / b
     correction[~(abs(quotient) < 2.0**100)] = 0
@@ -32,9 +32,9 @@ def divide(a: Any, rest: Any, b: Any) -> tuple[Any, Any]:
 
 
 def sum_twofold(terms: Any) -> tuple[Any, Any]:
-    """The sums along the last axis, with the axis, as two numbers: an exact one, and one that is rounded.
+    """The sums along the last axis, which is kept, as two numbers: an exact one and a rounded one.
 
-    The high parts of the terms are multiples of one number, so that they add up exactly (Rump, Ogita & Oishi 2008,
+    The high parts of the terms are multiples of one number, so that their sum is exact (Rump, Ogita & Oishi 2008,
     doi:10.1137/050645671, ExtractVector).
     """
     xp = namespace(terms)

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-# The name for pip. The import name and the command are lsm, which on the package index is another project.
+# The name for pip. The import name and the command are lsm; on the package index, lsm is another project.
 DISTRIBUTION = "lsm-softmax"
 
 

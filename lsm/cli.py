@@ -24,7 +24,7 @@ from lsm._stopping import StoppedError, begin_shutdown, raise_if_stopped, stop_s
 from lsm._texts import for_json
 from lsm.bench import options
 
-EXIT_SIGNAL, EXIT_FAILURE, EXIT_USAGE = 128, 1, 2  # exit codes; EXIT_SIGNAL plus the signal's number, as shells have it
+EXIT_SIGNAL, EXIT_FAILURE, EXIT_USAGE = 128, 1, 2  # exit codes; EXIT_SIGNAL plus the signal's number, as in shells
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
                 args.stdout.flush()
                 return code
             finally:
-                begin_shutdown()  # a signal must not interrupt what the stack restores
+                begin_shutdown()  # a signal must not interrupt the restoring
     except SystemExit as stop:  # argparse has printed a message
         return int(stop.code or 0)
 
@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "test everything that a backend claims (loads it); exit code 1 if a claim does not hold"
     check = commands.add_parser("check", help=about, description=about)
     check.add_argument("name", metavar="NAME", nargs="?", help="the backend, or distribution/name")
-    text = "instead, print the errors of NAME (default: of every backend) beside those of the libraries installed"
+    text = "instead, print the errors of NAME (default: of every backend) beside those of installed libraries"
     check.add_argument("--peers", action="store_true", help=text)
     check.add_argument("--json", metavar="FILE", help="write the report to this file too")
     check.set_defaults(run=_check_backend, usage_error=check.error)

@@ -237,7 +237,7 @@ def test_files_that_a_worker_does_not_have(cluster, zarr_input, capsys):
     assert said.startswith(f"lsm: error: '{here}' cannot be read: No such file or directory; on the worker tcp://")
     assert f"; {_apply_cluster.SHARED}; 'y.zarr' is incomplete" in said
     home = Path(cluster.ask(f"client.run(os.getcwd)[{worker!r}]"))
-    for other, said in ((X[1:], "another array there, of shape (119, 50)"), (X + 1, "another file there, or was")):
+    for other, said in ((X[1:], "different array there, of shape (119, 50)"), (X + 1, "different file there, or was")):
         np.save(home / "x.npy", other)
         os.utime(home / "x.npy", (0, 0))
         assert main(["apply", here, "y.zarr", "--resume", "--scheduler", cluster.address]) == 2

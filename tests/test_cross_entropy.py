@@ -423,7 +423,7 @@ def test_arguments_that_are_refused(targets, options, error, message):
 def test_the_message_about_the_dtype_of_out_fits_gradients():
     x = np.zeros((2, 3), np.float32)
     for options in ({}, {"dtype": "float64"}):  # which sets the dtype of the loss alone
-        with pytest.raises(TypeError, match=r"^out: has dtype float64; .* float32 \(.* dtype= if it is no gradient\)"):
+        with pytest.raises(TypeError, match=r"^out: has dtype float64; .* float32 \(.* dtype= except for gradients\)"):
             lsm.cross_entropy_value_and_grad(x, [0, 1], out=np.zeros((2, 3)), **options)
 
 

@@ -454,7 +454,7 @@ REFUSED = {
     "dtype of partials": (
         lambda: lsm.log_softmax(X, partials=P.astype("f4")),
         TypeError,
-        "partials: dtype float32; accepted: float64, as lsm.partials gives them",
+        "partials: dtype float32; accepted: float64, as from lsm.partials",
     ),
     "shape": (
         lambda: lsm.log_softmax(X, partials=P[:2]),
@@ -465,18 +465,18 @@ REFUSED = {
     "too few": (
         lambda: lsm.log_softmax(X, partials=lsm.partials(X[:, :2])),
         ValueError,
-        r"partials: count 2 classes in the frame \[0\]; accepted: at least 5, those of the part; is a part",
+        r"partials: count 2 classes in the frame \[0\]; accepted: at least 5, as in the part; is a part",
     ),
     "a part is missing": (
         lambda: lsm.softmax(X, partials=P, n_classes=14),
         ValueError,
-        r"partials: count 9 classes in the frame \[0\]; accepted: 14, as n_classes says; is a part",
+        r"partials: count 9 classes in the frame \[0\]; accepted: 14, the value of n_classes; is a part",
     ),
     "n_classes": (lambda: lsm.softmax(X, partials=P, n_classes=9.5), TypeError, "n_classes: 9.5; accepted: an int"),
     "n_classes alone": (
         lambda: lsm.softmax(X, n_classes=5),
         TypeError,
-        "n_classes: given without partials; accepted then",
+        "n_classes: given without partials; accepted: only with",
     ),
     "first_class alone": (
         lambda: lsm.take_log_softmax(X, [0, 0, 0], first_class=1),
@@ -538,22 +538,22 @@ REFUSED = {
     "partials of logits": (
         lambda: lsm.log_softmax_backward(X, X, partials=P),
         ValueError,
-        r"partials: shape \(3, 1, 4\); accepted: \(3, n, 6\), with any number n of slices, as lsm.partials_backward",
+        r"partials: shape \(3, 1, 4\); accepted: \(3, n, 6\), with any number n of slices, as from lsm.partials_b",
     ),
     "a part of a gradient is missing": (
         lambda: lsm.log_softmax_backward(X, X, partials=lsm.partials_backward(X, X), n_classes=9),
         ValueError,
-        r"partials: count 5 classes in the frame \[0\]; accepted: 9, as n_classes says",
+        r"partials: count 5 classes in the frame \[0\]; accepted: 9, the value of n_classes",
     ),
     "temperature of a gradient": (
         lambda: lsm.log_softmax_backward(X, X, partials=lsm.partials_backward(X, X), temperature=0.5),
         ValueError,
-        "temperature: given beside partials; accepted then: 1; divide the result",
+        "temperature: given with partials; accepted: 1; divide the result",
     ),
     "where of a gradient": (
         lambda: lsm.log_softmax_backward(X, X, partials=lsm.partials_backward(X, X), where=X > 0),
         ValueError,
-        "where: given beside partials; accepted then: None; mask both inputs",
+        "where: given with partials; accepted: None; mask both inputs",
     ),
     "logits and partials": (lambda: lsm.logsumexp(X, 1, partials=P), TypeError, "a, b, where, partials: accepted"),
     "neither": (lambda: lsm.logsumexp(axis=1), TypeError, "a, b, where, partials: accepted"),
