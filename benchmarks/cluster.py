@@ -1,9 +1,9 @@
-"""Zarr to Zarr by worker processes with a memory limit: lsm, a copy, SciPy and the usual lines on Dask, in turns.
+"""Zarr to Zarr with worker processes under a memory limit: lsm, a copy, SciPy and the NumPy idiom on Dask, in turn.
 
 Usage: ``SCIPY_ARRAY_API=1 python benchmarks/cluster.py [--tokens N] [--classes N] [--limit MIB] [--rounds N]
 [--only NAME ...]``; needs ``python -m pip install '.[dask,zarr]' distributed scipy``, and Linux. Each run has new
-worker processes, whose peak is what they had resident at most; idle they have some 200 MiB. A run that fails shows its
-error.
+worker processes; the peak is their largest resident memory, about 200 MiB when idle. For a run that fails, the error is
+shown.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MIB = 2**20
 
 
 def idiom(x):
-    """The lines that most people paste."""
+    """The usual lines of NumPy."""
     d = x - x.max(axis=-1, keepdims=True)
     return d - np.log(np.exp(d).sum(axis=-1, keepdims=True))
 
@@ -42,7 +42,7 @@ def whole(x):
     return lsm.log_softmax(x.rechunk({-1: -1}))
 
 
-WAYS = {  # the store that is read, and what becomes of it
+WAYS = {  # the store to read, and the computation
     "copy, frames": ("frames", lambda x, labels: x.map_blocks(np.copy)),
     "lsm, frames": ("frames", lambda x, labels: lsm.log_softmax(x)),
     "SciPy, frames": ("frames", lambda x, labels: scipy(x)),
@@ -73,17 +73,17 @@ def make_stores(folder, n_tokens, n_classes, chunks):
 
 
 def peak():
-    """MiB that this process had resident at most; Linux only."""
+    """The peak resident memory of this process in MiB; Linux only."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def run(folder, name, labels, limit):
-    """Seconds, tasks, the peak of the workers, and how often one paused; or the error."""
+    """The seconds, tasks, peak memory of the workers, and number of pauses; or the error."""
     store, way = WAYS[name]
     options = {"memory_limit": f"{limit} MiB", "dashboard_address": ":0", "silence_logs": 50}
     with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
-        client.run(lambda: np.isfinite(lsm.log_softmax(np.zeros(3))).all())  # with lsm and its kernels loaded
+        client.run(lambda: np.isfinite(lsm.log_softmax(np.zeros(3))).all())  # loads lsm and its kernels
         start = time.perf_counter()
         y = way(da.from_zarr(folder / store), labels)
         if y.ndim == 2:
@@ -105,10 +105,10 @@ def main():
     parser.add_argument("--classes", type=int, default=131_072)
     parser.add_argument("--limit", type=int, default=500, metavar="MIB", help="memory of each of the two workers")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="ways with one of these in their name")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="ways with one of these in the name")
     args = parser.parse_args()
     if os.environ.get("SCIPY_ARRAY_API") != "1":
-        parser.error("SCIPY_ARRAY_API=1 is not in the environment; without it SciPy computes lazy arrays at once, here")
+        parser.error("SCIPY_ARRAY_API is not 1, so SciPy would compute lazy arrays here, at once; set it to 1")
     names = [name for name in WAYS if any(text in name for text in args.only)]
     labels = np.random.default_rng(1).integers(0, args.classes, args.tokens)
     found = {name: [] for name in names}

@@ -1,4 +1,4 @@
-"""What `pytest benchmarks` measures: the cases and implementations of lsm.bench, made once for all benchmarks."""
+"""Fixtures for `pytest benchmarks`: the cases and implementations of lsm.bench, made once for all benchmarks."""
 
 import gc
 import warnings
@@ -19,7 +19,7 @@ LISTS = {"only": "parts of names of workloads", "implementations": "parts of nam
 
 def pytest_addoption(parser):
     group = parser.getgroup("lsm")
-    group.addoption("--bench-set", choices=SETS, default="quick", help="which workloads (default: quick)")
+    group.addoption("--bench-set", choices=SETS, default="quick", help="set of workloads (default: quick)")
     group.addoption("--bench-threads", type=int, help="threads of each implementation (default: those of lsm)")
     for name, about in LISTS.items():
         group.addoption(f"--bench-{name}", default="", metavar="NAME,...", help=f"{about} (default: all)")
@@ -30,8 +30,8 @@ def _named(config, name):
 
 
 def pytest_configure(config):
-    """Refuse at once what each benchmark would refuse."""
-    if config.getoption("--bench-set", None) is None:  # found too late, while collecting a folder above
+    """Reject invalid options at once, rather than in each benchmark."""
+    if config.getoption("--bench-set", None) is None:  # found too late, when a parent folder is collected
         return
     try:
         config.stash[STAGE] = Stage(config)
@@ -42,7 +42,7 @@ def pytest_configure(config):
 
 
 class Stage:
-    """The implementations of a session, and the arrays of the case that is measured."""
+    """The implementations of a session, and the arrays of the current case."""
 
     def __init__(self, config):
         n_threads = config.getoption("--bench-threads")
@@ -50,14 +50,14 @@ class Stage:
         wanted = _named(config, "implementations")
         self.cases = cases(Options(set=config.getoption("--bench-set"), only=_named(config, "only")))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the peers' own, when they are imported
+            warnings.simplefilter("ignore")  # from importing the peers
             self.makers, self.absent = peers.usable(
                 wanted, "cpu", peers.peers_of(config.getoption("--bench-set") == SCALE)
             )
         self._case = self.data = None
 
     def implementations(self, case):
-        """Those of a case, on its arrays."""
+        """The implementations of a case, on its arrays."""
         if self._case is None or self._case.arrays != case.arrays:
             self._case = self.data = None
             gc.collect()

@@ -1,12 +1,12 @@
-"""Print what lsm takes in front of the kernel, in nanoseconds, with ten plugins installed and with none.
+"""Print the overhead of lsm before the kernel, in nanoseconds, with ten plugins installed and with none.
 
     python benchmarks/dispatch.py [--repeats 300]
 
-The plugins are written to a temporary folder, as pip would leave them, and all are loaded. A call is measured as a user
-makes it, under each kind of policy; what the kernel itself takes, called directly with checked arguments, is measured
-beside it and taken off. Each number is the least of many samples, taken in rounds, so that a slow phase of the machine
-affects all alike. Tensors of PyTorch and arrays of JAX are measured if those are installed; there the libraries' own
-way from and to NumPy is counted as front too.
+The plugins are written to a temporary folder, as pip would install them, and all are loaded. A user's call is timed
+under each kind of policy; the time of the kernel itself, called directly with checked arguments, is measured too, and
+subtracted. Each number is the minimum of many samples, taken in rounds, so that a slow phase of the machine affects all
+alike. PyTorch tensors and JAX arrays are measured if these libraries are installed; their conversion to and from NumPy
+counts as overhead too.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Mine:
     def available(self):
         return None
     def log_softmax(self, x, axis, out):
-        raise AssertionError("this was not asked for")
+        raise AssertionError("not requested")
     def log_softmax_backward(self, grad_output, output, axis, out):
         raise AssertionError("this was not asked for")
 backend = Mine()
@@ -42,7 +42,7 @@ backend = Mine()
 
 
 def install(folder: Path) -> None:
-    """Leave ten plugins in a folder."""
+    """Write ten plugins to a folder."""
     for i in range(N_PLUGINS):
         (folder / f"plugin{i}.py").write_text(PLUGIN.format(i=i))
         info = folder / f"lsm_plugin{i}-1.0.dist-info"
@@ -52,7 +52,7 @@ def install(folder: Path) -> None:
 
 
 def measure(n_repeats: int) -> dict[str, float]:
-    """Every number, in a process that has the plugins on its path or has not."""
+    """Every number, in a process with or without the plugins on its path."""
     x = np.zeros((1, 10), np.float32)
     names = {"x": x, "y": x, "lsm": lsm, "log_softmax": lsm.log_softmax, "backward": lsm.log_softmax_backward}
     fast = kernels()["fast"]
@@ -71,7 +71,7 @@ def measure(n_repeats: int) -> dict[str, float]:
     others = {
         "the kernel itself, forward": "forward_kernel(x, -1, None)",
         "the kernel itself, backward": "backward_kernel(x, y, -1, None)",
-        "to enter and leave use_backend": "with lsm.use_backend('numpy'): pass",
+        "entering and leaving use_backend": "with lsm.use_backend('numpy'): pass",
     }
     if find_spec("torch"):
         names["torch"] = torch = import_module("torch")
@@ -92,7 +92,7 @@ def measure(n_repeats: int) -> dict[str, float]:
         }
     known = len(lsm.list_backends())
     codes = {}
-    for name, code in (front | others).items():  # the first call makes the plan
+    for name, code in (front | others).items():  # the first call selects the backend
         codes[name] = (code, names, f"lsm.set_default_backend(None)\n{policies.get(name, 'pass')}\n{code}")
     found = least(codes, n_repeats)
     for name in front:
@@ -103,7 +103,7 @@ def measure(n_repeats: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=300, help="samples of each (default 300)")
-    parser.add_argument("--as-json", action="store_true", help="measure with the plugins that there are")
+    parser.add_argument("--as-json", action="store_true", help="measure with the installed plugins")
     options = parser.parse_args()
     if options.as_json:
         print(json.dumps(measure(options.repeats)))

@@ -1,18 +1,18 @@
-"""How far the exponentials of the CPU kernels are from exact, on every float32 there is.
+"""Measure the errors of the exponentials of the CPU kernels, on every float32.
 
     python benchmarks/exponential.py            # all 2^32 float32, for the gradient too: about eight minutes
     python benchmarks/exponential.py --quick    # every 997th: seconds
     python benchmarks/exponential.py --m 0 10000 --json FILE
     LSM_FORCE_ISA=v3 python benchmarks/exponential.py    # another instruction level
 
-Forward sums exp(x - m), x <= m. It is tried for each m with every float32 x; what is greater than m is outside the
-contract, and x == m is left out of the sum. Backward needs exp(y), y < 88. It is tried by the gradient of frames with
-dy = (1, 0, 0, ...), which is -exp(y).
+The forward pass sums exp(x - m), x <= m. It is tested for each m with every float32 x up to m; x == m is left out of
+the sum. The backward pass needs exp(y), y < 88. It is tested by the gradient of frames with dy = (1, 0, 0, ...), which
+is -exp(y).
 
-The reference is NumPy's float64 exp of x - m in float64. Where the result is not 0, |x - m| < 105: its rounding error
-is below 2^-47, and that of exp below 2^-50 of the result. Together that is less than 2^-22 ulp of float32.
-float64 cannot be exhausted. It is tried in longdouble at random numbers and around the places where the reduction goes
-from one power of two to the next.
+The reference is NumPy's exp of x - m, both in float64. Where the result is not 0, |x - m| < 105: its rounding error is
+below 2^-47, and that of exp below 2^-50 of the result. Together, this is less than 2^-22 ulp of float32.
+float64 cannot be tested exhaustively. It is compared with longdouble at random numbers, and around the points where the
+argument reduction goes from one power of two to the next.
 """
 
 import argparse
@@ -36,23 +36,23 @@ from lsm.bench.machine import processor
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SHIFTS = (0.0, 88.75, -3.7, 10000.5, -1e6)  # beyond 8192 the kernels subtract m first
-CHUNK = 2**18  # inputs at a time: what is made of them fits in the cache
-STEP = 997  # a prime: --quick meets all residues of the low bits
+CHUNK = 2**18  # inputs at a time: all temporaries fit in the cache
+STEP = 997  # prime, so that --quick covers all residues of the low bits
 SMALLEST_NORMAL = 2.0**-126
 SMALLEST = 2.0**-149
-BELOW = -104.0  # exp is less than half of the smallest float32 from here on
+BELOW = -104.0  # below this, exp is less than half of the smallest float32
 
 
 @dataclass
 class Found:
-    """The worst of what was tried."""
+    """The largest errors found, and the wrong results."""
 
     what: str
     n_tried: int = 0
     ulps: float = 0.0  # where the exact exponential is a normal float32
     at: float = math.nan
     subnormal: float = 0.0  # below, in units of 2^-149
-    wrong: list[str] = field(default_factory=list)  # inputs whose result must be one value and is not
+    wrong: list[str] = field(default_factory=list)  # inputs with a wrong result where only one value is right
     seconds: float = 0.0
 
     def must(self, x: Array, result: Array, holds: Array, what: str) -> None:
@@ -61,20 +61,20 @@ class Found:
             self.wrong.append(f"{what}: {x[i]!r} gave {result[i]!r}")
 
     def compare(self, x: Array, result: Array, exact: Array) -> None:
-        """Exact: positive float64, good to 2^-45."""
+        """Record the errors; exact: positive float64, accurate to 2^-45."""
         error = np.abs(result.astype(np.float64) - exact)
         is_normal = exact >= SMALLEST_NORMAL
         power = (exact.view(np.int64) & 0x7FF0000000000000).view(np.float64)  # of two, at most the exact value
         ulps = np.where(is_normal, error / (power * 2.0**-23), 0)
         i = int(ulps.argmax())
-        if not ulps[i] <= self.ulps:  # a NaN is the worst
+        if not ulps[i] <= self.ulps:  # NaN counts as the largest error
             self.ulps, self.at = float(ulps[i]), float(x[i])
         if not is_normal.all():
             self.subnormal = max(self.subnormal, float(error[~is_normal].max() / SMALLEST))
 
 
 def every_float32(step: int) -> Iterator[Array]:
-    """Every step-th float32 by its bits, NaNs and infinities among them."""
+    """Every step-th float32 in the order of their bits, NaNs and infinities included."""
     for start in range(0, 2**32, CHUNK * step):
         yield np.arange(start, min(start + CHUNK * step, 2**32), step, dtype=np.uint64).astype(np.uint32).view("f4")
 
@@ -84,7 +84,7 @@ def level_in_force() -> Any:
 
 
 def try_forward(kernels: Any, m: float, inputs: Iterable[Array]) -> Found:
-    """exp(x - m) of every x <= m of the inputs, and NaN of every NaN."""
+    """Check exp(x - m) for every x <= m of the inputs, and NaN for every NaN."""
     found = Found(f"exp(x - m), m = {m:g}")
     start = time.perf_counter()
     top = np.float32(m)
@@ -97,12 +97,12 @@ def try_forward(kernels: Any, m: float, inputs: Iterable[Array]) -> Found:
         found.n_tried += x.size
         is_nan = np.isnan(x)
         if is_nan.any():
-            found.must(x, out, np.isnan(out[is_nan]), "NaN of NaN")
+            found.must(x, out, np.isnan(out[is_nan]), "NaN for NaN")
             x, out = x[~is_nan], out[~is_nan]
         with np.errstate(over="ignore"):
             d = x.astype(np.float64) - np.float64(top)
         is_nothing = (d < BELOW) | (d == 0)
-        found.must(x[is_nothing], out[is_nothing], out[is_nothing] == 0, "0 of what is left out or too small")
+        found.must(x[is_nothing], out[is_nothing], out[is_nothing] == 0, "0 for excluded or too small numbers")
         if not is_nothing.all():
             found.compare(x[~is_nothing], out[~is_nothing], np.exp(d[~is_nothing]))
     found.seconds = time.perf_counter() - start
@@ -110,7 +110,7 @@ def try_forward(kernels: Any, m: float, inputs: Iterable[Array]) -> Found:
 
 
 def try_infinite_shift(kernels: Any) -> Found:
-    """m = inf: the frame becomes NaN, by every x."""
+    """Check m = inf: every x gives NaN, as the frame becomes NaN."""
     found = Found("exp(x - m), m = inf")
     x = np.array([-np.inf, -3e38, -1, -0.0, 1e-45, 7, 3e38, np.inf, np.nan], np.float32)
     out = np.zeros_like(x)
@@ -121,7 +121,7 @@ def try_infinite_shift(kernels: Any) -> Found:
 
 
 def try_gradient(inputs: Iterable[Array], n_classes: int = 4096) -> Found:
-    """-exp(y) as the gradient of dy = (1, 0, 0, ...), for every y of the inputs below 88."""
+    """Check -exp(y) as the gradient for dy = (1, 0, 0, ...), for every y of the inputs below 88."""
     found = Found("exp(y) in the gradient, y < 88")
     start = time.perf_counter()
     for some in inputs:
@@ -138,7 +138,7 @@ def try_gradient(inputs: Iterable[Array], n_classes: int = 4096) -> Found:
         out = -lsm.log_softmax_backward(dy, frames, backend="cython")[:, 1:].reshape(-1)[: y.size]
         found.n_tried += y.size
         is_nothing = y < BELOW
-        found.must(y[is_nothing], out[is_nothing], out[is_nothing] == 0, "0 of what is too small")
+        found.must(y[is_nothing], out[is_nothing], out[is_nothing] == 0, "0 for too small numbers")
         if not is_nothing.all():
             found.compare(y[~is_nothing], out[~is_nothing], np.exp(y[~is_nothing].astype(np.float64)))
     found.seconds = time.perf_counter() - start
@@ -146,19 +146,19 @@ def try_gradient(inputs: Iterable[Array], n_classes: int = 4096) -> Found:
 
 
 def borders(dtype: Any, lowest: int) -> Array:
-    """The 129 numbers around each (n + 1/2) ln 2, n from -1 down to `lowest`, where the reduction takes another n."""
+    """The 129 numbers around each (n + 1/2) ln 2, n from -1 down to `lowest`, where the n of the reduction changes."""
     middle = ((np.arange(-1, lowest - 1, -1) + 0.5) * np.log(np.longdouble(2))).astype(dtype)
     ints = middle.view(np.int32 if dtype == np.float32 else np.int64)
     return (ints[:, None] + np.arange(-64, 65)).ravel().view(dtype)
 
 
 def try_double(kernels: Any, m: float, n: int, rng: Any) -> Found:
-    """float64: n random d = x - m, half of them uniform and half of any size, and the borders."""
+    """Check float64: n random d = x - m, half of them uniform and half of any magnitude, and the borders."""
     found = Found(f"float64 exp(x - m), m = {m:g}")
     start = time.perf_counter()
     size = np.exp(rng.uniform(np.log(1e-20), np.log(708), n // 2))
     d = np.concatenate([-rng.uniform(0, 708, n - n // 2), -size, borders(np.float64, -1020)])
-    # For m = 0 the reduction sees these; else it sees x, so that the borders are those of x.
+    # The argument of the reduction is d for m = 0, otherwise x: so the borders are those of x.
     x = d if m == 0 else np.concatenate([np.float64(m) + d, borders(np.float64, -1020)])
     for part in np.array_split(x[(x < m) & (x > m - 708)], 1 + x.size // 2**20):
         out = np.empty_like(part)
@@ -174,7 +174,7 @@ def try_double(kernels: Any, m: float, n: int, rng: Any) -> Found:
 
 
 def with_bar(chunks: Iterable[Array], n: int, what: str) -> Iterable[Array]:
-    """The chunks, with a progress bar where tqdm is installed."""
+    """The chunks, with a progress bar if tqdm is installed."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
@@ -185,7 +185,7 @@ def with_bar(chunks: Iterable[Array], n: int, what: str) -> Iterable[Array]:
 
 def markdown(rows: list[Found]) -> str:
     lines = [
-        "| what | inputs tried | largest error, ulp | at | subnormal results, 2^-149 | wrong |",
+        "| what | inputs tested | largest error, ulp | at | subnormal results, 2^-149 | wrong |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -201,10 +201,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"every {STEP}th float32")
     parser.add_argument("--m", type=float, nargs="+", default=SHIFTS, help="the maxima that are subtracted")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     arguments = parser.parse_args()
     if not all(math.isfinite(m) for m in arguments.m):
-        parser.error("--m: accepted: finite numbers; infinity is always tried")
+        parser.error("--m: accepted: finite numbers; infinity is always tested")
 
     kernels = level_in_force()
     step = STEP if arguments.quick else 1

@@ -1,6 +1,6 @@
-"""What lsm promises of softmax, logsumexp, losses, entropy and selections, and the libraries; for promises.py.
+"""The promises of softmax, logsumexp, losses, entropy and selections, and the libraries, for promises.py.
 
-A library is a namespace of the functions that it has, of arrays of NumPy; a promise is a function of such a namespace.
+A library is a namespace of its functions, on NumPy arrays; a promise is a function of such a namespace.
 """
 
 import math
@@ -75,7 +75,7 @@ def load_torch() -> Library:
 
 
 def load_jax() -> Library:
-    """With jit, but for log-softmax, and the loss of optax."""
+    """JAX with jit, except for log-softmax, and the loss of optax."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     from jax import numpy as jnp
@@ -129,7 +129,7 @@ def load_onnxruntime() -> Library:
         infos = [onnx.helper.make_tensor_value_info(name, kind, None) for name in "xy"]
         node = onnx.helper.make_node(operator, ["x"], ["y"], **attributes)
         graph = onnx.helper.make_graph([node], operator, infos[:1], infos[1:])
-        # Versions that a runtime of 2023 reads as well.
+        # Versions that runtimes from 2023 on can read.
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
         return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -155,7 +155,7 @@ def load_scipy() -> Library:
     )
 
 
-LIBRARIES = {  # distribution: (its name in the table, how to load it)
+LIBRARIES = {  # distribution: (its name in the table, the function that loads it)
     DISTRIBUTION: ("lsm", load_lsm),
     "torch": ("PyTorch", load_torch),
     "jax": ("JAX", load_jax),
@@ -165,7 +165,7 @@ LIBRARIES = {  # distribution: (its name in the table, how to load it)
 
 
 def confident() -> tuple[Any, Any]:
-    """500 frames whose label leads by 20 or so."""
+    """500 frames in which the label leads by about 20."""
     x = np.random.default_rng(0).normal(0, 1, (500, 10)).astype(F32)
     t = np.arange(500) % 10
     x[np.arange(500), t] += 20
@@ -253,7 +253,7 @@ FAMILY: dict[str, Callable[[Library], str]] = {
     "gradient of softmax of float32 [20, 0], dy = [-1, 0]; true is -2.06e-09, 2.06e-09": lambda f: text(
         f.softmax_gradient(frames(-1, 0), frames(20, 0))
     ),
-    "cross-entropy of 500 confident frames: how many values, gradients are 0; true is 0, 0": zeros,
+    "cross-entropy of 500 confident frames: number of values, gradients that are 0; true is 0, 0": zeros,
     "cross-entropy of float32 1e6 + [3, 0]; true is 0.0485874; -0.0474, 0.0474": lambda f: loss_of(
         f, frames(1e6 + 3, 1e6), [0]
     ),
@@ -268,16 +268,16 @@ FAMILY: dict[str, Callable[[Library], str]] = {
     "smoothing by 0.1 beside a class of -inf; true is 0.693147; -0.45, 0.45": lambda f: loss_of(
         f, frames(0, 0, -INF), [0], label_smoothing=0.1
     ),
-    "weights all 0: mean and its gradient; lsm says nan; 0, 0": lambda f: loss_of(
+    "weights all 0: mean and its gradient; lsm: nan; 0, 0": lambda f: loss_of(
         f, frames(0, 1), [0], weight=np.zeros(2, F32)
     ),
-    "a target of -1 among 2 classes; an error, says lsm": lambda f: loss_of(f, frames(0, 1), [-1]),
+    "a target of -1 with 2 classes; lsm: an error": lambda f: loss_of(f, frames(0, 1), [-1]),
     "entropy of float32 [20, 0]; true is 4.33e-08": lambda f: text(f.entropy(frames(20, 0))),
     "entropy of one class; true is 0": lambda f: text(f.entropy(frames(3))),
     "KL of two frames 1e-4 apart; true is 5.49e-09": near,
     "KL of frames with a class of -inf in both; true is 0": lambda f: text(f.kl(frames(0, -INF), frames(0, -INF))),
     "indices of the top 5 of 100 equal logits": lambda f: text(f.top_k(np.zeros((1, 100), F32), 5)),
-    "same bits of softmax on another axis; else at how many classes not (10, 33, 1000)": same_on_every_axis,
+    "same bits of softmax on another axis; if not, at which of 10, 33, 1000 classes": same_on_every_axis,
 }
 
 

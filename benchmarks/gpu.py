@@ -1,14 +1,14 @@
-"""All that only a GPU can show of the backend cupy, in one go: tests, the kit, sanitizers, speed and errors.
+"""Run all checks of the backend cupy that need a GPU: tests, the kit, sanitizers, speed and errors.
 
-    python benchmarks/gpu.py RESULTS               # a folder that gets the output of each step
+    python benchmarks/gpu.py RESULTS               # writes the output of each step to this folder
     python benchmarks/gpu.py RESULTS --only bench  # of: tests kit memcheck racecheck bench
     python benchmarks/gpu.py --list                # the commands; needs no GPU
 
 Needs a checkout with `python -m pip install '.[cuda13,test,bench]'` (or cuda12), and for the sanitizers
-compute-sanitizer, which the CUDA toolkit brings. Peers are compared if they are installed: PyTorch with CUDA, JAX with
-CUDA; cupyx comes with CuPy. A step that has passed is not run again while its file NAME.passed is there.
+compute-sanitizer, from the CUDA toolkit. Peers are compared if they are installed: PyTorch with CUDA, JAX with CUDA;
+cupyx is part of CuPy. A step that has passed is not run again as long as its file NAME.passed exists.
 
-Exit code: 0 if all that was asked for has passed, 1 if something failed, 2 if there is no GPU that the backend can use.
+Exit code: 0 if all requested steps have passed, 1 if one failed, 2 if there is no GPU that the backend can use.
 """
 
 import argparse
@@ -36,13 +36,13 @@ STEPS = {
 
 
 def why_no_gpu() -> str:
-    """Why the backend cannot be used here; empty if it can."""
+    """The reason why the backend cannot be used here; empty if it can."""
     info = next(info for info in lsm.list_backends() if info.name == "cupy" and info.is_built_in)
     return "" if info.state == "loaded" else info.reason
 
 
 def has_passed(step: str, folder: Path) -> bool:
-    """Run a step in the checkout, unless it has passed before; what it prints goes to a file."""
+    """Run a step in the checkout, unless it has passed before; its output goes to a file."""
     mark = folder / f"{step}.passed"
     if not mark.exists():
         command = shlex.split(STEPS[step].format(folder=shlex.quote(str(folder.resolve()))))
@@ -60,7 +60,7 @@ def has_passed(step: str, folder: Path) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("gpu-results"), help="where the output goes")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("gpu-results"), help="folder for the output")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), help="these steps")
     parser.add_argument("--list", action="store_true", help="print the commands")
     args = parser.parse_args(arguments)

@@ -1,11 +1,10 @@
-"""What lsm promises, measured beside PyTorch, JAX, ONNX Runtime and SciPy on this machine.
+"""Measure the promises of lsm, beside PyTorch, JAX, ONNX Runtime and SciPy, on this machine.
 
-    python benchmarks/promises.py             # tables in Markdown: of log-softmax, and of the family around it
-    python benchmarks/promises.py --family    # the second alone, which takes seconds
+    python benchmarks/promises.py             # tables in Markdown: log-softmax, and the related functions
+    python benchmarks/promises.py --family    # only the second, in seconds
 
-Every library runs in a process of its own, so that none disturbs the threads or the memory of another, and
-is called as its users call it, with its defaults. What it raises stands in its cell. Single properties are
-measured here and not speed.
+Every library runs in a process of its own, so that none disturbs the threads or memory of another. It is called with
+its defaults. The name of an error is shown in its cell. The script measures single properties, not speed.
 """
 
 import argparse
@@ -27,7 +26,7 @@ def near_zero(library: Library) -> str:
 
 
 def vanished_gradients(library: Library) -> str:
-    """Frames whose gradient at the largest class is 0 in float32, where none is below 1e-37."""
+    """Count frames whose gradient at the largest class is 0 in float32; none of the true ones is below 1e-37."""
     if not hasattr(library, "log_softmax_gradient"):
         return "no gradient"
     rng = np.random.default_rng(0)
@@ -42,11 +41,11 @@ def vanished_gradients(library: Library) -> str:
 
 
 def long_frame_error(library: Library) -> str:
-    """Find the largest absolute error; what the logits are decides how much a float32 sum loses."""
+    """Find the largest absolute error, for two spreads of the logits, on which the loss in a float32 sum depends."""
     errors = []
     for spread in (1, 3):
         x = np.random.default_rng(1).normal(0, spread, (1, 2**24)).astype(np.float32)
-        # In parts, to save memory. Where longdouble is no wider than float64, that is still wide enough.
+        # In parts, to save memory. Even a longdouble no wider than float64 is wide enough.
         total = sum(np.exp(part, dtype=np.longdouble).sum() for part in np.array_split(x[0], 64))
         reference = x.astype(np.float64) - np.float64(np.log(total))  # rounded to 2e-15
         errors.append(np.abs(library.log_softmax(x, -1) - reference).max())
@@ -58,7 +57,7 @@ def many_equal_float16(library: Library) -> str:
 
 
 def same_bits(library: Library) -> str:
-    """Name the changes around a frame that change its bits: batches of several sizes, classes on axis 0."""
+    """List the changes of a frame's surroundings that change its bits: batches of several sizes, classes on axis 0."""
     rng = np.random.default_rng(2)
     changed: dict[str, list[str]] = {}
     for n_classes in (10, 33, 1000):
@@ -82,18 +81,18 @@ def same_bits(library: Library) -> str:
 
 PROMISES: dict[str, Callable[[Library], str]] = {
     "(a) float32 [20, 0]: result at the 20; true is -2.06e-09": near_zero,
-    "(b) 500 confident frames: how many get the gradient 0 at the largest class; true is 0": vanished_gradients,
+    "(b) 500 confident frames: number with gradient 0 at the largest class; true is 0": vanished_gradients,
     "(c) 2^24 float32 classes, N(0, 1) and N(0, 3): largest absolute error": long_frame_error,
     "(d) 65,537 equal logits in float16: result; true is -11.09": many_equal_float16,
-    "(e) same bits alone, in a batch, on another axis; else what changes (at 10, 33, 1000 classes)": same_bits,
+    "(e) same bits alone, in a batch, on another axis; if not, what changes (at 10, 33, 1000 classes)": same_bits,
 }
 
 
 def measure(distribution: str, rows: list[str]) -> dict[str, str]:
-    """Fill the cells of one library; an error's name stands where its result would."""
+    """Fill the cells of one library; in place of a result that fails, the name of the error."""
     try:
         library = LIBRARIES[distribution][1]()
-    except ModuleNotFoundError as error:  # ONNX Runtime without onnx, which writes its models
+    except ModuleNotFoundError as error:  # such as onnx, which writes the models for ONNX Runtime
         return dict.fromkeys(rows, f"needs {error.name}")
     except Exception as error:
         return dict.fromkeys(rows, type(error).__name__)
@@ -107,7 +106,7 @@ def measure(distribution: str, rows: list[str]) -> dict[str, str]:
 
 
 def measure_apart(distribution: str, rows: list[str]) -> dict[str, str]:
-    """Do so in a new process; one that dies says how."""
+    """`measure` in a new process; if the process dies, the cells have its exit status."""
     command = [sys.executable, __file__, "--peer", distribution, "--rows", json.dumps(rows)]
     quiet = os.environ | {"PYTHONWARNINGS": "ignore"}  # SciPy and JAX warn of the overflow that row (d) shows
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=quiet)
@@ -125,7 +124,7 @@ def installed(distribution: str) -> str | None:
 
 
 def served_by() -> str:
-    """Tell which backend of lsm the rows measure."""
+    """The backends of lsm that the rows measure."""
     import lsm
 
     winners = {dtype: lsm.explain(np.zeros(1, dtype)).winner for dtype in ("float32", "float16")}
@@ -133,8 +132,8 @@ def served_by() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure what lsm promises beside what its peers do.")
-    parser.add_argument("--family", action="store_true", help="print the second table only, which takes seconds")
+    parser = argparse.ArgumentParser(description="Measure the promises of lsm beside its peers.")
+    parser.add_argument("--family", action="store_true", help="print only the second table, in seconds")
     for internal in ("--peer", "--rows"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -142,7 +141,7 @@ def main() -> int:
         print(json.dumps(measure(args.peer, json.loads(args.rows))))
         return 0
 
-    from lsm.bench.machine import processor  # not where a peer is alone
+    from lsm.bench.machine import processor  # not in the process of a peer
 
     tables = [FAMILY] if args.family else [PROMISES, FAMILY]
     table: dict[str, dict[str, str]] = {}
@@ -154,7 +153,7 @@ def main() -> int:
             cells = measure_apart(distribution, [row for rows in tables for row in rows])
             table[f"{name} {installed(distribution)}"] = cells
     print(f"{processor()}, {os.cpu_count()} processors; {platform.platform()};", end=" ")
-    print(f"Python {platform.python_version()}, NumPy {np.__version__}; lsm serves {served_by()}")
+    print(f"Python {platform.python_version()}, NumPy {np.__version__}; lsm: {served_by()}")
     print(f"Not installed: {', '.join(missing) or 'none'}\n")
     for rows in tables:
         print(f"| | {' | '.join(table)} |")

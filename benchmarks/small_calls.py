@@ -1,10 +1,10 @@
-"""Print what a small call takes, in nanoseconds, beside PyTorch's on one thread if it is installed, and its pieces.
+"""Print the time of a small call and its pieces, in nanoseconds, beside PyTorch on one thread if installed.
 
     python benchmarks/small_calls.py [--repeats 200]
 
-Each number is the least of many samples: what the call takes when nothing disturbs it. The samples are taken in rounds,
-so that a slow phase of the machine affects all alike. The pieces are those of a call on (1, 10); each is measured
-alone, so their sum is near the call and not equal to it.
+Each number is the minimum of many samples: the time of an undisturbed call. The samples are taken in rounds, so that a
+slow phase of the machine affects all alike. The pieces are those of a call on (1, 10); each is measured alone, so their
+sum is close, but not equal, to the time of the call.
 """
 
 import argparse
@@ -41,9 +41,9 @@ PIECES = {
 
 
 def least(codes: dict[str, tuple[Any, ...]], n_repeats: int) -> dict[str, float]:
-    """The least time of each statement, in ns, what an empty statement takes being left out.
+    """The minimum time of each statement, in ns, less that of an empty statement.
 
-    A statement is a code, its names, and what is done before each sample; a context that this enters is left after it.
+    A statement is its code, its names and, optionally, a setup, run before each sample in a copy of the context.
     """
     timers = {name: timeit.Timer(code, *setup, globals=names) for name, (code, names, *setup) in codes.items()}
     timers["nothing"] = timeit.Timer("pass")
@@ -57,7 +57,7 @@ def least(codes: dict[str, tuple[Any, ...]], n_repeats: int) -> dict[str, float]
 
 
 def like(x: Any, axis: int = -1, *, out: Any = None, dtype: Any = None, backend: Any = None) -> None:
-    """What Python takes for the call itself."""
+    """Do nothing: its time is that of the Python call itself."""
 
 
 def arrays(shape: tuple[int, ...]) -> dict[str, Any]:

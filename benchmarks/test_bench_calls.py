@@ -1,4 +1,4 @@
-"""What a call costs before its kernel, what importing lsm costs, and the memory of a call, under pytest-benchmark."""
+"""The overhead of a call before its kernel, the time to import lsm, and the memory of a call (pytest-benchmark)."""
 
 import subprocess
 import sys
@@ -55,7 +55,7 @@ def test_call_backward(benchmark, how):
 
 
 def test_explain(benchmark):
-    benchmark.group = "which backend serves a call"
+    benchmark.group = "lsm.explain"
     x = np.zeros((1, 10), np.float32)
     assert benchmark(lsm.explain, x).winner == "cython"
 
@@ -70,9 +70,9 @@ def test_import(benchmark, what):
 @pytest.mark.parametrize("op", [FORWARD, BACKWARD])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_memory(benchmark, op, dtype):
-    """The number is in the extra information; what is timed is the process that finds it."""
+    """The memory is in the extra information; the time is that of the process that measures it."""
     benchmark.group = "memory beside inputs and result"
     case = Case("own", (64, 2**17), dtype=dtype, op=op)
     found = benchmark.pedantic(extra_bytes, (["lsm cython"], case, lsm.get_num_threads()), rounds=1)
     benchmark.extra_info["extra_bytes"] = found["lsm cython", OUT]
-    assert found["lsm cython", OUT] < 2**18 * lsm.get_num_threads() + 2**20  # promised, and the measurement's error
+    assert found["lsm cython", OUT] < 2**18 * lsm.get_num_threads() + 2**20  # the promise plus the measurement error

@@ -1,21 +1,21 @@
-"""Which loops of the kernels the compiler makes vectors of; exit status 1 if a hot one is not.
+"""List the loops of the kernels that the compiler vectorises; exit status 1 if it does not vectorise a hot one.
 
 A loop is marked as hot in the Cython source, at its head::
 
     for k in range(N_LANES):  # hot
     for k in range(N_PEAKS):  # hot: 32
 
-It must then be vectorised for float and for double: with vectors of 32 bytes at level v3 and of 64 at v4, or of as many
-as are stated, if those are fewer. Other words may follow after a comma. A loop that is inlined into several functions
-passes if one of its copies is vectorised: gcc's record of each copy (-fsave-optimization-record) would be 2 GB.
+It must then be vectorised for float and for double: with vectors of 32 bytes at level v3 and of 64 at v4, or of the
+stated size, if smaller. Other words may follow after a comma. A loop that is inlined into several functions passes if
+one of its copies is vectorised: gcc's record of each copy (-fsave-optimization-record) would take 2 GB.
 
-The kernels are compiled as setup.py does it, in a temporary folder. A loop of few rounds may have been unrolled before
-gcc looks for loops: then vectors made of its straight code count, or of the loop around it ("unrolled").
+The kernels are compiled as in setup.py, in a temporary folder. A loop of few iterations may have been unrolled before
+gcc vectorises loops: then vectors of its straight-line code count, or of the loop around it ("unrolled").
 
     python -m pip install 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
-    python benchmarks/vectorised.py           a table of the hot loops
-    python benchmarks/vectorised.py --all     of all innermost loops
-    python benchmarks/vectorised.py --prove   that a loop which cannot be vectorised is found out
+    python benchmarks/vectorised.py           print a table of the hot loops
+    python benchmarks/vectorised.py --all     print a table of all innermost loops
+    python benchmarks/vectorised.py --prove   check that a loop that cannot be vectorised is detected
 """
 
 import argparse
@@ -40,7 +40,7 @@ C_LINE = re.compile(r'^#line (\d+) "(.*)"')
 MESSAGE = re.compile(r":(\d+):\d+: optimized:\s+(loop|basic block part) vectorized using (\d+) byte vectors")
 FUSED = re.compile(r"__pyx_fuse_(\d+(?:_\d+)*)")
 
-# The second loop depends on its last round, so that no compiler can make vectors of it.
+# Each iteration of the second loop depends on the last one, so that no compiler can vectorise it.
 PLANTED = """# Two loops for --prove.
 ctypedef fused floating:
     float
@@ -69,34 +69,34 @@ def call(size_t at):
 
 @dataclass
 class Loop:
-    """An innermost loop in the source, from its head to its last line, and what became of it."""
+    """An innermost loop in the source, from its head to its last line, and its vectors."""
 
     file: str
     head: int
     end: int
-    around: int  # the head of the loop around it, 0 if there is none
+    around: int  # the head of the enclosing loop, 0 if there is none
     text: str
     function: str
     is_hot: bool
     enough: int  # bytes
     vectors: dict[tuple[str, str], list[tuple[int, str]]] = field(
         default_factory=lambda: defaultdict(list)
-    )  # by (level, specialisation): the bytes of the vectors, and whether of a loop or of straight code
+    )  # by (level, specialisation): the bytes of the vectors, and whether of a loop or of straight-line code
 
 
 def loops_of(folder: Path) -> list[Loop]:
-    """Every for loop of the Cython sources that has no other within."""
+    """Every innermost for loop of the Cython sources."""
     loops = []
     for file in sorted(folder.glob("*.p[xy][ix]")):
         lines = file.read_text().splitlines()
         function = ""
-        heads: list[tuple[int, int]] = []  # of the loops that line i is in: the last line, and the line of the head
+        heads: list[tuple[int, int]] = []  # of the loops around line i: the last line, and the line of the head
         for i, line in enumerate(lines):
             if found := FUNCTION.match(line):
                 function = found[1]
             if not (found := FOR.match(line)):
                 if HOT.search(line):
-                    sys.exit(f"{file.name}:{i + 1}: '# hot' does not stand at the head of a for loop")
+                    sys.exit(f"{file.name}:{i + 1}: '# hot' is not at the head of a for loop")
                 continue
             end = i
             while end + 1 < len(lines) and (
@@ -110,7 +110,7 @@ def loops_of(folder: Path) -> list[Loop]:
             hot = HOT.search(line)
             if any(FOR.match(inner) for inner in lines[i + 1 : end + 1]):
                 if hot:
-                    sys.exit(f"{file.name}:{i + 1}: '# hot' stands at a loop with another within; mark that one")
+                    sys.exit(f"{file.name}:{i + 1}: '# hot' is at a loop that contains another; mark the inner one")
                 continue
             text = line.partition("#")[0].strip()
             enough = int(hot[1]) if hot and hot[1] else 64
@@ -119,8 +119,8 @@ def loops_of(folder: Path) -> list[Loop]:
 
 
 def compile_kernels(folder: Path, level: str, to: Path) -> tuple[list[str], str]:
-    """Build a level as setup.py does; the lines of the C code, and what the compiler says of vectors."""
-    os.chdir(ROOT)  # setup.py names its files from there
+    """Build a level as setup.py does; returns the lines of the C code, and the compiler's messages on vectors."""
+    os.chdir(ROOT)  # setup.py uses paths relative to it
     from setuptools import Distribution
 
     import setup as build
@@ -128,7 +128,7 @@ def compile_kernels(folder: Path, level: str, to: Path) -> tuple[list[str], str]
     modules = build.extensions([level], folder, build_dir=str(to / "c"), emit_linenums=True, force=True, quiet=True)
     c_file, messages = Path(modules[0].sources[0]), to / "vectors.txt"
     code = c_file.read_text().splitlines()
-    # Without the lines of the Cython source, gcc names those of the C code, which say whether a loop is of float.
+    # Without the line numbers of the Cython source, gcc gives those of the C code, which show whether a loop is float.
     c_file.write_text("\n".join("" if C_LINE.match(line) else line for line in code))
     flags = os.environ.get("CFLAGS", "")
     os.environ["CFLAGS"] = f"{flags} -g0 -fopt-info-vec-optimized={messages}"
@@ -139,12 +139,12 @@ def compile_kernels(folder: Path, level: str, to: Path) -> tuple[list[str], str]
     command.run()
     os.environ["CFLAGS"] = flags
     if not messages.exists():
-        sys.exit("the compiler does not say what it vectorises; gcc does: CC=gcc python ...")
+        sys.exit("the compiler does not report vectorised loops; use gcc: CC=gcc python ...")
     return code, messages.read_text()
 
 
 def places_of(code: list[str]) -> dict[int, tuple[str, str, int, bool]]:
-    """By line of the C code: its function, the source file and line, and whether a for loop begins there."""
+    """For each line of the C code: its function, the source file and line, and whether a for loop begins there."""
     function, file, line = "", "", 0
     places = {}
     for number, text in enumerate(code, 1):
@@ -157,13 +157,13 @@ def places_of(code: list[str]) -> dict[int, tuple[str, str, int, bool]]:
 
 
 def specialisation(c_function: str) -> str:
-    """'float' or 'double'; else the numbers that Cython gives to the types of the fused type, or ''."""
+    """'float' or 'double'; otherwise Cython's numbers for the types of the fused type, or ''."""
     found = FUSED.search(c_function)
     return {"0": "float", "1": "double"}.get(found[1], found[1]) if found else ""
 
 
 def examine(folder: Path, levels: list[str], to: Path) -> list[Loop]:
-    """Compile the sources, and note at each loop the vectors that the compiler made of it."""
+    """Compile the sources, and record the vectors that the compiler uses in each loop."""
     loops = loops_of(folder)
     by_line = {(loop.file, line): loop for loop in loops for line in range(loop.head, loop.end + 1)}
     for level in levels:
@@ -172,20 +172,20 @@ def examine(folder: Path, levels: list[str], to: Path) -> list[Loop]:
         for function, file, line, is_loop in places.values():
             loop = by_line.get((file, line))
             if is_loop and loop is not None and line == loop.head:
-                _ = loop.vectors[level, specialisation(function)]  # is compiled
+                _ = loop.vectors[level, specialisation(function)]  # an entry: the loop is compiled
         for found in MESSAGE.finditer(messages):
             function, file, line, _ = places[int(found[1])]
             loop = by_line.get((file, line))
             if loop is not None:
                 loop.vectors[level, specialisation(function)].append((int(found[3]), found[2]))
-            for outer in loops:  # a short loop within is unrolled first
+            for outer in loops:  # a short inner loop is unrolled first
                 if found[2] == "loop" and (outer.file, outer.around) == (file, line):
                     outer.vectors[level, specialisation(function)].append((int(found[3]), "basic block part"))
     return loops
 
 
 def show(loops: list[Loop], with_all: bool) -> list[str]:
-    """Print the table; the complaints."""
+    """Print the table; returns the complaints."""
     complaints = []
     head = ("function", "line", "type", "level", "bytes", "how", "")
     rows = []
@@ -231,8 +231,8 @@ def main() -> None:
     if options.prove:
         missed = {complaint for complaint in complaints if "in bad" in complaint}
         if len(missed) != 2 * len(levels) or len(complaints) != len(missed):
-            sys.exit("the loop that cannot be vectorised was not found out, or the other was held to be one")
-        print("Found out, as it should be.")
+            sys.exit("the loop that cannot be vectorised was not detected, or the other was reported")
+        print("Detected, as expected.")
     elif complaints or not n_hot:
         sys.exit(f"{len(complaints)} complaints; {n_hot} loops are marked as hot")
     else:
