@@ -1,4 +1,4 @@
-"""Every test that takes `backend` runs on every backend; with `dtype` beside it, on every dtype it claims."""
+"""Every test with the fixture `backend` runs on every backend; with `dtype` too, on every dtype that it claims."""
 
 import contextlib
 import importlib.util
@@ -25,8 +25,8 @@ DTYPES = {
     "float64": np.dtype(np.float64),
     "longdouble": np.dtype(np.longdouble),
 }
-# All that lsm brings; the CUDA kernels twice, for NumPy's arrays: on the CPU, and on a GPU by CuPy (which is what
-# --require cupy asks for). One that cannot be used here is skipped, or left out if it needs a GPU, unless required.
+# All backends of lsm. Those of the CUDA kernels take NumPy arrays: on the CPU, and on a GPU with CuPy (--require cupy).
+# A backend that cannot be used here is skipped, or left out if it needs a GPU, unless required.
 BACKENDS = ("cython", "numpy", "cuda-on-cpu", "cupy")
 ADAPTERS = {
     key: Candidate(
@@ -40,7 +40,7 @@ ADAPTERS = {
     )
 }
 
-# These tests need libraries that lsm does without; CI installs them and names the files.
+# These tests need libraries that lsm does not; CI installs these and runs the files by name.
 _missing = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is None]
 collect_ignore = ["test_interop.py"] if _missing else []
 if "torch" in _missing:
@@ -75,16 +75,16 @@ def pytest_addoption(parser):
         action="store_true",
         help="compile every CUDA kernel for every architecture, not a sample (test_cuda_compile.py)",
     )
-    parser.addoption("--kernel-seed", default="", help="chooses which CUDA kernel of each family is compiled")
+    parser.addoption("--kernel-seed", default="", help="selects the CUDA kernel of each family to compile")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "operation(name): run on the backends that have this operation only")
-    if "CUDA_ON_CPU_LIBRARIES" not in os.environ:  # the processes of pytest-xdist build each library of kernels once
+    config.addinivalue_line("markers", "operation(name): run only on the backends that have this operation")
+    if "CUDA_ON_CPU_LIBRARIES" not in os.environ:  # the processes of pytest-xdist share the built kernels
         folder = tempfile.TemporaryDirectory(prefix="lsm-cuda-on-cpu-")
         os.environ["CUDA_ON_CPU_LIBRARIES"] = folder.name
         config.add_cleanup(folder.cleanup)
-    # Under nohup, SIGHUP is ignored, and in the commands that tests start as well: what it does could not be tested.
+    # Under nohup, SIGHUP is ignored, also by commands that tests start, so that its effect could not be tested.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -149,7 +149,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def backend(request):
-    """The name of a backend that lsm has, as long as the test runs."""
+    """The name of a backend, known to lsm while the test runs."""
     if request.param not in ADAPTERS:
         yield request.param
         return
@@ -168,14 +168,14 @@ def rng():
 
 @pytest.fixture(autouse=True)
 def _clean_policy():
-    """No test leaves a default backend or a thread count behind."""
+    """Restore the default backend after each test."""
     yield
     lsm.set_default_backend(None)
 
 
 @pytest.fixture
 def installed():
-    """Put a backend among those that were found, as if a distribution had brought it."""
+    """Add a backend to those found, as if a distribution provided it."""
 
     def install(backend, distribution="acme-lsm"):
         found = EntryPoint(backend.name, distribution, "1.0", "/site/acme/entry_points.txt", "acme:backend")

@@ -1,11 +1,11 @@
-"""Plant faults one at a time in a copy of the checkout, run tests, and print which test files find which fault.
+"""Plant faults one at a time in a copy of the checkout, run tests, and print the test files that find each fault.
 
     python tests/mutants.py                                  every fault, the tests of TESTS
     python tests/mutants.py --faults axes,out --tests tests/test_semantics.py tests/test_kit.py
     python tests/mutants.py --list
 
-A file stops at its first failure, or after --seconds. The kernels of a fault in Cython are built for one level. At the
-end: the cheapest files that together find every fault which any of them finds.
+A file stops at its first failure, or after --seconds. For a fault in Cython, the kernels are built for one level. The
+last line has the cheapest files that together find all faults found by any.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEVEL = "v3"  # of the kernels that are built for a fault in them
+LEVEL = "v3"  # of the kernels built for a fault in them
 TESTS = ("accuracy", "semantics", "same_bits", "numerics", "fastpath", "kit", "operations", "dispatch", "registry")
 TESTS += ("discovery", "foreign", "dlpack", "threads", "isolation", "without_kernels", "memory", "float_env")
 TESTS += ("entropy_kl", "top_k", "cross_entropy", "partials")
 
 
 class Fault(NamedTuple):
-    """A text that occurs once in a file, and what replaces it."""
+    """A text that occurs once in a file, and its replacement."""
 
     name: str
     file: str
@@ -50,7 +50,7 @@ FAULTS = (
     ),
     Fault("kernel: short rows, the third row added first", KERNELS, "second[k] += third[k]", "first[k] += third[k]"),
     Fault(
-        "kernel: short rows, sums of a block go on in the next",
+        "kernel: short rows, sums of a block continue in the next",
         KERNELS,
         "if i % BLOCK_ROWS == BLOCK_ROWS - 1:",
         "if False:",
@@ -62,23 +62,23 @@ FAULTS = (
         "write_long(frame_at(y, 0, 0), n_frames * n,",
         "write_long(frame_at(y, 0, 0), n_frames * n - 1,",
     ),
-    Fault("kernel: a class too many in the sum", KERNELS, "(frame.n_largest - 1)", "(frame.n_largest - 0)"),
+    Fault("kernel: one class too many in the sum", KERNELS, "(frame.n_largest - 1)", "(frame.n_largest - 0)"),
     Fault("kernel: a wrong digit in float32's exp", KERNELS, "0.1666651964187622", "0.1666551964187622"),
     Fault("kernel: exp(y) may overflow in float64", KERNELS, "not (y < 709)", "not (y < 1e9)"),
-    Fault("kernel: of equal classes the last is first", KERNELS, "and place < other)", "and place > other)"),
+    Fault("kernel: of equal classes, the last comes first", KERNELS, "and place < other)", "and place > other)"),
     Fault("kernel: logits far apart lose their differences", KERNELS, "low = low if fabs", "low = 0 * low if fabs"),
     Fault("kernel: a float32 loss overflows", KERNELS, "if loss < FLT_MAX or f.kind == DOUBLE else None", ""),
     Fault(
-        "kernel: the labels are the caller's", KERNELS, "PyArray_NewCopy(<PyArrayObject*> labels, NPY_CORDER)", "labels"
+        "kernel: the labels are not copied", KERNELS, "PyArray_NewCopy(<PyArrayObject*> labels, NPY_CORDER)", "labels"
     ),
     Fault(
-        "kernel: of S the wrong part is scaled", KERNELS, "total[0] * 2.0**-40 + error", "error[0] * 2.0**-40 + error"
+        "kernel: the wrong part of S is scaled", KERNELS, "total[0] * 2.0**-40 + error", "error[0] * 2.0**-40 + error"
     ),
     Fault("kernel: a y out of range spoils its slice only", KERNELS, "frame.n_bad += part.n_bad", "frame.n_bad += 0"),
     Fault("kernel: frames left out have a gradient", KERNELS, "if not has_label(of, number):", "if False:"),
     Fault("kernel: one part of wide images", KERNELS, "tile.first = t % n_splits * largest.width", "tile.first = 0"),
     Fault(
-        "kernel: another default is not noticed",
+        "kernel: a change of default is ignored",
         KERNELS,
         " _fastpath.default, _",
         " default_policy or _fastpath.default, _",
@@ -109,7 +109,7 @@ FAULTS = (
         "return tuple(sorted(normalised)) if",
         "return tuple(normalised) if",
     ),
-    Fault("axes: a repeated one is taken", "lsm/_check.py", "if len(set(normalised)) != len(normalised)", "if False"),
+    Fault("axes: a repeated one passes", "lsm/_check.py", "if len(set(normalised)) != len(normalised)", "if False"),
     Fault("axes: merged though they cannot be", "lsm/_check.py", "outer == inner * n for", "outer >= inner * n for"),
     # out and overlap
     Fault(
@@ -125,9 +125,9 @@ FAULTS = (
         "",
     ),
     Fault("out: may overlap itself", "lsm/_check.py", "            return 0 not in shape", "            return False"),
-    Fault("out: another dtype is taken", "lsm/_check.py", "    if found_dtype != dtype:", "    if False:"),
+    Fault("out: another dtype is accepted", "lsm/_check.py", "    if found_dtype != dtype:", "    if False:"),
     Fault(
-        "out: byte-swapped input is taken as it is",
+        "out: byte-swapped input is not converted",
         "lsm/_check.py",
         "if not (dtype.isnative and x.flags.aligned)",
         "if not x.flags.aligned",
@@ -135,25 +135,25 @@ FAULTS = (
     # dtypes
     Fault("dtype: promoted to the narrower", "lsm/_check.py", "return max(a, b, key", "return min(a, b, key"),
     Fault(
-        "dtype: float16 and bfloat16 go together",
+        "dtype: float16 and bfloat16 are promoted to one of them",
         "lsm/_check.py",
         "if a != b and _WIDTHS[a]",
         "if False and _WIDTHS[a]",
     ),
-    # What is refused
+    # Rejected arguments
     Fault(
-        "refused: a mask is not seen",
+        "rejected: a mask is missed",
         "lsm/_foreign.py",
         'return mask is True or hasattr(mask, "dtype")',
         "return mask is True",
     ),
     Fault(
-        "refused: not looked for in lists",
+        "rejected: lists are not searched",
         "lsm/_sequences.py",
         "            if any(_is_foreign(kind) for kind in",
         "            if False and any(_is_foreign(kind) for kind in",
     ),
-    # Which backend
+    # Selection of a backend
     Fault(
         "dispatch: the last plugin wins",
         "lsm/_decide.py",
@@ -191,7 +191,7 @@ FAULTS = (
         "elif False:",
     ),
     Fault(
-        "guard: what a plugin does to out is not seen",
+        "guard: a change of out by a plugin is missed",
         "lsm/_guard.py",
         "        if after != before:",
         "        if False:",
@@ -211,9 +211,9 @@ FAULTS = (
 
 
 class OneFailure:
-    """A pytest plugin: a file's tests stop at its first failure, or after so many seconds; its lines go to a file.
+    """A pytest plugin that stops a file's tests at the first failure or after `limit_s` seconds, and writes a report.
 
-    A line has the test file, the seconds of its tests, and whether one of them failed.
+    Each line has a test file, the seconds of its tests, and whether one of them failed.
     """
 
     def __init__(self, report, limit_s):
@@ -248,18 +248,18 @@ def pytest_configure(config):
 
 
 def place_of(fault, root):
-    """The file that has the fault's text, once; a SystemExit if there is none."""
+    """The file that has the fault's text once; raises SystemExit unless there is exactly one."""
     path = root / fault.file
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".pxi", ".pyx", ".h"))
     found = [file for file in files if file.read_text().count(fault.text) == 1]
     if len(found) != 1:
-        raise SystemExit(f"{fault.name}: {fault.text!r} is not once in {fault.file}; update FAULTS")
+        raise SystemExit(f"{fault.name}: {fault.text!r} must occur once in {fault.file}; update FAULTS")
     return found[0]
 
 
 @contextlib.contextmanager
 def planted(fault, root):
-    """The copy with the fault in it, its kernels built if the fault is theirs."""
+    """Plant the fault in the copy, and build the kernels if it is in them; removes it at the end."""
     if fault is None:
         yield
         return
@@ -292,7 +292,7 @@ def build(root):
 
 
 def copied(root):
-    """A copy of the checkout, as it is, with the kernels that were built in it."""
+    """A copy of the working tree, with the kernels that were built in it."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [ROOT / name for name in names.split("\0") if name] + list(ROOT.glob("lsm/**/*.so"))
     for file in filter(Path.is_file, files):
@@ -310,7 +310,7 @@ def tried(root, tests, words, limit_s, level):
     env = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
     env |= {"LSM_MUTANT_REPORT": f"{report},{limit_s}"} | ({"LSM_FORCE_ISA": level} if level else {})
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
-    if not report.exists():  # a crash, or a fault in what conftest.py needs: every file finds it
+    if not report.exists():  # a crash, or a fault that breaks conftest.py: every file finds it
         print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
         return dict.fromkeys(tests, (0.0, True))
     lines = [line.rsplit(" ", 2) for line in report.read_text().splitlines()]
@@ -318,7 +318,7 @@ def tried(root, tests, words, limit_s, level):
 
 
 def cheapest(found, seconds):
-    """Files that find every fault, chosen one by one: the one with most new faults for its seconds first."""
+    """Files that find every fault, chosen greedily by the number of new faults per second."""
     left, chosen = {name for name, files in found.items() if files}, []
     while left:
         gain = {file: sum(file in found[name] for name in left) / (seconds[file] + 0.1) for file in seconds}
@@ -329,11 +329,11 @@ def cheapest(found, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true", help="the faults")
-    parser.add_argument("--faults", default="", metavar="WORD,...", help="those with one of these in their name")
+    parser.add_argument("--list", action="store_true", help="print the faults")
+    parser.add_argument("--faults", default="", metavar="WORD,...", help="only faults with one of these in the name")
     parser.add_argument("--tests", nargs="+", default=[f"tests/test_{name}.py" for name in TESTS], metavar="FILE")
-    parser.add_argument("-k", default="not cuda", metavar="WORDS", help="as pytest's (default: 'not cuda')")
-    parser.add_argument("--seconds", type=float, default=30, help="of each file (default: 30)")
+    parser.add_argument("-k", default="not cuda", metavar="WORDS", help="as for pytest (default: 'not cuda')")
+    parser.add_argument("--seconds", type=float, default=30, help="time limit of each file (default: 30)")
     args = parser.parse_args()
     faults = [fault for fault in FAULTS if any(word in fault.name for word in args.faults.split(","))]
     for fault in faults:
@@ -346,11 +346,11 @@ def main():
         root = copied(Path(folder))
         clean = tried(root, args.tests, args.k, args.seconds, "")
         if failed := [file for file, (_, has_failed) in clean.items() if has_failed]:
-            raise SystemExit(f"without a fault these fail: {', '.join(failed)}")
+            raise SystemExit(f"without a fault, these fail: {', '.join(failed)}")
         seconds = {file: s for file, (s, _) in clean.items()}
         print("\n".join(f"{s:7.1f} s  {file}" for file, s in sorted(seconds.items(), key=lambda item: item[1])))
         found = {}
-        for fault in sorted(faults, key=lambda fault: fault.file == KERNELS):  # which leave other kernels
+        for fault in sorted(faults, key=lambda fault: fault.file == KERNELS):  # last, since they leave changed kernels
             start = time.monotonic()
             with planted(fault, root):
                 results = tried(root, args.tests, args.k, args.seconds, LEVEL if fault.file == KERNELS else "")
