@@ -1,10 +1,10 @@
 """Train a softmax regression on handwritten digits, with NumPy and lsm, once per backend.
 
 The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn; nothing is downloaded. An image is a row of
-X, its logits are the 10 numbers x = X W, and `lsm.cross_entropy_value_and_grad` does the rest:
+X, its logits are the 10 numbers x = X W, and `lsm.cross_entropy_value_and_grad` computes the loss and its gradient:
 
-    loss = logsumexp(x) - x[label]              its mean
-    dx   = softmax(x) - (class == label)        its gradient by the logits, divided by their number; then dW = X^T dx
+    loss = logsumexp(x) - x[label]              the mean over all images
+    dx   = softmax(x) - (class == label)        divided by the number of images; then dW = X^T dx
 
 Usage: ``python docs/examples/digits.py``. The exit code is 1 if the backends disagree.
 """
@@ -19,7 +19,7 @@ import lsm
 
 N_STEPS, STEP_SIZE, WEIGHT_DECAY = 400, 0.5, 1e-3
 
-# The loss is convex and the steps are short, so rounding errors are not amplified from step to step. What remains is
+# The loss is convex and the steps are short, so rounding errors are not amplified from step to step. What is left is
 # about one float32 rounding error (6e-8) for each of the ~100 additions in a loss.
 TOLERANCE = 1e-5
 
@@ -80,7 +80,7 @@ def compare(runs: list[Run]) -> tuple[bool, str]:
 
 
 def main() -> int:
-    """Train with each backend that supports float32 arrays of NumPy, and compare."""
+    """Train with each backend that supports float32 NumPy arrays, and compare."""
     data = load()
     print(f"{len(data[0])} training images, {len(data[2])} held out, {N_STEPS} steps\n")
     print("backend       first loss   last loss  accuracy  seconds")

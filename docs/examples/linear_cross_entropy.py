@@ -1,7 +1,8 @@
 """The loss of a language model's last layer and its gradients, without the logits of all tokens at once.
 
-Logits are ``hidden @ weight.T``: 8,192 tokens x 128,256 words are 4.2 GB in float32, and so is their gradient. Here, a
-block of tokens is multiplied at a time, and `lsm.cross_entropy_value_and_grad` writes the gradient over its logits.
+The logits are ``hidden @ weight.T``: for 8,192 tokens x 128,256 words they take 4.2 GB in float32, and so does their
+gradient. Here, the tokens are processed in blocks, and `lsm.cross_entropy_value_and_grad` overwrites the logits of a
+block with their gradient.
 
 Usage: ``python docs/examples/linear_cross_entropy.py`` compares the memory with that of all tokens in one block.
 """
@@ -16,7 +17,7 @@ import lsm
 def linear_cross_entropy(
     hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, n_block: int = 256, ignore_index: int = -100
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mean cross-entropy, and its gradients by `hidden` (n_tokens, n_hidden) and `weight` (n_words, n_hidden)."""
+    """Mean cross-entropy, and its gradients with respect to `hidden` (n_tokens, n_hidden) and `weight`."""
     loss, d_hidden, d_weight = 0.0, np.empty_like(hidden), np.zeros_like(weight)
     buffer = np.empty((min(n_block, len(hidden)), len(weight)), hidden.dtype)
     for start in range(0, len(hidden), n_block):
@@ -36,7 +37,7 @@ def linear_cross_entropy(
 
 
 def main() -> None:
-    """Compute the same in one block and in several."""
+    """Compare one block with several."""
     rng = np.random.default_rng(0)
     hidden, weight = (rng.normal(size=(n, 64)).astype(np.float32) for n in (2048, 8192))
     targets = rng.integers(0, len(weight), len(hidden))

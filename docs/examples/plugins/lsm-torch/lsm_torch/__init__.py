@@ -1,11 +1,11 @@
-"""log-softmax and its family for PyTorch through lsm: backends for cpu, cuda, mps and xpu, and autograd."""
+"""log-softmax and related functions for PyTorch through lsm: backends for cpu, cuda, mps and xpu, and autograd."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-# torch is imported when a function is called, and not when the entry points are loaded.
+# torch is imported by the first call of a function, not when the entry points are loaded.
 
 
 def log_softmax(x: "torch.Tensor", dim: Any = -1) -> "torch.Tensor":
@@ -74,12 +74,12 @@ def logsumexp(x: "torch.Tensor", dim: Any = -1, keepdim: bool = False) -> "torch
     x, dim
         As for `log_softmax`. `x` is on the CPU.
     keepdim : bool, optional
-        Whether the result has `dim`, of length 1.
+        Whether the result keeps `dim`, with length 1.
 
     Returns
     -------
     total : torch.Tensor, dtype of `x`, shape of `x` without `dim`
-        The gradient is 0 where it is -inf.
+        The logarithm. Where it is -inf, the gradient is 0.
 
     Examples
     --------
@@ -108,10 +108,10 @@ def cross_entropy(
     z_loss: float = 0.0,
     reduction: str = "mean",
 ) -> "torch.Tensor":
-    """Compute the cross-entropy of targets and the softmax of logits, with its gradient by the logits.
+    """Compute the cross-entropy of targets and the softmax of logits, with its gradient with respect to the logits.
 
-    The gradient is computed together with the loss, in one pass. Where none is wanted, as in ``torch.no_grad()``, none
-    is computed.
+    The gradient is computed together with the loss, in one pass, but only if it is required, and not, for example, in
+    ``torch.no_grad()``.
 
     Parameters
     ----------
@@ -120,9 +120,9 @@ def cross_entropy(
     targets : torch.Tensor
         Classes as integers, of the shape of `logits` without `dim`; or probabilities, of the shape of `logits`.
     dim : int, tuple of int, or None, optional
-        The dimension of the classes, for PyTorch's own shapes 1.
+        The dimension of the classes; for PyTorch's own shapes, 1.
     weight, ignore_index, label_smoothing, z_loss, reduction
-        As for `lsm.cross_entropy`. There is no gradient by `targets` and `weight`.
+        As for `lsm.cross_entropy`. There is no gradient with respect to `targets` and `weight`.
 
     Returns
     -------

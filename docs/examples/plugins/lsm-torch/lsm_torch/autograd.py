@@ -47,7 +47,7 @@ class LogSoftmaxBackward(torch.autograd.Function):
 
 
 class Backward(torch.autograd.Function):
-    """A gradient that has no gradient itself."""
+    """A gradient that is not differentiable."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
@@ -108,7 +108,7 @@ class LogsumexpBackward(Backward):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """The loss, and its gradient by the logits, which backward multiplies by that of the loss."""
+    """The loss, and its gradient with respect to the logits, which backward multiplies by that of the loss."""
 
     @staticmethod
     def forward(logits: torch.Tensor, targets: torch.Tensor, dim: list[int], *options: Any) -> Any:
@@ -123,7 +123,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor | None, of_gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        if of_gradient is not None and not torch.compiler.is_compiling():  # compiled, it is zeros, and not None
+        if of_gradient is not None and not torch.compiler.is_compiling():  # when compiled, it is zeros, not None
             Backward.backward(ctx, of_gradient)
         dx = None
         if g is not None:

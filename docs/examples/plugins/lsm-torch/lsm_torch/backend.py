@@ -1,4 +1,4 @@
-"""The backends "torch" and "torch-float32": tensors on cpu, cuda, mps and xpu, by functions of torch.
+"""The backends "torch" and "torch-float32": tensors on cpu, cuda, mps and xpu, with functions of torch.
 
 They do not use torch.log_softmax and its gradient. Where one class leads by 20, the first returns 0 instead of
 -2.06e-9, and the second a gradient of 0 (https://github.com/pytorch/pytorch/issues/113708). Instead, both are composed
@@ -24,7 +24,7 @@ class TorchBackend(lsm.Backend):
     array_types = ("torch.Tensor",)
 
     def available(self) -> str | None:
-        """None, or why PyTorch cannot be imported."""
+        """None, or the reason why PyTorch cannot be imported."""
         try:
             import_module("torch")
         except ImportError as error:
@@ -54,7 +54,7 @@ class TorchBackend(lsm.Backend):
         out.copy_(torch.where(y > -LN_2, (dy - s) - torch.expm1(y) * s, dy - torch.exp(y) * s))
 
     def _wide(self, torch: Any, x: Any, out: Any) -> Any:
-        """The dtype to compute in."""
+        """The compute dtype."""
         return torch.float32 if x.element_size() == out.element_size() == 2 else torch.float64
 
 
@@ -70,7 +70,7 @@ class Float32Backend(TorchBackend):
     max_ulp = MappingProxyType({"float32": 256.0})  # 197 was measured on the CPU, where grad_output cancels in the sum
 
     def _wide(self, torch: Any, x: Any, out: Any) -> Any:
-        """The dtype to compute in."""
+        """The compute dtype."""
         return torch.float32
 
 

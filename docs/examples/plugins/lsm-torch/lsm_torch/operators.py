@@ -1,4 +1,4 @@
-"""Functions of lsm as operators of PyTorch: with the shapes of their results, torch.compile keeps them in one graph.
+"""Functions of lsm as PyTorch operators: since the result shapes are declared, torch.compile keeps them in one graph.
 
 `dim` is a list. Gradients are in `lsm_torch.autograd`.
 """
@@ -49,7 +49,7 @@ def logsumexp(x: Tensor, dim: list[int]) -> Tensor:
     "lsm_torch::logsumexp_backward", mutates_args=(), schema="(Tensor g, Tensor x, Tensor L, int[] dim) -> Tensor"
 )
 def logsumexp_backward(g: Tensor, x: Tensor, total: Tensor, dim: list[int]) -> Tensor:
-    """dx = g * softmax(x), and 0 where L is -inf, so that nothing takes part."""
+    """dx = g * softmax(x), and 0 where L is -inf, since all classes are masked."""
     dx: Tensor = lsm.softmax(x.detach(), tuple(dim)).mul_(g.detach())
     return dx.masked_fill_(total.detach() == -torch.inf, 0)
 
@@ -61,7 +61,7 @@ def cross_entropy(logits: Tensor, *arguments: Any) -> Tensor:
 
 @custom_op("lsm_torch::cross_entropy_value_and_grad", mutates_args=(), schema=LOSS + "(Tensor, Tensor)")
 def cross_entropy_value_and_grad(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """The gradient of float16 is float32, so that a GradScaler multiplies it before it vanishes."""
+    """The loss and its gradient, in float32 for float16, so that it does not vanish before a GradScaler scales it."""
     x = logits.detach()
     return lsm.cross_entropy_value_and_grad(x.float() if x.dtype == torch.float16 else x, **keywords(*arguments))
 

@@ -1,7 +1,7 @@
-"""log_softmax and cross_entropy of classes that are sharded over a process group, with gradients.
+"""log_softmax and cross_entropy with the classes sharded over a process group, and their gradients.
 
-Each rank has some classes of all frames, in the order of the ranks, and gets the results of these. Partials are sent,
-32 bytes for a slice of 16,384 classes of a frame, and never the logits.
+Each rank has some classes of all frames, in the order of the ranks, and gets the results for these. The ranks send
+partials, 32 bytes for a slice of 16,384 classes of a frame, and never the logits.
 
 Every rank of the group makes the same calls. An error on one rank is raised on all of them, so that none waits for it.
 """
@@ -18,14 +18,14 @@ import lsm
 from lsm_torch.autograd import Backward
 
 Tensor = torch.Tensor
-BLOCK_ELEMENTS = 2**17  # of the gradient in float64: 1 MiB, which a level-2 cache keeps
+BLOCK_ELEMENTS = 2**17  # of the gradient in float64: 1 MiB, which fits a level-2 cache
 
 
 @torch.compiler.disable
 def log_softmax(x: Tensor, dim: int | None = -1, *, group: Any = None, n_classes: int | None = None) -> Tensor:
-    """Compute the log-softmax of frames of which each rank of a process group has some classes, with its gradient.
+    """Compute the log-softmax of frames with the classes sharded over a process group, with its gradient.
 
-    Backward sends 8 bytes a frame, so that all ranks have to run it.
+    The backward pass sends 8 bytes per frame, so all ranks must run it.
 
     Parameters
     ----------
@@ -36,21 +36,21 @@ def log_softmax(x: Tensor, dim: int | None = -1, *, group: Any = None, n_classes
     group : torch.distributed.ProcessGroup or None, optional
         The ranks, with a backend for the CPU such as gloo; None for all.
     n_classes : int or None, optional
-        How many classes all ranks have, to be checked.
+        The number of classes of all ranks, to be checked.
 
     Returns
     -------
     y : torch.Tensor, shape and dtype of `x`
         Log-probabilities of this rank's classes, in nats. They have the bits of `lsm.log_softmax` of whole frames if
-        all shards begin and end at multiples of 16,384 classes, and else are within the same bound.
+        all shards begin and end at multiples of 16,384 classes, and otherwise are within the same bound.
 
     Raises
     ------
     ValueError
-        The shards do not have `n_classes` classes; or an argument, or whether a gradient is wanted, is not the same on
-        all ranks; or this process is not in the group.
+        The shards do not have `n_classes` classes; an argument, or whether a gradient is required, is not the same on
+        all ranks; or this process is not in the group. Except for this last one, all errors are raised on all ranks.
     Exception
-        What `lsm.partials` raises on any rank. All errors but the last of ValueError are raised on all ranks.
+        Any error of `lsm.partials` on any rank.
 
     Examples
     --------
@@ -79,19 +79,19 @@ def cross_entropy(
     ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute the cross-entropy of targets and logits of which each rank of a process group has some classes.
+    """Compute the cross-entropy of targets and logits with the classes sharded over a process group.
 
-    Beside the partials, one number a frame is sent. The gradient by the logits is computed in backward, where nothing
-    is sent: each rank calls it, with the same gradient of the loss.
+    Beside the partials, the ranks send one number per frame. The gradient with respect to the logits is computed in the
+    backward pass, which sends nothing: each rank calls it, with the same gradient of the loss.
 
     Parameters
     ----------
     logits, dim, group, n_classes
-        As for `log_softmax`; of PyTorch's own shapes, `dim` is 1.
+        As for `log_softmax`; for PyTorch's own shapes, `dim` is 1.
     targets : torch.Tensor of integers, shape of `logits` without `dim`
-        The same on all ranks. They count the classes of all ranks.
+        The same on all ranks: indices of the classes of the whole frames.
     ignore_index : int or None, optional
-        The target of frames that are left out.
+        The target of frames to leave out.
     reduction : {"mean", "sum", "none"}, optional
         As for `lsm.cross_entropy`.
 
@@ -103,9 +103,9 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        A target is not the number of a class, and not `ignore_index`.
+        A target is neither the index of a class nor `ignore_index`.
     Exception
-        As for `log_softmax`, and what `lsm.cross_entropy` raises on any rank.
+        As for `log_softmax`, or any error of `lsm.cross_entropy` on any rank.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def cross_entropy(
 
 
 class Frames(NamedTuple):
-    """Whole frames, of which this rank has a shard: what all ranks know of them.
+    """Whole frames, of which this rank has a shard.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class Frames(NamedTuple):
     partials : torch.Tensor
         The partials of the whole frames.
     first_class, n_classes : int
-        The number of the first class of this shard, and how many classes there are.
+        The index of the first class of this shard, and the number of all classes.
     """
 
     dim: int
@@ -142,7 +142,7 @@ class Frames(NamedTuple):
 
 
 def gathered(x: Tensor, dim: Any, group: Any, n_classes: Any, **same: Any) -> Frames:
-    """Gather the partials of all shards; `same` is what else has to be the same on all ranks."""
+    """Gather the partials of all shards; `same` are other values that must be the same on all ranks."""
     error, said = None, None
     try:
         if not isinstance(x, Tensor):
@@ -161,7 +161,7 @@ def gathered(x: Tensor, dim: Any, group: Any, n_classes: Any, **same: Any) -> Fr
             check_same(name, calls[0].get(name), value, rank)
     if n_classes not in (None, sum(lengths)):
         raise ValueError(f"n_classes: {n_classes}; accepted: {sum(lengths)}, since the shards have {lengths}")
-    # all_gather wants equal shapes: (-inf, 0, 0, 0) adds nothing.
+    # all_gather requires equal shapes: pad with (-inf, 0, 0, 0), which is neutral.
     shape = list(own.shape)
     shape[dim] = max(n_slices)
     padded = own.new_zeros(shape)
@@ -172,7 +172,7 @@ def gathered(x: Tensor, dim: Any, group: Any, n_classes: Any, **same: Any) -> Fr
 
 
 def exchanged(said: Any, error: Exception | None, group: Any) -> list[Any]:
-    """What each rank of the group says; but if there is an error on any rank, raise it on all."""
+    """The values `said` from all ranks of the group; an error on any rank is raised on all."""
     if dist.get_rank(group) < 0:
         raise ValueError("group: this process is not in it; accepted: a group that this process is in")
     ranks: list[Any] = [None] * dist.get_world_size(group)
@@ -186,7 +186,7 @@ def exchanged(said: Any, error: Exception | None, group: Any) -> list[Any]:
 
 
 def portable(error: Exception | None) -> Exception | None:
-    """The error, or if it cannot be sent another one with its text."""
+    """The error, or, if it cannot be pickled, another one with its text."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -195,7 +195,7 @@ def portable(error: Exception | None) -> Exception | None:
 
 
 def check_same(name: str, first: Any, value: Any, rank: int) -> None:
-    """Raise ValueError if a value is not that of rank 0."""
+    """Raise ValueError if a value differs from that of rank 0."""
     if value != first:
         raise ValueError(f"{name}: {first} on rank 0, {value} on rank {rank}; accepted: the same on all of the group")
 
@@ -209,7 +209,7 @@ def all_gathered(x: Tensor, group: Any) -> list[Tensor]:
 
 
 def total(terms: Tensor) -> Tensor:
-    """The sum along the first dimension, by halves and with the rounding errors (Knuth)."""
+    """The sum along the first dimension, pairwise and compensated (Knuth)."""
     errors = torch.zeros_like(terms)
     while len(terms) > 1:
         if len(terms) % 2:
@@ -242,7 +242,7 @@ class LogSoftmax(torch.autograd.Function):
 class LogSoftmaxBackward(Backward):
     """dx = dy - exp(y) * S, where S is the sum of dy over all shards.
 
-    lsm computes it with one more class, whose dy is the sum over the other shards. Its y may be anything finite.
+    lsm computes it with one more class, with any finite y, whose dy is the sum over the other shards.
     """
 
     @staticmethod
@@ -313,7 +313,7 @@ class CrossEntropy(torch.autograd.Function):
 
 
 class CrossEntropyBackward(Backward):
-    """dx = rate * p, but rate * expm1(y) at the target; 0 in frames that are left out."""
+    """dx = rate * p, but rate * expm1(y) at the target, and 0 in frames that are left out."""
 
     @staticmethod
     def forward(

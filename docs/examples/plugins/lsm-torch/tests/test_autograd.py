@@ -1,4 +1,4 @@
-"""Gradients are right, also compiled, under autocast and scaled; those that are not wanted are not computed."""
+"""Gradients are right, even compiled, under autocast and scaled; they are computed only if required."""
 
 import subprocess
 import sys
@@ -105,7 +105,7 @@ def test_a_scaled_loss_of_float16_keeps_gradients_below_the_range_of_float16():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_dtypes_under_autocast_are_torchs(dtype):
-    """On the CPU: 16 bits from a matrix product stay 16 bits, the loss is float32, as are gradients of the weights."""
+    """On the CPU, a 16-bit matrix product keeps its dtype; the loss and the gradients of the weights are float32."""
     images, targets = torch.randn(8, 5), torch.arange(8) % 3
     layer = torch.nn.Linear(5, 3)
     with torch.autocast("cpu", dtype=dtype):

@@ -20,7 +20,7 @@ import lsm
 SLICE = 16384
 LD = np.longdouble
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-# How many classes each rank has; where borders are multiples of a slice, results have the bits of the whole.
+# The number of classes of each rank; if borders are multiples of a slice, results have the bits of the whole.
 ALIGNED = [(SLICE, SLICE), (SLICE, 700), (0, 20000), (20000, 0), (2 * SLICE, SLICE + 5), (40, 0), (0, 1)]
 OTHERS = [(3, 7), (1, 20000), (SLICE + 3, SLICE - 3), (25129, 25128), (64, 1)]
 ALIGNED_3 = [(SLICE, 0, 5), (0, SLICE, 2 * SLICE), (0, 0, 9), (SLICE, SLICE, SLICE)]
@@ -31,7 +31,7 @@ OTHERS_3 = [(2, 0, 3), (100, 200, SLICE)]
 
 
 def serve(rank, path, end):
-    """Run functions with the group of the first two ranks or that of all three, and tell how they ended."""
+    """Run functions with the group of the first two ranks, or of all three, and send back how they ended."""
     torch.set_num_threads(1)
     patience = timedelta(seconds=20)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=3, timeout=patience)
@@ -46,7 +46,7 @@ def serve(rank, path, end):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A function on each of 2 or 3 ranks: its results."""
+    """A function that calls another on 2 or 3 ranks, and returns the results."""
     path = tmp_path_factory.mktemp("gloo") / "store"
     context = torch.multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(3)]
@@ -79,7 +79,7 @@ def shard(x, lengths, group, dim=-1):
 
 
 def same(made, expected):
-    """The same dtype, shape and bits; NaN equals NaN."""
+    """Require the same dtype, shape and bits; NaN equals NaN."""
     assert (made.dtype, made.shape) == (expected.dtype, expected.shape)
     torch.testing.assert_close(made, expected, rtol=0, atol=0, equal_nan=True)
 
@@ -95,7 +95,7 @@ def ulp(x, dtype):
 
 
 def largest_error(made, exact, dtype, magnitude=None):
-    """In ulps of the result, or of a magnitude."""
+    """The largest error, in ulps of the result, or of a magnitude."""
     at = np.abs(exact) if magnitude is None else magnitude
     return (np.abs(wide(made) - exact) / ulp(at, dtype)).max(initial=0)
 
@@ -108,7 +108,7 @@ def normal(shape, dtype, seed):
 
 
 def logits(shape, dtype, dim=-1):
-    """In every other frame, a class leads by 30 or more; in the last of several, all are far below 0."""
+    """Logits: in every other frame, a class leads by 30 or more; in the last of several, all are far below 0."""
     frames = list(shape)
     n = frames.pop(dim)
     x = normal((math.prod(frames), n), torch.float64, 0)
@@ -148,7 +148,7 @@ def check_log_softmax(group, lengths, dtype, is_aligned, shape=(5, -1), dim=-1):
     dy = normal(shape, dtype, 1)
     (dx,) = torch.autograd.grad(y, here, shard(dy, lengths, group, dim))
     assert (dx.dtype, dx.shape) == (here.dtype, here.shape)
-    # The gradient, as a function of dy and y, within the bound of the largest of it and its terms.
+    # The gradient, as a function of dy and y, must be within the bound, in ulps of the largest of it and its terms.
     parts = [torch.empty(0)] * dist.get_world_size(group)
     dist.all_gather_object(parts, y.detach(), group=group)
     y_whole, dy = torch.cat(parts, dim).movedim(dim, -1), wide(dy.movedim(dim, -1))
@@ -236,7 +236,7 @@ def check_cross_entropy(group, lengths, dtype, is_aligned):
             exact = exact.sum() / (kept.sum() if reduction == "mean" else 1)
         assert largest_error(loss, exact, loss.dtype) <= 4
         bound = BOUNDS[dtype]
-        if reduction != "sum" and bound == 4:  # p times a number may lie where ulps are half as large
+        if reduction != "sum" and bound == 4:  # p times a number may be in a range where ulps are half as large
             bound = 2 * bound + 1
         assert largest_error(dx.movedim(1, -1), gradient, dtype) <= bound
         if is_aligned:
@@ -259,7 +259,7 @@ def test_cross_entropy_and_its_gradient(run, dtype):
 
 
 def check_one_frame(group):
-    """Of logits of one dimension, and with targets of another dtype on each rank."""
+    """Logits of one dimension, and targets with a different dtype on each rank."""
     x, rank = logits((SLICE + 9,), torch.float32), dist.get_rank(group)
     here = shard(x, (SLICE, 9), group).requires_grad_()
     target = torch.tensor(SLICE + 2, dtype=[torch.int64, torch.uint16][rank])
@@ -275,7 +275,7 @@ def test_one_frame(run):
 
 
 def check_learning(group):
-    """A layer whose outputs are sharded learns what the whole layer learns."""
+    """A layer with sharded outputs learns the same as the whole layer."""
     targets = torch.arange(64) % 4
     images = torch.nn.functional.one_hot(targets, 4).double()
     weights = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -321,7 +321,7 @@ def check_special(group, border):
     torch.testing.assert_close(dx, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert dx[[0, 1, 2, 3, 6, 8]].isnan().all()
     if dist.get_rank(group) == 1:
-        same(dx[[4, 7]], shard(dy, lengths, group)[[4, 7]])  # of masked classes, exactly dy
+        same(dx[[4, 7]], shard(dy, lengths, group)[[4, 7]])  # for masked classes, exactly dy
     for ignored in (None, 0):
         for reduction in ("none", "mean"):
             options = {"ignore_index": ignored, "reduction": reduction}
@@ -347,11 +347,11 @@ def test_special_values_count_for_the_whole_frame(run, border):
     run(check_special, 2, border)
 
 
-# -- what is sent, and what is computed -----------------------------------------------------------------------------
+# -- communication, and computation only if required ----------------------------------------------------------------
 
 
 class Sent(TorchDispatchMode):
-    """The bytes that this rank gives to collectives, by dtype."""
+    """The bytes that this rank passes to collectives, by dtype."""
 
     def __init__(self):
         super().__init__()
@@ -367,7 +367,7 @@ class Sent(TorchDispatchMode):
 
 
 def check_bytes(group, lengths, n_frames):
-    """32 bytes for each slice of the longest shard and frame; what else is sent does not depend on the frames."""
+    """32 bytes for each slice of the longest shard, per frame; other data do not depend on the frames."""
     here = shard(logits((n_frames, sum(lengths)), torch.float32), lengths, group).requires_grad_()
     targets = torch.zeros(n_frames, dtype=torch.int64)
     n_slices = max(-(-n // SLICE) for n in lengths)
