@@ -3,7 +3,7 @@
 import re
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -326,9 +326,12 @@ def test_every_peer_that_is_installed_is_right_in_a_small_row():
 
 
 def test_a_map_has_each_implementation_at_its_best_and_the_limit_of_each_cell(monkeypatch):
-    monkeypatch.setitem(workloads.SETS_OF_THEIR_OWN, "map", workloads.mapped((2, 5), (1, 3), 60))
+    cells = [w for w in workloads.SETS_OF_THEIR_OWN["map"] if w.n_classes in (2, 5) and w.inner in (1, 5)]
+    assert [w.shape for w in cells] == [(1_000_000, 2), (200_000, 2, 5), (400_000, 5), (80_000, 5, 5)]
+    cells = tuple(replace(w, shape=(4, *w.shape[1:])) for w in cells)
+    monkeypatch.setitem(workloads.SETS_OF_THEIR_OWN, "map", cells)
     rows = run(Options(set="map", threads=(1,), implementations=("lsm", "idiom"))).rows
-    assert [found.case.shape for found in rows[::2]] == [(30, 2), (10, 2, 3), (12, 5), (4, 5, 3)]
+    assert [found.case.shape for found in rows[::2]] == [(4, 2), (4, 2, 5), (4, 5), (4, 5, 5)]
     assert {found.case.op for found in rows} == {FORWARD, BACKWARD} and all(found.limit for found in rows)
     assert {e.label for e in rows[0].implementations} == {*LSM, "numpy idiom, new result"}
     usual = run(Options(set="map", op=(FORWARD,), implementations=("cython",)))
@@ -361,7 +364,7 @@ def test_the_memory_of_a_copy_is_measured_and_none_is_made_up():
 def test_the_sets_have_the_workloads_of_users():
     llm = {"llm_step", "llm_eval", "llm_train"}
     names = llm | {"small", "speech_frames", "senones", "segmentation", "rows", "mixture"}
-    assert {w.name for w in WORKLOADS} == names
+    assert {w.workload for w in WORKLOADS} == names
     sizes = {}
     for name in SETS:
         found = cases(Options(set=name))

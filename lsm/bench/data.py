@@ -25,9 +25,8 @@ TORCH = TorchLibrary()
 class Data:
     """The arrays that the operations of `ops` need, by name in `host`, in the case's `order`.
 
-    They are x, the gradient dy, the log-probabilities y, the probabilities p, other logits q, labels, and `at`, which
-    is the labels with length 1 along the axis. Written are out, for forward+backward y_out too, and total for one
-    number of each frame.
+    Read are logits x and q, the gradient dy, log-probabilities y, probabilities p, labels, and `at`: the labels with
+    length 1 along the axis. Written are out, of forward+backward y_out too, and total, a number for each frame.
     """
 
     def __init__(self, case: Case, ops: Iterable[str] = (FORWARD,), device: str = "cpu") -> None:
@@ -39,21 +38,23 @@ class Data:
         self.device = device
         self.x = x = _logits(case, rng).astype(in_type, **layout)
         self.out = np.empty_like(x, dtype=out_type)
+        largest = np.expand_dims(x.argmax(axis), axis)
         self.host = {"x": x, "out": self.out}
         needed = ", ".join(f"{SIGNATURES[op].given}, {SIGNATURES[op].result}" for op in ops).split(", ")
+        needed += ["at"] * ("labels" in needed) + ["y_out"] * (BOTH in ops)
         made: dict[str, Callable[[], Array]] = {
-            "dy": lambda: _gradient(case, x, rng).astype(out_type, **layout),
+            "dy": lambda: _gradient(case, largest, rng).astype(out_type, **layout),
             "y": lambda: lsm.log_softmax(x, axis, out=np.empty_like(self.out), dtype=out_type),
             "p": lambda: lsm.softmax(x, axis, out=np.empty_like(self.out), dtype=out_type),
             "q": lambda: _logits(case, rng).astype(in_type, **layout),
-            "labels": lambda: _labels(case, x, rng),
+            "at": lambda: largest if case.data == "label" else rng.integers(0, case.n_classes, largest.shape),
+            "labels": lambda: self.host["at"].squeeze(axis),
             "total": lambda: np.empty_like(x.take(0, axis), out_type),
+            "y_out": lambda: np.empty_like(self.out),
         }
-        self.host |= {name: make() for name, make in made.items() if name in needed}
-        if "labels" in needed:
-            self.host["at"] = np.expand_dims(self.host["labels"], axis)
-        if BOTH in ops:
-            self.host["y_out"] = np.empty_like(self.out)
+        for name, make in made.items():
+            if name in needed:
+                self.host[name] = make()
 
     @cached_property
     def torch(self) -> dict[str, Any]:
@@ -64,19 +65,14 @@ class Data:
     @cached_property
     def cupy(self) -> dict[str, Any]:
         """As arrays of CuPy: those of PyTorch where it has the device, so that the device holds them once."""
-        import cupy
+        cupy = import_module("cupy")
+        make, arrays = (cupy.from_dlpack, self.torch) if torch_has_cuda() else (cupy.asarray, self.host)
+        return {name: make(array) for name, array in arrays.items()}
 
-        if torch_has_cuda():
-            return {name: cupy.from_dlpack(tensor) for name, tensor in self.torch.items()}
-        return {name: cupy.asarray(array) for name, array in self.host.items()}
-
-    def waits(self, library: str) -> Callable[[], object] | None:
-        """What waits until "torch" or "cupy" is done; None on the CPU, where a call returns at its end."""
-        if self.device == "cpu":
-            return None
-        cuda: Any = import_module(library).cuda
-        found: Callable[[], object] = cuda.synchronize if library == "torch" else cuda.get_current_stream().synchronize
-        return found
+    def waits(self, library: str) -> Callable[[], object]:
+        """What waits until "torch" or "cupy" is done with a device; on the CPU a call returns at its end."""
+        cuda: Any = import_module(library).cuda if self.device != "cpu" else None
+        return lambda: cuda and (cuda.synchronize if library == "torch" else cuda.get_current_stream().synchronize)()
 
     def n_bytes(self, case: Case) -> int:
         """Bytes that a call moves: each input read once, each result written once, for each operation."""
@@ -96,34 +92,19 @@ def to_numpy(result: Any) -> Array:
     return np.asarray(result.get() if library == "cupy" else result)
 
 
-def _normal(rng: np.random.Generator, case: Case, dtype: str) -> Array:
-    """N(0, 1); as float32 where that is enough, for the largest array as float64 would take 1.6 GB."""
-    return rng.standard_normal(case.shape, np.float64 if dtype == "float64" else np.float32)
-
-
-def _labels(case: Case, x: Array, rng: np.random.Generator) -> Array:
-    """A class of each frame: any, or the largest for the data "label"."""
-    largest = x.argmax(case.axis)
-    return np.asarray(largest if case.data == "label" else rng.integers(0, case.n_classes, largest.shape))
-
-
-def _gradient(case: Case, x: Array, rng: np.random.Generator) -> Array:
+def _gradient(case: Case, largest: Array, rng: np.random.Generator) -> Array:
     """N(0, 1), or that of a loss that takes the largest class for the label."""
     if case.data != "label":
-        return _normal(rng, case, case.result_dtype)
+        return rng.standard_normal(case.shape, np.float64 if case.result_dtype == "float64" else np.float32)
     dy = np.zeros(case.shape, np.float32)
-    np.put_along_axis(dy, np.expand_dims(x.argmax(case.axis), case.axis), -1, case.axis)
+    np.put_along_axis(dy, largest, -1, case.axis)
     return dy
 
 
 def _logits(case: Case, rng: np.random.Generator) -> Array:
-    """Logits of one kind, in float32 or float64."""
-    x = _normal(rng, case, case.dtype)
-    if case.data == "huge":
-        np.clip(x, -1, 1, out=x)
-        x *= HUGE[case.dtype]
-        return x
-    x *= 4
+    """Logits of one kind, in float64 only where float32 is not enough: of the largest array that would be 1.6 GB."""
+    x: Array = rng.standard_normal(case.shape, np.float64 if case.dtype == "float64" else np.float32)
+    x *= 1 if case.data == "huge" else 4
     frames = np.moveaxis(x, case.axis, -1)
     if case.data in ("peaked", "label"):  # one class leads by 5 to 90
         k = rng.integers(0, case.n_classes, (*frames.shape[:-1], 1))
@@ -136,4 +117,6 @@ def _logits(case: Case, rng: np.random.Generator) -> Array:
         frames[...] = frames[..., :1].copy()
     elif case.data == "offset":
         x += 10_000
+    elif case.data == "huge":
+        np.multiply(x.clip(-1, 1, out=x), HUGE[case.dtype], out=x)
     return x

@@ -4,7 +4,6 @@ import argparse
 import math
 import shlex
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import chain
 
@@ -25,9 +24,7 @@ FAMILY_OPS = ("softmax", "softmax_backward", "logsumexp", *DERIVED)  # by the na
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 KINDS_OF_DATA = ("logits", "peaked", "masked", "constant", "offset", "huge", "label")
 CHARTS = (".svg", ".png")
-# Of 192 comparisons of one build with itself on a busy machine, none exceeded 1.3 both by the clock and relative to the
-# peers, and 2 exceeded 1.25; by the clock alone 16 exceeded 1.3.
-TOLERANCE_RATIO = 1.3
+TOLERANCE_RATIO = 1.3  # docs/benchmarks.md says why
 
 ABOUT = "compare every backend and every library installed: speed, share of the machine's limit, and error"
 EPILOG = """exit codes: 0 done; 1 a backend of lsm is slower than in --compare FILE by more than --tolerance, no longer
@@ -67,22 +64,22 @@ def from_arguments(args: argparse.Namespace) -> Options:
     """Make the options of parsed arguments; an OptionError if they do not go together."""
     names = [field.name for field in fields(Options) if field.name != "command"]
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if args.tolerance is not None and not args.compare:
-        raise OptionError("tolerance", f"{args.tolerance:g}; needs --compare FILE")
+    if args.tolerance is not None and not (args.compare and 1 <= args.tolerance < math.inf):
+        raise OptionError("tolerance", f"{args.tolerance:g}; accepted: a ratio from 1, with --compare FILE")
+    if args.chart and not args.chart.lower().endswith(CHARTS):
+        raise OptionError("chart", f"{args.chart!r}; accepted: a name that ends in {' or '.join(CHARTS)}")
     if args.measured and given:
         flags = ", ".join(f"--{name}" for name in given)
         raise OptionError("from", f"reports what was measured before; leave out {flags}, or it")
     for name in ("only", "op", "dtype", "data", "implementations"):  # each name once
         given[name] = tuple(dict.fromkeys(chain(*given.get(name, ()))))
     given["threads"] = tuple(dict.fromkeys(given.get("threads", ())))
-    if "shape" in given:
-        n_axes = len(args.shape)
-        if not -n_axes <= given.get("axis", -1) < n_axes:
-            raise OptionError("axis", f"{args.axis}; accepted: {-n_axes} to {n_axes - 1}")
-        if args.sweep or args.only:
-            raise OptionError("shape", "it replaces the named workloads; leave out --only and --sweep")
-    elif "axis" in given:
-        raise OptionError("axis", f"{args.axis}; needs --shape; each named workload has its own")
+    n_axes = len(given.get("shape", ()))
+    if "axis" in given and not -n_axes <= args.axis < n_axes:
+        accepted = f"accepted: {-n_axes} to {n_axes - 1}" if n_axes else "needs --shape"
+        raise OptionError("axis", f"{args.axis}; {accepted}")
+    if n_axes and (args.sweep or args.only):
+        raise OptionError("shape", "it replaces the named workloads; leave out --only and --sweep")
     if args.set in (MAP, SCALE) and not given["implementations"]:
         beside = ("torch", *["scipy"] * ("logsumexp" in given["op"])) if args.set == MAP else ("dask",)
         given["implementations"] = ("cython", *beside)
@@ -117,11 +114,11 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is written")
     group.add_argument("--json", metavar="FILE", help="everything, written after each row")
     group.add_argument("--markdown", metavar="FILE", help="the tables")
-    group.add_argument("--chart", type=_chart, metavar="FILE", help="ratios, and GB/s or ns: .svg or .png")
+    group.add_argument("--chart", metavar="FILE", help="ratios as bars or maps: .svg or .png")
     group.add_argument("--from", dest="measured", metavar="FILE", help="measure nothing: report this JSON")
     group.add_argument("--compare", metavar="FILE", help="ratios to the run in this JSON")
     text = f"how many times as long a call may take as in --compare FILE (default: {TOLERANCE_RATIO})"
-    group.add_argument("--tolerance", type=_tolerance, metavar="RATIO", help=text)
+    group.add_argument("--tolerance", type=float, metavar="RATIO", help=text)
     parser.epilog = EPILOG
 
 
@@ -147,16 +144,3 @@ def _count(text: str) -> int:
 def _counts(separator: str) -> Callable[[str], tuple[int, ...]]:
     """A type of several numbers with the separator between."""
     return lambda text: tuple(map(_count, text.split(separator)))
-
-
-def _tolerance(text: str) -> float:
-    with suppress(ValueError):
-        if 1 <= float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r}; accepted: a ratio from 1, such as {TOLERANCE_RATIO}")
-
-
-def _chart(text: str) -> str:
-    if not text.lower().endswith(CHARTS):
-        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a name that ends in {' or '.join(CHARTS)}")
-    return text

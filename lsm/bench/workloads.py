@@ -1,8 +1,8 @@
 """Named workloads that users have, and the cases of a run: a workload, a dtype, an operation, a kind of data."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 from lsm._check import at_least_float32
 from lsm._operations import DERIVED
@@ -38,122 +38,6 @@ SIGNATURES = {
 
 
 @dataclass(frozen=True)
-class Workload:
-    """A shape that users have; it is in the named set, and of quick, usual and full in those that are larger."""
-
-    name: str
-    shape: tuple[int, ...]
-    axis: int = -1
-    dtypes: tuple[str, ...] = ("float32",)  # the quick set has the first, the full one all of DTYPES
-    order: str = "C"
-    set: str = "quick"
-    usual_ops: tuple[str, ...] = OPS
-    quick_ops: tuple[str, ...] = (FORWARD,)
-    out_dtype: str = ""  # that of x, if empty; another one is measured forward only
-    k: tuple[int, ...] = (1,)  # of top-k
-    chunks: tuple[int, ...] = ()  # in which Dask has it
-
-
-# A decoder's frames of 32 characters; a recogniser's of 6,000 states; the next word for 64 texts; the words of whole
-# texts; the pixels of an image; a million frames of ten classes and a single one; a mixture's 500 components; ten
-# numbers; the scores of texts, and a step of training.
-_LLM_DTYPES = ("float32", "float16", "bfloat16")
-_FAMILY = ("softmax", "softmax_backward", "entropy", "kl_divergence")
-_TOTAL, _GRAD, _SELECT = ("logsumexp",), ("cross_entropy_value_and_grad",), ("take_log_softmax", "top_k_log_softmax")
-_LOSS = (*OPS, "cross_entropy")
-WORKLOADS = (
-    Workload("small", (32, 10), quick_ops=_LOSS, usual_ops=_LOSS),
-    Workload("small", (10, 500), set="usual"),
-    Workload("speech_frames", (1500, 32), usual_ops=OPS + _FAMILY, quick_ops=(FORWARD, *_FAMILY)),
-    Workload("senones", (1000, 6000), quick_ops=(FORWARD, BACKWARD)),
-    Workload("llm_step", (64, 128_256), quick_ops=OPS, dtypes=_LLM_DTYPES),
-    Workload("llm_step", (1, 151_936), set="usual"),
-    Workload("llm_eval", (256, 32_000), usual_ops=OPS + _SELECT, quick_ops=(FORWARD, *_SELECT), k=(20,)),
-    Workload("llm_eval", (256, 128_256), usual_ops=_SELECT, set="usual", k=(1, 20)),
-    Workload("llm_train", (64, 32_000), usual_ops=_GRAD, quick_ops=_GRAD),
-    Workload("llm_train", (512, 128_256), usual_ops=_GRAD, set="usual", dtypes=("float32", "bfloat16")),
-    Workload("llm_eval", (512, 32_000), set="usual", dtypes=_LLM_DTYPES),
-    Workload("llm_eval", (4096, 50_257), set="full"),
-    Workload("llm_eval", (512, 32_000), dtypes=("float16",), out_dtype="float32", set="full"),
-    Workload("segmentation", (1, 21, 512, 512), 1, usual_ops=OPS + _GRAD, quick_ops=(FORWARD, *_GRAD)),
-    Workload("segmentation", (8, 150, 128, 128), 1, set="full", usual_ops=OPS + _GRAD),
-    Workload("rows", (500_000, 10)),
-    Workload("rows", (1, 2**22)),
-    Workload("rows", (1_000_000, 10), set="usual"),
-    Workload("rows", (1, 2**24), set="usual"),
-    Workload("mixture", (10_000, 500), dtypes=("float64",), usual_ops=OPS + _TOTAL, quick_ops=(FORWARD, *_TOTAL)),
-    Workload("small", (10,), usual_ops=_TOTAL, quick_ops=_TOTAL),
-    Workload("mixture", (100_000, 500), dtypes=("float64",), set="usual", usual_ops=OPS + _TOTAL),
-    Workload("mixture", (100_000, 500), dtypes=("float64",), order="F", set="full", usual_ops=OPS + _TOTAL),
-)
-NESTED = {"quick": ("quick",), "usual": ("quick", "usual"), "full": ("quick", "usual", "full")}
-FULL_DATA = KINDS_OF_DATA[:4]
-
-_LLM = ((1, 151_936), (64, 128_256), (512, 32_000), (4096, 50_257))
-_CPU = (
-    *(("small", shape, -1) for shape in ((1, 10), (32, 10), (10, 500))),
-    *(("frames", (1_000_000, n_classes), -1) for n_classes in (10, 32)),
-    ("classifier", (1024, 1000), -1),
-    *(("speech", shape, -1) for shape in ((1500, 32), (750, 5000), (1000, 6000))),
-    ("giant", (1, 2**24), -1),
-    *(("segmentation", shape, 1) for shape in ((1, 21, 512, 512), (8, 150, 128, 128))),
-    ("columns", (50_000, 64), 0),
-)
-
-# Many frames of each length, few frames, the first axis, a middle one, fewer than 32 bytes side by side; and a call
-# that is all launch.
-_GPU_ELEMENTS = 2**26
-_GPU_CLASSES = (10, 33, 100, 256, 1000, 1003, 4096, 4099, 16_384, 32_000, 50_257, 128_256, 262_144, 1_000_003, 2**24)
-_GPU = (
-    *(("rows", (_GPU_ELEMENTS // n, n), -1) for n in _GPU_CLASSES),
-    *(("few", (8, n), -1) for n in (100, 1000, 32_000, 128_256, 1_000_003)),
-    *(("columns", (n, _GPU_ELEMENTS // n), 0) for n in (10, 256, 1003, 2048, 4096, 6000, 8192, 32_000)),
-    *(("images", (max(1, _GPU_ELEMENTS // (n * 2**16)), n, 256, 256), 1) for n in (21, 150, 1000)),
-    ("narrow", (_GPU_ELEMENTS // 7000, 1000, 7), 1),
-)
-
-_SEPARATE = (FORWARD, BACKWARD)
-
-MAP_CLASSES = (2, 3, 5, 10, 20, 40, 65, 130, 300, 1100, 12_000, 100_000)
-MAP_INNER = (1, 2, 5, 8, 13, 26, 40, 77, 200, 1000, 16_384)
-
-
-def mapped(
-    classes: tuple[int, ...] = MAP_CLASSES, inners: tuple[int, ...] = MAP_INNER, n_elements: int = 2_000_000
-) -> tuple[Workload, ...]:
-    """Cells of about as many elements, (outer, classes, inner); those that would have more are left out."""
-    return tuple(
-        Workload(MAP, (n_elements // (n * inner), n, *[inner] * (inner > 1)), axis, usual_ops=_SEPARATE)
-        for n in classes
-        for inner in inners
-        for axis in [1 if inner > 1 else -1]
-        if n * inner <= n_elements
-    )
-
-
-SCALE_OPS = (FORWARD, "take_log_softmax", "logsumexp")
-SETS_OF_THEIR_OWN = {
-    "cpu": (
-        *(Workload(*about, usual_ops=_SEPARATE) for about in _CPU),
-        *(Workload("llm", shape, dtypes=_LLM_DTYPES, usual_ops=_SEPARATE) for shape in _LLM),
-        *(Workload("llm", shape, dtypes=("float16",), out_dtype="float32") for shape in _LLM),
-        *(Workload("mixture", (100_000, 500), dtypes=("float64",), order=o, usual_ops=_SEPARATE) for o in "CF"),
-    ),
-    "gpu": tuple(Workload(*about, dtypes=DTYPES, usual_ops=_SEPARATE) for about in _GPU),
-    MAP: mapped(),
-    SCALE: tuple(
-        Workload(f"{cut}_in_chunks", (1024, 131_072), usual_ops=SCALE_OPS, chunks=chunks)
-        for cut, chunks in (("frames", (64, 131_072)), ("classes", (256, 32_768)))
-    ),
-}
-SWEEPS = {
-    "classes": tuple(Workload("sweep_classes", (1, 10**power)) for power in range(1, 8)),
-    "frames": tuple(Workload("sweep_frames", (10**power, 1000)) for power in range(6)),
-}
-QUICK_SWEEP_ELEMENTS = 10**7  # the larger ones take most of the time
-
-
-@dataclass(frozen=True)
 class Case:
     """What one row measures."""
 
@@ -161,12 +45,12 @@ class Case:
     shape: tuple[int, ...]
     axis: int = -1
     dtype: str = "float32"
-    out_dtype: str = ""  # that of x, if empty
+    out_dtype: str = ""  # that of x, if empty; another one is measured forward only
     order: str = "C"
     op: str = FORWARD
     data: str = "logits"
     k: int = 1  # of top-k
-    chunks: tuple[int, ...] = ()
+    chunks: tuple[int, ...] = ()  # in which Dask has it
 
     @property
     def result_dtype(self) -> str:
@@ -207,16 +91,125 @@ class Case:
         return " ".join(words) + f", {self.op}"
 
 
+@dataclass(frozen=True)
+class Workload(Case):
+    """A shape that users have; it is in the named set, and of quick, usual and full in those that are larger."""
+
+    dtypes: tuple[str, ...] = ("float32",)  # the quick set has the first, the full one all of DTYPES
+    set: str = "quick"
+    usual_ops: tuple[str, ...] = OPS
+    quick_ops: tuple[str, ...] = (FORWARD,)
+    ks: tuple[int, ...] = (1,)  # of top-k
+
+
+# A decoder's frames of 32 characters; a recogniser's of 6,000 states; the next word for 64 texts; the words of whole
+# texts; the pixels of an image; a million frames of ten classes and a single one; a mixture's 500 components; ten
+# numbers; the scores of texts, and a step of training.
+_LLM_DTYPES = ("float32", "float16", "bfloat16")
+_FAMILY = ("softmax", "softmax_backward", "entropy", "kl_divergence")
+_TOTAL, _GRAD, _SELECT = ("logsumexp",), ("cross_entropy_value_and_grad",), ("take_log_softmax", "top_k_log_softmax")
+_LOSS = (*OPS, "cross_entropy")
+WORKLOADS = (
+    Workload("small", (32, 10), quick_ops=_LOSS, usual_ops=_LOSS),
+    Workload("small", (10, 500), set="usual"),
+    Workload("speech_frames", (1500, 32), usual_ops=OPS + _FAMILY, quick_ops=(FORWARD, *_FAMILY)),
+    Workload("senones", (1000, 6000), quick_ops=(FORWARD, BACKWARD)),
+    Workload("llm_step", (64, 128_256), quick_ops=OPS, dtypes=_LLM_DTYPES),
+    Workload("llm_step", (1, 151_936), set="usual"),
+    Workload("llm_eval", (256, 32_000), usual_ops=OPS + _SELECT, quick_ops=(FORWARD, *_SELECT), ks=(20,)),
+    Workload("llm_eval", (256, 128_256), usual_ops=_SELECT, set="usual", ks=(1, 20)),
+    Workload("llm_train", (64, 32_000), usual_ops=_GRAD, quick_ops=_GRAD),
+    Workload("llm_train", (512, 128_256), usual_ops=_GRAD, set="usual", dtypes=("float32", "bfloat16")),
+    Workload("llm_eval", (512, 32_000), set="usual", dtypes=_LLM_DTYPES),
+    Workload("llm_eval", (4096, 50_257), set="full"),
+    Workload("llm_eval", (512, 32_000), dtypes=("float16",), out_dtype="float32", set="full"),
+    Workload("segmentation", (1, 21, 512, 512), 1, usual_ops=OPS + _GRAD, quick_ops=(FORWARD, *_GRAD)),
+    Workload("segmentation", (8, 150, 128, 128), 1, set="full", usual_ops=OPS + _GRAD),
+    Workload("rows", (500_000, 10)),
+    Workload("rows", (1, 2**22)),
+    Workload("rows", (1_000_000, 10), set="usual"),
+    Workload("rows", (1, 2**24), set="usual"),
+    Workload("mixture", (10_000, 500), dtypes=("float64",), usual_ops=OPS + _TOTAL, quick_ops=(FORWARD, *_TOTAL)),
+    Workload("small", (10,), usual_ops=_TOTAL, quick_ops=_TOTAL),
+    Workload("mixture", (100_000, 500), dtypes=("float64",), set="usual", usual_ops=OPS + _TOTAL),
+    Workload("mixture", (100_000, 500), dtypes=("float64",), order="F", set="full", usual_ops=OPS + _TOTAL),
+)
+NESTED = ("quick", "usual", "full")  # each with all of those before it
+
+_LLM = ((1, 151_936), (64, 128_256), (512, 32_000), (4096, 50_257))
+_CPU = (
+    *(("small", shape, -1) for shape in ((1, 10), (32, 10), (10, 500))),
+    *(("frames", (1_000_000, n_classes), -1) for n_classes in (10, 32)),
+    ("classifier", (1024, 1000), -1),
+    *(("speech", shape, -1) for shape in ((1500, 32), (750, 5000), (1000, 6000))),
+    ("giant", (1, 2**24), -1),
+    *(("segmentation", shape, 1) for shape in ((1, 21, 512, 512), (8, 150, 128, 128))),
+    ("columns", (50_000, 64), 0),
+)
+
+# Many frames of each length, few frames, the first axis, a middle one, fewer than 32 bytes side by side; and a call
+# that is all launch.
+_GPU_ELEMENTS = 2**26
+_GPU_CLASSES = (10, 33, 100, 256, 1000, 1003, 4096, 4099, 16_384, 32_000, 50_257, 128_256, 262_144, 1_000_003, 2**24)
+_GPU = (
+    *(("rows", (_GPU_ELEMENTS // n, n), -1) for n in _GPU_CLASSES),
+    *(("few", (8, n), -1) for n in (100, 1000, 32_000, 128_256, 1_000_003)),
+    *(("columns", (n, _GPU_ELEMENTS // n), 0) for n in (10, 256, 1003, 2048, 4096, 6000, 8192, 32_000)),
+    *(("images", (max(1, _GPU_ELEMENTS // (n * 2**16)), n, 256, 256), 1) for n in (21, 150, 1000)),
+    ("narrow", (_GPU_ELEMENTS // 7000, 1000, 7), 1),
+)
+
+_SEPARATE = (FORWARD, BACKWARD)
+
+# Cells of about as many elements, (outer, classes, inner); those that would have more are left out.
+_MAP_CLASSES = (2, 3, 5, 10, 20, 40, 65, 130, 300, 1100, 12_000, 100_000)
+_MAP_INNER = (1, 2, 5, 8, 13, 26, 40, 77, 200, 1000, 16_384)
+_MAP_SHAPES = [(2_000_000 // (n * inner), n, inner) for n in _MAP_CLASSES for inner in _MAP_INNER]
+
+SCALE_OPS = (FORWARD, "take_log_softmax", "logsumexp")
+SETS_OF_THEIR_OWN = {
+    "cpu": (
+        *(Workload(*about, usual_ops=_SEPARATE) for about in _CPU),
+        *(Workload("llm", shape, dtypes=_LLM_DTYPES, usual_ops=_SEPARATE) for shape in _LLM),
+        *(Workload("llm", shape, dtypes=("float16",), out_dtype="float32") for shape in _LLM),
+        *(Workload("mixture", (100_000, 500), dtypes=("float64",), order=o, usual_ops=_SEPARATE) for o in "CF"),
+    ),
+    "gpu": tuple(Workload(*about, dtypes=DTYPES, usual_ops=_SEPARATE) for about in _GPU),
+    MAP: tuple(
+        Workload(MAP, (outer, n, inner) if inner > 1 else (outer, n), 1 if inner > 1 else -1, usual_ops=_SEPARATE)
+        for outer, n, inner in _MAP_SHAPES
+        if outer
+    ),
+    SCALE: tuple(
+        Workload(f"{cut}_in_chunks", (1024, 131_072), usual_ops=SCALE_OPS, chunks=chunks)
+        for cut, chunks in (("frames", (64, 131_072)), ("classes", (256, 32_768)))
+    ),
+}
+SWEEPS = {
+    "classes": tuple(Workload("sweep_classes", (1, 10**power)) for power in range(1, 8)),
+    "frames": tuple(Workload("sweep_frames", (10**power, 1000)) for power in range(6)),
+}
+
+
 def cases(options: Options) -> list[Case]:
     """What the options ask for, those on the same arrays one after the other."""
-    return [
-        Case(w.name, w.shape, w.axis, dtype, w.out_dtype * (w.out_dtype != dtype), w.order, op, data, k, w.chunks)
-        for w in _chosen(options)
-        for dtype in _dtypes(w, options)
-        for data in options.data or (FULL_DATA if options.set == "full" else FULL_DATA[:1])
-        for op in _ops(w, options)
-        for k in (w.k if op == "top_k_log_softmax" else (1,))
-    ]
+    found = []
+    for w in _chosen(options):
+        dtypes, ops = (w.dtypes[:1], w.quick_ops) if options.set == "quick" else (w.dtypes, w.usual_ops)
+        if options.set == "full" and not (options.sweep or options.shape):
+            dtypes = DTYPES
+        dtypes, ops = options.dtype or dtypes, options.op or ((FORWARD,) if options.sweep else ops)
+        if w.out_dtype:
+            dtypes, ops = tuple({*w.dtypes} & {*dtypes}), tuple({FORWARD} & {*ops})
+        about: dict[str, Any] = {field.name: getattr(w, field.name) for field in fields(Case)}
+        found += [
+            Case(**about | {"dtype": dtype, "data": data, "op": op, "k": k})
+            for dtype in dtypes
+            for data in options.data or (KINDS_OF_DATA[:4] if options.set == "full" else KINDS_OF_DATA[:1])
+            for op in ops
+            for k in (w.ks if op == "top_k_log_softmax" else (1,))
+        ]
+    return found
 
 
 def _chosen(options: Options) -> tuple[Workload, ...]:
@@ -224,25 +217,13 @@ def _chosen(options: Options) -> tuple[Workload, ...]:
     if options.shape is not None:
         quarters = tuple(-(-n // 4) for n in options.shape) * (options.set == SCALE)
         return (Workload("own", options.shape, options.axis, quick_ops=OPS, chunks=quarters),)
-    known = SETS_OF_THEIR_OWN.get(options.set, tuple(w for w in WORKLOADS if w.set in NESTED.get(options.set, ())))
+    known = SETS_OF_THEIR_OWN.get(options.set)
     if options.sweep is not None:
-        most = QUICK_SWEEP_ELEMENTS if options.set == "quick" else math.inf
-        known = tuple(w for w in SWEEPS[options.sweep] if math.prod(w.shape) <= most)
+        known = tuple(w for w in SWEEPS[options.sweep] if options.set != "quick" or math.prod(w.shape) <= 10**7)
+    if known is None:
+        known = tuple(w for w in WORKLOADS if NESTED.index(w.set) <= NESTED.index(options.set))
     for text in options.only:
-        if not any(text in w.name for w in known):
-            names = ", ".join(dict.fromkeys(w.name for w in known))
+        if not any(text in w.workload for w in known):
+            names = ", ".join(dict.fromkeys(w.workload for w in known))
             raise OptionError("only", f"{text!r} matches none; accepted: {names}, or a part of a name")
-    return tuple(w for w in known if not options.only or any(text in w.name for text in options.only))
-
-
-def _dtypes(w: Workload, options: Options) -> tuple[str, ...]:
-    if options.dtype:
-        return options.dtype if not w.out_dtype else tuple({*w.dtypes} & {*options.dtype})
-    if options.set == "full" and not (options.sweep or w.out_dtype or options.shape):
-        return DTYPES
-    return w.dtypes[:1] if options.set == "quick" else w.dtypes
-
-
-def _ops(w: Workload, options: Options) -> list[str]:
-    usual = (FORWARD,) if options.sweep else w.quick_ops if options.set == "quick" else w.usual_ops
-    return [op for op in options.op or usual if op == FORWARD or not w.out_dtype]
+    return tuple(w for w in known if not options.only or any(text in w.workload for text in options.only))
