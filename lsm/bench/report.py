@@ -1,23 +1,24 @@
-"""What a report says of a result, as headed tables of texts."""
+"""What a report says of a result, as headed tables of texts; as plain text, in colours on a terminal, and Markdown."""
 
 import math
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from statistics import geometric_mean, median
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from lsm.bench.options import MAP
-from lsm.bench.result import Entry, Result, Row, reference
+from lsm.bench.result import Entry, Result, Row, plural, reference
 
 BEST, WRONG, RAISED = "best", "wrong", "raised"  # what a line can be marked as
+STYLES = {BEST: "bold green", WRONG: "bold red", RAISED: "yellow"}
+LEFT = ("implementation", "row")  # columns of text
+PLAIN_COLUMNS, WIDE_COLUMNS = 120, 10_000  # of characters
 FEW_SAMPLES = 3  # of which a median says more than one sample does
-MOST_NAMED_ROWS = 3  # before a line counts the others
 
-
-# Columns that a narrow terminal does without, the last ones first; without figures they are not shown at all.
-DROPPED = ["max ulp", "of limit", "GB/s", "p20..p80", "of frame", "first ms", "max error", "extra memory"]
-DROPPED += ["relative to peers", "fastest in", "ranked in rows", "wrong in", "new us", "old us"]
+# Columns that are not shown without figures, and those that only a wide terminal shows.
+OPTIONAL = ("p20..p80", "GB/s", "of limit", "max ulp", "of frame", "max error", "first ms", "extra memory")
+WIDE = ("p20..p80", "of frame", "max error", "first ms", "old us", "new us")
 
 LEGEND = (
     "ratio: how many times as long as {} with out=, the median of the ratios within each round; 1x is as fast",
@@ -26,6 +27,7 @@ LEGEND = (
     "of limit: the share of what a copy (forward) or an addition (backward) of the same bytes reaches",
     "max ulp, max error: against the exact values on the same data, in ulps of each element, and absolute",
     "of frame: in ulps of the largest element of each frame; peers, which declare no bound, are held to this one",
+    "wrong: the error is beyond the bound, so that the time is shown and not ranked",
     "new result: called without out=; first ms: the first call, with what is compiled or loaded in it",
 )
 
@@ -47,7 +49,6 @@ class Table(NamedTuple):
 class Map(NamedTuple):
     """The cells of one operation, dtype, kind of data and number of threads."""
 
-    title: str
     classes: list[int]
     inners: list[int]
     ratios: Cells  # the time of the fastest peer over lsm's
@@ -78,31 +79,29 @@ def times(ratio: float | None) -> str:
     return "" if ratio is None else f"{number(ratio)}x"
 
 
-def plural(n: int, word: str) -> str:
-    """'1 thread', '2 threads'."""
-    return f"{n} {word}{'' if n == 1 else 's'}"
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "" if low is None else f"{number(low)}..{number(high)}"
-
-
-def _size(n_bytes: int) -> str:
-    unit = max(0, min(3, (len(str(n_bytes)) - 1) // 3))
-    return f"{number(n_bytes / 1000**unit)} {('B', 'kB', 'MB', 'GB')[unit]}" if n_bytes else "0 B"
-
-
 def report(result: Result) -> Report:
     """Everything that is shown of a result."""
-    calls = {f"{e.label}, {row.case.op}: {e.call}" for row in result.rows for e in row.implementations}
     rows = [row for row in result.rows if row.case.workload != MAP]
+    entries = [(e, row) for row in result.rows for e in row.implementations]
+    reasons = [f"{name}: {reason}" for row in result.rows for name, reason in row.absent.items()]
+    of = reference(result.rows)
+    remarks = {
+        "Not measured": [f"{name}: {reason}" for name, reason in result.absent.items()] + _counted(reasons, result),
+        "Raised while it was measured": _counted([f"{e.label}: {e.error}" for e, _ in entries if e.error], result),
+        "How to read this": [line.format(of.name if of else "lsm") for line in LEGEND] * bool(entries),
+    }
     return Report(
         head=list(_head(result)),
         rows=[row_table(row, result.header.n_processors) for row in rows],
         overall=[*_overall(rows), *(found.table for found in maps(result))],
-        remarks=[(title, lines) for title, lines in _remarks(result) if lines],
-        calls=("How each was called", sorted(calls)),
+        remarks=[(title, lines) for title, lines in remarks.items() if lines],
+        calls=("How each was called", sorted({f"{e.label}, {row.case.op}: {e.call}" for e, row in entries})),
     )
+
+
+def _counted(texts: list[str], result: Result) -> list[str]:
+    """Each text once, with the number of rows that it holds for."""
+    return [f"{text} (in {n} of {plural(len(result.rows), 'row')})" for text, n in sorted(Counter(texts).items())]
 
 
 def _head(result: Result) -> Iterator[str]:
@@ -124,6 +123,8 @@ def _head(result: Result) -> Iterator[str]:
 
 def row_table(row: Row, n_processors: int) -> Table:
     """One row, best first; what cannot be compared stands below the others and has no rank."""
+    from rich.filesize import decimal
+
     entries = row.best_first()
     marks = [RAISED if e.error is not None else "" if e.is_right else WRONG for e in entries]
     columns = {
@@ -131,16 +132,16 @@ def row_table(row: Row, n_processors: int) -> Table:
         "implementation": [e.label for e in entries],
         "us": [number(e.us) for e in entries],
         "ratio": [times(e.ratio) for e in entries],
-        "p20..p80": [_span(e.p20_ratio, e.p80_ratio) for e in entries],
+        "p20..p80": [f"{number(e.p20_ratio)}..{number(e.p80_ratio)}" if e.ratio else "" for e in entries],
         "GB/s": [number(e.gb_s) for e in entries],
         "of limit": ["" if e.share is None else f"{e.share:.2f}" for e in entries],
         "max ulp": [_ulps(e, e.max_ulp, e.bound_is_declared) for e in entries],
         "of frame": [_ulps(e, e.max_frame_ulp, not e.bound_is_declared) for e in entries],
         "max error": ["" if e.max_abs_error is None else f"{e.max_abs_error:.1e}" for e in entries],
         "first ms": [number(e.first_call_ms) for e in entries],
-        "extra memory": ["" if e.extra_bytes is None else _size(e.extra_bytes) for e in entries],
+        "extra memory": ["" if e.extra_bytes is None else decimal(e.extra_bytes) for e in entries],
     }
-    columns = {head: cells for head, cells in columns.items() if any(cells) or head not in DROPPED}
+    columns = {head: cells for head, cells in columns.items() if any(cells) or head not in OPTIONAL}
     if entries and entries[0].is_ranked:
         marks[0] = BEST
     lines = [(list(cells), mark) for *cells, mark in zip(*columns.values(), marks, strict=True)]
@@ -157,11 +158,8 @@ def _ulps(entry: Entry, ulps: float | None, is_held: bool) -> str:
 def _notes(row: Row, n_processors: int) -> Iterator[str]:
     """The notes below a row's table."""
     if row.limit is not None:
-        took = f"{number(row.limit.us)} us ({_span(row.limit.p20_us, row.limit.p80_us)})"
-        yield f"limit: {row.limit.name} of the same {_size(row.bytes)}, {took}, {number(row.limit.gb_s)} GB/s"
-    for entry in row.implementations:
-        if entry.error is not None:
-            yield f"{entry.label} raised after {plural(len(entry.samples_us), 'sample')}: {entry.error}"
+        took = f"{number(row.limit.us)} us ({number(row.limit.p20_us)}..{number(row.limit.p80_us)})"
+        yield f"limit: {row.limit.name} of the same {number(row.bytes / 1e6)} MB, {took}, {number(row.limit.gb_s)} GB/s"
     counts = {e.label: len(e.samples_us) for e in row.implementations if e.error is None}
     if few := [label for label, n in counts.items() if n < FEW_SAMPLES]:
         yield f"{plural(min(counts.values()), 'sample')} only of {', '.join(few)}, for lack of time"
@@ -192,11 +190,17 @@ def _overall(rows: list[Row]) -> Iterator[Table]:
             of = reference(here)
             heads = ["#", "implementation", "mean ratio", "ranked in rows", "fastest in", "wrong in"]
             yield Table(f"{op}: time over that of {of.name if of else 'lsm'}, geometric mean", heads, lines)
-        ups = speed_ups(here)
-        if len(counts_of := sorted({n for by in ups.values() for n in by})) > 1:
-            lines = [([name, *(times(by.get(n)) for n in counts_of)], "") for name, by in ups.items()]
-            title = f"{op}: how many times as fast as with {plural(counts_of[0], 'thread')}, geometric mean"
-            yield Table(title, ["implementation", *(plural(n, "thread") for n in counts_of)], lines)
+        us = {(row.case, e.label, row.threads): e.us or 0 for row in here for e in row.implementations if e.is_ranked}
+        fewest, *more = threads = sorted({row.threads for row in here})
+        if more:
+            ups: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+            for (case, name, n), took in us.items():
+                if first := us.get((case, name, fewest)):
+                    ups[name][n].append(first / took)
+            means = {name: {n: times(geometric_mean(some)) for n, some in by.items()} for name, by in ups.items()}
+            lines = [([name, *(by.get(n, "") for n in threads)], "") for name, by in means.items()]
+            title = f"{op}: how many times as fast as with {plural(fewest, 'thread')}, geometric mean"
+            yield Table(title, ["implementation", *(plural(n, "thread") for n in threads)], lines)
 
 
 def maps(result: Result) -> list[Map]:
@@ -212,23 +216,25 @@ def maps(result: Result) -> list[Map]:
 def _map(title: str, rows: list[Row], n_processors: int) -> Map:
     fastest: dict[tuple[int, int], Entry] = {}
     ns: Cells = {}
-    limits: list[float] = []
     for row in rows:
-        cell, base, n_elements = (row.case.n_classes, row.case.inner), reference([row]), math.prod(row.case.shape)
-        limits += [row.limit.us * 1e3 / n_elements] if row.limit else []
-        if base and base.is_ranked:
-            ns[cell] = (base.us or math.nan) * 1e3 / n_elements
+        cell, base = (row.case.n_classes, row.case.inner), reference([row])
+        if base and base.us and base.is_ranked:
+            ns[cell] = base.us * 1e3 / math.prod(row.case.shape)
             # Also those whose error is beyond the bound, as PyTorch's is in many cells: a line says in how many.
-            peers = [e for e in row.implementations if e.backend is None and e.error is None and e.ratio]
-            fastest |= {cell: min(peers, key=lambda entry: entry.ratio or math.inf)} if peers else {}
+            if peers := [e for e in row.implementations if e.backend is None and e.error is None and e.ratio]:
+                fastest[cell] = min(peers, key=lambda entry: entry.ratio or math.inf)
+    limits = [(row.limit.name, row.limit.us * 1e3 / math.prod(row.case.shape)) for row in rows if row.limit]
+    limit = f"{limits[0][0]} {median(ns for _, ns in limits):.2f}" if limits else ""
     ratios = {cell: entry.ratio or math.nan for cell, entry in fastest.items()}
-    limit = f"{rows[0].limit.name} {median(limits):.2f}" if rows[0].limit else ""
+    below = [cell for cell, ratio in ratios.items() if round(ratio, 2) < 1]
     notes = []
     if ratios:
-        (n_classes, inner), worst = min(ratios.items(), key=lambda item: item[1])
-        n_below, where = sum(round(ratio, 2) < 1 for ratio in ratios.values()), f"{n_classes} classes, inner {inner}"
-        text = f"geometric mean {geometric_mean(ratios.values()):.2f}; {n_below} of {len(ratios)} cells below 1"
-        notes = [f"{text}; worst {worst:.2f} ({where}, {fastest[n_classes, inner].name})"]
+        n_classes, inner = worst = min(ratios, key=lambda cell: ratios[cell])
+        text = (
+            f"geometric mean {geometric_mean(ratios.values()):.2f}; {len(below)} of {len(ratios)} cells below 1; worst"
+        )
+        where = f"{n_classes} classes, inner {inner}, {fastest[worst].name}"
+        notes = [f"{text} {ratios[worst]:.2f} ({where})"]
         if n_wrong := sum(not entry.is_right for entry in fastest.values()):
             notes.append(f"the error of the fastest peer is beyond the bound in {n_wrong} of {len(ratios)} cells")
     if ns:
@@ -236,54 +242,68 @@ def _map(title: str, rows: list[Row], n_processors: int) -> Map:
         notes.append(text + f"; {limit} for the same bytes" * bool(limit))
     if n_disturbed := sum(row.is_disturbed(n_processors) for row in rows):
         notes.append(f"others used the processors in {n_disturbed} of {len(rows)} cells: not reliable")
-    of, head = reference(rows), "the fastest peer's time over that of"
     classes, inners = sorted({row.case.n_classes for row in rows}), sorted({row.case.inner for row in rows})
-    texts = [[str(n), *(number(ratios.get((n, inner))) for inner in inners)] for n in classes]
-    below = [cell for cell, ratio in ratios.items() if round(ratio, 2) < 1]
+    of = reference(rows)
     table = Table(
-        f"{title}: {head} {of.name if of else 'lsm'}; classes by inner",
+        f"{title}: the fastest peer's time over that of {of.name if of else 'lsm'}; classes by inner",
         ["classes", *map(str, inners)],
-        [(cells, "") for cells in texts],
+        [([str(n), *(number(ratios.get((n, inner))) for inner in inners)], "") for n in classes],
         notes,
         {(classes.index(n), 1 + inners.index(inner)): WRONG for n, inner in below},
     )
-    return Map(title, classes, inners, ratios, ns, limit, table)
+    return Map(classes, inners, ratios, ns, limit, table)
 
 
-def speed_ups(rows: Iterable[Row]) -> dict[str, dict[int, float]]:
-    """How many times as fast each implementation is with more threads than with the fewest, by the number; the mean."""
-    found: dict[tuple[object, str], dict[int, float]] = defaultdict(dict)
-    for row in rows:
-        for entry in (e for e in row.implementations if e.is_ranked):
-            found[row.case, entry.label][row.threads] = entry.us or math.nan
-    ratios: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (_, name), us in found.items():
-        for n_threads, took in us.items():
-            ratios[name][n_threads].append(us[min(us)] / took)
-    return {name: {n: geometric_mean(some) for n, some in sorted(by.items())} for name, by in ratios.items()}
+def write(report: Report, file: TextIO) -> None:
+    """Print all tables, what was fastest overall last, in colours on a terminal, and less where it is narrow."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    width = Console(file=file).width if file.isatty() else None
+    console = Console(file=file, width=width or WIDE_COLUMNS, markup=False, highlight=False)
+
+    def paragraphs(lines: Iterable[str], style: str = "") -> None:
+        for line in lines:
+            console.print(Text(line, style), width=width or PLAIN_COLUMNS)
+
+    with console.capture() as capture:
+        paragraphs(report.head)
+        for table in (*report.rows, *report.overall):
+            paragraphs(["", table.title], "bold")
+            grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+            shown = [i for i, head in enumerate(table.heads) if console.width >= PLAIN_COLUMNS or head not in WIDE]
+            for head in (table.heads[i] for i in shown):
+                is_text = head in LEFT
+                grid.add_column(Text(head, "dim"), justify="left" if is_text else "right", no_wrap=not is_text)
+            for line, (cells, mark) in enumerate(table.lines):
+                texts = (Text(cells[i], STYLES.get(table.marks.get((line, i), ""), "")) for i in shown)
+                grid.add_row(*texts, style=STYLES.get(mark, ""))
+            console.print(grid)
+            paragraphs(table.notes, "dim")
+        for title, lines in report.remarks:
+            paragraphs(["", title], "bold")
+            paragraphs(lines)
+    file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
-def _remarks(result: Result) -> Iterator[Remark]:
-    """What holds for more than one row."""
-    entries = [(e, row) for row in result.rows for e in row.implementations]
-    absent = [f"{name}: {reason}" for name, reason in result.absent.items()]
-    reasons = [(f"{name}: {reason}", row) for row in result.rows for name, reason in row.absent.items()]
-    yield "Not measured", [*absent, *_gathered(reasons, len(result.rows))]
-    wrong = [(e.label, row) for e, row in entries if e.error is None and not e.is_right]
-    yield "Shown and not ranked, for the error is beyond the bound", _gathered(wrong, len(result.rows))
-    raised = [(f"{e.label}: {e.error}", row) for e, row in entries if e.error is not None]
-    yield "Raised while it was measured", _gathered(raised, len(result.rows))
-    of = reference(result.rows)
-    legend = [line.format(of.name if of else "the first backend of lsm") for line in LEGEND]
-    yield "How to read this", legend if result.rows else []
+def markdown(report: Report) -> str:
+    """As GitHub Markdown."""
+    parts = ["# lsm bench", "\n".join(f"- {escaped(line)}" for line in report.head)]
+    for level, tables in (("##", report.overall), ("###", report.rows)):
+        parts += ["## Each row"] * (tables is report.rows and bool(tables))
+        for title, heads, lines, notes, marks in tables:
+            rows = [[escaped(head) for head in heads], ["---" if head in LEFT else "---:" for head in heads]]
+            for line, (cells, mark) in enumerate(lines):
+                bold = ["**" if mark == BEST or (line, i) in marks else "" for i in range(len(cells))]
+                rows.append([f"{b}{escaped(cell)}{b}" if cell else "" for b, cell in zip(bold, cells, strict=True)])
+            grid = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+            parts += [f"{level} {escaped(title)}", grid, *map(escaped, notes)]
+    for title, some in (*report.remarks, report.calls):
+        parts += [f"## {escaped(title)}", "\n".join(f"- {escaped(line)}" for line in some)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _gathered(found: list[tuple[str, Row]], n_rows: int) -> list[str]:
-    """Each text once, with the rows that it holds for."""
-    lines = []
-    for text, pairs in groupby(sorted(found, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
-        rows = list(dict.fromkeys(row.label for _, row in pairs))
-        more = [f"and {len(rows) - MOST_NAMED_ROWS} more"] * (len(rows) > MOST_NAMED_ROWS)
-        where = "every row" if len(rows) == n_rows > 1 else "; ".join([*rows[:MOST_NAMED_ROWS], *more])
-        lines.append(f"{text} ({where})")
-    return lines
+def escaped(text: str) -> str:
+    """Let nothing in a text be taken for Markdown or HTML; within a word, _ is neither."""
+    return re.sub(r"[\\`*\[\]|~<&]|\b_|_\b", r"\\\g<0>", text)

@@ -1,7 +1,4 @@
-"""What a benchmark run found: one tree of plain values, to JSON and back.
-
-A number that is not known is None, and so is in JSON one that is not finite.
-"""
+"""What a benchmark run found: one tree of plain values, to JSON and back; a number that is not known is None."""
 
 import json
 import math
@@ -9,11 +6,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lsm._texts import printable
+from lsm._texts import describe_error, printable
 from lsm.bench.workloads import Case
 
 FORMAT = 3
 DISTURBED_PROCESSORS = 0.1  # what the system itself needs is less
+
+
+def plural(n: int, word: str) -> str:
+    """'1 thread', '2 threads'."""
+    return f"{n} {word}{'' if n == 1 else 's'}"
 
 
 @dataclass
@@ -81,17 +83,12 @@ class Row:
     @property
     def label(self) -> str:
         """A line that names it."""
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        return f"{self.case.label}, {threads}" + (f", on {self.device}" if self.device != "cpu" else "")
+        return f"{self.case.label}, {plural(self.threads, 'thread')}" + f", on {self.device}" * (self.device != "cpu")
 
     def best_first(self) -> list[Entry]:
         """The ranked ones, then those whose result is not right, then those that raised."""
-
-        def key(entry: Entry) -> tuple[bool, bool, float, float]:
-            us = entry.us or math.inf
-            return entry.error is not None, not entry.is_ranked, entry.ratio or us, us
-
-        return sorted(self.implementations, key=key)
+        by_time = sorted(self.implementations, key=lambda entry: (entry.ratio or math.inf, entry.us or math.inf))
+        return sorted(by_time, key=lambda entry: (entry.error is not None, not entry.is_ranked))
 
     def is_disturbed(self, n_processors: int) -> bool:
         """Whether others used processors meanwhile that the row's threads needed."""
@@ -141,29 +138,23 @@ class Result:
         return json.dumps(tree, indent=1, allow_nan=False) + "\n"
 
 
-def from_json(text: str, name: str = "the file") -> Result:
+def from_json(text: str | bytes, name: str = "the file") -> Result:
     """Read what `Result.to_json` wrote, or raise a ValueError that says why not."""
     try:
-        tree = _printable(json.loads(text))
+        tree = json.loads(text, object_pairs_hook=_printable)
         if tree["format"] != FORMAT:
             raise ValueError(f"format {tree['format']!r}; this lsm reads {FORMAT}: measure again, or use its lsm")
-        rows = [_row(**row) for row in tree.pop("rows")]
+        for row in tree["rows"]:
+            case: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row["case"].items()}
+            row["case"] = Case(**case)
+            row["limit"] = row["limit"] and Limit(**row["limit"])
+            row["implementations"] = [Entry(**entry) for entry in row["implementations"]]
+        rows = [Row(**row) for row in tree.pop("rows")]
         return Result(header=Header(**tree.pop("header")), rows=rows, **tree)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        text = printable(f"{type(error).__name__}: {error}")
-        raise ValueError(f"{name!r}: {text}; accepted: what `lsm bench --json` wrote") from None
+        raise ValueError(f"{name!r}: {describe_error(error)}; accepted: what `lsm bench --json` wrote") from None
 
 
-def _row(case: dict[str, Any], limit: Any, implementations: Any, **rest: Any) -> Row:
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in case.items()}
-    entries = [Entry(**entry) for entry in implementations]
-    return Row(Case(**fields), limit=Limit(**limit) if limit else None, implementations=entries, **rest)
-
-
-def _printable(tree: Any) -> Any:
-    """The same tree, in whose texts and keys are no control characters, which a terminal would obey."""
-    if isinstance(tree, dict):
-        return {printable(key): _printable(item) for key, item in tree.items()}
-    if isinstance(tree, list):
-        return [_printable(item) for item in tree]
-    return printable(tree) if isinstance(tree, str) else tree
+def _printable(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of an object, in whose texts are no control characters, which a terminal would obey."""
+    return {printable(key): printable(item) if isinstance(item, str) else item for key, item in pairs}
