@@ -10,8 +10,8 @@ import lsm
 from lsm.bench import peers
 from lsm.bench.data import Data
 from lsm.bench.machine import equal_threads, possible_threads
-from lsm.bench.memory import shrunk
 from lsm.bench.options import SCALE, SETS, OptionError, Options
+from lsm.bench.run import shrunk
 from lsm.bench.workloads import cases
 
 LISTS = {"only": "parts of names of workloads", "implementations": "parts of names of implementations"}
@@ -77,7 +77,7 @@ class Stage:
 @pytest.fixture(scope="session")
 def stage(pytestconfig):
     made = pytestconfig.stash[STAGE]
-    with equal_threads(made.n_threads, made.makers):
+    with equal_threads(made.n_threads):
         yield made
 
 

@@ -9,7 +9,7 @@ import pytest
 import lsm
 from lsm.backends._levels import kernels
 from lsm.bench.implementation import OUT
-from lsm.bench.memory import extra_bytes
+from lsm.bench.run import extra_bytes
 from lsm.bench.workloads import BACKWARD, FORWARD, Case
 
 pytestmark = pytest.mark.benchmark(disable_gc=True)

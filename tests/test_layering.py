@@ -63,7 +63,7 @@ FLOORS = [
     "lsm._apply_parts lsm._apply_record",
     "lsm._apply",
     "lsm._apply_cluster lsm._apply_files",
-    "lsm._listing lsm.bench.chart lsm.bench.errors lsm.bench.memory",
+    "lsm._listing lsm.bench.chart lsm.bench.errors",
     "lsm._apply_command lsm.bench.run",
     "lsm.bench.command",
     "lsm.cli",

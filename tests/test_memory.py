@@ -40,7 +40,7 @@ import json, sys
 from pathlib import Path
 import ml_dtypes, numpy as np
 import lsm
-from lsm.bench.memory import peak
+from lsm.bench.run import peak
 name, layout, keywords, n_bytes, n_inputs = json.loads(sys.argv[1])
 dtype = np.dtype(name)
 def arrays(n):

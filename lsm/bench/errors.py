@@ -1,10 +1,8 @@
 """Error beside speed: how far a result is from the exact values, on the same data as the time; and `lsm check --peers`.
 
-The exact values come from the conformance kit's oracle, which is slow: of large arrays some frames are checked, evenly
-chosen. docs/benchmarks.md says in what an error counts, and what bound holds. A gradient is a function of the dy and y
-that were given; for the data "label" its error counts in ulps of the gradient itself. Forward+backward it is held to
-the exact gradient by x, and y's own rounding, which moves the second term by exp(y) * S * |y| for each relative error,
-counts as a term too; the bound is that of both steps together.
+docs/benchmarks.md says in what an error counts, and what bound holds. A gradient is a function of the dy and y that
+were given; for the data "label" its error counts in ulps of the gradient itself. Forward+backward it is held to the
+exact gradient by x, and y's own rounding, which moves the second term by exp(y) * S * |y|, counts as a term too.
 """
 
 import gc
@@ -19,7 +17,7 @@ import numpy as np
 from lsm._check import np_dtype
 from lsm._conformance import losses, oracle
 from lsm._stopping import raise_if_stopped
-from lsm._texts import describe_error
+from lsm._texts import describe_error, for_json
 from lsm.bench import peers
 from lsm.bench.data import WRITTEN, Array, Data
 from lsm.bench.implementation import FUNCTIONS, OUT, Implementation
@@ -78,8 +76,7 @@ class Reference:
         if self.op == "logsumexp":
             return np.abs(self._of("x").max(axis=-1).astype(oracle.LD))
         if self.op in ("take_log_softmax", "top_k_log_softmax", "cross_entropy", "kl_divergence"):
-            given = ("x", "q") if self.op == "kl_divergence" else ("x",)
-            sizes = [np.abs(oracle.log_softmax(self._of(name))) for name in given]
+            sizes = [np.abs(oracle.log_softmax(self._of(name))) for name in "xq" if name in self._signature.given]
             return sum(np.where(np.isfinite(size), size, 0).max(axis=-1) for size in sizes)
         dy = np.abs(self._of("dy").astype(np.float64))
         if self.op == "softmax_backward":
@@ -129,10 +126,7 @@ class Reference:
 
 
 def check(one: Implementation, exact: Reference) -> None:
-    """Call it and note how far the result is off; an old result does not pass for new, nor an array that is not filled.
-
-    The first such call is timed. One that raises says so in its entry.
-    """
+    """Call it and note how far the result is off; one that is old, or not filled, does not pass for new."""
     try:
         for name in filter(one.names.__contains__, WRITTEN):
             one.names[name][...] = math.nan
@@ -141,11 +135,9 @@ def check(one: Implementation, exact: Reference) -> None:
         took = time.perf_counter() - start
         raise_if_stopped()
         exact.check(one.to_numpy(one.names[SIGNATURES[exact.op].result] if one.way == OUT else value), one)
+        one.entry.first_call_ms = one.entry.first_call_ms or one.setup_ms + took * 1e3
     except Exception as error:  # the row goes on without it
         one.entry.error = describe_error(error)
-        return
-    if one.entry.first_call_ms is None:
-        one.entry.first_call_ms = one.setup_ms + took * 1e3
 
 
 def measured(
@@ -153,8 +145,7 @@ def measured(
 ) -> dict[str, Any]:
     """Measure one backend of lsm, or all, and every peer on every case, over which `progress` iterates.
 
-    Gives "absent" libraries with the reason, and "rows": op, dtype, data, classes; by implementation "ulps", a number,
-    "inf" for a result that is not finite, or why there is none; and in "beyond" the backends beyond their bound.
+    In the "rows", "ulps" has by implementation a number, "inf" for a result that is not finite, or why there is none.
     """
     makers, absent = peers.usable((), "cpu")
     backends = [name.removeprefix("lsm ") for name in makers if name.startswith("lsm ")]
@@ -170,17 +161,16 @@ def measured(
     rows = []
     warnings.simplefilter("ignore")  # the peers' own: NumPy's idiom overflows
     for case in progress(cases):
-        data = Data(case, [case.op])
+        data, entries = Data(case, [case.op]), {}
         exact = Reference(case, data, data.x.size)
-        entries = {}
         for one in peers.made(makers, case, data, 1)[0]:
             if one.name not in entries and (one.backend is None or wanted in (None, one.backend)):
                 entries[one.name] = one.entry
                 check(one, exact)
-        ulps = {name: e.error or ("inf" if e.max_ulp == math.inf else e.max_ulp) for name, e in entries.items()}
-        beyond = [name for name, entry in entries.items() if entry.backend and not entry.is_right]
-        about = {"op": case.op, "dtype": case.dtype, "data": case.data, "classes": case.n_classes}
-        rows.append(about | {"ulps": ulps, "beyond": beyond})
+        row = {"op": case.op, "dtype": case.dtype, "data": case.data, "classes": case.n_classes}
+        row["ulps"] = {name: e.error or for_json(e.max_ulp) for name, e in entries.items()}
+        row["beyond"] = [name for name, entry in entries.items() if entry.backend and not entry.is_right]
+        rows.append(row)
         gc.collect()
     return {"absent": absent, "rows": rows}
 
@@ -206,9 +196,5 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _largest(cells: list[Any]) -> str:
-    if not cells:
-        return "none"
-    if texts := [cell for cell in cells if isinstance(cell, str)]:
-        return texts[0]
-    value = float(max(cells))
-    return f"{value:.3f}" if value < 10 else f"{value:.0f}" if value < 1e4 else f"{value:.1e}"
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    return texts[0] if texts else f"{max(cells):.3g}" if cells else "none"

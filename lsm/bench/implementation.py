@@ -1,8 +1,4 @@
-"""An implementation is one way to call one library in one case; here are those of lsm, and the limit of the machine.
-
-They are timed in rounds of one sample each: A B C, A B C, and so on. The machine's speed drifts, so only samples of one
-round may be compared: ratios are taken within a round, and the median of the ratios counts.
-"""
+"""An implementation is one way to call one library in one case; here are those of lsm, and the limit of the machine."""
 
 import gc
 import math
@@ -12,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -29,7 +24,6 @@ from lsm.bench.result import Entry
 from lsm.bench.workloads import BACKWARD, BOTH, FORWARD, SIGNATURES, Case
 
 OUT, NEW = "out", "new"
-USUAL_LAST_CACHE_BYTES = 32 * 2**20  # where the system does not tell
 PAUSE_S = 0.01  # before a sample, in which the threads of the implementation before it fall asleep
 LONGEST_PAUSE_S = 0.1  # where they do not: those of ONNX Runtime spin for 0.035 s, others if told so for ever
 SAMPLE_S = 0.02  # that a sample lasts at least: the clock's and the scheduler's grain vanish in it
@@ -69,32 +63,25 @@ class Implementation:
     names: dict[str, Any]
     backend: str | None = None
     to_numpy: Callable[[Any], Array] = to_numpy
-    wait: Callable[[], object] | None = None  # for the device
+    wait: Callable[[], object] = lambda: None  # for the device
     bound_ulp: float | None = None  # what it declares
     setup_ms: float = 0.0  # what making it took, if that is a compilation
 
     def __post_init__(self) -> None:
+        self.key = self.name, self.way  # what distinguishes it from the others of a row
         self.entry = Entry(self.name, self.library, self.way, self.code, self.backend)
         self._timer = timeit.Timer(self.code, globals=dict(self.names))
         self._n_calls = 1  # that make a sample
         self._needs_waking = True
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """What distinguishes it from the others of a row."""
-        return self.name, self.way
-
     def call(self) -> Any:
         """Evaluate the expression once, to the end."""
         value = eval(self.code, dict(self.names))
-        if self.wait is not None:
-            self.wait()
+        self.wait()
         return value
 
     def seconds(self, n: int) -> float:
         """What n calls take, with the wait for a device at their end; `timeit` keeps the garbage collector off."""
-        if self.wait is None:
-            return self._timer.timeit(n)
         self.wait()
         start = time.perf_counter()
         self._timer.timeit(n)
@@ -125,12 +112,12 @@ class Implementation:
 
     def attempt(self, what: Callable[..., None], *args: Any) -> None:
         """Do it, or note the error: what raises is left out from then on, and its samples stay."""
-        if self.entry.error is None:
-            try:
+        try:
+            if self.entry.error is None:
                 what(*args)
                 raise_if_stopped()
-            except Exception as error:
-                self.entry.error = describe_error(error)
+        except Exception as error:
+            self.entry.error = describe_error(error)
 
 
 def settle() -> None:
@@ -143,11 +130,7 @@ def settle() -> None:
 
 
 def interleave(implementations: Sequence[Implementation], budget: Budget) -> None:
-    """Take the rounds, or as many as the budget allows, but MIN_ROUNDS. Each has been called once before.
-
-    An implementation that takes more than its share of the budget is in the first rounds only, or the slowest would
-    leave the others too few.
-    """
+    """Take the rounds, or as many as the budget allows, but MIN_ROUNDS; the slowest are in the first ones only."""
     gc.collect()
     start, share_s = time.perf_counter(), budget.share_s(len(implementations))
     for one in implementations:
@@ -161,29 +144,22 @@ def interleave(implementations: Sequence[Implementation], budget: Budget) -> Non
             break
 
 
-def limit(case: Case, data: Data, n_threads: int) -> Implementation:
+def limit(case: Case, data: Data, n_threads: int) -> Iterator[Implementation]:
     """The same bytes moved with next to no arithmetic: a copy of x, or dy + y, with nontemporal stores."""
     given, _, _, name = SIGNATURES[case.op]
     code = f"add({given}, out=out)" if given.startswith("dy") else "copy(out, x)"
     if case.op == BOTH:
         code = "copy(y_out, x); add(dy, y_out, out=out)"
     if data.device == "cpu":
-        copy, add, wait = kernels()["stream_copy"], kernels()["stream_add"], None
+        library, copy, add = "torch", kernels()["stream_copy"], kernels()["stream_add"]
         names: dict[str, Any] = {key: array.ravel("K").view(np.uint8) for key, array in data.host.items()}
         names |= {"copy": lambda out, x: copy(x, out, n_threads), "add": partial(add, n_threads=n_threads)}
     else:
         library = "torch" if torch_has_cuda() else "cupy"
-        module, wait = import_module(library), data.waits(library)
+        module = import_module(library)
         copy = module.Tensor.copy_ if library == "torch" else module.copyto
         names = {"copy": copy, "add": module.add, **getattr(data, library)}
-    return Implementation(name, "the machine", OUT, code, names, wait=wait)
-
-
-def is_out_of_cache(case: Case, data: Data, caches: dict[str, int]) -> bool:
-    """Whether the limit holds: the arrays exceed the last-level cache, or a device's own caches serve the copy too."""
-    last_bytes = caches[max(caches)] if caches else USUAL_LAST_CACHE_BYTES
-    held_bytes = data.n_bytes(case) - (data.out.nbytes if case.op == BOTH else 0)
-    return data.device != "cpu" or held_bytes > last_bytes
+    yield Implementation(name, "the machine", OUT, code, names, wait=data.waits(library))
 
 
 def of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data, n_threads: int) -> Iterator[Implementation]:
@@ -193,8 +169,6 @@ def of_backend(label: str, info: lsm.BackendInfo, case: Case, data: Data, n_thre
         kind = "numpy.ndarray"
     elif data.device != "cpu" and "cupy.ndarray" in info.array_types and case.dtype != "bfloat16":
         kind = "cupy.ndarray"
-    elif find_spec("torch") is None:
-        raise LookupError("torch is not installed")
     functions = [FUNCTIONS.get(op, op) for op in case.op.split("+")]
     calls = [Request(kind, data.device, (case.dtype, case.result_dtype), name) for name in functions]
     for call in calls:

@@ -84,11 +84,6 @@ TORCH_OUT = {  # with a preallocated result, by the functions below torch's own
     "logsumexp": "torch.logsumexp(x, axis, out=total)",
 }
 TORCH_TO_DTYPE = "torch.log_softmax(x, axis, dtype=dtype)"
-TORCH_COMPILED = {  # what is compiled; autograd compiles the gradient as well
-    FORWARD: f"lambda x: {TORCH_TO_DTYPE}",
-    BACKWARD: f"lambda dy, y: {TORCH[BACKWARD]}",
-    BOTH: f"lambda x: {TORCH_TO_DTYPE}",
-}
 ON_DASK = {  # of arrays in chunks
     "dask copy": {FORWARD: "x.map_blocks(np.copy)"},
     "lsm on dask": {op: f"lsm.{FUNCTIONS.get(op, op)}({SIGNATURES[op].given}, axis)" for op in SCALE_OPS},
@@ -108,8 +103,6 @@ def _code(table: dict[str, str], case: Case) -> str:
 def _expression(codes: dict[str, str], name: str, library: str, case: Case, data: Data, n_threads: int) -> Made:
     """What is one expression, of arrays of NumPy or CuPy."""
     code = _code(codes, case)
-    if library == "cupy" and case.dtype == "bfloat16":
-        raise LookupError("has no bfloat16")
     names = {"np": np, "special": import_module(_SPECIAL[library]), "axis": case.axis, "k": case.k}
     names |= {"dtype": np_dtype(case.result_dtype), **(data.cupy if library == "cupy" else data.host)}
     if "classes" in code:
@@ -117,59 +110,44 @@ def _expression(codes: dict[str, str], name: str, library: str, case: Case, data
     yield Implementation(name, library, NEW, code, names, wait=data.waits(library))
 
 
-def _torch(case: Case, data: Data, n_threads: int, is_compiled: bool = False) -> Made:
-    """PyTorch, or a function compiled by it."""
+def _torch(case: Case, data: Data, n_threads: int) -> Made:
+    """PyTorch, as its users call it, and by the functions below its own that write into a given result."""
     import torch
 
-    # torch copies an array in Fortran order, and `_log_softmax` of torch 2.13 fills such an `out` as if it were in
-    # C order: wrong. Given the transposed array, which is in C order, it does neither.
-    is_transposed, axis = case.order == "F", case.axis
-    arrays = {key: tensor.T if is_transposed else tensor for key, tensor in data.torch.items()}
-    if is_transposed:
-        axis = len(case.shape) - 1 - axis % len(case.shape)
-    names: dict[str, Any] = {"torch": torch, "F": torch.nn.functional, "axis": axis, "k": case.k, **arrays}
+    torch.set_num_threads(n_threads)
+    # It copies an array in Fortran order, and `_log_softmax` of torch 2.13 fills such an `out` as if it were in C
+    # order: wrong. Given the transposed array, which is in C order, it does neither.
+    is_transposed, axis = case.order == "F", case.axis % len(case.shape)
+    axis = len(case.shape) - 1 - axis if is_transposed else axis
+    names: dict[str, Any] = {key: tensor.T if is_transposed else tensor for key, tensor in data.torch.items()}
+    names |= {"torch": torch, "F": torch.nn.functional, "axis": axis, "k": case.k}
     names["dtype"] = getattr(torch, case.result_dtype)
     if case.op in (BOTH, "cross_entropy_value_and_grad"):
         names["leaf"] = names["x"].detach().requires_grad_()
     codes = {OUT: TORCH_OUT.get(case.op), NEW: TORCH[case.op]}
     if case.out_dtype:
         codes = {OUT: TORCH_TO_DTYPE.replace(")", ", out=out)"), NEW: TORCH_TO_DTYPE}
-    if is_compiled:
-        # It keeps a few kernels of one function, and after that runs it uncompiled: so forget those of other rows.
-        function = eval(_code(TORCH_COMPILED, case), dict(names))
-        torch._dynamo.reset()
-        how: Any = {"mode": "max-autotune-no-cudagraphs", "dynamic": False, "fullgraph": True}
-        names["compiled"] = torch.compile(function, **how)
-        call = f"compiled({SIGNATURES[case.op].given})"
-        codes = {NEW: "torch.autograd.grad(compiled(leaf), leaf, dy)[0]" if case.op == BOTH else call}
-    name, back = "torch.compile" if is_compiled else "torch", (lambda y: to_numpy(y.T)) if is_transposed else to_numpy
+    back = (lambda y: to_numpy(y.T)) if is_transposed else to_numpy
     for way, code in codes.items():
         if code:
-            yield Implementation(name, "torch", way, code, names, to_numpy=back, wait=data.waits("torch"))
+            yield Implementation("torch", "torch", way, code, names, to_numpy=back, wait=data.waits("torch"))
 
 
 def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     """A model of one LogSoftmax, with I/O binding and by `run`."""
-    name = "onnxruntime"
-    operator = _code({FORWARD: "LogSoftmax"}, case)
-    if case.dtype == "bfloat16" or case.order == "F":
-        raise LookupError("takes C order only, and no bfloat16 on a CPU")
+    if case.op != FORWARD or case.out_dtype or case.dtype == "bfloat16" or case.order == "F":
+        raise LookupError("has LogSoftmax only, on a CPU without bfloat16; it takes C order, and gives the same dtype")
     import onnx
     import onnxruntime
 
     start = time.perf_counter()
     x, out, names = data.x, data.out, {"float16": "float16", "float32": "float", "float64": "double"}
-    x_type, y_type = (f"{names[a.dtype.name]}[{','.join(map(str, a.shape))}]" for a in (x, out))
-    cast = f"wide = Cast <to = {onnx.helper.np_dtype_to_tensor_dtype(out.dtype)}> (x)" * (x_type != y_type)
+    array = f"{names[case.dtype]}[{','.join(map(str, case.shape))}]"
     # Versions that a runtime of 2023 reads as well.
     model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
-        log_softmax ({x_type} x) => ({y_type} y) {{
-            {cast}
-            y = {operator} <axis = {case.axis}> ({"wide" if cast else "x"})
-        }}""")
+        log_softmax ({array} x) => ({array} y) {{ y = LogSoftmax <axis = {case.axis}> (x) }}""")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
-    options.inter_op_num_threads = 1
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
@@ -178,14 +156,18 @@ def _onnxruntime(case: Case, data: Data, n_threads: int) -> Made:
     setup_ms = (time.perf_counter() - start) * 1e3
     meanings = {"session": session, "binding": binding, "x": x, "out": out}
     for way, code in ((OUT, "session.run_with_iobinding(binding)"), (NEW, "session.run(None, {'x': x})[0]")):
-        yield Implementation(name, name, way, code, meanings, setup_ms=setup_ms)
+        yield Implementation("onnxruntime", "onnxruntime", way, code, meanings, setup_ms=setup_ms)
 
 
 def _jax(case: Case, data: Data, n_threads: int) -> Made:
     """An expression, compiled for the case."""
     import jax
+    from jax.extend.backend import clear_backends
 
     code = _code(JAX, case)
+    if os.environ.get("PJRT_NPROC") != str(n_threads):  # which XLA reads when it starts
+        os.environ["PJRT_NPROC"] = str(n_threads)
+        clear_backends()
     names = SIGNATURES[case.op].given.replace("labels", "at")
     start = time.perf_counter()
     # float64 is off by default; an executable made here has it everywhere.
@@ -233,7 +215,6 @@ PEERS: Makers = {
     "numpy idiom": Maker(partial(_expression, IDIOM, "numpy idiom", "numpy")),
     "scipy": Maker(partial(_expression, SCIPY, "scipy", "scipy"), ("scipy.special",)),
     "torch": Maker(_torch, ("torch",), ("cpu", "cuda")),
-    "torch.compile": Maker(partial(_torch, is_compiled=True), ("torch",), ("cuda",)),
     "onnxruntime": Maker(_onnxruntime, ("onnx", "onnxruntime")),
     "jax": Maker(_jax, ("jax",), ("cpu", "cuda")),
     "cupyx": Maker(partial(_expression, _CUPYX, "cupyx", "cupy"), ("cupy", "cupyx.scipy.special"), ("cuda",)),
@@ -251,9 +232,8 @@ def peers_of(in_chunks: bool) -> Makers:
 
 def known(peers: Makers = PEERS) -> Makers:
     """Every backend of lsm, plugins too, which are loaded, and every peer, by name."""
-    infos = lsm.list_backends()
+    infos, found = lsm.list_backends(), Makers()
     names = [info.name for info in infos]
-    found: Makers = {}
     for info in infos:
         is_unique = info.is_built_in or names.count(info.name) == 1
         label = info.name if is_unique else f"{info.distribution}/{info.name}"
