@@ -327,7 +327,7 @@ def test_a_map_is_one_table_of_ratios():
     assert "| 2 | 2.00 | **0.50** |" in report.markdown(shown) and "Each row" not in report.markdown(shown)
     text = chart.drawn(planted.result(rows), "svg").decode()
     words = {element.text for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")}
-    title = "forward, float32, 1 thread: the fastest peer's time over that of lsm cython"
+    title = "forward, float32, 1 thread: time of the peer over lsm's"
     assert {"2.00", "0.50", "4.00", "classes", "inner", title} <= words
 
 

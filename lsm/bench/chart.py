@@ -50,7 +50,8 @@ def _maps(found: list[Map]) -> Figure:
     for one in found:
         least, most = min(one.ns.values(), default=1.0), max(one.ns.values(), default=1.0)
         # 1 is white, red is below, and the colours end at 1/3 and 3: those of two runs can be compared.
-        panels.append((one, one.ratios, one.table.title.partition(";")[0], "RdBu", (1 / 3, 3.0)))
+        title = one.table.title.partition(":")[0] + ": time of the peer over lsm's"
+        panels.append((one, one.ratios, title, "RdBu", (1 / 3, 3.0)))
         panels.append((one, one.ns, "ns an element" + f"; {one.limit}" * bool(one.limit), "Oranges", (least, 2 * most)))
     for axes, (one, cells, title, colours, ends) in zip(figure.subplots(len(found), 2).flat, panels, strict=True):
         values = np.array([[cells.get((n, inner), math.nan) for inner in one.inners] for n in one.classes])

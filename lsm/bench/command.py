@@ -19,7 +19,7 @@ from lsm.bench.report import BEST, FEW_SAMPLES, WRONG, Line, Report, Table, numb
 from lsm.bench.result import Entry, Result, Row, from_json
 
 EXIT_FAILURE, EXIT_INTERRUPTED = 1, 130
-# What was found, as an exit code; where nothing is judged, nothing has been found to be as fast as before.
+# Exit codes of a comparison; where nothing is judged, nothing has been found to be as fast as before.
 SAME, WORSE, NOTHING_COMMON, UNDECIDED = 0, 1, 2, 3
 UNJUDGED = "no backend is ranked in both runs, with samples enough in an undisturbed row; measure again"
 # What of the machine and the libraries would explain a change.

@@ -71,8 +71,10 @@ class Data:
 
     def waits(self, library: str) -> Callable[[], object]:
         """What waits until "torch" or "cupy" is done with a device; on the CPU a call returns at its end."""
-        cuda: Any = import_module(library).cuda if self.device != "cpu" else None
-        return lambda: cuda and (cuda.synchronize if library == "torch" else cuda.get_current_stream().synchronize)()
+        if self.device == "cpu":
+            return lambda: None
+        cuda: Any = import_module(library).cuda
+        return lambda: (cuda if library == "torch" else cuda.get_current_stream()).synchronize()
 
     def n_bytes(self, case: Case) -> int:
         """Bytes that a call moves: each input read once, each result written once, for each operation."""

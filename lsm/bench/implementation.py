@@ -103,12 +103,11 @@ class Implementation:
     def sample(self, i: int, share_s: float) -> None:
         """Take the sample of a round, unless there is one, or this has missed a round, or has spent its share."""
         samples = self.entry.samples_us
-        if len(samples) != i or sum(samples) * self._n_calls > share_s * 1e6:
-            return
-        settle()
-        if self._needs_waking:
-            self.seconds(1)
-        samples.append(self.seconds(self._n_calls) / self._n_calls * 1e6)
+        if len(samples) == i and sum(samples) * self._n_calls <= share_s * 1e6:
+            settle()
+            if self._needs_waking:
+                self.seconds(1)
+            samples.append(self.seconds(self._n_calls) / self._n_calls * 1e6)
 
     def attempt(self, what: Callable[..., None], *args: Any) -> None:
         """Do it, or note the error: what raises is left out from then on, and its samples stay."""

@@ -102,10 +102,8 @@ def _rows(options: Options, wanted: list[Case], makers: Makers, result: Result) 
             result.header.pools += [pool for pool in pools if pool not in result.header.pools]
             for arrays, group in groupby(wanted, key=lambda case: case.arrays):
                 some = list(group)
-                data = (
-                    None  # before the next one is made: some take gigabytes, and what one library keeps is no other's
-                )
-                gc.collect()
+                data = None  # before the next one is made: some take gigabytes
+                gc.collect()  # and what the pool of one library keeps leaves no room for another
                 if (cupy := sys.modules.get("cupy")) and cupy.cuda.is_available():
                     cupy.get_default_memory_pool().free_all_blocks()
                 if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
@@ -133,13 +131,14 @@ def measure(case: Case, data: Data, n_threads: int, makers: Makers, caches: dict
     for one in implementations:
         with_out = next((e for e in row.implementations if e.name == one.name), None)
         if with_out and (budget.is_of_map or (with_out.first_call_ms or 0) > long_ms):
-            row.absent[f"{one.name}, new result"] = "there is no time for both ways, and with out= is the faster one"
+            if not budget.is_of_map:
+                row.absent[f"{one.name}, new result"] = "there is no time for both ways; the one with out= is measured"
             continue
         row.implementations.append(one.entry)
         check(one, exact)
         if one.entry.error is None:
             timed.append(one)
-    # The limit holds where the arrays exceed the last-level cache; a device's own caches serve the copy too.
+    # The limit holds where the arrays exceed the last-level cache, 32 MiB if unknown; those of a device serve it too.
     held_bytes = row.bytes - (data.out.nbytes if case.op == BOTH else 0)
     has_limit = budget.is_of_map or data.device != "cpu" or held_bytes > caches.get(max(caches, default=""), 2**25)
     name = SIGNATURES[case.op].limit
