@@ -123,11 +123,12 @@ def test_an_error_stands_beside_the_bound_that_it_is_beyond():
 
 
 def test_the_mean_is_geometric_and_of_ranked_rows_only():
-    rows = [
-        planted.row([planted.entry(), planted.entry("torch", ratio=2.0)]),
-        planted.row([planted.entry(), planted.entry("torch", ratio=8.0)]),
-        planted.row([planted.entry(), planted.entry("torch", ratio=1000.0, **planted.WRONG)]),
+    torch = [
+        planted.entry("torch", ratio=2.0),
+        planted.entry("torch", ratio=8.0),
+        planted.entry("torch", **planted.WRONG),
     ]
+    rows = [planted.row([planted.entry(), one]) for one in torch]
     (table,) = report.report(planted.result(rows)).overall
     assert [cells for cells, _ in table.lines] == [
         ["1", "lsm cython", "1.00x", "3 of 3", "3", "0"],
@@ -147,10 +148,8 @@ def test_what_limits_the_figures_is_noted_and_memory_has_a_column_if_it_was_meas
     entries = [planted.entry(share=1.004, extra_bytes=0)]
     entries += [planted.entry("torch", share=1.21, samples_us=[200.0], extra_bytes=12_300_000)]
     table = row_table(planted.row(entries))
-    assert table.notes[1:] == [
-        "1 sample only of torch, for lack of time",
-        "beyond the limit, so caches or neighbours had a part in it: torch",
-    ]
+    beyond = "beyond the limit, so caches or neighbours had a part in it: torch"
+    assert table.notes[1:] == ["1 sample only of torch, for lack of time", beyond]
     assert [line["extra memory"] for line in lines_of(table).values()] == ["0 bytes", "12.3 MB"]
 
 
@@ -284,10 +283,8 @@ def test_what_is_disturbed_or_has_few_samples_is_shown_and_not_judged(which):
 
 def test_a_backend_that_is_missing_or_not_right_now_is_worse():
     old, new = two_runs()
-    old.rows[0].implementations.append(planted.entry("lsm cuda"))
-    old.rows[0].implementations.append(planted.entry("lsm cython", way="new"))  # had no time left in the new run
-    old.rows[0].implementations.append(planted.entry("jax"))  # a peer
-    old.rows[0].implementations.append(planted.entry("lsm wrong", **planted.WRONG))
+    others = planted.entry("lsm cython", way="new"), planted.entry("jax")  # had no time left in the new run; a peer
+    old.rows[0].implementations += [planted.entry("lsm cuda"), planted.entry("lsm wrong", **planted.WRONG), *others]
     found = compared(old, new)
     assert found.code == command.WORSE
     broken = "Not right any more, missing, or raises now"
