@@ -76,7 +76,7 @@ class Reference:
         if self.op == "logsumexp":
             return np.abs(self._of("x").max(axis=-1).astype(oracle.LD))
         if self.op in ("take_log_softmax", "top_k_log_softmax", "cross_entropy", "kl_divergence"):
-            sizes = [np.abs(oracle.log_softmax(self._of(name))) for name in "xq" if name in self._signature.given]
+            sizes = [np.abs(oracle.log_softmax(self._of(name))) for name in ("x", "q") if name in self._signature.given]
             return sum(np.where(np.isfinite(size), size, 0).max(axis=-1) for size in sizes)
         dy = np.abs(self._of("dy").astype(np.float64))
         if self.op == "softmax_backward":
