@@ -199,7 +199,7 @@ def test_the_chart_is_svg_with_text_in_it():
     root = ElementTree.fromstring(text)
     words = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"lsm cython", "torch", "2.00x", "llm_step 1x151936 float32, forward"} <= words
-    assert "0.10x wrong" in words and "0.10x" not in words
+    assert "0.10x wrong" in words and "0.10x" not in words and "fill: none; stroke: #d55e00" in text  # hollow
     assert "0.90x" not in words  # torch with a new result: where it can write into a given one, that is drawn
     assert "onnxruntime" not in words  # it raised
     assert "prefers-color-scheme: dark" in text and "currentColor" in text
