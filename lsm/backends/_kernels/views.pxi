@@ -237,6 +237,7 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
     cdef uint16_t bits[WRITE_NUMBERS]
     cdef float single[WRITE_NUMBERS]
     cdef double wide[WRITE_NUMBERS]
+    cdef uint16_t* to = bits
     cdef const float* source
     cdef Py_ssize_t k
     cdef bint is_dense = y.step == size_of(y.kind)
@@ -266,13 +267,15 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
                 for k in range(n):
                     (<float*> (y.at + k * y.step))[0] = source[k]
         else:
+            if is_dense and not stream:
+                to = <uint16_t*> y.at
             for k in range(n // BLOCK_CLASSES):
-                narrow(source + k * BLOCK_CLASSES, BLOCK_CLASSES, y.kind, bits + k * BLOCK_CLASSES)
+                narrow(source + k * BLOCK_CLASSES, BLOCK_CLASSES, y.kind, to + k * BLOCK_CLASSES)
             k = n // BLOCK_CLASSES * BLOCK_CLASSES
-            narrow(source + k, n - k, y.kind, bits + k)
-            if is_dense:
-                put(y.at, bits, n * sizeof(uint16_t), stream)
-            else:
+            narrow(source + k, n - k, y.kind, to + k)
+            if is_dense and stream:
+                lsm_stream(y.at, bits, n * sizeof(uint16_t))
+            elif not is_dense:
                 for k in range(n):
                     (<uint16_t*> (y.at + k * y.step))[0] = bits[k]
 
