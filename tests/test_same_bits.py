@@ -194,6 +194,21 @@ def test_short_rows_of_any_length_are_columns_elsewhere(n_frames, dtype, rng):
             np.testing.assert_array_equal(columns.T, rows, f"{function.__name__}, {n}")
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 33, 64, 65, 300, 700, 20_000])
+def test_logsumexp_near_0_among_other_frames(n, dtype, rng):
+    """In float32, frames whose maximum and logarithm cancel are summed again in double, several at once."""
+    x = (rng.standard_normal((70, n)) - np.log(n) - rng.choice([0, 0.5, 20, -20], (70, 1))).astype(dtype)
+    x[:3] = x[3:6, :1] = [[-np.inf], [np.nan], [np.inf]]
+    x[6] = x[6, 0]
+    alone = np.array([lsm.logsumexp(frame, backend="cython") for frame in x])
+    np.testing.assert_array_equal(lsm.logsumexp(x, 1, backend="cython"), alone)
+    np.testing.assert_array_equal(lsm.logsumexp(x[:, ::-1].T.copy()[::-1], 0, backend="cython"), alone)
+    images = np.moveaxis(x.reshape(5, 14, n), 1, 2)
+    np.testing.assert_array_equal(lsm.logsumexp(images.copy(), 1, backend="cython"), alone.reshape(5, 14))
+    np.testing.assert_array_equal(lsm.logsumexp(np.repeat(x, 2, 1)[:, ::2], 1, backend="cython"), alone)
+
+
 @pytest.mark.parametrize("n", [3, 20, 64, 200])
 def test_views_of_arrays_that_are_in_memory(n, rng, kernels_get):
     """What is prefetched follows from strides, which may be negative, or larger than the frames."""

@@ -1,16 +1,7 @@
 # How the frames of a block lie in memory, and their copies: see traverse_block.pxi.
 
 
-# An array in a block: frames of one outer index, or of several adjacent ones.
-cdef struct Block:
-    char* at
-    Py_ssize_t step   # bytes from one class to the next
-    Py_ssize_t gap    # bytes from one frame to the next
-    Py_ssize_t outer  # bytes from one outer index to the next
-    int kind
-    Alteration alteration
-
-
+# The frames of a block: those of one outer index, or of several adjacent ones.
 cdef struct Shape:
     Py_ssize_t n        # classes
     Py_ssize_t n_outer  # outer indices
@@ -35,7 +26,7 @@ cdef inline Py_ssize_t chunk_at(Py_ssize_t c, Py_ssize_t width) noexcept nogil:
     return min(c, width - CHUNK)
 
 
-cdef inline Vector row_of(Block x, Py_ssize_t o, Py_ssize_t i) noexcept nogil:
+cdef inline Vector row_of(Array x, Py_ssize_t o, Py_ssize_t i) noexcept nogil:
     """Class i of the frames of outer index o."""
     cdef Vector row
     row.at = x.at + o * x.outer + i * x.step
@@ -45,7 +36,7 @@ cdef inline Vector row_of(Block x, Py_ssize_t o, Py_ssize_t i) noexcept nogil:
     return row
 
 
-cdef inline Vector frame_of(Block x, Shape s, Py_ssize_t j) noexcept nogil:
+cdef inline Vector frame_of(Array x, Shape s, Py_ssize_t j) noexcept nogil:
     cdef Vector frame
     frame.at = x.at + j // s.n_inner * x.outer + j % s.n_inner * x.gap
     frame.step = x.step
@@ -61,7 +52,7 @@ cdef inline bint is_interleaved(Shape s) noexcept nogil:
     return s.n_inner < CHUNK or (is_few(s.n) and s.n_outer > 1 and s.n_inner < INTERLEAVED_COLUMNS)
 
 
-cdef inline bint is_plain(Block x, Shape s, const floating* of) noexcept nogil:
+cdef inline bint is_plain(Array x, Shape s, const floating* of) noexcept nogil:
     """Whether chunks can be read and written where they lie."""
     return x.kind == kind_of(of) and x.gap == sizeof(floating) and not is_interleaved(s)
 
@@ -74,7 +65,7 @@ cdef inline bint shares_sets(int op, Py_ssize_t step, Py_ssize_t n) noexcept nog
     return not is_few(n) and step % ((1 if reduces_max(op) else 4) * SHARED_SETS_BYTES) == 0
 
 
-cdef inline Block outer_of(Block x, Py_ssize_t o) noexcept nogil:
+cdef inline Array outer_of(Array x, Py_ssize_t o) noexcept nogil:
     x.at += o * x.outer
     return x
 
@@ -103,6 +94,18 @@ cdef inline void interleave(char* to, Py_ssize_t to_class, Py_ssize_t to_outer, 
             memcpy(to + i * to_class + o * to_outer, x + i * x_class + o * x_outer, size)
 
 
+cdef inline void interleave_long(char* to, Py_ssize_t to_class, Py_ssize_t to_outer, const char* x, Py_ssize_t x_class,
+                                 Py_ssize_t x_outer, Py_ssize_t n, Py_ssize_t n_outer, Py_ssize_t size) noexcept nogil:
+    """interleave for runs of at least 64 bytes, of which the last 64 may be copied twice."""
+    cdef Py_ssize_t i, o, c
+    for o in range(n_outer):
+        for i in range(n):
+            for c from 0 <= c < size - 64 by 64:
+                memcpy(to + i * to_class + o * to_outer + c, x + i * x_class + o * x_outer + c, 64)
+            c = size - 64
+            memcpy(to + i * to_class + o * to_outer + c, x + i * x_class + o * x_outer + c, 64)
+
+
 cdef void interleave_runs(char* to, Py_ssize_t to_class, Py_ssize_t to_outer, const char* x, Py_ssize_t x_class,
                           Py_ssize_t x_outer, Py_ssize_t n, Py_ssize_t n_outer, Py_ssize_t size) noexcept nogil:
     """interleave, with the common sizes as compile-time constants."""
@@ -126,16 +129,18 @@ cdef void interleave_runs(char* to, Py_ssize_t to_class, Py_ssize_t to_outer, co
         interleave(to, to_class, to_outer, x, x_class, x_outer, n, n_outer, 40)
     elif size == 48:
         interleave(to, to_class, to_outer, x, x_class, x_outer, n, n_outer, 48)
-    else:
+    elif size < 64:
         interleave(to, to_class, to_outer, x, x_class, x_outer, n, n_outer, size)
+    else:
+        interleave_long(to, to_class, to_outer, x, x_class, x_outer, n, n_outer, size)
 
 
-cdef inline void prefetch_row(Block x, Shape s, Py_ssize_t i) noexcept nogil:
+cdef inline void prefetch_row(Array x, Shape s, Py_ssize_t i) noexcept nogil:
     if x.gap == size_of(x.kind):
         lsm_prefetch(x.at + i * x.step, s.n_inner * x.gap, True)
 
 
-cdef void pack(Block x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, floating* to) noexcept nogil:
+cdef void pack(Array x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, floating* to) noexcept nogil:
     """Copy n classes of x, from `first` on, into rows that are filled up with `fill`."""
     cdef Py_ssize_t i, o, j, w = s.n_outer * s.n_inner, row = s.width // s.n_joined
     if x.kind == kind_of(to) and (x.gap == sizeof(floating) or s.n_inner == 1) and is_interleaved(s):
@@ -155,7 +160,7 @@ cdef void pack(Block x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, 
             to[i * row + j] = fill
 
 
-cdef void unpack(Block y, Shape s, Py_ssize_t first, Py_ssize_t n, const floating* source) noexcept nogil:
+cdef void unpack(Array y, Shape s, Py_ssize_t first, Py_ssize_t n, const floating* source) noexcept nogil:
     """The inverse: write n classes of y, from `first` on."""
     cdef Py_ssize_t i, o, w = s.n_outer * s.n_inner, row = s.width // s.n_joined
     if y.kind == kind_of(source) and (y.gap == sizeof(floating) or s.n_inner == 1) and is_interleaved(s):
@@ -170,7 +175,7 @@ cdef void unpack(Block y, Shape s, Py_ssize_t first, Py_ssize_t n, const floatin
                 write(row_of(y, o, first + i), 0, s.n_inner, source + i * row + o * s.n_inner, False)
 
 
-cdef inline const floating* rows_of(Block x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, floating* buffer,
+cdef inline const floating* rows_of(Array x, Shape s, Py_ssize_t first, Py_ssize_t n, floating fill, floating* buffer,
                                     Py_ssize_t* row) noexcept nogil:
     """n <= BLOCK_CLASSES classes from `first` on, `row` numbers apart: where they lie, or copied into the buffer."""
     if is_plain(x, s, buffer) and (s.is_filled or n % s.n_joined == 0):
@@ -181,14 +186,14 @@ cdef inline const floating* rows_of(Block x, Shape s, Py_ssize_t first, Py_ssize
     return buffer
 
 
-cdef inline bint is_contiguous(Block x, Shape s) noexcept nogil:
+cdef inline bint is_contiguous(Array x, Shape s) noexcept nogil:
     """Whether the block is C-contiguous as (outer, classes, frames)."""
     return x.gap == size_of(x.kind) and x.step == s.n_inner * x.gap and (s.n_outer == 1 or x.outer == s.n * x.step)
 
 
-cdef inline Block plain_of(const floating* x, Shape s, Py_ssize_t n) noexcept nogil:
+cdef inline Array plain_of(const floating* x, Shape s, Py_ssize_t n) noexcept nogil:
     """The block of a copy, of n classes."""
-    cdef Block to
+    cdef Array to
     to.at = <char*> x
     to.kind = kind_of(x)
     to.gap = sizeof(floating)
@@ -197,7 +202,7 @@ cdef inline Block plain_of(const floating* x, Shape s, Py_ssize_t n) noexcept no
     return to
 
 
-cdef inline void copy_in(Block x, Shape s, floating fill, floating* to, floating* spare) noexcept nogil:
+cdef inline void copy_in(Array x, Shape s, floating fill, floating* to, floating* spare) noexcept nogil:
     cdef Py_ssize_t o
     if not is_interleaved(s):
         for o in range(s.n_outer):
@@ -214,9 +219,9 @@ cdef inline void copy_in(Block x, Shape s, floating fill, floating* to, floating
         pack(x, s, 0, s.n, fill, to)
 
 
-cdef inline void copy_out(Block y, Shape s, Py_ssize_t n, const floating* source, floating* spare) noexcept nogil:
+cdef inline void copy_out(Array y, Shape s, Py_ssize_t n, const floating* source, floating* spare) noexcept nogil:
     cdef Py_ssize_t o, i, n_all = s.n_outer * n * s.n_inner
-    cdef Block x
+    cdef Array x
     if not is_interleaved(s):
         for o in range(s.n_outer):
             unpack(outer_of(y, o), one_outer(s), 0, n, source + o * n * s.n_inner)

@@ -73,7 +73,7 @@ cdef inline void spoil_huge(const floating* highest, Py_ssize_t n, floating* m_d
             m_dy[k] = m_dy[k] if (highest[k] < 2.0**1022) & ((highest[k] > 2.0**-900) | (highest[k] == 0)) else NAN
 
 
-cdef inline void find_max(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssize_t last, floating* buffer,
+cdef inline void find_max(int op, Array a, Array b, Shape s, Py_ssize_t first, Py_ssize_t last, floating* buffer,
                           bint is_dense, floating* m, floating* m_dy) noexcept nogil:
     """The first stage over classes `first` to last - 1: the maximum of each frame, or the dy of its largest p.
 
@@ -240,7 +240,7 @@ cdef inline void sum_lane(int op, bint some_equal, const floating* a, const floa
         add_to_lanes(is_first, total, error, v, CHUNK, n_groups, floating is double)
 
 
-cdef inline void sum_slice(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssize_t last,
+cdef inline void sum_slice(int op, Array a, Array b, Shape s, Py_ssize_t first, Py_ssize_t last,
                            const floating* params, floating* buffer, double* total, double* error,
                            floating* n_equal) noexcept nogil:
     """The sums of classes `first` to last - 1, at most SLICE_CLASSES: one for each frame, in total + error."""

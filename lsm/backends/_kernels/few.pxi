@@ -205,7 +205,7 @@ cdef inline void sum_terms_of_few(int op, const floating* a, const floating* b, 
             error[k] = errors[k]
 
 
-cdef inline void sum_few(int op, Block a, Block b, Shape s, const floating* params, const floating* m, double* total,
+cdef inline void sum_few(int op, Array a, Array b, Shape s, const floating* params, const floating* m, double* total,
                          double* error, floating* n_equal) noexcept nogil:
     """The sum of each frame of a plain block, in total + error."""
     cdef floating p[FEW_CLASSES * CHUNK]

@@ -81,7 +81,8 @@ cdef extern from "reduce.h" nogil:
     void lsm_fold_max_f(float* to, const float* x)
     void lsm_fold_max_d(double* to, const double* x)
     void lsm_fold_sum(double* to, const double* x)
-    void lsm_match(const float* v, const float* p, Py_ssize_t n_chunks, float m, float* of_m, float* n_equal)
+    Py_ssize_t lsm_first_f(const float* x, Py_ssize_t n, float m)
+    Py_ssize_t lsm_first_d(const double* x, Py_ssize_t n, double m)
 
 cdef extern from "loadstore.h" nogil:
     bint LSM_HAS_PARTIAL_STORES
@@ -126,7 +127,7 @@ cdef enum:
     FEW_GROUP_FLOATS = 2048     # of such a group: with twice as many, the gradient at 1500x64 takes 1.2 times as long
     FEW_GROUP_DOUBLES = 1024
     GROUP_PEAKS = 1664          # CHUNK * (GROUP_FRAMES + GROUP_BYTES / 4 / BLOCK_CLASSES) or more
-    STREAMED_ROW_BYTES = 4096   # shorter rows are not written with nontemporal stores: at 100 classes 3 times as slow
+    STREAMED_ROW_BYTES = 2048   # shorter rows are not written with nontemporal stores: at 100 classes 3 times as slow
 
     PIPELINED_MIN_CLASSES = 513           # at 100 classes groups take 9.3 ns a row, a pipeline 17.8
     PIPELINED_MIN_CLASSES_BACKWARD = 385
@@ -196,6 +197,7 @@ include "op_logsumexp.pxi"
 include "block_layout.pxi"
 include "block_reduce.pxi"
 include "few.pxi"
+include "irregular.pxi"
 include "traverse_block.pxi"
 include "row_reduce.pxi"
 include "row_group.pxi"

@@ -70,17 +70,6 @@ cdef inline bint finalize(int op, bint few, Partial s, floating* p) noexcept nog
     return finalize_log_softmax_backward(few, s, p)
 
 
-cdef inline void run_irregular_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n,
-                                     const floating* p) noexcept nogil:
-    """One frame of a block or group in which `finalize` is False for a frame, or a b is out of range."""
-    if op == SOFTMAX_BACKWARD:
-        careful_softmax_backward(a, b, y, n, p)
-    elif op == LOGSUMEXP:
-        careful_logsumexp(a, y, n, p)
-    else:
-        write_irregular_frame(a, b, y, n, p)
-
-
 cdef inline floating epilogue(int op, floating a, floating b, floating p0, floating p1, floating p2, floating p3,
                               floating p4, bint some_large, bint some_low) noexcept nogil:
     """The result of a class, from the parameters of its frame.
@@ -99,7 +88,7 @@ cdef inline floating epilogue(int op, floating a, floating b, floating p0, float
 # The reductions are compiled once for all operations that sum exponentials, and once for each other sum.
 
 
-cdef void reduce_max(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssize_t last, floating* buffer,
+cdef void reduce_max(int op, Array a, Array b, Shape s, Py_ssize_t first, Py_ssize_t last, floating* buffer,
                      bint is_dense, floating* m, floating* m_dy) noexcept nogil:
     """find_max with `op` a constant."""
     if sums_exponentials(op):
@@ -108,7 +97,7 @@ cdef void reduce_max(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssi
         find_max(SOFTMAX_BACKWARD, a, b, s, first, last, buffer, is_dense, m, m_dy)
 
 
-cdef void reduce_sum(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssize_t last, const floating* params,
+cdef void reduce_sum(int op, Array a, Array b, Shape s, Py_ssize_t first, Py_ssize_t last, const floating* params,
                      floating* buffer, double* total, double* error, floating* n_equal) noexcept nogil:
     """sum_slice with `op` a constant."""
     if sums_exponentials(op):
@@ -119,7 +108,7 @@ cdef void reduce_sum(int op, Block a, Block b, Shape s, Py_ssize_t first, Py_ssi
         sum_slice(LOG_SOFTMAX_BACKWARD, a, b, s, first, last, params, buffer, total, error, n_equal)
 
 
-cdef void reduce_few(int op, Block a, Block b, Shape s, const floating* params, const floating* m, double* total,
+cdef void reduce_few(int op, Array a, Array b, Shape s, const floating* params, const floating* m, double* total,
                      double* error, floating* n_equal) noexcept nogil:
     """sum_few with `op` a constant."""
     if sums_exponentials(op):
@@ -177,7 +166,7 @@ cdef void reduce_row(int op, const floating* a, const floating* b, const floatin
         sum_of_row(LOG_SOFTMAX_BACKWARD, a, a, last_a, last_a, n, params, total, error, n_equal, m, peaks, next_a, y)
 
 
-cdef void run_block(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+cdef void run_block(int op, Array a, Array b, Array y, Shape s, Array next_a, Array next_b, Array next_y,
                     bint stream, floating* buffer) noexcept nogil:
     """run_shape with `op` as a compile-time constant."""
     if op == LOG_SOFTMAX:

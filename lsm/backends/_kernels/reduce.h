@@ -95,38 +95,63 @@ static inline void lsm_fold_sum(double *to, const double *x)
 #endif
 }
 
-/* In chunks of sixteen: of_m becomes the largest v whose p is m, and n_equal counts them, lane by lane. From loops gcc
-   makes branches and masked stores, which take twice the time. */
-static inline void lsm_match(const float *v, const float *p, ptrdiff_t n_chunks, float m, float *of_m, float *n_equal)
-{
 #if defined(__AVX512F__)
-    __m512 largest = _mm512_loadu_ps(of_m), count = _mm512_loadu_ps(n_equal);
-    for (ptrdiff_t c = 0; c < n_chunks; c++) {
-        __mmask16 is_m = _mm512_cmp_ps_mask(_mm512_loadu_ps(p + 16 * c), _mm512_set1_ps(m), _CMP_EQ_OQ);
-        largest = _mm512_mask_max_ps(largest, is_m, _mm512_loadu_ps(v + 16 * c), largest);
-        count = _mm512_mask_add_ps(count, is_m, count, _mm512_set1_ps(1));
-    }
-    _mm512_storeu_ps(of_m, largest);
-    _mm512_storeu_ps(n_equal, count);
+#define LSM_EQUAL_F(x, v) ((unsigned long long)_mm512_cmp_ps_mask(_mm512_loadu_ps(x), v, _CMP_EQ_OQ))
 #elif defined(__AVX__)
-    for (int h = 0; h < 16; h += 8) {
-        __m256 largest = _mm256_loadu_ps(of_m + h), count = _mm256_loadu_ps(n_equal + h);
-        for (ptrdiff_t c = 0; c < n_chunks; c++) {
-            __m256 is_m = _mm256_cmp_ps(_mm256_loadu_ps(p + 16 * c + h), _mm256_set1_ps(m), _CMP_EQ_OQ);
-            __m256 chosen = _mm256_blendv_ps(largest, _mm256_loadu_ps(v + 16 * c + h), is_m);
-            largest = _mm256_max_ps(chosen, largest);
-            count = _mm256_add_ps(count, _mm256_and_ps(is_m, _mm256_set1_ps(1)));
-        }
-        _mm256_storeu_ps(of_m + h, largest);
-        _mm256_storeu_ps(n_equal + h, count);
-    }
-#else
-    for (ptrdiff_t i = 0; i < 16 * n_chunks; i++)
-        if (p[i] == m) {
-            of_m[i % 16] = v[i] > of_m[i % 16] ? v[i] : of_m[i % 16];
-            n_equal[i % 16] += 1;
-        }
+#define LSM_EQUAL_8(x, v) ((unsigned long long)_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x), v, _CMP_EQ_OQ)))
+#define LSM_EQUAL_F(x, v) (LSM_EQUAL_8(x, v) | LSM_EQUAL_8((x) + 8, v) << 8)
 #endif
+
+/* The index of the first of n numbers that equals m; n if there is none. Up to 256 numbers are all compared, from the
+   last to the first: a branch would be mispredicted in most frames. */
+static inline ptrdiff_t lsm_first_f(const float *x, ptrdiff_t n, float m)
+{
+    ptrdiff_t i = 0, found;
+#if defined(__AVX__)
+#if defined(__AVX512F__)
+    __m512 v = _mm512_set1_ps(m);
+#else
+    __m256 v = _mm256_set1_ps(m);
+#endif
+    if (16 <= n && n <= 256) {
+        unsigned long long bits = LSM_EQUAL_F(x + n - 16, v);
+        found = bits ? n - 16 + __builtin_ctzll(bits) : n;
+        for (bits = 0, i = n / 16 * 16; i > n / 64 * 64; i -= 16)
+            bits = bits << 16 | LSM_EQUAL_F(x + i - 16, v);
+        found = bits ? i + __builtin_ctzll(bits) : found;
+        for (; i > 0; i -= 64) {
+            bits = LSM_EQUAL_F(x + i - 64, v) | LSM_EQUAL_F(x + i - 48, v) << 16 | LSM_EQUAL_F(x + i - 32, v) << 32 |
+                   LSM_EQUAL_F(x + i - 16, v) << 48;
+            found = bits ? i - 64 + __builtin_ctzll(bits) : found;
+        }
+        return found;
+    }
+    for (; i + 16 <= n; i += 16) {
+        unsigned long long bits = LSM_EQUAL_F(x + i, v);
+        if (bits)
+            return i + __builtin_ctzll(bits);
+    }
+#endif
+    for (found = i; found < n && x[found] != m; found++)
+        ;
+    return found;
+}
+
+static inline ptrdiff_t lsm_first_d(const double *x, ptrdiff_t n, double m)
+{
+    ptrdiff_t i = 0;
+#if defined(__AVX__)
+    __m256d v = _mm256_set1_pd(m);
+    for (; i + 8 <= n; i += 8) {
+        unsigned bits = _mm256_movemask_pd(_mm256_cmp_pd(_mm256_loadu_pd(x + i), v, _CMP_EQ_OQ));
+        bits |= (unsigned)_mm256_movemask_pd(_mm256_cmp_pd(_mm256_loadu_pd(x + i + 4), v, _CMP_EQ_OQ)) << 4;
+        if (bits)
+            return i + __builtin_ctz(bits);
+    }
+#endif
+    while (i < n && x[i] != m)
+        i++;
+    return i;
 }
 
 #endif

@@ -7,6 +7,7 @@ cdef struct RowGroup:
     const char* at
     const char* last
     Py_ssize_t step, step_last  # bytes from one frame to the next
+    Py_ssize_t n                # classes
     Py_ssize_t n_rows           # whole rows before the tail
     bint is_ahead               # whether the next group is prefetched
 
@@ -20,6 +21,7 @@ cdef inline RowGroup find_row_group(int op, Array x, Py_ssize_t n_frames, Py_ssi
     cdef bint in_place = is_native(frame, copies) and (n == width or not is_few(n))
     cdef RowGroup to
     to.is_ahead = in_place and (far or is_few(n) or sums_exponentials(op))
+    to.n = n
     to.n_rows = (width // CHUNK - 1) // 4
     to.at = frame.at if in_place else <const char*> copies
     to.step = x.gap if in_place else width * size

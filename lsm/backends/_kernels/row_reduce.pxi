@@ -64,19 +64,6 @@ cdef inline void raise_magnitude(const floating* x, Py_ssize_t n_chunks, floatin
         high[k] = larger(larger(larger(h[k], h[CHUNK + k]), larger(h[2 * CHUNK + k], h[3 * CHUNK + k])), high[k])
 
 
-cdef inline void match_chunks(const floating* dy, const floating* p, Py_ssize_t n_chunks, floating m, floating* of_k,
-                              floating* found) noexcept nogil:
-    """Update the largest dy of the classes whose p is m, and their count, lane by lane."""
-    cdef Py_ssize_t c, k
-    if floating is float:
-        lsm_match(dy, p, n_chunks, m, of_k, found)
-    else:
-        for c in range(n_chunks):
-            for k in range(CHUNK):  # hot
-                of_k[k] = larger(dy[c * CHUNK + k] if p[c * CHUNK + k] == m else <floating> -INFINITY, of_k[k])
-                found[k] += <floating> 1 if p[c * CHUNK + k] == m else <floating> 0
-
-
 cdef inline void half_maxima(const floating* high, floating* half) noexcept nogil:
     """The first step of the maximum of a chunk; end_maxima takes the others."""
     cdef Py_ssize_t k
@@ -108,26 +95,17 @@ cdef inline void find_max_of_row(int op, const floating* a, const floating* b, c
         raise_magnitude_once(last_a, highest_dy)
 
 
-cdef void match_row(const floating* dy, const floating* p, const floating* last, const floating* last_p, Py_ssize_t n,
-                    floating m, const floating* peaks, floating* of_k, floating* found) noexcept nogil:
-    """match_chunks over a row, in the blocks that contain m."""
-    cdef Py_ssize_t c, k, start = (n - 1) // BLOCK_CLASSES * BLOCK_CLASSES
-    for k in range(CHUNK):
-        of_k[k] = -INFINITY
-    for c from 0 <= c < start by BLOCK_CLASSES:
-        if has_peak(peaks + c // BLOCK_CLASSES * CHUNK, m):
-            match_chunks(dy + c, p + c, BLOCK_CLASSES // CHUNK, m, of_k, found)
-    if start == 0 or has_peak(peaks + start // BLOCK_CLASSES * CHUNK, m):
-        match_chunks(dy + start, p + start, (n - start - 1) // CHUNK, m, of_k, found)
-        match_chunks(last, last_p, 1, m, of_k, found)
+cdef inline Py_ssize_t first_equal(const floating* x, Py_ssize_t n, floating m) noexcept nogil:
+    """The index of the first of n numbers that equals m; n if there is none."""
+    if floating is float:
+        return lsm_first_f(x, n, m)
+    else:
+        return lsm_first_d(x, n, m)
 
 
 cdef inline floating dy_of_first(const floating* dy, const floating* p, Py_ssize_t n, floating m) noexcept nogil:
     """The dy of the first class whose p is m; of the last class if there is none."""
-    cdef Py_ssize_t k = 0
-    while k < n - 1 and p[k] != m:
-        k += 1
-    return dy[k]
+    return dy[min(first_equal(p, n, m), n - 1)]
 
 
 cdef inline void sum_of_row(int op, const floating* a, const floating* b, const floating* last_a,
@@ -150,7 +128,7 @@ cdef inline void sum_of_row(int op, const floating* a, const floating* b, const 
     clear_lanes(total, error, CHUNK, own)
     for i from 0 <= i < start by BLOCK_CLASSES:
         if next_a != NULL:
-            lsm_prefetch(next_a + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), False)
+            lsm_prefetch(next_a + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), True)
         if y != NULL:
             lsm_prefetch(y + i * <Py_ssize_t> sizeof(floating), BLOCK_CLASSES * sizeof(floating), False)
         if not sums_exponentials(op) or has_peak(&peaks[i // BLOCK_CLASSES * CHUNK], m):
@@ -160,7 +138,7 @@ cdef inline void sum_of_row(int op, const floating* a, const floating* b, const 
             sum_lane(op, False, a + i, b + i, CHUNK, CHUNK, 16, NULL, NULL, own, CHUNK, False, total, error,
                      n_equal)
     if next_a != NULL:
-        lsm_prefetch(next_a + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
+        lsm_prefetch(next_a + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), True)
     if y != NULL:
         lsm_prefetch(y + start * <Py_ssize_t> sizeof(floating), (n - start) * sizeof(floating), False)
     sum_lane(op, True, a + start, b + start, CHUNK, CHUNK, (n - start + CHUNK - 1) // CHUNK, last_a, last_b,

@@ -43,13 +43,13 @@ cdef inline Py_ssize_t longest_of_group(const floating* of) noexcept nogil:
 
 
 cdef inline Py_ssize_t group_of_rows(int op, Array a, Array b, Py_ssize_t n_outer, Py_ssize_t n,
-                                     Py_ssize_t n_inner, int n_threads, const floating* of) noexcept nogil:
+                                     Py_ssize_t n_inner, int n_threads, bint far, const floating* of) noexcept nogil:
     """The frames of a task: a group, or all of a thread if they are pipelined."""
     if is_pipelined(op, a, b, n):
         return max(<Py_ssize_t> 1, (n_inner + n_threads - 1) // n_threads if n_outer == 1 else n_inner)
     if n > longest_of_group(of):
         return 1
-    return most_short_rows(n, of) if is_short(op, n) else most_rows(n, of)
+    return most_short_rows(n, of) if is_short(op, n) else most_rows(op, n, far, of)
 
 
 cdef inline void run_rows_task(int op, Array a, Array b, Array y, Py_ssize_t n, Py_ssize_t n_inner, Py_ssize_t group,
@@ -124,23 +124,17 @@ cdef inline Py_ssize_t first_of_split(BlockCut c, Py_ssize_t split) noexcept nog
     return max(<Py_ssize_t> 0, split * c.n_inner - c.shift)
 
 
-cdef inline Block block_of_task(Array x, BlockCut c, Py_ssize_t task) noexcept nogil:
-    cdef Block block
-    block.at = x.at + task // c.n_splits * c.n_outer * x.outer + first_of_split(c, task % c.n_splits) * x.gap
-    block.step = x.step
-    block.gap = x.gap
-    block.outer = x.outer
-    block.kind = x.kind
-    block.alteration = x.alteration
-    return block
+cdef inline Array block_of_task(Array x, BlockCut c, Py_ssize_t task) noexcept nogil:
+    x.at += task // c.n_splits * c.n_outer * x.outer + first_of_split(c, task % c.n_splits) * x.gap
+    return x
 
 
 cdef inline void run_block_task(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_ssize_t n,
                                 Py_ssize_t n_inner, Py_ssize_t task, BlockCut c, bint far, bint stream,
                                 floating* scratch) noexcept nogil:
     cdef Shape s
-    cdef Block next_a = block_of_task(a, c, task + 1), next_b = block_of_task(b, c, task + 1)
-    cdef Block next_y = block_of_task(y, c, task + 1)
+    cdef Array next_a = block_of_task(a, c, task + 1), next_b = block_of_task(b, c, task + 1)
+    cdef Array next_y = block_of_task(y, c, task + 1)
     s.n = n
     s.n_outer = min(c.n_outer, n_outer - task // c.n_splits * c.n_outer)
     s.n_inner = min(first_of_split(c, task % c.n_splits + 1), n_inner) - first_of_split(c, task % c.n_splits)
@@ -191,7 +185,7 @@ cdef void run_frames(int op, Array a, Array b, Array y, Py_ssize_t n_outer, Py_s
         return
     far = n_outer * n * n_inner * size_of(a.kind) >= prefetch_min_bytes
     if rows:
-        group = group_of_rows(op, a, b, n_outer, n, n_inner, n_threads, scratch)
+        group = group_of_rows(op, a, b, n_outer, n, n_inner, n_threads, far, scratch)
         n_tasks = n_outer * ((n_inner + group - 1) // group)
     else:
         joinable = is_joinable(a, n_inner) and (is_joinable(y, n_inner) or not writes_elements(op))

@@ -59,47 +59,24 @@ cdef inline void max_of_short(bint few, RowGroup x, Py_ssize_t n_tail, Py_ssize_
     end_maxima(half, n_frames, m)
 
 
-cdef inline void largest_of_short(RowGroup dy, RowGroup p, Py_ssize_t n_tail, Py_ssize_t n_frames,
+cdef inline void largest_of_short(bint few, RowGroup dy, RowGroup p, Py_ssize_t n_tail, Py_ssize_t n_frames,
                                   const floating* m, floating* m_dy) noexcept nogil:
     """The dy of the first of the classes whose p is the maximum m; NaN where some dy is huge."""
     cdef floating half[8 * FEW_GROUP_FRAMES]
-    cdef floating half_high[8 * FEW_GROUP_FRAMES]
     cdef floating highest[FEW_GROUP_FRAMES]
-    cdef floating found[CHUNK]
-    cdef floating of_k[CHUNK]
     cdef floating high[CHUNK]
-    cdef Py_ssize_t f, r, k, n_before = dy.n_rows * 4 + n_tail - 1
+    cdef Py_ssize_t f, r, k, n_before = (0 if few else dy.n_rows * 4) + n_tail - 1
     cdef const floating* v
-    for k in range(CHUNK):
-        found[k] = 0
     for k in range(n_frames * 8, round_up(n_frames, GROUP_FRAMES) * 8):
-        half[k] = half_high[k] = 0
+        half[k] = 0
     for f in range(n_frames):
         v = frame_of_group(dy, f, m)
+        m_dy[f] = dy_of_first(v, frame_of_group(p, f, m), n_tail * CHUNK if few else p.n, m[f])
         for k in range(CHUNK):
-            of_k[k] = -INFINITY
             high[k] = 0
-        match_chunks(v, frame_of_group(p, f, m), n_before, m[f], of_k, found)
-        match_chunks(last_chunk(dy, f, m), last_chunk(p, f, m), 1, m[f], of_k, found)
         for r in range(n_before):
             raise_magnitude_once(v + r * CHUNK, high)
         raise_magnitude_once(last_chunk(dy, f, m), high)
-        half_maxima(of_k, &half[f * 8])
-        half_maxima(high, &half_high[f * 8])
-    end_maxima(half, n_frames, m_dy)
-    if not is_one_each(found, m, n_frames):
-        for f in range(n_frames):
-            m_dy[f] = dy_of_group(dy, p, n_before * CHUNK, f, m)
-    end_maxima(half_high, n_frames, highest)
+        half_maxima(high, &half[f * 8])
+    end_maxima(half, n_frames, highest)
     spoil_huge(highest, n_frames, m_dy)
-
-
-cdef inline floating dy_of_group(RowGroup dy, RowGroup p, Py_ssize_t n_before, Py_ssize_t f,
-                                 const floating* m) noexcept nogil:
-    """The dy of the first class of frame f whose p is m[f]; n_before classes are before the last chunk."""
-    cdef Py_ssize_t k
-    cdef const floating* w = frame_of_group(p, f, m)
-    for k in range(n_before):
-        if w[k] == m[f]:
-            return frame_of_group(dy, f, m)[k]
-    return dy_of_first(last_chunk(dy, f, m), last_chunk(p, f, m), CHUNK, m[f])

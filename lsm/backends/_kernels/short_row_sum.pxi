@@ -191,7 +191,7 @@ cdef inline floating reduce_short_tail(int op, bint few, RowGroup a, RowGroup b,
     if reduces_max(op):
         max_of_short(few, b if finds_largest(op) else a, n_tail, n_frames, m)
     if finds_largest(op):
-        largest_of_short(a, b, n_tail, n_frames, m, params)
+        largest_of_short(few, a, b, n_tail, n_frames, m, params)
     elif sums_exponentials(op) and few:
         memcpy(params, m, n_frames * sizeof(floating))
     elif sums_exponentials(op):

@@ -157,9 +157,9 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
         else:
             is_regular &= end_frames(op, False, &total[f], &error[f], &m[f], &n_equal[f], GROUP_FRAMES, &params[f])
     if not is_regular or (limits_range(op) and some_out_of_range(w, n_frames, n, least)):
-        for f in range(n_frames):
-            run_irregular_frame(op, frame_at(a, 0, f), frame_at(b, 0, f), frame_at(y, 0, f), n, &params[f])
-        return
+        run_irregular_frames(op, a, b, y, shape_of_group(n, n_frames), True, params)
+        if writes_elements(op):
+            return
     if not writes_elements(op):
         write_results(y, n_frames, params)
         return

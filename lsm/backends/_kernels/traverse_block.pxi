@@ -95,8 +95,8 @@ cdef void write_odd_row(const floating* dy, const floating* y, Py_ssize_t width,
                                 params[3 * MAX_WIDTH + p], params[4 * MAX_WIDTH + p])
 
 
-cdef inline void write_rows(int op, Block a, Block b, Block y, Shape s, const floating* params,
-                            Py_ssize_t last_param, Block next_a, Block next_b, Block next_y,
+cdef inline void write_rows(int op, Array a, Array b, Array y, Shape s, const floating* params,
+                            Py_ssize_t last_param, Array next_a, Array next_b, Array next_y,
                             bint stream, floating* buffer) noexcept nogil:
     """The last stage: write the result, and meanwhile prefetch the next block."""
     cdef floating n_bad[MAX_WIDTH]
@@ -153,7 +153,7 @@ cdef inline void repeat(floating* params, Py_ssize_t n_params, Py_ssize_t w, Py_
             memcpy(&params[i * MAX_WIDTH + r * w], &params[i * MAX_WIDTH], w * sizeof(floating))
 
 
-cdef inline bint some_masked(Block y, Shape s, const floating* of) noexcept nogil:
+cdef inline bint some_masked(Array y, Shape s, const floating* of) noexcept nogil:
     """Whether any frame is -inf throughout. Most are ruled out by their first class."""
     cdef floating buffer[MAX_WIDTH]
     cdef Py_ssize_t o, j
@@ -169,12 +169,7 @@ cdef inline bint some_masked(Block y, Shape s, const floating* of) noexcept nogi
     return False
 
 
-cdef inline Py_ssize_t column_of(Shape s, Py_ssize_t j) noexcept nogil:
-    """Where the parameters of frame j are: the last chunk may overlap the one before."""
-    return j if j < s.width // CHUNK * CHUNK or s.n_joined > 1 else j + round_up(s.width, CHUNK) - s.width
-
-
-cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+cdef inline void run_plain(int op, Array a, Array b, Array y, Shape s, Array next_a, Array next_b, Array next_y,
                            bint stream, floating* buffer) noexcept nogil:
     """All stages of a block. Frames longer than a slice are reduced slice by slice."""
     cdef double total[MAX_ACCUMULATORS]
@@ -211,20 +206,19 @@ cdef inline void run_plain(int op, Block a, Block b, Block y, Shape s, Block nex
                                     n_equal[p])
         keep_normaliser(op, False, partial[0 if is_single else p], m)
     if not is_regular or (limits_range(op) and some_masked(b, s, buffer)):
-        for j in range(s.n_outer * s.n_inner):
-            p = column_of(s, j)
-            run_irregular_frame(op, frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n, &params[p])
+        run_irregular_frames(op, a, b, y, s, False, params)
     elif writes_elements(op):
         repeat(params, N_PARAMS, width, s.n_joined)
         write_rows(op, a, b, y, s, params, round_up(s.width, CHUNK) - CHUNK, next_a, next_b, next_y, stream, buffer)
-    else:
-        if s.n_joined == 1 and s.width % CHUNK:
-            memmove(&params[s.width - CHUNK], &params[round_up(s.width, CHUNK) - CHUNK], CHUNK * sizeof(floating))
+    if not writes_elements(op):
+        if s.n_joined == 1:
+            p = s.width % CHUNK  # the frames that only the last chunk has
+            memmove(&params[s.width - p], &params[round_up(s.width, CHUNK) - p], p * sizeof(floating))
         s.n_joined = 1
         unpack(y, s, 0, 1, params)
 
 
-cdef inline void run_few(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+cdef inline void run_few(int op, Array a, Array b, Array y, Shape s, Array next_a, Array next_b, Array next_y,
                          bint stream, floating* buffer) noexcept nogil:
     """All stages of a block of plain frames of few classes."""
     cdef double total[MAX_WIDTH]
@@ -245,8 +239,7 @@ cdef inline void run_few(int op, Block a, Block b, Block y, Shape s, Block next_
     keep_normalisers(op, True, total, error, m, n_equal, s.n_frames)
     if not end_frames(op, True, total, error, m, n_equal, n_frames, params) or (
             limits_range(op) and some_masked(b, s, buffer)):
-        for j in range(n_frames):
-            run_irregular_frame(op, frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n, &params[j])
+        run_irregular_frames(op, a, b, y, s, True, params)
     elif writes_elements(op):
         for o in range(s.n_outer):
             write_rows(op, outer_of(a, o), outer_of(b, o), outer_of(y, o), t, &params[o * s.n_inner],
@@ -254,11 +247,11 @@ cdef inline void run_few(int op, Block a, Block b, Block y, Shape s, Block next_
             next_a.at += next_a.outer if next_a.at != NULL else 0
             next_b.at += next_b.outer if next_b.at != NULL else 0
             next_y.at += next_y.outer if next_y.at != NULL else 0
-    else:
+    if not writes_elements(op):
         unpack(y, s, 0, 1, params)
 
 
-cdef inline void run_shape(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+cdef inline void run_shape(int op, Array a, Array b, Array y, Shape s, Array next_a, Array next_b, Array next_y,
                            bint stream, floating* buffer) noexcept nogil:
     if is_few(s.n):
         run_few(op, a, b, y, s, next_a, next_b, next_y, stream, buffer)
@@ -266,13 +259,13 @@ cdef inline void run_shape(int op, Block a, Block b, Block y, Shape s, Block nex
         run_plain(op, a, b, y, s, next_a, next_b, next_y, stream, buffer)
 
 
-cdef inline void run_copied(int op, Block a, Block b, Block y, Shape s, Block next_a, Block next_b, Block next_y,
+cdef inline void run_copied(int op, Array a, Array b, Array y, Shape s, Array next_a, Array next_b, Array next_y,
                             bint stream, floating* scratch) noexcept nogil:
     """run_block on copies of what is not plain."""
     cdef floating* scratch_b = scratch + packed_numbers(scratch)
     cdef floating* scratch_y = scratch + 2 * packed_numbers(scratch)
     cdef Shape t = s
-    cdef Block to = y
+    cdef Array to = y
     cdef Py_ssize_t n = s.n if writes_elements(op) else 1
     cdef bint is_copied
     t.is_filled = s.n % s.n_joined != 0

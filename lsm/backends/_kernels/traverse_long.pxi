@@ -94,7 +94,7 @@ cdef inline bint write_slice(int op, Vector a, Vector b, Vector y, Py_ssize_t pa
     is_bad = write_part(op, <const floating*> rows.at[0], <const floating*> rows_b.at[0], n_part, params, least,
                         is_large(highest), not (params[4 * MAX_WIDTH] < least),
                         <floating*> to.at if is_direct else scratch, stream and is_direct,
-                        next_row(part_at(b, start - SLICE_CLASSES), 0, part > 0, params), NULL)
+                        next_row(part_at(b, start - SLICE_CLASSES), 0, part > 0, params), NULL, NULL)
     if not is_direct:
         write_long(to, n_part, scratch, False)
     return is_bad
@@ -181,7 +181,7 @@ cdef inline void run_long_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t
     keep_normaliser(op, False, total, params)
     if not finalize(op, False, total, params) or (limits_range(op) and is_masked(b, n, params)):
         run_irregular_frame(op, a, b, y, n, params)
-    elif not writes_elements(op):
-        write(y, 0, 1, params, False)
-    elif write_slices(op, a, b, y, n, params, stream, scratch, n_bytes, n_threads):
+    elif writes_elements(op) and write_slices(op, a, b, y, n, params, stream, scratch, n_bytes, n_threads):
         fill_nan(y, n, params)
+    if not writes_elements(op):
+        write(y, 0, 1, params, False)

@@ -46,28 +46,38 @@ cdef inline void write_chunks_of_row(int op, const floating* a, const floating* 
     cdef Py_ssize_t c
     for c from 0 <= c < n by CHUNK:
         if reads_two(op) and next_b != NULL:
-            lsm_prefetch(next_b + c * <Py_ssize_t> sizeof(floating), CHUNK * sizeof(floating), False)
+            lsm_prefetch(next_b + c * <Py_ssize_t> sizeof(floating), CHUNK * sizeof(floating), True)
         if reads_two(op) and next_y != NULL:
             lsm_prefetch(next_y + c * <Py_ssize_t> sizeof(floating), CHUNK * sizeof(floating), False)
         write_chunk_of_row(op, a + c, b + c, p, some_large, some_low, v)
         put_lanes(y + c, v, nontemporal)
 
 
+# The end of a row in a chunk of memory in which the next row begins; both are streamed together.
+cdef struct Line:
+    double numbers[CHUNK]
+    Py_ssize_t n
+    bint has_next  # whether a row follows that one
+
+
 cdef inline void write_of_row(int op, const floating* a, const floating* b, Py_ssize_t n, const floating* params,
                               bint some_large, bint some_low, floating* y, bint stream,
-                              const char* next_b, const char* next_y) noexcept nogil:
+                              const char* next_b, const char* next_y, Line* line) noexcept nogil:
     """The result of n >= CHUNK classes.
 
-    y may be a or b, so chunks that overlap others are read before anything is written.
+    y may be a or b, so chunks that overlap others are read before anything is written. line: what the row before left
+    of the chunk of memory in which this one begins; NULL if rows are written one by one.
     """
     cdef floating p[N_PARAMS]
     cdef floating first[CHUNK]
     cdef floating last[2 * CHUNK]
+    cdef floating v[2 * CHUNK]
     cdef Py_ssize_t k, n_last, head = 0
     for k in range(N_PARAMS):
         p[k] = params[k * MAX_WIDTH]
     if stream:
-        head = (-<Py_ssize_t> <uintptr_t> y & 63) // <Py_ssize_t> sizeof(floating)
+        head = (-<Py_ssize_t> <uintptr_t> y & (CHUNK * <Py_ssize_t> sizeof(floating) - 1)) // (
+            <Py_ssize_t> sizeof(floating))
     n_last = (n - head) % CHUNK
     if head:
         write_chunk_of_row(op, a, b, p, True, some_low, first)
@@ -77,9 +87,16 @@ cdef inline void write_of_row(int op, const floating* a, const floating* b, Py_s
         write_chunks_of_row(op, a + head, b + head, n - head - n_last, p, some_large, some_low, y + head, True, next_b,
                             next_y)
         # No regular store to a line that has just been streamed: it would be read back.
-        if head:
+        if head and line != NULL and line.n:
+            put_lanes(v, <const floating*> line.numbers, False)
+            put_lanes(&v[CHUNK - head], first, False)
+            put_lanes(y + head - CHUNK, v, True)
+        elif head:
             put_some(y, first, head)
-        if n_last:
+        if line != NULL and line.has_next:
+            put_lanes(<floating*> line.numbers, &last[CHUNK - n_last], False)
+            line.n = n_last
+        elif n_last:
             put_some(y + n - n_last, &last[CHUNK - n_last], n_last)
     else:
         write_chunks_of_row(op, a, b, n - n_last, p, some_large, some_low, y, False, next_b, next_y)
@@ -89,7 +106,7 @@ cdef inline void write_of_row(int op, const floating* a, const floating* b, Py_s
 
 cdef inline bint write_part(int op, const floating* a, const floating* b, Py_ssize_t n, const floating* params,
                             floating least, bint some_large, bint some_low, floating* y, bint stream,
-                            const char* next_b, const char* next_y) noexcept nogil:
+                            const char* next_b, const char* next_y, Line* line) noexcept nogil:
     """The result of at most SLICE_CLASSES classes of a frame; True if that becomes NaN, for b out of range.
 
     least: the minimum of b, if the operation limits its range; NaN as in range_of_rows.
@@ -99,11 +116,11 @@ cdef inline bint write_part(int op, const floating* a, const floating* b, Py_ssi
     if n < CHUNK:
         write_short_part(op, a, b, n, params, y)
     elif limits_range(op) and some_low:
-        write_of_row(op, a, b, n, params, True, True, y, stream, next_b, next_y)
+        write_of_row(op, a, b, n, params, True, True, y, stream, next_b, next_y, line)
     elif limits_range(op) and some_large:
-        write_of_row(op, a, b, n, params, True, False, y, stream, next_b, next_y)
+        write_of_row(op, a, b, n, params, True, False, y, stream, next_b, next_y, line)
     else:
-        write_of_row(op, a, b, n, params, False, False, y, stream, next_b, next_y)
+        write_of_row(op, a, b, n, params, False, False, y, stream, next_b, next_y, line)
     return False
 
 
@@ -126,13 +143,15 @@ cdef inline void write_short_part(int op, const floating* a, const floating* b, 
     cdef floating result[CHUNK]
     pad(padded, a, n, CHUNK, 0)
     pad(padded_b, b, n, CHUNK, -1)
-    write_of_row(op, padded, padded_b, CHUNK, params, True, True, result, False, NULL, NULL)
+    write_of_row(op, padded, padded_b, CHUNK, params, True, True, result, False, NULL, NULL, NULL)
     put_some(y, result, n)
 
 
-cdef inline Py_ssize_t most_rows(Py_ssize_t n, const floating* of) noexcept nogil:
+cdef inline Py_ssize_t most_rows(int op, Py_ssize_t n, bint far, const floating* of) noexcept nogil:
     """The number of frames in a group: what stays in the L1 cache between two stages, GROUP_FRAMES at most."""
     cdef Py_ssize_t most = GROUP_BYTES // (round_up(n, CHUNK) * <Py_ssize_t> sizeof(floating))
+    if finds_largest(op) and far:  # the next group is prefetched into it
+        most //= 2
     return max(<Py_ssize_t> 1, min(<Py_ssize_t> GROUP_FRAMES, most))
 
 
@@ -140,30 +159,6 @@ cdef inline const char* next_row(Array x, Py_ssize_t j, bint far, const floating
     """Frame j, to be prefetched while another one is processed; NULL if that is not worth it."""
     cdef Vector frame = frame_at(x, 0, j)
     return frame.at if far and is_native(frame, of) else NULL
-
-
-cdef inline void largest_of_rows(Rows dy, Rows p, Py_ssize_t n_frames, Py_ssize_t n, const floating* m,
-                                 const floating* half_dy, const floating* peaks, floating* m_dy) noexcept nogil:
-    """The dy of the first of the classes whose p is the maximum m; NaN where some dy is huge."""
-    cdef floating half[8 * GROUP_FRAMES]
-    cdef floating highest[GROUP_FRAMES]
-    cdef floating found[CHUNK]
-    cdef floating of_k[CHUNK]
-    cdef Py_ssize_t f, k, n_blocks = count_blocks(n)
-    for k in range(CHUNK):
-        found[k] = 0
-    for k in range(n_frames * 8, GROUP_FRAMES * 8):
-        half[k] = 0
-    for f in range(n_frames):
-        match_row(<const floating*> dy.at[f], <const floating*> p.at[f], <const floating*> dy.last[f],
-                  <const floating*> p.last[f], n, m[f], &peaks[f * n_blocks * CHUNK], of_k, found)
-        half_maxima(of_k, &half[f * 8])
-    end_maxima(half, GROUP_FRAMES, m_dy)
-    if not is_one_each(found, m, n_frames):
-        for f in range(n_frames):
-            m_dy[f] = dy_of_first(<const floating*> dy.at[f], <const floating*> p.at[f], n, m[f])
-    end_maxima(half_dy, GROUP_FRAMES, highest)
-    spoil_huge(highest, GROUP_FRAMES, m_dy)
 
 
 cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames, Py_ssize_t n, bint far, bint stream,
@@ -179,6 +174,7 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
     cdef floating highest_dy[CHUNK]
     cdef floating half_m[8 * GROUP_FRAMES]
     cdef floating half_dy[8 * GROUP_FRAMES]
+    cdef floating m_dy[GROUP_FRAMES]
     cdef floating found[CHUNK]
     cdef double lanes[CHUNK]
     cdef double errors[CHUNK]
@@ -207,7 +203,10 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
                 half_maxima(highest_dy, &half_dy[f * 8])
         end_maxima(half_m, GROUP_FRAMES, m)
         if finds_largest(op):
-            largest_of_rows(rows, rows_b, n_frames, n, m, half_dy, peaks, params)
+            for f in range(n_frames):
+                params[f] = dy_of_first(<const floating*> rows.at[f], <const floating*> rows_b.at[f], n, m[f])
+            end_maxima(half_dy, GROUP_FRAMES, m_dy)
+            spoil_huge(m_dy, GROUP_FRAMES, params)
         else:
             shift_frames(m, GROUP_FRAMES, params)
     for f in range(n_frames if far and stream else 0):  # else a regular store to these lines delays the others
@@ -224,13 +223,11 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
     end_sums(half, half_error, GROUP_FRAMES, total, error, found)
     keep_normalisers(op, False, total, error, m, n_equal, n_frames)
     if not end_frames(op, False, total, error, m, n_equal, GROUP_FRAMES, params):
-        for f in range(n_frames):
-            run_irregular_frame(op, frame_at(a, 0, f), frame_at(b, 0, f), frame_at(y, 0, f), n,
-                                &params[f])
+        run_irregular_frames(op, a, b, y, shape_of_group(n, n_frames), True, params)
     elif writes_elements(op):
         write_rows_of_group(op, y, n_frames, n, rows, rows_b, params, b, far, stream,
                             scratch + 2 * packed_numbers(scratch))
-    else:
+    if not writes_elements(op):
         write_results(y, n_frames, params)
 
 
@@ -241,7 +238,9 @@ cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t n_frames, Py_ss
     cdef Vector to
     cdef floating* at
     cdef floating least = 0, highest = 0
-    cdef bint is_bad, some_low = False
+    cdef bint is_bad, some_low = False, is_run = stream and not limits_range(op) and lies_whole(y, n)
+    cdef Line line
+    line.n = 0
     if limits_range(op):
         f = rows_b.at[min(<Py_ssize_t> 1, n_frames - 1)] - rows_b.at[0]  # the same between all
         least = range_of_rows(<const floating*> rows_b.at[0], f // <Py_ssize_t> sizeof(floating), n_frames, n,
@@ -251,12 +250,13 @@ cdef inline void write_rows_of_group(int op, Array y, Py_ssize_t n_frames, Py_ss
     for f in range(n_frames):
         to = frame_at(y, 0, f)
         at = <floating*> to.at if is_native(to, params) else copy
+        line.has_next = f < n_frames - 1
         is_bad = some_low and is_masked(native(<const floating*> rows_b.at[f]), n, params)
         if not is_bad:
             is_bad = write_part(op, <const floating*> rows.at[f], <const floating*> rows_b.at[f], n, &params[f], least,
                                 is_large(highest), some_low, at, stream and at != copy,
                                 next_row(b, f + n_frames, far, params),
-                                next_row(y, f + n_frames, far and not stream, params))
+                                next_row(y, f + n_frames, far and not stream, params), &line if is_run else NULL)
             if at == copy:
                 write_long(to, n, copy, False)
         if is_bad:
