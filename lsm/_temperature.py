@@ -23,12 +23,17 @@ def is_divisor(temperature: Any) -> Any:
 
 
 def divide_narrow(x: Any, temperature: Any) -> Any:
-    """x / T in place, for x in float64 that had at most 32 bits; less its maximum where that would overflow."""
+    """x / T in place, for x in float64 that had at most 32 bits; less its maximum where that would overflow.
+
+    Elsewhere x is multiplied by 1 / T, for the bits of the kernels.
+    """
     xp = namespace(x)
     is_tiny = ~is_divisor(temperature)
     if not isinstance(x, np.ndarray) or is_tiny.any():
         x -= xp.where(is_tiny, xp.amax(x, -1, keepdims=True), 0.0)
-    x /= temperature
+        x /= xp.where(is_tiny, temperature, 1.0)
+        temperature = xp.where(is_tiny, 1.0, temperature)
+    x *= 1 / temperature
     return x
 
 
@@ -43,7 +48,7 @@ def write_backward(
         dx = xp.empty_like(dy)
         is_tiny = ~is_divisor(temperature)  # a quotient may be infinite where the gradient is not NaN
         before = xp.where(is_tiny, 1.0, temperature)
-        method(dy / before, output, dy.ndim - 1, dx)
+        method(dy * (1 / before), output, dy.ndim - 1, dx)
         if not isinstance(dx, np.ndarray) or is_tiny.any():
             dx /= xp.where(is_tiny, temperature, 1.0)
         out[...] = library.astype(dx, "float32")  # before 16 bits, as the kernels do

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from functools import partial
 from importlib import import_module
 
 import ml_dtypes
@@ -477,3 +478,30 @@ def test_labels_and_out_may_change_during_a_call(rng):
     finally:
         ended.set()
         thread.join()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5), (7, 70), (90, 600), (5, 12, 40), (2, 20_000)])
+def test_masks_and_temperatures_as_on_the_general_path(shape, dtype, rng):
+    """The general path takes a temperature that is not exactly a float, and a mask in another order."""
+    x, dy = ((rng.standard_normal(shape) * 4).astype(dtype) for _ in range(2))
+    x[0, 0], x[1, 0, ...] = np.nan, np.inf
+    mask = rng.random(shape) < 0.7
+    mask[-1] = False
+    mask_elsewhere = np.asfortranarray(mask)
+    y, p = lsm.log_softmax(x, 1), lsm.softmax(x, 1)
+    for name, inputs in {
+        "log_softmax": (x,),
+        "softmax": (x,),
+        "log_softmax_backward": (dy, y),
+        "softmax_backward": (dy, p),
+    }.items():
+        function = partial(getattr(lsm, name), *inputs, 1, backend="cython")
+        for temperature in (1.0, 2, 0.7, 1e-9, 2.0**-900):
+            for where, same_mask in ((None, None), (mask, mask_elsewhere)):
+                result = function(temperature=temperature, where=where)
+                expected = function(temperature=np.float64(temperature), where=same_mask)
+                assert result.tobytes() == expected.tobytes(), (name, temperature, where is None)
+                out = inputs[0].copy()
+                assert getattr(lsm, name)(out, *inputs[1:], 1, temperature=temperature, where=where, out=out) is out
+                assert out.tobytes() == expected.tobytes(), (name, temperature, where is None)

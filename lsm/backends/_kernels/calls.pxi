@@ -84,19 +84,32 @@ cdef object find_function(int op, object x, object backend):
 NAMES = {op: name for name, op in OPS.items()}
 
 
+cdef inline double number_of(object x) noexcept:
+    """The value of a float or a small int; NaN for any other object."""
+    cdef int overflow = 0
+    cdef long value
+    if PyFloat_CheckExact(x):
+        return PyFloat_AS_DOUBLE(x)
+    if not PyLong_CheckExact(x):
+        return NAN
+    value = PyLong_AsLongAndOverflow(x, &overflow)
+    return NAN if overflow else <double> value
+
+
 cdef object call_map(int op, a, b, axis, out, where, temperature, backend):
     """A public function, or None; a is an ndarray, and b is a if there is one input."""
-    if not (PyFloat_CheckExact(temperature) and PyFloat_AS_DOUBLE(temperature) == 1):  # others that equal 1: later
+    cdef double divisor = number_of(temperature)
+    if not LEAST_DIVISOR < divisor < INFINITY:
         return None
     if not is_selected(op, a, backend):
         function = find_function(op, a, backend)
         if function is None:
             return None
         if function is not QUICK[NAMES[op]]:
-            if where is not None:
+            if where is not None or divisor != 1:
                 return None
             return function(a, b, axis, out) if reads_two(op) else function(a, axis, out)
-    return quick_map(op, a, b, axis, out, 0, where)
+    return quick_map(op, a, b, axis, out, 0, where, divisor)
 
 
 def call_log_softmax(x, axis, out, where, temperature, backend):
@@ -134,9 +147,10 @@ cdef inline bint is_temperature(double temperature) noexcept:
 
 
 cdef object call_entropy_of(int op, a, b, axis, temperature, backend):
-    if not (PyFloat_CheckExact(temperature) and is_temperature(PyFloat_AS_DOUBLE(temperature))):
+    cdef double divisor = number_of(temperature)
+    if not is_temperature(divisor):
         return None
-    return quick_reduction(op, a, b, axis, None, 0, temperature) if is_own(a, backend) else None
+    return quick_reduction(op, a, b, axis, None, 0, divisor) if is_own(a, backend) else None
 
 
 def call_entropy(x, axis, temperature, backend):

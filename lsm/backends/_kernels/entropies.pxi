@@ -251,7 +251,7 @@ cdef void run_entropy_task(int op, Array a, Array b, Array y, Py_ssize_t first, 
                            Py_ssize_t n_inner, bint is_copied, double* scratch) noexcept nogil:
     """Some frames."""
     cdef double result[CHUNK]
-    cdef double rate = 1 / a.alteration.divisor
+    cdef double rate = a.alteration.rate
     cdef bint few = n <= SIDE_BY_SIDE_CLASSES
     cdef Py_ssize_t size = n * CHUNK if few else round_up(min(n, <Py_ssize_t> ENTROPY_CLASSES), CHUNK)
     cdef Py_ssize_t i = first, i_read = first, n_inner_read = n_inner, k

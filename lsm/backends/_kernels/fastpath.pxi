@@ -38,7 +38,9 @@ _import_array()
 cdef enum:
     PARALLEL_MIN_ELEMENTS = 32768  # the same as lsm._threads.MIN_PARALLEL_SIZE
     HOLD_GIL_MAX_ELEMENTS = 4096   # releasing and taking the GIL costs 0.1 microseconds
-    MASKED_MAX_ELEMENTS = 32768    # larger results are looked through for NaN instead of masked again
+
+
+cdef double LEAST_DIVISOR = 2.0**-800  # as in lsm._temperature
 
 
 # An array seen as (outer, classes, inner).
@@ -102,7 +104,7 @@ cdef inline bint can_take(object out, object x, Frames f) noexcept:
 cdef inline Array whole(object x, Frames f) noexcept:
     cdef Array array
     array.alteration.mask = 0
-    array.alteration.divisor = 1
+    array.alteration.rate = 1
     array.at = PyArray_BYTES(<PyArrayObject*> x)
     array.gap = size_of(f.kind)
     array.step = f.n_inner * array.gap
@@ -120,8 +122,7 @@ cdef inline Array masked(Array x, object mask, int fill) noexcept:
 cdef inline bint can_mask(object mask, object x, object out, Frames f) noexcept:
     """Whether a mask is a C-contiguous array of bool of the shape of x, apart from `out`."""
     return (
-        count_elements(f) <= MASKED_MAX_ELEMENTS
-        and PyArray_CheckExact(mask)
+        PyArray_CheckExact(mask)
         and PyArray_ISCARRAY_RO(<PyArrayObject*> mask)
         and PyArray_TYPE(<PyArrayObject*> mask) == NPY_BOOL
         and PyArray_SAMESHAPE(<PyArrayObject*> mask, <PyArrayObject*> x)
@@ -129,18 +130,37 @@ cdef inline bint can_mask(object mask, object x, object out, Frames f) noexcept:
     )
 
 
-cdef void put_masked(Array y, Py_ssize_t n, const char* mask, bint is_low) noexcept nogil:
-    """Write -inf or 0 to the masked ones of n packed numbers: in a frame with NaN, all are NaN."""
-    cdef uint16_t low = 0xFC00 if y.kind == HALF else 0xFF80
-    cdef Py_ssize_t k
-    for k in range(n):
-        if mask[k] == 0:
+cdef inline bint some_frame_is_nan(Array y, Frames f) noexcept nogil:
+    """Whether any frame of a result is NaN throughout, by its first class."""
+    cdef Py_ssize_t o, i
+    cdef const char* at
+    cdef int n_found = 0
+    for o in range(f.n_outer):
+        at = y.at + o * y.outer
+        for i in range(f.n_inner):
             if y.kind == FLOAT:
-                (<float*> y.at)[k] = -INFINITY if is_low else 0
+                n_found += (<float*> at)[i] != (<float*> at)[i]
             elif y.kind == DOUBLE:
-                (<double*> y.at)[k] = -INFINITY if is_low else 0
+                n_found += (<double*> at)[i] != (<double*> at)[i]
             else:
-                (<uint16_t*> y.at)[k] = low if is_low else 0
+                n_found += ((<uint16_t*> at)[i] & 0x7FFF) > (0x7C00 if y.kind == HALF else 0x7F80)
+    return n_found != 0
+
+
+cdef void put_masked(Array y, Py_ssize_t n, const char* mask, bint is_low) noexcept nogil:
+    """Write -inf or 0 to the masked ones of n packed numbers."""
+    cdef uint16_t low = (0xFC00 if y.kind == HALF else 0xFF80) if is_low else 0
+    cdef double fill = -INFINITY if is_low else 0
+    cdef Py_ssize_t k
+    if y.kind == FLOAT:
+        for k in range(n):  # hot
+            (<float*> y.at)[k] = (<float*> y.at)[k] if mask[k] != 0 else <float> fill
+    elif y.kind == DOUBLE:
+        for k in range(n):  # hot
+            (<double*> y.at)[k] = (<double*> y.at)[k] if mask[k] != 0 else fill
+    else:
+        for k in range(n):  # hot
+            (<uint16_t*> y.at)[k] = (<uint16_t*> y.at)[k] if mask[k] != 0 else low
 
 
 cdef inline size_t count_scratch(Frames f, bint shall_copy) noexcept nogil:
@@ -156,7 +176,7 @@ cdef bint run_whole(int op, Array a, Array b, Array y, Frames f, int n_threads, 
         return False
     if op >= ENTROPY:
         run_entropies(op, a, b, y, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads)
-    elif f.kind == DOUBLE:
+    elif f.kind == DOUBLE or a.kind & DIVIDED:
         run_frames(op, a, b, y, f.n_outer, f.n, f.n_inner, <double*> scratch, n_bytes, n_threads, stream)
     else:
         run_frames(op, a, b, y, f.n_outer, f.n, f.n_inner, <float*> scratch, n_bytes, n_threads, stream)
@@ -184,7 +204,7 @@ cdef inline bint shall_stream(Frames f, object out, object a, object b) noexcept
     )
 
 
-cdef object quick_map(int op, a, b, axis, out, int n_threads, mask):
+cdef object quick_map(int op, a, b, axis, out, int n_threads, mask, double temperature):
     """An operation whose result has the shape of its inputs; b is a if there is one. None if it declines."""
     cdef Frames f
     cdef Array x, y, z
@@ -193,7 +213,7 @@ cdef object quick_map(int op, a, b, axis, out, int n_threads, mask):
         return None
     if not (out is None or (can_take(out, a, f) and (b is a or can_take(out, b, f)))):
         return None
-    if not (mask is None or can_mask(mask, a, out, f)):
+    if not (mask is None or can_mask(mask, a, out, f)) or (temperature != 1 and f.kind == DOUBLE):
         return None
     if n_threads == 0 and count_elements(f) >= PARALLEL_MIN_ELEMENTS:
         n_threads = _count_threads(count_elements(f))
@@ -206,12 +226,16 @@ cdef object quick_map(int op, a, b, axis, out, int n_threads, mask):
     if mask is not None:
         x = masked(x, mask, MASKED_ZERO if reads_two(op) else MASKED_LOW)
         y = masked(y, mask, MASKED_ZERO if op == SOFTMAX_BACKWARD else MASKED_LOW)
+    if temperature != 1:  # of the only input, or of dy
+        x.kind |= DIVIDED
+        x.alteration.rate = 1 / temperature
     if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
         done = run_whole(op, x, y, z, f, max(n_threads, 1), stream)
     else:
         with nogil:
             done = run_whole(op, x, y, z, f, max(n_threads, 1), stream)
-    if done and mask is not None:
+    # All classes of a frame with NaN are NaN, and a masked gradient of softmax may be -0.0.
+    if done and mask is not None and (op == SOFTMAX_BACKWARD or some_frame_is_nan(z, f)):
         put_masked(z, count_elements(f), PyArray_BYTES(<PyArrayObject*> mask), op == LOG_SOFTMAX)
     return out if done else None
 
@@ -259,7 +283,7 @@ cdef object quick_reduction(int op, a, b, axis, out, int n_threads, double tempe
         n_threads = _count_threads(count_elements(f))
     x = whole(a, f)
     y = whole(b, f)
-    x.alteration.divisor = temperature
+    x.alteration.rate = 1 / temperature
     z = whole(out, f)
     z.kind = kind
     z.gap = size_of(kind)
@@ -298,22 +322,22 @@ def quick_log_softmax(x, axis, out, int n_threads=0, mask=None):
     Nothing needs to have been checked except that the kernels support the dtype of x. n_threads = 0 means one thread
     for small calls, and count_threads otherwise. mask: `where`.
     """
-    return quick_map(LOG_SOFTMAX, x, x, axis, out, n_threads, mask)
+    return quick_map(LOG_SOFTMAX, x, x, axis, out, n_threads, mask, 1)
 
 
 def quick_log_softmax_backward(dy, y, axis, out, int n_threads=0, mask=None):
     """log_softmax_backward(dy, y, axis, out=out), or None; see quick_log_softmax."""
-    return quick_map(LOG_SOFTMAX_BACKWARD, dy, y, axis, out, n_threads, mask)
+    return quick_map(LOG_SOFTMAX_BACKWARD, dy, y, axis, out, n_threads, mask, 1)
 
 
 def quick_softmax(x, axis, out, int n_threads=0, mask=None):
     """softmax(x, axis, out=out), or None; see quick_log_softmax."""
-    return quick_map(SOFTMAX, x, x, axis, out, n_threads, mask)
+    return quick_map(SOFTMAX, x, x, axis, out, n_threads, mask, 1)
 
 
 def quick_softmax_backward(dy, p, axis, out, int n_threads=0, mask=None):
     """softmax_backward(dy, p, axis, out=out), or None; see quick_log_softmax."""
-    return quick_map(SOFTMAX_BACKWARD, dy, p, axis, out, n_threads, mask)
+    return quick_map(SOFTMAX_BACKWARD, dy, p, axis, out, n_threads, mask, 1)
 
 
 def quick_logsumexp(x, axis, out, int n_threads=0):

@@ -74,7 +74,7 @@ cdef inline Array array_like(char* at, int kind) noexcept nogil:
     to.at = at
     to.kind = kind
     to.alteration.mask = 0
-    to.alteration.divisor = 1
+    to.alteration.rate = 1
     return to
 
 

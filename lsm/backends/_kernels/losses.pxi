@@ -92,7 +92,7 @@ cdef object quick_loss(x, labels, axis, reduction, out):
         if value is None:
             return None
         at_label = _expm1(y, dtype="d")
-        gradient = quick_map(SOFTMAX, x, x, axis, out, 0, None)
+        gradient = quick_map(SOFTMAX, x, x, axis, out, 0, None, 1)
         if gradient is None:
             return None
         if reduction == "mean":

@@ -50,7 +50,7 @@ cdef object take_labels(x, Frames f, int n_dims, const npy_intp* dims, axis, lab
     cdef Py_ssize_t i
     Py_INCREF(<object> PyArray_DESCR(<PyArrayObject*> x))
     out = PyArray_Empty(n_dims, dims, PyArray_DESCR(<PyArrayObject*> x), False)
-    y = quick_map(LOG_SOFTMAX, x, x, axis, None, 0, None)
+    y = quick_map(LOG_SOFTMAX, x, x, axis, None, 0, None, 1)
     if y is None:
         return None
     for i in range(f.n_outer * f.n_inner):

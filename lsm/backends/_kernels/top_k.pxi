@@ -151,7 +151,7 @@ cdef object quick_top_k(x, k, axis):
     Py_INCREF(<object> PyArray_DESCR(<PyArrayObject*> x))
     values = PyArray_Empty(n_dims, dims, PyArray_DESCR(<PyArrayObject*> x), False)
     places = PyArray_Empty(n_dims, dims, PyArray_DescrFromType(NPY_INT64), False)
-    y = quick_map(LOG_SOFTMAX, x, x, axis, None, 0, None)
+    y = quick_map(LOG_SOFTMAX, x, x, axis, None, 0, None, 1)
     if y is None:
         return None
     of_result = f

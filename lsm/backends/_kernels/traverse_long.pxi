@@ -96,7 +96,7 @@ cdef inline bint write_slice(int op, Vector a, Vector b, Vector y, Py_ssize_t pa
                         <floating*> to.at if is_direct else scratch, stream and is_direct,
                         next_row(part_at(b, start - SLICE_CLASSES), 0, part > 0, params), NULL, NULL)
     if not is_direct:
-        write_long(to, n_part, scratch, False)
+        write_long(to, n_part, scratch, stream and to.step == size_of(to.kind))
     return is_bad
 
 

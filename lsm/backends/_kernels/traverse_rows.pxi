@@ -157,8 +157,7 @@ cdef inline Py_ssize_t most_rows(int op, Py_ssize_t n, bint far, const floating*
 
 cdef inline const char* next_row(Array x, Py_ssize_t j, bint far, const floating* of) noexcept nogil:
     """Frame j, to be prefetched while another one is processed; NULL if that is not worth it."""
-    cdef Vector frame = frame_at(x, 0, j)
-    return frame.at if far and is_native(frame, of) else NULL
+    return x.at + j * x.gap if far and x.kind & 3 == kind_of(of) and x.step == sizeof(floating) else NULL
 
 
 cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames, Py_ssize_t n, bint far, bint stream,

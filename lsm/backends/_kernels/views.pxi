@@ -11,14 +11,14 @@ cdef enum Kind:
     # Added to the kind of what is altered as it is read, and so never used in place:
     MASKED_LOW = 4   # -inf where the mask is 0
     MASKED_ZERO = 8  # 0 where the mask is 0
-    DIVIDED = 16     # by the divisor, before that
+    DIVIDED = 16     # by a temperature, before that
 
 
 # How numbers are altered. A mask has a byte for each element, in the same layout: of the element at p, with p and the
 # size in bytes, at p // size + mask.
 cdef struct Alteration:
     Py_ssize_t mask
-    double divisor
+    double rate  # 1 over the temperature: a product takes a fifth of the time of a quotient
 
 
 # One frame, or one row of adjacent frames.
@@ -93,12 +93,24 @@ cdef inline Array array_of(char* at, Py_ssize_t* strides, int kind, const char* 
     array.gap = strides[2]
     array.kind = kind
     array.alteration.mask = mask_offset(at, kind, mask)
-    array.alteration.divisor = divisor
+    array.alteration.rate = 1 / divisor
     return array
 
 
 cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
     """Copy n elements, converted to floating and altered."""
+    cdef Py_ssize_t i
+    if not is_altered(x.kind):
+        convert(x, n, to)
+        return
+    for i from 0 <= i < n by BLOCK_CLASSES:  # altered while they are in registers or the L1 cache
+        convert(x, min(<Py_ssize_t> BLOCK_CLASSES, n - i), to + i)
+        alter(x, min(<Py_ssize_t> BLOCK_CLASSES, n - i), to + i)
+        x.at += BLOCK_CLASSES * x.step
+
+
+cdef inline void convert(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
+    """Copy n elements, converted to floating."""
     cdef int kind = x.kind & 3
     cdef uint16_t bits[BLOCK_CLASSES]
     cdef float narrow[BLOCK_CLASSES]
@@ -135,8 +147,6 @@ cdef void read(Vector x, Py_ssize_t n, floating* to) noexcept nogil:
                 widen(source, n_part, kind, narrow)
                 for k in range(n_part):  # hot
                     to[start + k] = narrow[k]
-    if is_altered(x.kind):
-        alter(x, n, to)
 
 
 cdef void alter(Vector x, Py_ssize_t n, floating* p) noexcept nogil:
@@ -146,7 +156,7 @@ cdef void alter(Vector x, Py_ssize_t n, floating* p) noexcept nogil:
     cdef floating fill = <floating> -INFINITY if x.kind & MASKED_LOW else <floating> 0
     if x.kind & DIVIDED:
         for k in range(n):  # hot
-            p[k] = <floating> (p[k] / x.alteration.divisor)
+            p[k] = <floating> (p[k] * x.alteration.rate)
     if not x.kind & (MASKED_LOW | MASKED_ZERO):
         return
     if step == 1:
@@ -257,6 +267,10 @@ cdef void write(Vector y, Py_ssize_t start, Py_ssize_t n, const floating* p, bin
         if floating is float:
             source = p
         else:
+            if y.kind == FLOAT and is_dense and not stream:
+                for k in range(n):  # hot
+                    (<float*> y.at)[k] = <float> p[k]
+                return
             for k in range(n):  # hot
                 single[k] = <float> p[k]
             source = single
