@@ -209,6 +209,31 @@ def test_logsumexp_near_0_among_other_frames(n, dtype, rng):
     np.testing.assert_array_equal(lsm.logsumexp(np.repeat(x, 2, 1)[:, ::2], 1, backend="cython"), alone)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n", [2, 10, 17, 64, 65, 100, 300, 1000])
+@pytest.mark.parametrize("huge", [False, True])
+def test_gradients_beside_padding(n, dtype, huge, rng):
+    """Frames that are NaN or -inf throughout, as of padding, leave the others of their block or group as they are."""
+    x, dy = (rng.standard_normal((2, 75, n)) * 4).astype(dtype)
+    x[5:8], x[20], x[74], x[30, -1], x[31, 0] = -np.inf, np.nan, np.inf, np.nan, np.inf
+    dy[40, -1], dy[41, 0], dy[42, n // 2] = np.nan, np.inf, -np.inf
+    if huge:
+        dy[50] = np.finfo(dtype).max / 2
+    y, p = lsm.log_softmax(x, backend="cython"), lsm.softmax(x, backend="cython")
+    y[6], y[8, -1], y[60, -1], p[6] = -np.inf, np.nan, 3, 0
+    for function, output in ((lsm.log_softmax_backward, y), (lsm.softmax_backward, p)):
+        alone = np.array([function(*frame, backend="cython") for frame in zip(dy, output, strict=True)])
+        np.testing.assert_array_equal(function(dy, output, backend="cython"), alone)
+        in_place = dy.copy()
+        function(in_place, output, out=in_place, backend="cython")
+        np.testing.assert_array_equal(in_place, alone)
+        columns = (dy.T.copy(), output.T.copy())
+        np.testing.assert_array_equal(function(*columns, 0, backend="cython").T, alone)
+        images = [np.moveaxis(array.reshape(5, 15, n), 1, 2).copy() for array in (dy, output)]
+        result = function(*images, 1, backend="cython")
+        np.testing.assert_array_equal(np.moveaxis(result, 2, 1).reshape(75, n), alone)
+
+
 @pytest.mark.parametrize("n", [3, 20, 64, 200])
 def test_views_of_arrays_that_are_in_memory(n, rng, kernels_get):
     """What is prefetched follows from strides, which may be negative, or larger than the frames."""

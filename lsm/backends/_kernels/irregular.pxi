@@ -1,5 +1,6 @@
-# Blocks and groups with a frame for which the epilogue does not hold: each frame by itself. Sums of few classes that
-# are repeated in double are collected, and computed as vectors along the frames.
+# Blocks and groups with a frame for which the epilogue does not hold. If its gradient is NaN, only that frame is
+# filled; otherwise each frame is computed by itself. Sums of few classes that are repeated in double are collected,
+# and computed as vectors along the frames.
 
 
 cdef inline void run_irregular_frame(int op, Vector a, Vector b, Vector y, Py_ssize_t n,
@@ -28,6 +29,54 @@ cdef inline void run_irregular_frames(int op, Array a, Array b, Array y, Shape s
     for j in range(s.n_outer * s.n_inner):
         run_irregular_frame(op, frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n,
                             &params[j if is_dense else column_of(s, j)])
+
+
+cdef bint has_non_finite(Vector x, Py_ssize_t n, const floating* of) noexcept nogil:
+    """Whether any of n numbers is NaN or infinite."""
+    cdef floating buffer[BLOCK_CLASSES]
+    cdef const floating* at
+    cdef int n_found = 0
+    cdef Py_ssize_t i, k
+    for i from 0 <= i < n by BLOCK_CLASSES:
+        at = load(x, i, min(<Py_ssize_t> BLOCK_CLASSES, n - i), buffer)
+        for k in range(min(<Py_ssize_t> BLOCK_CLASSES, n - i)):  # hot
+            n_found += not fabs_of(at[k]) < INFINITY
+    return n_found != 0
+
+
+cdef inline bint find_nan_frames(int op, Array a, Array b, Shape s, bint is_dense, const floating* params,
+                                 bint* is_nan) noexcept nogil:
+    """Set is_nan for the frames of a block whose gradient is NaN: as of padding, whose results are NaN or -inf.
+
+    False if another frame is irregular, so that all are left to run_irregular_frames. Not all NaN in b are found.
+    """
+    cdef floating buffer[1]
+    cdef floating first
+    cdef const floating* p
+    cdef Vector of_b
+    cdef Py_ssize_t j
+    if not (reads_two(op) and writes_elements(op)):
+        return False
+    for j in range(s.n_outer * s.n_inner):
+        p = &params[j if is_dense else column_of(s, j)]
+        of_b = frame_of(b, s, j)
+        first = load(of_b, 0, 1, buffer)[0]
+        is_nan[j] = first != first or (limits_range(op) and first == -INFINITY and is_masked(of_b, s.n, params))
+        if is_nan[j] or (p[0] == p[0] if limits_range(op) else fabs_of(p[MAX_WIDTH]) < INFINITY):
+            continue
+        is_nan[j] = has_non_finite(frame_of(a, s, j), s.n, params)
+        if not limits_range(op):
+            is_nan[j] |= has_non_finite(of_b, s.n, params)
+        if not is_nan[j]:
+            return False
+    return True
+
+
+cdef inline void fill_nan_frames(Array y, Shape s, const bint* is_nan, const floating* of) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(s.n_outer * s.n_inner):
+        if is_nan[j]:
+            fill_nan(frame_of(y, s, j), s.n, of)
 
 
 cdef inline Shape shape_of_group(Py_ssize_t n, Py_ssize_t n_frames) noexcept nogil:

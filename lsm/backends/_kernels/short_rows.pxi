@@ -121,7 +121,9 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
     cdef double half_error[8 * FEW_GROUP_FRAMES]
     cdef double total[FEW_GROUP_FRAMES + 7 * GROUP_FRAMES]
     cdef double error[FEW_GROUP_FRAMES + 7 * GROUP_FRAMES]
-    cdef bint few = is_few(n), is_regular = True, some_low = False
+    cdef bint is_nan[FEW_GROUP_FRAMES]
+    cdef bint few = is_few(n), is_regular = True, some_low = False, leaves_nan
+    cdef Shape s = shape_of_group(n, n_frames)
     cdef floating* copies = <floating*> &few_copies[0] if few else scratch
     cdef floating* copies_b = <floating*> &few_copies_b[0] if few else scratch + packed_numbers(scratch)
     cdef floating* stage = <floating*> &few_stage[0] if few else scratch + 2 * packed_numbers(scratch)
@@ -156,9 +158,14 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
             is_regular &= end_frames(op, True, &total[f], &error[f], &m[f], &n_equal[f], GROUP_FRAMES, &params[f])
         else:
             is_regular &= end_frames(op, False, &total[f], &error[f], &m[f], &n_equal[f], GROUP_FRAMES, &params[f])
-    if not is_regular or (limits_range(op) and some_out_of_range(w, n_frames, n, least)):
-        run_irregular_frames(op, a, b, y, shape_of_group(n, n_frames), True, params)
-        if writes_elements(op):
+    is_regular &= not (limits_range(op) and some_out_of_range(w, n_frames, n, least))
+    if not is_regular:
+        leaves_nan = find_nan_frames(op, a, b, s, True, params, is_nan)
+        for f in range(n_frames if limits_range(op) and leaves_nan else 0):
+            leaves_nan &= is_nan[f] or not some_odd(frame_of_group(w, f, params), n)
+        if not leaves_nan:
+            run_irregular_frames(op, a, b, y, s, True, params)
+        if writes_elements(op) and not leaves_nan:
             return
     if not writes_elements(op):
         write_results(y, n_frames, params)
@@ -186,3 +193,5 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
     elif to == <char*> stage:
         for f in range(n_frames):
             write(frame_at(y, 0, f), 0, n, stage + f * n, False)
+    if not is_regular:
+        fill_nan_frames(y, s, is_nan, params)

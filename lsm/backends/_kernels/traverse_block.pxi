@@ -84,6 +84,19 @@ cdef inline void write_row(int op, const floating* a, const floating* b, Py_ssiz
         put_lanes(y + last, v, False)
 
 
+cdef bint count_nan(const floating* y, Py_ssize_t width, floating* n_bad) noexcept nogil:
+    """Count the NaN of a row for each frame, unless gradient_of_any is needed, and then False."""
+    cdef int n_large = 0
+    cdef Py_ssize_t j
+    for j in range(width):  # hot
+        n_large += y[j] > 2
+    if n_large:
+        return False
+    for j in range(width):  # hot
+        n_bad[j] += <floating> 1 if y[j] != y[j] else <floating> 0
+    return True
+
+
 cdef void write_odd_row(const floating* dy, const floating* y, Py_ssize_t width, const floating* params,
                         Py_ssize_t last_param, floating* dx, floating* n_bad) noexcept nogil:
     """write_row of the gradient, for any y; n_bad counts, for each frame, the y out of range."""
@@ -133,6 +146,10 @@ cdef inline void write_rows(int op, Array a, Array b, Array y, Shape s, const fl
                     for j in range(0 if some_bad else s.width):
                         n_bad[j] = 0
                     some_bad = True
+                    if count_nan(at_b + i * row_b, s.width, n_bad):
+                        write_row(op, at + i * row, at_b + i * row_b, s.width, params, last_param, True, to + i * row_y,
+                                  nontemporal)
+                        continue
                     write_odd_row(at + i * row, at_b + i * row_b, s.width, params, last_param, to + i * row_y, n_bad)
                     continue
             write_row(op, at + i * row, at_b + i * row_b, s.width, params, last_param, some_low, to + i * row_y,
@@ -178,6 +195,7 @@ cdef inline void run_plain(int op, Array a, Array b, Array y, Shape s, Array nex
     cdef floating m[MAX_WIDTH]
     cdef floating m_dy[MAX_WIDTH]
     cdef floating n_equal[MAX_WIDTH]
+    cdef bint is_nan[MAX_WIDTH]
     cdef Partial partial[ACCUMULATED_COLUMNS]
     cdef Py_ssize_t j, p, start, last, width = round_up(s.width, CHUNK) // s.n_joined
     cdef bint is_regular = True, is_single = s.n <= SLICE_CLASSES
@@ -205,11 +223,14 @@ cdef inline void run_plain(int op, Array a, Array b, Array y, Shape s, Array nex
             partial[0] = partial_of(op, False, total[p], <double> 0 if floating is float else error[p], m[p],
                                     n_equal[p])
         keep_normaliser(op, False, partial[0 if is_single else p], m)
-    if not is_regular or (limits_range(op) and some_masked(b, s, buffer)):
+    is_regular &= not (limits_range(op) and some_masked(b, s, buffer))
+    if not (is_regular or find_nan_frames(op, a, b, s, False, params, is_nan)):
         run_irregular_frames(op, a, b, y, s, False, params)
     elif writes_elements(op):
         repeat(params, N_PARAMS, width, s.n_joined)
         write_rows(op, a, b, y, s, params, round_up(s.width, CHUNK) - CHUNK, next_a, next_b, next_y, stream, buffer)
+        if not is_regular:
+            fill_nan_frames(y, s, is_nan, params)
     if not writes_elements(op):
         if s.n_joined == 1:
             p = s.width % CHUNK  # the frames that only the last chunk has
@@ -227,6 +248,8 @@ cdef inline void run_few(int op, Array a, Array b, Array y, Shape s, Array next_
     cdef floating m[MAX_WIDTH]
     cdef floating m_dy[MAX_WIDTH]
     cdef floating n_equal[MAX_WIDTH]
+    cdef bint is_nan[MAX_WIDTH]
+    cdef bint is_regular
     cdef Py_ssize_t o, j, n_frames = s.n_outer * s.n_inner
     cdef Shape t = one_outer(s)
     for o in range(s.n_outer):
@@ -237,8 +260,9 @@ cdef inline void run_few(int op, Array a, Array b, Array y, Shape s, Array next_
             memcpy(&params[j], &m_dy[j], s.n_inner * sizeof(floating))
         reduce_few(op, outer_of(a, o), outer_of(b, o), t, &params[j], &m[j], &total[j], &error[j], &n_equal[j])
     keep_normalisers(op, True, total, error, m, n_equal, s.n_frames)
-    if not end_frames(op, True, total, error, m, n_equal, n_frames, params) or (
-            limits_range(op) and some_masked(b, s, buffer)):
+    is_regular = end_frames(op, True, total, error, m, n_equal, n_frames, params)
+    is_regular &= not (limits_range(op) and some_masked(b, s, buffer))
+    if not (is_regular or find_nan_frames(op, a, b, s, True, params, is_nan)):
         run_irregular_frames(op, a, b, y, s, True, params)
     elif writes_elements(op):
         for o in range(s.n_outer):
@@ -247,6 +271,8 @@ cdef inline void run_few(int op, Array a, Array b, Array y, Shape s, Array next_
             next_a.at += next_a.outer if next_a.at != NULL else 0
             next_b.at += next_b.outer if next_b.at != NULL else 0
             next_y.at += next_y.outer if next_y.at != NULL else 0
+        if not is_regular:
+            fill_nan_frames(y, s, is_nan, params)
     if not writes_elements(op):
         unpack(y, s, 0, 1, params)
 

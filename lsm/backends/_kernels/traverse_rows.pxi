@@ -182,6 +182,9 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
     cdef double total[8 * GROUP_FRAMES]
     cdef double error[8 * GROUP_FRAMES]
     cdef floating peaks[GROUP_PEAKS]
+    cdef bint is_nan[GROUP_FRAMES]
+    cdef bint is_regular
+    cdef Shape s = shape_of_group(n, n_frames)
     cdef Py_ssize_t f, k, n_blocks = count_blocks(n)
     stream = stream and n * <Py_ssize_t> sizeof(floating) >= STREAMED_ROW_BYTES
     find_rows(a, n_frames, n, <floating> -INFINITY if sums_exponentials(op) else <floating> 0, scratch, lasts, &rows)
@@ -221,11 +224,14 @@ cdef inline void run_rows(int op, Array a, Array b, Array y, Py_ssize_t n_frames
             n_equal[f] += found[k]
     end_sums(half, half_error, GROUP_FRAMES, total, error, found)
     keep_normalisers(op, False, total, error, m, n_equal, n_frames)
-    if not end_frames(op, False, total, error, m, n_equal, GROUP_FRAMES, params):
-        run_irregular_frames(op, a, b, y, shape_of_group(n, n_frames), True, params)
+    is_regular = end_frames(op, False, total, error, m, n_equal, GROUP_FRAMES, params)
+    if not (is_regular or find_nan_frames(op, a, b, s, True, params, is_nan)):
+        run_irregular_frames(op, a, b, y, s, True, params)
     elif writes_elements(op):
         write_rows_of_group(op, y, n_frames, n, rows, rows_b, params, b, far, stream,
                             scratch + 2 * packed_numbers(scratch))
+        if not is_regular:
+            fill_nan_frames(y, s, is_nan, params)
     if not writes_elements(op):
         write_results(y, n_frames, params)
 
