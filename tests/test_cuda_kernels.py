@@ -12,7 +12,7 @@ from test_accuracy import KINDS, bound, bound_of_cast, frames
 
 from conftest import DTYPES
 from lsm.backends import _cuda
-from lsm.backends._cuda.plan import module_key, plan
+from lsm.backends._cuda.plan import OPS, OpTraits, module_key, plan
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
 
@@ -398,3 +398,40 @@ def test_long_frames(rng):
         dy = rng.random(x.shape).astype(dtype)
         exact, at = oracle.backward(dy, y, 1)
         assert oracle.ulps(backward(dy, y), exact, at) <= bound(dtype)
+
+
+MADE_UP = """
+struct MadeUp : Exponentials {
+    static const bool reads_two = false, limits_range = false;
+    typedef Number Parameters;
+    static INLINE Number parameters(const Whole &of, bool) { return of.m; }
+    static INLINE Number from_lane(Number m, int lane, int n_lanes) { return __shfl_sync(FULL_MASK, m, lane, n_lanes); }
+    static INLINE Number result(Number x, Number m) { return x - m; }
+};
+struct MadeUpBackward : Terms {
+    static const bool reads_two = true, limits_range = false;
+    typedef double Parameters;
+    static INLINE double parameters(const Part &of, bool) { return of.sum.total + of.sum.error; }
+    template <int n> static INLINE void results(Number (&a)[n], const Number (&b)[n], double s, Number)
+    {
+        for (int j = 0; j < n; j++)
+            a[j] = number(a[j] - b[j] * s);
+    }
+};
+"""
+
+
+@pytest.mark.parametrize(("n", "inner"), [(10, 1), (1000, 1), (4100, 1), (20000, 1), (17, 37), (257, 37), (2500, 37)])
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_a_new_operation_is_a_struct_and_a_row(name, n, inner, monkeypatch, rng):
+    monkeypatch.setitem(OPS, "made_up", OpTraits("exponentials", 1, False))
+    monkeypatch.setitem(OPS, "made_up_backward", OpTraits("terms", 2, False))
+    source = _cuda.source().replace('#line 1 "rows.cu"', MADE_UP + '#line 1 "rows.cu"')
+    module = functools.cache(lambda options: cuda_on_cpu.HostModule(options, source))
+    a, b = rng.integers(-9, 9, (2, 3, n, inner)).astype(DTYPES[name])
+    out = np.full_like(a, 7)
+    cuda_on_cpu.apply("made_up", (a,), out, SMALL, module)
+    equal(out, a - a.max(axis=1, keepdims=True))
+    launches = cuda_on_cpu.apply("made_up_backward", (a, b), out, SMALL, module).launches
+    equal(out, a - b * a.sum(axis=1, keepdims=True))
+    assert not any(launch.kernel.endswith("_ends") for launch in launches)

@@ -199,7 +199,6 @@ class RawModule:
         self._code, self._options = code, options
 
     def get_function(self, name):
-        assert name in self._code
         type(self).n_compiled += 1
         return _Kernel(HostModule(self._options, self._code).get_function(name), name)
 

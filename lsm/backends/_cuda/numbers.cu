@@ -101,6 +101,14 @@ INLINE float higher(float a, float b)
 #else
 INLINE float higher(float a, float b) { return b > a || !(b == b) ? b : a; }
 #endif
+template <int n> INLINE Number highest_of(const Number (&y)[n])
+{
+    Number highest = y[0];
+#pragma unroll
+    for (int j = 1; j < n; j++)
+        highest = higher(highest, y[j]);
+    return highest;
+}
 
 INLINE float minus(float a, float b) { return fused(b, -1.0f, a); }
 INLINE double minus(double a, double b) { return a - b; }

@@ -9,6 +9,20 @@ from typing import Literal, NamedTuple
 
 Op = Literal["log_softmax", "log_softmax_backward"]
 
+
+class OpTraits(NamedTuple):
+    """The properties of an operation that its launches depend on; its struct in op_NAME.cu has the rest."""
+
+    reduces: Literal["exponentials", "terms"]  # of the first input, which is kept on chip: see reduce_*.cu
+    n_inputs: int
+    limits_range: bool  # of the second input: whether a frame becomes NaN is known when all of it is read
+
+
+OPS: dict[Op, OpTraits] = {
+    "log_softmax": OpTraits("exponentials", 1, False),
+    "log_softmax_backward": OpTraits("terms", 2, True),
+}
+
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 
@@ -68,6 +82,10 @@ class _Call(NamedTuple):
     n_classes: int
 
     @property
+    def traits(self) -> OpTraits:
+        return OPS[self.op]
+
+    @property
     def n_leaf(self) -> int:
         return 2 if self.is_double else 4
 
@@ -86,8 +104,8 @@ class _Call(NamedTuple):
 
     @property
     def record(self) -> int:
-        """Bytes of the partial result of a slice: Record in sums.cu, or Part in gradient.cu."""
-        return 24 if self.is_double or self.op == "log_softmax_backward" else 16
+        """Bytes of the partial result of a slice: Record in reduce_exponentials.cu, or Part in reduce_terms.cu."""
+        return 24 if self.is_double or self.traits.reduces == "terms" else 16
 
 
 def plan(
@@ -120,13 +138,15 @@ def module_key(op: Op, dtype: str, out_dtype: str, family: Family) -> tuple[str,
         "columns": ("LSM_COLUMNS", "LSM_TEAM", "LSM_LEAVES"),
         "columns_split": ("LSM_COLUMNS", "LSM_TEAM", "LSM_LEAVES", "LSM_DEPTH"),
     }.get(family.name, ())
-    way = "BACKWARD" if op == "log_softmax_backward" else "FORWARD"
     return (
         "--std=c++17",
         "-fmad=false",  # every FMA is written as one
         f"-DLSM_X={_TYPES[dtype]}",
         f"-DLSM_Y={_TYPES[out_dtype]}",
-        f"-DLSM_{way}",
+        f"-DLSM_OP={op.title().replace('_', '')}",
+        f"-DLSM_NAME={op}",
+        f"-DLSM_INPUTS={OPS[op].n_inputs}",
+        f"-DLSM_LIMITS_RANGE={OPS[op].limits_range:d}",
         "-DLSM_" + {"columns": "COLUMNS_ON_CHIP"}.get(family.name, family.name.upper()),
         *(f"-D{name}={number}" for name, number in zip(names, family.numbers, strict=True)),
     )
@@ -147,13 +167,13 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Devi
         while lanes < 32 and lanes * call.n_piece < n_classes:
             lanes *= 2
         pieces = -(-n_classes // (lanes * call.n_piece))
-        # Several, so that each lane finalizes a different frame; the gradient has little to finalize.
-        frames = min(lanes, max(1, IN_FLIGHT_PIECES // pieces)) if op == "log_softmax" else 1
+        # Several, so that each lane finalizes a different frame; with two inputs, there are enough bytes in flight.
+        frames = min(lanes, max(1, IN_FLIGHT_PIECES // pieces)) if call.traits.n_inputs == 1 else 1
         return Family("group", (lanes, pieces, frames))
     shared = shared_of_frame(call)
     if shared <= limits.shared_per_block and call.n_slices <= SHARED_MAX_SLICES:
         # On sm_70 the float32 gradient needs more registers than 1,024 threads leave.
-        if call.is_double or (limits.architecture < 75 and op == "log_softmax_backward"):
+        if call.is_double or (limits.architecture < 75 and call.traits.n_inputs == 2):
             return Family("shared", (512, 1))
         pair_fits = 2 * (shared + SYSTEM_SHARED_BYTES) <= limits.shared_per_multiprocessor
         return Family("shared", (512, 2) if call.n_slices <= 16 or pair_fits else (1024, 1))
@@ -192,8 +212,7 @@ def _split_rows(call: _Call, family: Family, n_frames: int, limits: DeviceLimits
     block = 32 * SPLIT_BLOCK_WARPS
     n_blocks = -(-call.n_slices // SPLIT_BLOCK_WARPS)
     n_writing = min(n_blocks, MAX_MERGING_BLOCKS)
-    n_arrays = 2 if call.op == "log_softmax_backward" else 1
-    group = max(1, limits.l2_bytes // 3 // (n_arrays * call.n_classes * call.size))
+    group = max(1, limits.l2_bytes // 3 // (call.traits.n_inputs * call.n_classes * call.size))
     group = min(group, n_frames, MAX_GRID_BLOCKS // n_blocks)
     scratch = 24 * SPLIT_BLOCK_WARPS
     launches = []
@@ -201,7 +220,7 @@ def _split_rows(call: _Call, family: Family, n_frames: int, limits: DeviceLimits
         n = min(group, n_frames - i)
         launches.append(Launch(f"{call.op}_sums", n * n_blocks, block, 0, i, n))
         launches.append(Launch(call.op, n * n_writing, block, scratch, i, n))
-        if call.op == "log_softmax_backward":
+        if call.traits.limits_range:
             launches.append(Launch(f"{call.op}_ends", n * n_writing, block, scratch, i, n))
     return LaunchPlan(tuple(launches), group * call.n_slices * (call.record + 8), family)
 
@@ -257,9 +276,8 @@ def _split_columns(call: _Call, family: Family, n_columns: int, limits: DeviceLi
     """Sum, then write, with one block per slice of a tile; groups of tiles as in _split_rows."""
     width, team = family.numbers[:2]
     n_writing = min(call.n_slices, MAX_MERGING_BLOCKS)
-    n_arrays = 2 if call.op == "log_softmax_backward" else 1
     n_tiles = -(-n_columns // width)
-    group = max(1, limits.l2_bytes // 3 // (n_arrays * call.n_classes * call.size * width))
+    group = max(1, limits.l2_bytes // 3 // (call.traits.n_inputs * call.n_classes * call.size * width))
     group = min(group, n_tiles, MAX_GRID_BLOCKS // call.n_slices)
     shared = columns_shared(call, family.numbers, 1)
     launches = []
@@ -268,6 +286,6 @@ def _split_columns(call: _Call, family: Family, n_columns: int, limits: DeviceLi
         place = (i * width, min(n * width, n_columns - i * width))
         launches.append(Launch(f"{call.op}_sums", n * call.n_slices, width * team, shared, *place))
         launches.append(Launch(call.op, n * n_writing, width * team, 16 * width * team, *place))
-        if call.op == "log_softmax_backward":
+        if call.traits.limits_range:
             launches.append(Launch(f"{call.op}_ends", n * n_writing, width * team, 16 * width * team, *place))
     return LaunchPlan(tuple(launches), group * width * call.n_slices * (call.record + 8), family)

@@ -48,12 +48,6 @@ INLINE Sum from_lane(Sum s, int distance)
 #ifdef LSM_DEPTH
 const int FEWER_BLOCKS = LSM_DEPTH > 12 ? 1 : 0;
 #endif
-// Forward: how many records are read from the workspace at once.
-#if defined(LSM_DEPTH) && !(defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750)
-const int UNROLL_RECORDS = 4;
-#else
-const int UNROLL_RECORDS = 1;
-#endif
 
 // The fold of up to 2**(depth - 1) successive sums: sums of equal height are added, like carries of a binary counter.
 template <int depth> struct Fold {
@@ -162,66 +156,3 @@ struct Share {
         last = first + size < n_slices ? first + size : n_slices;
     }
 };
-
-// -- forward --------------------------------------------------------------------------------------------------------
-
-// The partial result of a slice: its maximum m, the number of classes equal to m, and the sum of exp(x - m) of the
-// others.
-struct Record {
-    Number m;
-    int n_largest;
-    double below;
-};
-
-// The normaliser of a frame, c = m + log(sum of exp(x - m)), as two numbers: y = (x - high) - low.
-struct Normaliser { Number high, low; };
-
-INLINE float rounded(double c, float) { return as_float(c); }
-INLINE double rounded(double c, double) { return c; }
-
-INLINE Normaliser normaliser(Number m, Index n_largest, double below)
-{
-    Normaliser c;
-    double wide = as_double(m), log_sum = log1p_of(below + (double)(n_largest - 1));
-    c.high = rounded(wide + log_sum, m);
-    c.low = number((wide - as_double(c.high)) + log_sum);
-    return c;
-}
-
-// x - c for one class; -inf stays -inf.
-INLINE Number normalised(Number x, Normaliser c) { return minus(minus(x, c.high), c.low); }
-
-// The contribution of a slice to the sum of its frame, whose maximum is m.
-INLINE double brought_to(Record of, Number m)
-{
-    if (of.m == m)
-        return of.below;
-    if (of.m == minus_infinity())
-        return of.below; // 0, or NaN
-    double a = as_double(of.m), b = as_double(m), d = a - b, v = d - a;
-    double e = (a - (d - v)) + (-b - v);
-    return (of.n_largest + of.below) * exp_of_difference(d, e);
-}
-
-// The normaliser of a frame, from the records of its slices, `step` apart.
-template <int depth, class AnyTeam>
-INLINE Normaliser merge(const Record *records, Index step, Index n_slices, const AnyTeam &team, int n_team)
-{
-    Share mine(n_slices, team.q, n_team);
-    Number m = minus_infinity();
-#pragma unroll UNROLL_RECORDS
-    for (Index k = mine.first; k < mine.last; k++)
-        m = maximum(m, records[k * step].m);
-    m = team.largest(m);
-    Index n_largest = 0;
-    Fold<depth> fold;
-#pragma unroll UNROLL_RECORDS
-    for (Index k = mine.first; k < mine.last; k++) {
-        Record of = records[k * step];
-        n_largest += of.m == m ? of.n_largest : 0;
-        Sum s = {brought_to(of, m), 0};
-        fold.push(s);
-    }
-    Sum s = team.sum(fold.result());
-    return normaliser(m, team.count(n_largest), s.total + s.error);
-}

@@ -1,22 +1,4 @@
-// The gradient: the sum S of dy over a frame, from its slices, and dy - exp(y) * S for a class.
-
-// float64 sums of dy may overflow where the gradient does not. Those that do are summed again, scaled by 2**-64.
-#define SMALLER 5.421010862427522e-20
-
-// The sum of dy over a slice.
-struct Part {
-    Sum sum;
-    int is_smaller;
-};
-
-INLINE bool left_the_range(Sum s) { return sizeof(Number) == 8 && !is_finite(s.total + s.error); }
-
-INLINE Sum made_smaller(Sum s)
-{
-    s.total *= SMALLER;
-    s.error *= SMALLER;
-    return s;
-}
+// The gradient of log_softmax: dy - exp(y) * S for each class, with S the sum of dy.
 
 // The parameters of the gradient: S = high + low, and S = fraction * 2**exponent.
 struct Total {
@@ -117,68 +99,33 @@ INLINE Number gradient_of_any(Number dy, Number y, const Total &s)
     return fused(e, s.fraction * -OfPlain::power(of_s), dy); // never subnormal: negation would flush it to 0
 }
 
-// Replace dy by the gradients of some classes; `highest` is an upper bound of their y.
-template <int n> INLINE void gradients(Number (&dy)[n], const Number (&y)[n], const Total &s, Number highest)
-{
-    if (highest <= s.plain_to) {
-        Number factor = s.high * -OfPlain::power(-OfPlain::bias);
-#pragma unroll
-        for (int j = 0; j < n; j++)
-            dy[j] = gradient_of_plain(dy[j], y[j], s, factor);
-    } else {
-#pragma unroll
-        for (int j = 0; j < n; j++)
-            dy[j] = gradient_of_any(dy[j], y[j], s);
-    }
-}
+struct LogSoftmaxBackward : Terms {
+    static const bool reads_two = true, limits_range = true;
+    typedef Total Parameters;
 
-template <int depth, class AnyTeam>
-INLINE Sum fold_parts(const Part *parts, Index step, Share mine, const AnyTeam &team, bool smaller)
-{
-    Fold<depth> fold;
-    for (Index k = mine.first; k < mine.last; k++) {
-        Part of = parts[k * step];
-        fold.push(smaller && !of.is_smaller ? made_smaller(of.sum) : of.sum);
-    }
-    return team.sum(fold.result());
-}
+    static INLINE Total parameters(const Part &of, bool is_nan) { return total_of(of.sum, of.is_smaller, is_nan); }
 
-// S from the parts of a frame, `step` apart.
-template <int depth, class AnyTeam>
-INLINE Total merge(const Part *parts, Index step, Index n_slices, const AnyTeam &team, int n_team)
-{
-    Share mine(n_slices, team.q, n_team);
-    bool smaller = false;
-    if (sizeof(Number) == 8) {
-        Index n_smaller = 0;
-        for (Index k = mine.first; k < mine.last; k++)
-            n_smaller += parts[k * step].is_smaller;
-        smaller = team.count(n_smaller) != 0;
+    // Whether the y make all of a frame NaN: exp(y) overflows, y is NaN, or all are -inf. `highest` is the maximum of
+    // some of them, or NaN. The marks of parts of a frame are combined by bitwise or.
+    static INLINE int marks_of(Number highest)
+    {
+        return (highest < Constants<Number>::limit() ? 0 : 1) | (highest == minus_infinity() ? 0 : 2);
     }
-    Sum s = fold_parts<depth>(parts, step, mine, team, smaller);
-    if (sizeof(Number) == 8) { // both sums, so that all threads of a block take the same branch
-        Sum again = fold_parts<depth>(parts, step, mine, team, true);
-        if (left_the_range(s)) {
-            s = again;
-            smaller = true;
+    static INLINE bool makes_nan(int marks) { return marks != 2; }
+
+    // `highest` is an upper bound of the y.
+    template <int n>
+    static INLINE void results(Number (&dy)[n], const Number (&y)[n], const Total &s, Number highest)
+    {
+        if (highest <= s.plain_to) {
+            Number factor = s.high * -OfPlain::power(-OfPlain::bias);
+#pragma unroll
+            for (int j = 0; j < n; j++)
+                dy[j] = gradient_of_plain(dy[j], y[j], s, factor);
+        } else {
+#pragma unroll
+            for (int j = 0; j < n; j++)
+                dy[j] = gradient_of_any(dy[j], y[j], s);
         }
     }
-    return total_of(s, smaller, false);
-}
-
-// Whether the y of a frame make all of it NaN: exp(y) overflows, y is NaN, or all are -inf. `highest` is their maximum,
-// or NaN. The marks of parts of a frame are combined by bitwise or.
-const int IS_BAD = 1, IS_OPEN = 2;
-INLINE int marks_of(Number highest)
-{
-    return (highest < Constants<Number>::limit() ? 0 : IS_BAD) | (highest == minus_infinity() ? 0 : IS_OPEN);
-}
-INLINE bool makes_nan(int marks) { return marks != IS_OPEN; }
-template <int n> INLINE Number highest_of(const Number (&y)[n])
-{
-    Number highest = y[0];
-#pragma unroll
-    for (int j = 1; j < n; j++)
-        highest = higher(highest, y[j]);
-    return highest;
-}
+};
