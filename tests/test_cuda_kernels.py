@@ -161,7 +161,7 @@ def test_rows_of_an_odd_length_are_read_and_written_in_whole_pieces(name, n, rng
 @pytest.mark.parametrize("name", NAMES)
 def test_of_pieces_that_are_shared_only_the_own_elements_are_used(name, rng):
     """In place, a neighbouring warp or block may have written the others: here they are NaN."""
-    place = "#pragma unroll\n    for (int i = 0; i < n_pieces; i++) {\n        B own, next;"
+    place = "    UNROLL for (int i = 0; i < n_pieces; i++) {\n        B own, next;"
     spoil = """
     if (lane == 0) {
         const Held<n, T> mine = to[0];

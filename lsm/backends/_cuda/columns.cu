@@ -54,8 +54,7 @@ struct Step {
     template <class T> INLINE T *at(int j, T *x, Index x_class) const { return x + (first + place(j)) * x_class; }
     INLINE void read(X (&to)[STEP_CLASSES], const X *x, Index x_class, X filler) const
     {
-#pragma unroll
-        for (int j = 0; j < STEP_CLASSES; j++)
+        UNROLL for (int j = 0; j < STEP_CLASSES; j++)
             to[j] = has(j) ? *at(j, x, x_class) : filler;
     }
 };
@@ -96,8 +95,7 @@ struct SliceOfColumn {
             Sum s = nothing();
             for (int r = 0; r < n_rows; r++) {
                 decltype(term(Number())) e[LEAF_CLASSES];
-#pragma unroll
-                for (int j = 0; j < LEAF_CLASSES; j++)
+                UNROLL for (int j = 0; j < LEAF_CLASSES; j++)
                     e[j] = term(load(held[(r * THREAD_ROW_CLASSES + a * LEAF_CLASSES + j) * TILE_THREADS]));
                 s = plus(s, leaf(e));
             }
@@ -120,15 +118,13 @@ INLINE Number write_step(const Step &step, const Call &c, const X (&a)[STEP_CLAS
 {
     const int n = !Op::reads_two ? 1 : sizeof(Number) == 8 ? 2 : 4; // at once; more would take too many registers
     Number highest = minus_infinity();
-#pragma unroll
-    for (int first = 0; first < STEP_CLASSES; first += n) {
+    UNROLL for (int first = 0; first < STEP_CLASSES; first += n) {
         Number r[n];
         if constexpr (!Op::reads_two) {
             r[0] = Op::result(load(a[first]), p);
         } else {
             Number v[n];
-#pragma unroll
-            for (int j = 0; j < n; j++) {
+            UNROLL for (int j = 0; j < n; j++) {
                 r[j] = load(a[first + j]);
                 v[j] = load(b[first + j]);
             }
@@ -136,8 +132,7 @@ INLINE Number write_step(const Step &step, const Call &c, const X (&a)[STEP_CLAS
             highest = higher(highest, here);
             Op::results(r, v, p, here);
         }
-#pragma unroll
-        for (int j = 0; j < n; j++)
+        UNROLL for (int j = 0; j < n; j++)
             if (step.has(first + j))
                 set(*step.at(first + j, c.to, c.to_class), r[j]);
     }
@@ -198,8 +193,7 @@ template <class Op> INLINE void write_columns(Call c)
             X of_b[STEP_CLASSES];
             step.read(of_b, c.b, c.b_class, Of<X>::low());
             X of_a[STEP_CLASSES];
-#pragma unroll
-            for (int j = 0; j < STEP_CLASSES; j++)
+            UNROLL for (int j = 0; j < STEP_CLASSES; j++)
                 of_a[j] = THREAD_ROW_CLASSES % STEP_CLASSES == 0 || own + j < n_rows * THREAD_ROW_CLASSES ?
                               held[(own + j) * TILE_THREADS] :
                               Op::filler();

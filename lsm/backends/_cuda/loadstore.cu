@@ -43,8 +43,7 @@ template <int n, class T, int size> INLINE void forget(Held<n, T, size> &) {}
 template <int n, class T> INLINE void forget(Held<n, T, 2> &held)
 {
 #ifndef LSM_ON_CPU
-#pragma unroll
-    for (int i = 0; i < n / 2; i++)
+    UNROLL for (int i = 0; i < n / 2; i++)
         asm volatile("" : "+r"(held.words[i]));
 #endif
 }
@@ -61,8 +60,7 @@ template <int n, class T> union Both { // the elements, and their layout in memo
 template <int n, class T> INLINE void get_whole(Held<n, T> &to, const T *x)
 {
     Both<n, T> both;
-#pragma unroll
-    for (int i = 0; i < Pieces<n, T>::count; i++)
+    UNROLL for (int i = 0; i < Pieces<n, T>::count; i++)
         both.piece[i] = reinterpret_cast<const typename Pieces<n, T>::type *>(x)[i];
     to = both.held;
 }
@@ -70,8 +68,7 @@ template <int n, class T> INLINE void put_whole(T *to, const Held<n, T> &held)
 {
     Both<n, T> both;
     both.held = held;
-#pragma unroll
-    for (int i = 0; i < Pieces<n, T>::count; i++)
+    UNROLL for (int i = 0; i < Pieces<n, T>::count; i++)
         reinterpret_cast<typename Pieces<n, T>::type *>(to)[i] = both.piece[i];
 }
 
@@ -81,8 +78,7 @@ template <int n, class T> INLINE void get(Held<n, T> &to, const T *x, int first,
     if (first <= 0 && last >= n) {
         get_whole(to, x);
     } else {
-#pragma unroll
-        for (int i = 0; i < n; i++)
+        UNROLL for (int i = 0; i < n; i++)
             to.put(i, i >= first && i < last ? x[i] : filler);
     }
 }
@@ -91,8 +87,7 @@ template <int n, class T> INLINE void put(T *to, const Held<n, T> &held, int fir
     if (first <= 0 && last >= n) {
         put_whole(to, held);
     } else {
-#pragma unroll
-        for (int i = 0; i < n; i++)
+        UNROLL for (int i = 0; i < n; i++)
             if (i >= first && i < last)
                 to[i] = held.at(i);
     }
@@ -103,17 +98,14 @@ template <class T, int n_words, int n_all> INLINE void window(unsigned (&to)[n_w
 {
     const int n_bytes = by * (int)sizeof(T);
     if constexpr (n_all - n_words > 2) {
-#pragma unroll
-        for (int i = 0; i < n_all - 2; i++)
+        UNROLL for (int i = 0; i < n_all - 2; i++)
             all[i] = n_bytes & 8 ? all[i + 2] : all[i];
     }
     if constexpr (n_all - n_words > 1 && sizeof(T) < 8) {
-#pragma unroll
-        for (int i = 0; i < n_words + 1; i++)
+        UNROLL for (int i = 0; i < n_words + 1; i++)
             all[i] = n_bytes & 4 ? all[i + 1] : all[i];
     }
-#pragma unroll
-    for (int i = 0; i < n_words; i++)
+    UNROLL for (int i = 0; i < n_words; i++)
         to[i] = sizeof(T) == 2 ? __byte_perm(all[i], all[i + 1], n_bytes & 2 ? 0x5432 : 0x3210) : all[i];
 }
 
@@ -133,26 +125,22 @@ INLINE void read(Held<n, T> (&to)[n_pieces], const T *x, int first, int last, T 
     x -= skew;
     first += skew;
     last += skew;
-#pragma unroll
-    for (int i = 0; i < n_pieces; i++)
+    UNROLL for (int i = 0; i < n_pieces; i++)
         get(to[i], x + i * step, i ? 0 : first, last - i * step, filler); // only the first piece may precede the row
     if (!is_any<n_lanes>(skew))
         return;
     Both<P::n_of_one, T> behind; // the elements missing at the end of the last lane
     if (lane == 0)
         get(behind.held, x + n_pieces * step, 0, last - n_pieces * step, filler);
-#pragma unroll
-    for (int i = 0; i < n_pieces; i++) {
+    UNROLL for (int i = 0; i < n_pieces; i++) {
         B own, next;
         own.held = to[i];
         if (i + 1 < n_pieces)
             next.held = to[i + 1];
         unsigned all[B::n_words + P::n_words];
-#pragma unroll
-        for (int j = 0; j < B::n_words; j++)
+        UNROLL for (int j = 0; j < B::n_words; j++)
             all[j] = own.words[j];
-#pragma unroll
-        for (int j = 0; j < P::n_words; j++) {
+        UNROLL for (int j = 0; j < P::n_words; j++) {
             unsigned offered = lane ? own.words[j] : i + 1 < n_pieces ? next.words[j] : behind.words[j];
             all[B::n_words + j] = __shfl_sync(FULL_MASK, offered, lane + 1, n_lanes);
         }
@@ -163,8 +151,7 @@ INLINE void read(Held<n, T> (&to)[n_pieces], const T *x, int first, int last, T 
 
 template <int n, class T, int size> INLINE void round_all(Held<n, T, size> &to, const Number (&y)[n])
 {
-#pragma unroll
-    for (int i = 0; i < n; i++) {
+    UNROLL for (int i = 0; i < n; i++) {
         T value;
         set(value, y[i]);
         to.put(i, value);
@@ -172,8 +159,7 @@ template <int n, class T, int size> INLINE void round_all(Held<n, T, size> &to, 
 }
 template <int n> INLINE void round_all(Held<n, bfloat16, 2> &to, const Number (&y)[n]) // two per instruction
 {
-#pragma unroll
-    for (int i = 0; i < n; i += 2)
+    UNROLL for (int i = 0; i < n; i += 2)
         to.words[i / 2] = to_bfloat16_pair(before_rounding(y[i]), before_rounding(y[i + 1]));
 }
 
@@ -193,8 +179,7 @@ template <int n_lanes, int n, class T> struct Writer {
         to = reinterpret_cast<T *>(reinterpret_cast<char *>(at) - (int)((unsigned long long)at % P::n_bytes));
         first = skew - lane * n;
         last = skew + n_left;
-#pragma unroll
-        for (int j = 0; j < P::n_words; j++)
+        UNROLL for (int j = 0; j < P::n_words; j++)
             before.words[j] = 0;
     }
     INLINE void write(int i, const Number (&y)[n])
@@ -203,8 +188,7 @@ template <int n_lanes, int n, class T> struct Writer {
         round_all(own.held, y);
         if (is_any<n_lanes>(skew)) {
             unsigned all[P::n_words + B::n_words];
-#pragma unroll
-            for (int j = 0; j < P::n_words; j++) {
+            UNROLL for (int j = 0; j < P::n_words; j++) {
                 if (j < (int)sizeof(T) / 4) { // skew is smaller: the first element is not used
                     all[j] = own.words[j];
                     continue;
@@ -214,8 +198,7 @@ template <int n_lanes, int n, class T> struct Writer {
                 all[j] = __shfl_sync(FULL_MASK, offered, lane + n_lanes - 1, n_lanes);
                 before.words[j] = mine;
             }
-#pragma unroll
-            for (int j = 0; j < B::n_words; j++)
+            UNROLL for (int j = 0; j < B::n_words; j++)
                 all[P::n_words + j] = own.words[j];
             if (n_lanes == 32 || skew)
                 window<T>(own.words, all, P::n_of_one - skew);
@@ -226,8 +209,7 @@ template <int n_lanes, int n, class T> struct Writer {
     {
         if (skew && lane == n_lanes - 1) {
             const int at = skew + (n_pieces - 1) * step + n - P::n_of_one;
-#pragma unroll
-            for (int j = 0; j < P::n_of_one; j++)
+            UNROLL for (int j = 0; j < P::n_of_one; j++)
                 if (j >= P::n_of_one - skew && at + j < last)
                     to[at + j] = before.held.at(j);
         }

@@ -18,6 +18,9 @@ template <> struct Computed<8> { typedef double type; };
 typedef Computed<(sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y))>::type Number; // the type of the arithmetic
 
 #define INLINE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+// The body of a function that is one instruction.
+#define PTX(type, result, text, ...) { type d; asm(text : result(d) : __VA_ARGS__); return d; }
 
 #ifdef LSM_ON_CPU
 INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -29,50 +32,16 @@ INLINE float from_half(unsigned short bits) { return lsm_from_half(bits); }
 INLINE unsigned short to_half(float x) { return lsm_to_half(x); }
 INLINE unsigned to_bfloat16_pair(float low, float high) { return lsm_to_bfloat16(low) | lsm_to_bfloat16(high) << 16; }
 #else
-INLINE float fused(float a, float b, float c)
-{
-    float d;
-    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));
-    return d;
-}
+INLINE float fused(float a, float b, float c) PTX(float, "=f", "fma.rn.f32 %0, %1, %2, %3;", "f"(a), "f"(b), "f"(c))
 INLINE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
-INLINE float maximum(float a, float b)
-{
-    float d;
-    asm("max.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
-    return d;
-}
-INLINE double as_double(float x)
-{
-    double d;
-    asm("cvt.f64.f32 %0, %1;" : "=d"(d) : "f"(x));
-    return d;
-}
-INLINE float as_float(double x)
-{
-    float d;
-    asm("cvt.rn.f32.f64 %0, %1;" : "=f"(d) : "d"(x));
-    return d;
-}
-INLINE float from_half(unsigned short bits)
-{
-    float d;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(d) : "h"(bits));
-    return d;
-}
-INLINE unsigned short to_half(float x)
-{
-    unsigned short d;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(d) : "f"(x));
-    return d;
-}
+INLINE float maximum(float a, float b) PTX(float, "=f", "max.f32 %0, %1, %2;", "f"(a), "f"(b))
+INLINE double as_double(float x) PTX(double, "=d", "cvt.f64.f32 %0, %1;", "f"(x))
+INLINE float as_float(double x) PTX(float, "=f", "cvt.rn.f32.f64 %0, %1;", "d"(x))
+INLINE float from_half(unsigned short bits) PTX(float, "=f", "cvt.f32.f16 %0, %1;", "h"(bits))
+INLINE unsigned short to_half(float x) PTX(unsigned short, "=h", "cvt.rn.f16.f32 %0, %1;", "f"(x))
 #if __CUDA_ARCH__ >= 800
 INLINE unsigned to_bfloat16_pair(float low, float high)
-{
-    unsigned d;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
-    return d;
-}
+    PTX(unsigned, "=r", "cvt.rn.bf16x2.f32 %0, %1, %2;", "f"(high), "f"(low))
 #else
 INLINE unsigned to_bfloat16_bits(float x)
 {
@@ -92,20 +61,14 @@ INLINE double maximum(double a, double b) { return a > b || !(b == b) ? a : b; }
 // The maximum; propagates NaN.
 INLINE double higher(double a, double b) { return b > a || !(b == b) ? b : a; }
 #if __CUDA_ARCH__ >= 800
-INLINE float higher(float a, float b)
-{
-    float d;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
-    return d;
-}
+INLINE float higher(float a, float b) PTX(float, "=f", "max.NaN.f32 %0, %1, %2;", "f"(a), "f"(b))
 #else
 INLINE float higher(float a, float b) { return b > a || !(b == b) ? b : a; }
 #endif
 template <int n> INLINE Number highest_of(const Number (&y)[n])
 {
     Number highest = y[0];
-#pragma unroll
-    for (int j = 1; j < n; j++)
+    UNROLL for (int j = 1; j < n; j++)
         highest = higher(highest, y[j]);
     return highest;
 }
@@ -153,17 +116,9 @@ template <class T> INLINE unsigned maximum_pair(unsigned a, unsigned b, T)
 #elif __CUDA_ARCH__ >= 800
 #define LSM_HAS_PAIRS
 INLINE unsigned maximum_pair(unsigned a, unsigned b, float16)
-{
-    unsigned d;
-    asm("max.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
+    PTX(unsigned, "=r", "max.f16x2 %0, %1, %2;", "r"(a), "r"(b))
 INLINE unsigned maximum_pair(unsigned a, unsigned b, bfloat16)
-{
-    unsigned d;
-    asm("max.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
+    PTX(unsigned, "=r", "max.bf16x2 %0, %1, %2;", "r"(a), "r"(b))
 #endif
 
 // For a 16-bit result: a float that rounds to the same 16 bits as x. It is rounded to odd, to avoid creating ties.

@@ -119,12 +119,10 @@ struct LogSoftmaxBackward : Terms {
     {
         if (highest <= s.plain_to) {
             Number factor = s.high * -OfPlain::power(-OfPlain::bias);
-#pragma unroll
-            for (int j = 0; j < n; j++)
+            UNROLL for (int j = 0; j < n; j++)
                 dy[j] = gradient_of_plain(dy[j], y[j], s, factor);
         } else {
-#pragma unroll
-            for (int j = 0; j < n; j++)
+            UNROLL for (int j = 0; j < n; j++)
                 dy[j] = gradient_of_any(dy[j], y[j], s);
         }
     }

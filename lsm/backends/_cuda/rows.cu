@@ -69,10 +69,8 @@ template <class T> INLINE double leaf(const T *e)
 template <int n, class T, int size, int n_pieces> INLINE Number largest_of(const Held<n, T, size> (&x)[n_pieces])
 {
     Number m = minus_infinity();
-#pragma unroll
-    for (int i = 0; i < n_pieces; i++)
-#pragma unroll
-        for (int j = 0; j < n; j++)
+    UNROLL for (int i = 0; i < n_pieces; i++)
+        UNROLL for (int j = 0; j < n; j++)
             m = maximum(m, load(x[i].at(j)));
     return m;
 }
@@ -80,10 +78,8 @@ template <int n, class T, int size, int n_pieces> INLINE Number largest_of(const
 template <int n, class T, int n_pieces> INLINE Number largest_of(const Held<n, T, 2> (&x)[n_pieces])
 {
     Held<2, T> m = {{x[0].words[0]}};
-#pragma unroll
-    for (int i = 0; i < n_pieces; i++)
-#pragma unroll
-        for (int j = i ? 0 : 1; j < n / 2; j++)
+    UNROLL for (int i = 0; i < n_pieces; i++)
+        UNROLL for (int j = i ? 0 : 1; j < n / 2; j++)
             m.words[0] = maximum_pair(m.words[0], x[i].words[j], T());
     return maximum(maximum(minus_infinity(), load(m.at(0))), load(m.at(1)));
 }
@@ -112,13 +108,11 @@ template <int n_lanes, int n_pieces> struct SliceOfLanes {
     template <class Term> INLINE Sums sums_of(Term term) const
     {
         Sums sums = {{nothing(), nothing()}};
-#pragma unroll
-        for (int i = 0; i < n_pieces; i++) {
+        UNROLL for (int i = 0; i < n_pieces; i++) {
             decltype(term(Number())) e[PIECE_CLASSES];
             if (Term::is_second_pass)
                 forget(x[i]);
-#pragma unroll
-            for (int j = 0; j < PIECE_CLASSES; j++)
+            UNROLL for (int j = 0; j < PIECE_CLASSES; j++)
                 e[j] = term(load(x[i].at(j)));
             int at = IS_PAIRED ? 0 : i % 2;
             sums.of[at] = plus(sums.of[at], leaf(e));
@@ -163,8 +157,7 @@ INLINE void write_piece(AnyWriter &out, int i, Unit &a, Unit &b, const typename 
     Number r[PIECE_CLASSES];
     if constexpr (!Op::reads_two) {
         forget(a);
-#pragma unroll
-        for (int j = 0; j < PIECE_CLASSES; j++)
+        UNROLL for (int j = 0; j < PIECE_CLASSES; j++)
             r[j] = Op::result(load(a.at(j)), p);
     } else {
         Number v[PIECE_CLASSES], here = highest;
@@ -172,8 +165,7 @@ INLINE void write_piece(AnyWriter &out, int i, Unit &a, Unit &b, const typename 
             forget(a);
             forget(b);
         }
-#pragma unroll
-        for (int j = 0; j < PIECE_CLASSES; j++) {
+        UNROLL for (int j = 0; j < PIECE_CLASSES; j++) {
             r[j] = load(a.at(j));
             v[j] = load(b.at(j));
         }
@@ -192,8 +184,7 @@ INLINE void write_held(Y *frame, Place at, Place n, Unit (&a)[n_pieces], Unit (&
                        const typename Op::Parameters &p, Number &highest)
 {
     Writer<n_lanes, PIECE_CLASSES, Y> out(frame + lane_at<n_lanes>(at), n_left<n_lanes>(at, n));
-#pragma unroll
-    for (int i = 0; i < n_pieces; i++)
+    UNROLL for (int i = 0; i < n_pieces; i++)
         write_piece<Op, is_known>(out, i, a[i], b[i], p, highest);
     out.end(n_pieces);
 }
@@ -206,8 +197,7 @@ INLINE void write_slice(const Call &c, const X *a, Place at, Place n, const type
         Unit held[SLICE_PIECES];
         if (!is_on_chip)
             read_slice<32>(held, a, at, n, Op::filler());
-#pragma unroll
-        for (int i = 0; is_on_chip && i < SLICE_PIECES; i++)
+        UNROLL for (int i = 0; is_on_chip && i < SLICE_PIECES; i++)
             get_whole(held[i], a + lane_at<32>(at) + i * 32 * PIECE_CLASSES);
         write_held<Op, 32, true>(c.to, at, n, held, held, p, highest);
     } else {
@@ -215,15 +205,13 @@ INLINE void write_slice(const Call &c, const X *a, Place at, Place n, const type
         a += lane_at<32>(at);
         const X *b = c.b + lane_at<32>(at);
         Writer<32, PIECE_CLASSES, Y> out(c.to + lane_at<32>(at), left);
-#pragma unroll
-        for (int first = 0; first < SLICE_PIECES; first += IN_FLIGHT_PIECES) {
+        UNROLL for (int first = 0; first < SLICE_PIECES; first += IN_FLIGHT_PIECES) {
             const int k = first * 32 * PIECE_CLASSES;
             Unit of_a[IN_FLIGHT_PIECES], of_b[IN_FLIGHT_PIECES];
             read<32>(of_b, b + k, first ? -16 : -before, left - k, Of<X>::low());
             if (!is_on_chip)
                 read<32>(of_a, a + k, first ? -16 : -before, left - k, Op::filler());
-#pragma unroll
-            for (int i = 0; i < IN_FLIGHT_PIECES; i++) {
+            UNROLL for (int i = 0; i < IN_FLIGHT_PIECES; i++) {
                 if (is_on_chip)
                     get_whole(of_a[i], a + k + i * 32 * PIECE_CLASSES);
                 write_piece<Op, false>(out, first + i, of_a[i], of_b[i], p, highest);
@@ -281,8 +269,7 @@ template <class Op> INLINE void write_group(Call c)
     c.move_to(c.first_frame + first, 0);
     Unit a[LSM_FRAMES][LSM_PIECES], b[LSM_FRAMES][LSM_PIECES];
     Place n[LSM_FRAMES];
-#pragma unroll
-    for (int f = 0; f < LSM_FRAMES; f++) {
+    UNROLL for (int f = 0; f < LSM_FRAMES; f++) {
         // 0: the lane only takes part in shuffles
         n[f] = first + f * n_side_by_side < c.n_frames ? (Place)c.n_classes : 0;
         read_slice<LSM_LANES>(a[f], c.a + f * n_side_by_side * c.a_outer, 0, n[f], Op::filler());
@@ -293,10 +280,8 @@ template <class Op> INLINE void write_group(Call c)
     bool is_nan = false;
     Number highest = minus_infinity();
     if constexpr (Op::reads_two) {
-#pragma unroll
-        for (int i = 0; i < LSM_PIECES; i++)
-#pragma unroll
-            for (int j = 0; j < PIECE_CLASSES; j++)
+        UNROLL for (int i = 0; i < LSM_PIECES; i++)
+            UNROLL for (int j = 0; j < PIECE_CLASSES; j++)
                 highest = higher(highest, load(b[0][i].at(j)));
         for (int k = 1; k < LSM_LANES; k *= 2)
             highest = higher(highest, __shfl_xor_sync(FULL_MASK, highest, k));
@@ -304,15 +289,13 @@ template <class Op> INLINE void write_group(Call c)
             is_nan = Op::makes_nan(Op::marks_of(highest));
     }
     typename Op::Found mine;
-#pragma unroll
-    for (int f = 0; f < LSM_FRAMES; f++) {
+    UNROLL for (int f = 0; f < LSM_FRAMES; f++) {
         typename Op::Found found = Op::found_in(slice_of<LSM_LANES>(a[f]));
         if (f == 0 || lane == f)
             mine = found;
     }
     typename Op::Parameters p = Op::parameters(Op::whole(Op::partial(mine)), is_nan);
-#pragma unroll
-    for (int f = 0; f < LSM_FRAMES; f++) {
+    UNROLL for (int f = 0; f < LSM_FRAMES; f++) {
         typename Op::Parameters of_f = p;
         if constexpr (LSM_FRAMES > 1)
             of_f = Op::from_lane(p, f, LSM_LANES);
@@ -333,8 +316,7 @@ template <class Op> INLINE void write_shared(Call c)
     Unit held[SLICE_PIECES];
     for (int at = this_warps_number() * SLICE_CLASSES; at < n; at += blockDim.x / 32 * SLICE_CLASSES) {
         read_slice<32>(held, c.a, at, n, Op::filler());
-#pragma unroll
-        for (int i = 0; i < SLICE_PIECES; i++)
+        UNROLL for (int i = 0; i < SLICE_PIECES; i++)
             put_whole(frame + lane_at<32>(at) + i * 32 * PIECE_CLASSES, held[i]);
         Partial of = Op::partial(Op::found_in(slice_of<32>(held)));
         if (threadIdx.x % 32 == 0)

@@ -57,8 +57,7 @@ template <int depth> struct Fold {
     INLINE void push(Sum s)
     {
         bool carries = true;
-#pragma unroll
-        for (int height = 0; height < depth; height++) {
+        UNROLL for (int height = 0; height < depth; height++) {
             if (carries) {
                 if (n >> height & 1u) {
                     s = plus(waiting[height], s);
@@ -73,8 +72,7 @@ template <int depth> struct Fold {
     INLINE Sum result() const
     {
         Sum s = nothing();
-#pragma unroll
-        for (int height = 0; height < depth; height++)
+        UNROLL for (int height = 0; height < depth; height++)
             if (n >> height & 1u)
                 s = plus(waiting[height], s);
         return s;
