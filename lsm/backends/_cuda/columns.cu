@@ -105,11 +105,6 @@ struct SliceOfColumn {
     }
     INLINE Sum fold(const Sums &sums) const { return tile.sum(sums.result()); }
 };
-template <class Op> INLINE typename Op::Partial partial_of_column(const X *held, Index n_rows, const Tile &tile)
-{
-    SliceOfColumn slice = {held, n_rows, tile};
-    return Op::partial_in(slice);
-}
 
 // Write the results of some classes; returns the maximum of their b, or NaN.
 template <class Op>
@@ -169,8 +164,8 @@ template <class Op> INLINE void write_columns(Call c)
     held += threadIdx.x;
     hold(held, c.a, c.a_class, 0, n_rows, tile.q, n, Op::filler());
     for (int k = 0; k < n_slices; k++) {
-        Partial of = partial_of_column<Op>(held + 4 * k * THREAD_ROW_CLASSES * TILE_THREADS,
-                                           rows_of_slice(k, c.n_classes), tile);
+        SliceOfColumn slice = {held + 4 * k * THREAD_ROW_CLASSES * TILE_THREADS, rows_of_slice(k, c.n_classes), tile};
+        Partial of = Op::partial_in(slice);
         if (tile.q == 0)
             partials[k * LSM_COLUMNS + tile.column] = of;
     }
@@ -178,7 +173,7 @@ template <class Op> INLINE void write_columns(Call c)
     typename Op::Parameters p =
         Op::parameters(Op::template merge<8>(partials + tile.column, LSM_COLUMNS, n_slices, tile, LSM_TEAM), false);
     Number highest = minus_infinity();
-    if constexpr (!Op::reads_two) {
+    if constexpr (!Op::reads_two) { // nothing is loaded from global memory: no steps
         for (int r = 0; r < n_rows; r++) {
 #pragma unroll 4
             for (int i = 0; i < THREAD_ROW_CLASSES; i++) {
@@ -217,7 +212,8 @@ template <class Op> INLINE void sum_columns(Call c)
     held += threadIdx.x;
     Index n_here = rows_of_slice(k, c.n_classes);
     hold(held, c.a, c.a_class, 4 * k, n_here, tile.q, n, Op::filler());
-    typename Op::Partial of = partial_of_column<Op>(held, n_here, tile);
+    SliceOfColumn slice = {held, n_here, tile};
+    typename Op::Partial of = Op::partial_in(slice);
     if (tile.q == 0)
         ((typename Op::Partial *)c.workspace)[(i * n_slices + k) * LSM_COLUMNS + tile.column] = of;
 }

@@ -119,11 +119,11 @@ def plan(
     if n_inner == 1:
         family = rows_family(call.op, dtype, out_dtype, n_classes, limits)
         if family.name == "split":
-            return _split_rows(call, family, n_frames, limits)
+            return _split(call, family, n_frames, limits)
         return LaunchPlan(_rows(call, family, n_frames), 0, family)
     family = columns_family(call.op, dtype, out_dtype, n_classes, limits)
     if family.name == "columns_split":
-        return _split_columns(call, family, n_frames, limits)
+        return _split(call, family, n_frames, limits)
     n_columns = family.numbers[0]
     shared = columns_shared(call, family.numbers, call.n_slices)
     return LaunchPlan(_over(n_frames, n_columns, op, n_columns * family.numbers[1], shared), 0, family)
@@ -167,7 +167,7 @@ def rows_family(op: Op, dtype: str, out_dtype: str, n_classes: int, limits: Devi
         while lanes < 32 and lanes * call.n_piece < n_classes:
             lanes *= 2
         pieces = -(-n_classes // (lanes * call.n_piece))
-        # Several, so that each lane finalizes a different frame; with two inputs, there are enough bytes in flight.
+        # Several, so that each lane finalizes a different frame; of two inputs, the registers hold one frame.
         frames = min(lanes, max(1, IN_FLIGHT_PIECES // pieces)) if call.traits.n_inputs == 1 else 1
         return Family("group", (lanes, pieces, frames))
     shared = shared_of_frame(call)
@@ -205,24 +205,6 @@ def _over(n_frames: int, per_block: int, kernel: str, block: int, shared: int) -
         Launch(kernel, -(-min(step, n_frames - i) // per_block), block, shared, i, min(step, n_frames - i))
         for i in range(0, n_frames, step)
     )
-
-
-def _split_rows(call: _Call, family: Family, n_frames: int, limits: DeviceLimits) -> LaunchPlan:
-    """Sum, then write, in groups of frames small enough for the second kernel to find them in the L2 cache."""
-    block = 32 * SPLIT_BLOCK_WARPS
-    n_blocks = -(-call.n_slices // SPLIT_BLOCK_WARPS)
-    n_writing = min(n_blocks, MAX_MERGING_BLOCKS)
-    group = max(1, limits.l2_bytes // 3 // (call.traits.n_inputs * call.n_classes * call.size))
-    group = min(group, n_frames, MAX_GRID_BLOCKS // n_blocks)
-    scratch = 24 * SPLIT_BLOCK_WARPS
-    launches = []
-    for i in range(0, n_frames, group):
-        n = min(group, n_frames - i)
-        launches.append(Launch(f"{call.op}_sums", n * n_blocks, block, 0, i, n))
-        launches.append(Launch(call.op, n * n_writing, block, scratch, i, n))
-        if call.traits.limits_range:
-            launches.append(Launch(f"{call.op}_ends", n * n_writing, block, scratch, i, n))
-    return LaunchPlan(tuple(launches), group * call.n_slices * (call.record + 8), family)
 
 
 # -- inner > 1 ------------------------------------------------------------------------------------------------------
@@ -272,20 +254,27 @@ def columns_shared(call: _Call, numbers: tuple[int, ...], n_slices: int) -> int:
     return held + n_slices * columns * call.record + 16 * columns * team
 
 
-def _split_columns(call: _Call, family: Family, n_columns: int, limits: DeviceLimits) -> LaunchPlan:
-    """Sum, then write, with one block per slice of a tile; groups of tiles as in _split_rows."""
-    width, team = family.numbers[:2]
-    n_writing = min(call.n_slices, MAX_MERGING_BLOCKS)
-    n_tiles = -(-n_columns // width)
+# -- split frames ---------------------------------------------------------------------------------------------------
+
+
+def _split(call: _Call, family: Family, n_frames: int, limits: DeviceLimits) -> LaunchPlan:
+    """Sum, then write, in groups of frames or of tiles small enough for the second kernel to find in the L2 cache."""
+    if family.name == "split":
+        width, block, n_blocks = 1, 32 * SPLIT_BLOCK_WARPS, -(-call.n_slices // SPLIT_BLOCK_WARPS)
+        shared, scratch = 0, 24 * SPLIT_BLOCK_WARPS
+    else:
+        width, block, n_blocks = family.numbers[0], family.numbers[0] * family.numbers[1], call.n_slices
+        shared, scratch = columns_shared(call, family.numbers, 1), 16 * block
+    n_writing = min(n_blocks, MAX_MERGING_BLOCKS)
+    n_tiles = -(-n_frames // width)
     group = max(1, limits.l2_bytes // 3 // (call.traits.n_inputs * call.n_classes * call.size * width))
-    group = min(group, n_tiles, MAX_GRID_BLOCKS // call.n_slices)
-    shared = columns_shared(call, family.numbers, 1)
+    group = min(group, n_tiles, MAX_GRID_BLOCKS // n_blocks)
     launches = []
     for i in range(0, n_tiles, group):
         n = min(group, n_tiles - i)
-        place = (i * width, min(n * width, n_columns - i * width))
-        launches.append(Launch(f"{call.op}_sums", n * call.n_slices, width * team, shared, *place))
-        launches.append(Launch(call.op, n * n_writing, width * team, 16 * width * team, *place))
+        place = (i * width, min(n * width, n_frames - i * width))
+        launches.append(Launch(f"{call.op}_sums", n * n_blocks, block, shared, *place))
+        launches.append(Launch(call.op, n * n_writing, block, scratch, *place))
         if call.traits.limits_range:
-            launches.append(Launch(f"{call.op}_ends", n * n_writing, width * team, 16 * width * team, *place))
+            launches.append(Launch(f"{call.op}_ends", n * n_writing, block, scratch, *place))
     return LaunchPlan(tuple(launches), group * width * call.n_slices * (call.record + 8), family)

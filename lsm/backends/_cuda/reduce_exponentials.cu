@@ -55,20 +55,20 @@ struct Exponentials {
         Shift shift;
         return found_in(slice, shift);
     }
-    static INLINE Record partial(const Found &found, const Shift &shift)
+    static INLINE Record record_of(const Found &found, const Shift &shift)
     {
         Record record = {found.m, found.n_largest, finish(found.sum.total, found.sum.error, shift)};
         return record;
     }
-    static INLINE Record partial(const Found &found) { return partial(found, shift_to(found.m)); }
     template <class Slice> static INLINE Record partial_in(Slice slice)
     {
         Shift shift;
         Found found = found_in(slice, shift);
-        return partial(found, shift);
+        return record_of(found, shift);
     }
-    static INLINE Whole whole(Record of)
+    static INLINE Whole whole_of(const Found &found)
     {
+        Record of = record_of(found, shift_to(found.m));
         Whole whole = {of.m, of.n_largest, of.below};
         return whole;
     }

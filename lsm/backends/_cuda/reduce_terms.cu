@@ -18,8 +18,7 @@ struct Terms {
         const X zero = {0};
         return zero;
     }
-    static INLINE Part partial(const Part &found) { return found; }
-    static INLINE Part whole(const Part &found) { return found; }
+    static INLINE Part whole_of(const Part &found) { return found; }
 
     static INLINE bool left_the_range(Sum s) { return sizeof(Number) == 8 && !is_finite(s.total + s.error); }
     static INLINE Sum made_smaller(Sum s)

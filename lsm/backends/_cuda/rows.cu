@@ -134,11 +134,7 @@ template <int n_lanes, int n_pieces> struct SliceOfLanes {
         return IS_PAIRED || n_pieces == 1 ? a : plus(a, b);
     }
 };
-template <int n_lanes, int n_pieces> INLINE SliceOfLanes<n_lanes, n_pieces> slice_of(Unit (&x)[n_pieces])
-{
-    SliceOfLanes<n_lanes, n_pieces> slice = {x};
-    return slice;
-}
+typedef SliceOfLanes<32, SLICE_PIECES> SliceOfWarp;
 
 // Some pieces are read before the first is written: in place, a store may alias the next load, which would serialise
 // the loads.
@@ -190,6 +186,7 @@ INLINE void write_held(Y *frame, Place at, Place n, Unit (&a)[n_pieces], Unit (&
 }
 
 // Write a slice, of which a may be in shared memory, and raise `highest` to the maximum of the lane's b, or NaN.
+// Without b, the lanes hold all of the slice; with b, that would take too many registers.
 template <class Op, bool is_on_chip>
 INLINE void write_slice(const Call &c, const X *a, Place at, Place n, const typename Op::Parameters &p, Number &highest)
 {
@@ -277,7 +274,6 @@ template <class Op> INLINE void write_group(Call c)
             read_slice<LSM_LANES>(b[f], c.b + f * n_side_by_side * c.b_outer, 0, n[f], Of<X>::low());
     }
     static_assert(LSM_FRAMES == 1 || !Op::reads_two, "b is held for one frame");
-    bool is_nan = false;
     Number highest = minus_infinity();
     if constexpr (Op::reads_two) {
         UNROLL for (int i = 0; i < LSM_PIECES; i++)
@@ -285,16 +281,17 @@ template <class Op> INLINE void write_group(Call c)
                 highest = higher(highest, load(b[0][i].at(j)));
         for (int k = 1; k < LSM_LANES; k *= 2)
             highest = higher(highest, __shfl_xor_sync(FULL_MASK, highest, k));
-        if constexpr (Op::limits_range)
-            is_nan = Op::makes_nan(Op::marks_of(highest));
     }
     typename Op::Found mine;
     UNROLL for (int f = 0; f < LSM_FRAMES; f++) {
-        typename Op::Found found = Op::found_in(slice_of<LSM_LANES>(a[f]));
+        typename Op::Found found = Op::found_in(SliceOfLanes<LSM_LANES, LSM_PIECES>{a[f]});
         if (f == 0 || lane == f)
             mine = found;
     }
-    typename Op::Parameters p = Op::parameters(Op::whole(Op::partial(mine)), is_nan);
+    bool is_nan = false;
+    if constexpr (Op::limits_range)
+        is_nan = Op::makes_nan(Op::marks_of(highest));
+    typename Op::Parameters p = Op::parameters(Op::whole_of(mine), is_nan);
     UNROLL for (int f = 0; f < LSM_FRAMES; f++) {
         typename Op::Parameters of_f = p;
         if constexpr (LSM_FRAMES > 1)
@@ -318,12 +315,12 @@ template <class Op> INLINE void write_shared(Call c)
         read_slice<32>(held, c.a, at, n, Op::filler());
         UNROLL for (int i = 0; i < SLICE_PIECES; i++)
             put_whole(frame + lane_at<32>(at) + i * 32 * PIECE_CLASSES, held[i]);
-        Partial of = Op::partial(Op::found_in(slice_of<32>(held)));
+        Partial of = Op::partial_in(SliceOfWarp{held});
         if (threadIdx.x % 32 == 0)
             partials[at / SLICE_CLASSES] = of;
     }
     __syncthreads();
-    // up to 128 slices
+    // merge<3>: up to 128 slices
     typename Op::Parameters p = Op::parameters(Op::template merge<3>(partials, 1, n_slices, this_warp(), 32), false);
     Number highest = minus_infinity();
     for (int at = this_warps_number() * SLICE_CLASSES; at < n; at += blockDim.x / 32 * SLICE_CLASSES)
@@ -353,7 +350,7 @@ template <class Op> INLINE void sum_split(Call c)
     c.move_to(c.first_frame + in.frame, 0);
     Unit held[SLICE_PIECES];
     read_slice<32>(held, c.a, in.slice * SLICE_CLASSES, c.n_classes, Op::filler());
-    typename Op::Partial of = Op::partial(Op::found_in(slice_of<32>(held)));
+    typename Op::Partial of = Op::partial_in(SliceOfWarp{held});
     if (threadIdx.x % 32 == 0 && in.slice < in.n_slices)
         ((typename Op::Partial *)c.workspace)[in.frame * in.n_slices + in.slice] = of;
 }

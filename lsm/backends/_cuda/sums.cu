@@ -1,4 +1,4 @@
-// Sums: the order in which every kernel adds the classes of a frame, and the partial results.
+// Sums: the order in which every kernel adds the classes of a frame.
 //
 // The order is a tree that depends on the class index alone, so all kernels give the same bits. A leaf is 4 classes (2
 // in double), a row 64 leaves, a slice 4 rows: 1024 classes, or 512. Leaves at the same position are added row by row.
