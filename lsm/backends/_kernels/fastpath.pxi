@@ -163,6 +163,12 @@ cdef void put_masked(Array y, Py_ssize_t n, const char* mask, bint is_low) noexc
             (<uint16_t*> y.at)[k] = (<uint16_t*> y.at)[k] if mask[k] != 0 else low
 
 
+cdef void mask_again(int op, Array y, Frames f, const char* mask) noexcept nogil:
+    """Set masked results: in a frame with NaN, all are NaN, and a masked gradient of softmax may be -0.0."""
+    if op == SOFTMAX_BACKWARD or some_frame_is_nan(y, f):
+        put_masked(y, count_elements(f), mask, op == LOG_SOFTMAX)
+
+
 cdef inline size_t count_scratch(Frames f, bint shall_copy) noexcept nogil:
     """Bytes of scratch per thread; 0 if the kernels use the frames in place."""
     return SCRATCH_BYTES + 64 if f.n_inner > 1 or f.kind <= BFLOAT16 or shall_copy else 0
@@ -208,6 +214,7 @@ cdef object quick_map(int op, a, b, axis, out, int n_threads, mask, double tempe
     """An operation whose result has the shape of its inputs; b is a if there is one. None if it declines."""
     cdef Frames f
     cdef Array x, y, z
+    cdef const char* at_mask
     cdef bint done, stream
     if not find_frames(a, axis, &f) or not (b is a or is_alike(b, a)):
         return None
@@ -234,9 +241,13 @@ cdef object quick_map(int op, a, b, axis, out, int n_threads, mask, double tempe
     else:
         with nogil:
             done = run_whole(op, x, y, z, f, max(n_threads, 1), stream)
-    # All classes of a frame with NaN are NaN, and a masked gradient of softmax may be -0.0.
-    if done and mask is not None and (op == SOFTMAX_BACKWARD or some_frame_is_nan(z, f)):
-        put_masked(z, count_elements(f), PyArray_BYTES(<PyArrayObject*> mask), op == LOG_SOFTMAX)
+    if done and mask is not None:
+        at_mask = PyArray_BYTES(<PyArrayObject*> mask)
+        if count_elements(f) <= HOLD_GIL_MAX_ELEMENTS:
+            mask_again(op, z, f, at_mask)
+        else:
+            with nogil:
+                mask_again(op, z, f, at_mask)
     return out if done else None
 
 
