@@ -116,7 +116,7 @@ def _on_arrays(function):
 
 
 # What lsm does with arrays on a device, apart from kernels.
-_OPERATORS = "add radd sub rsub mul rmul truediv neg abs lt gt eq ne and or invert iadd"
+_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv neg abs lt gt eq ne and or invert iadd"
 _METHODS = "any max sum swapaxes"
 _FUNCTIONS = """amax array broadcast_to exp floor frexp isfinite isinf ldexp log1p maximum minimum
     ones_like where"""
