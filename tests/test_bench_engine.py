@@ -1,5 +1,6 @@
 """The engine of benchmark runs: what is measured, checked and kept; how fast anything is, no test can say."""
 
+import itertools
 import os
 import re
 import sys
@@ -17,7 +18,6 @@ from lsm.bench import run as engine
 from lsm.bench.data import Data
 from lsm.bench.errors import Reference, check
 from lsm.bench.implementation import NEW, OUT, Budget, Implementation, limit
-from lsm.bench.machine import equal_threads
 from lsm.bench.options import DTYPES, FAMILY_OPS, KINDS_OF_DATA, OPS, SETS, Options
 from lsm.bench.result import Entry, Row, from_json
 from lsm.bench.run import run
@@ -28,6 +28,7 @@ SMALL = {"shape": (4, 6), "op": (FORWARD,), "rounds": 3, "set": "quick", "thread
 LSM = ("lsm cython", "lsm numpy")
 SHAPES = [((1500, 32), -1, "C"), ((5, 7), -1, "C"), ((3, 8, 2, 2), 1, "C"), ((6, 4), 0, "F"), ((9,), 0, "C")]
 TWO = ("cython", "planted")
+LLM = {"llm_step", "llm_eval", "llm_train"}
 WAYS = (OUT, NEW)
 CYTHON = peers.usable(("lsm cython",), "cpu")[0]
 
@@ -37,43 +38,27 @@ def plant(monkeypatch):
     """Add an implementation that is called "planted" and computes f(x, out, call number), for one way."""
 
     def add(function, way=NEW, needs=()):
-        calls = []
-
-        def call(x, out):
-            calls.append(1)
-            return function(x, out, len(calls))
+        numbers = itertools.count(1)
 
         def make(case, data, n_threads):
-            names = {"call": call, "x": data.x, "out": data.out}
-            yield Implementation("planted", "planted", way, "call(x, out)", names)
+            names = {"f": function, "x": data.x, "out": data.out, "numbers": numbers}
+            yield Implementation("planted", "planted", way, "f(x, out, next(numbers))", names)
 
         monkeypatch.setitem(peers.PEERS, "planted", peers.Maker(make, needs))
 
     return add
 
 
-def checked(one, reference):
-    """What a row would say of an implementation that takes no time."""
-    check(one, reference)
-    one.entry.us = 1.0
-    return one.entry
-
-
 def is_right(result, reference, bound_ulp):
     """Whether a result is held to be right."""
-    return checked(Implementation("a", "a", NEW, "y", {"y": result}, bound_ulp=bound_ulp), reference).is_right
+    one = Implementation("a", "a", NEW, "y", {"y": result}, bound_ulp=bound_ulp)
+    check(one, reference)
+    return one.entry.is_right
 
 
 def entry(found, name, way=NEW):
     (one,) = [e for e in found.implementations if (e.name, e.way) == (name, way)]
     return one
-
-
-def planted_entry(way=NEW, **options):
-    """What one row says of the implementation that is planted."""
-    (found,) = run(Options(**SMALL | options, implementations=TWO)).rows
-    assert entry(found, "lsm cython").is_ranked
-    return entry(found, "planted", way)
 
 
 def test_a_row_has_every_figure():
@@ -90,12 +75,14 @@ def test_a_row_has_every_figure():
         assert found.label == f"own 4x6 float32{' k 1' * ('top_k' in op)}, {op}, 1 thread"
         assert found.n_checked_frames == found.case.n_frames == 4 and found.bytes == 4 * n
         assert found.limit is None and all(e.share is None for e in found.implementations)  # within the caches
+        assert (found.others is None) == (machine.spent() is None)
         names = [(e.name, e.way) for e in found.implementations]
         ways = WAYS[not SIGNATURES[op].has_out :]
         assert names == [(name, way) for name in LSM for way in ways] + [("numpy idiom", NEW)]
         for e in found.implementations:
             assert len(e.samples_us) == 3 and min(e.samples_us) <= e.us <= max(e.samples_us) and e.is_ranked
             assert e.first_call_ms > 0 and e.max_ulp >= 0 and e.gb_s == pytest.approx(found.bytes / e.us / 1e3)
+            assert ("backend=backend" in e.call) == (e.name == "lsm numpy")
         first = found.implementations[0]
         assert first.ratio == 1 and first.bound_ulp == (4 if op != BOTH else pytest.approx(12.4))
     assert [(n_rows, len(from_json(text).rows)) for n_rows, text in saved] == [(12, n + 1) for n in range(12)]
@@ -115,18 +102,29 @@ def test_every_kind_of_data_is_computed_right(op, dtype):
             assert not absent and [one.key for one in found] == [(name, way) for name in LSM for way in ways]
             reference = Reference(case, arrays)
             for one in found:
-                assert checked(one, reference).is_ranked, (case, one)
+                check(one, reference)
+                assert one.entry.is_right and one.entry.error is None, (case, one)
 
 
-def off_by_ten_ulp(first_wrong_call):
-    return lambda x, out, n: (lsm.log_softmax(x).view(np.int32) + 10 * (n >= first_wrong_call)).view(np.float32)
+def test_the_kinds_of_data_are_what_their_names_say():
+    found = {kind: Data(Case("own", (50, 9), data=kind), ["cross_entropy"]) for kind in KINDS_OF_DATA}
+    x = {kind: np.sort(data.x) for kind, data in found.items()}
+    for kind in ("peaked", "label"):
+        assert (x[kind][:, -1] - x[kind][:, -2]).min() > 4.9  # rounded
+    assert (found["label"].host["labels"] == found["label"].x.argmax(-1)).all()
+    assert np.isneginf(x["masked"]).any() and np.isfinite(x["masked"][:, -1]).all()
+    assert (np.ptp(x["constant"], -1) == 0).all() and x["offset"].min() > 9900 and x["huge"].max() > 1e29
+
+
+def off_by_ten_ulp(is_wrong_call):
+    return lambda x, out, n: (lsm.log_softmax(x).view(np.int32) + 10 * is_wrong_call(n)).view(np.float32)
 
 
 @pytest.mark.parametrize(
     ("way", "wrong", "ulps"),
     [
-        (NEW, off_by_ten_ulp(first_wrong_call=1), 10.5),
-        (NEW, off_by_ten_ulp(first_wrong_call=2), 10.5),
+        (NEW, off_by_ten_ulp(lambda n: n == 1), 10.5),
+        (NEW, off_by_ten_ulp(lambda n: n >= 2), 10.5),
         (OUT, lambda x, out, _: None, np.inf),
         (OUT, lambda x, out, _: out.fill(np.nan), np.inf),
         (OUT, lambda x, out, _: out.__setitem__(slice(3), lsm.log_softmax(x[:3])), np.inf),  # leaves out a frame
@@ -137,9 +135,13 @@ def off_by_ten_ulp(first_wrong_call):
 )
 def test_a_result_that_is_wrong_at_first_or_later_is_found_and_not_ranked(plant, way, wrong, ulps):
     plant(wrong, way)
-    planted = planted_entry(way)
+    result = run(Options(**SMALL, implementations=TWO))
+    planted = entry(result.rows[0], "planted", way)
+    assert entry(result.rows[0], "lsm cython").is_ranked
     assert planted.us > 0 and planted.max_ulp == pytest.approx(ulps, abs=1.5)
     assert not planted.is_right and not planted.is_ranked
+    (kept,) = from_json(result.to_json()).rows
+    assert entry(kept, "planted", way).max_ulp == (planted.max_ulp if ulps < np.inf else None)
 
 
 def test_a_peer_is_held_to_its_frames_and_a_backend_to_what_it_declares():
@@ -153,16 +155,25 @@ def test_a_peer_is_held_to_its_frames_and_a_backend_to_what_it_declares():
     assert is_right(lsm.log_softmax(data.x), reference, 4.0)
 
 
-def test_what_cannot_be_measured_is_named_with_the_reason(plant, monkeypatch):
+def test_what_cannot_be_measured_is_named_with_the_reason_and_the_run_goes_on(plant, monkeypatch):
+    def reference(case, data, n_elements):
+        if case.op == BACKWARD:
+            raise MemoryError("too large")
+        return Reference(case, data, n_elements)
+
     plant(lambda x, out, _: None, needs=("no_such_module_anywhere",))
     monkeypatch.setitem(peers.PEERS, "failing", peers.Maker(lambda case, data, n_threads: 1 // 0))
-    result = run(Options(**SMALL | {"threads": (1, 1_000_000)}, implementations=(*TWO, "failing")))
+    monkeypatch.setattr(engine, "Reference", reference)
+    options = SMALL | {"op": OPS, "threads": (1, 1_000_000)}
+    result = run(Options(**options, implementations=(*TWO, "failing")))
+    assert result.absent["own 4x6 float32, backward, 1 thread"] == "MemoryError: too large"
     assert result.absent["planted"] == "no_such_module_anywhere is not installed"
     assert result.absent["torch"] == "not asked for"
     assert "the processors that this process may use" in result.absent["1000000 threads"]
-    (found,) = result.rows
-    assert [found.threads] == result.header.threads == [1] and entry(found, "lsm cython", OUT).is_ranked
-    assert found.absent == {"failing": "ZeroDivisionError: integer division or modulo by zero"}
+    assert [found.case.op for found in result.rows] == [FORWARD, BOTH] and not result.interrupted
+    for found in result.rows:
+        assert [found.threads] == result.header.threads == [1] and entry(found, "lsm cython", OUT).is_ranked
+        assert found.absent == {"failing": "ZeroDivisionError: integer division or modulo by zero"}
     with pytest.raises(ValueError, match="none can be measured.*no_such_module_anywhere is not installed"):
         run(Options(**SMALL, implementations=("planted",)))
 
@@ -185,28 +196,15 @@ def test_an_implementation_that_raises_is_noted_and_the_run_goes_on(plant, monke
     assert len(result.rows) == 2 and entry(result.rows[1], "lsm cython").is_ranked
 
 
-def test_a_run_that_ends_early_keeps_its_rows():
+def test_an_error_of_the_caller_ends_a_run_that_keeps_its_rows():
     def after_row(result, n_rows):
         saved.append(result)
-        if len(result.rows) == 2:
-            raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device")
 
-    saved, options = [], Options(set="quick", sweep="classes", rounds=3, threads=(1,), implementations=("cython",))
+    saved = []
     with pytest.raises(OSError, match="No space left"):
-        run(options, after_row)
-    assert saved[-1].interrupted and [found.case.shape for found in saved[-1].rows] == [(1, 10), (1, 100)]
-
-
-def test_a_row_that_cannot_be_measured_does_not_end_the_run(monkeypatch):
-    def reference(case, data, n_elements):
-        if case.op == BACKWARD:
-            raise MemoryError("too large")
-        return Reference(case, data, n_elements)
-
-    monkeypatch.setattr(engine, "Reference", reference)
-    result = run(Options(**SMALL | {"op": OPS}, implementations=("cython",)))
-    assert [found.case.op for found in result.rows] == [FORWARD, BOTH] and not result.interrupted
-    assert result.absent["own 4x6 float32, backward, 1 thread"] == "MemoryError: too large"
+        run(Options(**SMALL | {"op": OPS}, implementations=("cython",)), after_row)
+    assert saved[0].interrupted and [found.case.op for found in saved[0].rows] == [FORWARD]
 
 
 def test_ratios_are_taken_within_a_round():
@@ -232,16 +230,18 @@ def samples(budget, *implementations):
 def test_the_slowest_do_not_take_the_samples_of_others():
     names = {"event": threading.Event()}
     slow, fast = (Implementation("a", "a", NEW, f"event.wait({seconds})", names) for seconds in (0.06, 0.001))
-    n_slow, n_fast = map(len, samples(Budget(rounds=6, row_s=0.1, sample_s=0.001), slow, fast))
-    assert n_slow == 1 and n_fast >= implementation.MIN_ROUNDS
+    n_slow, n_fast = map(len, samples(Budget(rounds=100, row_s=0.1, sample_s=0.001), slow, fast))
+    assert n_slow == 1 and implementation.MIN_ROUNDS <= n_fast < 20  # each takes at least 0.01 s with its pause
 
 
 def test_a_call_that_is_long_enough_is_a_sample_and_each_begins_settled(monkeypatch):
-    log = []
+    log, budget = [], Budget(rounds=4, sample_s=0.005)
     monkeypatch.setattr(implementation, "settle", lambda: log.append("settle"))
     names = {"call": lambda: log.append("call") or threading.Event().wait(0.02)}
-    (found,) = samples(Budget(rounds=4, sample_s=0.005), Implementation("a", "a", NEW, "call()", names))
-    assert log == ["settle", "call"] * 4 and len(found) == 4 and min(found) >= 20_000
+    (found,) = samples(budget, Implementation("a", "a", NEW, "call()", names, wait=lambda: log.append("wait")))
+    assert log == ["settle", "wait", "call", "wait"] * 4 and len(found) == 4 and min(found) >= 20_000
+    monkeypatch.setattr(Implementation, "seconds", lambda one, n: n * 1e-3)  # of a short one, five calls make a sample
+    assert samples(budget, Implementation("a", "a", NEW, "", {})) == [pytest.approx([1000] * 4)]
 
 
 def test_of_a_slow_implementation_one_way_is_measured(monkeypatch):
@@ -275,19 +275,20 @@ def test_a_row_out_of_the_caches_has_a_limit_which_moves_the_bytes(op, held):
     (one,) = limit(case, data, 1)
     exec(one.code, dict(one.names))
     moved = data.host["y" if op == BACKWARD else "x"] + (data.host["dy"] if op != FORWARD else 0)
-    assert (data.out == moved).all()
+    assert (data.out == moved).all() and (data.host.get("y_out", data.x) == data.x).all()
 
 
 def test_threads_are_set_verified_and_set_back(monkeypatch):
     pools = lambda: {pool["filepath"]: pool["num_threads"] for pool in threadpoolctl.threadpool_info()}  # noqa: E731
-    before, n_before = pools(), lsm.get_num_threads()
-    with equal_threads(1) as verified:
-        assert {lsm.get_num_threads(), *pools().values()} == {1} and len(verified) == 1 + len(pools())
-    assert lsm.get_num_threads() == n_before and before.items() <= pools().items()
+    with lsm.num_threads(2), threadpoolctl.threadpool_limits(2):
+        before, n_before = pools(), lsm.get_num_threads()
+        with machine.equal_threads(1) as verified:
+            assert {lsm.get_num_threads(), *pools().values()} == {1} and len(verified) == 1 + len(pools())
+        assert lsm.get_num_threads() == n_before and before.items() <= pools().items()
     pool = {"filepath": "/usr/lib/libgomp.so.1", "user_api": "openmp", "internal_api": "openmp", "num_threads": 7}
     monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: [pool])
     with pytest.raises(RuntimeError, match=r"1 threads were asked for; openmp libgomp\.so\.1 has 7"):
-        equal_threads(1).__enter__()
+        machine.equal_threads(1).__enter__()
 
 
 def test_every_peer_that_is_installed_is_right_in_a_small_row():
@@ -302,7 +303,18 @@ def test_every_peer_that_is_installed_is_right_in_a_small_row():
     assert not {name: reason for name, reason in result.absent.items() if not re.search(expected, reason)}
     assert all(e.is_ranked for found in result.rows for e in found.implementations)
     assert {e.name for e in result.rows[0].implementations} == names
-    assert n_threads == [1] * 3 and ("jax" not in names or os.environ["PJRT_NPROC"] == "1")
+    case = Case("own", (6, 4), 0, order="F")
+    data = Data(case)
+    for one in peers.made(peers.usable((), "cpu")[0], case, data, 1)[0]:
+        check(one, Reference(case, data))
+        assert one.entry.is_right, one
+    assert n_threads == [1] * 3
+    if "jax" in names:
+        assert os.environ["PJRT_NPROC"] == "1"  # which XLA reads when it starts: it is started again for others
+        (device,) = sys.modules["jax"].devices("cpu")
+        for n in (2, 1):
+            next(peers.PEERS["jax"].make(case, data, n))
+            assert os.environ["PJRT_NPROC"] == str(n) and sys.modules["jax"].devices("cpu")[0] is not device
 
 
 def test_a_map_has_each_implementation_at_its_best_and_the_limit_of_each_cell(monkeypatch):
@@ -319,31 +331,23 @@ def test_a_map_has_each_implementation_at_its_best_and_the_limit_of_each_cell(mo
 
 
 def test_the_memory_of_a_copy_is_measured_and_none_is_made_up():
-    for op in (FORWARD, BACKWARD):
-        found = engine.extra_bytes(["lsm cython", "numpy idiom"], Case("own", (64, 2**17), op=op), 1)  # 32 MiB
-        idiom = found.pop(("numpy idiom", NEW)) - 2**25  # exp(...) or so, as large as the result
-        assert {*found} == {("lsm cython", OUT), ("lsm cython", NEW)}
-        assert max(*found.values(), abs(idiom)) < 2 * engine.TOLERANCE_BYTES
+    options = SMALL | {"shape": (64, 2**17), "op": OPS[:2], "memory": True}  # 32 MiB
+    for row in run(Options(**options, implementations=("lsm cython", "idiom"))).rows:
+        *ours, idiom = [e.extra_bytes for e in row.implementations]
+        assert len(ours) == 2
+        idiom -= 2**25  # exp(...) or so, as large as the result
+        assert max(*ours, abs(idiom)) < 2 * engine.TOLERANCE_BYTES
     (small,) = run(Options(**SMALL, implementations=("cython",), memory=True)).rows
+    assert all(e.extra_bytes is None for e in small.implementations)
     assert small.absent["memory"].startswith("not measured for results below 8 MiB")
 
 
 def test_the_sets_have_the_workloads_of_users():
-    names = {
-        "llm_step",
-        "llm_eval",
-        "llm_train",
-        "small",
-        "speech_frames",
-        "senones",
-        "segmentation",
-        "rows",
-        "mixture",
-    }
+    names = LLM | {"small", "speech_frames", "senones", "segmentation", "rows", "mixture"}
     sizes = {}
     for name in SETS:
         found = cases(Options(set=name))
-        assert len(set(found)) == len(found)
+        assert len(set(found)) == len(found) and all(case.k == 1 or "top_k" in case.op for case in found)
         # Those on the same arrays follow each other, for they are made once.
         order = [case.arrays for case in found]
         assert len(set(order)) == sum(a != b for a, b in zip([None, *order], order, strict=False))
@@ -360,7 +364,7 @@ def test_the_sets_have_the_workloads_of_users():
 
 def test_workloads_are_chosen_by_what_is_asked_for():
     found = cases(Options(only=("llm",), dtype=("float16",), op=(BACKWARD,), data=("peaked", "masked")))
-    assert {case.workload for case in found} == {"llm_step", "llm_eval", "llm_train"}
+    assert {case.workload for case in found} == LLM
     assert {(case.dtype, case.op) for case in found} == {("float16", BACKWARD)}
     assert [case.data for case in found[:2]] == ["peaked", "masked"]
     own = cases(Options(shape=(2, 3, 4), axis=1, dtype=("float64", "bfloat16")))
@@ -379,7 +383,8 @@ def test_others_count_on_the_processors_that_may_be_used(monkeypatch, tmp_path):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {1, 2}, raising=False)
 
     def spent(*busy):  # seconds of cpu0, cpu1, ...; idle and waiting do not count
-        rows = [f"cpu{i} {s * os.sysconf('SC_CLK_TCK')} 0 0 77 88 0 0 0 0 0" for i, s in enumerate(busy)]
+        idle = int(7 * clock.now)
+        rows = [f"cpu{i} {s * os.sysconf('SC_CLK_TCK')} 0 0 {idle} {idle} 0 0 0 0 0" for i, s in enumerate(busy)]
         (tmp_path / "stat").write_text("\n".join(["cpu  99999 0 0 0 0 0 0 0 0 0", *rows, "intr 1"]))
         return machine.spent()
 
@@ -390,6 +395,15 @@ def test_others_count_on_the_processors_that_may_be_used(monkeypatch, tmp_path):
         assert machine.used_by_others(before, after) == pytest.approx(used)
     (tmp_path / "stat").unlink()
     assert machine.used_by_others(before, machine.spent()) is None
+
+
+def test_caches_are_named_by_level_without_those_of_instructions(monkeypatch, tmp_path):
+    for i, words in enumerate(("1 Data 48K", "1 Instruction 32K", "2 Unified 2M")):
+        (tmp_path / f"index{i}").mkdir()
+        for name, word in zip(("level", "type", "size"), words.split(), strict=True):
+            (tmp_path / f"index{i}" / name).write_text(f"{word}\n")
+    monkeypatch.setattr(machine, "CACHES", tmp_path)
+    assert machine.caches() == {"L1": 48 * 2**10, "L2": 2 * 2**20}
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -413,20 +427,21 @@ def test_the_errors_beside_the_peers(monkeypatch):
         assert not row["beyond"] and "lsm numpy" not in row["ulps"] and row["ulps"]["lsm cython"] <= 12.4
     label = next(row["ulps"] for row in found["rows"] if (row["data"], row["dtype"]) == ("label", "float32"))
     assert label["lsm cython"] < 4 < 1e5 < label["numpy idiom"]  # whose gradient vanishes
+    found["rows"].append(found["rows"][0] | {"ulps": {"lsm cython": 1e6}})
     text = "\n".join(errors.lines(found))
+    assert "| float16 | logits | 1e+06 |" in text  # the worst over all numbers of classes
     assert text.count("| float16 | huge |") == 3 and "cupyx: measured on cuda only, not on cpu" in text
-    found["rows"][0]["beyond"] = ["lsm cython"]
-    assert "beyond the bound: lsm cython (forward, float16, logits, 10 classes)" in errors.lines(found)
+    monkeypatch.setattr(lsm, "log_softmax", lambda x, **options: x)
+    wrong = errors.measured("cython", lambda cases: cases[:1], n_classes=(10,))
+    assert "beyond the bound: lsm cython (forward, float16, logits, 10 classes)" in errors.lines(wrong)
     with pytest.raises(ValueError, match="there is no backend 'none'; accepted: cython"):
         errors.measured("none", iter)
-    monkeypatch.setattr(errors, "measured", lambda wanted, progress: found)
+    monkeypatch.setattr(errors, "measured", lambda wanted, progress: wrong)
     assert main(["check", "--peers"]) == 1
 
 
-@pytest.fixture
-def fake_cupy(monkeypatch):
-    """CuPy as far as a run uses it, on the CPU; counts how often the device was waited for."""
-    waits = []
+def test_a_run_on_a_device_waits_for_it_and_is_refused_without_one(monkeypatch):
+    waits = []  # with a CuPy that computes on the CPU
     cuda = SimpleNamespace(
         is_available=lambda: True,
         runtime=SimpleNamespace(getDeviceProperties=lambda i: {"name": b"Fake 9000"}),
@@ -438,10 +453,6 @@ def fake_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(__version__="0", cuda=cuda, **functions))
     monkeypatch.setitem(sys.modules, "cupyx.scipy.special", SimpleNamespace(log_softmax=lsm.log_softmax))
     monkeypatch.setitem(sys.modules, "torch", None)
-    return waits
-
-
-def test_a_run_on_a_device_waits_for_it(fake_cupy):
     result = run(Options(**SMALL | {"op": OPS[:2]}, device="cuda", implementations=("cupyx", "cython")))
     assert result.header.gpu == "Fake 9000" and result.header.versions["cupy"] == "0"
     forward, backward = result.rows
@@ -449,11 +460,7 @@ def test_a_run_on_a_device_waits_for_it(fake_cupy):
     assert result.absent["lsm cython"] == "measured on cpu only, not on cuda"
     assert entry(forward, "cupyx").is_ranked and entry(forward, "cupyx").share > 0
     assert backward.absent["cupyx"] == "has no such function, or it is not measured" and backward.limit.us > 0
-    assert len(fake_cupy) > 2 * 3  # around every sample
-
-
-def test_a_run_on_a_device_that_is_not_there_is_refused(monkeypatch):
-    for name in ("torch", "cupy"):
-        monkeypatch.setitem(sys.modules, name, None)
+    assert len(waits) > 2 * 3  # around every sample
+    monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ValueError, match="device: cuda: neither PyTorch nor CuPy finds a CUDA device here"):
         run(Options(device="cuda"))

@@ -20,11 +20,13 @@ HIDE = "import runpy, sys; sys.argv[:] = sys.argv[1:]; sys.path[0] = sys.argv.po
 RUN = "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
-def run(script, *arguments, hidden=()):
-    """Run a script as a user does; modules in `hidden` are as good as not installed."""
+def printed(script, *arguments, hidden=()):
+    """What a script prints, run as a user does; modules in `hidden` are as good as not installed."""
     code = HIDE + "".join(f"sys.modules[{name!r}] = None\n" for name in hidden) + RUN
     command = [sys.executable, "-c", code, str(BENCHMARKS), str(BENCHMARKS / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def table(text):
@@ -38,30 +40,23 @@ def table(text):
 
 def test_the_exponential_benchmark_measures_and_reports(tmp_path):
     as_json = tmp_path / "e.json"
-    done = run("exponential.py", "--quick", "--m", "0", "--json", as_json, hidden=("tqdm",))
-    assert done.returncode == 0, done.stderr
+    text = printed("exponential.py", "--quick", "--m", "0", "--json", as_json, hidden=("tqdm",))
     rows = json.loads(as_json.read_text())["rows"]
     assert [row["what"] for row in rows[:2]] == ["exp(x - m), m = 0", "exp(y) in the gradient, y < 88"]
     assert rows[0]["n_tried"] > 2e6 and not any(row["wrong"] for row in rows)
-    assert "largest error, ulp" in table(done.stdout)[0]
+    assert "largest error, ulp" in table(text)[0]
 
 
 @pytest.mark.parametrize("hidden", [(), PEERS], ids=["the installed peers", "no peers"])
 def test_the_benchmark_of_small_calls_prints_both_tables(hidden):
-    done = run("small_calls.py", "--repeats", "1", hidden=hidden)
-    assert done.returncode == 0, done.stderr
-    calls, pieces = done.stdout.split("\n\n")
+    calls, pieces = printed("small_calls.py", "--repeats", "1", hidden=hidden).split("\n\n")
     rows = [row["float32, ns a call"] for row in table(calls)]
-    assert "(1, 10) lsm" in rows
-    if hidden:
-        assert not any("torch" in row for row in rows)
+    assert "(1, 10) lsm" in rows and not (hidden and any("torch" in row for row in rows))
     assert table(pieces)[-1]["pieces of a call on (1, 10)"] == "the whole call"
 
 
 def test_the_front_of_a_call_is_measured_with_plugins():
-    done = run("dispatch.py", "--repeats", "2")
-    assert done.returncode == 0, done.stderr
-    rows = {row["ns, float32 (1, 10)"]: row for row in table(done.stdout)}
+    rows = {row["ns, float32 (1, 10)"]: row for row in table(printed("dispatch.py", "--repeats", "2"))}
     known = rows["backends known"]
     assert int(known["10 plugins"]) == int(known["no plugin"]) + 10
     assert all(float(rows[name]["10 plugins"]) > 0 for name in ("forward, automatic", "the kernel itself, forward"))
