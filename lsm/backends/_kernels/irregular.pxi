@@ -19,18 +19,6 @@ cdef inline Py_ssize_t column_of(Shape s, Py_ssize_t j) noexcept nogil:
     return j if j < s.width // CHUNK * CHUNK or s.n_joined > 1 else j + round_up(s.width, CHUNK) - s.width
 
 
-cdef inline void run_irregular_frames(int op, Array a, Array b, Array y, Shape s, bint is_dense,
-                                      floating* params) noexcept nogil:
-    """All frames of a block. is_dense: the parameters are as far apart as the frames; otherwise see column_of."""
-    cdef Py_ssize_t j
-    if not writes_elements(op) and is_few(s.n):
-        run_irregular_few(a, s, params)
-        return
-    for j in range(s.n_outer * s.n_inner):
-        run_irregular_frame(op, frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n,
-                            &params[j if is_dense else column_of(s, j)])
-
-
 cdef bint has_non_finite(Vector x, Py_ssize_t n, const floating* of) noexcept nogil:
     """Whether any of n numbers is NaN or infinite."""
     cdef floating buffer[BLOCK_CLASSES]
@@ -44,8 +32,8 @@ cdef bint has_non_finite(Vector x, Py_ssize_t n, const floating* of) noexcept no
     return n_found != 0
 
 
-cdef inline bint find_nan_frames(int op, Array a, Array b, Shape s, bint is_dense, const floating* params,
-                                 bint* is_nan) noexcept nogil:
+cdef bint find_nan_frames(int op, Array a, Array b, Shape s, bint is_dense, const floating* params,
+                          bint* is_nan) noexcept nogil:
     """Set is_nan for the frames of a block whose gradient is NaN: as of padding, whose results are NaN or -inf.
 
     False if another frame is irregular, so that all are left to run_irregular_frames. Not all NaN in b are found.
@@ -72,7 +60,7 @@ cdef inline bint find_nan_frames(int op, Array a, Array b, Shape s, bint is_dens
     return True
 
 
-cdef inline void fill_nan_frames(Array y, Shape s, const bint* is_nan, const floating* of) noexcept nogil:
+cdef void fill_nan_frames(Array y, Shape s, const bint* is_nan, const floating* of) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(s.n_outer * s.n_inner):
         if is_nan[j]:
@@ -109,3 +97,15 @@ cdef void run_irregular_few(Array a, Shape s, floating* params) noexcept nogil:
             for k in range(n_found):
                 params[place[k]] = <floating> result[k]
             n_found = 0
+
+
+cdef void run_irregular_frames(int op, Array a, Array b, Array y, Shape s, bint is_dense,
+                               floating* params) noexcept nogil:
+    """All frames of a block. is_dense: the parameters are as far apart as the frames; otherwise see column_of."""
+    cdef Py_ssize_t j
+    if not writes_elements(op) and is_few(s.n):
+        run_irregular_few(a, s, params)
+        return
+    for j in range(s.n_outer * s.n_inner):
+        run_irregular_frame(op, frame_of(a, s, j), frame_of(b, s, j), frame_of(y, s, j), s.n,
+                            &params[j if is_dense else column_of(s, j)])

@@ -94,6 +94,19 @@ cdef inline bint some_out_of_range(RowGroup b, Py_ssize_t n_frames, Py_ssize_t n
     return False
 
 
+cdef bint leave_nan(int op, Array a, Array b, Array y, const RowGroup* w, Py_ssize_t n_frames, Py_ssize_t n,
+                    floating* params, bint* is_nan) noexcept nogil:
+    """Whether only NaN frames of a group are irregular, for which is_nan is set. Otherwise all frames are computed."""
+    cdef Shape s = shape_of_group(n, n_frames)
+    cdef bint is_left = find_nan_frames(op, a, b, s, True, params, is_nan)
+    cdef Py_ssize_t f
+    for f in range(n_frames if limits_range(op) and is_left else 0):
+        is_left &= is_nan[f] or not some_odd(frame_of_group(w[0], f, params), n)
+    if not is_left:
+        run_irregular_frames(op, a, b, y, s, True, params)
+    return is_left
+
+
 cdef inline bint is_short(int op, Py_ssize_t n) noexcept nogil:
     """Whether all stages are loops over a group. Where terms are summed, other groups are as fast from 257 on."""
     return n <= (SHORT_CLASSES if sums_exponentials(op) else BLOCK_CLASSES)
@@ -122,8 +135,7 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
     cdef double total[FEW_GROUP_FRAMES + 7 * GROUP_FRAMES]
     cdef double error[FEW_GROUP_FRAMES + 7 * GROUP_FRAMES]
     cdef bint is_nan[FEW_GROUP_FRAMES]
-    cdef bint few = is_few(n), is_regular = True, some_low = False, leaves_nan
-    cdef Shape s = shape_of_group(n, n_frames)
+    cdef bint few = is_few(n), is_regular = True, some_low = False
     cdef floating* copies = <floating*> &few_copies[0] if few else scratch
     cdef floating* copies_b = <floating*> &few_copies_b[0] if few else scratch + packed_numbers(scratch)
     cdef floating* stage = <floating*> &few_stage[0] if few else scratch + 2 * packed_numbers(scratch)
@@ -159,14 +171,8 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
         else:
             is_regular &= end_frames(op, False, &total[f], &error[f], &m[f], &n_equal[f], GROUP_FRAMES, &params[f])
     is_regular &= not (limits_range(op) and some_out_of_range(w, n_frames, n, least))
-    if not is_regular:
-        leaves_nan = find_nan_frames(op, a, b, s, True, params, is_nan)
-        for f in range(n_frames if limits_range(op) and leaves_nan else 0):
-            leaves_nan &= is_nan[f] or not some_odd(frame_of_group(w, f, params), n)
-        if not leaves_nan:
-            run_irregular_frames(op, a, b, y, s, True, params)
-        if writes_elements(op) and not leaves_nan:
-            return
+    if not is_regular and not leave_nan(op, a, b, y, &w, n_frames, n, params, is_nan) and writes_elements(op):
+        return
     if not writes_elements(op):
         write_results(y, n_frames, params)
         return
@@ -194,4 +200,4 @@ cdef inline void run_short_rows(int op, Array a, Array b, Array y, Py_ssize_t n_
         for f in range(n_frames):
             write(frame_at(y, 0, f), 0, n, stage + f * n, False)
     if not is_regular:
-        fill_nan_frames(y, s, is_nan, params)
+        fill_nan_frames(y, shape_of_group(n, n_frames), is_nan, params)
