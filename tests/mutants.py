@@ -43,6 +43,30 @@ BLOCKS = "lsm/backends/_blocks.py"
 KERNELS = "lsm/backends/_kernels"  # a folder: one of its files has the text
 FAULTS = (
     Fault(
+        "kernel: a cache line that two rows share begins with the second",
+        KERNELS,
+        "put_lanes(&v[CHUNK - head], first, False)",
+        "put_lanes(v, first, False)",
+    ),
+    Fault("kernel: a gradient beside others is not NaN", KERNELS, "        if is_nan[j]:\n", "        if False:\n"),
+    Fault("kernel: a huge gradient is taken for NaN", KERNELS, "        if not is_nan[j]:\n", "        if False:\n"),
+    Fault("kernel: one logsumexp near 0 for several", KERNELS, "place[n_found] = j", "place[n_found] = 0"),
+    Fault("kernel: masked and NaN", KERNELS, "== SOFTMAX_BACKWARD or some_frame_is_nan(y, f)", "== SOFTMAX_BACKWARD"),
+    Fault("kernel: masked and -0.0", KERNELS, "op == SOFTMAX_BACKWARD or some_frame_is_nan", "some_frame_is_nan"),
+    Fault(
+        "kernel: of equal p the last is first",
+        KERNELS,
+        "i - 64 + __builtin_ctzll(bits)",
+        "i - 1 - __builtin_clzll(bits)",
+    ),
+    Fault(
+        "kernel: a temperature that is ignored",
+        KERNELS,
+        "if temperature != 1:  # of the only",
+        "if False:  # of the only",
+    ),
+    Fault("kernel: the first block, altered, for all", KERNELS, "x.at += BLOCK_CLASSES * x.step", "x.at += 0"),
+    Fault(
         "kernel: short rows, the last chunk left out of the maximum",
         KERNELS,
         "high[k] = last[k]",
